@@ -1,0 +1,143 @@
+"""Every option: its type, its default and what it means.
+
+`Config` is what a run is made from. A TOML file in `configs/` holds what differs from the defaults here, and the command
+line overrides both; reading and checking them is `settings.py`'s work. Everything here is plain, immutable data, so that
+a part of it can be a static argument of a jitted function.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model's shape."""
+
+    layers: int = 12
+    """Number of transformer blocks (L)."""
+    heads: int = 12
+    """Number of attention heads (H); the width is divided among them."""
+    width: int = 768
+    """Width of the residual stream (C)."""
+    context: int = 1024
+    """Longest sequence the model has positions for."""
+    vocabulary_size: int = 0
+    """Number of tokens (V); 0 takes the tokenizer's. Stored padded to a multiple of 128."""
+
+    @property
+    def padded_vocabulary_size(self) -> int:
+        """Vp."""
+        return -(-self.vocabulary_size // 128) * 128
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the model is computed: none of these changes what is computed, beyond rounding."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the activations and of the copy of the weights that they meet; masters and moments are float32 always."""
+    classifier_chunk: int = 1024
+    """Number of tokens whose logits exist at once."""
+    attention_block: int = 256
+    """Number of queries whose attention scores exist at once."""
+    layer_unroll: int = 1
+    """Number of layers that one turn of the loop over layers holds; at least the number of layers means no loop."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on."""
+
+    text: str = "embedded"
+    """"embedded" (English that ships with Python), "tinyshakespeare", or the path of a UTF-8 text file."""
+    tokenizer: Literal["gpt2", "characters", "bytes"] = "gpt2"
+    """GPT-2's byte-pair encoding, the characters of the text, or bytes."""
+    validation_fraction: float = 0.1
+    """Share of the text, at its end, that is kept for validation."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long, and on how much at once."""
+
+    steps: int = 1000
+    """Number of optimizer steps."""
+    batch_size: int = 8
+    """Number of sequences in a micro-batch (B)."""
+    micro_batches: int = 1
+    """Number of micro-batches whose gradients are accumulated for one step."""
+    sequence_length: int = 0
+    """Tokens in a sequence (T); 0 takes the model's context."""
+    seed: int = 0
+    """Of the initial weights, the order of the data and the samples."""
+    evaluate_every: int = 250
+    """Steps between validation losses; 0 evaluates at the end only."""
+    evaluation_batches: int = 0
+    """Batches of a validation loss; 0 takes the whole validation split."""
+    stop_after_nonfinite: int = 1
+    """Stop when the loss or the gradient has been NaN or infinite this many steps in a row. Such steps change nothing."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW, its clipping and its learning-rate schedule."""
+
+    learning_rate: float = 6e-4
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Shape after warm-up; wsd is constant until 80% of the steps and then falls as 1 - √ of the rest."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly to its peak."""
+    final_fraction: float = 0.0
+    """The last learning rate, as a share of the peak."""
+    beta1: float = 0.9
+    """Decay of the gradient's running mean."""
+    beta2: float = 0.95
+    """Decay of the squared gradient's running mean."""
+    epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Decoupled decay of the matrix-shaped parameters."""
+    clip_norm: float = 1.0
+    """Largest global norm of the gradient; 0 never clips."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How text is drawn from the model."""
+
+    tokens: int = 200
+    """Number of tokens to draw."""
+    temperature: float = 0.8
+    """Divides the logits: below 1 bolder, above 1 more varied, 0 always the likeliest."""
+    top_k: int = 0
+    """Draw only among this many likeliest tokens; 0 for all."""
+    top_p: float = 1.0
+    """Draw only among the likeliest tokens that together have this probability."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where the run's files go."""
+
+    name: str = ""
+    """The run's folder is `folder`/`name`; empty takes the name of the config."""
+    folder: str = "runs"
+    """Where the runs are."""
+    overwrite: bool = False
+    """Replace a run of the same name; without it, such a run is left alone and the command ends."""
+    prompt: str = ""
+    """What the samples before and after training begin with; empty takes the first line of the validation text."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All of a run's options."""
+
+    model: Model = field(default_factory=Model)
+    compute: Compute = field(default_factory=Compute)
+    data: Data = field(default_factory=Data)
+    training: Training = field(default_factory=Training)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    sampling: Sampling = field(default_factory=Sampling)
+    run: Run = field(default_factory=Run)

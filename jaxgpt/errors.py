@@ -1,0 +1,23 @@
+"""The two ways a command ends badly.
+
+Both carry one message for a person: what is wrong, where (file, option, byte offset), and what to do. `cli.main` prints
+the message without a traceback and exits with the status.
+"""
+
+
+class JaxgptError(Exception):
+    """An error that is reported by its message alone."""
+
+    status = 1
+
+
+class UserError(JaxgptError):
+    """A mistake of the user's: a bad option, a missing or damaged file. Exit status 2."""
+
+    status = 2
+
+
+class RunError(JaxgptError):
+    """A run that failed on its own: NaN in the loss, a full disk. Exit status 1."""
+
+    status = 1

@@ -1,0 +1,51 @@
+"""Token and position embedding (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
+
+    y[b, t] = token[tokens[b, t]] + position[t]
+
+Backward: a row's gradient is the sum over the places that read it,
+
+    ∂token[v] = Σ_{b,t: tokens[b,t] = v} ∂y[b, t]           ∂position[t] = Σ_b ∂y[b, t]
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxgpt.layers.numerics import accumulation_dtype
+
+
+class Params(NamedTuple):
+    token: Float[Array, "Vp C"]
+    position: Float[Array, "context C"]
+
+
+class Residuals(NamedTuple):
+    tokens: Int[Array, "B T"]
+
+
+def forward(params: Params, tokens: Int[Array, "B T"]) -> tuple[Float[Array, "B T C"], Residuals]:
+    """T is at most the number of position rows; tokens are in [0, Vp)."""
+    y = params.token[tokens] + params.position[: tokens.shape[1]]
+    return y, Residuals(tokens)
+
+
+def backward(
+    params: Params,
+    residuals: Residuals,
+    dy: Float[Array, "B T C"],
+    *,
+    token_gradient: Float[Array, "Vp C"] | None = None,
+) -> Params:
+    """Gradients in the accumulation dtype. There is no dx: tokens are integers.
+
+    `token_gradient` is what the token table has already received elsewhere, from an unembedding tied to it: this layer's
+    part is added to it in place of a second table of the same size.
+    """
+    dtype = accumulation_dtype(dy.dtype)
+    dy = dy.astype(dtype)
+    if token_gradient is None:
+        token_gradient = jnp.zeros(params.token.shape, dtype)
+    dtoken = token_gradient.at[residuals.tokens].add(dy)
+    dposition = jnp.zeros(params.position.shape, dtype).at[: dy.shape[1]].set(jnp.sum(dy, axis=0))
+    return Params(dtoken, dposition)

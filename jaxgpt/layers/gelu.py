@@ -1,0 +1,38 @@
+"""GELU in its tanh form (Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2).
+
+    y = x/2 (1 + tanh u)           u = √(2/π) (x + 0.044715 x³)
+
+Backward, with tanh' = 1 - tanh²:
+
+    ∂x = ∂y [ (1 + tanh u)/2 + x/2 (1 - tanh² u) √(2/π) (1 + 3·0.044715 x²) ]
+"""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxgpt.layers.numerics import accumulation_dtype
+
+SLOPE = math.sqrt(2 / math.pi)
+CUBIC = 0.044715
+
+
+class Residuals(NamedTuple):
+    x: Float[Array, "B T F"]
+
+
+def forward(x: Float[Array, "B T F"]) -> tuple[Float[Array, "B T F"], Residuals]:
+    """Computed in the accumulation dtype; the output has the dtype of x."""
+    wide = x.astype(accumulation_dtype(x.dtype))
+    y = 0.5 * wide * (1 + jnp.tanh(SLOPE * (wide + CUBIC * wide**3)))
+    return y.astype(x.dtype), Residuals(x)
+
+
+def backward(residuals: Residuals, dy: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+    """The tanh is computed again rather than kept."""
+    x = residuals.x.astype(accumulation_dtype(residuals.x.dtype))
+    tanh = jnp.tanh(SLOPE * (x + CUBIC * x**3))
+    derivative = 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh**2) * SLOPE * (1 + 3 * CUBIC * x**2)
+    return (dy * derivative).astype(dy.dtype)

@@ -1,0 +1,57 @@
+"""Layer normalisation (Ba, Kiros and Hinton 2016, arXiv:1607.06450, equation 4).
+
+    x̂ = (x - μ) / σ        y = γ x̂ + β            μ, σ² = mean, variance + ε of x over its last axis
+
+Backward, writing g = γ ∂y, with means over the last axis:
+
+    ∂x = (g - mean(g) - x̂ mean(g x̂)) / σ           ∂γ = Σ ∂y x̂           ∂β = Σ ∂y
+
+The two means are what the normalisation takes away: x̂ neither follows a shift of x nor a change of its scale, so the
+gradient has no component along the constant vector nor along x̂.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxgpt.layers.numerics import accumulation_dtype
+
+
+class Params(NamedTuple):
+    scale: Float[Array, "C"]
+    bias: Float[Array, "C"]
+
+
+class Residuals(NamedTuple):
+    x: Float[Array, "B T C"]
+    mean: Float[Array, "B T 1"]
+    rstd: Float[Array, "B T 1"]  # 1/σ
+
+
+def forward(
+    params: Params, x: Float[Array, "B T C"], *, epsilon: float = 1e-5
+) -> tuple[Float[Array, "B T C"], Residuals]:
+    """Statistics in the accumulation dtype; the output has the dtype of x."""
+    wide = x.astype(accumulation_dtype(x.dtype))
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    rstd = lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + epsilon)
+    y = (wide - mean) * rstd * params.scale + params.bias
+    return y.astype(x.dtype), Residuals(x, mean, rstd)
+
+
+def backward(
+    params: Params, residuals: Residuals, dy: Float[Array, "B T C"]
+) -> tuple[Params, Float[Array, "B T C"]]:
+    """Gradients of the parameters in the accumulation dtype, dx in the dtype of dy."""
+    dtype = accumulation_dtype(dy.dtype)
+    dy_wide = dy.astype(dtype)
+    normalised = (residuals.x.astype(dtype) - residuals.mean) * residuals.rstd
+    g = dy_wide * params.scale
+    mean_g = jnp.mean(g, axis=-1, keepdims=True)
+    mean_gx = jnp.mean(g * normalised, axis=-1, keepdims=True)
+    dx = (g - mean_g - normalised * mean_gx) * residuals.rstd
+    dscale = jnp.sum(dy_wide * normalised, axis=(0, 1))
+    dbias = jnp.sum(dy_wide, axis=(0, 1))
+    return Params(dscale, dbias), dx.astype(dy.dtype)

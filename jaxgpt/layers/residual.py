@@ -1,0 +1,22 @@
+"""Residual sum (He et al. 2015, arXiv:1512.03385, equation 1).
+
+    y = x + branch
+
+Backward: the sum hands its gradient to both of its terms unchanged,
+
+    ∂x = ∂y           ∂branch = ∂y
+
+so where the branch was computed from x, the branch's own gradient by x is added to ∂x by the model.
+"""
+
+from jaxtyping import Array, Float
+
+
+def forward(x: Float[Array, "B T C"], branch: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
+    """Nothing is kept for backward."""
+    return x + branch
+
+
+def backward(dy: Float[Array, "B T C"]) -> tuple[Float[Array, "B T C"], Float[Array, "B T C"]]:
+    """(dx, dbranch)."""
+    return dy, dy

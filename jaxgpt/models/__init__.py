@@ -1,0 +1,1 @@
+"""Layers composed into models: parameters, initialisation, forward and backward."""

@@ -1,0 +1,241 @@
+"""GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
+
+    x = token[tokens] + position                                   embedding
+    x = x + attention(layernorm(x)),  x = x + mlp(layernorm(x))    L blocks
+    loss = cross_entropy(layernorm(x) tokenᵀ, targets)             unembedding, tied to the embedding
+
+`loss_and_grads` is the forward pass read from its last line to its first. Blocks are stacked on a leading L axis and
+walked by one loop. With float32 masters the caller casts the parameters to the compute dtype (`training/step.py`);
+gradients come back in float32, float64 in float64.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key
+
+from jaxgpt.config import Compute, Model
+from jaxgpt.layers import attention, cross_entropy, embedding, gelu, layernorm, linear, residual, unembedding
+
+
+class Block(NamedTuple):
+    """One block's parameters; in `Params`, all blocks' on a leading L axis. F = 4C."""
+
+    attention_norm: layernorm.Params
+    qkv: linear.Params  # C to 3C: queries, keys, values
+    attention_out: linear.Params  # C to C
+    mlp_norm: layernorm.Params
+    mlp_in: linear.Params  # C to F
+    mlp_out: linear.Params  # F to C
+
+
+class Params(NamedTuple):
+    embedding: embedding.Params
+    blocks: Block
+    final_norm: layernorm.Params
+
+
+class BlockResiduals(NamedTuple):
+    """What a block keeps. The input of `attention_out` is attention's own output, so it is not kept twice."""
+
+    attention_norm: layernorm.Residuals
+    qkv: linear.Residuals
+    attention: attention.Residuals
+    mlp_norm: layernorm.Residuals
+    mlp_in: linear.Residuals
+    gelu: gelu.Residuals
+    mlp_out: linear.Residuals
+
+
+class Residuals(NamedTuple):
+    embedding: embedding.Residuals
+    blocks: BlockResiduals
+    final_norm: layernorm.Residuals
+
+
+def init(model: Model, key: Key[Array, ""], dtype: DTypeLike = jnp.float32) -> Params:
+    """Normal(0, 0.02) weights, 0.02/√(2L) for the two projections into the residual stream, biases 0, scales 1.
+
+    The embedding's rows beyond the vocabulary are 0.
+    """
+    L, C, V, Vp = model.layers, model.width, model.vocabulary_size, model.padded_vocabulary_size
+    keys = iter(jax.random.split(key, 6))
+
+    def normal(*shape: int, deviation: float = 0.02) -> Float[Array, "..."]:
+        return deviation * jax.random.normal(next(keys), shape, dtype)
+
+    def dense(inputs: int, outputs: int, deviation: float = 0.02) -> linear.Params:
+        return linear.Params(normal(L, inputs, outputs, deviation=deviation), jnp.zeros((L, outputs), dtype))
+
+    def norm(*shape: int) -> layernorm.Params:
+        return layernorm.Params(jnp.ones(shape, dtype), jnp.zeros(shape, dtype))
+
+    into_stream = 0.02 / math.sqrt(2 * L)
+    token = jnp.where(jnp.arange(Vp)[:, None] < V, normal(Vp, C), 0)
+    return Params(
+        embedding=embedding.Params(token, normal(model.context, C)),
+        blocks=Block(
+            attention_norm=norm(L, C),
+            qkv=dense(C, 3 * C),
+            attention_out=dense(C, C, into_stream),
+            mlp_norm=norm(L, C),
+            mlp_in=dense(C, 4 * C),
+            mlp_out=dense(4 * C, C, into_stream),
+        ),
+        final_norm=norm(C),
+    )
+
+
+def parameter_count(model: Model, *, padded: bool = False) -> int:
+    """Number of trained numbers; `padded` counts the embedding's unused rows too."""
+    L, C, rows = model.layers, model.width, model.padded_vocabulary_size if padded else model.vocabulary_size
+    block = 2 * 2 * C + (C * 3 * C + 3 * C) + (C * C + C) + (C * 4 * C + 4 * C) + (4 * C * C + C)
+    return rows * C + model.context * C + L * block + 2 * C
+
+
+def matrix_shaped(params: Params) -> Params:
+    """True for the six tensors that weight decay applies to: the embeddings and the blocks' weights."""
+    blocks = jax.tree.map(lambda array: array.ndim == 3, params.blocks)  # L, in, out
+    return Params(embedding.Params(True, True), blocks, layernorm.Params(False, False))  # type: ignore[arg-type]
+
+
+def block_forward(
+    params: Block, x: Float[Array, "B T C"], model: Model, compute: Compute
+) -> tuple[Float[Array, "B T C"], BlockResiduals]:
+    normalised, attention_norm = layernorm.forward(params.attention_norm, x)
+    qkv, qkv_residuals = linear.forward(params.qkv, normalised)
+    mixed, attention_residuals = attention.forward(*split_heads(qkv, model.heads), block=compute.attention_block)
+    branch, _ = linear.forward(params.attention_out, merge_heads(mixed))
+    x = residual.forward(x, branch)
+
+    normalised, mlp_norm = layernorm.forward(params.mlp_norm, x)
+    hidden, mlp_in = linear.forward(params.mlp_in, normalised)
+    activated, gelu_residuals = gelu.forward(hidden)
+    branch, mlp_out = linear.forward(params.mlp_out, activated)
+    x = residual.forward(x, branch)
+    return x, BlockResiduals(
+        attention_norm, qkv_residuals, attention_residuals, mlp_norm, mlp_in, gelu_residuals, mlp_out
+    )
+
+
+def block_backward(
+    params: Block, residuals: BlockResiduals, dx: Float[Array, "B T C"], compute: Compute
+) -> tuple[Block, Float[Array, "B T C"]]:
+    dx, dbranch = residual.backward(dx)
+    mlp_out, dactivated = linear.backward(params.mlp_out, residuals.mlp_out, dbranch)
+    dhidden = gelu.backward(residuals.gelu, dactivated)
+    mlp_in, dnormalised = linear.backward(params.mlp_in, residuals.mlp_in, dhidden)
+    mlp_norm, dx_through_mlp = layernorm.backward(params.mlp_norm, residuals.mlp_norm, dnormalised)
+    dx = dx + dx_through_mlp
+
+    dx, dbranch = residual.backward(dx)
+    attention_input = linear.Residuals(merge_heads(residuals.attention.out))
+    attention_out, dmixed = linear.backward(params.attention_out, attention_input, dbranch)
+    dmixed = dmixed.reshape(residuals.attention.out.shape)
+    dq, dk, dv = attention.backward(residuals.attention, dmixed, block=compute.attention_block)
+    dqkv = jnp.concatenate([merge_heads(dq), merge_heads(dk), merge_heads(dv)], axis=-1)
+    qkv, dnormalised = linear.backward(params.qkv, residuals.qkv, dqkv)
+    attention_norm, dx_through_attention = layernorm.backward(
+        params.attention_norm, residuals.attention_norm, dnormalised
+    )
+    dx = dx + dx_through_attention
+    return Block(attention_norm, qkv, attention_out, mlp_norm, mlp_in, mlp_out), dx
+
+
+def split_heads(qkv: Float[Array, "B T 3C"], heads: int) -> list[Float[Array, "B T H D"]]:
+    """[queries, keys, values]: each a third of the columns, head h in columns hD to (h+1)D of it."""
+    batch, length, columns = qkv.shape
+    return [part.reshape(batch, length, heads, columns // 3 // heads) for part in jnp.split(qkv, 3, axis=-1)]
+
+
+def merge_heads(x: Float[Array, "B T H D"]) -> Float[Array, "B T C"]:
+    return x.reshape(*x.shape[:2], -1)
+
+
+def features(
+    params: Params, tokens: Int[Array, "B T"], model: Model, compute: Compute
+) -> tuple[Float[Array, "B T C"], Residuals]:
+    """All of the model but the unembedding. The parameters' dtype is the compute dtype."""
+    x, embedding_residuals = embedding.forward(params.embedding, tokens)
+
+    def one_block(x, block):
+        return block_forward(block, x, model, compute)
+
+    x, blocks = lax.scan(one_block, x, params.blocks, unroll=min(compute.layer_unroll, model.layers))
+    x, final_norm = layernorm.forward(params.final_norm, x)
+    return x, Residuals(embedding_residuals, blocks, final_norm)
+
+
+def forward(
+    params: Params, tokens: Int[Array, "B T"], model: Model, compute: Compute
+) -> Float[Array, "B T V"]:
+    """Logits over the vocabulary at every place, in float32 at least."""
+    x, _ = features(params, tokens, model, compute)
+    logits = unembedding.logits(unembedding.Params(params.embedding.token), x.reshape(-1, model.width))
+    return logits[:, : model.vocabulary_size].reshape(*tokens.shape, -1)
+
+
+def loss(
+    params: Params,
+    tokens: Int[Array, "B T"],
+    targets: Int[Array, "B T"],
+    model: Model,
+    compute: Compute,
+    *,
+    scale: Float[Array, ""] | None = None,
+) -> Float[Array, ""]:
+    """Mean loss of the targets that are not IGNORED; with `scale`, `scale` times their sum."""
+    x, _ = features(params, tokens, model, compute)
+    value, _ = _classify(params, x, targets, model, compute, scale)
+    return value
+
+
+def loss_and_grads(
+    params: Params,
+    tokens: Int[Array, "B T"],
+    targets: Int[Array, "B T"],
+    model: Model,
+    compute: Compute,
+    *,
+    scale: Float[Array, ""] | None = None,
+) -> tuple[Float[Array, ""], Params]:
+    """`loss`, and its gradient by every parameter, in the accumulation dtype."""
+    x, residuals = features(params, tokens, model, compute)
+    value, classifier = _classify(params, x, targets, model, compute, scale)
+
+    head, dx = unembedding.backward(classifier)
+    final_norm, dx = layernorm.backward(params.final_norm, residuals.final_norm, dx)
+
+    def one_block(dx, block):
+        params, residuals = block
+        grads, dx = block_backward(params, residuals, dx, compute)
+        return dx, grads
+
+    unroll = min(compute.layer_unroll, model.layers)
+    dx, blocks = lax.scan(one_block, dx, (params.blocks, residuals.blocks), reverse=True, unroll=unroll)
+    embeddings = embedding.backward(params.embedding, residuals.embedding, dx, token_gradient=head.weight)
+    return value, Params(embeddings, blocks, final_norm)
+
+
+def _classify(
+    params: Params,
+    x: Float[Array, "B T C"],
+    targets: Int[Array, "B T"],
+    model: Model,
+    compute: Compute,
+    scale: Float[Array, ""] | None,
+) -> tuple[Float[Array, ""], unembedding.Residuals]:
+    if scale is None:
+        scale = 1 / jnp.maximum(jnp.sum(targets != cross_entropy.IGNORED), 1)
+    return unembedding.forward(
+        unembedding.Params(params.embedding.token),
+        x,
+        targets,
+        scale,
+        vocabulary_size=model.vocabulary_size,
+        chunk=compute.classifier_chunk,
+    )

@@ -1,0 +1,17 @@
+"""Clipping by the global norm (Pascanu, Mikolov and Bengio 2013, arXiv:1211.5063, algorithm 1)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def global_norm(grads: Any) -> Float[Array, ""]:
+    """The Euclidean norm of all gradients taken as one vector."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(grad)) for grad in jax.tree.leaves(grads)))
+
+
+def factor(norm: Float[Array, ""], limit: float) -> Float[Array, ""]:
+    """What to multiply the gradients by so that their norm is at most `limit`; 1 where `limit` is 0."""
+    return jnp.minimum(1, limit / norm) if limit else jnp.ones_like(norm)

@@ -1,0 +1,100 @@
+"""One optimizer step, as one jitted function of arrays.
+
+    state, metrics = train_step(state, batch)
+
+The state is donated: its buffers become the new state's. The micro-batches of a batch are walked by a loop with a
+float32 accumulator, and each is weighted by 1/(number of targets in the whole batch), so that the sum is the gradient of
+the whole batch's mean however it is cut. A step whose loss or gradient is not finite changes nothing but the count of
+such steps; after `stop_after_nonfinite` of them in a row no step changes anything, so that steps that were already
+dispatched when the loop reads of it leave the last good state alone.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxgpt.config import Compute, Config, Model
+from jaxgpt.data.loader import Batch
+from jaxgpt.layers import cross_entropy
+from jaxgpt.models import gpt2
+from jaxgpt.optimizers import adamw, clipping, schedules
+
+
+class TrainState(NamedTuple):
+    params: gpt2.Params  # float32 masters
+    moments: adamw.Moments
+    step: Int[Array, ""]
+    key: Key[Array, ""]
+    nonfinite: Int[Array, ""]  # steps in a row whose loss or gradient was not finite, up to the last
+
+
+class Metrics(NamedTuple):
+    loss: Float[Array, ""]  # mean over the batch's targets, in nats
+    grad_norm: Float[Array, ""]  # before clipping
+    learning_rate: Float[Array, ""]
+    finite: Bool[Array, ""]
+
+
+def init_state(config: Config) -> TrainState:
+    """The state before the first step; a pure function of `training.seed`."""
+    weights_key, key = jax.random.split(jax.random.key(config.training.seed))
+    params = gpt2.init(config.model, weights_key)
+    return TrainState(params, adamw.init(params), jnp.int32(0), key, jnp.int32(0))
+
+
+def cast(params: gpt2.Params, compute: Compute) -> gpt2.Params:
+    """The copy of the parameters that the activations meet."""
+    return jax.tree.map(lambda array: array.astype(compute.dtype), params)
+
+
+def batch_loss_and_grads(
+    params: gpt2.Params, batch: Batch, model: Model, compute: Compute
+) -> tuple[Float[Array, ""], gpt2.Params]:
+    """The mean loss of a batch of micro-batches, and its gradient in float32."""
+    scale = 1 / jnp.maximum(jnp.sum(batch.targets != cross_entropy.IGNORED), 1)
+    working = cast(params, compute)
+
+    def one(tokens, targets):
+        return gpt2.loss_and_grads(working, tokens, targets, model, compute, scale=scale)
+
+    if batch.tokens.shape[0] == 1:
+        return one(batch.tokens[0], batch.targets[0])
+
+    def accumulate(total, micro_batch):
+        return jax.tree.map(jnp.add, total, one(*micro_batch)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+    total, _ = lax.scan(accumulate, zeros, batch)
+    return total
+
+
+def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The jitted train step of this configuration. Compiles once per shape of the batch, of which a run has one."""
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        loss, grads = batch_loss_and_grads(state.params, batch, config.model, config.compute)
+        norm = clipping.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        factor = clipping.factor(norm, config.optimizer.clip_norm)
+        grads = jax.tree.map(lambda grad: grad * factor, grads)
+
+        rate = schedules.learning_rate(state.step, config.training.steps, config.optimizer)
+        params, moments = adamw.update(
+            state.params, state.moments, grads, gpt2.matrix_shaped(grads), state.step, rate, config.optimizer
+        )
+        stopped = state.nonfinite >= config.training.stop_after_nonfinite
+        nonfinite = jnp.where(stopped, state.nonfinite, jnp.where(finite, 0, state.nonfinite + 1))
+        advance = finite & ~stopped
+        params, moments = jax.tree.map(
+            lambda new, old: jnp.where(advance, new, old), (params, moments), (state.params, state.moments)
+        )
+        # A skipped step still counts: the next one has other data and its own place in the schedule.
+        step = jnp.where(stopped | (nonfinite >= config.training.stop_after_nonfinite), state.step, state.step + 1)
+        new = TrainState(params, moments, step, state.key, nonfinite)
+        return new, Metrics(loss, norm, rate, finite)
+
+    return jax.jit(train_step, donate_argnums=0)
