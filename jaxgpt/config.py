@@ -126,6 +126,8 @@ class Run:
     """Where the runs are."""
     overwrite: bool = False
     """Replace a run of the same name; without it, such a run is left alone and the command ends."""
+    note: str = ""
+    """A line to print at the start."""
     prompt: str = ""
     """What the samples before and after training begin with; empty takes the first line of the validation text."""
 

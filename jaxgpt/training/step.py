@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jaxgpt.config import Compute, Config, Model
 from jaxgpt.data.loader import Batch
@@ -36,7 +36,7 @@ class Metrics(NamedTuple):
     loss: Float[Array, ""]  # mean over the batch's targets, in nats
     grad_norm: Float[Array, ""]  # before clipping
     learning_rate: Float[Array, ""]
-    finite: Bool[Array, ""]
+    nonfinite: Int[Array, ""]  # as in the new state: 0 where the step was taken
 
 
 def init_state(config: Config) -> TrainState:
@@ -95,6 +95,6 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
         # A skipped step still counts: the next one has other data and its own place in the schedule.
         step = jnp.where(stopped | (nonfinite >= config.training.stop_after_nonfinite), state.step, state.step + 1)
         new = TrainState(params, moments, step, state.key, nonfinite)
-        return new, Metrics(loss, norm, rate, finite)
+        return new, Metrics(loss, norm, rate, nonfinite)
 
     return jax.jit(train_step, donate_argnums=0)

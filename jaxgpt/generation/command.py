@@ -1,0 +1,37 @@
+"""`run.py generate`: text from a run's newest checkpoint, streamed to the terminal."""
+
+import sys
+from pathlib import Path
+
+from jaxgpt import settings
+from jaxgpt.config import Sampling
+from jaxgpt.data import tokenizers
+from jaxgpt.errors import UserError
+from jaxgpt.generation import sampling
+from jaxgpt.training import checkpoints
+
+
+def generate(run: Path, prompt: str, samples: int, seed: int, options: Sampling) -> None:
+    """Prints `samples` texts that begin with `prompt`. UserError where the run, its checkpoint or the prompt won't do."""
+    if not (run / "config.toml").is_file():
+        raise UserError(f"--run {run}: not a run's folder (it has no config.toml){_known_runs(run)}")
+    config = settings.read(run / "config.toml")
+    params, about = checkpoints.load_params(run, config.model)
+    tokenizer = tokenizers.from_state(about["tokenizer"])
+    tokens = tokenizer.encode(prompt)
+    if not len(tokens):
+        raise UserError("--prompt is empty: give the text at least one character to begin with")
+    for number in range(samples):
+        if samples > 1:
+            print(f"--- sample {number + 1}")
+        sys.stdout.write(prompt)
+        decode = tokenizer.stream_decoder()
+        for token in sampling.generate(params, tokens, options, seed + number, config.model, config.compute):
+            sys.stdout.write(decode(token))
+            sys.stdout.flush()
+        print(decode.finish())
+
+
+def _known_runs(run: Path) -> str:
+    names = sorted(path.parent.name for path in run.parent.glob("*/config.toml"))
+    return f". In {run.parent} there are: {', '.join(names)}" if names else ""

@@ -1,0 +1,33 @@
+"""The loss curve of a run as a picture."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+
+def loss_curve(metrics: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Draws train and validation loss by step from the objects of a metrics.jsonl; writes a PNG."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    train = [(line["step"], line["loss"]) for line in metrics if line.get("loss") is not None]
+    validation = [(line["step"], line["val_loss"]) for line in metrics if line.get("val_loss") is not None]
+    if train:
+        axes.plot(*zip(*train, strict=True), color="tab:blue", alpha=0.35, linewidth=0.8, label="train, each step")
+        axes.plot(*_smoothed(train), color="tab:blue", label="train, smoothed")
+    if validation:
+        axes.plot(*zip(*validation, strict=True), "o-", color="tab:orange", label=f"validation ({validation[-1][1]:.3f})")
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _smoothed(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    """A running mean whose window is a fiftieth of the curve."""
+    window = max(1, len(points) // 50)
+    means = []
+    for end in range(1, len(points) + 1):
+        recent = points[max(0, end - window) : end]
+        means.append(sum(loss for _, loss in recent) / len(recent))
+    return [step for step, _ in points], means

@@ -1,0 +1,137 @@
+"""Options from files and the command line: reading, checking, writing.
+
+`configs/NAME.toml` holds what differs from the defaults in `config.py`; options on the command line override both.
+"""
+
+import dataclasses
+import difflib
+import importlib.metadata
+import platform
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+from jaxgpt import __version__
+from jaxgpt.config import Config
+from jaxgpt.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+VERSIONS = "versions"  # the table that a run's own config.toml adds; read back, it is passed over
+PACKAGES = ("jax", "jaxlib", "numpy", "orbax-checkpoint", "tiktoken")
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """'; did you mean X?' where one of the names is close to the word, and otherwise '.'"""
+    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else "."
+
+
+def config_names() -> list[str]:
+    return sorted(path.stem for path in CONFIGS.glob("*.toml"))
+
+
+def find_config(name: str) -> Path:
+    """`configs/NAME.toml`, or the path of a TOML file. UserError if there is none."""
+    path = Path(name) if name.endswith(".toml") else CONFIGS / f"{name}.toml"
+    if path.is_file():
+        return path
+    if name.endswith(".toml"):
+        raise UserError(f"--config {name}: there is no such file")
+    names = config_names()
+    raise UserError(
+        f"--config {name}: there is no such config{nearest(name, names)} "
+        f"There are: {', '.join(names)}; or give the path of a .toml file"
+    )
+
+
+def read(path: Path) -> Config:
+    """The configuration in a TOML file. UserError for a table, a key or a value that doesn't belong there."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a TOML file: {error}") from None
+    tables.pop(VERSIONS, None)
+    sections = {field.name: field.default_factory for field in dataclasses.fields(Config)}
+    parts = {}
+    for name, table in tables.items():
+        if name not in sections or not isinstance(table, dict):
+            raise UserError(f"{path}: unknown table [{name}]{nearest(name, sections)}")
+        parts[name] = _section(path, name, sections[name], table)
+    return Config(**parts)
+
+
+def _section(path: Path, name: str, kind: Any, table: dict[str, Any]) -> Any:
+    types = get_type_hints(kind)
+    values = {}
+    for key, value in table.items():
+        if key not in types:
+            raise UserError(f"{path}: unknown key {key} in [{name}]{nearest(key, types)}")
+        values[key] = _value(f"{path}: {key} in [{name}]", types[key], value)
+    return kind(**values)
+
+
+def _value(where: str, expected: Any, value: Any) -> Any:
+    if get_origin(expected) is not None:  # Literal
+        if value not in get_args(expected):
+            raise UserError(f"{where} is {value!r}, and must be one of {', '.join(get_args(expected))}")
+        return value
+    if expected is float and type(value) is int:
+        return float(value)
+    if type(value) is not expected:
+        raise UserError(f"{where} is {value!r}, and must be of type {expected.__name__}")
+    return value
+
+
+def option(section: str, key: str) -> str:
+    """The name of an option on the command line."""
+    return f"--{section}.{key}".replace("_", "-")
+
+
+def check(config: Config) -> None:
+    """UserError, naming the option, for a value that no run could use."""
+    positive = {
+        "model": ("layers", "heads", "width", "context"),
+        "compute": ("classifier_chunk", "attention_block", "layer_unroll"),
+        "training": ("steps", "batch_size", "micro_batches", "stop_after_nonfinite"),
+        "optimizer": ("learning_rate", "epsilon"),
+    }
+    not_negative = {
+        "model": ("vocabulary_size",),
+        "training": ("sequence_length", "seed", "evaluate_every", "evaluation_batches"),
+        "optimizer": ("warmup_steps", "final_fraction", "weight_decay", "clip_norm"),
+        "sampling": ("tokens", "temperature", "top_k"),
+    }
+    for smallest, table in ((1, positive), (0, not_negative)):
+        for section, keys in table.items():
+            for key in keys:
+                value = getattr(getattr(config, section), key)
+                _require(value > 0 or value == 0 == smallest, section, key, value,
+                         "greater than 0" if smallest else "0 or more")
+    model, data, training, optimizer = config.model, config.data, config.training, config.optimizer
+    _require(model.width % model.heads == 0, "model", "width", model.width,
+             f"divisible by the number of heads, {model.heads} (--model.heads)")
+    _require(training.sequence_length <= model.context, "training", "sequence_length", training.sequence_length,
+             f"at most the model's context, {model.context} (--model.context)")
+    _require(0 < data.validation_fraction < 1, "data", "validation_fraction", data.validation_fraction,
+             "between 0 and 1")
+    for key in ("beta1", "beta2"):
+        value = getattr(optimizer, key)
+        _require(0 <= value < 1, "optimizer", key, value, "at least 0 and below 1")
+    _require(optimizer.final_fraction <= 1, "optimizer", "final_fraction", optimizer.final_fraction, "at most 1")
+    _require(0 < config.sampling.top_p <= 1, "sampling", "top_p", config.sampling.top_p, "above 0 and at most 1")
+
+
+def _require(holds: bool, section: str, key: str, value: object, requirement: str) -> None:
+    if not holds:  # NaN fails every comparison, and so ends here too
+        raise UserError(f"{option(section, key)} is {value}, and must be {requirement}")
+
+
+def write(config: Config, path: Path) -> None:
+    """Everything needed to repeat the run: all options, and the versions of what it ran on."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions |= {"jaxgpt": __version__, "python": platform.python_version()}
+    tables = dataclasses.asdict(config) | {VERSIONS: versions}
+    path.write_text(tomli_w.dumps(tables), encoding="utf-8")

@@ -1,0 +1,59 @@
+"""From the options to what is trained on: the text, its tokenizer, and the two splits."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxgpt.config import Config
+from jaxgpt.data import loader, texts, tokenizers
+from jaxgpt.errors import UserError
+
+
+NOT_YET = {"fineweb": "the FineWeb data set"}
+
+
+class Corpus(NamedTuple):
+    description: str
+    tokenizer: tokenizers.Tokenizer
+    train: np.ndarray
+    validation: np.ndarray
+
+
+def load(config: Config) -> tuple[Corpus, Config]:
+    """The corpus, and the configuration with the sizes that follow from it filled in. UserError as the data raise it."""
+    if config.data.text in NOT_YET:
+        raise UserError(
+            f"--data.text {config.data.text}: this version can't read {NOT_YET[config.data.text]} yet. "
+            "--config gpt2_124m trains the same model on text that needs no download, and --data.text takes the path of "
+            "any UTF-8 text file"
+        )
+    text = texts.load(config.data.text)
+    tokenizer = tokenizers.make(config.data.tokenizer, text)
+    config = resolve(config, tokenizer)
+    tokens = tokenizer.encode(text)
+    loader.check_vocabulary(tokens, config.model.vocabulary_size, f"--data.text {config.data.text}")
+    train, validation = loader.split(tokens, config.data.validation_fraction)
+    loader.windows_per_epoch(len(train), config.training.sequence_length)
+    return Corpus(texts.describe(config.data.text), tokenizer, train, validation), config
+
+
+def resolve(config: Config, tokenizer: tokenizers.Tokenizer) -> Config:
+    """The vocabulary size from the tokenizer and the sequence length from the context, where they are 0."""
+    vocabulary_size = config.model.vocabulary_size or tokenizer.vocabulary_size
+    sequence_length = config.training.sequence_length or config.model.context
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, vocabulary_size=vocabulary_size),
+        training=dataclasses.replace(config.training, sequence_length=sequence_length),
+    )
+
+
+def prompt_tokens(config: Config, corpus: Corpus) -> np.ndarray:
+    """What the run's samples begin with: `run.prompt`, or the beginning of the validation split's first line."""
+    if config.run.prompt:
+        return corpus.tokenizer.encode(config.run.prompt)
+    beginning = corpus.tokenizer.decode(corpus.validation[:200])
+    lines = [line for line in beginning.splitlines()[1:] if line.strip()]
+    return corpus.tokenizer.encode(lines[0] if lines else beginning)[: config.model.context // 4 + 1]
+

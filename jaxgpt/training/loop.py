@@ -1,0 +1,192 @@
+"""The training loop: what happens around the train step.
+
+The loop dispatches step n and then reads the metrics of step n-1, so that the device never waits for Python. Everything
+that is compiled is compiled by the end of the first step: the validation loss and the sampler run once before it.
+"""
+
+import signal
+import time
+from types import FrameType
+
+import jax
+import numpy as np
+
+from jaxgpt.config import Config
+from jaxgpt.data import loader
+from jaxgpt.errors import RunError
+from jaxgpt.evaluation.loss import make_validation_loss
+from jaxgpt.generation.sampling import generate
+from jaxgpt.models import gpt2
+from jaxgpt.reports.curves import loss_curve
+from jaxgpt.training import checkpoints, corpus, flops
+from jaxgpt.training.corpus import Corpus
+from jaxgpt.training.display import Display
+from jaxgpt.training.folder import RunFolder, read_metrics
+from jaxgpt.training.step import Metrics, TrainState, init_state, make_train_step
+
+
+class Interrupted(RunError):
+    """The run was stopped with Ctrl-C; its state is saved."""
+
+    status = 130
+
+
+def train(config: Config) -> None:
+    """Trains as the configuration says, in a new run folder. RunError if the loss becomes NaN; UserError as raised."""
+    data, config = corpus.load(config)
+    folder = RunFolder(config)
+    with Display(config.training.steps) as display:
+        _Run(config, data, folder, display).go()
+    folder.close()
+
+
+class _Run:
+    """One run's parts, and the state that changes while it goes on."""
+
+    def __init__(self, config: Config, data: Corpus, folder: RunFolder, display: Display):
+        self.config, self.data, self.folder, self.display = config, data, folder, display
+        self.train_step = make_train_step(config)
+        self.validation_loss = make_validation_loss(config, data.validation, config.training.sequence_length)
+        self.prompt = corpus.prompt_tokens(config, data)
+        self.state: TrainState = jax.jit(lambda: init_state(config))()
+        self.done = 0  # steps dispatched
+        self.clock = 0.0  # when the last step's metrics were read
+        self.interrupted = False
+        self.flops_per_token = flops.per_token(config.model, config.training.sequence_length)
+        self.peak = flops.peak(config.compute)
+
+    def go(self) -> None:
+        training = self.config.training
+        self._introduce()
+        before = self._sample()
+        self._evaluate()
+        previous = signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            self._steps()
+        finally:
+            signal.signal(signal.SIGINT, previous)
+        loss = self._evaluate()
+        after = self._sample()
+        saved = self._save()
+        self._conclude(before, after, loss, saved)
+        if self.interrupted:
+            raise Interrupted(f"stopped with Ctrl-C after step {self.done} of {training.steps}; saved in {saved}")
+
+    def _steps(self) -> None:
+        training = self.config.training
+        pending: Metrics | None = None
+        self.clock = time.perf_counter()
+        while self.done < training.steps and not self.interrupted:
+            batch = loader.batch_at(
+                self.data.train,
+                step=self.done,
+                micro_batches=training.micro_batches,
+                batch_size=training.batch_size,
+                sequence_length=training.sequence_length,
+                seed=training.seed,
+            )
+            self.state, metrics = self.train_step(self.state, batch)
+            self._record(self.done, pending)
+            pending = metrics
+            self.done += 1
+            if training.evaluate_every and self.done % training.evaluate_every == 0 and self.done < training.steps:
+                self._record(self.done, pending)
+                pending = None
+                self._evaluate()
+                self.clock = time.perf_counter()
+        self._record(self.done, pending)
+
+    def _record(self, step: int, pending: Metrics | None) -> None:
+        """Reads the metrics of step number `step`, counted from 1, which waits until that step is done."""
+        if pending is None:
+            return
+        metrics = jax.device_get(pending)
+        now = time.perf_counter()
+        seconds, self.clock = now - self.clock, now
+        training = self.config.training
+        tokens = training.micro_batches * training.batch_size * training.sequence_length
+        rate = tokens / seconds
+        utilisation = rate * self.flops_per_token / self.peak if self.peak else None
+        self.folder.metric(
+            step=step,
+            loss=float(metrics.loss),
+            learning_rate=float(metrics.learning_rate),
+            grad_norm=float(metrics.grad_norm),
+            tokens=step * tokens,
+            tokens_per_second=rate,
+            mfu=utilisation,
+            step_seconds=seconds,
+        )
+        self.display.step(step, float(metrics.loss), rate, utilisation)
+        if metrics.nonfinite:
+            self._nonfinite(step, metrics)
+
+    def _nonfinite(self, step: int, metrics: Metrics) -> None:
+        what = "loss" if not np.isfinite(metrics.loss) else "gradient"
+        value = metrics.loss if what == "loss" else metrics.grad_norm
+        if metrics.nonfinite < self.config.training.stop_after_nonfinite:
+            self.display.note(f"step {step}: the {what} is {value}; the step is skipped")
+            return
+        saved = self._save()
+        self._draw_curve()
+        raise RunError(
+            f"step {step}: the {what} is {value}, so the run stops here; the last good state is in {saved}. Try a lower "
+            "--optimizer.learning-rate, a longer --optimizer.warmup-steps, a smaller --optimizer.clip-norm or "
+            "--compute.dtype float32"
+        )
+
+    def _evaluate(self) -> float:
+        started = time.perf_counter()
+        loss = self.validation_loss(self.state.params)
+        self.folder.metric(step=self.done, val_loss=loss)
+        self.display.note(f"step {self.done}: validation loss {loss:.4f} ({time.perf_counter() - started:.1f} s)")
+        return loss
+
+    def _sample(self) -> str:
+        config = self.config
+        ids = generate(
+            self.state.params, self.prompt, config.sampling, config.training.seed, config.model, config.compute
+        )
+        text = self.data.tokenizer.decode(np.concatenate([self.prompt, np.fromiter(ids, np.int32)]))
+        self.folder.sample(self.done, text)
+        return text
+
+    def _save(self) -> object:
+        return checkpoints.save(
+            self.folder.checkpoints, self.state, self.config.model, self.data.tokenizer.state()
+        )
+
+    def _draw_curve(self) -> object:
+        path = self.folder.path / "loss.png"
+        loss_curve(read_metrics(self.folder.path / "metrics.jsonl"), self.config.run.name, path)
+        return path
+
+    def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
+        """The first Ctrl-C lets the step end and saves; a second one ends at once."""
+        self.interrupted = True
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        self.display.note("stopping after this step (Ctrl-C again stops at once, saving nothing)")
+
+    def _introduce(self) -> None:
+        config, training, device = self.config, self.config.training, jax.devices()[0]
+        tokens = training.micro_batches * training.batch_size * training.sequence_length
+        for line in (
+            f"run       {self.folder.path}",
+            f"model     GPT-2, {gpt2.parameter_count(config.model):,} parameters: {config.model.layers} layers, "
+            f"{config.model.heads} heads, width {config.model.width}, context {config.model.context}, "
+            f"vocabulary {config.model.vocabulary_size:,}",
+            f"text      {self.data.description}, as {config.data.tokenizer} tokens: {len(self.data.train):,} to train on, "
+            f"{len(self.data.validation):,} to validate on",
+            f"training  {training.steps:,} steps of {tokens:,} tokens, {config.compute.dtype}, on {device.device_kind} "
+            f"({device.platform})",
+            *([f"note      {config.run.note}"] if config.run.note else []),
+        ):
+            self.display.note(line)
+
+    def _conclude(self, before: str, after: str, loss: float, saved: object) -> None:
+        for heading, text in (("before training", before), ("after training", after)):
+            self.display.note(f"\n--- sample {heading} ---\n{text}")
+        self.display.note(f"\nvalidation loss  {loss:.4f}")
+        self.display.note(f"loss curve       {self._draw_curve()}")
+        self.display.note(f"checkpoint       {saved}")
+        self.display.note(f"more text        python run.py generate --run {self.folder.path} --prompt \"...\"")

@@ -1,0 +1,174 @@
+"""The order of the training sequences and the coverage of the validation split."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxgpt.data import loader
+from jaxgpt.errors import UserError
+
+
+def sequences(tokens: np.ndarray, count: int, length: int, seed: int = 0) -> list[tuple[int, ...]]:
+    """The first `count` training sequences, each with its last target."""
+    batch = loader.batch_at(tokens, step=0, micro_batches=1, batch_size=count, sequence_length=length, seed=seed)
+    return [(*row.tolist(), int(target[-1])) for row, target in zip(batch.tokens[0], batch.targets[0], strict=True)]
+
+
+@settings(deadline=None)
+@given(length=st.integers(1, 20), extra=st.integers(1, 200), seed=st.integers(0, 1000), epoch=st.integers(0, 3))
+def test_an_epoch_holds_every_window_once(length: int, extra: int, seed: int, epoch: int) -> None:
+    tokens = np.arange(length + extra)  # a token is its own position
+    windows = loader.windows_per_epoch(len(tokens), length)
+    starts = sorted(row[0] for row in sequences(tokens, windows * (epoch + 1), length, seed)[windows * epoch :])
+    assert np.diff(starts).tolist() == [length] * (windows - 1)
+    assert 0 <= starts[0] < length
+    assert starts[-1] + length < len(tokens)
+
+
+@settings(deadline=None)
+@given(length=st.integers(1, 20), extra=st.integers(1, 200))
+def test_an_epoch_leaves_out_less_than_two_sequences(length: int, extra: int) -> None:
+    count = length + extra
+    assert count - loader.windows_per_epoch(count, length) * length <= 2 * length
+
+
+def test_every_epoch_has_its_own_order_and_edges() -> None:
+    tokens, length = np.arange(5000), 16
+    windows = loader.windows_per_epoch(len(tokens), length)
+    rows = np.array(sequences(tokens, 4 * windows, length)).reshape(4, windows, length + 1)
+    assert len({tuple(epoch[:, 0]) for epoch in rows}) == 4
+    assert len({epoch[:, 0].min() for epoch in rows}) > 1
+    assert not np.array_equal(rows[0], np.array(sequences(tokens, windows, length, seed=1)))
+
+
+def test_every_offset_occurs() -> None:
+    tokens, length = np.arange(40), 5
+    windows = loader.windows_per_epoch(len(tokens), length)
+    rows = np.array(sequences(tokens, 200 * windows, length)).reshape(200, windows, length + 1)
+    assert set(rows[:, :, 0].min(axis=1).tolist()) == set(range(length))
+
+
+@settings(deadline=None)
+@given(step=st.integers(0, 30), seed=st.integers(0, 5), micro_batches=st.integers(1, 3), batch_size=st.integers(1, 4))
+def test_targets_are_the_next_tokens(step: int, seed: int, micro_batches: int, batch_size: int) -> None:
+    tokens = np.arange(100, 200, dtype=np.uint16)
+    batch = loader.batch_at(
+        tokens, step=step, micro_batches=micro_batches, batch_size=batch_size, sequence_length=7, seed=seed
+    )
+    assert batch.tokens.shape == batch.targets.shape == (micro_batches, batch_size, 7)
+    assert batch.tokens.dtype == batch.targets.dtype == np.int32
+    assert np.array_equal(batch.targets, batch.tokens + 1)
+
+
+@pytest.mark.parametrize(("micro_batches", "batch_size"), [(1, 12), (12, 1), (3, 4), (2, 6)])
+def test_micro_batches_do_not_change_the_sequences(micro_batches: int, batch_size: int) -> None:
+    tokens = np.random.default_rng(0).integers(0, 50, 300)
+    expected = sequences(tokens, 60, 8)
+    for step in range(5):
+        batch = loader.batch_at(
+            tokens, step=step, micro_batches=micro_batches, batch_size=batch_size, sequence_length=8, seed=0
+        )
+        found = [tuple(row) for row in batch.tokens.reshape(12, 8).tolist()]
+        assert found == [row[:-1] for row in expected[12 * step : 12 * (step + 1)]]
+
+
+def test_a_step_does_not_depend_on_the_steps_read_before() -> None:
+    tokens = np.random.default_rng(1).integers(0, 50, 500)
+    options = {"micro_batches": 2, "batch_size": 3, "sequence_length": 10, "seed": 7}
+    forwards = [loader.batch_at(tokens, step=step, **options) for step in range(40)]
+    loader._epoch.cache_clear()
+    for step in reversed(range(40)):
+        again = loader.batch_at(tokens, step=step, **options)
+        assert np.array_equal(again.tokens, forwards[step].tokens)
+        assert np.array_equal(again.targets, forwards[step].targets)
+
+
+def test_a_memory_map_gives_what_an_array_gives(tmp_path) -> None:
+    tokens = np.random.default_rng(2).integers(0, 65536, 1000).astype(np.uint16)
+    tokens.tofile(tmp_path / "tokens.bin")
+    mapped = np.memmap(tmp_path / "tokens.bin", dtype=np.uint16, mode="r")
+    options = {"step": 3, "micro_batches": 2, "batch_size": 2, "sequence_length": 9, "seed": 0}
+    assert np.array_equal(loader.batch_at(tokens, **options).tokens, loader.batch_at(mapped, **options).tokens)
+
+
+def test_the_shortest_text_is_one_sequence_and_its_target() -> None:
+    assert sequences(np.arange(9), 2, 8) == [tuple(range(9))] * 2
+    with pytest.raises(UserError, match=r"8 tokens.* needs 9"):
+        sequences(np.arange(8), 1, 8)
+
+
+@settings(deadline=None)
+@given(count=st.integers(0, 1000), fraction=st.floats(0, 0.999))
+def test_split_keeps_every_token_in_order(count: int, fraction: float) -> None:
+    tokens = np.arange(count)
+    training, validation = loader.split(tokens, fraction)
+    assert np.array_equal(np.concatenate([training, validation]), tokens)
+    assert abs(len(validation) - count * fraction) <= 1
+
+
+def test_split_of_tiny_shakespeare_is_the_usual_one() -> None:
+    training, validation = loader.split(np.zeros(1_115_394, np.uint16), 0.1)
+    assert (len(training), len(validation)) == (1_003_854, 111_540)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
+def test_split_refuses_fractions_that_are_none(fraction: float) -> None:
+    with pytest.raises(UserError, match="validation fraction"):
+        loader.split(np.arange(10), fraction)
+
+
+@settings(deadline=None)
+@given(count=st.integers(2, 200), batch_size=st.integers(1, 6), length=st.integers(1, 20))
+def test_validation_predicts_every_token_but_the_first_exactly_once(count: int, batch_size: int, length: int) -> None:
+    tokens = np.random.default_rng(count).permutation(count)
+    predicted = []
+    for inputs, targets in loader.validation_batches(tokens, batch_size=batch_size, sequence_length=length):
+        assert inputs.shape == targets.shape == (batch_size, length)
+        assert inputs.dtype == targets.dtype == np.int32
+        kept = targets != loader.IGNORED
+        assert (inputs[~kept] == 0).all()
+        assert np.array_equal(inputs[:, 1:][kept[:, 1:]], targets[:, :-1][kept[:, 1:]])  # each is the input after
+        predicted += zip(inputs[kept].tolist(), targets[kept].tolist(), strict=True)
+    assert predicted == list(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))
+
+
+def test_the_mean_over_the_validation_split_does_not_depend_on_the_batch_size() -> None:
+    tokens = np.random.default_rng(3).integers(0, 100, 1001)
+
+    def mean(batch_size: int) -> float:
+        batches = loader.validation_batches(tokens, batch_size=batch_size, sequence_length=16)
+        pairs = [(x[y != loader.IGNORED], y[y != loader.IGNORED]) for x, y in batches]
+        return sum(int((x * y).sum()) for x, y in pairs) / sum(len(x) for x, _ in pairs)
+
+    assert len({mean(batch_size) for batch_size in (1, 2, 3, 7, 64)}) == 1
+
+
+def test_limit_takes_the_first_batches() -> None:
+    tokens = np.arange(100)
+    every = list(loader.validation_batches(tokens, batch_size=2, sequence_length=5))
+    first = list(loader.validation_batches(tokens, batch_size=2, sequence_length=5, limit=3))
+    assert (len(every), len(first)) == (10, 3)
+    assert all(np.array_equal(a, b) for a, b in zip(every, first, strict=False))
+    assert len(list(loader.validation_batches(tokens, batch_size=2, sequence_length=5, limit=99))) == 10
+
+
+def test_a_split_without_a_target_is_refused_at_once() -> None:
+    with pytest.raises(UserError, match="1 tokens and needs at least 2"):
+        loader.validation_batches(np.arange(1), batch_size=1, sequence_length=4)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.uint32])
+def test_the_vocabulary_is_checked(dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "CHECKED_AT_ONCE", 8)
+    tokens = (np.arange(100) % 50).astype(dtype)
+    loader.check_vocabulary(tokens, 50, "tokens.bin")
+    loader.check_vocabulary(tokens, 1 << 20, "tokens.bin")
+    tokens[[37, 80]] = 50, 60
+    with pytest.raises(UserError, match=r"tokens\.bin: token 50 at position 37 "):
+        loader.check_vocabulary(tokens, 50, "tokens.bin")
+
+
+def test_negative_tokens_are_outside_the_vocabulary() -> None:
+    with pytest.raises(UserError, match="token -1 at position 2 "):
+        loader.check_vocabulary(np.array([0, 1, -1]), 50, "tokens.bin")
