@@ -5,9 +5,11 @@
     python run.py gradcheck                     compare every hand-written gradient with jax.grad
 """
 
+import io
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,13 +17,15 @@ import tyro
 
 from jaxgpt import settings
 from jaxgpt.config import Config, Sampling
-from jaxgpt.errors import JaxgptError, UserError
+from jaxgpt.errors import Interrupted, JaxgptError, UserError
 
 DEFAULT_CONFIG = "quickstart"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status: 0, 1 for a failed run, 2 for a mistake of the user's."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # one that can't express all of Unicode is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = "train" if not words or words[0].startswith("-") else words.pop(0)
     try:
@@ -32,33 +36,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         return COMMANDS[command](words)
     except JaxgptError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
         return error.status
+    except BrokenPipeError:  # whoever read the output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
+        return 1
+    except KeyboardInterrupt:  # where no training step would be lost
+        print("\nstopped with Ctrl-C", file=sys.stderr)
+        return Interrupted.status
+
+
+@dataclass(frozen=True)
+class Train:
+    """--config, beside all options of the configuration."""
+
+    config: str = DEFAULT_CONFIG
+    """Take the defaults of all other options from configs/CONFIG.toml, or from the path of a .toml file."""
+    options: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
 def train(words: list[str]) -> int:
     """Trains a model."""
-    config, name = _parse_config(words, __doc__ or "")
+    name, rest = _take(words, "--config")
+    path = settings.find_config(name or DEFAULT_CONFIG)
+    description = f"{__doc__}\nConfigs: {', '.join(settings.config_names())}"
+    defaults = Train(name or DEFAULT_CONFIG, settings.read(path))
+    config = tyro.cli(Train, default=defaults, args=rest, prog="run.py", description=description).options
     settings.check(config)
     if not config.run.name:
-        config = _with_run_name(config, name)
+        config = replace(config, run=replace(config.run, name=path.stem))
     from jaxgpt.training import loop  # here, because importing JAX and Orbax takes a second that --help need not wait
 
     loop.train(config)
     return 0
-
-
-def _parse_config(words: list[str], description: str) -> tuple[Config, str]:
-    """The configuration that --config and the other options give, and the name of --config."""
-    name, rest = _take(words, "--config")
-    name = name or DEFAULT_CONFIG
-    path = settings.find_config(name)
-    description += (
-        f"\n--config NAME takes the defaults below from configs/NAME.toml (default: {DEFAULT_CONFIG}); there are: "
-        f"{', '.join(settings.config_names())}"
-    )
-    config = tyro.cli(Config, default=settings.read(path), args=rest, prog="run.py", description=description)
-    return config, path.stem
 
 
 def _take(words: list[str], option: str) -> tuple[str | None, list[str]]:
@@ -78,19 +88,13 @@ def _take(words: list[str], option: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
-def _with_run_name(config: Config, name: str) -> Config:
-    from dataclasses import replace
-
-    return replace(config, run=replace(config.run, name=name))
-
-
 @dataclass(frozen=True)
 class Generate:
     """Draws text from a trained model."""
 
     run: str
     """The run's folder, such as runs/quickstart."""
-    prompt: str = "\n"
+    prompt: Annotated[str, tyro.conf.arg(help_behavior_hint="(default: a line break)")] = "\n"
     """What the text begins with."""
     samples: int = 1
     """How many texts to draw."""
@@ -112,23 +116,18 @@ def generate(words: list[str]) -> int:
 class Gradcheck:
     """Compares every hand-written gradient, layer by layer and of the whole model, with jax.grad."""
 
+    config: str = ""
+    """Take the shapes from configs/CONFIG.toml; empty checks a small model of odd sizes."""
     dtype: Literal["float64", "float32", "bfloat16"] = "float64"
     """What the hand-written gradients are computed in; jax.grad is always computed in float64."""
 
 
 def gradcheck(words: list[str]) -> int:
     """Prints one row per tensor; 1 if a gradient is outside its tolerance."""
-    name, rest = _take(words, "--config")
-    options = tyro.cli(
-        Gradcheck,
-        args=rest,
-        prog="run.py gradcheck",
-        description="Compares every hand-written gradient, layer by layer and of the whole model, with jax.grad. "
-        "--config NAME takes the shapes from configs/NAME.toml; without it a small odd-sized model is checked.",
-    )
+    options = tyro.cli(Gradcheck, args=words, prog="run.py gradcheck")
     from jaxgpt import gradcheck_report
 
-    return gradcheck_report.report(name, options.dtype)
+    return gradcheck_report.report(options.config or None, options.dtype)
 
 
 COMMANDS = {"train": train, "generate": generate, "gradcheck": gradcheck}

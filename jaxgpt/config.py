@@ -130,6 +130,8 @@ class Run:
     """A line to print at the start."""
     prompt: str = ""
     """What the samples before and after training begin with; empty takes the first line of the validation text."""
+    sample_every: int = 0
+    """Steps between samples while training; 0 draws them at the start and the end only."""
 
 
 @dataclass(frozen=True)

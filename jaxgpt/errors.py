@@ -21,3 +21,9 @@ class RunError(JaxgptError):
     """A run that failed on its own: NaN in the loss, a full disk. Exit status 1."""
 
     status = 1
+
+
+class Interrupted(JaxgptError):
+    """Stopped with Ctrl-C. Exit status 130, as shells have it."""
+
+    status = 130

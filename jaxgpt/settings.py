@@ -6,6 +6,7 @@
 import dataclasses
 import difflib
 import importlib.metadata
+import math
 import platform
 import tomllib
 from collections.abc import Iterable
@@ -15,12 +16,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 import tomli_w
 
 from jaxgpt import __version__
-from jaxgpt.config import Config
+from jaxgpt.config import Config, Sampling
 from jaxgpt.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 VERSIONS = "versions"  # the table that a run's own config.toml adds; read back, it is passed over
 PACKAGES = ("jax", "jaxlib", "numpy", "orbax-checkpoint", "tiktoken")
+LARGEST = 2**31 - 1  # steps, seeds and sizes become int32 on the device
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
@@ -86,8 +88,8 @@ def _value(where: str, expected: Any, value: Any) -> Any:
 
 
 def option(section: str, key: str) -> str:
-    """The name of an option on the command line."""
-    return f"--{section}.{key}".replace("_", "-")
+    """The name of an option on the command line; `section` is empty for the options of a command's own."""
+    return f"--{section}.{key}".replace("--.", "--").replace("_", "-")
 
 
 def check(config: Config) -> None:
@@ -102,14 +104,14 @@ def check(config: Config) -> None:
         "model": ("vocabulary_size",),
         "training": ("sequence_length", "seed", "evaluate_every", "evaluation_batches"),
         "optimizer": ("warmup_steps", "final_fraction", "weight_decay", "clip_norm"),
-        "sampling": ("tokens", "temperature", "top_k"),
+        "run": ("sample_every",),
     }
-    for smallest, table in ((1, positive), (0, not_negative)):
-        for section, keys in table.items():
-            for key in keys:
-                value = getattr(getattr(config, section), key)
-                _require(value > 0 or value == 0 == smallest, section, key, value,
-                         "greater than 0" if smallest else "0 or more")
+    for section, keys in positive.items():
+        for key in keys:
+            check_number(getattr(getattr(config, section), key), section, key, positive=True)
+    for section, keys in not_negative.items():
+        for key in keys:
+            check_number(getattr(getattr(config, section), key), section, key)
     model, data, training, optimizer = config.model, config.data, config.training, config.optimizer
     _require(model.width % model.heads == 0, "model", "width", model.width,
              f"divisible by the number of heads, {model.heads} (--model.heads)")
@@ -121,7 +123,22 @@ def check(config: Config) -> None:
         value = getattr(optimizer, key)
         _require(0 <= value < 1, "optimizer", key, value, "at least 0 and below 1")
     _require(optimizer.final_fraction <= 1, "optimizer", "final_fraction", optimizer.final_fraction, "at most 1")
-    _require(0 < config.sampling.top_p <= 1, "sampling", "top_p", config.sampling.top_p, "above 0 and at most 1")
+    check_sampling(config.sampling, "sampling")
+
+
+def check_sampling(sampling: Sampling, section: str) -> None:
+    """UserError, naming the option, for a value that nothing can be drawn with."""
+    for key in ("tokens", "temperature", "top_k"):
+        check_number(getattr(sampling, key), section, key)
+    _require(0 < sampling.top_p <= 1, section, "top_p", sampling.top_p, "above 0 and at most 1")
+
+
+def check_number(value: float, section: str, key: str, *, positive: bool = False) -> None:
+    """UserError for a number below 0 (or, `positive`, not above it), for NaN and infinity, and for too large an int."""
+    _require(value > 0 or (value == 0 and not positive), section, key, value,
+             "greater than 0" if positive else "0 or more")
+    _require(math.isfinite(value), section, key, value, "finite")
+    _require(isinstance(value, float) or value <= LARGEST, section, key, value, f"at most {LARGEST}")
 
 
 def _require(holds: bool, section: str, key: str, value: object, requirement: str) -> None:

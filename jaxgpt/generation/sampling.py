@@ -7,6 +7,7 @@ Each token costs one forward over the whole text so far, which is kept in an arr
 every place and every setting.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 
@@ -16,11 +17,17 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from jaxgpt.config import Compute, Model, Sampling
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.layers import unembedding
 from jaxgpt.models import gpt2
 from jaxgpt.training.step import cast
 
 LENGTH_MULTIPLE = 64  # the array's length is a multiple of this, so that few programs are compiled
+
+
+def only_known_tokens(model: Model, tokenizer: Tokenizer) -> Model:
+    """The model as `generate` takes it, so that no token is drawn that the tokenizer hasn't got."""
+    return dataclasses.replace(model, vocabulary_size=min(model.vocabulary_size, tokenizer.vocabulary_size))
 
 
 def generate(
@@ -76,7 +83,7 @@ def _next_token(
 ) -> Int[Array, ""]:
     params = cast(params, compute)
     x, _ = gpt2.features(params, tokens, model, compute)
-    logits = unembedding.logits(unembedding.Params(params.embedding.token), x[:, last])
+    logits = unembedding.logits(unembedding.Params(params.embedding.token), x[last][None])
     return draw(logits[0, : model.vocabulary_size], jax.random.fold_in(key, place), temperature, top_k, top_p)
 
 

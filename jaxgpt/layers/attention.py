@@ -23,10 +23,12 @@ from jaxgpt.layers.numerics import accumulation_dtype, product
 
 
 class Residuals(NamedTuple):
-    q: Float[Array, "B T H D"]
-    k: Float[Array, "B T H D"]
-    v: Float[Array, "B T H D"]
-    out: Float[Array, "B T H D"]
+    """All with the heads first, as the products want them."""
+
+    q: Float[Array, "B H T D"]
+    k: Float[Array, "B H T D"]
+    v: Float[Array, "B H T D"]
+    out: Float[Array, "B H T D"]
     logsumexp: Float[Array, "B H T"]
 
 
@@ -34,41 +36,42 @@ def forward(
     q: Float[Array, "B T H D"], k: Float[Array, "B T H D"], v: Float[Array, "B T H D"], *, block: int
 ) -> tuple[Float[Array, "B T H D"], Residuals]:
     """`block` is the number of queries whose scores exist at once. Scores are in the accumulation dtype."""
-    queries, keys, values = _heads_first(q), _heads_first(k), _heads_first(v)
+    q, k, v = _swap(q), _swap(k), _swap(v)
     outs, logsumexps = [], []
-    for rows in _blocks(q.shape[1], block):
-        scores = _scores(queries[:, :, rows], keys[:, :, : rows.stop], rows)
+    for rows in _blocks(q.shape[2], block):
+        scores = _scores(q[:, :, rows], k[:, :, : rows.stop], rows)
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        out = product("bhqk,bhkd->bhqd", weights.astype(v.dtype), values[:, :, : rows.stop]) / total
+        out = product("bhqk,bhkd->bhqd", weights.astype(v.dtype), v[:, :, : rows.stop]) / total
         outs.append(out.astype(v.dtype))
         logsumexps.append((largest + jnp.log(total))[..., 0])
-    out = _heads_first(jnp.concatenate(outs, axis=2))
-    return out, Residuals(q, k, v, out, jnp.concatenate(logsumexps, axis=2))
+    out = jnp.concatenate(outs, axis=2)
+    return _swap(out), Residuals(q, k, v, out, jnp.concatenate(logsumexps, axis=2))
 
 
 def backward(
     residuals: Residuals, dout: Float[Array, "B T H D"], *, block: int
 ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H D"], Float[Array, "B T H D"]]:
     """(dq, dk, dv), in the dtype of dout."""
-    dtype = accumulation_dtype(dout.dtype)
-    q, k, v, out, douts = (_heads_first(array) for array in (*residuals[:4], dout))
-    delta = jnp.sum(out.astype(dtype) * douts.astype(dtype), axis=-1, keepdims=True)
+    q, k, v, out, logsumexp = residuals
+    dtype, dout = accumulation_dtype(dout.dtype), _swap(dout)
+    delta = jnp.sum(out.astype(dtype) * dout.astype(dtype), axis=-1, keepdims=True)
     scale = 1 / math.sqrt(q.shape[-1])
     dqs = []
-    dk, dv = jnp.zeros(k.shape, dtype), jnp.zeros(v.shape, dtype)
-    for rows in _blocks(q.shape[2], block):
+    dk = dv = None
+    for rows in reversed(list(_blocks(q.shape[2], block))):  # the last block sees all keys: it starts dk and dv
         seen = slice(0, rows.stop)
-        scores = _scores(q[:, :, rows], k[:, :, seen], rows)
-        p = jnp.exp(scores - residuals.logsumexp[:, :, rows, None])
-        dp = product("bhqd,bhkd->bhqk", douts[:, :, rows], v[:, :, seen])
+        p = jnp.exp(_scores(q[:, :, rows], k[:, :, seen], rows) - logsumexp[:, :, rows, None])
+        dp = product("bhqd,bhkd->bhqk", dout[:, :, rows], v[:, :, seen])
         ds = (p * (dp - delta[:, :, rows]) * scale).astype(q.dtype)
         dqs.append(product("bhqk,bhkd->bhqd", ds, k[:, :, seen]).astype(dout.dtype))
-        dk = dk.at[:, :, seen].add(product("bhqk,bhqd->bhkd", ds, q[:, :, rows]))
-        dv = dv.at[:, :, seen].add(product("bhqk,bhqd->bhkd", p.astype(q.dtype), douts[:, :, rows]))
-    dq = jnp.concatenate(dqs, axis=2)
-    return _heads_first(dq), _heads_first(dk.astype(dout.dtype)), _heads_first(dv.astype(dout.dtype))
+        dk_part = product("bhqk,bhqd->bhkd", ds, q[:, :, rows])
+        dv_part = product("bhqk,bhqd->bhkd", p.astype(q.dtype), dout[:, :, rows])
+        dk = dk_part if dk is None else dk.at[:, :, seen].add(dk_part)
+        dv = dv_part if dv is None else dv.at[:, :, seen].add(dv_part)
+    dq = jnp.concatenate(dqs[::-1], axis=2)
+    return _swap(dq), _swap(dk.astype(dout.dtype)), _swap(dv.astype(dout.dtype))
 
 
 def _blocks(length: int, block: int) -> Iterator[slice]:
@@ -76,7 +79,7 @@ def _blocks(length: int, block: int) -> Iterator[slice]:
         yield slice(start, min(start + block, length))
 
 
-def _heads_first(x: Float[Array, "B a b D"]) -> Float[Array, "B b a D"]:
+def _swap(x: Float[Array, "B a b D"]) -> Float[Array, "B b a D"]:
     """(B, T, H, D) to (B, H, T, D), and back."""
     return jnp.swapaxes(x, 1, 2)
 

@@ -20,19 +20,19 @@ CUBIC = 0.044715
 
 
 class Residuals(NamedTuple):
-    x: Float[Array, "B T F"]
+    x: Float[Array, "*batch F"]
 
 
-def forward(x: Float[Array, "B T F"]) -> tuple[Float[Array, "B T F"], Residuals]:
+def forward(x: Float[Array, "*batch F"]) -> tuple[Float[Array, "*batch F"], Residuals]:
     """Computed in the accumulation dtype; the output has the dtype of x."""
     wide = x.astype(accumulation_dtype(x.dtype))
-    y = 0.5 * wide * (1 + jnp.tanh(SLOPE * (wide + CUBIC * wide**3)))
+    y = 0.5 * wide * (1 + jnp.tanh(SLOPE * (wide + CUBIC * wide * wide * wide)))
     return y.astype(x.dtype), Residuals(x)
 
 
-def backward(residuals: Residuals, dy: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+def backward(residuals: Residuals, dy: Float[Array, "*batch F"]) -> Float[Array, "*batch F"]:
     """The tanh is computed again rather than kept."""
     x = residuals.x.astype(accumulation_dtype(residuals.x.dtype))
-    tanh = jnp.tanh(SLOPE * (x + CUBIC * x**3))
-    derivative = 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh**2) * SLOPE * (1 + 3 * CUBIC * x**2)
+    tanh = jnp.tanh(SLOPE * (x + CUBIC * x * x * x))
+    derivative = 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * SLOPE * (1 + 3 * CUBIC * x * x)
     return (dy * derivative).astype(dy.dtype)

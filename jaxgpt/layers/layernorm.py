@@ -25,14 +25,14 @@ class Params(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    x: Float[Array, "B T C"]
-    mean: Float[Array, "B T 1"]
-    rstd: Float[Array, "B T 1"]  # 1/σ
+    x: Float[Array, "*batch C"]
+    mean: Float[Array, "*batch 1"]
+    rstd: Float[Array, "*batch 1"]  # 1/σ
 
 
 def forward(
-    params: Params, x: Float[Array, "B T C"], *, epsilon: float = 1e-5
-) -> tuple[Float[Array, "B T C"], Residuals]:
+    params: Params, x: Float[Array, "*batch C"], *, epsilon: float = 1e-5
+) -> tuple[Float[Array, "*batch C"], Residuals]:
     """Statistics in the accumulation dtype; the output has the dtype of x."""
     wide = x.astype(accumulation_dtype(x.dtype))
     mean = jnp.mean(wide, axis=-1, keepdims=True)
@@ -42,8 +42,8 @@ def forward(
 
 
 def backward(
-    params: Params, residuals: Residuals, dy: Float[Array, "B T C"]
-) -> tuple[Params, Float[Array, "B T C"]]:
+    params: Params, residuals: Residuals, dy: Float[Array, "*batch C"]
+) -> tuple[Params, Float[Array, "*batch C"]]:
     """Gradients of the parameters in the accumulation dtype, dx in the dtype of dy."""
     dtype = accumulation_dtype(dy.dtype)
     dy_wide = dy.astype(dtype)
@@ -52,6 +52,7 @@ def backward(
     mean_g = jnp.mean(g, axis=-1, keepdims=True)
     mean_gx = jnp.mean(g * normalised, axis=-1, keepdims=True)
     dx = (g - mean_g - normalised * mean_gx) * residuals.rstd
-    dscale = jnp.sum(dy_wide * normalised, axis=(0, 1))
-    dbias = jnp.sum(dy_wide, axis=(0, 1))
+    tokens = tuple(range(dy.ndim - 1))
+    dscale = jnp.sum(dy_wide * normalised, axis=tokens)
+    dbias = jnp.sum(dy_wide, axis=tokens)
     return Params(dscale, dbias), dx.astype(dy.dtype)

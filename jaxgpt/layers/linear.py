@@ -21,20 +21,21 @@ class Params(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    x: Float[Array, "B T in"]
+    x: Float[Array, "*batch in"]
 
 
-def forward(params: Params, x: Float[Array, "B T in"]) -> tuple[Float[Array, "B T out"], Residuals]:
+def forward(params: Params, x: Float[Array, "*batch in"]) -> tuple[Float[Array, "*batch out"], Residuals]:
     """Multiplies and adds the bias in the accumulation dtype; the output has the dtype of x."""
-    y = product("btc,cf->btf", x, params.weight) + params.bias
+    y = product("...c,cf->...f", x, params.weight) + params.bias
     return y.astype(x.dtype), Residuals(x)
 
 
 def backward(
-    params: Params, residuals: Residuals, dy: Float[Array, "B T out"]
-) -> tuple[Params, Float[Array, "B T in"]]:
+    params: Params, residuals: Residuals, dy: Float[Array, "*batch out"]
+) -> tuple[Params, Float[Array, "*batch in"]]:
     """Gradients of the parameters in the accumulation dtype, dx in the dtype of dy."""
-    dx = product("btf,cf->btc", dy, params.weight).astype(dy.dtype)
-    dweight = product("btc,btf->cf", residuals.x, dy)
-    dbias = jnp.sum(dy, axis=(0, 1), dtype=accumulation_dtype(dy.dtype))
+    dx = product("...f,cf->...c", dy, params.weight).astype(dy.dtype)
+    x, dy = residuals.x.reshape(-1, residuals.x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    dweight = product("nc,nf->cf", x, dy)
+    dbias = jnp.sum(dy, axis=0, dtype=accumulation_dtype(dy.dtype))
     return Params(dweight, dbias), dx

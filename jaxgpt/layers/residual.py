@@ -12,11 +12,11 @@ so where the branch was computed from x, the branch's own gradient by x is added
 from jaxtyping import Array, Float
 
 
-def forward(x: Float[Array, "B T C"], branch: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
+def forward(x: Float[Array, "*batch C"], branch: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
     """Nothing is kept for backward."""
     return x + branch
 
 
-def backward(dy: Float[Array, "B T C"]) -> tuple[Float[Array, "B T C"], Float[Array, "B T C"]]:
+def backward(dy: Float[Array, "*batch C"]) -> tuple[Float[Array, "*batch C"], Float[Array, "*batch C"]]:
     """(dx, dbranch)."""
     return dy, dy

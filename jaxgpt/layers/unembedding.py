@@ -27,7 +27,7 @@ class Params(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    dx: Float[Array, "B T C"]  # for ∂loss = 1
+    dx: Float[Array, "*batch C"]  # for ∂loss = 1
     dweight: Float[Array, "Vp C"]  # for ∂loss = 1
 
 
@@ -38,8 +38,8 @@ def logits(params: Params, x: Float[Array, "N C"]) -> Float[Array, "N Vp"]:
 
 def forward(
     params: Params,
-    x: Float[Array, "B T C"],
-    targets: Int[Array, "B T"],
+    x: Float[Array, "*batch C"],
+    targets: Int[Array, "*batch"],
     scale: Float[Array, ""] | float = 1.0,
     *,
     vocabulary_size: int,
@@ -78,7 +78,7 @@ def forward(
 
 def backward(
     residuals: Residuals, dloss: Float[Array, ""] | float = 1.0
-) -> tuple[Params, Float[Array, "B T C"]]:
+) -> tuple[Params, Float[Array, "*batch C"]]:
     """The gradient of the weight in the accumulation dtype, dx in the dtype of x."""
     dx = (residuals.dx * dloss).astype(residuals.dx.dtype)
     return Params(residuals.dweight * dloss), dx

@@ -104,11 +104,13 @@ def matrix_shaped(params: Params) -> Params:
 
 
 def block_forward(
-    params: Block, x: Float[Array, "B T C"], model: Model, compute: Compute
-) -> tuple[Float[Array, "B T C"], BlockResiduals]:
+    params: Block, x: Float[Array, "N C"], batch: int, model: Model, compute: Compute
+) -> tuple[Float[Array, "N C"], BlockResiduals]:
+    """One block on N = B·T tokens."""
     normalised, attention_norm = layernorm.forward(params.attention_norm, x)
     qkv, qkv_residuals = linear.forward(params.qkv, normalised)
-    mixed, attention_residuals = attention.forward(*split_heads(qkv, model.heads), block=compute.attention_block)
+    q, k, v = (split_heads(part, batch, model.heads) for part in jnp.split(qkv, 3, axis=-1))
+    mixed, attention_residuals = attention.forward(q, k, v, block=compute.attention_block)
     branch, _ = linear.forward(params.attention_out, merge_heads(mixed))
     x = residual.forward(x, branch)
 
@@ -123,8 +125,9 @@ def block_forward(
 
 
 def block_backward(
-    params: Block, residuals: BlockResiduals, dx: Float[Array, "B T C"], compute: Compute
-) -> tuple[Block, Float[Array, "B T C"]]:
+    params: Block, residuals: BlockResiduals, dx: Float[Array, "N C"], compute: Compute
+) -> tuple[Block, Float[Array, "N C"]]:
+    """`block_forward` from its last line to its first."""
     dx, dbranch = residual.backward(dx)
     mlp_out, dactivated = linear.backward(params.mlp_out, residuals.mlp_out, dbranch)
     dhidden = gelu.backward(residuals.gelu, dactivated)
@@ -133,12 +136,15 @@ def block_backward(
     dx = dx + dx_through_mlp
 
     dx, dbranch = residual.backward(dx)
-    attention_input = linear.Residuals(merge_heads(residuals.attention.out))
+    mixed = jnp.swapaxes(residuals.attention.out, 1, 2)
+    attention_input = linear.Residuals(merge_heads(mixed))
     attention_out, dmixed = linear.backward(params.attention_out, attention_input, dbranch)
-    dmixed = dmixed.reshape(residuals.attention.out.shape)
-    dq, dk, dv = attention.backward(residuals.attention, dmixed, block=compute.attention_block)
-    dqkv = jnp.concatenate([merge_heads(dq), merge_heads(dk), merge_heads(dv)], axis=-1)
-    qkv, dnormalised = linear.backward(params.qkv, residuals.qkv, dqkv)
+    dqkv = attention.backward(
+        residuals.attention, split_heads(dmixed, mixed.shape[0], mixed.shape[2]), block=compute.attention_block
+    )
+    qkv, dnormalised = linear.backward(
+        params.qkv, residuals.qkv, jnp.concatenate([merge_heads(part) for part in dqkv], axis=-1)
+    )
     attention_norm, dx_through_attention = layernorm.backward(
         params.attention_norm, residuals.attention_norm, dnormalised
     )
@@ -146,24 +152,24 @@ def block_backward(
     return Block(attention_norm, qkv, attention_out, mlp_norm, mlp_in, mlp_out), dx
 
 
-def split_heads(qkv: Float[Array, "B T 3C"], heads: int) -> list[Float[Array, "B T H D"]]:
-    """[queries, keys, values]: each a third of the columns, head h in columns hD to (h+1)D of it."""
-    batch, length, columns = qkv.shape
-    return [part.reshape(batch, length, heads, columns // 3 // heads) for part in jnp.split(qkv, 3, axis=-1)]
+def split_heads(x: Float[Array, "N C"], batch: int, heads: int) -> Float[Array, "B T H D"]:
+    """Head h takes columns hD to (h+1)D."""
+    return x.reshape(batch, x.shape[0] // batch, heads, x.shape[1] // heads)
 
 
-def merge_heads(x: Float[Array, "B T H D"]) -> Float[Array, "B T C"]:
-    return x.reshape(*x.shape[:2], -1)
+def merge_heads(x: Float[Array, "B T H D"]) -> Float[Array, "N C"]:
+    return x.reshape(x.shape[0] * x.shape[1], -1)
 
 
 def features(
     params: Params, tokens: Int[Array, "B T"], model: Model, compute: Compute
-) -> tuple[Float[Array, "B T C"], Residuals]:
-    """All of the model but the unembedding. The parameters' dtype is the compute dtype."""
+) -> tuple[Float[Array, "N C"], Residuals]:
+    """All of the model but the unembedding, for N = B·T tokens. The parameters' dtype is the compute dtype."""
     x, embedding_residuals = embedding.forward(params.embedding, tokens)
+    x = x.reshape(-1, model.width)  # one axis for all tokens: only attention knows of sequences
 
     def one_block(x, block):
-        return block_forward(block, x, model, compute)
+        return block_forward(block, x, tokens.shape[0], model, compute)
 
     x, blocks = lax.scan(one_block, x, params.blocks, unroll=min(compute.layer_unroll, model.layers))
     x, final_norm = layernorm.forward(params.final_norm, x)
@@ -175,7 +181,7 @@ def forward(
 ) -> Float[Array, "B T V"]:
     """Logits over the vocabulary at every place, in float32 at least."""
     x, _ = features(params, tokens, model, compute)
-    logits = unembedding.logits(unembedding.Params(params.embedding.token), x.reshape(-1, model.width))
+    logits = unembedding.logits(unembedding.Params(params.embedding.token), x)
     return logits[:, : model.vocabulary_size].reshape(*tokens.shape, -1)
 
 
@@ -217,13 +223,14 @@ def loss_and_grads(
 
     unroll = min(compute.layer_unroll, model.layers)
     dx, blocks = lax.scan(one_block, dx, (params.blocks, residuals.blocks), reverse=True, unroll=unroll)
+    dx = dx.reshape(*tokens.shape, model.width)
     embeddings = embedding.backward(params.embedding, residuals.embedding, dx, token_gradient=head.weight)
     return value, Params(embeddings, blocks, final_norm)
 
 
 def _classify(
     params: Params,
-    x: Float[Array, "B T C"],
+    x: Float[Array, "N C"],
     targets: Int[Array, "B T"],
     model: Model,
     compute: Compute,
@@ -234,7 +241,7 @@ def _classify(
     return unembedding.forward(
         unembedding.Params(params.embedding.token),
         x,
-        targets,
+        targets.reshape(-1),
         scale,
         vocabulary_size=model.vocabulary_size,
         chunk=compute.classifier_chunk,

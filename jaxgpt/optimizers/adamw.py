@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxgpt.config import Optimizer
 
@@ -35,19 +36,27 @@ def update(
     step: Int[Array, ""],
     learning_rate: Float[Array, ""],
     options: Optimizer,
+    *,
+    advance: Bool[Array, ""] | bool = True,
 ) -> tuple[Tree, Moments]:
-    """New parameters and moments. `step` counts from 0; `decays` is a tree of bools like `params`."""
+    """New parameters and moments; the old ones where `advance` is False.
+
+    `step` counts from 0; `decays` is a tree of bools like `params`.
+    """
     t = step + 1
     correction1 = 1 - options.beta1**t
     correction2 = 1 - options.beta2**t
 
     def one(param, first, second, grad, decay):
-        first = options.beta1 * first + (1 - options.beta1) * grad
-        second = options.beta2 * second + (1 - options.beta2) * jnp.square(grad)
+        first = jnp.where(advance, options.beta1 * first + (1 - options.beta1) * grad, first)
+        second = jnp.where(advance, options.beta2 * second + (1 - options.beta2) * jnp.square(grad), second)
+        # Keeps the compiler from computing the moments a second time for the parameter, which would need copies of the
+        # old ones: with it, all three are written over the old ones.
+        first, second = lax.optimization_barrier((first, second))
         direction = (first / correction1) / (jnp.sqrt(second / correction2) + options.epsilon)
         if decay:
             direction = direction + options.weight_decay * param
-        return param - learning_rate * direction, first, second
+        return jnp.where(advance, param - learning_rate * direction, param), first, second
 
     updated = jax.tree.map(one, params, *moments, grads, decays)
     params, first, second = jax.tree.transpose(jax.tree.structure(params), None, updated)

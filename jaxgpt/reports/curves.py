@@ -1,5 +1,6 @@
 """The loss curve of a run as a picture."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,16 @@ def loss_curve(metrics: list[dict[str, Any]], title: str, path: Path) -> None:
         axes.plot(*zip(*train, strict=True), color="tab:blue", alpha=0.35, linewidth=0.8, label="train, each step")
         axes.plot(*_smoothed(train), color="tab:blue", label="train, smoothed")
     if validation:
-        axes.plot(*zip(*validation, strict=True), "o-", color="tab:orange", label=f"validation ({validation[-1][1]:.3f})")
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+        label = f"validation ({validation[-1][1]:.3f})"
+        axes.plot(*zip(*validation, strict=True), "o-", color="tab:orange", label=label)
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.set_title(title, parse_math=False)  # a name, in which a $ is a $
     axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
+    if train or validation:
+        axes.legend()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name in letters that the font hasn't got
+        figure.savefig(path, dpi=120)
 
 
 def _smoothed(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:

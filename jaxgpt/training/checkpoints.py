@@ -6,9 +6,13 @@
 """
 
 import dataclasses
+import gc
 import logging
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -18,7 +22,7 @@ from jaxgpt.errors import RunError, UserError
 from jaxgpt.models import gpt2
 from jaxgpt.training.step import TrainState
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns there of items that were not asked for
+T = TypeVar("T")
 
 
 def save(folder: Path, state: TrainState, model: Model, tokenizer: dict[str, Any]) -> Path:
@@ -34,19 +38,21 @@ def save(folder: Path, state: TrainState, model: Model, tokenizer: dict[str, Any
         "nonfinite": state.nonfinite,
     }
     about = {"step": step, "model": dataclasses.asdict(model), "tokenizer": tokenizer}
-    try:
+    items = ocp.args.Composite(
+        params=ocp.args.StandardSave(state.params),
+        optimizer=ocp.args.StandardSave(optimizer),
+        about=ocp.args.JsonSave(about),
+    )
+
+    def write() -> None:
         with ocp.CheckpointManager(folder.absolute()) as manager:
-            manager.save(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(state.params),
-                    optimizer=ocp.args.StandardSave(optimizer),
-                    about=ocp.args.JsonSave(about),
-                ),
-            )
+            manager.save(step, args=items)
             manager.wait_until_finished()
-    except (OSError, ValueError) as error:  # tensorstore reports a full disk as a ValueError
-        raise RunError(f"{folder}: the checkpoint of step {step} could not be written: {error}") from error
+
+    try:
+        _call_orbax(write)
+    except OSError as error:
+        raise RunError(f"{folder}: the checkpoint of step {step} could not be written: {error}") from None
     return folder / str(step)
 
 
@@ -59,19 +65,53 @@ def load_params(run: Path, model: Model) -> tuple[gpt2.Params, dict[str, Any]]:
     folder = run / "checkpoints"
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no checkpoint. Has the run ended, or been stopped with Ctrl-C?")
-    with ocp.CheckpointManager(folder.absolute()) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise UserError(f"{folder}: there is no whole checkpoint. Has the run ended, or been stopped with Ctrl-C?")
-        try:
+
+    def read() -> tuple[gpt2.Params, dict[str, Any]]:
+        with ocp.CheckpointManager(folder.absolute()) as manager:
+            step = manager.latest_step()
+            if step is None:
+                raise UserError(f"{folder}: no checkpoint is whole. Has the run ended, or been stopped with Ctrl-C?")
             about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
             _check_same_model(folder / str(step), about["model"], model)
             saved = Model(**about["model"])
             target = jax.eval_shape(lambda: gpt2.init(saved, jax.random.key(0)))
             params = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(target))).params
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder / str(step)}: the checkpoint can't be read: {error}") from error
-    return params, about
+            return params, about
+
+    try:
+        return _call_orbax(read)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the newest checkpoint is damaged ({error}). Restore it from a copy, or train anew"
+        ) from None
+
+
+def _call_orbax(call: Callable[[], T]) -> T:
+    """The call's result; of whatever exception, an OSError with its first line.
+
+    Orbax reads and writes many arrays at once. When one fails, it leaves the others behind, and each would print a
+    traceback when it ends or is collected, after the one message that we give. It also logs what was not asked for.
+    """
+    loggers = [logging.getLogger("absl"), logging.getLogger("asyncio")]
+    levels = [logger.level for logger in loggers]
+    hook = sys.unraisablehook
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
+    try:
+        try:
+            return call()
+        except UserError:
+            raise
+        except Exception as error:  # of many types: Orbax even raises Exception itself
+            message = (str(error) or type(error).__name__).splitlines()[0].partition(" See full")[0]
+        time.sleep(0.5)
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+    raise OSError(message)
 
 
 def _check_same_model(where: Path, saved: dict[str, Any], model: Model) -> None:

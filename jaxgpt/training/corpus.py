@@ -18,6 +18,7 @@ class Corpus(NamedTuple):
     tokenizer: tokenizers.Tokenizer
     train: np.ndarray
     validation: np.ndarray
+    prompt: np.ndarray  # what the run's samples begin with
 
 
 def load(config: Config) -> tuple[Corpus, Config]:
@@ -34,8 +35,11 @@ def load(config: Config) -> tuple[Corpus, Config]:
     tokens = tokenizer.encode(text)
     loader.check_vocabulary(tokens, config.model.vocabulary_size, f"--data.text {config.data.text}")
     train, validation = loader.split(tokens, config.data.validation_fraction)
-    loader.windows_per_epoch(len(train), config.training.sequence_length)
-    return Corpus(texts.describe(config.data.text), tokenizer, train, validation), config
+    loader.windows_per_epoch(len(train), config.training.sequence_length)  # raises for a split that is too short
+    loader.validation_batches(validation, batch_size=1, sequence_length=1)  # and this
+    prompt = _prompt(config, tokenizer, validation)
+    loader.check_vocabulary(prompt, config.model.vocabulary_size, "--run.prompt")
+    return Corpus(texts.describe(config.data.text), tokenizer, train, validation, prompt), config
 
 
 def resolve(config: Config, tokenizer: tokenizers.Tokenizer) -> Config:
@@ -49,11 +53,10 @@ def resolve(config: Config, tokenizer: tokenizers.Tokenizer) -> Config:
     )
 
 
-def prompt_tokens(config: Config, corpus: Corpus) -> np.ndarray:
-    """What the run's samples begin with: `run.prompt`, or the beginning of the validation split's first line."""
+def _prompt(config: Config, tokenizer: tokenizers.Tokenizer, validation: np.ndarray) -> np.ndarray:
+    """`run.prompt`, or the beginning of the validation split's first line."""
     if config.run.prompt:
-        return corpus.tokenizer.encode(config.run.prompt)
-    beginning = corpus.tokenizer.decode(corpus.validation[:200])
+        return tokenizer.encode(config.run.prompt)
+    beginning = tokenizer.decode(validation[:200])
     lines = [line for line in beginning.splitlines()[1:] if line.strip()]
-    return corpus.tokenizer.encode(lines[0] if lines else beginning)[: config.model.context // 4 + 1]
-
+    return tokenizer.encode(lines[0] if lines else beginning)[: config.model.context // 4 + 1]

@@ -4,12 +4,39 @@ On a terminal: one live line, and a line kept for each evaluation. Into a file o
 """
 
 import time
+import unicodedata
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
 
 PLAIN_SECONDS = 10  # between plain lines, where there is no terminal
 SMOOTHING = 0.9
+
+
+def printable(text: str) -> str:
+    """The text with its control characters, but for line breaks and tabs, written out: an ESC as \\x1b.
+
+    What a model draws may be any bytes; sent to a terminal as they are, some would move its cursor or change its title.
+    """
+    return "".join(
+        f"\\x{ord(character):02x}" if unicodedata.category(character) == "Cc" and character not in "\n\t" else character
+        for character in text
+    )
+
+
+class TimeLeft(ProgressColumn):
+    """Hours, minutes and seconds to the end at the run's mean speed, evaluations included."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        if task.time_remaining is None:
+            return Text("")
+        minutes, seconds = divmod(round(task.time_remaining), 60)
+        hours, minutes = divmod(minutes, 60)
+        return Text(f" {hours}:{minutes:02}:{seconds:02} left" if hours else f" {minutes}:{seconds:02} left")
 
 
 class Display:
@@ -19,15 +46,16 @@ class Display:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self.steps = steps
         self.rate: float | None = None  # tokens/s, smoothed
+        self.live = self.console.is_terminal and not self.console.is_dumb_terminal
+        self._compiled = False  # the first step's time is the compiler's: no speed
         self._printed = 0.0
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+            TimeLeft(table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=20),  # the only part that shrinks where the terminal is narrow
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not self.live,
+            speed_estimate_period=3600,  # seconds; steps may take minutes each
         )
         self._task = self._progress.add_task("compiling …", total=steps)
 
@@ -36,21 +64,25 @@ class Display:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Ends the live line; it stays as it is. Notes may follow."""
         self._progress.stop()
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, markup=False)
+        self.console.print(Text(printable(text)))
 
     def step(self, step: int, loss: float, tokens_per_second: float, utilisation: float | None) -> None:
         """`step` of them are done; `utilisation` is the model FLOPs utilisation of the last one, None if unknown."""
-        if self.rate is None or step <= 2:  # the first step's time is the compiler's
-            self.rate = tokens_per_second
-        self.rate = SMOOTHING * self.rate + (1 - SMOOTHING) * tokens_per_second
-        line = f"step {step}/{self.steps}  loss {loss:.4f}  {self.rate:,.0f} tokens/s"
-        if utilisation is not None:
-            line += f"  MFU {utilisation:.1%}"
+        line = f"step {step}/{self.steps}  loss {loss:.4f}"
+        if self._compiled:
+            previous = tokens_per_second if self.rate is None else self.rate
+            self.rate = SMOOTHING * previous + (1 - SMOOTHING) * tokens_per_second
+            line += f"  {self.rate:,.0f} tokens/s" + (f"  MFU {utilisation:.1%}" if utilisation is not None else "")
+        self._compiled = True
         self._progress.update(self._task, completed=step, description=line)
-        if not self.console.is_terminal and time.monotonic() - self._printed >= PLAIN_SECONDS:
+        if not self.live and time.monotonic() - self._printed >= PLAIN_SECONDS:
             self._printed = time.monotonic()
             self.note(line)

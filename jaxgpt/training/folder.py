@@ -7,15 +7,17 @@
     checkpoints/     by orbax
 """
 
+import contextlib
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxgpt import settings
 from jaxgpt.config import Config
-from jaxgpt.errors import UserError
+from jaxgpt.errors import RunError, UserError
 
 
 class RunFolder:
@@ -23,24 +25,27 @@ class RunFolder:
 
     def __init__(self, config: Config):
         self.path = Path(config.run.folder) / config.run.name
-        if self.path.exists():
-            if not config.run.overwrite:
-                raise UserError(
-                    f"{self.path} exists and is left as it is. Give the run another name with --run.name, "
-                    "or replace the old one with --run.overwrite"
-                )
-            if not (self.path / "config.toml").is_file():
-                raise UserError(f"{self.path} is not a run's folder (it has no config.toml), so it is not replaced")
         try:
             if self.path.exists():
+                self._check_replaceable(config.run.overwrite)
                 shutil.rmtree(self.path)
             self.path.mkdir(parents=True)
             settings.write(config, self.path / "config.toml")
             self._metrics = (self.path / "metrics.jsonl").open("w", encoding="utf-8")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+            reason = getattr(error, "strerror", None) or error
             raise UserError(
-                f"{self.path}: can't write there ({error.strerror}). Choose another folder with --run.folder"
+                f"{self.path}: can't write there ({reason}). Choose another folder with --run.folder"
             ) from None
+
+    def _check_replaceable(self, overwrite: bool) -> None:
+        if not overwrite:
+            raise UserError(
+                f"{self.path} exists and is left as it is. Give the run another name with --run.name, "
+                "or replace the old one with --run.overwrite"
+            )
+        if not (self.path / "config.toml").is_file():
+            raise UserError(f"{self.path} is not a run's folder (it has no config.toml), so it is not replaced")
 
     @property
     def checkpoints(self) -> Path:
@@ -49,15 +54,27 @@ class RunFolder:
     def metric(self, **values: Any) -> None:
         """Adds a line to metrics.jsonl, on disk when this returns. Numbers that are not finite become null."""
         finite = {key: value if _finite(value) else None for key, value in values.items()}
-        self._metrics.write(json.dumps(finite) + "\n")
-        self._metrics.flush()
+        with self.writing("metrics.jsonl"):
+            self._metrics.write(json.dumps(finite) + "\n")
+            self._metrics.flush()
 
     def sample(self, step: int, text: str) -> None:
-        with (self.path / "samples.txt").open("a", encoding="utf-8") as file:
+        """Adds a text to samples.txt."""
+        with self.writing("samples.txt") as path, path.open("a", encoding="utf-8") as file:
             file.write(f"--- step {step}\n{text}\n\n")
 
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """The path of a file in the folder; a RunError where writing it fails: a full disk, a folder that is gone."""
+        path = self.path / name
+        try:
+            yield path
+        except OSError as error:
+            raise RunError(f"{path}: writing failed ({error.strerror}). Is the disk full?") from error
+
     def close(self) -> None:
-        self._metrics.close()
+        with contextlib.suppress(OSError):  # what could not be written has been reported
+            self._metrics.close()
 
 
 def _finite(value: Any) -> bool:

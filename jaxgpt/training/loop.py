@@ -4,8 +4,10 @@ The loop dispatches step n and then reads the metrics of step n-1, so that the d
 that is compiled is compiled by the end of the first step: the validation loss and the sampler run once before it.
 """
 
+import contextlib
 import signal
 import time
+from pathlib import Path
 from types import FrameType
 
 import jax
@@ -13,31 +15,26 @@ import numpy as np
 
 from jaxgpt.config import Config
 from jaxgpt.data import loader
-from jaxgpt.errors import RunError
+from jaxgpt.errors import Interrupted, RunError
 from jaxgpt.evaluation.loss import make_validation_loss
-from jaxgpt.generation.sampling import generate
+from jaxgpt.generation.sampling import generate, only_known_tokens
 from jaxgpt.models import gpt2
 from jaxgpt.reports.curves import loss_curve
 from jaxgpt.training import checkpoints, corpus, flops
 from jaxgpt.training.corpus import Corpus
-from jaxgpt.training.display import Display
+from jaxgpt.training.display import Display, printable
 from jaxgpt.training.folder import RunFolder, read_metrics
 from jaxgpt.training.step import Metrics, TrainState, init_state, make_train_step
 
 
-class Interrupted(RunError):
-    """The run was stopped with Ctrl-C; its state is saved."""
-
-    status = 130
-
-
 def train(config: Config) -> None:
-    """Trains as the configuration says, in a new run folder. RunError if the loss becomes NaN; UserError as raised."""
+    """Trains as the configuration says, in a new run folder.
+
+    RunError if the loss becomes NaN or the disk is full, Interrupted after Ctrl-C, UserError as the data raise it.
+    """
     data, config = corpus.load(config)
-    folder = RunFolder(config)
-    with Display(config.training.steps) as display:
+    with contextlib.closing(RunFolder(config)) as folder, Display(config.training.steps) as display:
         _Run(config, data, folder, display).go()
-    folder.close()
 
 
 class _Run:
@@ -47,7 +44,6 @@ class _Run:
         self.config, self.data, self.folder, self.display = config, data, folder, display
         self.train_step = make_train_step(config)
         self.validation_loss = make_validation_loss(config, data.validation, config.training.sequence_length)
-        self.prompt = corpus.prompt_tokens(config, data)
         self.state: TrainState = jax.jit(lambda: init_state(config))()
         self.done = 0  # steps dispatched
         self.clock = 0.0  # when the last step's metrics were read
@@ -63,11 +59,14 @@ class _Run:
         previous = signal.signal(signal.SIGINT, self._interrupt)
         try:
             self._steps()
+            self.display.stop()
+            if self.interrupted:
+                self.display.note("stopping: saving, and a last sample (Ctrl-C again stops at once)")
+            saved = self._save()
         finally:
             signal.signal(signal.SIGINT, previous)
         loss = self._evaluate()
         after = self._sample()
-        saved = self._save()
         self._conclude(before, after, loss, saved)
         if self.interrupted:
             raise Interrupted(f"stopped with Ctrl-C after step {self.done} of {training.steps}; saved in {saved}")
@@ -89,12 +88,20 @@ class _Run:
             self._record(self.done, pending)
             pending = metrics
             self.done += 1
-            if training.evaluate_every and self.done % training.evaluate_every == 0 and self.done < training.steps:
+            evaluate, sample = self._is_due(training.evaluate_every), self._is_due(self.config.run.sample_every)
+            if evaluate or sample:
                 self._record(self.done, pending)
                 pending = None
-                self._evaluate()
+                if evaluate:
+                    self._evaluate()
+                if sample:
+                    self.display.note(f"--- sample after step {self.done} ---\n{self._sample()}\n---")
                 self.clock = time.perf_counter()
         self._record(self.done, pending)
+
+    def _is_due(self, every: int) -> bool:
+        """Whether what is done every so many steps is to be done now; at the end it is done anyway."""
+        return every > 0 and self.done % every == 0 and self.done < self.config.training.steps
 
     def _record(self, step: int, pending: Metrics | None) -> None:
         """Reads the metrics of step number `step`, counted from 1, which waits until that step is done."""
@@ -143,29 +150,29 @@ class _Run:
         return loss
 
     def _sample(self) -> str:
-        config = self.config
-        ids = generate(
-            self.state.params, self.prompt, config.sampling, config.training.seed, config.model, config.compute
-        )
-        text = self.data.tokenizer.decode(np.concatenate([self.prompt, np.fromiter(ids, np.int32)]))
+        """Draws a text, writes it to samples.txt, and returns it as it may be shown on a terminal."""
+        config, data = self.config, self.data
+        model = only_known_tokens(config.model, data.tokenizer)
+        ids = generate(self.state.params, data.prompt, config.sampling, config.training.seed, model, config.compute)
+        text = printable(data.tokenizer.decode(np.concatenate([data.prompt, np.fromiter(ids, np.int32)])))
         self.folder.sample(self.done, text)
         return text
 
-    def _save(self) -> object:
-        return checkpoints.save(
-            self.folder.checkpoints, self.state, self.config.model, self.data.tokenizer.state()
-        )
+    def _save(self) -> Path:
+        return checkpoints.save(self.folder.checkpoints, self.state, self.config.model, self.data.tokenizer.state())
 
-    def _draw_curve(self) -> object:
-        path = self.folder.path / "loss.png"
-        loss_curve(read_metrics(self.folder.path / "metrics.jsonl"), self.config.run.name, path)
+    def _draw_curve(self) -> Path:
+        with self.folder.writing("loss.png") as path:
+            loss_curve(read_metrics(self.folder.path / "metrics.jsonl"), self.config.run.name, path)
         return path
 
     def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
-        """The first Ctrl-C lets the step end and saves; a second one ends at once."""
+        """The first Ctrl-C lets the step end, and the run is saved; a second one ends the process at once.
+
+        Nothing is printed here: what it interrupts may be halfway through a print.
+        """
         self.interrupted = True
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        self.display.note("stopping after this step (Ctrl-C again stops at once, saving nothing)")
 
     def _introduce(self) -> None:
         config, training, device = self.config, self.config.training, jax.devices()[0]
@@ -175,8 +182,8 @@ class _Run:
             f"model     GPT-2, {gpt2.parameter_count(config.model):,} parameters: {config.model.layers} layers, "
             f"{config.model.heads} heads, width {config.model.width}, context {config.model.context}, "
             f"vocabulary {config.model.vocabulary_size:,}",
-            f"text      {self.data.description}, as {config.data.tokenizer} tokens: {len(self.data.train):,} to train on, "
-            f"{len(self.data.validation):,} to validate on",
+            f"text      {self.data.description}, as {config.data.tokenizer} tokens: {len(self.data.train):,} to train "
+            f"on, {len(self.data.validation):,} to validate on",
             f"training  {training.steps:,} steps of {tokens:,} tokens, {config.compute.dtype}, on {device.device_kind} "
             f"({device.platform})",
             *([f"note      {config.run.note}"] if config.run.note else []),
@@ -189,4 +196,4 @@ class _Run:
         self.display.note(f"\nvalidation loss  {loss:.4f}")
         self.display.note(f"loss curve       {self._draw_curve()}")
         self.display.note(f"checkpoint       {saved}")
-        self.display.note(f"more text        python run.py generate --run {self.folder.path} --prompt \"...\"")
+        self.display.note(f'more text        python run.py generate --run {self.folder.path} --prompt "..."')

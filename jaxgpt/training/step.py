@@ -83,17 +83,21 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
         grads = jax.tree.map(lambda grad: grad * factor, grads)
 
         rate = schedules.learning_rate(state.step, config.training.steps, config.optimizer)
+        limit = config.training.stop_after_nonfinite
+        stopped = state.nonfinite >= limit
         params, moments = adamw.update(
-            state.params, state.moments, grads, gpt2.matrix_shaped(grads), state.step, rate, config.optimizer
+            state.params,
+            state.moments,
+            grads,
+            gpt2.matrix_shaped(grads),
+            state.step,
+            rate,
+            config.optimizer,
+            advance=finite & ~stopped,
         )
-        stopped = state.nonfinite >= config.training.stop_after_nonfinite
         nonfinite = jnp.where(stopped, state.nonfinite, jnp.where(finite, 0, state.nonfinite + 1))
-        advance = finite & ~stopped
-        params, moments = jax.tree.map(
-            lambda new, old: jnp.where(advance, new, old), (params, moments), (state.params, state.moments)
-        )
         # A skipped step still counts: the next one has other data and its own place in the schedule.
-        step = jnp.where(stopped | (nonfinite >= config.training.stop_after_nonfinite), state.step, state.step + 1)
+        step = jnp.where(nonfinite >= limit, state.step, state.step + 1)
         new = TrainState(params, moments, step, state.key, nonfinite)
         return new, Metrics(loss, norm, rate, nonfinite)
 

@@ -1,0 +1,100 @@
+# Every target first installs what it needs into .venv, and installs nothing when that is there already.
+# Paths are relative, so that a clone may lie in a folder with spaces in its name. Works with GNU make 3.81 (macOS).
+
+PYTHON ?= python3
+# Passed on to the command, and more of pyproject.toml's extras to install: cuda12, cuda13, parity, ...
+ARGS ?=
+EXTRAS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python run.py
+
+# One empty file for each extra in .venv ("core" for the package itself), written when its installation succeeded.
+INSTALLED := $(VENV)/installed
+# There while pip is at work. One that was left tells that pip was killed, maybe halfway through writing a package.
+INSTALLING := $(VENV)/installing
+
+# A .venv that cannot be used counts as none: its installation was killed, or its Python is gone since an upgrade.
+$(shell if [ -e $(INSTALLING) ] || [ ! -x $(VENV)/bin/python ]; then rm -rf $(INSTALLED); fi)
+
+.DEFAULT_GOAL := help
+.PHONY: help env train test gradcheck lint bench constraints clean
+# Two pips must not write into one .venv.
+.NOTPARALLEL:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo '  ARGS="..."           options for the command:  make train ARGS="--optimizer.learning-rate 3e-4"'
+	@echo '  EXTRAS=cuda12        run on an NVIDIA GPU (or cuda13); said once, .venv keeps it'
+	@echo '  PYTHON=python3.12    the Python that .venv is made with, 3.11 or newer'
+
+env: $(INSTALLED)/core $(addprefix $(INSTALLED)/,$(EXTRAS)) ## make .venv and install jaxgpt into it
+
+train: env ## train a small GPT-2 (configs/quickstart.toml)
+	@$(RUN) --config quickstart $(ARGS)
+
+test: env $(INSTALLED)/test ## run the tests
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+gradcheck: env ## compare every hand-written gradient with autodiff
+	@$(RUN) gradcheck $(ARGS)
+
+lint: env $(INSTALLED)/test $(INSTALLED)/lint ## check style and types
+	@$(VENV)/bin/python -m ruff check .
+	@$(VENV)/bin/python -m ruff format --check .
+	@$(VENV)/bin/python -m pyright
+
+bench: env $(INSTALLED)/parity ## measure the speed beside PyTorch and plain JAX
+	@$(RUN) bench $(ARGS)
+
+constraints: ## pin the newest releases that pyproject.toml allows (needs uv)
+	uv pip compile pyproject.toml --universal --all-extras --upgrade --no-annotate --quiet \
+	    --custom-compile-command "make constraints" --output-file constraints.txt
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Creates .venv unless there is a usable one. Debian and Ubuntu ship Python without venv: it then leaves half a .venv.
+define create_venv
+    [ ! -e $(INSTALLING) ] && $(VENV)/bin/python -m pip --version >/dev/null 2>&1 && exit 0; \
+    found=$$("$(PYTHON)" --version 2>&1) || found="not there"; \
+    "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || { \
+        echo "jaxgpt needs Python 3.11 or newer, and $(PYTHON) is $$found."; \
+        echo "Install one, then name it:  make $(MAKECMDGOALS) PYTHON=python3.12"; \
+        exit 1; } >&2; \
+    rm -rf $(VENV); \
+    said=$$("$(PYTHON)" -m venv $(VENV) 2>&1) && exit 0; \
+    rm -rf $(VENV); \
+    { echo "$$said"; \
+      echo; \
+      echo "jaxgpt: $(PYTHON) ($$found) could not make the virtual environment $(VENV); its words are above."; \
+      echo "On Debian and Ubuntu a package may be missing:  sudo apt install $$("$(PYTHON)" -c \
+          'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"; \
+      echo "Or name another Python, 3.11 or newer:          make $(MAKECMDGOALS) PYTHON=python3.12"; \
+      exit 1; } >&2
+endef
+
+# pip is given all extras of this .venv each time, so that they stay consistent when a version changes.
+$(INSTALLED)/%: pyproject.toml constraints.txt
+	@$(create_venv)
+	@mkdir -p $(INSTALLED); \
+	extras=$$({ ls $(INSTALLED); echo $*; } | grep -v '^core$$' | sort -u | paste -s -d , -); \
+	case $* in \
+	    core) echo "Installing packages into $(VENV) (once, 1-3 minutes)" ;; \
+	    parity | cuda*) echo "Installing packages for $* into $(VENV) (once, several minutes: they are large)" ;; \
+	    *) echo "Installing packages for $* into $(VENV) (once, 1-3 minutes)" ;; \
+	esac; \
+	touch $(INSTALLING); \
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    -c constraints.txt -e ".$${extras:+[$$extras]}" >$(VENV)/pip.log 2>&1; \
+	status=$$?; \
+	rm -f $(INSTALLING); \
+	if [ $$status -ne 0 ]; then \
+	    cat $(VENV)/pip.log; \
+	    echo "jaxgpt: installing failed; pip's words are above (without a network it finds no versions)."; \
+	    echo "The same command tries again."; \
+	    exit 1; \
+	fi >&2; \
+	cd $(INSTALLED) && touch core $* $$(ls)
