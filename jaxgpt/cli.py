@@ -1,10 +1,12 @@
 """The commands.
 
-    python run.py [--config NAME] [options]     train
-    python run.py generate --run runs/NAME      draw text from a trained model
-    python run.py gradcheck                     compare every hand-written gradient with jax.grad
+python run.py [--config NAME] [options]     train
+python run.py generate --run runs/NAME      draw text from a trained model
+python run.py gradcheck                     compare every hand-written gradient with jax.grad
+python run.py bench                         measure a training step beside jax.grad's and PyTorch's
 """
 
+import errno
 import io
 import os
 import sys
@@ -16,7 +18,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxgpt import settings
-from jaxgpt.config import Config, Sampling
+from jaxgpt.config import Compute, Config, Sampling
 from jaxgpt.errors import Interrupted, JaxgptError, UserError
 
 DEFAULT_CONFIG = "quickstart"
@@ -38,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except JaxgptError as error:
         print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
         return error.status
-    except BrokenPipeError:  # whoever read the output has left, as `head` does
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        if error.errno == errno.ENOSPC:  # and of a broken pipe nobody need hear: `head` has read enough
+            print(f"error: the output can't be written: {error.strerror}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
         return 1
     except KeyboardInterrupt:  # where no training step would be lost
@@ -130,4 +136,71 @@ def gradcheck(words: list[str]) -> int:
     return gradcheck_report.report(options.config or None, options.dtype)
 
 
-COMMANDS = {"train": train, "generate": generate, "gradcheck": gradcheck}
+@dataclass(frozen=True)
+class Bench:
+    """Measures one training step beside jax.value_and_grad's and PyTorch's, each in a process of its own."""
+
+    config: str = "gpt2_124m"
+    """Take the model's shape and the compute options from configs/CONFIG.toml, or from the path of a .toml file."""
+    sizes: tuple[str, ...] = ("2x512",)
+    """Sequences and their length, such as 2x512 4x1024."""
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    """Compute dtypes."""
+    who: tuple[Literal["ours", "jax.grad", "torch", "torch.compile"], ...] = (
+        "ours", "jax.grad", "torch", "torch.compile",
+    )  # fmt: skip
+    """What to measure."""
+    steps: int = 5
+    """Steps timed in a process, after two that are not."""
+    rounds: int = 1
+    """How many times each is run, in turn, so that a drift of the machine's speed hits all alike."""
+    output: str = ""
+    """Write the figures to this JSON file."""
+    chart: str = "bench.png"
+    """Draw the bar chart to this PNG file."""
+    profile: str = ""
+    """Measure only our own step, at the first size and dtype: write a trace that XProf and Perfetto open to this folder
+    and print a table of time per layer, forward and backward."""
+    compute: Annotated[Compute, tyro.conf.arg(name="compute")] = field(default_factory=Compute)
+
+
+def bench(words: list[str]) -> int:
+    """Prints tables, draws a chart, writes JSON; 1 if the implementations don't agree."""
+    name, rest = _take(words, "--config")
+    name = name or Bench.config
+    config = settings.read(settings.find_config(name))
+    options = tyro.cli(Bench, default=Bench(config=name, compute=config.compute), args=rest, prog="run.py bench")
+    settings.check(replace(config, compute=options.compute))
+    from jaxgpt.training import corpus
+
+    model = corpus.resolve_without_text(config).model
+    sizes = [_size(text) for text in options.sizes]
+    if options.profile:
+        from jaxgpt.reports import profile
+
+        compute = replace(options.compute, dtype=options.dtypes[0])
+        return profile.report(replace(config, model=model, compute=compute), *sizes[0], Path(options.profile))
+    from benchmarks.bench import bench as run
+
+    return run(
+        model,
+        sizes=sizes,
+        dtypes=list(options.dtypes),
+        steps=options.steps,
+        rounds=options.rounds,
+        who=list(options.who),
+        compute=options.compute,
+        output=Path(options.output) if options.output else None,
+        chart=Path(options.chart),
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    """ "2x512" as (2, 512)."""
+    batch, _, length = text.partition("x")
+    if not (batch.isdecimal() and length.isdecimal()):
+        raise UserError(f"--sizes {text}: give sequences x length, such as 2x512")
+    return int(batch), int(length)
+
+
+COMMANDS = {"train": train, "generate": generate, "gradcheck": gradcheck, "bench": bench}

@@ -1,8 +1,8 @@
 """Every option: its type, its default and what it means.
 
-`Config` is what a run is made from. A TOML file in `configs/` holds what differs from the defaults here, and the command
-line overrides both; reading and checking them is `settings.py`'s work. Everything here is plain, immutable data, so that
-a part of it can be a static argument of a jitted function.
+`Config` is what a run is made from. A TOML file in `configs/` holds what differs from the defaults here, and the
+command line overrides both; reading and checking them is `settings.py`'s work. Everything here is plain, immutable
+data, so that a part of it can be a static argument of a jitted function.
 """
 
 from dataclasses import dataclass, field
@@ -40,6 +40,9 @@ class Compute:
     """Number of tokens whose logits exist at once."""
     attention_block: int = 256
     """Number of queries whose attention scores exist at once."""
+    recompute: Literal["none", "gelu", "norms", "block"] = "norms"
+    """What the backward computes again rather than keeps: nothing, GELU's output, that and LayerNorm's outputs, or all
+    of a block but its input. Less memory in this order, and more time."""
     layer_unroll: int = 1
     """Number of layers that one turn of the loop over layers holds; at least the number of layers means no loop."""
 
@@ -75,7 +78,7 @@ class Training:
     evaluation_batches: int = 0
     """Batches of a validation loss; 0 takes the whole validation split."""
     stop_after_nonfinite: int = 1
-    """Stop when the loss or the gradient has been NaN or infinite this many steps in a row. Such steps change nothing."""
+    """Stop when loss or gradient has been NaN or infinite this many steps in a row. Such steps change nothing."""
 
 
 @dataclass(frozen=True)

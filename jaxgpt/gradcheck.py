@@ -1,8 +1,8 @@
 """The proof: every hand-written gradient beside `jax.grad` of the same forward.
 
-The only module of the package that uses autodiff. A `Case` is a forward, its hand-written backward, and inputs; checking
-it gives one `Row` per tensor. `jax.grad` always runs in float64, on inputs that have first been rounded to the dtype
-under test, so that the figures are the hand-written backward's own rounding and nothing of the oracle's.
+The only module of the package that uses autodiff. A `Case` is a forward, its hand-written backward, and inputs;
+checking it gives one `Row` per tensor. `jax.grad` always runs in float64, on inputs that have first been rounded to the
+dtype under test, so that the figures are the hand-written backward's own rounding and nothing of the oracle's.
 """
 
 import math
@@ -98,7 +98,7 @@ def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Arra
 
 def embedding_case(key: Key[Array, ""], B: int, T: int, C: int, Vp: int, context: int) -> Case:
     params = embedding.Params(*_normals(key, (Vp, C), (context, C)))
-    tokens = _random(key).integers(0, Vp, (B, T), dtype=np.int32)
+    tokens = _integers(key, (B, T), Vp)
     return Case(
         "embedding",
         params,
@@ -200,8 +200,10 @@ def gpt2_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: Comput
     params = jax.jit(lambda: gpt2.init(model, key, jnp.float64))()
     leaves, structure = jax.tree.flatten(params)
     noise = _normals(key, *[leaf.shape for leaf in leaves])  # so that biases and scales aren't at their special values
-    params = jax.tree.unflatten(structure, [np.asarray(leaf) + 0.02 * more for leaf, more in zip(leaves, noise, strict=True)])
-    tokens = _random(key).integers(0, model.vocabulary_size, (B, T), dtype=np.int32)
+    params = jax.tree.unflatten(
+        structure, [np.asarray(leaf) + 0.02 * more for leaf, more in zip(leaves, noise, strict=True)]
+    )
+    tokens = _integers(key, (B, T), model.vocabulary_size)
     targets = _targets(key, (B, T), model.vocabulary_size)
 
     def backward(params, dloss):
@@ -224,14 +226,18 @@ def _random(key: Key[Array, ""]) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
-def _normals(key: Key[Array, ""], *shapes: tuple[int, ...]) -> list[np.ndarray]:
+def _normals(key: Key[Array, ""], *shapes: tuple[int, ...]) -> list[Any]:
     random = _random(key)
     return [random.standard_normal(shape) for shape in shapes]
 
 
-def _targets(key: Key[Array, ""], shape: tuple[int, ...], V: int) -> np.ndarray:
+def _integers(key: Key[Array, ""], shape: tuple[int, ...], end: int) -> Array:
+    return jnp.asarray(_random(key).integers(0, end, shape, dtype=np.int32))
+
+
+def _targets(key: Key[Array, ""], shape: tuple[int, ...], V: int) -> Array:
     """Random targets, the last of them ignored where there is more than one."""
-    targets = _random(key).integers(0, V, shape, dtype=np.int32)
+    targets = np.asarray(_integers(key, shape, V)).copy()
     if targets.size > 1:
         targets.flat[-1] = cross_entropy.IGNORED
-    return targets
+    return jnp.asarray(targets)

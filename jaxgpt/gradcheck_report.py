@@ -7,10 +7,9 @@ import jax
 
 from jaxgpt import gradcheck, settings
 from jaxgpt.config import Compute, Model
-from jaxgpt.data import texts, tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.models import gpt2
-from jaxgpt.training.corpus import resolve
+from jaxgpt.training.corpus import resolve_without_text
 
 # Without --config: odd sizes everywhere, a vocabulary that is padded, chunks and blocks that do not divide.
 SMALL_MODEL = Model(layers=2, heads=3, width=24, context=24, vocabulary_size=200)
@@ -25,13 +24,18 @@ def report(config_name: str | None, dtype: str) -> int:
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_default_matmul_precision", "highest")
     model, compute, batch, length = _shapes(config_name)
-    print(f"{gpt2.parameter_count(model):,} parameters, {batch} sequences of {length} tokens, by hand in {dtype}, "
-          f"jax.grad in float64, on {jax.devices()[0].platform}\n")
+    print(
+        f"{gpt2.parameter_count(model):,} parameters, {batch} sequences of {length} tokens, by hand in {dtype}, "
+        f"jax.grad in float64, on {jax.devices()[0].platform}\n"
+    )
     print(f"{'tensor':<38} {'relative error':>14} {'tolerance':>10}")
     failed = total = 0
     for case in gradcheck.cases(model, compute, batch, length, jax.random.key(0)):
         for row in gradcheck.check(case, dtype):
-            print(f"{row.tensor:<38} {row.error:>14.2e} {row.tolerance:>10.1e}  {'ok' if row.passed else 'FAILED'}", flush=True)
+            print(
+                f"{row.tensor:<38} {row.error:>14.2e} {row.tolerance:>10.1e}  {'ok' if row.passed else 'FAILED'}",
+                flush=True,
+            )
             total += 1
             failed += not row.passed
     print(f"\n{total - failed} of {total} gradients agree with jax.grad" + (f"; {failed} FAILED" if failed else ""))
@@ -43,10 +47,8 @@ def _shapes(config_name: str | None) -> tuple[Model, Compute, int, int]:
         return SMALL_MODEL, SMALL_COMPUTE, BATCH, LENGTH
     config = settings.read(settings.find_config(config_name))
     settings.check(config)
-    if not config.model.vocabulary_size:
-        text = texts.load(config.data.text) if config.data.tokenizer == "characters" else ""
-        config = resolve(config, tokenizers.make(config.data.tokenizer, text))
-    length = min(LONGEST, config.training.sequence_length or config.model.context)
+    config = resolve_without_text(config)
+    length = min(LONGEST, config.training.sequence_length)
     _check_memory(config_name, config.model)
     compute = dataclasses.replace(config.compute, classifier_chunk=min(config.compute.classifier_chunk, length))
     return config.model, compute, BATCH, length
@@ -57,6 +59,6 @@ def _check_memory(config_name: str, model: Model) -> None:
     has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > has:
         raise UserError(
-            f"--config {config_name}: jax.grad in float64 would need about {needed / 2**30:.0f} GiB for a model of this "
-            f"size, and this machine has {has / 2**30:.0f} GiB. Check a smaller config: the layers are the same"
+            f"--config {config_name}: jax.grad in float64 would need about {needed / 2**30:.0f} GiB for a model of "
+            f"this size, and this machine has {has / 2**30:.0f} GiB. Check a smaller config: the layers are the same"
         )

@@ -113,12 +113,23 @@ def check(config: Config) -> None:
         for key in keys:
             check_number(getattr(getattr(config, section), key), section, key)
     model, data, training, optimizer = config.model, config.data, config.training, config.optimizer
-    _require(model.width % model.heads == 0, "model", "width", model.width,
-             f"divisible by the number of heads, {model.heads} (--model.heads)")
-    _require(training.sequence_length <= model.context, "training", "sequence_length", training.sequence_length,
-             f"at most the model's context, {model.context} (--model.context)")
-    _require(0 < data.validation_fraction < 1, "data", "validation_fraction", data.validation_fraction,
-             "between 0 and 1")
+    _require(
+        model.width % model.heads == 0,
+        "model",
+        "width",
+        model.width,
+        f"divisible by the number of heads, {model.heads} (--model.heads)",
+    )
+    _require(
+        training.sequence_length <= model.context,
+        "training",
+        "sequence_length",
+        training.sequence_length,
+        f"at most the model's context, {model.context} (--model.context)",
+    )
+    _require(
+        0 < data.validation_fraction < 1, "data", "validation_fraction", data.validation_fraction, "between 0 and 1"
+    )
     for key in ("beta1", "beta2"):
         value = getattr(optimizer, key)
         _require(0 <= value < 1, "optimizer", key, value, "at least 0 and below 1")
@@ -135,8 +146,9 @@ def check_sampling(sampling: Sampling, section: str) -> None:
 
 def check_number(value: float, section: str, key: str, *, positive: bool = False) -> None:
     """UserError for a number below 0 (or, `positive`, not above it), for NaN and infinity, and for too large an int."""
-    _require(value > 0 or (value == 0 and not positive), section, key, value,
-             "greater than 0" if positive else "0 or more")
+    _require(
+        value > 0 or (value == 0 and not positive), section, key, value, "greater than 0" if positive else "0 or more"
+    )
     _require(math.isfinite(value), section, key, value, "finite")
     _require(isinstance(value, float) or value <= LARGEST, section, key, value, f"at most {LARGEST}")
 

@@ -31,9 +31,7 @@ def make_validation_loss(config: Config, tokens: np.ndarray, sequence_length: in
     count = sum(int(np.sum(targets != cross_entropy.IGNORED)) for _, targets in batches)
 
     @jax.jit
-    def batch_loss(
-        params: gpt2.Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]
-    ) -> Float[Array, ""]:
+    def batch_loss(params: gpt2.Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]) -> Float[Array, ""]:
         scale = jax.numpy.float32(1)
         return gpt2.loss(cast(params, config.compute), tokens, targets, config.model, config.compute, scale=scale)
 

@@ -13,7 +13,7 @@ from jaxgpt.training.display import printable
 
 
 def generate(run: Path, prompt: str, samples: int, seed: int, options: Sampling) -> None:
-    """Prints `samples` texts that begin with `prompt`. UserError where an option, the run or its checkpoint won't do."""
+    """Prints `samples` texts that begin with `prompt`. UserError for options, run or checkpoint."""
     settings.check_number(samples, "", "samples", positive=True)
     settings.check_number(seed, "", "seed")
     settings.check_sampling(options, "")

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -32,6 +33,7 @@ class Residuals(NamedTuple):
     logsumexp: Float[Array, "B H T"]
 
 
+@jax.named_scope("attention.forward")
 def forward(
     q: Float[Array, "B T H D"], k: Float[Array, "B T H D"], v: Float[Array, "B T H D"], *, block: int
 ) -> tuple[Float[Array, "B T H D"], Residuals]:
@@ -50,6 +52,7 @@ def forward(
     return _swap(out), Residuals(q, k, v, out, jnp.concatenate(logsumexps, axis=2))
 
 
+@jax.named_scope("attention.backward")
 def backward(
     residuals: Residuals, dout: Float[Array, "B T H D"], *, block: int
 ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H D"], Float[Array, "B T H D"]]:
@@ -58,20 +61,26 @@ def backward(
     dtype, dout = accumulation_dtype(dout.dtype), _swap(dout)
     delta = jnp.sum(out.astype(dtype) * dout.astype(dtype), axis=-1, keepdims=True)
     scale = 1 / math.sqrt(q.shape[-1])
-    dqs = []
-    dk = dv = None
-    for rows in reversed(list(_blocks(q.shape[2], block))):  # the last block sees all keys: it starts dk and dv
+    dqs, dks, dvs = [], [], []
+    for rows in _blocks(q.shape[2], block):
         seen = slice(0, rows.stop)
         p = jnp.exp(_scores(q[:, :, rows], k[:, :, seen], rows) - logsumexp[:, :, rows, None])
         dp = product("bhqd,bhkd->bhqk", dout[:, :, rows], v[:, :, seen])
         ds = (p * (dp - delta[:, :, rows]) * scale).astype(q.dtype)
-        dqs.append(product("bhqk,bhkd->bhqd", ds, k[:, :, seen]).astype(dout.dtype))
-        dk_part = product("bhqk,bhqd->bhkd", ds, q[:, :, rows])
-        dv_part = product("bhqk,bhqd->bhkd", p.astype(q.dtype), dout[:, :, rows])
-        dk = dk_part if dk is None else dk.at[:, :, seen].add(dk_part)
-        dv = dv_part if dv is None else dv.at[:, :, seen].add(dv_part)
-    dq = jnp.concatenate(dqs[::-1], axis=2)
-    return _swap(dq), _swap(dk.astype(dout.dtype)), _swap(dv.astype(dout.dtype))
+        dqs.append(product("bhqk,bhkd->bhqd", ds, k[:, :, seen]))
+        dks.append(product("bhqk,bhqd->bhkd", ds, q[:, :, rows]))
+        dvs.append(product("bhqk,bhqd->bhkd", p.astype(q.dtype), dout[:, :, rows]))
+    gradients = jnp.concatenate(dqs, axis=2), _sum_over_blocks(dks), _sum_over_blocks(dvs)
+    dq, dk, dv = (_swap(gradient.astype(dout.dtype)) for gradient in gradients)
+    return dq, dk, dv
+
+
+def _sum_over_blocks(parts: list[Float[Array, "B H _ D"]]) -> Float[Array, "B H T D"]:
+    """The sum of what each block of queries gives to the keys it sees: the first keys, and for the last block all."""
+    *earlier, total = parts
+    for part in earlier:
+        total = total.at[:, :, : part.shape[2]].add(part)
+    return total
 
 
 def _blocks(length: int, block: int) -> Iterator[slice]:
@@ -84,9 +93,7 @@ def _swap(x: Float[Array, "B a b D"]) -> Float[Array, "B b a D"]:
     return jnp.swapaxes(x, 1, 2)
 
 
-def _scores(
-    q: Float[Array, "B H Tq D"], k: Float[Array, "B H Tk D"], rows: slice
-) -> Float[Array, "B H Tq Tk"]:
+def _scores(q: Float[Array, "B H Tq D"], k: Float[Array, "B H Tk D"], rows: slice) -> Float[Array, "B H Tq Tk"]:
     """q kᵀ / √D of the queries at `rows` with the keys before rows.stop; -∞ where a key comes after its query."""
     scores = product("bhqd,bhkd->bhqk", q, k) / math.sqrt(q.shape[-1])
     query = rows.start + lax.broadcasted_iota(jnp.int32, scores.shape, 2)

@@ -12,6 +12,7 @@ have probability 0 and gradient 0. A target of IGNORED gives loss 0 and gradient
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -25,6 +26,7 @@ class Residuals(NamedTuple):
     targets: Int[Array, " N"]
 
 
+@jax.named_scope("cross_entropy.forward")
 def forward(
     logits: Float[Array, "N Vp"], targets: Int[Array, " N"], *, vocabulary_size: int
 ) -> tuple[Float[Array, " N"], Residuals]:
@@ -37,9 +39,8 @@ def forward(
     return losses, Residuals(logits, logsumexp, targets)
 
 
-def backward(
-    residuals: Residuals, dlosses: Float[Array, " N"], *, vocabulary_size: int
-) -> Float[Array, "N Vp"]:
+@jax.named_scope("cross_entropy.backward")
+def backward(residuals: Residuals, dlosses: Float[Array, " N"], *, vocabulary_size: int) -> Float[Array, "N Vp"]:
     """The gradient by the logits."""
     logits, logsumexp, targets = residuals
     probabilities = jnp.where(_column(logits) < vocabulary_size, jnp.exp(logits - logsumexp), 0)

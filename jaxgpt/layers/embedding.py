@@ -9,6 +9,7 @@ Backward: a row's gradient is the sum over the places that read it,
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -24,12 +25,14 @@ class Residuals(NamedTuple):
     tokens: Int[Array, "B T"]
 
 
+@jax.named_scope("embedding.forward")
 def forward(params: Params, tokens: Int[Array, "B T"]) -> tuple[Float[Array, "B T C"], Residuals]:
     """T is at most the number of position rows; tokens are in [0, Vp)."""
     y = params.token[tokens] + params.position[: tokens.shape[1]]
     return y, Residuals(tokens)
 
 
+@jax.named_scope("embedding.backward")
 def backward(
     params: Params,
     residuals: Residuals,
@@ -39,8 +42,8 @@ def backward(
 ) -> Params:
     """Gradients in the accumulation dtype. There is no dx: tokens are integers.
 
-    `token_gradient` is what the token table has already received elsewhere, from an unembedding tied to it: this layer's
-    part is added to it in place of a second table of the same size.
+    `token_gradient` is what the token table has already received elsewhere, from an unembedding tied to it: this
+    layer's part is added to it in place of a second table of the same size.
     """
     dtype = accumulation_dtype(dy.dtype)
     dy = dy.astype(dtype)

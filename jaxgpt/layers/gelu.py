@@ -10,6 +10,7 @@ Backward, with tanh' = 1 - tanh²:
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -23,6 +24,7 @@ class Residuals(NamedTuple):
     x: Float[Array, "*batch F"]
 
 
+@jax.named_scope("gelu.forward")
 def forward(x: Float[Array, "*batch F"]) -> tuple[Float[Array, "*batch F"], Residuals]:
     """Computed in the accumulation dtype; the output has the dtype of x."""
     wide = x.astype(accumulation_dtype(x.dtype))
@@ -30,6 +32,7 @@ def forward(x: Float[Array, "*batch F"]) -> tuple[Float[Array, "*batch F"], Resi
     return y.astype(x.dtype), Residuals(x)
 
 
+@jax.named_scope("gelu.backward")
 def backward(residuals: Residuals, dy: Float[Array, "*batch F"]) -> Float[Array, "*batch F"]:
     """The tanh is computed again rather than kept."""
     x = residuals.x.astype(accumulation_dtype(residuals.x.dtype))

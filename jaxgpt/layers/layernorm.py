@@ -12,6 +12,7 @@ gradient has no component along the constant vector nor along x̂.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -30,6 +31,7 @@ class Residuals(NamedTuple):
     rstd: Float[Array, "*batch 1"]  # 1/σ
 
 
+@jax.named_scope("layernorm.forward")
 def forward(
     params: Params, x: Float[Array, "*batch C"], *, epsilon: float = 1e-5
 ) -> tuple[Float[Array, "*batch C"], Residuals]:
@@ -37,10 +39,17 @@ def forward(
     wide = x.astype(accumulation_dtype(x.dtype))
     mean = jnp.mean(wide, axis=-1, keepdims=True)
     rstd = lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + epsilon)
-    y = (wide - mean) * rstd * params.scale + params.bias
-    return y.astype(x.dtype), Residuals(x, mean, rstd)
+    residuals = Residuals(x, mean, rstd)
+    return output(params, residuals), residuals
 
 
+def output(params: Params, residuals: Residuals) -> Float[Array, "*batch C"]:
+    """Forward's output from its residuals, for a model that would rather compute it again than keep it."""
+    normalised = (residuals.x.astype(residuals.mean.dtype) - residuals.mean) * residuals.rstd
+    return (normalised * params.scale + params.bias).astype(residuals.x.dtype)
+
+
+@jax.named_scope("layernorm.backward")
 def backward(
     params: Params, residuals: Residuals, dy: Float[Array, "*batch C"]
 ) -> tuple[Params, Float[Array, "*batch C"]]:

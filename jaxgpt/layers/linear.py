@@ -9,6 +9,7 @@ Backward (N runs over all tokens of the batch):
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -24,12 +25,14 @@ class Residuals(NamedTuple):
     x: Float[Array, "*batch in"]
 
 
+@jax.named_scope("linear.forward")
 def forward(params: Params, x: Float[Array, "*batch in"]) -> tuple[Float[Array, "*batch out"], Residuals]:
     """Multiplies and adds the bias in the accumulation dtype; the output has the dtype of x."""
     y = product("...c,cf->...f", x, params.weight) + params.bias
     return y.astype(x.dtype), Residuals(x)
 
 
+@jax.named_scope("linear.backward")
 def backward(
     params: Params, residuals: Residuals, dy: Float[Array, "*batch out"]
 ) -> tuple[Params, Float[Array, "*batch in"]]:

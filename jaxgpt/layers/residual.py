@@ -9,14 +9,17 @@ Backward: the sum hands its gradient to both of its terms unchanged,
 so where the branch was computed from x, the branch's own gradient by x is added to ∂x by the model.
 """
 
+import jax
 from jaxtyping import Array, Float
 
 
+@jax.named_scope("residual.forward")
 def forward(x: Float[Array, "*batch C"], branch: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
     """Nothing is kept for backward."""
     return x + branch
 
 
+@jax.named_scope("residual.backward")
 def backward(dy: Float[Array, "*batch C"]) -> tuple[Float[Array, "*batch C"], Float[Array, "*batch C"]]:
     """(dx, dbranch)."""
     return dy, dy

@@ -14,6 +14,7 @@ the loss alone drops the residuals, and the compiler drops the products that wou
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -36,6 +37,7 @@ def logits(params: Params, x: Float[Array, "N C"]) -> Float[Array, "N Vp"]:
     return product("nc,vc->nv", x, params.weight)
 
 
+@jax.named_scope("unembedding.forward")
 def forward(
     params: Params,
     x: Float[Array, "*batch C"],
@@ -55,16 +57,14 @@ def forward(
     chunk = min(chunk, tokens)
     padding = -tokens % chunk
     x_chunks = jnp.pad(x.reshape(tokens, width), ((0, padding), (0, 0))).reshape(-1, chunk, width)
-    target_chunks = jnp.pad(
-        targets.reshape(tokens), (0, padding), constant_values=cross_entropy.IGNORED
-    ).reshape(-1, chunk)
+    target_chunks = jnp.pad(targets.reshape(tokens), (0, padding), constant_values=cross_entropy.IGNORED).reshape(
+        -1, chunk
+    )
 
     def one_chunk(carry, inputs):
         loss, dweight = carry
         x, targets = inputs
-        losses, residuals = cross_entropy.forward(
-            logits(params, x), targets, vocabulary_size=vocabulary_size
-        )
+        losses, residuals = cross_entropy.forward(logits(params, x), targets, vocabulary_size=vocabulary_size)
         dlosses = jnp.full(chunk, scale)
         dlogits = cross_entropy.backward(residuals, dlosses, vocabulary_size=vocabulary_size).astype(x.dtype)
         dx = product("nv,vc->nc", dlogits, params.weight).astype(x.dtype)
@@ -76,9 +76,8 @@ def forward(
     return loss, Residuals(dx.reshape(-1, width)[:tokens].reshape(x.shape), dweight)
 
 
-def backward(
-    residuals: Residuals, dloss: Float[Array, ""] | float = 1.0
-) -> tuple[Params, Float[Array, "*batch C"]]:
+@jax.named_scope("unembedding.backward")
+def backward(residuals: Residuals, dloss: Float[Array, ""] | float = 1.0) -> tuple[Params, Float[Array, "*batch C"]]:
     """The gradient of the weight in the accumulation dtype, dx in the dtype of x."""
     dx = (residuals.dx * dloss).astype(residuals.dx.dtype)
     return Params(residuals.dweight * dloss), dx

@@ -40,20 +40,23 @@ class Params(NamedTuple):
 
 
 class BlockResiduals(NamedTuple):
-    """What a block keeps. The input of `attention_out` is attention's own output, so it is not kept twice."""
+    """What a block keeps; None what `compute.recompute` has computed again.
+
+    The input of `attention_out` is attention's own output, so it is not kept twice.
+    """
 
     attention_norm: layernorm.Residuals
-    qkv: linear.Residuals
+    qkv: linear.Residuals | None
     attention: attention.Residuals
     mlp_norm: layernorm.Residuals
-    mlp_in: linear.Residuals
+    mlp_in: linear.Residuals | None
     gelu: gelu.Residuals
-    mlp_out: linear.Residuals
+    mlp_out: linear.Residuals | None
 
 
 class Residuals(NamedTuple):
     embedding: embedding.Residuals
-    blocks: BlockResiduals
+    blocks: BlockResiduals | Float[Array, "L N C"]  # with recompute = "block" only the blocks' inputs
     final_norm: layernorm.Residuals
 
 
@@ -119,8 +122,16 @@ def block_forward(
     activated, gelu_residuals = gelu.forward(hidden)
     branch, mlp_out = linear.forward(params.mlp_out, activated)
     x = residual.forward(x, branch)
+    keep_norms = compute.recompute != "norms"
+    keep_gelu = compute.recompute in ("none", "block")  # a block that is computed again is computed again whole
     return x, BlockResiduals(
-        attention_norm, qkv_residuals, attention_residuals, mlp_norm, mlp_in, gelu_residuals, mlp_out
+        attention_norm=attention_norm,
+        qkv=qkv_residuals if keep_norms else None,
+        attention=attention_residuals,
+        mlp_norm=mlp_norm,
+        mlp_in=mlp_in if keep_norms else None,
+        gelu=gelu_residuals,
+        mlp_out=mlp_out if keep_gelu else None,
     )
 
 
@@ -129,27 +140,38 @@ def block_backward(
 ) -> tuple[Block, Float[Array, "N C"]]:
     """`block_forward` from its last line to its first."""
     dx, dbranch = residual.backward(dx)
-    mlp_out, dactivated = linear.backward(params.mlp_out, residuals.mlp_out, dbranch)
+    activated = residuals.mlp_out or linear.Residuals(gelu.forward(lax.optimization_barrier(residuals.gelu.x))[0])
+    mlp_out, dactivated = linear.backward(params.mlp_out, activated, dbranch)
     dhidden = gelu.backward(residuals.gelu, dactivated)
-    mlp_in, dnormalised = linear.backward(params.mlp_in, residuals.mlp_in, dhidden)
+    normalised = residuals.mlp_in or _norm_again(params.mlp_norm, residuals.mlp_norm)
+    mlp_in, dnormalised = linear.backward(params.mlp_in, normalised, dhidden)
     mlp_norm, dx_through_mlp = layernorm.backward(params.mlp_norm, residuals.mlp_norm, dnormalised)
     dx = dx + dx_through_mlp
 
     dx, dbranch = residual.backward(dx)
     mixed = jnp.swapaxes(residuals.attention.out, 1, 2)
-    attention_input = linear.Residuals(merge_heads(mixed))
-    attention_out, dmixed = linear.backward(params.attention_out, attention_input, dbranch)
+    attention_out, dmixed = linear.backward(params.attention_out, linear.Residuals(merge_heads(mixed)), dbranch)
     dqkv = attention.backward(
         residuals.attention, split_heads(dmixed, mixed.shape[0], mixed.shape[2]), block=compute.attention_block
     )
+    normalised = residuals.qkv or _norm_again(params.attention_norm, residuals.attention_norm)
     qkv, dnormalised = linear.backward(
-        params.qkv, residuals.qkv, jnp.concatenate([merge_heads(part) for part in dqkv], axis=-1)
+        params.qkv, normalised, jnp.concatenate([merge_heads(part) for part in dqkv], axis=-1)
     )
     attention_norm, dx_through_attention = layernorm.backward(
         params.attention_norm, residuals.attention_norm, dnormalised
     )
     dx = dx + dx_through_attention
     return Block(attention_norm, qkv, attention_out, mlp_norm, mlp_in, mlp_out), dx
+
+
+def _norm_again(params: layernorm.Params, residuals: layernorm.Residuals) -> linear.Residuals:
+    """The normalised input of a linear layer, computed again.
+
+    The barrier keeps the compiler from finding out that it had it already, which would keep the memory that computing
+    it again is to free.
+    """
+    return linear.Residuals(layernorm.output(params, lax.optimization_barrier(residuals)))
 
 
 def split_heads(x: Float[Array, "N C"], batch: int, heads: int) -> Float[Array, "B T H D"]:
@@ -169,16 +191,15 @@ def features(
     x = x.reshape(-1, model.width)  # one axis for all tokens: only attention knows of sequences
 
     def one_block(x, block):
-        return block_forward(block, x, tokens.shape[0], model, compute)
+        y, residuals = block_forward(block, x, tokens.shape[0], model, compute)
+        return y, x if compute.recompute == "block" else residuals
 
     x, blocks = lax.scan(one_block, x, params.blocks, unroll=min(compute.layer_unroll, model.layers))
     x, final_norm = layernorm.forward(params.final_norm, x)
     return x, Residuals(embedding_residuals, blocks, final_norm)
 
 
-def forward(
-    params: Params, tokens: Int[Array, "B T"], model: Model, compute: Compute
-) -> Float[Array, "B T V"]:
+def forward(params: Params, tokens: Int[Array, "B T"], model: Model, compute: Compute) -> Float[Array, "B T V"]:
     """Logits over the vocabulary at every place, in float32 at least."""
     x, _ = features(params, tokens, model, compute)
     logits = unembedding.logits(unembedding.Params(params.embedding.token), x)
@@ -218,6 +239,9 @@ def loss_and_grads(
 
     def one_block(dx, block):
         params, residuals = block
+        if compute.recompute == "block":
+            x, dx = lax.optimization_barrier((residuals, dx))
+            _, residuals = block_forward(params, x, tokens.shape[0], model, compute)
         grads, dx = block_backward(params, residuals, dx, compute)
         return dx, grads
 

@@ -28,6 +28,7 @@ def init(params: Tree) -> Moments:
     return Moments(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
 
 
+@jax.named_scope("adamw.update")
 def update(
     params: Tree,
     moments: Moments,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+@jax.named_scope("clipping.global_norm")
 def global_norm(grads: Any) -> Float[Array, ""]:
     """The Euclidean norm of all gradients taken as one vector."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(grad)) for grad in jax.tree.leaves(grads)))

@@ -1,8 +1,8 @@
 """Where a step's time goes: a trace of it, and a table of time per layer, forward and backward.
 
-The compiled program says of each of its operations which source lines it came from; the trace says how long each
-operation ran. The innermost line in one of the package's files names the layer and, by its function, the direction.
-Operations that the compiler has fused are counted where the fusion's last operation came from.
+The layers and the optimizer name what they do with `jax.named_scope` ("attention.forward"), and the compiled program
+keeps those names beside its operations; the trace says how long each operation ran. Operations that the compiler has
+fused are counted where the fusion's last one came from, and what belongs to no layer as "between layers".
 """
 
 import collections
@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-PACKAGE = "jaxgpt/"
+from jaxgpt.config import Config
+from jaxgpt.data.loader import Batch
+from jaxgpt.training.step import init_state, make_train_step
 
 
 class Share(NamedTuple):
@@ -54,42 +57,40 @@ def shares(events: Iterable[dict[str, Any]], program: str, steps: int) -> list[S
 
 
 def operation_origins(program: str) -> dict[str, str]:
-    """From the name of each operation in the text of a compiled program to "file.function" of the package."""
-    files = dict(re.findall(r'^(\d+) "(.*)"$', _section(program, "FileNames"), re.M))
-    functions = dict(re.findall(r'^(\d+) "(.*)"$', _section(program, "FunctionNames"), re.M))
-    locations = {
-        number: (files[file], functions[function])
-        for number, file, function in re.findall(
-            r"^(\d+) \{file_name_id=(\d+) function_name_id=(\d+)", _section(program, "FileLocations"), re.M
-        )
-    }
-    frames = {
-        number: (location, parent)
-        for number, location, parent in re.findall(
-            r"^(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?", _section(program, "StackFrames"), re.M
-        )
-    }
-
-    def origin(frame: str) -> str:
-        while frame in frames:
-            location, parent = frames[frame]
-            file, function = locations[location]
-            if PACKAGE in file and not file.endswith("numerics.py"):
-                return f"{Path(file).stem}.{function.removesuffix('.<lambda>').split('.')[0]}"
-            if parent == frame:
-                break
-            frame = parent
-        return "elsewhere"
-
+    """From the name of each operation in the text of a compiled program to the innermost scope it was made in."""
     origins = {}
-    for name, rest in re.findall(r"^ *(?:ROOT )?%?([\w.\-]+) = (.*)$", program, re.M):
-        # Parameters, tuples and loops take no time of their own: what is in a loop is counted itself.
-        if not re.search(r"\b(parameter|tuple|get-tuple-element|while|bitcast|constant)\(", rest):
-            frame = re.search(r"stack_frame_id=(\d+)", rest)
-            origins[name] = origin(frame[1]) if frame else "elsewhere"
+    for name, rest in re.findall(r"^ *(?:ROOT )?%?([\w.\-]+) = (.*)$", program, re.MULTILINE):
+        # Loops, calls and the like take no time of their own: what is in them is counted itself.
+        if not re.search(r"\b(parameter|tuple|get-tuple-element|while|conditional|call|bitcast|constant)\(", rest):
+            path = re.search(r'op_name="([^"]*)"', rest)
+            scopes = re.findall(r"\b[a-z_]+\.[a-z_]+\b", path[1]) if path else []
+            origins[name] = scopes[-1] if scopes else "between layers"
     return origins
 
 
-def _section(program: str, name: str) -> str:
-    found = re.search(rf"^{name}\n(.*?)\n\n", program, re.M | re.S)
-    return found[1] if found else ""
+def report(config: Config, batch: int, length: int, folder: Path, steps: int = 3) -> int:
+    """Profiles this configuration's train step on random tokens and prints the table."""
+    train_step = make_train_step(config)
+    random = np.random.default_rng(0)
+    tokens = random.integers(0, config.model.vocabulary_size, (1, batch, length), dtype=np.int32)
+    inputs = Batch(tokens, np.roll(tokens, -1, axis=-1))
+    state = jax.jit(lambda: init_state(config))()
+    compiled = train_step.lower(state, inputs).compile()
+
+    def one_step() -> None:
+        nonlocal state
+        state, metrics = compiled(state, inputs)
+        jax.block_until_ready(metrics)
+
+    one_step()
+    events = trace(one_step, steps, folder)
+    table = shares(events, compiled.as_text(), steps)
+    total = sum(share.milliseconds for share in table)
+    print(f"{config.compute.dtype}, B={batch}, T={length}, on {jax.devices()[0].device_kind}: one step\n")
+    print(f"{'':<24} {'ms':>9} {'share':>6} {'operations':>11}")
+    for share in table:
+        print(
+            f"{share.where:<24} {share.milliseconds:>9.2f} {share.milliseconds / total:>6.1%} {share.operations:>11.0f}"
+        )
+    print(f"\ntrace: {folder} (open it with XProf, or its perfetto_trace.json.gz at ui.perfetto.dev)")
+    return 0

@@ -1,8 +1,8 @@
 """A run's checkpoints, written and read by orbax.
 
-    checkpoints/STEP/params       the parameters, alone: what generation and evaluation read
-    checkpoints/STEP/optimizer    the rest of the train state
-    checkpoints/STEP/about        JSON: the step, the model's shape, the tokenizer
+checkpoints/STEP/params       the parameters, alone: what generation and evaluation read
+checkpoints/STEP/optimizer    the rest of the train state
+checkpoints/STEP/about        JSON: the step, the model's shape, the tokenizer
 """
 
 import dataclasses
@@ -118,8 +118,11 @@ def _check_same_model(where: Path, saved: dict[str, Any], model: Model) -> None:
     expected = dataclasses.asdict(model)
     if not expected["vocabulary_size"]:
         del expected["vocabulary_size"]
-    different = [f"{key} is {saved.get(key)} there and {value} here"
-                 for key, value in expected.items() if saved.get(key) != value]
+    different = [
+        f"{key} is {saved.get(key)} there and {value} here"
+        for key, value in expected.items()
+        if saved.get(key) != value
+    ]
     if different:
         raise UserError(
             f"{where}: a checkpoint of another model than the run's config.toml describes: {', '.join(different)}"

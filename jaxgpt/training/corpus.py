@@ -9,7 +9,6 @@ from jaxgpt.config import Config
 from jaxgpt.data import loader, texts, tokenizers
 from jaxgpt.errors import UserError
 
-
 NOT_YET = {"fineweb": "the FineWeb data set"}
 
 
@@ -22,12 +21,12 @@ class Corpus(NamedTuple):
 
 
 def load(config: Config) -> tuple[Corpus, Config]:
-    """The corpus, and the configuration with the sizes that follow from it filled in. UserError as the data raise it."""
+    """The corpus, and the configuration with the sizes that follow from it filled in. UserError as the data raise."""
     if config.data.text in NOT_YET:
         raise UserError(
             f"--data.text {config.data.text}: this version can't read {NOT_YET[config.data.text]} yet. "
-            "--config gpt2_124m trains the same model on text that needs no download, and --data.text takes the path of "
-            "any UTF-8 text file"
+            "--config gpt2_124m trains the same model on text that needs no download, and --data.text takes the "
+            "path of any UTF-8 text file"
         )
     text = texts.load(config.data.text)
     tokenizer = tokenizers.make(config.data.tokenizer, text)
@@ -40,6 +39,12 @@ def load(config: Config) -> tuple[Corpus, Config]:
     prompt = _prompt(config, tokenizer, validation)
     loader.check_vocabulary(prompt, config.model.vocabulary_size, "--run.prompt")
     return Corpus(texts.describe(config.data.text), tokenizer, train, validation, prompt), config
+
+
+def resolve_without_text(config: Config) -> Config:
+    """`resolve`, reading the text only where the tokenizer depends on it."""
+    text = texts.load(config.data.text) if config.data.tokenizer == "characters" else ""
+    return resolve(config, tokenizers.make(config.data.tokenizer, text))
 
 
 def resolve(config: Config, tokenizer: tokenizers.Tokenizer) -> Config:

@@ -1,10 +1,10 @@
 """A run's folder: the only place a run writes to.
 
-    config.toml      everything needed to repeat the run
-    metrics.jsonl    one object a line: training metrics by step, validation losses
-    samples.txt      text drawn from the model
-    loss.png         the loss curve
-    checkpoints/     by orbax
+config.toml      everything needed to repeat the run
+metrics.jsonl    one object a line: training metrics by step, validation losses
+samples.txt      text drawn from the model
+loss.png         the loss curve
+checkpoints/     by orbax
 """
 
 import contextlib

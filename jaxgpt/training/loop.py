@@ -137,8 +137,8 @@ class _Run:
         saved = self._save()
         self._draw_curve()
         raise RunError(
-            f"step {step}: the {what} is {value}, so the run stops here; the last good state is in {saved}. Try a lower "
-            "--optimizer.learning-rate, a longer --optimizer.warmup-steps, a smaller --optimizer.clip-norm or "
+            f"step {step}: the {what} is {value}, so the run stops here; the last good state is in {saved}. Try a "
+            "lower --optimizer.learning-rate, a longer --optimizer.warmup-steps, a smaller --optimizer.clip-norm or "
             "--compute.dtype float32"
         )
 

@@ -3,9 +3,9 @@
     state, metrics = train_step(state, batch)
 
 The state is donated: its buffers become the new state's. The micro-batches of a batch are walked by a loop with a
-float32 accumulator, and each is weighted by 1/(number of targets in the whole batch), so that the sum is the gradient of
-the whole batch's mean however it is cut. A step whose loss or gradient is not finite changes nothing but the count of
-such steps; after `stop_after_nonfinite` of them in a row no step changes anything, so that steps that were already
+float32 accumulator, and each is weighted by 1/(number of targets in the whole batch), so that the sum is the gradient
+of the whole batch's mean however it is cut. A step whose loss or gradient is not finite changes nothing but the count
+of such steps; after `stop_after_nonfinite` of them in a row no step changes anything, so that steps that were already
 dispatched when the loop reads of it leave the last good state alone.
 """
 

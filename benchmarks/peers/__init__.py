@@ -1,0 +1,1 @@
+"""The implementations that are measured, each a program run in a process of its own."""

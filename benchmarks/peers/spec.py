@@ -1,0 +1,95 @@
+"""What a peer is asked to measure, and how it answers.
+
+    python -m benchmarks.peers.ours --spec spec.json
+
+A peer makes the model with the weights it is given, takes WARM_UP untimed and then `steps` timed optimizer steps on one
+batch, and prints one JSON object as its last line. JAX isn't imported here, because a PyTorch peer's memory is measured
+too.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from jaxgpt.config import Compute, Model, Optimizer
+
+WARM_UP = 2  # steps before the timed ones; the first is the one whose loss and gradient norm are reported
+
+
+@dataclass(frozen=True)
+class Spec:
+    model: Model
+    batch: int
+    sequence: int
+    dtype: str  # of the computation: float32 or bfloat16; masters and moments are float32 always
+    steps: int
+    weights: str  # an .npz file: the parameters by name ("blocks.qkv.weight"), and tokens and targets, int32 (B, T)
+    optimizer: Optimizer
+    compute: Compute  # how this project's model is computed; the others have no such options
+    compile: bool = False  # PyTorch: whether torch.compile is used
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)))
+
+
+def read() -> Spec:
+    """The spec named on the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--spec", type=Path, required=True)
+    fields = json.loads(parser.parse_args().spec.read_text())
+    fields |= {
+        "model": Model(**fields["model"]),
+        "optimizer": Optimizer(**fields["optimizer"]),
+        "compute": Compute(**fields["compute"] | {"dtype": fields["dtype"]}),
+    }
+    return Spec(**fields)
+
+
+def report(
+    spec: Spec,
+    who: str,
+    *,
+    seconds: list[float],
+    loss: float,
+    grad_norm: float,
+    compile_seconds: float,
+    peak_bytes: int,
+    temp_bytes: int | None = None,
+    device: str,
+    peak_flops: float | None = None,
+) -> None:
+    """Print the answer. `seconds` are the timed steps'; `peak_flops` is the device's peak at this dtype, if known."""
+    median = statistics.median(seconds)
+    answer = {
+        "who": who,
+        "dtype": spec.dtype,
+        "batch": spec.batch,
+        "sequence": spec.sequence,
+        "step_seconds": median,
+        "tokens_per_second": spec.batch * spec.sequence / median,
+        "temp_bytes": temp_bytes,
+        "peak_bytes": peak_bytes,
+        "compile_seconds": compile_seconds,
+        "loss": loss,
+        "grad_norm": grad_norm,
+        "device": device,
+        "peak_flops": peak_flops,
+    }
+    print(json.dumps(answer), flush=True)
+
+
+def peak_resident_bytes() -> int:
+    """The most memory this process has had.
+
+    Linux's own figure, because getrusage's there starts from what the process that started this one had.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])

@@ -1,0 +1,52 @@
+"""What holds for every test: the CPU, exact products, shape annotations that are checked, and the float64 switch."""
+
+import jax
+import pytest
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+# Every call of a function of these packages has its arguments' and its results' shapes and dtypes checked. It works on
+# modules imported from here on.
+install_import_hook(["jaxgpt.layers", "jaxgpt.models", "jaxgpt.kernels", "jaxgpt.optimizers"], "beartype.beartype")
+
+# Each shape is compiled anew, so examples are few and slow; the same ones are drawn every time. A fixture here is a
+# switch that is the same for every example (x64), so that it is set once for all of them does no harm.
+settings.register_profile(
+    "jaxgpt",
+    max_examples=6,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("jaxgpt")
+
+
+@pytest.fixture
+def quick_compilation():
+    """For the length of a test, programs that are compiled twice as fast as they would be and run slower."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def x64(quick_compilation):
+    """64-bit numbers for the length of a test; without it a test sees JAX as users run it, in 32 bits."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def assert_exact(x64):
+    """A function that asserts that a gradcheck case's hand-written gradients are `jax.grad`'s, in float64."""
+    from jaxgpt import gradcheck  # not before the import hook above
+
+    def check(case):
+        rows = gradcheck.check(case, "float64")
+        assert rows
+        assert [row for row in rows if not row.error < 1e-10] == []
+
+    return check

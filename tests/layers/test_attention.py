@@ -1,0 +1,100 @@
+import math
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from jaxgpt import gradcheck
+from jaxgpt.layers import attention
+
+sizes = st.integers(1, 4)
+B, T, H, D = 2, 5, 3, 4
+
+
+@given(B=sizes, T=st.integers(1, 9), H=sizes, D=sizes, block=st.integers(3, 12))
+@example(B=1, T=1, H=1, D=1, block=1)
+@example(B=1, T=5, H=1, D=3, block=2)  # one head, and a last block of one query
+@example(B=2, T=3, H=3, D=5, block=1)
+@example(B=2, T=4, H=2, D=2, block=100)
+def test_gradients(assert_exact, B, T, H, D, block):
+    assert_exact(gradcheck.attention_case(jax.random.key(0), B, T, H, D, block))
+
+
+def normals(dtype, seed=0):
+    """q, k, v and dout."""
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(B, T, H, D)).astype(dtype) for _ in range(4)]
+
+
+def run(q, k, v, dout, block):
+    """(out, dq, dk, dv) as NumPy arrays."""
+
+    def forward_and_backward(q, k, v, dout):
+        out, residuals = attention.forward(q, k, v, block=block)
+        return out, *attention.backward(residuals, dout, block=block)
+
+    return [np.asarray(array) for array in jax.jit(forward_and_backward)(q, k, v, dout)]
+
+
+def test_equals_dense_softmax(x64):
+    """A query and head at a time, in NumPy."""
+    q, k, v, dout = normals(np.float64)
+    out, *_ = run(q, k, v, dout, block=3)
+    for b, t, h in np.ndindex(B, T, H):
+        scores = k[b, : t + 1, h] @ q[b, t, h] / math.sqrt(D)
+        weights = np.exp(scores) / np.exp(scores).sum()
+        np.testing.assert_allclose(out[b, t, h], weights @ v[b, : t + 1, h], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("block", [1, 2, 5, 6])
+def test_independent_of_the_block(x64, block):
+    arrays = normals(np.float64)
+    for actual, expected in zip(run(*arrays, block=block), run(*arrays, block=4), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("block", [1, 2, 100])
+def test_causal(quick_compilation, block):
+    """A later token changes no earlier output, and an earlier output sends no gradient to a later token: not a bit."""
+    *arrays, dout = normals(np.float32)
+    early = 3  # the tokens that stay
+    dout[:, early:] = 0
+    others = normals(np.float32, seed=1)[:3]
+    changed = [np.concatenate([a[:, :early], b[:, early:]], axis=1) for a, b in zip(arrays, others, strict=True)]
+    before, after = run(*arrays, dout, block=block), run(*changed, dout, block=block)
+
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_array_equal(a[:, :early], b[:, :early])
+    assert (before[0][:, early:] != after[0][:, early:]).all()
+    for gradient in before[1:]:
+        assert (gradient[:, early:] == 0).all()
+
+
+def test_first_query_sees_only_itself(quick_compilation):
+    """Its one weight is 1, whatever q is."""
+    q, k, v, dout = normals(np.float32)
+    out, dq, _, _ = run(q, k, v, dout, block=2)
+    np.testing.assert_allclose(out[:, 0], v[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(dq[:, 0], np.zeros((B, H, D)), atol=1e-6)
+
+
+def test_heads_and_sequences_are_apart(quick_compilation):
+    """Other numbers in one head of one sequence change the output there and nowhere else."""
+    q, k, v, dout = normals(np.float32)
+    out, *_ = run(q, k, v, dout, block=2)
+    v[1, :, 2] += 1
+    changed_out, *_ = run(q, k, v, dout, block=2)
+    changed = (out != changed_out).any(axis=(1, 3))
+    assert changed.tolist() == [[False, False, False], [False, False, True]]
+
+
+def test_large_scores_stay_finite(quick_compilation):
+    """In float32, where exp of these scores would overflow: then the largest score takes it all."""
+    q, k, v, dout = normals(np.float32)
+    out, *grads = run(100 * q, 100 * k, v, dout, block=2)
+    assert all(np.isfinite(array).all() for array in (out, *grads))
+    for b, h in np.ndindex(B, H):
+        likeliest = (k[b, :, h] @ q[b, -1, h]).argmax()
+        np.testing.assert_allclose(out[b, -1, h], v[b, likeliest, h], rtol=1e-5)

@@ -1,0 +1,64 @@
+"""Recomputing, unrolling and the sizes of chunks and blocks change memory and time, and not the gradients."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgpt.config import Compute, Model
+from jaxgpt.models import gpt2
+
+MODEL = Model(layers=3, heads=2, width=16, context=24, vocabulary_size=150)
+KEEP_ALL = Compute(recompute="none", classifier_chunk=48, attention_block=24)
+
+
+def gradients(compute: Compute) -> gpt2.Params:
+    params = jax.jit(lambda: gpt2.init(MODEL, jax.random.key(0)))()
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 150, (2, 24)), jnp.int32)
+    _, grads = jax.jit(lambda params: gpt2.loss_and_grads(params, tokens, jnp.roll(tokens, -1, 1), MODEL, compute))(
+        params
+    )
+    return grads
+
+
+@pytest.fixture(scope="module")
+def kept() -> gpt2.Params:
+    return gradients(KEEP_ALL)
+
+
+@pytest.mark.parametrize("recompute", ["gelu", "norms", "block"])
+def test_recomputed_gradients_are_the_kept_ones(kept, recompute):
+    """Within the rounding of a few operations: the compiler may fuse, and so round, a recomputed value differently."""
+    again = gradients(dataclasses.replace(KEEP_ALL, recompute=recompute))
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(kept), strict=True):
+        assert np.linalg.norm(a - b) <= 8 * np.finfo(np.float32).eps * np.linalg.norm(b)
+
+
+def test_each_level_needs_less_memory():
+    """The compiled program's own temporaries, at a size where the residuals outweigh the rest."""
+    model = dataclasses.replace(MODEL, layers=8, width=64, context=256)
+
+    def temporaries(recompute: str) -> int:
+        compute = dataclasses.replace(KEEP_ALL, recompute=recompute)
+        params = jax.eval_shape(lambda: gpt2.init(model, jax.random.key(0)))
+        tokens = jax.ShapeDtypeStruct((8, 256), jnp.int32)
+        program = jax.jit(lambda *inputs: gpt2.loss_and_grads(*inputs, model, compute)).lower(params, tokens, tokens)
+        return program.compile().memory_analysis().temp_size_in_bytes
+
+    none, gelu, norms, block = (temporaries(level) for level in ("none", "gelu", "norms", "block"))
+    token_bytes = 4 * 8 * 256 * model.width  # one (B, T, C) array
+    assert none - gelu >= 0.9 * 4 * model.layers * token_bytes  # GELU's output is 4C wide
+    assert gelu - norms >= 0.9 * 2 * model.layers * token_bytes
+    assert norms - block >= 0.5 * 9 * model.layers * token_bytes  # all but the input, and one block's residuals instead
+
+
+@pytest.mark.parametrize("layer_unroll", [2, 3, 100])
+def test_unrolling_changes_nothing(kept, layer_unroll):
+    for a, b in zip(
+        jax.tree.leaves(gradients(dataclasses.replace(KEEP_ALL, layer_unroll=layer_unroll))),
+        jax.tree.leaves(kept),
+        strict=True,
+    ):
+        assert np.linalg.norm(a - b) <= 8 * np.finfo(np.float32).eps * np.linalg.norm(b)

@@ -1,0 +1,495 @@
+"""The commands: what is refused, in what words and with what exit status; what --help tells; what generate prints."""
+
+import ast
+import dataclasses
+import itertools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxgpt import cli, config, gradcheck, gradcheck_report, settings
+from jaxgpt.config import Config, Data, Model, Run, Training
+from jaxgpt.layers import gelu
+from jaxgpt.models import gpt2
+from jaxgpt.training import checkpoints, loop
+from jaxgpt.training.step import TrainState, init_state
+
+MODEL = Model(layers=1, heads=2, width=8, context=16, vocabulary_size=256)
+TINY = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.context=16", "--data.text=text.txt"]
+ESCAPE = 27
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly_compiled():
+    """Programs that are compiled faster and run slower."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path, monkeypatch):
+    """A folder with text.txt, which is the current folder."""
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 20)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    return tmp_path
+
+
+def zeros(configuration: Config) -> TrainState:
+    """A train state of zeros, which needs no program to be compiled."""
+    shapes = jax.eval_shape(lambda: init_state(configuration))
+    state = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes._replace(key=None))
+    return state._replace(key=jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run that trained nothing: a model of bytes whose likeliest next token is always an ESC."""
+    run = tmp_path_factory.mktemp("saved") / "escapes"
+    run.mkdir()
+    configuration = Config(
+        model=MODEL, data=Data(tokenizer="bytes"), training=Training(sequence_length=16), run=Run(name="escapes")
+    )
+    settings.write(configuration, run / "config.toml")
+    state = zeros(configuration)
+    params = state.params._replace(
+        embedding=state.params.embedding._replace(token=state.params.embedding.token.at[ESCAPE].set(1.0)),
+        final_norm=state.params.final_norm._replace(bias=jnp.ones(MODEL.width)),
+    )
+    checkpoints.save(run / "checkpoints", state._replace(params=params), MODEL, {"name": "bytes"})
+    return run
+
+
+@pytest.fixture
+def run(saved, work):
+    """A copy of it, runs/escapes."""
+    return Path(shutil.copytree(saved, work / "runs" / "escapes")).relative_to(work)
+
+
+@pytest.fixture
+def fails(capsys):
+    """A function that runs a command which is to end with status 2, and returns its message on one line."""
+
+    def run(*words: str) -> str:
+        try:
+            status = cli.main(words)
+        except SystemExit as error:  # as the parser of the command line ends it
+            status = error.code
+        out, err = capsys.readouterr()
+        assert status == 2
+        assert "Traceback" not in out + err
+        return " ".join(re.sub("[─│╭╮╰╯]", " ", err).split())
+
+    return run
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# Mistakes in the words
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["trian"],
+            "error: trian: there is no such command; did you mean train? There are: train, generate, gradcheck",
+        ),
+        (
+            ["--config", "gpt2_142m"],
+            "error: --config gpt2_142m: there is no such config; did you mean gpt2_124m? There",
+        ),
+        (["--config", "no/such.toml"], "error: --config no/such.toml: there is no such file"),
+        (["--config"], "error: --config needs a value"),
+        (["gradcheck", "--config", "quikstart"], "did you mean quickstart?"),
+        (["--optimizer.learning-rte", "1e-3"], "Unrecognized options: --optimizer.learning-rte, 1e-3"),
+        (["--optimizer.learning-rte", "1e-3"], "Perhaps you meant: --optimizer.learning-rate FLOAT"),
+        (["--optimizer.learning-rte=1e-3"], "--optimizer.learning-rate FLOAT"),
+        (["--learning-rate", "1e-3"], "--optimizer.learning-rate FLOAT"),
+        (["generate", "--run", "x", "--temprature", "1"], "--temperature FLOAT"),
+        (["gradcheck", "--dtpye", "float32"], "--dtype {float64,float32,bfloat16}"),
+        (["--training.steps"], "Missing value for argument '--training.steps'"),
+        (["--training.steps", "many"], "Error parsing --training.steps"),
+        (["--training.steps", "1.5"], "Error parsing --training.steps"),
+        (["--optimizer.learning-rate", "high"], "Error parsing --optimizer.learning-rate"),
+        (["--compute.dtype", "float16"], "invalid choice 'float16' for argument '--compute.dtype'"),
+        (["--data.tokenizer", "gpt3"], "invalid choice 'gpt3' for argument '--data.tokenizer'"),
+        (["generate"], "--run STR"),
+        (["generate", "runs/x"], "Unrecognized options: runs/x"),
+        (["--model.layers", "2", "stray"], "Unrecognized options: stray"),
+    ],
+)
+def test_a_mistake_in_the_words(fails, words, message):
+    assert message in fails(*words)
+
+
+def test_a_mistake_in_a_config_file(fails, work):
+    """The file, the table, the key, and the nearest one that there is."""
+    (work / "mine.toml").write_text("[model]\nlayer = 2\n")
+    assert fails("--config", "mine.toml") == "error: mine.toml: unknown key layer in [model]; did you mean layers?"
+
+
+# Values and texts that no run can use; none of them leaves a folder
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--training.sequence-length=17"],
+            "--training.sequence-length is 17, and must be at most the model's context, 16",
+        ),
+        (["--model.width=7"], "--model.width is 7, and must be divisible by the number of heads, 2 (--model.heads)"),
+        (["--optimizer.learning-rate=nan"], "--optimizer.learning-rate is nan, and must be greater than 0"),
+        (["--optimizer.learning-rate=inf"], "--optimizer.learning-rate is inf, and must be finite"),
+        (["--optimizer.learning-rate=-1"], "--optimizer.learning-rate is -1.0, and must be greater than 0"),
+        (["--training.steps=0"], "--training.steps is 0, and must be greater than 0"),
+        (["--training.seed=4294967296"], "--training.seed is 4294967296, and must be at most 2147483647"),
+        (["--sampling.top-p=0"], "--sampling.top-p is 0.0, and must be above 0 and at most 1"),
+        (["--data.text=text.tx"], "there is no text 'text.tx'"),
+        (["--data.text=text.tx"], "did you mean text.txt?"),
+        (["--data.text=empty.txt"], "empty.txt is empty"),
+        (["--data.text=."], ". is a folder"),
+        (["--data.text=latin1.txt"], "latin1.txt is not UTF-8 text: byte 0xe9 at offset 3"),
+        (["--data.text=short.txt"], "the text has 16 tokens, and one sequence of length 16 needs 17"),
+        (["--data.validation-fraction=0.001"], "the validation split has 1 tokens and needs at least 2"),
+        (
+            ["--model.vocabulary-size=100"],
+            "--data.text text.txt: token 116 at position 0 is outside the vocabulary of 100",
+        ),
+        (["--run.prompt=é", "--model.vocabulary-size=128"], "--run.prompt: token 195 at position 0 is outside"),
+        (["--run.prompt=é", "--data.tokenizer=characters"], "the character 'é' (U+00E9) at position 0 is unknown"),
+        (["--data.text=fineweb"], "--data.text fineweb: this version can't read the FineWeb data set yet."),
+    ],
+)
+def test_a_run_that_cannot_be(fails, work, words, message):
+    (work / "empty.txt").write_text("")
+    (work / "latin1.txt").write_bytes("café".encode("latin-1"))
+    (work / "short.txt").write_text("eighteen letters__")
+    assert message in fails(*TINY, *words)
+    assert not (work / "runs").exists()
+
+
+def test_the_recipe_whose_data_cannot_be_read_yet(fails):
+    """One clear message, which names the config of the same model that does run."""
+    message = fails("--config", "gpt2_124m_fineweb")
+    assert message.startswith("error: --data.text fineweb: this version can't read the FineWeb data set yet.")
+    assert "--config gpt2_124m" in message
+
+
+# Run folders
+
+
+def test_a_run_that_exists_is_left_as_it_is(fails, run):
+    before = contents(run)
+    message = fails(*TINY, "--run.name", "escapes")
+    assert message.startswith("error: runs/escapes exists and is left as it is.")
+    assert "--run.name" in message
+    assert "--run.overwrite" in message
+    assert contents(run) == before
+
+
+def test_overwrite_replaces_it(run, monkeypatch):
+    """Its checkpoint is gone when training starts."""
+    monkeypatch.setattr(loop, "_Run", lambda *args: types.SimpleNamespace(go=lambda: None))
+    assert cli.main([*TINY, "--run.name", "escapes", "--run.overwrite"]) == 0
+    assert {path.name for path in run.iterdir()} == {"config.toml", "metrics.jsonl"}
+
+
+def test_overwrite_with_another_mistake_leaves_it_as_it_is(fails, run):
+    before = contents(run)
+    for mistake in ("--data.text=gone.txt", "--model.width=7", "--run.prompt=é", "--data.validation-fraction=0.001"):
+        fails(*TINY, "--data.tokenizer=characters", "--run.name", "escapes", "--run.overwrite", mistake)
+    assert contents(run) == before
+
+
+def test_overwrite_spares_a_folder_that_is_no_run(fails, work):
+    (work / "runs" / "thesis").mkdir(parents=True)
+    (work / "runs" / "thesis" / "chapter1.tex").write_text("precious")
+    before = contents(work)
+    assert "runs/thesis is not a run's folder" in fails(*TINY, "--run.name", "thesis", "--run.overwrite")
+    assert contents(work) == before
+
+
+@pytest.mark.parametrize("folder", ["text.txt", "text.txt/below", "/proc"])
+def test_a_folder_that_cannot_be_written(fails, folder):
+    message = fails(*TINY, "--run.folder", folder)
+    assert message.startswith(f"error: {folder}/quickstart: can't write there (")
+    assert message.endswith("Choose another folder with --run.folder")
+
+
+# generate
+
+
+def test_generate_prints_the_prompt_and_what_follows(run, capsys):
+    """An ESC, which could do things to the terminal, is written out, in the prompt too."""
+    assert cli.main(["generate", "--run", str(run), "--prompt", "a\x1b[1mb\n\tc", "--tokens=3", "--temperature=0"]) == 0
+    assert capsys.readouterr().out == "a\\x1b[1mb\n\tc\\x1b\\x1b\\x1b\n"
+
+
+def test_generate_prints_each_token_as_it_comes(run, capsys, monkeypatch):
+    seen = []
+
+    def tokens(*args):
+        for letter in b"xyz":
+            seen.append(capsys.readouterr().out)
+            yield letter
+
+    monkeypatch.setattr("jaxgpt.generation.sampling.generate", tokens)
+    assert cli.main(["generate", "--run", str(run), "--prompt", "a"]) == 0
+    assert seen == ["a", "x", "y"]
+    assert capsys.readouterr().out == "z\n"
+
+
+def test_samples_differ_and_the_seed_repeats_them(run, capsys):
+    def draw(*words: str) -> list[str]:
+        command = ["generate", "--run", str(run), "--prompt", "a", "--tokens=20", "--temperature=100", *words]
+        assert cli.main(command) == 0
+        return re.split(r"^--- sample \d\n", capsys.readouterr().out, flags=re.MULTILINE)
+
+    _, one, two, three = draw("--samples=3", "--seed=5")
+    assert len({one, two, three}) == 3
+    assert draw("--seed=5") == [one]
+    assert draw("--seed=6") == [two]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--temperature", "-1"], "--temperature is -1.0, and must be 0 or more"),
+        (["--temperature", "nan"], "--temperature is nan, and must be 0 or more"),
+        (["--temperature", "inf"], "--temperature is inf, and must be finite"),
+        (["--top-p", "0"], "--top-p is 0.0, and must be above 0 and at most 1"),
+        (["--top-p", "1.5"], "--top-p is 1.5, and must be above 0 and at most 1"),
+        (["--top-k", "-1"], "--top-k is -1, and must be 0 or more"),
+        (["--tokens", "-1"], "--tokens is -1, and must be 0 or more"),
+        (["--samples", "0"], "--samples is 0, and must be greater than 0"),
+        (["--seed", "-1"], "--seed is -1, and must be 0 or more"),
+        (["--seed", "2147483648"], "--seed is 2147483648, and must be at most 2147483647"),
+        (["--prompt", ""], "--prompt is empty"),
+    ],
+)
+def test_generate_with_an_option_out_of_range(fails, run, words, message):
+    assert fails("generate", "--run", str(run), *words).startswith(f"error: {message}")
+
+
+def test_generate_on_what_is_no_run(fails, run):
+    """The runs that there are beside it are named."""
+    message = fails("generate", "--run", "runs/escape")
+    assert message == (
+        "error: --run runs/escape: not a run's folder (it has no config.toml). In runs there are: escapes"
+    )
+    assert "--run gone/x: not a run's folder" in fails("generate", "--run", "gone/x")
+
+
+def test_generate_with_a_character_that_the_model_does_not_know(fails, work):
+    configuration = Config(model=dataclasses.replace(MODEL, vocabulary_size=3), run=Run(name="letters"))
+    (work / "letters").mkdir()
+    settings.write(configuration, work / "letters" / "config.toml")
+    tokenizer = {"name": "characters", "characters": "abc"}
+    checkpoints.save(work / "letters" / "checkpoints", zeros(configuration), configuration.model, tokenizer)
+    message = fails("generate", "--run", "letters", "--prompt", "abcd")
+    assert message.startswith("error: the character 'd' (U+0064) at position 3 is unknown to this tokenizer")
+
+
+def test_generate_from_a_checkpoint_of_another_model(fails, run):
+    path = run / "config.toml"
+    path.write_text(path.read_text().replace("width = 8", "width = 16"))
+    message = fails("generate", "--run", str(run))
+    assert "runs/escapes/checkpoints/0: a checkpoint of another model than the run's config.toml describes" in message
+    assert message.endswith(": width is 8 there and 16 here")
+
+
+def test_generate_from_a_config_that_somebody_broke(fails, run):
+    path = run / "config.toml"
+    path.write_text(path.read_text().replace("attention_block = 256", "attention_block = 0"))
+    assert "--compute.attention-block is 0, and must be greater than 0" in fails("generate", "--run", str(run))
+    path.write_text("[model]\nwidth = ")
+    assert "runs/escapes/config.toml: not a TOML file" in fails("generate", "--run", str(run))
+
+
+def test_generate_without_a_checkpoint(fails, run):
+    shutil.rmtree(run / "checkpoints")
+    message = fails("generate", "--run", str(run))
+    assert message.startswith("error: runs/escapes/checkpoints: there is no checkpoint.")
+
+
+@pytest.mark.parametrize("size", [0, 10])
+def test_generate_from_a_damaged_checkpoint(fails, run, size):
+    parameters = [path for path in (run / "checkpoints" / "0" / "params").rglob("*") if path.is_file()]
+    os.truncate(max(parameters, key=lambda path: path.stat().st_size), size)
+    message = fails("generate", "--run", str(run))
+    assert message.startswith("error: runs/escapes/checkpoints: the newest checkpoint is damaged (")
+
+
+@pytest.mark.parametrize("about", ["{}", "[]", '{"model": 3}', '{"model": {"layers": 1}, "tokenizer": {}}', "{"])
+def test_generate_from_a_checkpoint_that_says_nothing_of_itself(fails, run, about):
+    (run / "checkpoints" / "0" / "about" / "metadata").write_text(about)
+    assert "runs/escapes/checkpoints" in fails("generate", "--run", str(run))
+
+
+def test_generate_without_a_tokenizer_in_the_checkpoint(fails, run):
+    path = run / "checkpoints" / "0" / "about" / "metadata"
+    path.write_text(path.read_text().replace("tokenizer", "tokeniser"))
+    assert "the saved tokenizer is damaged" in fails("generate", "--run", str(run))
+
+
+# Ends that are no mistakes
+
+
+def test_ctrl_c_is_an_interrupt_and_no_error(capsys, run, monkeypatch):
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGINT)
+        yield 0
+
+    monkeypatch.setattr("jaxgpt.generation.sampling.generate", interrupted)
+    assert cli.main(["generate", "--run", str(run), "--prompt", "a"]) == 130
+    assert capsys.readouterr().err == "\nstopped with Ctrl-C\n"
+
+
+def entry(*words: str, **options) -> subprocess.Popen:
+    command = [sys.executable, Path(cli.__file__).resolve().parent.parent / "run.py", *words]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, **options)
+
+
+def test_a_reader_that_leaves_is_no_error():
+    """As in `python run.py --help | head -1`."""
+    with entry("--help", stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+def test_the_entry_has_the_status_of_the_command():
+    with entry("trian") as process:
+        assert process.stderr is not None
+        assert process.stderr.read().startswith(b"error: trian: there is no such command")
+    assert process.returncode == 2
+
+
+def test_a_terminal_without_unicode_is_no_error(run, monkeypatch, capsysbinary):
+    """What it can't show is written out."""
+    monkeypatch.setattr("jaxgpt.generation.sampling.generate", lambda *args: iter("é".encode()))
+    terminal: Any = sys.stdout
+    terminal.reconfigure(encoding="ascii")
+    assert cli.main(["generate", "--run", str(run), "--prompt", "a"]) == 0
+    assert capsysbinary.readouterr().out == b"a\\xe9\n"
+
+
+# --help
+
+
+def meanings() -> dict[str, str]:
+    """The options of config.py, as on the command line, and their docstrings."""
+    tree = ast.parse(Path(config.__file__).read_text(encoding="utf-8"))
+    classes = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
+    found = {}
+    for section, kind in get_type_hints(Config).items():
+        for field, text in itertools.pairwise(classes[kind.__name__]):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                found[settings.option(section, ast.unparse(field.target))] = ast.literal_eval(text.value)
+    return found
+
+
+def help_of(capsys, *words: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words, "--help"])
+    assert ended.value.code == 0
+    return " ".join(re.sub("[─│╭╮╰╯]", " ", capsys.readouterr().out).split())
+
+
+def test_help_lists_every_option_with_its_meaning_and_default(capsys):
+    text = help_of(capsys)
+    options = meanings()
+    assert len(options) == sum(len(dataclasses.fields(kind)) for kind in get_type_hints(Config).values())
+    for option, meaning in options.items():
+        assert re.search(rf"{option}\b.{{,60}}? {re.escape(' '.join(meaning.split()))} \(default: ", text), option
+    assert "--config STR Take the defaults of all other options from" in text
+    for command in cli.COMMANDS:
+        assert command == "train" or f"run.py {command}" in text
+    for name in settings.config_names():
+        assert name in text
+
+
+def test_help_shows_the_defaults_of_the_config(capsys):
+    assert "Number of transformer blocks (L). (default: 48)" in help_of(capsys, "--config", "gpt2_1558m")
+
+
+def test_help_of_generate(capsys):
+    text = help_of(capsys, "generate")
+    sampling = {key: text for key, text in meanings().items() if key.startswith("--sampling.")}
+    assert len(sampling) == 4
+    for option, meaning in sampling.items():
+        assert re.search(rf"{option.replace('sampling.', '')} \w+ {re.escape(meaning)} \(default: ", text)
+    for option in ("--run STR The", "--prompt STR What", "--samples INT How", "--seed INT Another"):
+        assert option in text
+
+
+def test_help_of_gradcheck(capsys):
+    text = help_of(capsys, "gradcheck")
+    assert "--config STR Take the shapes from" in text
+    assert "--dtype {float64,float32,bfloat16} What" in text
+
+
+# gradcheck
+
+
+@pytest.fixture
+def one_layer(monkeypatch):
+    """gradcheck with only the GELU to check; what it sets for its process is put back."""
+
+    def cases(model, compute, batch, length, key):
+        yield gradcheck.gelu_case(key, batch, length, 4 * model.width)
+
+    monkeypatch.setattr(gradcheck, "cases", cases)
+    process: Any = jax.config
+    precision = process.jax_default_matmul_precision
+    yield
+    jax.config.update("jax_enable_x64", False)
+    jax.config.update("jax_default_matmul_precision", precision)
+
+
+@pytest.mark.parametrize("words", [[], ["--dtype=float32"], ["--dtype=bfloat16"], ["--config=quickstart"]])
+def test_gradcheck_passes_with_status_0(one_layer, capsys, words):
+    assert cli.main(["gradcheck", *words]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^gelu\.x +\d\.\d\de-\d\d +\d\.\de-\d\d +ok$", out, re.MULTILINE)
+    assert out.endswith("\n1 of 1 gradients agree with jax.grad\n")
+
+
+@pytest.mark.parametrize("factor", [1.01, float("nan")])
+def test_gradcheck_fails_with_status_1(one_layer, capsys, monkeypatch, factor):
+    """One percent too much in one gradient, or NaN."""
+    backward = gelu.backward
+    monkeypatch.setattr(gelu, "backward", lambda residuals, dy: factor * backward(residuals, dy))
+    assert cli.main(["gradcheck", "--dtype=float32"]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"^gelu\.x .* FAILED$", out, re.MULTILINE)
+    assert out.endswith("0 of 1 gradients agree with jax.grad; 1 FAILED\n")
+
+
+def test_gradcheck_of_a_model_that_does_not_fit(one_layer, fails, monkeypatch):
+    monkeypatch.setattr(gradcheck_report.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**22}.get)
+    message = fails("gradcheck", "--config", "gpt2_1558m")
+    assert "would need about 93 GiB for a model of this size, and this machine has 16 GiB" in message
+
+
+def test_the_checked_model_is_the_configs(one_layer, capsys):
+    """Its parameters are counted in the first line, with the tokenizer's vocabulary."""
+    assert cli.main(["gradcheck", "--config=quickstart"]) == 0
+    quickstart = dataclasses.replace(settings.read(settings.find_config("quickstart")).model, vocabulary_size=256)
+    assert capsys.readouterr().out.startswith(f"{gpt2.parameter_count(quickstart):,} parameters, 2 sequences")

@@ -1,0 +1,97 @@
+"""Every file in configs/: it reads, it checks, and the models it names have the sizes that they are known by."""
+
+import jax
+import pytest
+
+from jaxgpt import settings
+from jaxgpt.data import texts, tokenizers
+from jaxgpt.models import gpt2
+from jaxgpt.training import corpus
+
+# GPT-2's as llm.c and Hugging Face count them; GPT-3's counted once from the tensors of table 2.1's shapes, by hand.
+PARAMETERS = {
+    "gpt2_124m": 124_439_808,
+    "gpt2_124m_fineweb": 124_439_808,
+    "gpt2_350m": 354_823_168,
+    "gpt2_774m": 774_030_080,
+    "gpt2_1558m": 1_557_611_200,
+    "gpt3_125m": 125_226_240,
+    "gpt3_350m": 355_871_744,
+    "gpt3_760m": 760_300_032,
+    "gpt3_1300m": 1_315_723_264,
+}
+
+
+@pytest.fixture(scope="module")
+def resolved():
+    """The configuration of a name, with the sizes that follow from its tokenizer."""
+
+    def read(name):
+        config = settings.read(settings.find_config(name))
+        text = "abc" if config.data.tokenizer == "characters" else ""
+        return corpus.resolve(config, tokenizers.make(config.data.tokenizer, text))
+
+    return read
+
+
+@pytest.mark.parametrize("name", settings.config_names())
+def test_every_config_is_one_that_a_run_could_use(resolved, name):
+    settings.check(settings.read(settings.find_config(name)))
+    settings.check(resolved(name))
+
+
+@pytest.mark.parametrize("name", settings.config_names())
+def test_every_config_trains_on_a_text_that_there_is(name):
+    """By name: a path would be one on somebody's machine."""
+    assert settings.read(settings.find_config(name)).data.text in {*texts.NAMES, *corpus.NOT_YET}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_named_sizes(resolved, name):
+    """Counted from the shapes of the tensors that would be trained, without their padding, and by the formula."""
+    model = resolved(name).model
+    assert model.vocabulary_size == 50_257
+    shapes = jax.eval_shape(lambda: gpt2.init(model, jax.random.key(0)))
+    stored = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    padding = (shapes.embedding.token.shape[0] - model.vocabulary_size) * model.width
+    assert stored - padding == PARAMETERS[name]
+    assert gpt2.parameter_count(model) == PARAMETERS[name]
+    assert gpt2.parameter_count(model, padded=True) == stored
+
+
+def test_the_gpt3_sizes_follow_from_the_papers_shapes(resolved):
+    """12 L C² of weights and 13 L C of biases and norms, the final norm, and the two embeddings: table 2.1 by hand."""
+    table = {  # name: layers, width, heads
+        "gpt3_125m": (12, 768, 12),
+        "gpt3_350m": (24, 1024, 16),
+        "gpt3_760m": (24, 1536, 16),
+        "gpt3_1300m": (24, 2048, 16),
+    }
+    for name, (layers, width, heads) in table.items():
+        model = resolved(name).model
+        assert (model.layers, model.width, model.heads, model.context) == (layers, width, heads, 2048)
+        assert PARAMETERS[name] == 12 * layers * width**2 + (13 * layers + 2 + 50_257 + 2048) * width
+
+
+def test_the_recipe_is_the_same_model_as_the_config_that_runs_anywhere(resolved):
+    small, recipe = resolved("gpt2_124m"), resolved("gpt2_124m_fineweb")
+    assert small.model == recipe.model
+    assert "gpt2_124m_fineweb" in small.run.note
+    training = recipe.training
+    assert training.batch_size * training.micro_batches * training.sequence_length == 524_288
+
+
+def test_shakespeare_char_is_nanogpts_setting_for_a_cpu(resolved):
+    """train_shakespeare_char.py with the README's changes for a CPU."""
+    config = resolved("shakespeare_char")
+    assert (config.model.layers, config.model.heads, config.model.width, config.model.context) == (4, 4, 128, 64)
+    assert (config.training.steps, config.training.batch_size, config.training.micro_batches) == (2000, 12, 1)
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.schedule, optimizer.warmup_steps) == (1e-3, "cosine", 100)
+    assert optimizer.learning_rate * optimizer.final_fraction == pytest.approx(1e-4)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay, optimizer.clip_norm) == (0.9, 0.99, 0.1, 1.0)
+    assert (config.data.text, config.data.tokenizer, config.data.validation_fraction) == (
+        "tinyshakespeare",
+        "characters",
+        0.1,
+    )

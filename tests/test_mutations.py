@@ -1,0 +1,163 @@
+"""Would the proof notice a wrong gradient? Each hand-written backward, with one thing dropped, must fail gradcheck.
+
+The mutants are made from the source: of every + and - one side is taken as 0, of every * and / (and of every product of
+matrices) one factor as 1; a power is dropped, a sum becomes a mean, a condition holds always or never, an `.at[].add`
+doesn't happen, and each gradient that is returned, or that comes back from another layer's backward, is set to 0. All
+keep the shapes, so that what catches a mutant is its numbers.
+"""
+
+import ast
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxgpt import gradcheck
+from jaxgpt.config import Compute, Model
+from jaxgpt.layers import attention, cross_entropy, embedding, gelu, layernorm, linear, residual, unembedding
+from jaxgpt.models import gpt2
+
+# Small shapes at which no dropped term happens to be 0 and no dropped factor to be 1.
+MODEL = Model(layers=1, heads=2, width=4, context=4, vocabulary_size=5)
+COMPUTE = Compute(attention_block=2, classifier_chunk=4)
+LAYERS = [embedding, linear, layernorm, gelu, attention, residual, cross_entropy, unembedding]
+FUNCTIONS = [(module, "backward") for module in LAYERS] + [
+    (attention, "_sum_over_blocks"),
+    (unembedding, "forward"),  # where its gradients are computed
+    (gpt2, "block_backward"),
+    (gpt2, "loss_and_grads"),
+]
+NOT_A_GRADIENT = {"value"}  # the loss that gpt2.loss_and_grads returns beside the gradients
+
+
+Mutation = tuple[str, ast.AST, Any]  # what is dropped, and the node of the syntax tree that gives way to another
+
+
+def mutations(node: ast.AST) -> Iterator[Mutation]:
+    """What can be dropped at this node of a syntax tree."""
+    match node:
+        case ast.BinOp(left, ast.Add() | ast.Sub(), right):
+            for term in (left, right):
+                yield f"{ast.unparse(term)} = 0", term, call("zero", term)
+        case ast.BinOp(left, ast.Mult() | ast.Div(), right):
+            for factor in (left, right):
+                if ast.unparse(factor) != "1":
+                    yield f"{ast.unparse(factor)} = 1", factor, call("one", factor)
+        case ast.BinOp(base, ast.Pow(), _):
+            yield f"no power in {ast.unparse(node)}", node, base
+        case ast.Call(ast.Name("product"), [_, *factors]):
+            for factor in factors:
+                yield f"{ast.unparse(factor)} = 1", factor, call("one", factor)
+        case ast.Call(ast.Attribute(ast.Name("jnp") as jnp_name, "sum" | "mean" as name) as function):
+            other = "mean" if name == "sum" else "sum"
+            yield f"{other} in place of {name}", function, ast.Attribute(jnp_name, other, ast.Load())
+        case ast.Call(ast.Attribute(ast.Name("jnp"), "where"), [condition, *_]):
+            for value in (True, False):
+                yield f"({ast.unparse(condition)}) = {value}", condition, ast.Constant(value)
+        case ast.Call(ast.Attribute(ast.Subscript(ast.Attribute(array, "at")), "add" | "set" as name)):
+            yield f"{ast.unparse(array)} without {name}", node, array
+        case ast.Return(ast.expr() as value):
+            for array in returned(value):
+                if ast.unparse(array) not in NOT_A_GRADIENT:
+                    yield f"returned {ast.unparse(array)} = 0", array, call("zero", array)
+        case ast.Assign([target], ast.Call(ast.Name("block_backward") | ast.Attribute(_, "backward"))):
+            for name in target.elts if isinstance(target, ast.Tuple) else [target]:
+                zeroed = ast.Assign([name], call("zero", ast.Name(ast.unparse(name), ast.Load())))
+                yield f"{ast.unparse(name)} = 0", node, [node, zeroed]
+
+
+def returned(value: ast.expr) -> Iterator[ast.expr]:
+    """The arrays of a return: the elements of tuples and of `Params(...)` and the like."""
+    match value:
+        case ast.Tuple(parts) | ast.Call(ast.Name("Params" | "Block" | "Residuals"), parts):
+            for part in parts:
+                yield from returned(part)
+        case _:
+            yield value
+
+
+def call(function: str, argument: ast.expr) -> ast.Call:
+    return ast.Call(ast.Name(function, ast.Load()), [argument], [])
+
+
+def replaced(tree: Any, old: ast.AST, new: Any) -> Any:
+    """A copy of a syntax tree, or of a list of them, with `new` in the place of the node `old`."""
+    if tree is old:
+        return new
+    if isinstance(tree, list):
+        parts = [replaced(part, old, new) for part in tree]
+        return [node for part in parts for node in (part if isinstance(part, list) else [part])]
+    if not isinstance(tree, ast.AST):
+        return tree
+    result = copy.copy(tree)
+    for field, value in ast.iter_fields(tree):
+        setattr(result, field, replaced(value, old, new))
+    return result
+
+
+def definition(module: ModuleType, name: str) -> ast.FunctionDef:
+    tree = ast.parse(inspect.getsource(module))
+    return next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+
+
+def compiled(module: ModuleType, function: ast.FunctionDef) -> Callable:
+    """The function of this syntax tree, among the names of its module."""
+    names = dict(vars(module))
+    names["zero"] = functools.partial(jax.tree.map, jnp.zeros_like)
+    names["one"] = functools.partial(jax.tree.map, jnp.ones_like)
+    tree = ast.fix_missing_locations(ast.Module([function], []))
+    exec(compile(tree, f"<mutant of {module.__name__}>", "exec"), names)
+    return names[function.name]
+
+
+def layer(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
+
+
+def mutants() -> Iterator[Any]:
+    for module, name in FUNCTIONS:
+        function = definition(module, name)
+        for node in ast.walk(ast.Module(function.body, [])):
+            for what, old, new in mutations(node):
+                tree = replaced(function, old, new)
+                yield pytest.param(module, tree, id=f"{layer(module)}.{name}, line {old.lineno}: {what}")
+
+
+@functools.cache
+def cases() -> dict[str, gradcheck.Case]:
+    return {case.name: on_device(case) for case in gradcheck.cases(MODEL, COMPUTE, 2, 3, jax.random.key(0))}
+
+
+def on_device(case: gradcheck.Case) -> gradcheck.Case:
+    """Of JAX arrays without jit too, which turns NumPy's into them."""
+    return case._replace(
+        forward=lambda inputs: case.forward(jax.tree.map(jnp.asarray, inputs)),
+        backward=lambda inputs, dy: case.backward(*jax.tree.map(jnp.asarray, (inputs, dy))),
+    )
+
+
+def failures(module: ModuleType) -> list[gradcheck.Row]:
+    """The rows of gradcheck that fail. Without jit, since operations stay compiled from one mutant to the next."""
+    with jax.disable_jit():
+        return [row for row in gradcheck.check(cases()[layer(module)], "float64") if not row.passed]
+
+
+@pytest.mark.parametrize(("module", "name"), FUNCTIONS, ids=[f"{layer(module)}.{name}" for module, name in FUNCTIONS])
+def test_the_source_as_it_is_passes(x64, monkeypatch, module, name):
+    """So what the mutants fail by is what was dropped, not how they are made; and something is dropped from each."""
+    function = definition(module, name)
+    assert any(list(mutations(node)) for node in ast.walk(function))
+    monkeypatch.setattr(module, name, compiled(module, function))
+    assert failures(module) == []
+
+
+@pytest.mark.parametrize(("module", "mutant"), list(mutants()))
+def test_gradcheck_fails(x64, monkeypatch, module, mutant):
+    monkeypatch.setattr(module, mutant.name, compiled(module, mutant))
+    assert failures(module)

@@ -1,0 +1,224 @@
+"""What a person sees of a run, on a terminal and through a pipe."""
+
+import io
+import re
+import string
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from jaxgpt.training import display
+from jaxgpt.training.display import Display, printable
+
+ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def console(*, terminal: bool, width: int = 80) -> Console:
+    return Console(
+        file=io.StringIO(),
+        force_terminal=terminal,
+        width=width,
+        highlight=False,
+        soft_wrap=True,
+        _environ={"TERM": "xterm", "COLUMNS": str(width)},
+    )
+
+
+def written(screen: Console) -> str:
+    assert isinstance(screen.file, io.StringIO)
+    return screen.file.getvalue()
+
+
+def lines(screen: Console) -> list[str]:
+    """What was written, as lines of text: each redrawing of the live line is one."""
+    text = ESCAPE_SEQUENCE.sub("", written(screen)).replace("\r", "\n")
+    return [line.rstrip() for line in text.split("\n") if line.strip()]
+
+
+class Clock:
+    """A clock that moves when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """A function that runs a display through some steps, two seconds each, and returns what was written."""
+
+    def run(screen: Console, count: int, *, total: int = 100, utilisation: float | None = None, after=None) -> Console:
+        clock = Clock()
+        monkeypatch.setattr(display.time, "monotonic", clock)
+        shown = Display(total, screen)
+        shown._progress.get_time = clock
+        shown._progress.live.auto_refresh = False  # no thread: it is drawn when the test says so
+        with shown:
+            for step in range(1, count + 1):
+                clock.now += 2
+                shown.step(step, 3.25, 1000.0, utilisation)
+                shown._progress.refresh()
+                if after is not None:
+                    after(shown, step)
+        return screen
+
+    return run
+
+
+# On a terminal
+
+
+def test_a_terminal_shows_a_live_line(steps):
+    """Step of steps, loss, tokens/s, and the time left: 90 steps of 2 s."""
+    last = lines(steps(console(terminal=True), 10))[-1]
+    assert last.startswith("step 10/100  loss 3.2500  1,000 tokens/s")
+    assert "3:00 left" in last
+    assert "MFU" not in last
+
+
+def test_hours_are_told_from_minutes(steps):
+    assert "2:46:20 left" in lines(steps(console(terminal=True), 10, total=5000))[-1]
+
+
+def test_utilisation_is_shown_where_it_is_known(steps):
+    assert "MFU 41.2%" in lines(steps(console(terminal=True), 3, utilisation=0.412))[-1]
+
+
+def test_speed_and_time_left_are_not_guessed_from_the_compilers_time(steps):
+    """Before the first step, and after it, whose time is mostly the compiler's, there is neither."""
+    before, first, second, *_ = lines(steps(console(terminal=True), 2))
+    assert before.startswith("compiling")
+    assert first.startswith("step 1/100  loss 3.2500")
+    assert not re.search("tokens/s|left|-:--", before + first)
+    assert "tokens/s" in second
+
+
+def test_the_speed_is_smoothed(monkeypatch):
+    """One slow step among fast ones moves it by a tenth of the difference."""
+    screen = console(terminal=True)
+    with Display(10, screen) as shown:
+        for step, rate in enumerate((1.0, 1000.0, 1000.0, 500.0), 1):
+            shown.step(step, 1.0, rate, None)
+    assert "950 tokens/s" in lines(screen)[-1]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_the_live_line_is_one_line(steps, width):
+    """However narrow the terminal: a line that wraps can't be redrawn in its place."""
+    screen = steps(console(terminal=True, width=width), 10, utilisation=0.412)
+    assert all(len(line) <= width for line in lines(screen))
+    assert "\x1b[1A" not in written(screen)  # the cursor going up, to a second line
+
+
+def test_notes_stay_above_the_live_line(steps):
+    """A note is written once, on a line of its own, and the live line goes on below it."""
+
+    def note(shown: Display, step: int) -> None:
+        if step == 2:
+            shown.note("step 2: validation loss 3.1000 (0.1 s)")
+
+    shown = lines(steps(console(terminal=True), 4, after=note))
+    place = shown.index("step 2: validation loss 3.1000 (0.1 s)")
+    assert shown.count(shown[place]) == 1
+    assert shown[place + 1].startswith("step 2/100")
+    assert shown[-1].startswith("step 4/100")
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_the_cursor_comes_back_whatever_ends_the_run(error):
+    screen = console(terminal=True)
+    try:
+        with Display(10, screen):
+            if error:
+                raise error
+    except (RuntimeError, KeyboardInterrupt):
+        pass
+    hidden, shown = written(screen).rfind("\x1b[?25l"), written(screen).rfind("\x1b[?25h")
+    assert -1 < hidden < shown
+
+
+def test_after_stop_notes_are_plain_lines():
+    screen = console(terminal=True)
+    with Display(10, screen) as shown:
+        shown.stop()
+        start = len(written(screen))
+        shown.note("saved")
+    assert written(screen)[start:] == "saved\n"
+
+
+# Into a pipe, a file, or a terminal that can't redraw a line
+
+
+def test_a_pipe_gets_plain_lines(steps):
+    """No control characters, one line each ten seconds (five steps), and the notes."""
+
+    def note(shown: Display, step: int) -> None:
+        if step == 7:
+            shown.note("step 7: validation loss 3.1000 (0.1 s)")
+
+    screen = steps(console(terminal=False), 20, after=note)
+    text = written(screen)
+    assert all(character.isprintable() or character == "\n" for character in text)
+    progress = [line for line in text.splitlines() if "/100" in line]
+    assert [line.split()[1] for line in progress] == ["5/100", "10/100", "15/100", "20/100"]
+    assert progress[-1] == "step 20/100  loss 3.2500  1,000 tokens/s"
+    assert text.splitlines()[1] == "step 7: validation loss 3.1000 (0.1 s)"
+
+
+def test_a_long_line_into_a_pipe_is_not_broken():
+    screen = console(terminal=False, width=20)
+    with Display(10, screen) as shown:
+        shown.note("words " * 30)
+    assert len(written(screen).splitlines()) == 1
+
+
+def test_a_dumb_terminal_gets_plain_lines():
+    """Such as an editor's shell: TERM=dumb."""
+    screen = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"})
+    with Display(10, screen) as shown:
+        shown.note("a note")
+    assert written(screen) == "a note\n"
+
+
+# Text from elsewhere
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("text", ["[red]x[/red]", "[/]", "a :smile: b", "[x", "1.5 'a' http://x.y", "привет 你好"])
+def test_notes_are_shown_to_the_letter(terminal, text):
+    """Neither markup, nor emoji names, nor colours for what looks like a number."""
+    screen = console(terminal=terminal)
+    with Display(10, screen) as shown:
+        shown.stop()
+        start = len(written(screen))
+        shown.note(text)
+    assert written(screen)[start:] == f"{text}\n"
+
+
+def test_control_characters_in_a_note_do_not_reach_the_terminal():
+    screen = console(terminal=True)
+    with Display(10, screen) as shown:
+        shown.stop()
+        start = len(written(screen))
+        shown.note("\x1b]0;title\x07 \x9b31m \x7f \r \0 .\n.")
+    assert written(screen)[start:] == "\\x1b]0;title\\x07 \\x9b31m \\x7f \\x0d \\x00 .\n.\n"
+
+
+@settings(max_examples=100)
+@given(st.text())
+def test_printable_text_has_no_control_characters(text):
+    """But for line breaks and tabs; and what had none is as it was."""
+    result = printable(text)
+    controls = {*map(chr, range(32)), *map(chr, range(127, 160))} - {"\n", "\t"}
+    assert not controls & set(result)
+    if not controls & set(text):
+        assert result == text
+
+
+def test_printable_text_keeps_letters_line_breaks_and_tabs():
+    assert printable(string.printable.rstrip("\r\x0b\x0c")) == string.printable.rstrip("\r\x0b\x0c")
+    assert printable("é漢😀\u200d") == "é漢😀\u200d"

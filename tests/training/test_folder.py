@@ -1,0 +1,156 @@
+"""A run's folder: what is in it, and when it is not touched."""
+
+import json
+import math
+import os
+
+import pytest
+
+from jaxgpt import settings
+from jaxgpt.config import Config, Run
+from jaxgpt.errors import RunError, UserError
+from jaxgpt.training.folder import RunFolder, read_metrics
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A function that makes a configuration whose runs are in tmp_path/runs."""
+
+    def make(name: str = "one", overwrite: bool = False, folder: str = "") -> Config:
+        return Config(run=Run(name=name, folder=folder or str(tmp_path / "runs"), overwrite=overwrite))
+
+    return make
+
+
+def files(folder):
+    """All that is in a folder, with its contents."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_new_folder_has_the_configuration_and_no_metrics(config):
+    folder = RunFolder(config())
+    folder.close()
+    assert settings.read(folder.path / "config.toml") == config()
+    assert (folder.path / "metrics.jsonl").read_text() == ""
+
+
+def test_metrics_are_on_disk_at_once_one_json_object_a_line(config):
+    """So that others can read them while the run goes on."""
+    folder = RunFolder(config())
+    folder.metric(step=1, loss=0.1 + 0.2, mfu=None)
+    folder.metric(step=1, val_loss=2.5)
+    assert read_metrics(folder.path / "metrics.jsonl") == [
+        {"step": 1, "loss": 0.1 + 0.2, "mfu": None},
+        {"step": 1, "val_loss": 2.5},
+    ]
+    folder.close()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_becomes_null(config, value):
+    """JSON has no NaN: a strict reader would refuse the file."""
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    folder = RunFolder(config())
+    folder.metric(step=3, loss=value)
+    folder.close()
+    line = (folder.path / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=refuse) == {"step": 3, "loss": None}
+
+
+def test_samples_are_added_to_one_file(config):
+    folder = RunFolder(config())
+    folder.sample(0, "first\ntwo lines")
+    folder.sample(20, "sécond")
+    folder.close()
+    text = (folder.path / "samples.txt").read_text(encoding="utf-8")
+    assert text == "--- step 0\nfirst\ntwo lines\n\n--- step 20\nsécond\n\n"
+
+
+def test_a_run_that_exists_is_left_as_it_is(config):
+    first = RunFolder(config())
+    first.metric(step=1, loss=1.0)
+    first.close()
+    before = files(first.path)
+    with pytest.raises(UserError, match=r"exists and is left as it is.* --run\.name.* --run\.overwrite"):
+        RunFolder(config())
+    assert files(first.path) == before
+
+
+def test_overwrite_leaves_nothing_of_the_old_run(config):
+    first = RunFolder(config())
+    first.sample(0, "old")
+    first.checkpoints.mkdir()
+    (first.checkpoints / "old").write_text("old")
+    first.close()
+    second = RunFolder(config(overwrite=True))
+    second.close()
+    assert set(files(second.path)) == {
+        second.path.joinpath(name).relative_to(second.path)
+        for name in (
+            "config.toml",
+            "metrics.jsonl",
+        )
+    }
+    assert settings.read(second.path / "config.toml").run.overwrite
+
+
+@pytest.mark.parametrize("kind", ["folder", "empty folder", "file"])
+def test_what_is_no_run_is_never_overwritten(config, tmp_path, kind):
+    """Somebody's documents, whose name was given by mistake."""
+    target = tmp_path / "runs" / "one"
+    if kind == "file":
+        target.parent.mkdir()
+        target.write_text("precious")
+    else:
+        target.mkdir(parents=True)
+    if kind == "folder":
+        (target / "precious").write_text("precious")
+    before = files(tmp_path)
+    with pytest.raises(UserError, match=r"is not a run's folder"):
+        RunFolder(config(overwrite=True))
+    assert files(tmp_path) == before
+    assert target.exists()
+
+
+def test_a_link_to_a_run_is_not_overwritten(config, tmp_path):
+    """What it points to is another run's folder, under another name."""
+    real = RunFolder(config("real"))
+    real.close()
+    before = files(real.path)
+    (tmp_path / "runs" / "one").symlink_to(real.path)
+    with pytest.raises(UserError, match="can't write there"):
+        RunFolder(config(overwrite=True))
+    assert files(real.path) == before
+
+
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [
+        ("{tmp}/file", "Not a directory"),
+        ("{tmp}/file/below", "Not a directory"),
+        ("/proc", "No such file or directory"),
+        ("{tmp}/" + 300 * "x", "File name too long"),
+        ("{tmp}/zero\0byte", "null byte"),
+    ],
+)
+def test_a_folder_that_cannot_be_written(config, tmp_path, folder, reason):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=rf"can't write there \(.*{reason}.*\)\. Choose another .* --run\.folder"):
+        RunFolder(config(folder=folder.format(tmp=tmp_path)))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
+@pytest.mark.parametrize("write", [lambda f: f.metric(step=1, loss=1.0), lambda f: f.sample(0, "text")])
+def test_a_full_disk_fails_the_run_with_the_files_name(config, write):
+    folder = RunFolder(config())
+    folder._metrics.close()
+    folder._metrics = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115
+    (folder.path / "samples.txt").symlink_to("/dev/full")
+    with pytest.raises(
+        RunError, match=r"one/(metrics\.jsonl|samples\.txt): writing failed \(No space left on device\)"
+    ):
+        write(folder)
+    folder.close()
