@@ -2,7 +2,10 @@
 
 import sys
 
-from jaxgpt.cli import main
+from jaxgpt import allocator
 
 if __name__ == "__main__":
+    allocator.restart_with_settings()
+    from jaxgpt.cli import main
+
     sys.exit(main())

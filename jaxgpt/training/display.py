@@ -43,7 +43,7 @@ class Display:
     """A context manager; `step` after each step, `note` for lines that stay."""
 
     def __init__(self, steps: int, console: Console | None = None):
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or Console(highlight=False)
         self.steps = steps
         self.rate: float | None = None  # tokens/s, smoothed
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal
@@ -71,8 +71,8 @@ class Display:
         self._progress.stop()
 
     def note(self, text: str) -> None:
-        """A line that stays."""
-        self.console.print(Text(printable(text)))
+        """A line that stays; on a terminal, long ones are broken between words."""
+        self.console.print(Text(printable(text)), soft_wrap=not self.console.is_terminal)
 
     def step(self, step: int, loss: float, tokens_per_second: float, utilisation: float | None) -> None:
         """`step` of them are done; `utilisation` is the model FLOPs utilisation of the last one, None if unknown."""

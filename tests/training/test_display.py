@@ -21,7 +21,6 @@ def console(*, terminal: bool, width: int = 80) -> Console:
         force_terminal=terminal,
         width=width,
         highlight=False,
-        soft_wrap=True,
         _environ={"TERM": "xterm", "COLUMNS": str(width)},
     )
 
@@ -174,6 +173,16 @@ def test_a_long_line_into_a_pipe_is_not_broken():
     with Display(10, screen) as shown:
         shown.note("words " * 30)
     assert len(written(screen).splitlines()) == 1
+
+
+def test_a_long_line_on_a_terminal_is_broken_between_words():
+    screen = console(terminal=True, width=20)
+    with Display(10, screen) as shown:
+        shown.stop()
+        start = len(written(screen))
+        shown.note("words " * 30)
+    assert set(written(screen)[start:].split()) == {"words"}
+    assert max(map(len, written(screen)[start:].splitlines())) <= 20
 
 
 def test_a_dumb_terminal_gets_plain_lines():
