@@ -1,7 +1,8 @@
 """Memory from the C library that stays with the process.
 
-On a CPU, XLA asks the C library anew for a step's temporary memory in each step. glibc by default gets such large pieces
-from the kernel and gives them back, and then each first touch of a page is a page fault: a third of a small model's step.
+On a CPU, XLA asks the C library anew for the temporary memory of each step. glibc by default gets such large pieces
+from the kernel and gives them back, and then each first touch of a page is a page fault: a third of a small model's
+step.
 With these settings it keeps what it has freed, and takes huge pages where it can (`man mallopt`, `GLIBC_TUNABLES`).
 glibc reads them only when a process starts.
 """
@@ -19,7 +20,7 @@ SETTINGS = {
 
 
 def restart_with_settings() -> None:
-    """Starts the same command again with the settings, once, on Linux; elsewhere, or where some are set, does nothing."""
+    """Starts the same command again with the settings, on Linux; does nothing elsewhere, or where some are set."""
     if sys.platform != "linux" or VARIABLE in os.environ:
         return
     os.environ[VARIABLE] = ":".join(f"{name}={value}" for name, value in SETTINGS.items())
