@@ -1,5 +1,7 @@
 """What holds for every test: the CPU, exact products, shape annotations that are checked, and the float64 switch."""
 
+import signal
+
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
@@ -11,6 +13,9 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # Every call of a function of these packages has its arguments' and its results' shapes and dtypes checked. It works on
 # modules imported from here on.
 install_import_hook(["jaxgpt.layers", "jaxgpt.models", "jaxgpt.kernels", "jaxgpt.optimizers"], "beartype.beartype")
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, which some of them are about.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Each shape is compiled anew, so examples are few and slow; the same ones are drawn every time. A fixture here is a
 # switch that is the same for every example (x64), so that it is set once for all of them does no harm.
