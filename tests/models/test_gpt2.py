@@ -151,9 +151,8 @@ def test_float32(inputs):
 
 
 def test_options_of_the_computation_change_rounding_only(inputs):
-    expected = loss_and_grads(*inputs)
-    assert_close(loss_and_grads(*inputs, compute=Compute(layer_unroll=2, recompute="none")), expected, 1e-5)
-    assert_close(loss_and_grads(*inputs, compute=Compute(attention_block=1, recompute="block")), expected, 1e-5)
+    other = Compute(attention_block=2, classifier_chunk=7, layer_unroll=2, recompute="none")
+    assert_close(loss_and_grads(*inputs, compute=other), loss_and_grads(*inputs), 1e-5)
 
 
 def test_rows_beyond_the_vocabulary_get_no_gradient(inputs):
