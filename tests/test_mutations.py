@@ -126,7 +126,8 @@ def mutants() -> Iterator[Any]:
         for node in ast.walk(ast.Module(function.body, [])):
             for what, old, new in mutations(node):
                 tree = replaced(function, old, new)
-                yield pytest.param(module, tree, id=f"{layer(module)}.{name}, line {old.lineno}: {what}")
+                line = getattr(old, "lineno", 0)
+                yield pytest.param(module, tree, id=f"{layer(module)}.{name}, line {line}: {what}")
 
 
 @functools.cache

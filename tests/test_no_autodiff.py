@@ -25,7 +25,9 @@ def uses(source: str) -> Iterator[str]:
     """
     tree = ast.parse(source)
     names = dict(_imports(tree))
-    nodes = sorted((node for node in ast.walk(tree) if hasattr(node, "lineno")), key=lambda node: node.lineno)
+    nodes = sorted(
+        (node for node in ast.walk(tree) if isinstance(node, ast.expr | ast.stmt)), key=lambda node: node.lineno
+    )
     for node in nodes:
         match node:
             case ast.Assign([ast.Name(target)], value) if path := _path(value, names):
@@ -52,7 +54,8 @@ def _imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
         match node:
             case ast.Import(aliases):
                 for alias in aliases:
-                    yield (alias.asname, alias.name) if alias.asname else (alias.name.partition(".")[0],) * 2
+                    first = alias.name.partition(".")[0]
+                    yield (alias.asname, alias.name) if alias.asname else (first, first)
             case ast.ImportFrom(module, aliases, 0):
                 for alias in aliases:
                     yield alias.asname or alias.name, f"{module}.{alias.name}"
@@ -70,7 +73,7 @@ def _path(node: ast.AST, names: dict[str, str]) -> str | None:
             parent = _path(value, names)
             return parent and f"{parent}.{name.value if isinstance(name, ast.Constant) else '?'}"
         case ast.Call(ast.Attribute(_, "import_module") | ast.Name("__import__" | "import_module"), [name, *_]):
-            return name.value if isinstance(name, ast.Constant) else None
+            return name.value if isinstance(name, ast.Constant) and isinstance(name.value, str) else None
     return None
 
 

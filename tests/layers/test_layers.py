@@ -60,7 +60,9 @@ def test_dtypes_and_shapes(x64, name, dtype):
     out of a Python or NumPy number would be seen.
     """
     wide = jnp.promote_types(dtype, jnp.float32)
-    params, x, y, dparams, dx = forward_and_backward(name, dtype)
+    results = forward_and_backward(name, dtype)
+    assert results is not None
+    params, x, y, dparams, dx = results
     assert y.dtype == (wide if name == "unembedding" else dtype)  # a loss is a sum
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), dx) == jax.tree.map(lambda leaf: (leaf.shape, dtype), x)
     assert jax.tree.map(lambda leaf: leaf.shape, dparams) == jax.tree.map(lambda leaf: leaf.shape, params)

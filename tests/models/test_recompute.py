@@ -45,7 +45,9 @@ def test_each_level_needs_less_memory():
         params = jax.eval_shape(lambda: gpt2.init(model, jax.random.key(0)))
         tokens = jax.ShapeDtypeStruct((8, 256), jnp.int32)
         program = jax.jit(lambda *inputs: gpt2.loss_and_grads(*inputs, model, compute)).lower(params, tokens, tokens)
-        return program.compile().memory_analysis().temp_size_in_bytes
+        memory = program.compile().memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes
 
     none, gelu, norms, block = (temporaries(level) for level in ("none", "gelu", "norms", "block"))
     token_bytes = 4 * 8 * 256 * model.width  # one (B, T, C) array
