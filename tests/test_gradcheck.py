@@ -9,7 +9,7 @@ from jaxgpt.config import Compute, Model
 from jaxgpt.layers import layernorm
 
 MODEL = Model(layers=2, heads=2, width=8, context=5, vocabulary_size=11)
-COMPUTE = Compute(attention_block=3, classifier_chunk=4)
+COMPUTE = Compute()
 
 
 @functools.cache

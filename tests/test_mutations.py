@@ -10,6 +10,7 @@ import ast
 import copy
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -132,7 +133,10 @@ def mutants() -> Iterator[Any]:
 
 @functools.cache
 def cases() -> dict[str, gradcheck.Case]:
-    return {case.name: on_device(case) for case in gradcheck.cases(MODEL, COMPUTE, 2, 3, jax.random.key(0))}
+    """The layers' with several blocks and chunks, the model's with one of each."""
+    key = jax.random.key(0)
+    layers = itertools.islice(gradcheck.cases(MODEL, COMPUTE, 2, 3, key), len(LAYERS))
+    return {case.name: on_device(case) for case in (*layers, gradcheck.gpt2_case(key, 2, 3, MODEL, Compute()))}
 
 
 def on_device(case: gradcheck.Case) -> gradcheck.Case:

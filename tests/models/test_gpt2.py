@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
         # One of everything; nothing is computed again.
         (1, 1, Model(1, 1, 3, 1, 2), Compute(recompute="none")),
         # Fewer tokens than places, a full vocabulary, a block per query, chunks that don't divide the tokens.
-        (2, 4, Model(2, 2, 6, 6, 128), Compute(attention_block=1, classifier_chunk=3, recompute="block")),
+        (2, 3, Model(2, 2, 6, 6, 128), Compute(attention_block=1, classifier_chunk=4, recompute="block")),
         # Two layers at a time of three, a vocabulary padded by 126, block and chunk larger than what there is.
         (1, 3, Model(3, 1, 4, 3, 130), Compute(layer_unroll=2, recompute="norms")),
         # All layers in a row, the block cutting off a last query.

@@ -89,8 +89,8 @@ def test_steps_equal_optax_on_the_gradient_of_jax():
     @jax.jit
     def oracle_step(params, state, batch):
         def loss(params):
-            losses = [gpt2.loss(params, *pair, MODEL, CONFIG.compute) for pair in zip(*batch, strict=True)]
-            return sum(losses) / len(losses)
+            tokens, targets = (array.reshape(-1, 6) for array in batch)
+            return gpt2.loss(params, tokens, targets, MODEL, CONFIG.compute)
 
         loss, grads = jax.value_and_grad(loss)(params)
         updates, state = optimizer.update(grads, state, params)
@@ -205,8 +205,8 @@ def test_bfloat16_is_close_to_float32():
     params = new_state().params
     loss, grads = loss_and_grads(params, batch(1, 8))
     rounded_loss, rounded_grads = loss_and_grads(params, batch(1, 8), compute)
-    assert rounded_loss == pytest.approx(float(loss), rel=5e-3)
-    assert_close(rounded_grads, jax.tree.map(np.asarray, grads), 0.08)
+    assert rounded_loss == pytest.approx(float(loss), rel=1e-3)
+    assert_close(rounded_grads, jax.tree.map(np.asarray, grads), 0.02)
     assert {grad.dtype for grad in jax.tree.leaves(rounded_grads)} == {jnp.dtype("float32")}
 
     state, _ = jax.eval_shape(step.make_train_step(dataclasses.replace(CONFIG, compute=compute)), new_state(), batch())
