@@ -1,6 +1,6 @@
-"""The two ways a command ends badly.
+"""The three ways a command ends badly.
 
-Both carry one message for a person: what is wrong, where (file, option, byte offset), and what to do. `cli.main` prints
+All carry one message for a person: what is wrong, where (file, option, byte offset), and what to do. `cli.main` prints
 the message without a traceback and exits with the status.
 """
 

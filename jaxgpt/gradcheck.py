@@ -58,11 +58,11 @@ def tolerance(dtype: DTypeLike, depth: int) -> float:
 
 def check(case: Case, dtype: DTypeLike) -> list[Row]:
     """One row per tensor of the case's inputs. Needs `jax_enable_x64`."""
-    inputs = jax.tree.map(lambda array: array.astype(dtype), case.inputs)
-    exact = jax.tree.map(lambda array: array.astype(np.float64), inputs)
+    inputs = jax.tree.map(lambda array: jnp.asarray(array, dtype), case.inputs)
+    exact = jax.tree.map(lambda array: jnp.asarray(array, np.float64), inputs)
     output = jax.eval_shape(case.forward, exact)
-    dy = np.asarray(np.random.default_rng(1).standard_normal(output.shape), dtype)
-    exact_dy = dy.astype(np.float64)
+    dy = jnp.asarray(np.random.default_rng(1).standard_normal(output.shape), dtype)
+    exact_dy = jnp.asarray(dy, np.float64)
 
     by_hand = jax.jit(case.backward)(inputs, dy)
     oracle = jax.jit(jax.grad(lambda inputs: jnp.sum(case.forward(inputs) * exact_dy)))(exact)

@@ -1,5 +1,7 @@
 """What holds for every test: the CPU, exact products, shape annotations that are checked, and the float64 switch."""
 
+import contextlib
+import re
 import signal
 
 import jax
@@ -29,12 +31,27 @@ settings.register_profile(
 settings.load_profile("jaxgpt")
 
 
-@pytest.fixture
-def quick_compilation():
-    """For the length of a test, programs that are compiled twice as fast as they would be and run slower."""
+@contextlib.contextmanager
+def few_optimizations():
+    """Programs that are compiled twice as fast as they would be, and run slower."""
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def quick_compilation():
+    """`few_optimizations` for the length of a test."""
+    with few_optimizations():
+        yield
+
+
+@pytest.fixture(scope="module")
+def quickly_compiled():
+    """`few_optimizations` for the length of a module, its own fixtures included."""
+    with few_optimizations():
+        yield
 
 
 @pytest.fixture
@@ -55,3 +72,22 @@ def assert_exact(x64):
         assert [row for row in rows if not row.error < 1e-10] == []
 
     return check
+
+
+@pytest.fixture
+def fails(capsys):
+    """A function that runs a command which is to end with status 2, and returns its message on one line."""
+
+    from jaxgpt import cli  # not before the import hook above
+
+    def run(*words: str) -> str:
+        try:
+            status = cli.main(words)
+        except SystemExit as error:  # as the parser of the command line ends it
+            status = error.code
+        out, err = capsys.readouterr()
+        assert status == 2
+        assert "Traceback" not in out + err
+        return " ".join(re.sub("[─│╭╮╰╯]", " ", err).split())
+
+    return run

@@ -1,8 +1,6 @@
-"""The commands: what is refused, in what words and with what exit status; what --help tells; what generate prints."""
+"""The commands: what is refused, in what words and with what exit status; what generate prints."""
 
-import ast
 import dataclasses
-import itertools
 import os
 import re
 import shutil
@@ -11,30 +9,22 @@ import subprocess
 import sys
 import types
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxgpt import cli, config, gradcheck, gradcheck_report, settings
+from jaxgpt import cli, settings
 from jaxgpt.config import Config, Data, Model, Run, Training
-from jaxgpt.layers import gelu
-from jaxgpt.models import gpt2
 from jaxgpt.training import checkpoints, loop
 from jaxgpt.training.step import TrainState, init_state
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 MODEL = Model(layers=1, heads=2, width=8, context=16, vocabulary_size=256)
 TINY = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.context=16", "--data.text=text.txt"]
 ESCAPE = 27
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled():
-    """Programs that are compiled faster and run slower."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)
@@ -75,23 +65,6 @@ def saved(tmp_path_factory):
 def run(saved, work):
     """A copy of it, runs/escapes."""
     return Path(shutil.copytree(saved, work / "runs" / "escapes")).relative_to(work)
-
-
-@pytest.fixture
-def fails(capsys):
-    """A function that runs a command which is to end with status 2, and returns its message on one line."""
-
-    def run(*words: str) -> str:
-        try:
-            status = cli.main(words)
-        except SystemExit as error:  # as the parser of the command line ends it
-            status = error.code
-        out, err = capsys.readouterr()
-        assert status == 2
-        assert "Traceback" not in out + err
-        return " ".join(re.sub("[─│╭╮╰╯]", " ", err).split())
-
-    return run
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -388,108 +361,3 @@ def test_a_terminal_without_unicode_is_no_error(run, monkeypatch, capsysbinary):
     terminal.reconfigure(encoding="ascii")
     assert cli.main(["generate", "--run", str(run), "--prompt", "a"]) == 0
     assert capsysbinary.readouterr().out == b"a\\xe9\n"
-
-
-# --help
-
-
-def meanings() -> dict[str, str]:
-    """The options of config.py, as on the command line, and their docstrings."""
-    tree = ast.parse(Path(config.__file__).read_text(encoding="utf-8"))
-    classes = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
-    found = {}
-    for section, kind in get_type_hints(Config).items():
-        for field, text in itertools.pairwise(classes[kind.__name__]):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                found[settings.option(section, ast.unparse(field.target))] = ast.literal_eval(text.value)
-    return found
-
-
-def help_of(capsys, *words: str) -> str:
-    with pytest.raises(SystemExit) as ended:
-        cli.main([*words, "--help"])
-    assert ended.value.code == 0
-    return " ".join(re.sub("[─│╭╮╰╯]", " ", capsys.readouterr().out).split())
-
-
-def test_help_lists_every_option_with_its_meaning_and_default(capsys):
-    text = help_of(capsys)
-    options = meanings()
-    assert len(options) == sum(len(dataclasses.fields(kind)) for kind in get_type_hints(Config).values())
-    for option, meaning in options.items():
-        assert re.search(rf"{option}\b.{{,60}}? {re.escape(' '.join(meaning.split()))} \(default: ", text), option
-    assert "--config STR Take the defaults of all other options from" in text
-    for command in cli.COMMANDS:
-        assert command == "train" or f"run.py {command}" in text
-    for name in settings.config_names():
-        assert name in text
-
-
-def test_help_shows_the_defaults_of_the_config(capsys):
-    assert "Number of transformer blocks (L). (default: 48)" in help_of(capsys, "--config", "gpt2_1558m")
-
-
-def test_help_of_generate(capsys):
-    text = help_of(capsys, "generate")
-    sampling = {key: text for key, text in meanings().items() if key.startswith("--sampling.")}
-    assert len(sampling) == 4
-    for option, meaning in sampling.items():
-        assert re.search(rf"{option.replace('sampling.', '')} \w+ {re.escape(meaning)} \(default: ", text)
-    for option in ("--run STR The", "--prompt STR What", "--samples INT How", "--seed INT Another"):
-        assert option in text
-
-
-def test_help_of_gradcheck(capsys):
-    text = help_of(capsys, "gradcheck")
-    assert "--config STR Take the shapes from" in text
-    assert "--dtype {float64,float32,bfloat16} What" in text
-
-
-# gradcheck
-
-
-@pytest.fixture
-def one_layer(monkeypatch):
-    """gradcheck with only the GELU to check; what it sets for its process is put back."""
-
-    def cases(model, compute, batch, length, key):
-        yield gradcheck.gelu_case(key, batch, length, 4 * model.width)
-
-    monkeypatch.setattr(gradcheck, "cases", cases)
-    process: Any = jax.config
-    precision = process.jax_default_matmul_precision
-    yield
-    jax.config.update("jax_enable_x64", False)
-    jax.config.update("jax_default_matmul_precision", precision)
-
-
-@pytest.mark.parametrize("words", [[], ["--dtype=float32"], ["--dtype=bfloat16"], ["--config=quickstart"]])
-def test_gradcheck_passes_with_status_0(one_layer, capsys, words):
-    assert cli.main(["gradcheck", *words]) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"^gelu\.x +\d\.\d\de-\d\d +\d\.\de-\d\d +ok$", out, re.MULTILINE)
-    assert out.endswith("\n1 of 1 gradients agree with jax.grad\n")
-
-
-@pytest.mark.parametrize("factor", [1.01, float("nan")])
-def test_gradcheck_fails_with_status_1(one_layer, capsys, monkeypatch, factor):
-    """One percent too much in one gradient, or NaN."""
-    backward = gelu.backward
-    monkeypatch.setattr(gelu, "backward", lambda residuals, dy: factor * backward(residuals, dy))
-    assert cli.main(["gradcheck", "--dtype=float32"]) == 1
-    out = capsys.readouterr().out
-    assert re.search(r"^gelu\.x .* FAILED$", out, re.MULTILINE)
-    assert out.endswith("0 of 1 gradients agree with jax.grad; 1 FAILED\n")
-
-
-def test_gradcheck_of_a_model_that_does_not_fit(one_layer, fails, monkeypatch):
-    monkeypatch.setattr(gradcheck_report.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**22}.get)
-    message = fails("gradcheck", "--config", "gpt2_1558m")
-    assert "would need about 93 GiB for a model of this size, and this machine has 16 GiB" in message
-
-
-def test_the_checked_model_is_the_configs(one_layer, capsys):
-    """Its parameters are counted in the first line, with the tokenizer's vocabulary."""
-    assert cli.main(["gradcheck", "--config=quickstart"]) == 0
-    quickstart = dataclasses.replace(settings.read(settings.find_config("quickstart")).model, vocabulary_size=256)
-    assert capsys.readouterr().out.startswith(f"{gpt2.parameter_count(quickstart):,} parameters, 2 sequences")

@@ -136,15 +136,7 @@ def cases() -> dict[str, gradcheck.Case]:
     """The layers' with several blocks and chunks, the model's with one of each."""
     key = jax.random.key(0)
     layers = itertools.islice(gradcheck.cases(MODEL, COMPUTE, 2, 3, key), len(LAYERS))
-    return {case.name: on_device(case) for case in (*layers, gradcheck.gpt2_case(key, 2, 3, MODEL, Compute()))}
-
-
-def on_device(case: gradcheck.Case) -> gradcheck.Case:
-    """Of JAX arrays without jit too, which turns NumPy's into them."""
-    return case._replace(
-        forward=lambda inputs: case.forward(jax.tree.map(jnp.asarray, inputs)),
-        backward=lambda inputs, dy: case.backward(*jax.tree.map(jnp.asarray, (inputs, dy))),
-    )
+    return {case.name: case for case in (*layers, gradcheck.gpt2_case(key, 2, 3, MODEL, Compute()))}
 
 
 def failures(module: ModuleType) -> list[gradcheck.Row]:

@@ -13,17 +13,11 @@ from jaxgpt.config import Config, Model, Training
 from jaxgpt.evaluation.loss import make_validation_loss
 from jaxgpt.models import gpt2
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 LENGTH = 7
 CONFIG = Config(model=Model(layers=1, heads=1, width=8, context=9, vocabulary_size=20))
 TOKENS = np.random.default_rng(0).integers(0, 20, size=53).astype(np.uint16)  # 52 targets: 7 windows and 3 tokens more
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled():
-    """Programs that are compiled faster and run slower."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

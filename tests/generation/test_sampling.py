@@ -14,6 +14,8 @@ from jaxgpt.data import tokenizers
 from jaxgpt.generation import sampling
 from jaxgpt.models import gpt2
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 MODEL = Model(layers=1, heads=2, width=16, context=12, vocabulary_size=20)
 COMPUTE = Compute()
 PROMPT = np.array([3, 1, 4, 1, 5])
@@ -23,14 +25,6 @@ GREEDY = Sampling(tokens=20, temperature=0.0)  # beyond the context of 12
 PROBABILITIES = np.array([0.05, 0.3, 0.1, 0.25, 0.06, 0.08, 0.08, 0.08])
 LOGITS = jnp.asarray(np.log(PROBABILITIES), jnp.float32)
 DRAWS = 4000
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled():
-    """Programs that are compiled faster and run slower."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,10 @@ from jaxgpt.errors import RunError, UserError
 from jaxgpt.training import checkpoints
 from jaxgpt.training.step import TrainState, init_state
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 MODEL = Model(layers=2, heads=2, width=16, context=8, vocabulary_size=50)
 TOKENIZER = {"name": "characters", "characters": "ab\né漢\x00"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled():
-    """Programs that are compiled faster and run slower."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,61 @@
+"""`run.py gradcheck`: its table and its exit status."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import pytest
+
+from jaxgpt import cli, gradcheck, gradcheck_report, settings
+from jaxgpt.layers import gelu
+from jaxgpt.models import gpt2
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
+@pytest.fixture
+def one_layer(monkeypatch):
+    """gradcheck with only the GELU to check; what it sets for its process is put back."""
+
+    def cases(model, compute, batch, length, key):
+        yield gradcheck.gelu_case(key, batch, length, 4 * model.width)
+
+    monkeypatch.setattr(gradcheck, "cases", cases)
+    process: Any = jax.config
+    precision = process.jax_default_matmul_precision
+    yield
+    jax.config.update("jax_enable_x64", False)
+    jax.config.update("jax_default_matmul_precision", precision)
+
+
+@pytest.mark.parametrize("words", [[], ["--dtype=float32"], ["--dtype=bfloat16"], ["--config=quickstart"]])
+def test_gradcheck_passes_with_status_0(one_layer, capsys, words):
+    assert cli.main(["gradcheck", *words]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^gelu\.x +\d\.\d\de-\d\d +\d\.\de-\d\d +ok$", out, re.MULTILINE)
+    assert out.endswith("\n1 of 1 gradients agree with jax.grad\n")
+
+
+@pytest.mark.parametrize("factor", [1.01, float("nan")])
+def test_gradcheck_fails_with_status_1(one_layer, capsys, monkeypatch, factor):
+    """One percent too much in one gradient, or NaN."""
+    backward = gelu.backward
+    monkeypatch.setattr(gelu, "backward", lambda residuals, dy: factor * backward(residuals, dy))
+    assert cli.main(["gradcheck", "--dtype=float32"]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"^gelu\.x .* FAILED$", out, re.MULTILINE)
+    assert out.endswith("0 of 1 gradients agree with jax.grad; 1 FAILED\n")
+
+
+def test_gradcheck_of_a_model_that_does_not_fit(one_layer, fails, monkeypatch):
+    monkeypatch.setattr(gradcheck_report.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**22}.get)
+    message = fails("gradcheck", "--config", "gpt2_1558m")
+    assert "would need about 93 GiB for a model of this size, and this machine has 16 GiB" in message
+
+
+def test_the_checked_model_is_the_configs(one_layer, capsys):
+    """Its parameters are counted in the first line, with the tokenizer's vocabulary."""
+    assert cli.main(["gradcheck", "--config=quickstart"]) == 0
+    quickstart = dataclasses.replace(settings.read(settings.find_config("quickstart")).model, vocabulary_size=256)
+    assert capsys.readouterr().out.startswith(f"{gpt2.parameter_count(quickstart):,} parameters, 2 sequences")

@@ -1,0 +1,70 @@
+"""What --help tells: every option of every command, with its meaning and its default."""
+
+import ast
+import dataclasses
+import itertools
+import re
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from jaxgpt import cli, config, settings
+from jaxgpt.config import Config
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+def meanings() -> dict[str, str]:
+    """The options of config.py, as on the command line, and their docstrings."""
+    tree = ast.parse(Path(config.__file__).read_text(encoding="utf-8"))
+    classes = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
+    found = {}
+    for section, kind in get_type_hints(Config).items():
+        for field, text in itertools.pairwise(classes[kind.__name__]):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                found[settings.option(section, ast.unparse(field.target))] = ast.literal_eval(text.value)
+    return found
+
+
+def help_of(capsys, *words: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words, "--help"])
+    assert ended.value.code == 0
+    return " ".join(re.sub("[─│╭╮╰╯]", " ", capsys.readouterr().out).split())
+
+
+def test_help_lists_every_option_with_its_meaning_and_default(capsys):
+    text = help_of(capsys)
+    options = meanings()
+    assert len(options) == sum(len(dataclasses.fields(kind)) for kind in get_type_hints(Config).values())
+    for option, meaning in options.items():
+        assert re.search(rf"{option}\b.{{,60}}? {re.escape(' '.join(meaning.split()))} \(default: ", text), option
+    assert "--config STR Take the defaults of all other options from" in text
+    for command in cli.COMMANDS:
+        assert command == "train" or f"run.py {command}" in text
+    for name in settings.config_names():
+        assert name in text
+
+
+def test_help_shows_the_defaults_of_the_config(capsys):
+    assert "Number of transformer blocks (L). (default: 48)" in help_of(capsys, "--config", "gpt2_1558m")
+
+
+def test_help_of_generate(capsys):
+    text = help_of(capsys, "generate")
+    sampling = {key: text for key, text in meanings().items() if key.startswith("--sampling.")}
+    assert len(sampling) == 4
+    for option, meaning in sampling.items():
+        assert re.search(rf"{option.replace('sampling.', '')} \w+ {re.escape(meaning)} \(default: ", text)
+    for option in ("--run STR The", "--prompt STR What", "--samples INT How", "--seed INT Another"):
+        assert option in text
+
+
+def test_help_of_gradcheck(capsys):
+    text = help_of(capsys, "gradcheck")
+    assert "--config STR Take the shapes from" in text
+    assert "--dtype {float64,float32,bfloat16} What" in text
