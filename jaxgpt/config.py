@@ -43,8 +43,9 @@ class Compute:
     recompute: Literal["none", "gelu", "norms", "block"] = "norms"
     """What the backward computes again rather than keeps: nothing, GELU's output, that and LayerNorm's outputs, or all
     of a block but its input. Less memory in this order, and more time."""
-    layer_unroll: int = 1
-    """Number of layers that one turn of the loop over layers holds; at least the number of layers means no loop."""
+    layers: Literal["auto", "scanned", "unrolled"] = "auto"
+    """"scanned" compiles one layer and loops over them; "unrolled" compiles each, which takes longer, and then runs faster
+    in less memory, for nothing is copied into and out of stacks. "auto" unrolls up to 24 layers, but none on a TPU."""
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,6 @@ NOT_POSITIVE = [
     ("model", "context", -1),
     ("compute", "classifier_chunk", 0),
     ("compute", "attention_block", 0),
-    ("compute", "layer_unroll", 0),
     ("training", "steps", 0),
     ("training", "batch_size", 0),
     ("training", "micro_batches", 0),
