@@ -38,8 +38,10 @@ class Compute:
     """Type of the activations and of the copy of the weights that they meet; masters and moments are float32 always."""
     classifier_chunk: int = 1024
     """Number of tokens whose logits exist at once."""
+    attention: Literal["auto", "blocks", "cudnn"] = "auto"
+    """cuDNN's fused kernel (an NVIDIA GPU, bfloat16), or blocks of queries; auto takes the kernel where it can run."""
     attention_block: int = 256
-    """Number of queries whose attention scores exist at once."""
+    """Number of queries whose attention scores exist at once, where attention runs in blocks."""
     recompute: Literal["none", "gelu", "norms", "block"] = "norms"
     """What the backward computes again rather than keeps: nothing, GELU's output, that and LayerNorm's outputs, or all
     of a block but its input. Less memory in this order, and more time."""

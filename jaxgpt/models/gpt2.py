@@ -19,6 +19,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from jaxgpt.config import Compute, Model
+from jaxgpt.kernels import cudnn_attention
+from jaxgpt.kernels.choose import attention_layer
 from jaxgpt.layers import attention, cross_entropy, embedding, gelu, layernorm, linear, residual, unembedding
 
 
@@ -47,7 +49,7 @@ class BlockResiduals(NamedTuple):
 
     attention_norm: layernorm.Residuals
     qkv: linear.Residuals | None
-    attention: attention.Residuals
+    attention: attention.Residuals | cudnn_attention.Residuals
     mlp_norm: layernorm.Residuals
     mlp_in: linear.Residuals | None
     gelu: gelu.Residuals
@@ -113,7 +115,7 @@ def block_forward(
     normalised, attention_norm = layernorm.forward(params.attention_norm, x)
     qkv, qkv_residuals = linear.forward(params.qkv, normalised)
     q, k, v = (split_heads(part, batch, model.heads) for part in jnp.split(qkv, 3, axis=-1))
-    mixed, attention_residuals = attention.forward(q, k, v, block=compute.attention_block)
+    mixed, attention_residuals = attention_layer(compute).forward(q, k, v, block=compute.attention_block)
     branch, _ = linear.forward(params.attention_out, merge_heads(mixed))
     x = residual.forward(x, branch)
 
@@ -149,9 +151,9 @@ def block_backward(
     dx = dx + dx_through_mlp
 
     dx, dbranch = residual.backward(dx)
-    mixed = jnp.swapaxes(residuals.attention.out, 1, 2)
+    mixed = attention_layer(compute).output(residuals.attention)
     attention_out, dmixed = linear.backward(params.attention_out, linear.Residuals(merge_heads(mixed)), dbranch)
-    dqkv = attention.backward(
+    dqkv = attention_layer(compute).backward(
         residuals.attention, split_heads(dmixed, mixed.shape[0], mixed.shape[2]), block=compute.attention_block
     )
     normalised = residuals.qkv or _norm_again(params.attention_norm, residuals.attention_norm)
