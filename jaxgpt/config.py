@@ -38,14 +38,17 @@ class Compute:
     """Type of the activations and of the copy of the weights that they meet; masters and moments are float32 always."""
     classifier_chunk: int = 1024
     """Number of tokens whose logits exist at once."""
+    attention: Literal["auto", "blocks", "cudnn"] = "auto"
+    """cuDNN's fused kernel (an NVIDIA GPU, bfloat16), or blocks of queries; auto takes the kernel where it can run."""
     attention_block: int = 256
-    """Number of queries whose attention scores exist at once."""
+    """Number of queries whose attention scores exist at once, where attention runs in blocks."""
     recompute: Literal["none", "gelu", "norms", "block"] = "norms"
     """What the backward computes again rather than keeps: nothing, GELU's output, that and LayerNorm's outputs, or all
     of a block but its input. Less memory in this order, and more time."""
     layers: Literal["auto", "scanned", "unrolled"] = "auto"
-    """"scanned" compiles one layer and loops over them; "unrolled" compiles each, which takes longer, and then runs faster
-    in less memory, for nothing is copied into and out of stacks. "auto" unrolls up to 24 layers, but none on a TPU."""
+    """"scanned" compiles one layer and loops over them; "unrolled" compiles each, which takes longer, and then runs
+    faster in less memory, since nothing is copied into and out of stacks. "auto" unrolls up to 24 layers, but none on a
+    TPU."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ that is compiled is compiled by the end of the first step: the validation loss a
 """
 
 import contextlib
+import dataclasses
 import signal
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from jaxgpt.data import loader
 from jaxgpt.errors import Interrupted, RunError
 from jaxgpt.evaluation.loss import make_validation_loss
 from jaxgpt.generation.sampling import generate, only_known_tokens
+from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import gpt2
 from jaxgpt.reports.curves import loss_curve
 from jaxgpt.training import checkpoints, corpus, flops
@@ -33,15 +35,18 @@ def train(config: Config) -> None:
     RunError if the loss becomes NaN or the disk is full, Interrupted after Ctrl-C, UserError as the data raise it.
     """
     data, config = corpus.load(config)
+    compute, attention = choose_attention(config.model, config.compute, config.training.sequence_length)
     with contextlib.closing(RunFolder(config)) as folder, Display(config.training.steps) as display:
-        _Run(config, data, folder, display).go()
+        # The folder's config.toml keeps what was asked for, since another machine would choose otherwise.
+        _Run(dataclasses.replace(config, compute=compute), data, folder, display, attention).go()
 
 
 class _Run:
     """One run's parts, and the state that changes while it goes on."""
 
-    def __init__(self, config: Config, data: Corpus, folder: RunFolder, display: Display):
+    def __init__(self, config: Config, data: Corpus, folder: RunFolder, display: Display, attention: str):
         self.config, self.data, self.folder, self.display = config, data, folder, display
+        self.attention = attention  # which one runs, in words
         self.train_step = make_train_step(config)
         self.validation_loss = make_validation_loss(config, data.validation, config.training.sequence_length)
         self.state: TrainState = jax.jit(lambda: init_state(config))()
@@ -186,6 +191,7 @@ class _Run:
             f"on, {len(self.data.validation):,} to validate on",
             f"training  {training.steps:,} steps of {tokens:,} tokens, {config.compute.dtype}, on {device.device_kind} "
             f"({device.platform})",
+            f"attention {self.attention}",
             *([f"note      {config.run.note}"] if config.run.note else []),
         ):
             self.display.note(line)

@@ -44,17 +44,16 @@ class Metrics(NamedTuple):
 def init_state(config: Config) -> TrainState:
     """The state before the first step; a pure function of `training.seed`."""
     weights_key, key = jax.random.split(jax.random.key(config.training.seed))
-    params = gpt2.init(config.model, weights_key)
-    if unrolled(config.model, config.compute):
-        params = gpt2.unstacked(params)
+    params = arrange(gpt2.init(config.model, weights_key), config.compute)
     return TrainState(params, adamw.init(params), jnp.int32(0), key, jnp.int32(0))
 
 
-def unrolled(model: Model, compute: Compute) -> bool:
-    """Whether the layers are written out one after another; the state then has each layer's parameters apart."""
+def arrange(stacked: gpt2.Params, compute: Compute) -> gpt2.Params:
+    """Stacked parameters, or moments, in the form that `compute.layers` asks for: the step follows their form."""
+    unroll = compute.layers == "unrolled"
     if compute.layers == "auto":
-        return model.layers <= MOST_UNROLLED and jax.default_backend() != "tpu"
-    return compute.layers == "unrolled"
+        unroll = len(jax.tree.leaves(stacked.blocks)[0]) <= MOST_UNROLLED and jax.default_backend() != "tpu"
+    return gpt2.unstacked(stacked) if unroll else stacked
 
 
 def cast(params: gpt2.Params, compute: Compute) -> gpt2.Params:

@@ -174,7 +174,7 @@ def test_a_finite_step_starts_the_count_again():
     state, metrics = train_step()(before, batch())
     assert state.step == 1
     assert state.nonfinite == metrics.nonfinite == 0
-    assert (np.asarray(state.params.blocks.qkv.weight) != before.params.blocks.qkv.weight).any()
+    assert (np.asarray(state.params.embedding.token) != before.params.embedding.token).any()
 
 
 def test_a_stopped_state_takes_no_finite_step_either():
