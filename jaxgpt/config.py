@@ -8,6 +8,8 @@ data, so that a part of it can be a static argument of a jitted function.
 from dataclasses import dataclass, field
 from typing import Literal
 
+SPIKE_WINDOW = 128  # steps among which a loss or a gradient's norm is seen to be a spike
+
 
 @dataclass(frozen=True)
 class Model:
@@ -79,6 +81,11 @@ class Training:
     """Batches of a validation loss; 0 takes the whole validation split."""
     stop_after_nonfinite: int = 1
     """Stop when loss or gradient has been NaN or infinite this many steps in a row. Such steps change nothing."""
+    loss_spike_z: float = 0.0
+    """Skip a step whose loss is more than this many standard deviations above the mean of the last 128; 0 skips
+    none."""
+    grad_norm_spike_z: float = 0.0
+    """The same for the norm of the gradient."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import tomli_w
 
 from jaxgpt import __version__
-from jaxgpt.config import Config, Sampling
+from jaxgpt.config import SPIKE_WINDOW, Config, Sampling
 from jaxgpt.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -133,6 +133,9 @@ def check(config: Config) -> None:
     for key in ("beta1", "beta2"):
         value = getattr(optimizer, key)
         _require(0 <= value < 1, "optimizer", key, value, "at least 0 and below 1")
+    for key in ("loss_spike_z", "grad_norm_spike_z"):
+        value, largest = getattr(training, key), math.sqrt(SPIKE_WINDOW - 1)
+        _require(0 <= value < largest, "training", key, value, f"at least 0, and below {largest:.2f} to skip any step")
     _require(optimizer.final_fraction <= 1, "optimizer", "final_fraction", optimizer.final_fraction, "at most 1")
     check_sampling(config.sampling, "sampling")
 
