@@ -127,6 +127,22 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """When the run is saved, and which of its checkpoints are kept. The end of a run is always saved."""
+
+    every_steps: int = 0
+    """Steps between checkpoints; 0 saves by the clock only."""
+    every_minutes: float = 15.0
+    """Minutes between checkpoints; 0 saves by steps only."""
+    keep_last: int = 2
+    """Number of newest checkpoints that are kept."""
+    keep_every: int = 0
+    """Keep for good the first checkpoint at or after every multiple of this many steps; 0 keeps only the newest."""
+    stop_minutes_before_end: float = 5.0
+    """Save and stop this long before the end of a Slurm allocation ($SLURM_JOB_END_TIME); 0 trains on to its end."""
+
+
+@dataclass(frozen=True)
 class Run:
     """Where the run's files go."""
 
@@ -136,6 +152,9 @@ class Run:
     """Where the runs are."""
     overwrite: bool = False
     """Replace a run of the same name; without it, such a run is left alone and the command ends."""
+    resume: Literal["never", "always", "auto"] = "never"
+    """"always" goes on from the last good checkpoint of the run of this name, "auto" does so if there is one and else
+    begins anew. Shorter: --resume, --resume auto."""
     note: str = ""
     """A line to print at the start."""
     prompt: str = ""
@@ -154,4 +173,5 @@ class Config:
     training: Training = field(default_factory=Training)
     optimizer: Optimizer = field(default_factory=Optimizer)
     sampling: Sampling = field(default_factory=Sampling)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     run: Run = field(default_factory=Run)

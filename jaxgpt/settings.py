@@ -99,11 +99,13 @@ def check(config: Config) -> None:
         "compute": ("classifier_chunk", "attention_block", "layer_unroll"),
         "training": ("steps", "batch_size", "micro_batches", "stop_after_nonfinite"),
         "optimizer": ("learning_rate", "epsilon"),
+        "checkpoint": ("keep_last",),
     }
     not_negative = {
         "model": ("vocabulary_size",),
         "training": ("sequence_length", "seed", "evaluate_every", "evaluation_batches"),
         "optimizer": ("warmup_steps", "final_fraction", "weight_decay", "clip_norm"),
+        "checkpoint": ("every_steps", "every_minutes", "keep_every", "stop_minutes_before_end"),
         "run": ("sample_every",),
     }
     for section, keys in positive.items():
@@ -138,6 +140,13 @@ def check(config: Config) -> None:
         _require(0 <= value < largest, "training", key, value, f"at least 0, and below {largest:.2f} to skip any step")
     _require(optimizer.final_fraction <= 1, "optimizer", "final_fraction", optimizer.final_fraction, "at most 1")
     check_sampling(config.sampling, "sampling")
+    _require(
+        not (config.run.overwrite and config.run.resume == "always"),
+        "run",
+        "overwrite",
+        True,
+        "left away with --resume, or else the run would be lost before it is resumed",
+    )
 
 
 def check_sampling(sampling: Sampling, section: str) -> None:
@@ -161,9 +170,12 @@ def _require(holds: bool, section: str, key: str, value: object, requirement: st
         raise UserError(f"{option(section, key)} is {value}, and must be {requirement}")
 
 
+def versions() -> dict[str, str]:
+    """Of this package, of Python, and of what numbers depend on."""
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return packages | {"jaxgpt": __version__, "python": platform.python_version()}
+
+
 def write(config: Config, path: Path) -> None:
     """Everything needed to repeat the run: all options, and the versions of what it ran on."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    versions |= {"jaxgpt": __version__, "python": platform.python_version()}
-    tables = dataclasses.asdict(config) | {VERSIONS: versions}
-    path.write_text(tomli_w.dumps(tables), encoding="utf-8")
+    path.write_text(tomli_w.dumps(dataclasses.asdict(config) | {VERSIONS: versions()}), encoding="utf-8")
