@@ -8,6 +8,7 @@ checkpoints/     by orbax
 """
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from jaxgpt import settings
 from jaxgpt.config import Config
@@ -34,6 +35,7 @@ class RunFolder:
         self.path = Path(config.run.folder) / config.run.name
         resume = config.run.resume
         self._lock: int | None = None
+        self._file: TextIO = io.StringIO()  # metrics.jsonl, once it is open
         try:
             self.resumes = resume != "never" and bool(checkpoints.steps_of(self.checkpoints))
             if resume == "always" and not self.resumes:
@@ -58,7 +60,7 @@ class RunFolder:
         new, old = (self.path.with_name(f".{self.path.name}.{word}-{os.getpid()}") for word in ("new", "old"))
         new.mkdir(parents=True)
         settings.write(config, new / "config.toml")
-        self._metrics = (new / "metrics.jsonl").open("w", encoding="utf-8")
+        self._file = (new / "metrics.jsonl").open("w", encoding="utf-8")
         lock = _locked(new)
         if self.path.exists():
             self.path.rename(old)
@@ -97,15 +99,14 @@ class RunFolder:
             _cut(metrics, sum(len(line) for line in lines))
             settings.write(config, self.path / "config.toml.tmp")
             (self.path / "config.toml.tmp").replace(self.path / "config.toml")
-            self._metrics = metrics.open("a", encoding="utf-8")
+            self._file = metrics.open("a", encoding="utf-8")
         except (OSError, ValueError) as error:
             raise _cannot_write(self.path, error) from None
 
     def lengths(self) -> dict[str, int]:
         """How many bytes metrics.jsonl and samples.txt have, all of them on the disk."""
         with self.writing("metrics.jsonl"):
-            self._metrics.flush()
-            os.fsync(self._metrics.fileno())
+            os.fsync(self._file.fileno())
         paths = {name: self.path / name for name in ("metrics.jsonl", "samples.txt")}
         return {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
 
@@ -117,8 +118,8 @@ class RunFolder:
         """Adds a line to metrics.jsonl, on disk when this returns. Numbers that are not finite become null."""
         finite = {key: value if _finite(value) else None for key, value in values.items()}
         with self.writing("metrics.jsonl"):
-            self._metrics.write(json.dumps(finite) + "\n")
-            self._metrics.flush()
+            self._file.write(json.dumps(finite) + "\n")
+            self._file.flush()
 
     def sample(self, step: int, text: str) -> None:
         """Adds a text to samples.txt."""
@@ -136,7 +137,7 @@ class RunFolder:
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # what could not be written has been reported
-            self._metrics.close()
+            self._file.close()
         self._release()
 
     def _release(self) -> None:

@@ -66,7 +66,7 @@ class _Run:
     def go(self) -> None:
         self._introduce()
         before = ""
-        if self.done:
+        if self.folder.resumes:
             self.display.resume(self.done)
         else:
             before = self._sample()

@@ -240,8 +240,8 @@ def test_a_folder_that_cannot_be_written(config, tmp_path, folder, reason):
 @pytest.mark.parametrize("write", [lambda f: f.metric(step=1, loss=1.0), lambda f: f.sample(0, "text")])
 def test_a_full_disk_fails_the_run_with_the_files_name(config, write):
     folder = RunFolder(config())
-    folder._metrics.close()
-    folder._metrics = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115
+    folder._file.close()
+    folder._file = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115
     (folder.path / "samples.txt").symlink_to("/dev/full")
     with pytest.raises(
         RunError, match=r"one/(metrics\.jsonl|samples\.txt): writing failed \(No space left on device\)"

@@ -145,7 +145,7 @@ def test_a_disk_that_is_full_is_told_and_leaves_the_older_checkpoint(state, fold
         writer._wait()
         assert writer.problem.startswith(f"{folder}: the checkpoint of step 20 could not be written: ")
         assert "File too large" in writer.problem
-        with pytest.raises(RunError, match="the checkpoint of step 21 could not be written: .*File too large"):
+        with pytest.raises(RunError, match=r"the checkpoint of step 21 could not be written: .*File too large"):
             writer.save_and_wait(state(21), {})
     assert [path.name for path in folder.iterdir()] == ["3"]
     assert checksums.damage(folder / "3") == ""
