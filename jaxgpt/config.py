@@ -8,6 +8,8 @@ data, so that a part of it can be a static argument of a jitted function.
 from dataclasses import dataclass, field
 from typing import Literal
 
+SPIKE_WINDOW = 128  # steps among which a loss or a gradient's norm is seen to be a spike
+
 
 @dataclass(frozen=True)
 class Model:
@@ -83,6 +85,11 @@ class Training:
     """Batches of a validation loss; 0 takes the whole validation split."""
     stop_after_nonfinite: int = 1
     """Stop when loss or gradient has been NaN or infinite this many steps in a row. Such steps change nothing."""
+    loss_spike_z: float = 0.0
+    """Skip a step whose loss is more than this many standard deviations above the mean of the last 128; 0 skips
+    none."""
+    grad_norm_spike_z: float = 0.0
+    """The same for the norm of the gradient."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,22 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """When the run is saved, and which of its checkpoints are kept. The end of a run is always saved."""
+
+    every_steps: int = 0
+    """Steps between checkpoints; 0 saves by the clock only."""
+    every_minutes: float = 15.0
+    """Minutes between checkpoints; 0 saves by steps only."""
+    keep_last: int = 2
+    """Number of newest checkpoints that are kept."""
+    keep_every: int = 0
+    """Keep for good the first checkpoint at or after every multiple of this many steps; 0 keeps only the newest."""
+    stop_minutes_before_end: float = 5.0
+    """Save and stop this long before the end of a Slurm allocation ($SLURM_JOB_END_TIME); 0 trains on to its end."""
+
+
+@dataclass(frozen=True)
 class Run:
     """Where the run's files go."""
 
@@ -133,6 +156,9 @@ class Run:
     """Where the runs are."""
     overwrite: bool = False
     """Replace a run of the same name; without it, such a run is left alone and the command ends."""
+    resume: Literal["never", "always", "auto"] = "never"
+    """"always" goes on from the last good checkpoint of the run of this name, "auto" does so if there is one and else
+    begins anew. Shorter: --resume, --resume auto."""
     note: str = ""
     """A line to print at the start."""
     prompt: str = ""
@@ -151,4 +177,5 @@ class Config:
     training: Training = field(default_factory=Training)
     optimizer: Optimizer = field(default_factory=Optimizer)
     sampling: Sampling = field(default_factory=Sampling)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     run: Run = field(default_factory=Run)

@@ -4,9 +4,9 @@
 
 The state is donated: its buffers become the new state's. The micro-batches of a batch are walked by a loop with a
 float32 accumulator, and each is weighted by 1/(number of targets in the whole batch), so that the sum is the gradient
-of the whole batch's mean however it is cut. A step whose loss or gradient is not finite changes nothing but the count
-of such steps; after `stop_after_nonfinite` of them in a row no step changes anything, so that steps that were already
-dispatched when the loop reads of it leave the last good state alone.
+of the whole batch's mean however it is cut. A step whose loss or gradient is not finite, or is a spike (`spikes.py`),
+changes neither parameters nor moments. After `stop_after_nonfinite` steps in a row that were not finite no step changes
+anything, so that steps that were already dispatched when the loop reads of it leave the last good state alone.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxgpt.config import Compute, Config, Model
 from jaxgpt.data.loader import Batch
 from jaxgpt.layers import cross_entropy
 from jaxgpt.models import gpt2
 from jaxgpt.optimizers import adamw, clipping, schedules
+from jaxgpt.training import spikes
 
 MOST_UNROLLED = 24  # layers; more take minutes to compile
 
@@ -32,20 +33,29 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
     key: Key[Array, ""]
     nonfinite: Int[Array, ""]  # steps in a row whose loss or gradient was not finite, up to the last
+    skipped: Int[Array, ""]  # steps so far that changed no parameter: not finite, or a spike
+    losses: spikes.Window
+    norms: spikes.Window
 
 
 class Metrics(NamedTuple):
     loss: Float[Array, ""]  # mean over the batch's targets, in nats
     grad_norm: Float[Array, ""]  # before clipping
     learning_rate: Float[Array, ""]
-    nonfinite: Int[Array, ""]  # as in the new state: 0 where the step was taken
+    loss_z: Float[Array, ""]  # z-scores among the last steps, NaN until there are enough
+    grad_norm_z: Float[Array, ""]
+    nonfinite: Int[Array, ""]  # as in the new state: 0 where loss and gradient were finite
+    skipped: Int[Array, ""]  # as in the new state
+    taken: Bool[Array, ""]  # whether the step changed the parameters
 
 
 def init_state(config: Config) -> TrainState:
     """The state before the first step; a pure function of `training.seed`."""
     weights_key, key = jax.random.split(jax.random.key(config.training.seed))
     params = arrange(gpt2.init(config.model, weights_key), config.compute)
-    return TrainState(params, adamw.init(params), jnp.int32(0), key, jnp.int32(0))
+    return TrainState(
+        params, adamw.init(params), jnp.int32(0), key, jnp.int32(0), jnp.int32(0), spikes.init(), spikes.init()
+    )
 
 
 def arrange(stacked: gpt2.Params, compute: Compute) -> gpt2.Params:
@@ -95,6 +105,11 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
         rate = schedules.learning_rate(state.step, config.training.steps, config.optimizer)
         limit = config.training.stop_after_nonfinite
         stopped = state.nonfinite >= limit
+        losses, loss_z = spikes.update(state.losses, loss, finite & ~stopped)
+        norms, norm_z = spikes.update(state.norms, norm, finite & ~stopped)
+        spike = spikes.is_spike(loss_z, config.training.loss_spike_z)
+        spike |= spikes.is_spike(norm_z, config.training.grad_norm_spike_z)
+        taken = finite & ~spike & ~stopped
         params, moments = adamw.update(
             state.params,
             state.moments,
@@ -103,12 +118,13 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
             state.step,
             rate,
             config.optimizer,
-            advance=finite & ~stopped,
+            advance=taken,
         )
         nonfinite = jnp.where(stopped, state.nonfinite, jnp.where(finite, 0, state.nonfinite + 1))
         # A skipped step still counts: the next one has other data and its own place in the schedule.
         step = jnp.where(nonfinite >= limit, state.step, state.step + 1)
-        new = TrainState(params, moments, step, state.key, nonfinite)
-        return new, Metrics(loss, norm, rate, nonfinite)
+        skipped = state.skipped + (step > state.step) * ~taken
+        new = TrainState(params, moments, step, state.key, nonfinite, skipped, losses, norms)
+        return new, Metrics(loss, norm, rate, loss_z, norm_z, nonfinite, skipped, taken)
 
     return jax.jit(train_step, donate_argnums=0)

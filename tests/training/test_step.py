@@ -167,6 +167,8 @@ def test_a_step_that_is_not_finite_changes_nothing():
         assert metrics.nonfinite == state.nonfinite
         seen.append((int(state.step), int(state.nonfinite)))
     assert seen == [(1, 1), (1, 2), (1, 2), (1, 2)]
+    assert int(state.skipped) == 1  # those that stop the run are not passed over
+    assert int(state.losses.count) == 0  # NaN never gets into the spike detector
 
 
 def test_a_finite_step_starts_the_count_again():
@@ -184,6 +186,38 @@ def test_a_stopped_state_takes_no_finite_step_either():
     assert_kept(state, before)
     assert np.isfinite(metrics.loss)
     assert (int(state.step), int(state.nonfinite)) == (5, 2)
+
+
+def test_a_spike_is_skipped_and_remembered():
+    """A loss far above those of the window, with a threshold for it: a step that counts and changes no parameter."""
+    config = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, loss_spike_z=7.0))
+    flat = np.float32(0.5) + np.float32(0.001) * np.arange(step.spikes.SPIKE_WINDOW, dtype=np.float32)
+    losses = step.spikes.Window(flat, np.int32(len(flat)))
+    before = new_state()._replace(losses=losses)
+    state, metrics = step.make_train_step(config)(before, batch())
+    assert metrics.loss_z > 7.0  # ln 11, which is 2.4, among 0.5 to 0.6
+    assert not metrics.taken
+    assert_kept(state, before)
+    assert (int(state.step), int(state.skipped), int(state.nonfinite)) == (1, 1, 0)
+    assert state.losses.values[0] == metrics.loss
+    assert state.norms.values[0] == metrics.grad_norm
+
+    state, metrics = train_step()(
+        new_state()._replace(losses=losses), batch()
+    )  # without a threshold the same step is taken
+    assert metrics.loss_z > 7.0
+    assert metrics.taken
+    assert int(state.skipped) == 0
+
+
+def test_a_gradient_norm_that_is_a_spike_is_skipped_too():
+    config = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, grad_norm_spike_z=7.0))
+    norms = step.spikes.Window(np.float32(1e-3) * np.arange(step.spikes.SPIKE_WINDOW, dtype=np.float32), np.int32(500))
+    before = new_state()._replace(norms=norms)
+    state, metrics = step.make_train_step(config)(before, batch())
+    assert metrics.grad_norm_z > 7.0
+    assert_kept(state, before)
+    assert int(state.skipped) == 1
 
 
 def test_without_targets_only_the_decay_is_left():
@@ -220,4 +254,4 @@ def test_the_first_state_is_a_function_of_the_seed():
     assert (state.key != different.key).any()
     assert_kept(state, jax.jit(lambda: step.init_state(CONFIG))())
     assert not any(leaf.any() for leaf in jax.tree.leaves(state.moments))
-    assert state.step == state.nonfinite == 0
+    assert state.step == state.nonfinite == state.skipped == 0
