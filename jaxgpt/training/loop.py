@@ -19,14 +19,16 @@ from jaxgpt.evaluation.loss import make_validation_loss
 from jaxgpt.generation.sampling import generate, only_known_tokens
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import gpt2
+from jaxgpt.parallel import mesh
 from jaxgpt.reports.curves import loss_curve
 from jaxgpt.training import corpus, flops, resuming
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.display import Display, printable
 from jaxgpt.training.folder import RunFolder, read_metrics
+from jaxgpt.training.placement import Placement
 from jaxgpt.training.saving import Writer
 from jaxgpt.training.signals import Stop
-from jaxgpt.training.step import Metrics, TrainState, init_state, make_train_step
+from jaxgpt.training.step import Metrics, TrainState, make_train_step
 
 
 def train(config: Config) -> None:
@@ -35,6 +37,7 @@ def train(config: Config) -> None:
     RunError if the loss becomes NaN or the disk is full, Interrupted after Ctrl-C, Terminated after SIGTERM and near
     the end of a Slurm allocation, UserError as the data raise it and where the run can't be resumed.
     """
+    mesh.check(config)
     data, config = corpus.load(config)
     compute, attention = choose_attention(config.model, config.compute, config.training.sequence_length)
     with (
@@ -56,6 +59,7 @@ class _Run:
         self.attention = attention  # which one runs, in words
         self.train_step = make_train_step(config)
         self.validation_loss = make_validation_loss(config, data.validation, config.training.sequence_length)
+        self.placement = Placement(config)
         self.state, self.notes = self._first_state()
         self.done = int(self.state.step)  # steps dispatched
         self.clock = 0.0  # when the last step's metrics were read
@@ -65,10 +69,10 @@ class _Run:
 
     def _first_state(self) -> tuple[TrainState, list[str]]:
         """The state to begin from, and what is to be said of where it comes from."""
-        init = jax.jit(lambda: init_state(self.config))
         if not self.folder.resumes:
-            return init(), []
-        return resuming.resume(self.folder, self.config, self.data, jax.eval_shape(init))
+            return self.placement.first_state(), []
+        saved, notes = resuming.resume(self.folder, self.config, self.data, self.placement.saved_shapes())
+        return self.placement.from_saved(saved), notes
 
     def go(self) -> None:
         self._introduce()
@@ -121,7 +125,7 @@ class _Run:
                 if sample:
                     self.display.note(f"--- sample after step {self.done} ---\n{self._sample()}\n---")
                 if save:
-                    self.writer.save(self.state, resuming.about(self.config, self.data, self.folder))
+                    self.writer.save(self.placement.to_save(self.state), resuming.about(self.config, self.data, self.folder))
                 self.clock = time.perf_counter()
             if self.writer.problem:
                 self.display.note(f"{self.writer.problem}; training goes on")
@@ -190,14 +194,16 @@ class _Run:
         """Draws a text, writes it to samples.txt, and returns it as it may be shown on a terminal."""
         config, data = self.config, self.data
         model = only_known_tokens(config.model, data.tokenizer)
-        ids = generate(self.state.params, data.prompt, config.sampling, config.training.seed, model, config.compute)
+        params = self.placement.whole_params(self.state)
+        ids = generate(params, data.prompt, config.sampling, config.training.seed, model, config.compute)
         text = printable(data.tokenizer.decode(np.concatenate([data.prompt, np.fromiter(ids, np.int32)])))
         self.folder.sample(self.done, text)
         return text
 
     def _save(self) -> Path:
         """Saves to the end."""
-        return self.writer.save_and_wait(self.state, resuming.about(self.config, self.data, self.folder))
+        state = self.placement.to_save(self.state)
+        return self.writer.save_and_wait(state, resuming.about(self.config, self.data, self.folder))
 
     def _draw_curve(self) -> Path:
         with self.folder.writing("loss.png") as path:
@@ -217,6 +223,7 @@ class _Run:
             f"training  {training.steps:,} steps of {tokens:,} tokens, {config.compute.dtype}, on {device.device_kind} "
             f"({device.platform})",
             f"attention {self.attention}",
+            *self.placement.words(),
             *([f"note      {config.run.note}"] if config.run.note else []),
             *self.notes,
         ):
