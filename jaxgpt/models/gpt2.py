@@ -215,12 +215,19 @@ def features(
     x = x.reshape(-1, model.width)  # one axis for all tokens: only attention knows of sequences
 
     def one_block(x, block):
-        y, residuals = block_forward(gather(block), x, tokens.shape[0], model, compute)
+        block = _taken(gather, block, x)
+        y, residuals = block_forward(block, x, tokens.shape[0], model, compute)
         return y, x if compute.recompute == "block" else residuals
 
     x, blocks = _walk(one_block, x, params.blocks)
     x, final_norm = layernorm.forward(params.final_norm, x)
     return x, Residuals(embedding_residuals, blocks, final_norm)
+
+
+def _taken(gather: Movement, block: Block, after: Float[Array, "N C"]) -> Block:
+    """A block's parameters, gathered only when its input (or gradient) is there: else the compiler may gather all layers
+    first, or keep from the forward what the backward is to gather again."""
+    return block if gather is as_it_is else gather(not_before(after, block))
 
 
 def _walk(body: Callable, carry: Array, blocks: Block | tuple[Block, ...], *more: Any, reverse: bool = False) -> Any:
@@ -282,18 +289,15 @@ def loss_and_grads(
     head, dx = unembedding.backward(classifier)
     final_norm, dx = layernorm.backward(params.final_norm, residuals.final_norm, dx)
 
-    # Gathered again, or else all layers' would be kept from the forward on.
-    again = params.blocks if gather is as_it_is else not_before(dx, params.blocks)
-
     def one_block(dx, block, residuals):
-        block = gather(block)
+        block = _taken(gather, block, dx)
         if compute.recompute == "block":
             x = not_before(dx, residuals)
             _, residuals = block_forward(block, x, tokens.shape[0], model, compute)
         grads, dx = block_backward(block, residuals, dx, compute)
         return dx, scatter(grads)
 
-    dx, blocks = _walk(one_block, dx, again, residuals.blocks, reverse=True)
+    dx, blocks = _walk(one_block, dx, params.blocks, residuals.blocks, reverse=True)
     dx = dx.reshape(*tokens.shape, model.width)
     embeddings = embedding.backward(params.embedding, residuals.embedding, dx, token_gradient=head.weight)
     return value, Params(embeddings, blocks, final_norm)

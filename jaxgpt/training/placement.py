@@ -43,7 +43,7 @@ class Placement:
         )
         self._saved = jax.tree.map(lambda shape, sharding: shape.update(sharding=sharding), shapes, between)
         self._join = jax.jit(joined, out_shardings=between)
-        self._split = jax.jit(split, out_shardings=layout.shardings(step.specs(layout)), donate_argnums=0)
+        self._split = jax.jit(split, out_shardings=layout.shardings(step.specs(layout)))
         self._whole = jax.jit(layout.whole, out_shardings=everywhere)
 
     def words(self) -> list[str]:
@@ -65,7 +65,7 @@ class Placement:
         return jax.eval_shape(self._init) if self.layout.devices == 1 else self._saved
 
     def from_saved(self, state: TrainState) -> TrainState:
-        """The state that trains on, from what was read into `saved_shapes`, which is used up."""
+        """The state that trains on, from what was read into `saved_shapes`."""
         return state if self.layout.devices == 1 else self._split(state)
 
     def whole_params(self, state: TrainState) -> gpt2.Params:
