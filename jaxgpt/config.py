@@ -37,7 +37,12 @@ class Compute:
     """How the model is computed: none of these changes what is computed, beyond rounding."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the activations and of the copy of the weights that they meet; masters and moments are float32 always."""
+    """Type of the activations and of the copy of the weights that they meet; moments are float32 always."""
+    parameters: Literal["float32", "bfloat16"] = "float32"
+    """Type of the parameters that are kept. "bfloat16" halves their memory: there are no float32 masters, and each
+    update is rounded up or down at random, right on average."""
+    deterministic: bool = False
+    """The same bits from the same seed on a GPU too, where some kernels are then slower ones; a CPU's always are."""
     classifier_chunk: int = 1024
     """Number of tokens whose logits exist at once."""
     attention: Literal["auto", "blocks", "cudnn"] = "auto"

@@ -26,7 +26,7 @@ from jaxgpt.training.display import Display, printable
 from jaxgpt.training.folder import RunFolder, read_metrics
 from jaxgpt.training.saving import Writer
 from jaxgpt.training.signals import Stop
-from jaxgpt.training.step import Metrics, TrainState, init_state, make_train_step
+from jaxgpt.training.step import Metrics, TrainState, init_state, make_train_step, needs_fixed_order
 
 
 def train(config: Config) -> None:
@@ -54,6 +54,7 @@ class _Run:
     ):
         self.config, self.data, self.folder, self.writer, self.display = config, data, folder, writer, display
         self.attention = attention  # which one runs, in words
+        self.fixed_order = needs_fixed_order(config.compute)
         self.train_step = make_train_step(config)
         self.validation_loss = make_validation_loss(config, data.validation, config.training.sequence_length)
         self.state, self.notes = self._first_state()
@@ -217,6 +218,11 @@ class _Run:
             f"training  {training.steps:,} steps of {tokens:,} tokens, {config.compute.dtype}, on {device.device_kind} "
             f"({device.platform})",
             f"attention {self.attention}",
+            *(
+                ["order     of sums is fixed: some kernels are slower ones"]
+                if self.fixed_order
+                else []
+            ),
             *([f"note      {config.run.note}"] if config.run.note else []),
             *self.notes,
         ):

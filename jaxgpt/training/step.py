@@ -28,7 +28,7 @@ MOST_UNROLLED = 24  # layers; more take minutes to compile
 
 
 class TrainState(NamedTuple):
-    params: gpt2.Params  # float32 masters
+    params: gpt2.Params  # of compute.parameters' dtype: float32 masters, or bfloat16 and no masters
     moments: adamw.Moments
     step: Int[Array, ""]
     key: Key[Array, ""]
@@ -53,6 +53,7 @@ def init_state(config: Config) -> TrainState:
     """The state before the first step; a pure function of `training.seed`."""
     weights_key, key = jax.random.split(jax.random.key(config.training.seed))
     params = arrange(gpt2.init(config.model, weights_key), config.compute)
+    params = jax.tree.map(lambda array: array.astype(config.compute.parameters), params)
     return TrainState(
         params, adamw.init(params), jnp.int32(0), key, jnp.int32(0), jnp.int32(0), spikes.init(), spikes.init()
     )
@@ -64,6 +65,11 @@ def arrange(stacked: gpt2.Params, compute: Compute) -> gpt2.Params:
     if compute.layers == "auto":
         unroll = len(jax.tree.leaves(stacked.blocks)[0]) <= MOST_UNROLLED and jax.default_backend() != "tpu"
     return gpt2.unstacked(stacked) if unroll else stacked
+
+
+def needs_fixed_order(compute: Compute) -> bool:
+    """Whether the compiler must be told to add in a fixed order: some of a GPU's kernels add what comes first first."""
+    return compute.deterministic and jax.default_backend() == "gpu"
 
 
 def cast(params: gpt2.Params, compute: Compute) -> gpt2.Params:
@@ -87,7 +93,7 @@ def batch_loss_and_grads(
     def accumulate(total, micro_batch):
         return jax.tree.map(jnp.add, total, one(*micro_batch)), None
 
-    zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+    zeros = jax.tree.map(lambda array: jnp.zeros_like(array, dtype=jnp.float32), (jnp.float32(0), params))
     total, _ = lax.scan(accumulate, zeros, batch)
     return total
 
@@ -119,6 +125,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
             rate,
             config.optimizer,
             advance=taken,
+            key=state.key,
         )
         nonfinite = jnp.where(stopped, state.nonfinite, jnp.where(finite, 0, state.nonfinite + 1))
         # A skipped step still counts: the next one has other data and its own place in the schedule.
@@ -127,4 +134,5 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
         new = TrainState(params, moments, step, state.key, nonfinite, skipped, losses, norms)
         return new, Metrics(loss, norm, rate, loss_z, norm_z, nonfinite, skipped, taken)
 
-    return jax.jit(train_step, donate_argnums=0)
+    options = {"xla_gpu_deterministic_ops": True} if needs_fixed_order(config.compute) else None
+    return jax.jit(train_step, donate_argnums=0, compiler_options=options)
