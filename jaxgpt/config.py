@@ -45,6 +45,8 @@ class Compute:
     of a block but its input. Less memory in this order, and more time."""
     layer_unroll: int = 1
     """Number of layers that one turn of the loop over layers holds; at least the number of layers means no loop."""
+    measure_peak: bool = False
+    """On a CPU, whose peak nobody states: time a large product at the start, in about a second, so that MFU shows."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from jaxgpt.evaluation.loss import make_validation_loss
 from jaxgpt.generation.sampling import generate, only_known_tokens
 from jaxgpt.models import gpt2
 from jaxgpt.reports.curves import loss_curve
-from jaxgpt.training import checkpoints, corpus, flops
+from jaxgpt.training import checkpoints, corpus, flops, peaks
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.display import Display, printable
 from jaxgpt.training.folder import RunFolder, read_metrics
@@ -49,7 +49,7 @@ class _Run:
         self.clock = 0.0  # when the last step's metrics were read
         self.interrupted = False
         self.flops_per_token = flops.per_token(config.model, config.training.sequence_length)
-        self.peak = flops.peak(config.compute)
+        self.peak = peaks.peak(config.compute)
 
     def go(self) -> None:
         training = self.config.training
@@ -113,7 +113,8 @@ class _Run:
         training = self.config.training
         tokens = training.micro_batches * training.batch_size * training.sequence_length
         rate = tokens / seconds
-        utilisation = rate * self.flops_per_token / self.peak if self.peak else None
+        work = rate * self.flops_per_token
+        utilisation = work / self.peak if self.peak else None
         self.folder.metric(
             step=step,
             loss=float(metrics.loss),
@@ -124,7 +125,7 @@ class _Run:
             mfu=utilisation,
             step_seconds=seconds,
         )
-        self.display.step(step, float(metrics.loss), rate, utilisation)
+        self.display.step(step, float(metrics.loss), rate, work, utilisation)
         if metrics.nonfinite:
             self._nonfinite(step, metrics)
 
@@ -177,6 +178,7 @@ class _Run:
     def _introduce(self) -> None:
         config, training, device = self.config, self.config.training, jax.devices()[0]
         tokens = training.micro_batches * training.batch_size * training.sequence_length
+        products = flops.products_per_token(config.model, training.sequence_length)
         for line in (
             f"run       {self.folder.path}",
             f"model     GPT-2, {gpt2.parameter_count(config.model):,} parameters: {config.model.layers} layers, "
@@ -186,6 +188,8 @@ class _Run:
             f"on, {len(self.data.validation):,} to validate on",
             f"training  {training.steps:,} steps of {tokens:,} tokens, {config.compute.dtype}, on {device.device_kind} "
             f"({device.platform})",
+            f"a token   {self.flops_per_token:,} operations, as llm.c counts them, which "
+            f"{'MFU' if self.peak else 'TFLOP/s'} is of; {products:,} in matrix products",
             *([f"note      {config.run.note}"] if config.run.note else []),
         ):
             self.display.note(line)
