@@ -13,36 +13,48 @@ from types import FrameType
 import jax
 import numpy as np
 
+from jaxgpt import compilation_cache
 from jaxgpt.config import Config
 from jaxgpt.data import loader
 from jaxgpt.errors import Interrupted, RunError
 from jaxgpt.evaluation.loss import make_validation_loss
 from jaxgpt.generation.sampling import generate, only_known_tokens
 from jaxgpt.models import gpt2
+from jaxgpt.reports import memory_plan
 from jaxgpt.reports.curves import loss_curve
 from jaxgpt.training import checkpoints, corpus, flops, peaks
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.display import Display, printable
 from jaxgpt.training.folder import RunFolder, read_metrics
-from jaxgpt.training.step import Metrics, TrainState, init_state, make_train_step
+from jaxgpt.training.step import Metrics, TrainState, init_state
 
 
 def train(config: Config) -> None:
     """Trains as the configuration says, in a new run folder.
 
-    RunError if the loss becomes NaN or the disk is full, Interrupted after Ctrl-C, UserError as the data raise it.
+    RunError if the loss becomes NaN or the disk is full, Interrupted after Ctrl-C, UserError as the data raise it and
+    for a run that doesn't fit the device's memory.
     """
-    data, config = corpus.load(config)
+    compilation_cache.use(config.run.compilation_cache)
+    data, asked = corpus.load(config)
+    config, program, plan = memory_plan.prepare(asked)
     with contextlib.closing(RunFolder(config)) as folder, Display(config.training.steps) as display:
-        _Run(config, data, folder, display).go()
+        for line in plan.lines():
+            display.note(line)
+        if asked.compute.recompute == "auto":
+            display.note(f"  --compute.recompute auto chose {config.compute.recompute}")
+        folder.write_json("memory_plan.json", plan.as_json())
+        _Run(config, data, folder, display, program).go()
 
 
 class _Run:
     """One run's parts, and the state that changes while it goes on."""
 
-    def __init__(self, config: Config, data: Corpus, folder: RunFolder, display: Display):
+    def __init__(
+        self, config: Config, data: Corpus, folder: RunFolder, display: Display, train_step: jax.stages.Compiled
+    ):
         self.config, self.data, self.folder, self.display = config, data, folder, display
-        self.train_step = make_train_step(config)
+        self.train_step = train_step
         self.validation_loss = make_validation_loss(config, data.validation, config.training.sequence_length)
         self.state: TrainState = jax.jit(lambda: init_state(config))()
         self.done = 0  # steps dispatched
