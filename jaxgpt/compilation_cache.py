@@ -1,7 +1,7 @@
 """Compiled programs kept on the disk, so that a second start needs no compiler.
 
 They are kept in compiled/ of the user's cache folder, by what they were compiled from and for: another option, another
-version of JAX or another processor has programs of its own. Whoever can write to the folder can have code run: it is the
+version of JAX or another device has programs of its own. Whoever can write to the folder can have code run: it is the
 user's own. The least recently used are deleted when all take more than LARGEST_BYTES.
 """
 
@@ -22,13 +22,15 @@ SHORTEST_SECONDS = 0.1  # a program that was compiled faster isn't kept: there a
 def use(choice: str) -> None:
     """To be called before anything is compiled; `choice` is `run.compilation_cache`.
 
-    A folder that can't be written is no reason to stop: it is said on stderr, and programs are compiled anew. What JAX's
-    own variables choose (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE) holds where the option chooses nothing.
+    A folder that can't be written is no reason to stop: it is said on stderr, and programs are compiled anew. Where the
+    option chooses nothing, JAX's own variables hold (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE).
     """
     if choice == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    if not choice and (jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache):
+    if not choice and (
+        jax.config.values["jax_compilation_cache_dir"] or not jax.config.values["jax_enable_compilation_cache"]
+    ):
         return
     folder = Path(choice) if choice else texts.cache_folder() / "compiled"
     try:
@@ -38,8 +40,8 @@ def use(choice: str) -> None:
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         reason = getattr(error, "strerror", None) or error
         print(
-            f"{folder}: compiled programs can't be kept there ({reason}), so this start compiles them anew, as the next "
-            "one will; --run.compilation-cache takes another folder",
+            f"{folder}: compiled programs can't be kept there ({reason}), so each start compiles them anew; "
+            "--run.compilation-cache takes another folder",
             file=sys.stderr,
         )
         jax.config.update("jax_enable_compilation_cache", False)

@@ -70,25 +70,25 @@ def test_the_second_start_takes_what_the_first_compiled(user, tmp_path):
 
 def test_another_folder(enabled, user, tmp_path):
     compilation_cache.use(str(tmp_path / "mine"))
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
+    assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "mine")
     assert (tmp_path / "mine").is_dir()
     assert not user.exists()
 
 
 def test_off(enabled, user):
     compilation_cache.use("off")
-    assert not jax.config.jax_enable_compilation_cache
+    assert not jax.config.values["jax_enable_compilation_cache"]
     assert not user.exists()
 
 
 def test_what_jaxs_own_variables_choose_holds(enabled, user, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "chosen"))
     compilation_cache.use("")
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "chosen")
+    assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "chosen")
     jax.config.update("jax_compilation_cache_dir", None)
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.use("")
-    assert jax.config.jax_compilation_cache_dir is None
+    assert jax.config.values["jax_compilation_cache_dir"] is None
     assert not user.exists()
 
 
@@ -98,7 +98,7 @@ def test_a_folder_that_cannot_be_written_is_said_once(enabled, tmp_path, capsys,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     compilation_cache.use(folder)
-    assert not jax.config.jax_enable_compilation_cache
+    assert not jax.config.values["jax_enable_compilation_cache"]
     (line,) = capsys.readouterr().err.splitlines()
     assert "compiled programs can't be kept there" in line
     assert "--run.compilation-cache" in line

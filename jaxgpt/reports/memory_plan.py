@@ -2,8 +2,8 @@
 
 The total is the compiled program's own: arguments, outputs that are no argument's memory again, temporaries. The names
 come from shapes. What of the temporaries has no name is workspace; where the named arrays are together more than the
-temporaries, not all of them exist at once, and the difference is written as "shared": the logits of a chunk of tokens are
-gone when the blocks' gradients come, and take the same memory.
+temporaries, not all of them exist at once, and the difference is written as "shared": the logits of a chunk of tokens
+are gone when the blocks' gradients come, which take the same memory.
 """
 
 import dataclasses
@@ -171,9 +171,7 @@ def measure(config: Config) -> Sizes:
     state, batch = ahead.shapes(config)
     weights = jax.eval_shape(lambda params: cast(params, compute), state.params)
     tokens = jax.ShapeDtypeStruct(batch.tokens.shape[1:], batch.tokens.dtype)
-    _, residuals = jax.eval_shape(
-        lambda params, tokens: gpt2.features(params, tokens, model, compute), weights, tokens
-    )
+    _, residuals = jax.eval_shape(lambda params, tokens: gpt2.features(params, tokens, model, compute), weights, tokens)
     wide = accumulation_dtype(compute.dtype)
     gradients = sum(leaf.size * wide.itemsize for leaf in jax.tree.leaves(weights))
     chunk = min(compute.classifier_chunk, training.batch_size * training.sequence_length)
@@ -212,16 +210,13 @@ def _refusal(config: Config, plan: Plan) -> UserError:
     """The error, with the options that would make it fit, each of them compiled to see that it does."""
     assert plan.capacity is not None
     head = (
-        f"the train step needs {plan.total / 2**20:,.0f} MiB, and {plan.capacity / 2**20:,.0f} MiB is "
-        f"{plan.source}. "
+        f"the train step needs {plan.total / 2**20:,.0f} MiB, and {plan.capacity / 2**20:,.0f} MiB is {plan.source}. "
     )
     found = [fitting for kind in _changes(config, plan) if (fitting := _first_that_fits(kind, plan))]
     if not found:
-        everything = _with(
-            config,
-            compute={"recompute": "block", "classifier_chunk": SMALLEST_CHUNK, "dtype": "bfloat16"},
-            training=_split(config, 1),
-        )
+        chunk = min(SMALLEST_CHUNK, config.compute.classifier_chunk)
+        least_of_all = {"recompute": "block", "classifier_chunk": chunk, "dtype": "bfloat16"}
+        everything = _with(config, compute=least_of_all, training=_split(config, 1))
         found = [fitting for fitting in [_first_that_fits([everything], plan)] if fitting]
     if not found:
         return UserError(f"{head}No option makes this model fit: take a smaller one, or a larger device")

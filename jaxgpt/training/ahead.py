@@ -4,6 +4,7 @@ What the compiler says of a program's buffers it says once it has compiled it: s
 and the loop runs that very program.
 """
 
+import functools
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import psutil
 
 from jaxgpt.config import Compute, Config
 from jaxgpt.data.loader import Batch
+from jaxgpt.models import gpt2
 from jaxgpt.training.step import TrainState, init_state, make_train_step
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -31,6 +33,25 @@ def compile_step(config: Config) -> jax.stages.Compiled:
     return make_train_step(config).lower(*shapes(config)).compile()
 
 
+def initial_state(config: Config) -> TrainState:
+    """`init_state`, in two programs: what the random weights need while they are drawn is gone when the moments come.
+
+    In one, a run with small batches would need more for its first state than for its steps, which the plan is of.
+    """
+    params = jax.block_until_ready(_initial_params(config))
+    return _initial_rest(config)._replace(params=params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _initial_params(config: Config) -> gpt2.Params:
+    return init_state(config).params
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _initial_rest(config: Config) -> TrainState:
+    return init_state(config)._replace(params=None)  # type: ignore[arg-type]
+
+
 class Capacity(NamedTuple):
     bytes: int | None  # None where nobody says
     source: str  # what it is, for people
@@ -43,7 +64,9 @@ def capacity(compute: Compute) -> Capacity:
     device = jax.devices()[0]
     stats = device.memory_stats() or {}  # None on a CPU
     if "bytes_limit" in stats:
-        return Capacity(stats["bytes_limit"] - stats.get("bytes_in_use", 0), f"what JAX has of the {device.device_kind}")
+        return Capacity(
+            stats["bytes_limit"] - stats.get("bytes_in_use", 0), f"what JAX has of the {device.device_kind}"
+        )
     if device.platform == "cpu":
         left = [psutil.virtual_memory().available, *_cgroups_left(CGROUPS, Path("/proc/self/cgroup"))]
         return Capacity(min(left), "what is available to this process")

@@ -22,11 +22,11 @@ from jaxgpt.generation.sampling import generate, only_known_tokens
 from jaxgpt.models import gpt2
 from jaxgpt.reports import memory_plan
 from jaxgpt.reports.curves import loss_curve
-from jaxgpt.training import checkpoints, corpus, flops, peaks
+from jaxgpt.training import ahead, checkpoints, corpus, flops, peaks
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.display import Display, printable
 from jaxgpt.training.folder import RunFolder, read_metrics
-from jaxgpt.training.step import Metrics, TrainState, init_state
+from jaxgpt.training.step import Metrics, TrainState
 
 
 def train(config: Config) -> None:
@@ -56,7 +56,7 @@ class _Run:
         self.config, self.data, self.folder, self.display = config, data, folder, display
         self.train_step = train_step
         self.validation_loss = make_validation_loss(config, data.validation, config.training.sequence_length)
-        self.state: TrainState = jax.jit(lambda: init_state(config))()
+        self.state: TrainState = ahead.initial_state(config)
         self.done = 0  # steps dispatched
         self.clock = 0.0  # when the last step's metrics were read
         self.interrupted = False
