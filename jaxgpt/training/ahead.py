@@ -1,7 +1,7 @@
 """The train step compiled before there is a state, and the memory that it may have.
 
-What the compiler says of a program's buffers it says once it has compiled it: so the step is compiled from shapes alone,
-and the loop runs that very program.
+What a program needs is known once it is compiled: so the step is compiled from shapes alone, and the loop runs that
+very program.
 """
 
 import functools
@@ -25,7 +25,7 @@ def shapes(config: Config) -> tuple[TrainState, Batch]:
     """The shapes of a train step's arguments."""
     training = config.training
     tokens = jax.ShapeDtypeStruct((training.micro_batches, training.batch_size, training.sequence_length), np.int32)
-    return jax.eval_shape(lambda: init_state(config)), Batch(tokens, tokens)
+    return jax.eval_shape(lambda: init_state(config)), Batch(tokens, tokens)  # type: ignore[arg-type]
 
 
 def compile_step(config: Config) -> jax.stages.Compiled:

@@ -4,7 +4,7 @@ Two counts of what the model needs. llm.c's, which `mfu` in metrics.jsonl is mad
 
     6 N + 6 L C T                        N: all parameters, V rows in the table
 
-and the matrix products alone, exactly. Forward, per token, with F = 4C and a causal query seeing (T+1)/2 keys on average:
+and the matrix products alone, exactly. Forward, per token, with F = 4C and a query seeing (T+1)/2 keys on average:
 
     layer        2 C·3C + 2 C·C + 2·2 C·F = 24 C²      queries, keys and values; attention's output; the MLP
     attention    2·2 C (T+1)/2            =  2 C (T+1)  q kᵀ and p v

@@ -2,10 +2,9 @@
 
 Dense figures in TFLOP/s as the makers state them, without the sparsity that doubles most headlines: (bfloat16 summed in
 float32, float32 products as JAX runs them by default). The latter is TF32 on NVIDIA since Ampere, the ordinary units
-before, and bfloat16 passes on TPUs. Sources: the data sheets of V100, T4, A10, A30, A40, A100, L4, L40, L40S, H100, H200,
-GH200, B200 (HGX) and GB200; the whitepapers of GA102, Ada and RTX Blackwell, whose GeForce cards sum in float32 at half the
-rate of their headline; Google Cloud's pages on each TPU. A device that isn't here, or that has no bfloat16 products, has
-no known peak.
+before, and bfloat16 passes on TPUs. Sources: NVIDIA's data sheets of the data-centre cards (HGX for B200); its
+whitepapers of GA102, Ada and RTX Blackwell, whose GeForce cards sum in float32 at half the rate of their headline;
+Google Cloud's page on each TPU. A device that isn't here, or that has no bfloat16 products, has no known peak.
 """
 
 import re

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -58,7 +59,7 @@ def plan(config: Config) -> memory_plan.Plan:
 
 
 def test_the_total_is_the_compiled_programs():
-    found = ahead.compile_step(CONFIG).memory_analysis()
+    found: Any = ahead.compile_step(CONFIG).memory_analysis()
     expected = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
     assert plan(CONFIG).total == expected - found.alias_size_in_bytes
 
@@ -133,7 +134,7 @@ def test_auto_takes_the_fastest_level_that_fits():
         chosen, program, made = memory_plan.prepare(limited(auto, totals[level]))
         assert chosen.compute.recompute == level
         assert made.total == totals[level]
-        assert program.memory_analysis().temp_size_in_bytes < made.total
+        assert program is ahead.compile_step(chosen)  # the loop runs what was measured
 
 
 def test_auto_compiles_nothing_that_cannot_fit(monkeypatch):
