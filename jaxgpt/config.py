@@ -43,8 +43,9 @@ class Compute:
     recompute: Literal["none", "gelu", "norms", "block", "auto"] = "norms"
     """What the backward computes again rather than keeps: nothing, GELU's output, that and LayerNorm's outputs, or all
     of a block but its input. Less memory in this order, and more time; "auto" takes the first of them that fits."""
-    layer_unroll: int = 1
-    """Number of layers that one turn of the loop over layers holds; at least the number of layers means no loop."""
+    layers: Literal["auto", "scanned", "unrolled"] = "auto"
+    """"scanned" compiles one layer and loops over them; "unrolled" compiles each, which takes longer, and then runs faster
+    in less memory, for nothing is copied into and out of stacks. "auto" unrolls up to 24 layers, but none on a TPU."""
     memory_limit_gib: float = 0.0
     """Device memory, in GiB, that a run may plan with; 0 takes all that the device has, or that the system has left."""
     measure_peak: bool = False

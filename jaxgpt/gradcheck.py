@@ -203,6 +203,8 @@ def gpt2_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: Comput
     params = jax.tree.unflatten(
         structure, [np.asarray(leaf) + 0.02 * more for leaf, more in zip(leaves, noise, strict=True)]
     )
+    if compute.layers == "unrolled":
+        params = gpt2.unstacked(params)
     tokens = _integers(key, (B, T), model.vocabulary_size)
     targets = _targets(key, (B, T), model.vocabulary_size)
 

@@ -96,7 +96,7 @@ def check(config: Config) -> None:
     """UserError, naming the option, for a value that no run could use."""
     positive = {
         "model": ("layers", "heads", "width", "context"),
-        "compute": ("classifier_chunk", "attention_block", "layer_unroll"),
+        "compute": ("classifier_chunk", "attention_block"),
         "training": ("steps", "batch_size", "micro_batches", "stop_after_nonfinite"),
         "optimizer": ("learning_rate", "epsilon"),
     }

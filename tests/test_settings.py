@@ -193,7 +193,6 @@ NOT_POSITIVE = [
     ("model", "context", -1),
     ("compute", "classifier_chunk", 0),
     ("compute", "attention_block", 0),
-    ("compute", "layer_unroll", 0),
     ("training", "steps", 0),
     ("training", "batch_size", 0),
     ("training", "micro_batches", 0),
@@ -203,6 +202,7 @@ NOT_POSITIVE = [
 ]
 NEGATIVE = [
     ("model", "vocabulary_size", -1),
+    ("compute", "memory_limit_gib", -0.1),
     ("training", "sequence_length", -1),
     ("training", "seed", -1),
     ("training", "evaluate_every", -1),

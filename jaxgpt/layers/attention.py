@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxgpt.layers.numerics import accumulation_dtype, product
+from jaxgpt.layers.numerics import accumulation_dtype, not_before, product
 
 
 class Residuals(NamedTuple):
@@ -58,6 +58,7 @@ def backward(
 ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H D"], Float[Array, "B T H D"]]:
     """(dq, dk, dv), in the dtype of dout."""
     q, k, v, out, logsumexp = residuals
+    q, k, v = not_before(dout, (q, k, v))  # the scores are computed again
     dtype, dout = accumulation_dtype(dout.dtype), _swap(dout)
     delta = jnp.sum(out.astype(dtype) * dout.astype(dtype), axis=-1, keepdims=True)
     scale = 1 / math.sqrt(q.shape[-1])

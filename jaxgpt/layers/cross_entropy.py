@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxgpt.layers.numerics import sum_over_last
+
 IGNORED = -1
 
 
@@ -33,7 +35,7 @@ def forward(
     """The loss of each token in nats, in the dtype of the logits (float32 at least, as their product gives them)."""
     z = jnp.where(_column(logits) < vocabulary_size, logits, -jnp.inf)
     largest = jnp.max(z, axis=-1, keepdims=True)
-    logsumexp = largest + jnp.log(jnp.sum(jnp.exp(z - largest), axis=-1, keepdims=True))
+    logsumexp = largest + jnp.log(sum_over_last(jnp.exp(z - largest)))
     at_target = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[:, None], axis=-1)
     losses = jnp.where(targets == IGNORED, 0, (logsumexp - at_target)[:, 0])
     return losses, Residuals(logits, logsumexp, targets)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxgpt.layers.numerics import accumulation_dtype
+from jaxgpt.layers.numerics import accumulation_dtype, not_before
 
 SLOPE = math.sqrt(2 / math.pi)
 CUBIC = 0.044715
@@ -35,7 +35,7 @@ def forward(x: Float[Array, "*batch F"]) -> tuple[Float[Array, "*batch F"], Resi
 @jax.named_scope("gelu.backward")
 def backward(residuals: Residuals, dy: Float[Array, "*batch F"]) -> Float[Array, "*batch F"]:
     """The tanh is computed again rather than kept."""
-    x = residuals.x.astype(accumulation_dtype(residuals.x.dtype))
+    x = not_before(dy, residuals.x).astype(accumulation_dtype(residuals.x.dtype))
     tanh = jnp.tanh(SLOPE * (x + CUBIC * x * x * x))
     derivative = 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * SLOPE * (1 + 3 * CUBIC * x * x)
     return (dy * derivative).astype(dy.dtype)

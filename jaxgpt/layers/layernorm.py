@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxgpt.layers.numerics import accumulation_dtype
+from jaxgpt.layers.numerics import accumulation_dtype, not_before
 
 
 class Params(NamedTuple):
@@ -56,7 +56,7 @@ def backward(
     """Gradients of the parameters in the accumulation dtype, dx in the dtype of dy."""
     dtype = accumulation_dtype(dy.dtype)
     dy_wide = dy.astype(dtype)
-    normalised = (residuals.x.astype(dtype) - residuals.mean) * residuals.rstd
+    normalised = (not_before(dy, residuals.x).astype(dtype) - residuals.mean) * residuals.rstd
     g = dy_wide * params.scale
     mean_g = jnp.mean(g, axis=-1, keepdims=True)
     mean_gx = jnp.mean(g * normalised, axis=-1, keepdims=True)

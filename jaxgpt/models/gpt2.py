@@ -5,12 +5,13 @@
     loss = cross_entropy(layernorm(x) tokenᵀ, targets)             unembedding, tied to the embedding
 
 `loss_and_grads` is the forward pass read from its last line to its first. Blocks are stacked on a leading L axis and
-walked by one loop. With float32 masters the caller casts the parameters to the compute dtype (`training/step.py`);
+walked by one loop, or apart and written out one after another. With float32 masters the caller casts the parameters to the compute dtype (`training/step.py`);
 gradients come back in float32, float64 in float64.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,13 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxgpt.config import Compute, Model
 from jaxgpt.layers import attention, cross_entropy, embedding, gelu, layernorm, linear, residual, unembedding
+from jaxgpt.layers.numerics import not_before
+
+MATRICES = ("token", "position", "weight")  # names of the tensors that are matrices, one for each layer
 
 
 class Block(NamedTuple):
-    """One block's parameters; in `Params`, all blocks' on a leading L axis. F = 4C."""
+    """One block's parameters. F = 4C."""
 
     attention_norm: layernorm.Params
     qkv: linear.Params  # C to 3C: queries, keys, values
@@ -35,7 +39,7 @@ class Block(NamedTuple):
 
 class Params(NamedTuple):
     embedding: embedding.Params
-    blocks: Block
+    blocks: Block | tuple[Block, ...]  # all on a leading L axis ("stacked"), or apart
     final_norm: layernorm.Params
 
 
@@ -56,7 +60,7 @@ class BlockResiduals(NamedTuple):
 
 class Residuals(NamedTuple):
     embedding: embedding.Residuals
-    blocks: BlockResiduals | Float[Array, "L N C"]  # with recompute = "block" only the blocks' inputs
+    blocks: Any  # as the parameters' blocks are: BlockResiduals, or with recompute = "block" the blocks' inputs
     final_norm: layernorm.Residuals
 
 
@@ -101,9 +105,24 @@ def parameter_count(model: Model, *, padded: bool = False) -> int:
 
 
 def matrix_shaped(params: Params) -> Params:
-    """True for the six tensors that weight decay applies to: the embeddings and the blocks' weights."""
-    blocks = jax.tree.map(lambda array: array.ndim == 3, params.blocks)  # L, in, out
-    return Params(embedding.Params(True, True), blocks, layernorm.Params(False, False))  # type: ignore[arg-type]
+    """True for the tensors that weight decay applies to: the embeddings and the blocks' weights."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].name in MATRICES, params)
+
+
+def unstacked(params: Params) -> Params:
+    """The same parameters with each block's apart."""
+    if not isinstance(params.blocks, Block):
+        return params
+    layers = params.blocks.qkv.bias.shape[0]
+    blocks = tuple(jax.tree.map(lambda leaf: leaf[layer], params.blocks) for layer in range(layers))
+    return params._replace(blocks=blocks)
+
+
+def stacked(params: Params) -> Params:
+    """The same parameters with all blocks' on a leading L axis."""
+    if isinstance(params.blocks, Block):
+        return params
+    return params._replace(blocks=jax.tree.map(lambda *leaves: jnp.stack(leaves), *params.blocks))
 
 
 def block_forward(
@@ -140,10 +159,12 @@ def block_backward(
 ) -> tuple[Block, Float[Array, "N C"]]:
     """`block_forward` from its last line to its first."""
     dx, dbranch = residual.backward(dx)
-    activated = residuals.mlp_out or linear.Residuals(gelu.forward(lax.optimization_barrier(residuals.gelu.x))[0])
+    activated = residuals.mlp_out or linear.Residuals(gelu.forward(not_before(dbranch, residuals.gelu.x))[0])
     mlp_out, dactivated = linear.backward(params.mlp_out, activated, dbranch)
     dhidden = gelu.backward(residuals.gelu, dactivated)
-    normalised = residuals.mlp_in or _norm_again(params.mlp_norm, residuals.mlp_norm)
+    normalised = residuals.mlp_in or linear.Residuals(
+        layernorm.output(params.mlp_norm, not_before(dhidden, residuals.mlp_norm))
+    )
     mlp_in, dnormalised = linear.backward(params.mlp_in, normalised, dhidden)
     mlp_norm, dx_through_mlp = layernorm.backward(params.mlp_norm, residuals.mlp_norm, dnormalised)
     dx = dx + dx_through_mlp
@@ -154,24 +175,16 @@ def block_backward(
     dqkv = attention.backward(
         residuals.attention, split_heads(dmixed, mixed.shape[0], mixed.shape[2]), block=compute.attention_block
     )
-    normalised = residuals.qkv or _norm_again(params.attention_norm, residuals.attention_norm)
-    qkv, dnormalised = linear.backward(
-        params.qkv, normalised, jnp.concatenate([merge_heads(part) for part in dqkv], axis=-1)
+    dqkv = jnp.concatenate([merge_heads(part) for part in dqkv], axis=-1)
+    normalised = residuals.qkv or linear.Residuals(
+        layernorm.output(params.attention_norm, not_before(dqkv, residuals.attention_norm))
     )
+    qkv, dnormalised = linear.backward(params.qkv, normalised, dqkv)
     attention_norm, dx_through_attention = layernorm.backward(
         params.attention_norm, residuals.attention_norm, dnormalised
     )
     dx = dx + dx_through_attention
     return Block(attention_norm, qkv, attention_out, mlp_norm, mlp_in, mlp_out), dx
-
-
-def _norm_again(params: layernorm.Params, residuals: layernorm.Residuals) -> linear.Residuals:
-    """The normalised input of a linear layer, computed again.
-
-    The barrier keeps the compiler from finding out that it had it already, which would keep the memory that computing
-    it again is to free.
-    """
-    return linear.Residuals(layernorm.output(params, lax.optimization_barrier(residuals)))
 
 
 def split_heads(x: Float[Array, "N C"], batch: int, heads: int) -> Float[Array, "B T H D"]:
@@ -194,9 +207,24 @@ def features(
         y, residuals = block_forward(block, x, tokens.shape[0], model, compute)
         return y, x if compute.recompute == "block" else residuals
 
-    x, blocks = lax.scan(one_block, x, params.blocks, unroll=min(compute.layer_unroll, model.layers))
+    x, blocks = _walk(one_block, x, params.blocks)
     x, final_norm = layernorm.forward(params.final_norm, x)
     return x, Residuals(embedding_residuals, blocks, final_norm)
+
+
+def _walk(body: Callable, carry: Array, blocks: Block | tuple[Block, ...], *more: Any, reverse: bool = False) -> Any:
+    """`body(carry, block, *more's parts)`, which returns (carry, output), over all layers: (carry, outputs).
+
+    Over stacked blocks a loop, which is compiled once and copies each layer out of the stack and its outputs into one;
+    over blocks apart its turns written out, which is compiled L times and copies nothing.
+    """
+    if isinstance(blocks, Block):
+        return lax.scan(lambda carry, layer: body(carry, *layer), carry, (blocks, *more), reverse=reverse)
+    order = range(len(blocks))[:: -1 if reverse else 1]
+    outputs: dict[int, Any] = {}
+    for layer in order:
+        carry, outputs[layer] = body(carry, blocks[layer], *(part[layer] for part in more))
+    return carry, tuple(outputs[layer] for layer in range(len(blocks)))
 
 
 def forward(params: Params, tokens: Int[Array, "B T"], model: Model, compute: Compute) -> Float[Array, "B T V"]:
@@ -237,16 +265,14 @@ def loss_and_grads(
     head, dx = unembedding.backward(classifier)
     final_norm, dx = layernorm.backward(params.final_norm, residuals.final_norm, dx)
 
-    def one_block(dx, block):
-        params, residuals = block
+    def one_block(dx, params, residuals):
         if compute.recompute == "block":
-            x, dx = lax.optimization_barrier((residuals, dx))
+            x = not_before(dx, residuals)
             _, residuals = block_forward(params, x, tokens.shape[0], model, compute)
         grads, dx = block_backward(params, residuals, dx, compute)
         return dx, grads
 
-    unroll = min(compute.layer_unroll, model.layers)
-    dx, blocks = lax.scan(one_block, dx, (params.blocks, residuals.blocks), reverse=True, unroll=unroll)
+    dx, blocks = _walk(one_block, dx, params.blocks, residuals.blocks, reverse=True)
     dx = dx.reshape(*tokens.shape, model.width)
     embeddings = embedding.backward(params.embedding, residuals.embedding, dx, token_gradient=head.weight)
     return value, Params(embeddings, blocks, final_norm)

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from jaxgpt.config import Model
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.models import gpt2
+from jaxgpt.optimizers import adamw
 from jaxgpt.training.step import TrainState
 
 T = TypeVar("T")
@@ -32,14 +33,14 @@ def save(folder: Path, state: TrainState, model: Model, tokenizer: dict[str, Any
     """
     step = int(state.step)
     optimizer = {
-        "moments": state.moments,
+        "moments": adamw.Moments(*map(gpt2.stacked, state.moments)),
         "step": state.step,
         "key": jax.random.key_data(state.key),
         "nonfinite": state.nonfinite,
     }
     about = {"step": step, "model": dataclasses.asdict(model), "tokenizer": tokenizer}
     items = ocp.args.Composite(
-        params=ocp.args.StandardSave(state.params),
+        params=ocp.args.StandardSave(gpt2.stacked(state.params)),
         optimizer=ocp.args.StandardSave(optimizer),
         about=ocp.args.JsonSave(about),
     )

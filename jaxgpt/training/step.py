@@ -23,6 +23,8 @@ from jaxgpt.layers import cross_entropy
 from jaxgpt.models import gpt2
 from jaxgpt.optimizers import adamw, clipping, schedules
 
+MOST_UNROLLED = 24  # layers; more take minutes to compile
+
 
 class TrainState(NamedTuple):
     params: gpt2.Params  # float32 masters
@@ -43,7 +45,16 @@ def init_state(config: Config) -> TrainState:
     """The state before the first step; a pure function of `training.seed`."""
     weights_key, key = jax.random.split(jax.random.key(config.training.seed))
     params = gpt2.init(config.model, weights_key)
+    if unrolled(config.model, config.compute):
+        params = gpt2.unstacked(params)
     return TrainState(params, adamw.init(params), jnp.int32(0), key, jnp.int32(0))
+
+
+def unrolled(model: Model, compute: Compute) -> bool:
+    """Whether the layers are written out one after another; the state then has each layer's parameters apart."""
+    if compute.layers == "auto":
+        return model.layers <= MOST_UNROLLED and jax.default_backend() != "tpu"
+    return compute.layers == "unrolled"
 
 
 def cast(params: gpt2.Params, compute: Compute) -> gpt2.Params:

@@ -25,12 +25,15 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
         (1, 1, Model(1, 1, 3, 1, 2), Compute(recompute="none")),
         # Fewer tokens than places, a full vocabulary, a block per query, chunks that don't divide the tokens.
         (2, 3, Model(2, 2, 6, 6, 128), Compute(attention_block=1, classifier_chunk=4, recompute="block")),
-        # Two layers at a time of three, a vocabulary padded by 126, block and chunk larger than what there is.
-        (1, 3, Model(3, 1, 4, 3, 130), Compute(layer_unroll=2, recompute="norms")),
-        # All layers in a row, the block cutting off a last query.
-        (2, 5, Model(2, 3, 6, 5, 7), Compute(classifier_chunk=5, attention_block=4, layer_unroll=9, recompute="gelu")),
+        # A vocabulary padded by 126, block and chunk larger than what there is.
+        (1, 3, Model(3, 1, 4, 3, 130), Compute(recompute="norms")),
+        # Layers written out, the block cutting off a last query.
+        (
+            *(2, 5, Model(2, 3, 6, 5, 7)),
+            Compute(classifier_chunk=5, attention_block=4, recompute="gelu", layers="unrolled"),
+        ),
     ],
-    ids=["ones", "short", "unroll", "flat"],
+    ids=["ones", "short", "padded", "unrolled"],
 )
 def test_gradients(assert_exact, batch, length, model, compute):
     assert_exact(gradcheck.gpt2_case(jax.random.key(0), batch, length, model, compute))
@@ -151,7 +154,7 @@ def test_float32(inputs):
 
 
 def test_options_of_the_computation_change_rounding_only(inputs):
-    other = Compute(attention_block=2, classifier_chunk=7, layer_unroll=2, recompute="none")
+    other = Compute(attention_block=2, classifier_chunk=7, recompute="none")
     assert_close(loss_and_grads(*inputs, compute=other), loss_and_grads(*inputs), 1e-5)
 
 

@@ -30,7 +30,7 @@ SHAPES = {
         Model(layers=2, heads=3, width=48, context=16, vocabulary_size=200),
         2,
         16,
-        Compute(layer_unroll=2),
+        Compute(recompute="gelu"),
     ),
     "chunks that do not divide": (
         Model(layers=2, heads=2, width=32, context=40, vocabulary_size=500),

@@ -117,11 +117,12 @@ def test_no_program_needs_less_than_the_least(level):
     assert memory_plan.least(config) <= plan(config).total
 
 
+@pytest.mark.parametrize("layers", ["scanned", "unrolled"])
 @pytest.mark.parametrize(("batch", "holds"), [(4, 12), (12, 4)])
-def test_the_largest_micro_batch_fits_and_is_nearly_the_largest(batch, holds):
+def test_the_largest_micro_batch_fits_and_is_nearly_the_largest(batch, holds, layers):
     """Estimated from one compiled size, for a device that just holds another one."""
-    room = plan(change(training={"batch_size": holds})).total
-    config = change(training={"batch_size": batch})
+    room = plan(change(compute={"layers": layers}, training={"batch_size": holds})).total
+    config = change(compute={"layers": layers}, training={"batch_size": batch})
     estimate = memory_plan.make(config, ahead.compile_step(config), Capacity(room, "")).largest_batch_size
     assert estimate is not None
     assert 0.75 * holds <= estimate <= holds
@@ -139,7 +140,7 @@ def test_auto_takes_the_fastest_level_that_fits():
 
 def test_auto_compiles_nothing_that_cannot_fit(monkeypatch):
     """In a model of many layers what they keep is enough to tell."""
-    most = change(model={"layers": 12}, compute={"recompute": "auto"}, training={"batch_size": 16})
+    most = change(model={"layers": 12}, compute={"recompute": "auto", "layers": "scanned"}, training={"batch_size": 16})
     room = plan(change(most, compute={"recompute": "block"})).total
     compiled = []
     compile_step = ahead.compile_step

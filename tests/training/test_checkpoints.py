@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt.config import Config, Model
+from jaxgpt.config import Compute, Config, Model
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.training import checkpoints
 from jaxgpt.training.step import TrainState, init_state
@@ -21,7 +21,7 @@ TOKENIZER = {"name": "characters", "characters": "ab\né漢\x00"}
 
 @pytest.fixture(scope="module")
 def state() -> TrainState:
-    return jax.jit(lambda: init_state(Config(model=MODEL)))()
+    return jax.jit(lambda: init_state(Config(model=MODEL, compute=Compute(layers="scanned"))))()
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from jaxgpt.training import step
 MODEL = Model(layers=2, heads=2, width=8, context=6, vocabulary_size=11)
 CONFIG = Config(
     model=MODEL,
-    compute=Compute(classifier_chunk=8),
+    compute=Compute(classifier_chunk=8, layers="scanned"),
     training=Training(steps=20, stop_after_nonfinite=2),
     optimizer=Optimizer(learning_rate=0.02, warmup_steps=2, weight_decay=0.1, clip_norm=0.2),
 )
