@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import tempfile
 
 import jax
 import pytest
@@ -13,7 +14,9 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_default_matmul_precision", "highest")
 
-# No program is taken from the user's cache or left there, by the processes that tests start neither.
+# Nothing is taken from the user's cache or left there, by the processes that tests start neither.
+CACHE = tempfile.TemporaryDirectory(prefix="jaxgpt-tests-")  # until the tests' process ends
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 jax.config.update("jax_enable_compilation_cache", False)
 
