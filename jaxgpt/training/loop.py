@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from jaxgpt import compilation_cache
 from jaxgpt.config import Config
 from jaxgpt.data import loader
 from jaxgpt.errors import Interrupted, RunError
@@ -19,57 +20,73 @@ from jaxgpt.evaluation.loss import make_validation_loss
 from jaxgpt.generation.sampling import generate, only_known_tokens
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import gpt2
+from jaxgpt.reports import memory_plan
 from jaxgpt.reports.curves import loss_curve
-from jaxgpt.training import corpus, flops, resuming
+from jaxgpt.training import ahead, corpus, flops, peaks, resuming
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.display import Display, printable
 from jaxgpt.training.folder import RunFolder, read_metrics
 from jaxgpt.training.saving import Writer
 from jaxgpt.training.signals import Stop
-from jaxgpt.training.step import Metrics, TrainState, init_state, make_train_step, needs_fixed_order
+from jaxgpt.training.step import Metrics, TrainState, needs_fixed_order
 
 
 def train(config: Config) -> None:
     """Trains as the configuration says, in a new run folder, or going on in the one that is to be resumed.
 
     RunError if the loss becomes NaN or the disk is full, Interrupted after Ctrl-C, Terminated after SIGTERM and near
-    the end of a Slurm allocation, UserError as the data raise it and where the run can't be resumed.
+    the end of a Slurm allocation, UserError as the data raise it, where the run can't be resumed, and where it doesn't
+    fit the device's memory.
     """
-    data, config = corpus.load(config)
-    compute, attention = choose_attention(config.model, config.compute, config.training.sequence_length)
+    compilation_cache.use(config.run.compilation_cache)
+    data, asked = corpus.load(config)
+    compute, attention = choose_attention(asked.model, asked.compute, asked.training.sequence_length)
+    config, program, plan = memory_plan.prepare(dataclasses.replace(asked, compute=compute))
     with (
-        contextlib.closing(RunFolder(config)) as folder,
+        # Its config.toml keeps what was asked for, since another machine would choose otherwise.
+        contextlib.closing(RunFolder(asked)) as folder,
         Writer(folder.checkpoints, config.checkpoint) as writer,
         Display(config.training.steps) as display,
     ):
-        # The folder's config.toml keeps what was asked for, since another machine would choose otherwise.
-        _Run(dataclasses.replace(config, compute=compute), data, folder, writer, display, attention).go()
+        for line in plan.lines():
+            display.note(line)
+        if asked.compute.recompute == "auto":
+            display.note(f"  --compute.recompute auto chose {config.compute.recompute}")
+        folder.write_json("memory_plan.json", plan.as_json())
+        _Run(config, data, folder, writer, display, program, attention).go()
 
 
 class _Run:
     """One run's parts, and the state that changes while it goes on."""
 
     def __init__(
-        self, config: Config, data: Corpus, folder: RunFolder, writer: Writer, display: Display, attention: str
+        self,
+        config: Config,
+        data: Corpus,
+        folder: RunFolder,
+        writer: Writer,
+        display: Display,
+        train_step: jax.stages.Compiled,
+        attention: str,
     ):
         self.config, self.data, self.folder, self.writer, self.display = config, data, folder, writer, display
         self.attention = attention  # which one runs, in words
         self.fixed_order = needs_fixed_order(config.compute)
-        self.train_step = make_train_step(config)
+        self.train_step = train_step
         self.validation_loss = make_validation_loss(config, data.validation, config.training.sequence_length)
         self.state, self.notes = self._first_state()
         self.done = int(self.state.step)  # steps dispatched
         self.clock = 0.0  # when the last step's metrics were read
         self.stop = Stop(config.checkpoint.stop_minutes_before_end)
         self.flops_per_token = flops.per_token(config.model, config.training.sequence_length)
-        self.peak = flops.peak(config.compute)
+        self.peak = peaks.peak(config.compute)
 
     def _first_state(self) -> tuple[TrainState, list[str]]:
         """The state to begin from, and what is to be said of where it comes from."""
-        init = jax.jit(lambda: init_state(self.config))
         if not self.folder.resumes:
-            return init(), []
-        return resuming.resume(self.folder, self.config, self.data, jax.eval_shape(init))
+            return ahead.initial_state(self.config), []
+        shapes, _ = ahead.shapes(self.config)
+        return resuming.resume(self.folder, self.config, self.data, shapes)
 
     def go(self) -> None:
         self._introduce()
@@ -143,7 +160,8 @@ class _Run:
         training = self.config.training
         tokens = training.micro_batches * training.batch_size * training.sequence_length
         rate = tokens / seconds
-        utilisation = rate * self.flops_per_token / self.peak if self.peak else None
+        work = rate * self.flops_per_token
+        utilisation = work / self.peak if self.peak else None
         self.folder.metric(
             step=step,
             loss=float(metrics.loss),
@@ -157,7 +175,7 @@ class _Run:
             mfu=utilisation,
             step_seconds=seconds,
         )
-        self.display.step(step, float(metrics.loss), rate, utilisation)
+        self.display.step(step, float(metrics.loss), rate, work, utilisation)
         if metrics.nonfinite:
             self._nonfinite(step, metrics)
         elif not metrics.taken:
@@ -208,6 +226,7 @@ class _Run:
     def _introduce(self) -> None:
         config, training, device = self.config, self.config.training, jax.devices()[0]
         tokens = training.micro_batches * training.batch_size * training.sequence_length
+        products = flops.products_per_token(config.model, training.sequence_length)
         for line in (
             f"run       {self.folder.path}",
             f"model     GPT-2, {gpt2.parameter_count(config.model):,} parameters: {config.model.layers} layers, "
@@ -218,11 +237,9 @@ class _Run:
             f"training  {training.steps:,} steps of {tokens:,} tokens, {config.compute.dtype}, on {device.device_kind} "
             f"({device.platform})",
             f"attention {self.attention}",
-            *(
-                ["order     of sums is fixed: some kernels are slower ones"]
-                if self.fixed_order
-                else []
-            ),
+            *(["order     of sums is fixed: some kernels are slower ones"] if self.fixed_order else []),
+            f"a token   {self.flops_per_token:,} operations, as llm.c counts them, which "
+            f"{'MFU' if self.peak else 'TFLOP/s'} is of; {products:,} in matrix products",
             *([f"note      {config.run.note}"] if config.run.note else []),
             *self.notes,
         ):
