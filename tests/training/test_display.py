@@ -234,3 +234,25 @@ def test_printable_text_has_no_control_characters(text):
 def test_printable_text_keeps_letters_line_breaks_and_tabs():
     assert printable(string.printable.rstrip("\r\x0b\x0c")) == string.printable.rstrip("\r\x0b\x0c")
     assert printable("é漢😀\u200d") == "é漢😀\u200d"
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device")])
+def test_output_that_cannot_be_written_is_remembered_and_no_error(error):
+    """The run is to end by itself, and to save before that."""
+
+    class Gone(io.StringIO):
+        writes = 0
+
+        def write(self, text):
+            self.writes += 1
+            raise error
+
+    file = Gone()
+    shown = display.Display(10, display._Console(file=file))
+    assert shown.lost == ""
+    shown.note("a line")
+    assert shown.lost == error.strerror
+    tried = file.writes
+    shown.note("another")
+    shown.step(1, 2.0, 3.0, None)
+    assert file.writes == tried
