@@ -109,6 +109,8 @@ def measure(spec: Spec, who: list[str], rounds: int, folder: Path) -> tuple[list
                 del runs[name]
                 continue
             runs[name].append(json.loads(answer.splitlines()[-1]))
+            if number == 0 and runs[name][0]["note"]:
+                print(f"{name}: {runs[name][0]['note']}", flush=True)
         if number == 0 and runs and not agree([first for (first,) in runs.values()]):
             return [first for (first,) in runs.values()], False
     return [combine(answers) for answers in runs.values()], complete

@@ -63,7 +63,7 @@ def compare(config: Config, params: gpt2.Params, batch: loader.Batch) -> Iterato
 
 def our_steps(config: Config, params: gpt2.Params, batch: loader.Batch) -> Iterator[tuple[float, float]]:
     """Loss and gradient norm of each step. `params` are copied: the train step donates its state."""
-    state = step.init_state(config)._replace(params=jax.tree.map(jax.numpy.copy, params))
+    state = step.init_state(config)._replace(params=step.arrange(jax.tree.map(jax.numpy.copy, params), config.compute))
     train_step = step.make_train_step(config)
     for _ in range(config.training.steps):
         state, metrics = train_step(state, batch)

@@ -25,7 +25,7 @@ DEFAULT_CONFIG = "quickstart"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status: 0, 1 for a failed run, 2 for a mistake of the user's."""
+    """Runs a command and returns its exit status, as docs/resuming.md lists them."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # one that can't express all of Unicode is no reason to fail
         sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -63,7 +63,7 @@ class Train:
 
 def train(words: list[str]) -> int:
     """Trains a model."""
-    name, rest = _take(words, "--config")
+    name, rest = _take(_with_resume(words), "--config")
     path = settings.find_config(name or DEFAULT_CONFIG)
     description = f"{__doc__}\nConfigs: {', '.join(settings.config_names())}"
     defaults = Train(name or DEFAULT_CONFIG, settings.read(path))
@@ -75,6 +75,17 @@ def train(words: list[str]) -> int:
 
     loop.train(config)
     return 0
+
+
+def _with_resume(words: list[str]) -> list[str]:
+    """`--resume` written out as `--run.resume always`, and `--resume auto` as `--run.resume auto`."""
+    result = []
+    for word, following in zip(words, [*words, "--"][1:], strict=True):
+        if word == "--resume":
+            result += ["--run.resume", *(["always"] if following.startswith("-") else [])]
+        else:
+            result.append(f"--run.resume={word.removeprefix('--resume=')}" if word.startswith("--resume=") else word)
+    return result
 
 
 def _take(words: list[str], option: str) -> tuple[str | None, list[str]]:

@@ -8,6 +8,8 @@ data, so that a part of it can be a static argument of a jitted function.
 from dataclasses import dataclass, field
 from typing import Literal
 
+SPIKE_WINDOW = 128  # steps among which a loss or a gradient's norm is seen to be a spike
+
 
 @dataclass(frozen=True)
 class Model:
@@ -35,17 +37,25 @@ class Compute:
     """How the model is computed: none of these changes what is computed, beyond rounding."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the activations and of the copy of the weights that they meet; masters and moments are float32 always."""
+    """Type of the activations and of the copy of the weights that they meet; moments are float32 always."""
+    parameters: Literal["float32", "bfloat16"] = "float32"
+    """Type of the parameters that are kept. "bfloat16" halves their memory: there are no float32 masters, and each
+    update is rounded up or down at random, right on average."""
+    deterministic: bool = False
+    """The same bits from the same seed on a GPU too, where some kernels are then slower ones; a CPU's always are."""
     classifier_chunk: int = 1024
     """Number of tokens whose logits exist at once."""
+    attention: Literal["auto", "blocks", "cudnn"] = "auto"
+    """cuDNN's fused kernel (an NVIDIA GPU, bfloat16), or blocks of queries; auto takes the kernel where it can run."""
     attention_block: int = 256
-    """Number of queries whose attention scores exist at once."""
+    """Number of queries whose attention scores exist at once, where attention runs in blocks."""
     recompute: Literal["none", "gelu", "norms", "block", "auto"] = "norms"
     """What the backward computes again rather than keeps: nothing, GELU's output, that and LayerNorm's outputs, or all
     of a block but its input. Less memory in this order, and more time; "auto" takes the first of them that fits."""
     layers: Literal["auto", "scanned", "unrolled"] = "auto"
-    """"scanned" compiles one layer and loops over them; "unrolled" compiles each, which takes longer, and then runs faster
-    in less memory, for nothing is copied into and out of stacks. "auto" unrolls up to 24 layers, but none on a TPU."""
+    """"scanned" compiles one layer and loops over them; "unrolled" compiles each, which takes longer, and then runs
+    faster in less memory, since nothing is copied into and out of stacks. "auto" unrolls up to 24 layers, but none on a
+    TPU."""
     memory_limit_gib: float = 0.0
     """Device memory, in GiB, that a run may plan with; 0 takes all that the device has, or that the system has left."""
     measure_peak: bool = False
@@ -84,6 +94,11 @@ class Training:
     """Batches of a validation loss; 0 takes the whole validation split."""
     stop_after_nonfinite: int = 1
     """Stop when loss or gradient has been NaN or infinite this many steps in a row. Such steps change nothing."""
+    loss_spike_z: float = 0.0
+    """Skip a step whose loss is more than this many standard deviations above the mean of the last 128; 0 skips
+    none."""
+    grad_norm_spike_z: float = 0.0
+    """The same for the norm of the gradient."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +140,22 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """When the run is saved, and which of its checkpoints are kept. The end of a run is always saved."""
+
+    every_steps: int = 0
+    """Steps between checkpoints; 0 saves by the clock only."""
+    every_minutes: float = 15.0
+    """Minutes between checkpoints; 0 saves by steps only."""
+    keep_last: int = 2
+    """Number of newest checkpoints that are kept."""
+    keep_every: int = 0
+    """Keep for good the first checkpoint at or after every multiple of this many steps; 0 keeps only the newest."""
+    stop_minutes_before_end: float = 5.0
+    """Save and stop this long before the end of a Slurm allocation ($SLURM_JOB_END_TIME); 0 trains on to its end."""
+
+
+@dataclass(frozen=True)
 class Run:
     """Where the run's files go."""
 
@@ -134,6 +165,9 @@ class Run:
     """Where the runs are."""
     overwrite: bool = False
     """Replace a run of the same name; without it, such a run is left alone and the command ends."""
+    resume: Literal["never", "always", "auto"] = "never"
+    """"always" goes on from the last good checkpoint of the run of this name, "auto" does so if there is one and else
+    begins anew. Shorter: --resume, --resume auto."""
     note: str = ""
     """A line to print at the start."""
     prompt: str = ""
@@ -155,4 +189,5 @@ class Config:
     training: Training = field(default_factory=Training)
     optimizer: Optimizer = field(default_factory=Optimizer)
     sampling: Sampling = field(default_factory=Sampling)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     run: Run = field(default_factory=Run)

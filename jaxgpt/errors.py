@@ -1,4 +1,4 @@
-"""The three ways a command ends badly.
+"""The ways a command ends badly.
 
 All carry one message for a person: what is wrong, where (file, option, byte offset), and what to do. `cli.main` prints
 the message without a traceback and exits with the status.
@@ -27,3 +27,9 @@ class Interrupted(JaxgptError):
     """Stopped with Ctrl-C. Exit status 130, as shells have it."""
 
     status = 130
+
+
+class Terminated(Interrupted):
+    """Stopped by SIGTERM, or before the end of a Slurm allocation. Exit status 143, as shells have it."""
+
+    status = 143

@@ -51,7 +51,10 @@ def _shapes(config_name: str | None) -> tuple[Model, Compute, int, int]:
     config = resolve_without_text(config)
     length = min(LONGEST, config.training.sequence_length)
     _check_memory(config_name, config.model)
-    compute = dataclasses.replace(config.compute, classifier_chunk=min(config.compute.classifier_chunk, length))
+    # The oracle differentiates the forward: cuDNN's is a primitive, and takes no float64.
+    compute = dataclasses.replace(
+        config.compute, attention="blocks", classifier_chunk=min(config.compute.classifier_chunk, length)
+    )
     if compute.recompute == "auto":  # which would be this where there is memory enough
         compute = dataclasses.replace(compute, recompute="none")
     return config.model, compute, BATCH, length

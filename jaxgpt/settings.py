@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import tomli_w
 
 from jaxgpt import __version__
-from jaxgpt.config import Config, Sampling
+from jaxgpt.config import SPIKE_WINDOW, Config, Sampling
 from jaxgpt.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -99,12 +99,14 @@ def check(config: Config) -> None:
         "compute": ("classifier_chunk", "attention_block"),
         "training": ("steps", "batch_size", "micro_batches", "stop_after_nonfinite"),
         "optimizer": ("learning_rate", "epsilon"),
+        "checkpoint": ("keep_last",),
     }
     not_negative = {
         "model": ("vocabulary_size",),
         "compute": ("memory_limit_gib",),
         "training": ("sequence_length", "seed", "evaluate_every", "evaluation_batches"),
         "optimizer": ("warmup_steps", "final_fraction", "weight_decay", "clip_norm"),
+        "checkpoint": ("every_steps", "every_minutes", "keep_every", "stop_minutes_before_end"),
         "run": ("sample_every",),
     }
     for section, keys in positive.items():
@@ -134,8 +136,18 @@ def check(config: Config) -> None:
     for key in ("beta1", "beta2"):
         value = getattr(optimizer, key)
         _require(0 <= value < 1, "optimizer", key, value, "at least 0 and below 1")
+    for key in ("loss_spike_z", "grad_norm_spike_z"):
+        value, largest = getattr(training, key), math.sqrt(SPIKE_WINDOW - 1)
+        _require(0 <= value < largest, "training", key, value, f"at least 0, and below {largest:.2f} to skip any step")
     _require(optimizer.final_fraction <= 1, "optimizer", "final_fraction", optimizer.final_fraction, "at most 1")
     check_sampling(config.sampling, "sampling")
+    _require(
+        not (config.run.overwrite and config.run.resume == "always"),
+        "run",
+        "overwrite",
+        True,
+        "left away with --resume, or else the run would be lost before it is resumed",
+    )
 
 
 def check_sampling(sampling: Sampling, section: str) -> None:
@@ -159,9 +171,12 @@ def _require(holds: bool, section: str, key: str, value: object, requirement: st
         raise UserError(f"{option(section, key)} is {value}, and must be {requirement}")
 
 
+def versions() -> dict[str, str]:
+    """Of this package, of Python, and of what numbers depend on."""
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return packages | {"jaxgpt": __version__, "python": platform.python_version()}
+
+
 def write(config: Config, path: Path) -> None:
     """Everything needed to repeat the run: all options, and the versions of what it ran on."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    versions |= {"jaxgpt": __version__, "python": platform.python_version()}
-    tables = dataclasses.asdict(config) | {VERSIONS: versions}
-    path.write_text(tomli_w.dumps(tables), encoding="utf-8")
+    path.write_text(tomli_w.dumps(dataclasses.asdict(config) | {VERSIONS: versions()}), encoding="utf-8")

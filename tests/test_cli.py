@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import pytest
 
 from jaxgpt import cli, settings
-from jaxgpt.config import Config, Data, Model, Run, Training
-from jaxgpt.training import checkpoints, loop
+from jaxgpt.config import Checkpoint, Config, Data, Model, Run, Training
+from jaxgpt.training import checksums, loop
+from jaxgpt.training.saving import Writer
 from jaxgpt.training.step import TrainState, init_state
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -43,21 +44,27 @@ def zeros(configuration: Config) -> TrainState:
     return state._replace(key=jax.random.key(0))
 
 
+def save(run: Path, configuration: Config, state: TrainState, tokenizer: dict[str, Any]) -> None:
+    """A run's folder with this one checkpoint."""
+    run.mkdir()
+    settings.write(configuration, run / "config.toml")
+    with Writer(run / "checkpoints", Checkpoint()) as writer:
+        writer.save_and_wait(state, {"configuration": dataclasses.asdict(configuration), "tokenizer": tokenizer})
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A run that trained nothing: a model of bytes whose likeliest next token is always an ESC."""
     run = tmp_path_factory.mktemp("saved") / "escapes"
-    run.mkdir()
     configuration = Config(
         model=MODEL, data=Data(tokenizer="bytes"), training=Training(sequence_length=16), run=Run(name="escapes")
     )
-    settings.write(configuration, run / "config.toml")
     state = zeros(configuration)
     params = state.params._replace(
         embedding=state.params.embedding._replace(token=state.params.embedding.token.at[ESCAPE].set(1.0)),
         final_norm=state.params.final_norm._replace(bias=jnp.ones(MODEL.width)),
     )
-    checkpoints.save(run / "checkpoints", state._replace(params=params), MODEL, {"name": "bytes"})
+    save(run, configuration, state._replace(params=params), {"name": "bytes"})
     return run
 
 
@@ -175,6 +182,45 @@ def test_a_run_that_exists_is_left_as_it_is(fails, run):
     assert contents(run) == before
 
 
+def test_resume_and_overwrite_exclude_each_other(fails, run):
+    before = contents(run)
+    message = fails(*TINY, "--run.name", "escapes", "--run.overwrite", "--resume")
+    assert message.startswith("error: --run.overwrite is True, and must be left away with --resume")
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "resume"),
+    [
+        ([], "never"),
+        (["--resume"], "always"),
+        (["--resume", "--run.note", "x"], "always"),
+        (["--run.note", "x", "--resume"], "always"),
+        (["--resume", "auto"], "auto"),
+        (["--resume=auto"], "auto"),
+        (["--run.resume", "auto"], "auto"),
+        (["--resume", "never"], "never"),
+    ],
+)
+def test_resume_as_it_is_typed(monkeypatch, words, resume):
+    configs = []
+    monkeypatch.setattr(loop, "train", configs.append)
+    assert cli.main(words) == 0
+    assert configs[0].run.resume == resume
+
+
+def test_resume_with_another_word(fails):
+    assert "invalid choice 'runs/x' for argument '--run.resume'" in fails("--resume", "runs/x")
+
+
+@pytest.mark.parametrize("words", [["--run.name", "gone"], ["--run.name", "empty"]])
+def test_resume_without_anything_to_resume(fails, work, words):
+    (work / "runs" / "empty").mkdir(parents=True)
+    message = fails(*TINY, *words, "--resume")
+    assert "there is no checkpoint to resume from. --resume auto begins anew where there is none" in message
+    assert not (work / "runs" / "gone").exists()
+
+
 def test_overwrite_replaces_it(run, monkeypatch):
     """Its checkpoint is gone when training starts."""
     monkeypatch.setattr(loop, "_Run", lambda *args: types.SimpleNamespace(go=lambda: None))
@@ -270,10 +316,7 @@ def test_generate_on_what_is_no_run(fails, run):
 
 def test_generate_with_a_character_that_the_model_does_not_know(fails, work):
     configuration = Config(model=dataclasses.replace(MODEL, vocabulary_size=3), run=Run(name="letters"))
-    (work / "letters").mkdir()
-    settings.write(configuration, work / "letters" / "config.toml")
-    tokenizer = {"name": "characters", "characters": "abc"}
-    checkpoints.save(work / "letters" / "checkpoints", zeros(configuration), configuration.model, tokenizer)
+    save(work / "letters", configuration, zeros(configuration), {"name": "characters", "characters": "abc"})
     message = fails("generate", "--run", "letters", "--prompt", "abcd")
     assert message.startswith("error: the character 'd' (U+0064) at position 3 is unknown to this tokenizer")
 
@@ -297,26 +340,40 @@ def test_generate_from_a_config_that_somebody_broke(fails, run):
 def test_generate_without_a_checkpoint(fails, run):
     shutil.rmtree(run / "checkpoints")
     message = fails("generate", "--run", str(run))
-    assert message.startswith("error: runs/escapes/checkpoints: there is no checkpoint.")
+    assert message.startswith("error: runs/escapes/checkpoints: there is no whole checkpoint.")
 
 
-@pytest.mark.parametrize("size", [0, 10])
-def test_generate_from_a_damaged_checkpoint(fails, run, size):
+def test_generate_from_a_damaged_checkpoint(fails, run):
     parameters = [path for path in (run / "checkpoints" / "0" / "params").rglob("*") if path.is_file()]
-    os.truncate(max(parameters, key=lambda path: path.stat().st_size), size)
+    os.truncate(max(parameters, key=lambda path: path.stat().st_size), 10)
     message = fails("generate", "--run", str(run))
-    assert message.startswith("error: runs/escapes/checkpoints: the newest checkpoint is damaged (")
+    assert message.startswith("error: runs/escapes/checkpoints/0: this checkpoint is not whole (params/")
 
 
-@pytest.mark.parametrize("about", ["{}", "[]", '{"model": 3}', '{"model": {"layers": 1}, "tokenizer": {}}', "{"])
+def test_generate_uses_the_checkpoint_before_a_damaged_one_and_says_so(run, capsys):
+    shutil.copytree(run / "checkpoints" / "0", run / "checkpoints" / "7")
+    (run / "checkpoints" / "7" / "params" / "_METADATA").unlink()
+    assert cli.main(["generate", "--run", str(run), "--prompt", "a", "--tokens=1", "--temperature=0"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "a\\x1b\n"
+    assert err == (
+        "runs/escapes/checkpoints/7: this checkpoint is not whole (params/_METADATA is missing); the one before it is "
+        "used\n"
+    )
+
+
+@pytest.mark.parametrize("about", ["{}", "[]", '{"configuration": 3}', "{"])
 def test_generate_from_a_checkpoint_that_says_nothing_of_itself(fails, run, about):
+    """With checksums to it, as another program might write one."""
     (run / "checkpoints" / "0" / "about" / "metadata").write_text(about)
-    assert "runs/escapes/checkpoints" in fails("generate", "--run", str(run))
+    checksums.write(run / "checkpoints" / "0")
+    assert "runs/escapes/checkpoints/0: this checkpoint can't be read" in fails("generate", "--run", str(run))
 
 
 def test_generate_without_a_tokenizer_in_the_checkpoint(fails, run):
     path = run / "checkpoints" / "0" / "about" / "metadata"
-    path.write_text(path.read_text().replace("tokenizer", "tokeniser"))
+    path.write_text(path.read_text().replace('"name"', '"nome"'))
+    checksums.write(run / "checkpoints" / "0")
     assert "the saved tokenizer is damaged" in fails("generate", "--run", str(run))
 
 

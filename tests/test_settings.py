@@ -199,6 +199,7 @@ NOT_POSITIVE = [
     ("training", "stop_after_nonfinite", 0),
     ("optimizer", "learning_rate", 0.0),
     ("optimizer", "epsilon", 0.0),
+    ("checkpoint", "keep_last", 0),
 ]
 NEGATIVE = [
     ("model", "vocabulary_size", -1),
@@ -214,6 +215,10 @@ NEGATIVE = [
     ("sampling", "tokens", -1),
     ("sampling", "temperature", -0.1),
     ("sampling", "top_k", -1),
+    ("checkpoint", "every_steps", -1),
+    ("checkpoint", "every_minutes", -0.1),
+    ("checkpoint", "keep_every", -1),
+    ("checkpoint", "stop_minutes_before_end", -1.0),
     ("run", "sample_every", -1),
 ]
 OTHERS = [
@@ -227,6 +232,8 @@ OTHERS = [
     ("optimizer", "beta1", -0.1, "at least 0 and below 1"),
     ("optimizer", "beta2", 1.0, "at least 0 and below 1"),
     ("optimizer", "final_fraction", 1.5, "at most 1"),
+    ("training", "loss_spike_z", -1.0, "at least 0, and below 11.27 to skip any step"),
+    ("training", "grad_norm_spike_z", 11.3, "at least 0, and below 11.27 to skip any step"),
     ("sampling", "top_p", 0.0, "above 0 and at most 1"),
     ("sampling", "top_p", 1.1, "above 0 and at most 1"),
 ]

@@ -20,6 +20,7 @@ class Program(NamedTuple):
 
     step: Any
     state: Any
+    note: str = ""  # what to tell of how the step is computed
 
 
 def run(who: str, make: Callable[[Spec, gpt2.Params], Program]) -> None:
@@ -28,7 +29,7 @@ def run(who: str, make: Callable[[Spec, gpt2.Params], Program]) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     spec = specs.read()
     params, batch = load(spec)
-    step, state = make(spec, params)
+    step, state, note = make(spec, params)
     del params
 
     started = time.perf_counter()
@@ -53,6 +54,7 @@ def run(who: str, make: Callable[[Spec, gpt2.Params], Program]) -> None:
         peak_bytes=memory.get("peak_bytes_in_use") or specs.peak_resident_bytes(),
         device=device.device_kind,
         peak_flops=peaks.peak(spec.compute),
+        note=note,
     )
 
 

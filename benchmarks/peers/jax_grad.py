@@ -62,6 +62,7 @@ def loss(
     """Mean cross-entropy. The parameters are float32; the activations, and the weights they meet, of `dtype`."""
     params = jax.tree.map(lambda array: array.astype(dtype), params)
     x = params.embedding.token[tokens] + params.embedding.position[: tokens.shape[1]]
+    assert isinstance(params.blocks, gpt2.Block)  # stacked
     x, _ = lax.scan(lambda x, layer: (block(layer, x, model.heads), None), x, params.blocks)
     logits = (norm(params.final_norm, x) @ params.embedding.token.T).astype(jnp.float32)
     logits = jnp.where(jnp.arange(logits.shape[-1]) < model.vocabulary_size, logits, -jnp.inf)

@@ -61,8 +61,10 @@ def report(
     temp_bytes: int | None = None,
     device: str,
     peak_flops: float | None = None,
+    note: str = "",
 ) -> None:
-    """Print the answer. `seconds` are the timed steps'; `peak_flops` is the device's peak at this dtype, if known."""
+    """Print the answer. `seconds` are the timed steps'; `peak_flops` is the device's peak at this dtype, if known; the
+    note is a line for the reader."""
     median = statistics.median(seconds)
     answer = {
         "who": who,
@@ -78,6 +80,7 @@ def report(
         "grad_norm": grad_norm,
         "device": device,
         "peak_flops": peak_flops,
+        "note": note,
     }
     print(json.dumps(answer), flush=True)
 

@@ -1,4 +1,4 @@
-"""`run.py generate`: text from a run's newest checkpoint, streamed to the terminal as `printable` has it."""
+"""`run.py generate`: text from a run's newest whole checkpoint, streamed to the terminal as `printable` has it."""
 
 import sys
 from pathlib import Path
@@ -22,8 +22,10 @@ def generate(run: Path, prompt: str, samples: int, seed: int, options: Sampling)
     config = settings.read(run / "config.toml")
     settings.check(config)
     compilation_cache.use(config.run.compilation_cache)
-    params, about = checkpoints.load_params(run, config.model)
-    tokenizer = tokenizers.from_state(about.get("tokenizer", {}))
+    params, found = checkpoints.load_params(run, config.model)
+    for message in found.damaged:
+        print(message, file=sys.stderr)
+    tokenizer = tokenizers.from_state(found.about.get("tokenizer", {}))
     tokens = tokenizer.encode(prompt)
     if not len(tokens):
         raise UserError("--prompt is empty: give the text at least one character to begin with")

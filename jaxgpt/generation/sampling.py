@@ -42,6 +42,7 @@ def generate(
 
     Beyond the model's context the oldest tokens are forgotten.
     """
+    compute = dataclasses.replace(compute, attention="blocks")  # the one that takes any length, dtype and device
     wanted = len(prompt) + sampling.tokens
     length = min(model.context, -(-wanted // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
     window = list(map(int, prompt[-length:]))

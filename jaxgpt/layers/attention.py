@@ -76,6 +76,11 @@ def backward(
     return dq, dk, dv
 
 
+def output(residuals: Residuals) -> Float[Array, "B T H D"]:
+    """Forward's output, which its residuals hold."""
+    return _swap(residuals.out)
+
+
 def _sum_over_blocks(parts: list[Float[Array, "B H _ D"]]) -> Float[Array, "B H T D"]:
     """The sum of what each block of queries gives to the keys it sees: the first keys, and for the last block all."""
     *earlier, total = parts

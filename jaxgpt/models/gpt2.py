@@ -5,8 +5,8 @@
     loss = cross_entropy(layernorm(x) tokenᵀ, targets)             unembedding, tied to the embedding
 
 `loss_and_grads` is the forward pass read from its last line to its first. Blocks are stacked on a leading L axis and
-walked by one loop, or apart and written out one after another. With float32 masters the caller casts the parameters to the compute dtype (`training/step.py`);
-gradients come back in float32, float64 in float64.
+walked by one loop, or apart and written out one after another. With float32 masters the caller casts the parameters to
+the compute dtype (`training/step.py`); gradients come back in float32, float64 in float64.
 """
 
 import math
@@ -20,6 +20,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from jaxgpt.config import Compute, Model
+from jaxgpt.kernels import cudnn_attention
+from jaxgpt.kernels.choose import attention_layer
 from jaxgpt.layers import attention, cross_entropy, embedding, gelu, layernorm, linear, residual, unembedding
 from jaxgpt.layers.numerics import not_before
 
@@ -51,7 +53,7 @@ class BlockResiduals(NamedTuple):
 
     attention_norm: layernorm.Residuals
     qkv: linear.Residuals | None
-    attention: attention.Residuals
+    attention: attention.Residuals | cudnn_attention.Residuals
     mlp_norm: layernorm.Residuals
     mlp_in: linear.Residuals | None
     gelu: gelu.Residuals
@@ -113,9 +115,8 @@ def unstacked(params: Params) -> Params:
     """The same parameters with each block's apart."""
     if not isinstance(params.blocks, Block):
         return params
-    layers = params.blocks.qkv.bias.shape[0]
-    blocks = tuple(jax.tree.map(lambda leaf: leaf[layer], params.blocks) for layer in range(layers))
-    return params._replace(blocks=blocks)
+    leaves, block = jax.tree.flatten(params.blocks)
+    return params._replace(blocks=tuple(jax.tree.unflatten(block, layer) for layer in zip(*leaves, strict=True)))
 
 
 def stacked(params: Params) -> Params:
@@ -132,7 +133,7 @@ def block_forward(
     normalised, attention_norm = layernorm.forward(params.attention_norm, x)
     qkv, qkv_residuals = linear.forward(params.qkv, normalised)
     q, k, v = (split_heads(part, batch, model.heads) for part in jnp.split(qkv, 3, axis=-1))
-    mixed, attention_residuals = attention.forward(q, k, v, block=compute.attention_block)
+    mixed, attention_residuals = attention_layer(compute).forward(q, k, v, block=compute.attention_block)
     branch, _ = linear.forward(params.attention_out, merge_heads(mixed))
     x = residual.forward(x, branch)
 
@@ -170,9 +171,9 @@ def block_backward(
     dx = dx + dx_through_mlp
 
     dx, dbranch = residual.backward(dx)
-    mixed = jnp.swapaxes(residuals.attention.out, 1, 2)
+    mixed = attention_layer(compute).output(residuals.attention)
     attention_out, dmixed = linear.backward(params.attention_out, linear.Residuals(merge_heads(mixed)), dbranch)
-    dqkv = attention.backward(
+    dqkv = attention_layer(compute).backward(
         residuals.attention, split_heads(dmixed, mixed.shape[0], mixed.shape[2]), block=compute.attention_block
     )
     dqkv = jnp.concatenate([merge_heads(part) for part in dqkv], axis=-1)

@@ -6,6 +6,7 @@ fused are counted where the fusion's last one came from, and what belongs to no 
 """
 
 import collections
+import dataclasses
 import gzip
 import json
 import re
@@ -18,6 +19,7 @@ import numpy as np
 
 from jaxgpt.config import Config
 from jaxgpt.data.loader import Batch
+from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.training.step import init_state, make_train_step
 
 
@@ -61,7 +63,9 @@ def operation_origins(program: str) -> dict[str, str]:
     origins = {}
     for name, rest in re.findall(r"^ *(?:ROOT )?%?([\w.\-]+) = (.*)$", program, re.MULTILINE):
         # Loops, calls and the like take no time of their own: what is in them is counted itself.
-        if not re.search(r"\b(parameter|tuple|get-tuple-element|while|conditional|call|bitcast|constant)\(", rest):
+        if not re.search(
+            r"(?<![\w-])(parameter|tuple|get-tuple-element|while|conditional|call|bitcast|constant)\(", rest
+        ):
             path = re.search(r'op_name="([^"]*)"', rest)
             scopes = re.findall(r"\b[a-z_]+\.[a-z_]+\b", path[1]) if path else []
             origins[name] = scopes[-1] if scopes else "between layers"
@@ -70,6 +74,8 @@ def operation_origins(program: str) -> dict[str, str]:
 
 def report(config: Config, batch: int, length: int, folder: Path, steps: int = 3) -> int:
     """Profiles this configuration's train step on random tokens and prints the table."""
+    compute, attention = choose_attention(config.model, config.compute, length)
+    config = dataclasses.replace(config, compute=compute)
     train_step = make_train_step(config)
     random = np.random.default_rng(0)
     tokens = random.integers(0, config.model.vocabulary_size, (1, batch, length), dtype=np.int32)
@@ -86,7 +92,8 @@ def report(config: Config, batch: int, length: int, folder: Path, steps: int = 3
     events = trace(one_step, steps, folder)
     table = shares(events, compiled.as_text(), steps)
     total = sum(share.milliseconds for share in table)
-    print(f"{config.compute.dtype}, B={batch}, T={length}, on {jax.devices()[0].device_kind}: one step\n")
+    print(f"{config.compute.dtype}, B={batch}, T={length}, on {jax.devices()[0].device_kind}: one step")
+    print(f"attention {attention}\n")
     print(f"{'':<24} {'ms':>9} {'share':>6} {'operations':>11}")
     for share in table:
         print(

@@ -1,118 +1,155 @@
-"""A run's checkpoints, written and read by orbax.
+"""A run's checkpoints as they lie on the disk, and reading them with orbax. `saving.py` writes them.
 
 checkpoints/STEP/params       the parameters, alone: what generation and evaluation read
 checkpoints/STEP/optimizer    the rest of the train state
-checkpoints/STEP/about        JSON: the step, the model's shape, the tokenizer
+checkpoints/STEP/about        JSON: the step, the options, the tokenizer, the data, and how long the run's files were
+checkpoints/STEP/SHA256SUMS   written last: a checkpoint without it was not finished
 """
 
+import contextlib
 import dataclasses
 import gc
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
 from jaxgpt.config import Model
-from jaxgpt.errors import RunError, UserError
+from jaxgpt.errors import UserError
 from jaxgpt.models import gpt2
 from jaxgpt.optimizers import adamw
+from jaxgpt.training import checksums
 from jaxgpt.training.step import TrainState
 
-T = TypeVar("T")
+# Which there are
 
 
-def save(folder: Path, state: TrainState, model: Model, tokenizer: dict[str, Any]) -> Path:
-    """Writes the state under its step and returns where. A checkpoint appears whole or not at all.
+def whole_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints that were written to their end, in order."""
+    return [step for step in steps_of(folder) if (folder / str(step) / checksums.NAME).is_file()]
 
-    RunError where the disk is full or can't be written.
+
+def steps_of(folder: Path) -> list[int]:
+    """The steps of all checkpoints that have their name, which orbax gives them when all of their files are there."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())
+
+
+# Reading
+
+
+class Found(NamedTuple):
+    """The newest checkpoint that is as it was written, and a message for each newer one that is not."""
+
+    path: Path
+    about: dict[str, Any]
+    damaged: list[str]
+
+
+def find(folder: Path, parts: tuple[str, ...] | None = None) -> Found:
+    """The newest whole checkpoint; with `parts`, one of which those folders are whole.
+
+    UserError where there is none, or none that is whole.
     """
-    step = int(state.step)
-    optimizer = {
-        "moments": adamw.Moments(*map(gpt2.stacked, state.moments)),
-        "step": state.step,
-        "key": jax.random.key_data(state.key),
-        "nonfinite": state.nonfinite,
-    }
-    about = {"step": step, "model": dataclasses.asdict(model), "tokenizer": tokenizer}
-    items = ocp.args.Composite(
-        params=ocp.args.StandardSave(gpt2.stacked(state.params)),
-        optimizer=ocp.args.StandardSave(optimizer),
-        about=ocp.args.JsonSave(about),
+    if not whole_steps(folder):
+        raise UserError(f"{folder}: there is no whole checkpoint. Has the run been saved yet?")
+    damaged = []
+    path, damage = folder, ""
+    for step in reversed(steps_of(folder)):
+        path = folder / str(step)
+        damage = checksums.damage(path, parts)
+        if not damage:
+            return Found(path, _about(path), damaged)
+        damaged.append(f"{path}: this checkpoint is not whole ({damage}); the one before it is used")
+    raise UserError(
+        f"{path}: this checkpoint is not whole ({damage}), and there is no other that is. Restore it from a copy, or "
+        "train anew"
     )
 
-    def write() -> None:
-        with ocp.CheckpointManager(folder.absolute()) as manager:
-            manager.save(step, args=items)
-            manager.wait_until_finished()
 
-    try:
-        _call_orbax(write)
-    except OSError as error:
-        raise RunError(f"{folder}: the checkpoint of step {step} could not be written: {error}") from None
-    return folder / str(step)
+def _about(path: Path) -> dict[str, Any]:
+    about = _read(path, ocp.args.Composite(about=ocp.args.JsonRestore())).about
+    configuration = about.get("configuration") if isinstance(about, dict) else None
+    if not isinstance(configuration, dict) or not isinstance(configuration.get("model"), dict):
+        raise UserError(f"{path}: this checkpoint can't be read (it doesn't say of which model it is)")
+    return about
 
 
-def load_params(run: Path, model: Model) -> tuple[gpt2.Params, dict[str, Any]]:
-    """The newest checkpoint's parameters, and its `about`.
+def load_params(run: Path, model: Model) -> tuple[gpt2.Params, Found]:
+    """The newest whole checkpoint's parameters, and where they come from.
 
-    UserError where there is no checkpoint, where it is damaged, and where it is another model's than `model`, whose
-    vocabulary size may be 0 for whatever the checkpoint has.
+    UserError as `find` raises it, and where it is another model's than `model`, whose vocabulary size may be 0 for
+    whatever the checkpoint has.
     """
-    folder = run / "checkpoints"
-    if not folder.is_dir():
-        raise UserError(f"{folder}: there is no checkpoint. Has the run ended, or been stopped with Ctrl-C?")
-
-    def read() -> tuple[gpt2.Params, dict[str, Any]]:
-        with ocp.CheckpointManager(folder.absolute()) as manager:
-            step = manager.latest_step()
-            if step is None:
-                raise UserError(f"{folder}: no checkpoint is whole. Has the run ended, or been stopped with Ctrl-C?")
-            about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
-            _check_same_model(folder / str(step), about["model"], model)
-            saved = Model(**about["model"])
-            target = jax.eval_shape(lambda: gpt2.init(saved, jax.random.key(0)))
-            params = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(target))).params
-            return params, about
-
-    try:
-        return _call_orbax(read)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: the newest checkpoint is damaged ({error}). Restore it from a copy, or train anew"
-        ) from None
+    found = find(run / "checkpoints", ("params", "about"))
+    _check_same_model(found.path, found.about["configuration"]["model"], model)
+    saved = Model(**found.about["configuration"]["model"])
+    target = _placed(jax.eval_shape(lambda: gpt2.init(saved, jax.random.key(0))))
+    return _read(found.path, ocp.args.Composite(params=ocp.args.StandardRestore(target))).params, found
 
 
-def _call_orbax(call: Callable[[], T]) -> T:
-    """The call's result; of whatever exception, an OSError with its first line.
+def load_state(path: Path, target: TrainState) -> TrainState:
+    """The train state of a checkpoint. `target` gives shapes, dtypes and, where its leaves have them, shardings."""
+    params, optimizer = saved_form(target)
+    arguments = ocp.args.Composite(
+        params=ocp.args.StandardRestore(_placed(params)), optimizer=ocp.args.StandardRestore(_placed(optimizer))
+    )
+    restored = _read(path, arguments)
+    return _state_form(restored.params, restored.optimizer, stacked=isinstance(target.params.blocks, gpt2.Block))
 
-    Orbax reads and writes many arrays at once. When one fails, it leaves the others behind, and each would print a
-    traceback when it ends or is collected, after the one message that we give. It also logs what was not asked for.
+
+def saved_form(state: TrainState) -> tuple[gpt2.Params, dict[str, Any]]:
+    """The parameters, and all else; of the random key its data. Layers are stacked, however they are computed.
+
+    Also of shapes.
     """
-    loggers = [logging.getLogger("absl"), logging.getLogger("asyncio")]
-    levels = [logger.level for logger in loggers]
-    hook = sys.unraisablehook
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    sys.unraisablehook = lambda _: None
-    try:
+    rest = _on_trees(gpt2.stacked, state)._asdict()
+    params, key = rest.pop("params"), rest.pop("key")
+    if isinstance(key, jax.Array):
+        data = jax.random.key_data(key)
+    else:
+        data = jax.eval_shape(jax.random.key_data, key).update(sharding=key.sharding)
+    return params, rest | {"key": data}
+
+
+def _state_form(params: gpt2.Params, rest: dict[str, Any], *, stacked: bool) -> TrainState:
+    state = TrainState(params=params, **rest | {"key": jax.random.wrap_key_data(rest["key"])})
+    return state if stacked else _on_trees(gpt2.unstacked, state)
+
+
+def _on_trees(change: Callable[[gpt2.Params], gpt2.Params], state: TrainState) -> TrainState:
+    """With its parameters and both moments changed; of shapes, the shapes."""
+    trees = (state.params, *state.moments)
+    if isinstance(state.step, jax.ShapeDtypeStruct) and not isinstance(state.params.blocks, gpt2.Block):
+        params, *moments = jax.eval_shape(lambda trees: tuple(map(change, trees)), trees)
+    else:
+        params, *moments = map(change, trees)
+    return state._replace(params=params, moments=adamw.Moments(*moments))
+
+
+def _placed(shapes: Any) -> Any:
+    """Shapes with a sharding each: their own, or else the first device. (Orbax would take the one that was saved.)"""
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or first),
+        shapes,
+    )
+
+
+def _read(path: Path, arguments: ocp.args.Composite) -> Any:
+    """What a checkpoint has. UserError where orbax can't read it."""
+    with quiet():
         try:
-            return call()
-        except UserError:
-            raise
-        except Exception as error:  # of many types: Orbax even raises Exception itself
-            message = (str(error) or type(error).__name__).splitlines()[0].partition(" See full")[0]
-        time.sleep(0.5)
-        gc.collect()
-    finally:
-        sys.unraisablehook = hook
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-    raise OSError(message)
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+                return checkpointer.restore(path.absolute(), args=arguments)
+        except Exception as error:  # of many types: orbax even raises Exception itself
+            message = one_line(error)
+        let_others_fail()
+    raise UserError(f"{path}: this checkpoint can't be read ({message}). Restore it from a copy, or train anew")
 
 
 def _check_same_model(where: Path, saved: dict[str, Any], model: Model) -> None:
@@ -128,3 +165,37 @@ def _check_same_model(where: Path, saved: dict[str, Any], model: Model) -> None:
         raise UserError(
             f"{where}: a checkpoint of another model than the run's config.toml describes: {', '.join(different)}"
         )
+
+
+# Orbax
+
+
+def one_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].partition(" See full")[0]
+
+
+def let_others_fail() -> None:
+    """After an error, while orbax is kept quiet: the time in which other arrays' reads or writes end, and fail too."""
+    time.sleep(0.5)
+    gc.collect()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps orbax from printing.
+
+    It reads and writes many arrays at once. When one fails, it leaves the others behind, and each would print a
+    traceback when it ends or is collected, beside the one message that we give. It also logs what was not asked for.
+    """
+    loggers = [logging.getLogger("absl"), logging.getLogger("asyncio")]
+    levels = [logger.level for logger in loggers]
+    hook = sys.unraisablehook
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,13 +1,14 @@
 """From the options to what is trained on: the text, its tokenizer, and the two splits."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxgpt.config import Config
 from jaxgpt.data import loader, texts, tokenizers
 from jaxgpt.errors import UserError
+from jaxgpt.training import fingerprint
 
 NOT_YET = {"fineweb": "the FineWeb data set"}
 
@@ -18,6 +19,7 @@ class Corpus(NamedTuple):
     train: np.ndarray
     validation: np.ndarray
     prompt: np.ndarray  # what the run's samples begin with
+    fingerprint: dict[str, Any]  # of the text
 
 
 def load(config: Config) -> tuple[Corpus, Config]:
@@ -38,7 +40,8 @@ def load(config: Config) -> tuple[Corpus, Config]:
     loader.validation_batches(validation, batch_size=1, sequence_length=1)  # and this
     prompt = _prompt(config, tokenizer, validation)
     loader.check_vocabulary(prompt, config.model.vocabulary_size, "--run.prompt")
-    return Corpus(texts.describe(config.data.text), tokenizer, train, validation, prompt), config
+    description, content = texts.describe(config.data.text), text.encode()
+    return Corpus(description, tokenizer, train, validation, prompt, fingerprint.of(content)), config
 
 
 def resolve_without_text(config: Config) -> Config:

@@ -3,6 +3,8 @@
 On a terminal: one live line, and a line kept for each evaluation. Into a file or a pipe: plain lines.
 """
 
+import contextlib
+import os
 import time
 import unicodedata
 
@@ -39,11 +41,22 @@ class TimeLeft(ProgressColumn):
         return Text(f" {hours}:{minutes:02}:{seconds:02} left" if hours else f" {minutes}:{seconds:02} left")
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Lets the error through; a rich console would end the process."""
+        raise
+
+
 class Display:
-    """A context manager; `step` after each step, `note` for lines that stay."""
+    """A context manager; `step` after each step, `note` for lines that stay.
+
+    Where lines can't be written any more, because a pipe's reader has left or the disk is full, `lost` says why, and
+    nothing more is written.
+    """
 
     def __init__(self, steps: int, console: Console | None = None):
-        self.console = console or Console(highlight=False)
+        self.console = console or _Console(highlight=False)
+        self.lost = ""
         self.steps = steps
         self.rate: float | None = None  # tokens/s, smoothed
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal
@@ -72,7 +85,17 @@ class Display:
 
     def note(self, text: str) -> None:
         """A line that stays; on a terminal, long ones are broken between words."""
-        self.console.print(Text(printable(text)), soft_wrap=not self.console.is_terminal)
+        try:
+            self.console.print(Text(printable(text)), soft_wrap=not self.console.is_terminal)
+        except OSError as error:
+            self.lost = error.strerror or str(error)
+            self.console.quiet = True
+            with contextlib.suppress(OSError):  # what is left in buffers goes nowhere, and so fails nowhere
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.console.file.fileno())
+
+    def resume(self, step: int) -> None:
+        """`step` of them are done already."""
+        self._progress.reset(self._task, completed=step, description="compiling …")
 
     def step(
         self, step: int, loss: float, tokens_per_second: float, flops_per_second: float, utilisation: float | None

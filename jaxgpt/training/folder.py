@@ -9,44 +9,107 @@ checkpoints/     by orbax
 """
 
 import contextlib
+import io
 import json
 import math
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from jaxgpt import settings
 from jaxgpt.config import Config
 from jaxgpt.errors import RunError, UserError
+from jaxgpt.training import checkpoints
 
 
 class RunFolder:
-    """An open run folder. UserError where it can't be made, or exists and `run.overwrite` is not set."""
+    """An open run folder: a new one, or with `run.resume` one that has checkpoints, which stays as it is until `go_on`.
+
+    UserError where it can't be made or opened, where it exists and is not to be replaced, where another process trains
+    in it, and where nothing can be resumed that should be.
+    """
 
     def __init__(self, config: Config):
         self.path = Path(config.run.folder) / config.run.name
+        resume = config.run.resume
+        self._lock: int | None = None
+        self._file: TextIO = io.StringIO()  # metrics.jsonl, once it is open
         try:
+            self.resumes = resume != "never" and bool(checkpoints.steps_of(self.checkpoints))
+            if resume == "always" and not self.resumes:
+                raise UserError(
+                    f"{self.path}: there is no checkpoint to resume from. --resume auto begins anew where there is none"
+                )
             if self.path.exists():
-                self._check_replaceable(config.run.overwrite)
-                shutil.rmtree(self.path)
-            self.path.mkdir(parents=True)
-            settings.write(config, self.path / "config.toml")
-            self._metrics = (self.path / "metrics.jsonl").open("w", encoding="utf-8")
+                self._lock = _locked(self.path)
+            if not self.resumes:
+                self._make(config)
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(
-                f"{self.path}: can't write there ({reason}). Choose another folder with --run.folder"
-            ) from None
+            self._release()
+            raise _cannot_write(self.path, error) from None
+        except UserError:
+            self._release()
+            raise
 
-    def _check_replaceable(self, overwrite: bool) -> None:
-        if not overwrite:
+    def _make(self, config: Config) -> None:
+        """A new folder in the place of the old one, if there is one. Killed at any moment, it leaves no half of one."""
+        if self.path.exists():
+            self._check_replaceable(config)
+        new, old = (self.path.with_name(f".{self.path.name}.{word}-{os.getpid()}") for word in ("new", "old"))
+        new.mkdir(parents=True)
+        settings.write(config, new / "config.toml")
+        self._file = (new / "metrics.jsonl").open("w", encoding="utf-8")
+        lock = _locked(new)
+        if self.path.exists():
+            self.path.rename(old)
+        new.rename(self.path)
+        shutil.rmtree(old, ignore_errors=True)
+        self._release()
+        self._lock = lock
+
+    def _check_replaceable(self, config: Config) -> None:
+        ours = (self.path / "config.toml").is_file()
+        if not (config.run.overwrite or (ours and (config.run.resume == "auto" or self._is_untrained()))):
             raise UserError(
-                f"{self.path} exists and is left as it is. Give the run another name with --run.name, "
-                "or replace the old one with --run.overwrite"
+                f"{self.path} exists and is left as it is. Go on with it by --resume, give the run another name with "
+                "--run.name, or replace the old one with --run.overwrite"
             )
-        if not (self.path / "config.toml").is_file():
+        if not ours:
             raise UserError(f"{self.path} is not a run's folder (it has no config.toml), so it is not replaced")
+        if self.path.is_symlink():
+            raise OSError("it is a link")
+
+    def _is_untrained(self) -> bool:
+        """Whether nothing would be lost: not one step was recorded, and there is no checkpoint."""
+        metrics = self.path / "metrics.jsonl"
+        recorded = metrics.is_file() and '"loss":' in metrics.read_text(encoding="utf-8")
+        return not recorded and not checkpoints.steps_of(self.checkpoints)
+
+    def go_on(self, config: Config, step: int, lengths: dict[str, int]) -> None:
+        """Cuts the files back to what they were when the state after `step` was saved, and opens them."""
+        try:
+            for name, length in lengths.items():
+                _cut(self.path / name, length)
+            metrics = self.path / "metrics.jsonl"
+            lines = metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else []
+            while lines and not (lines[-1].endswith(b"\n") and json.loads(lines[-1])["step"] <= step):
+                lines.pop()  # one that was cut off, or a step after which the run had stopped for not being finite
+            _cut(metrics, sum(len(line) for line in lines))
+            settings.write(config, self.path / "config.toml.tmp")
+            (self.path / "config.toml.tmp").replace(self.path / "config.toml")
+            self._file = metrics.open("a", encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise _cannot_write(self.path, error) from None
+
+    def lengths(self) -> dict[str, int]:
+        """How many bytes metrics.jsonl and samples.txt have, all of them on the disk."""
+        with self.writing("metrics.jsonl"):
+            os.fsync(self._file.fileno())
+        paths = {name: self.path / name for name in ("metrics.jsonl", "samples.txt")}
+        return {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
 
     @property
     def checkpoints(self) -> Path:
@@ -56,8 +119,8 @@ class RunFolder:
         """Adds a line to metrics.jsonl, on disk when this returns. Numbers that are not finite become null."""
         finite = {key: value if _finite(value) else None for key, value in values.items()}
         with self.writing("metrics.jsonl"):
-            self._metrics.write(json.dumps(finite) + "\n")
-            self._metrics.flush()
+            self._file.write(json.dumps(finite) + "\n")
+            self._file.flush()
 
     def sample(self, step: int, text: str) -> None:
         """Adds a text to samples.txt."""
@@ -80,7 +143,45 @@ class RunFolder:
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # what could not be written has been reported
-            self._metrics.close()
+            self._file.close()
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _locked(path: Path) -> int | None:
+    """A descriptor of the folder, locked while it is open. UserError where another process has locked it.
+
+    None where there are no such locks, as on Windows and on some network file systems.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(f"{path}: another process is training this run. Wait for its end, or stop it") from None
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _cannot_write(path: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(f"{path}: can't write there ({reason}). Choose another folder with --run.folder")
+
+
+def _cut(path: Path, length: int) -> None:
+    """Leaves of the file, if it is there, no more than so many bytes."""
+    if path.exists():
+        os.truncate(path, min(length, path.stat().st_size))
 
 
 def _finite(value: Any) -> bool:

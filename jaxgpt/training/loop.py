@@ -5,10 +5,9 @@ that is compiled is compiled by the end of the first step: the validation loss a
 """
 
 import contextlib
-import signal
+import dataclasses
 import time
 from pathlib import Path
-from types import FrameType
 
 import jax
 import numpy as np
@@ -19,75 +18,100 @@ from jaxgpt.data import loader
 from jaxgpt.errors import Interrupted, RunError
 from jaxgpt.evaluation.loss import make_validation_loss
 from jaxgpt.generation.sampling import generate, only_known_tokens
+from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import gpt2
 from jaxgpt.reports import memory_plan
 from jaxgpt.reports.curves import loss_curve
-from jaxgpt.training import ahead, checkpoints, corpus, flops, peaks
+from jaxgpt.training import ahead, corpus, flops, peaks, resuming
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.display import Display, printable
 from jaxgpt.training.folder import RunFolder, read_metrics
-from jaxgpt.training.step import Metrics, TrainState
+from jaxgpt.training.saving import Writer
+from jaxgpt.training.signals import Stop
+from jaxgpt.training.step import Metrics, TrainState, needs_fixed_order
 
 
 def train(config: Config) -> None:
-    """Trains as the configuration says, in a new run folder.
+    """Trains as the configuration says, in a new run folder, or going on in the one that is to be resumed.
 
-    RunError if the loss becomes NaN or the disk is full, Interrupted after Ctrl-C, UserError as the data raise it and
-    for a run that doesn't fit the device's memory.
+    RunError if the loss becomes NaN or the disk is full, Interrupted after Ctrl-C, Terminated after SIGTERM and near
+    the end of a Slurm allocation, UserError as the data raise it, where the run can't be resumed and where it doesn't
+    fit the device's memory.
     """
     compilation_cache.use(config.run.compilation_cache)
     data, asked = corpus.load(config)
-    config, program, plan = memory_plan.prepare(asked)
-    with contextlib.closing(RunFolder(config)) as folder, Display(config.training.steps) as display:
-        for line in plan.lines():
-            display.note(line)
-        if asked.compute.recompute == "auto":
-            display.note(f"  --compute.recompute auto chose {config.compute.recompute}")
+    compute, attention = choose_attention(asked.model, asked.compute, asked.training.sequence_length)
+    config, program, plan = memory_plan.prepare(dataclasses.replace(asked, compute=compute))
+    with (
+        # The folder's config.toml keeps what was asked for, since another machine would choose otherwise.
+        contextlib.closing(RunFolder(asked)) as folder,
+        Writer(folder.checkpoints, config.checkpoint) as writer,
+        Display(config.training.steps) as display,
+    ):
         folder.write_json("memory_plan.json", plan.as_json())
-        _Run(config, data, folder, display, program).go()
+        _Run(config, data, folder, writer, display, program, [f"attention {attention}", *plan.lines()]).go()
 
 
 class _Run:
     """One run's parts, and the state that changes while it goes on."""
 
     def __init__(
-        self, config: Config, data: Corpus, folder: RunFolder, display: Display, train_step: jax.stages.Compiled
+        self,
+        config: Config,
+        data: Corpus,
+        folder: RunFolder,
+        writer: Writer,
+        display: Display,
+        train_step: jax.stages.Compiled,
+        chosen: list[str],
     ):
-        self.config, self.data, self.folder, self.display = config, data, folder, display
+        self.config, self.data, self.folder, self.writer, self.display = config, data, folder, writer, display
         self.train_step = train_step
+        self.chosen = chosen  # lines on what was chosen for this machine, and what memory it takes
+        self.fixed_order = needs_fixed_order(config.compute)
         self.validation_loss = make_validation_loss(config, data.validation, config.training.sequence_length)
-        self.state: TrainState = ahead.initial_state(config)
-        self.done = 0  # steps dispatched
+        self.state, self.notes = self._first_state()
+        self.done = int(self.state.step)  # steps dispatched
         self.clock = 0.0  # when the last step's metrics were read
-        self.interrupted = False
+        self.stop = Stop(config.checkpoint.stop_minutes_before_end)
         self.flops_per_token = flops.per_token(config.model, config.training.sequence_length)
         self.peak = peaks.peak(config.compute)
 
+    def _first_state(self) -> tuple[TrainState, list[str]]:
+        """The state to begin from, and what is to be said of where it comes from."""
+        if not self.folder.resumes:
+            return ahead.initial_state(self.config), []
+        return resuming.resume(self.folder, self.config, self.data, ahead.shapes(self.config)[0])
+
     def go(self) -> None:
-        training = self.config.training
         self._introduce()
-        before = self._sample()
-        self._evaluate()
-        previous = signal.signal(signal.SIGINT, self._interrupt)
-        try:
+        before = ""
+        if self.folder.resumes:
+            self.display.resume(self.done)
+        else:
+            before = self._sample()
+            self._evaluate()
+        with self.stop:
             self._steps()
             self.display.stop()
-            if self.interrupted:
-                self.display.note("stopping: saving, and a last sample (Ctrl-C again stops at once)")
+            if self.stop.reason:
+                self.display.note(f"stopping {self.stop.reason}: saving (Ctrl-C again stops at once)")
             saved = self._save()
-        finally:
-            signal.signal(signal.SIGINT, previous)
-        loss = self._evaluate()
-        after = self._sample()
-        self._conclude(before, after, loss, saved)
-        if self.interrupted:
-            raise Interrupted(f"stopped with Ctrl-C after step {self.done} of {training.steps}; saved in {saved}")
+        where = f"after step {self.done} of {self.config.training.steps}; saved in {saved}"
+        if self.display.lost:
+            raise RunError(f"stopped {where}, because the output can't be written: {self.display.lost}")
+        if not self.stop.requested() or self.stop.error is Interrupted:
+            loss = self._evaluate()
+            after = self._sample()
+            self._conclude(before, after, loss, saved)
+        if self.stop.reason:
+            raise self.stop.error(f"stopped {self.stop.reason} {where}; --resume goes on from there")
 
     def _steps(self) -> None:
         training = self.config.training
         pending: Metrics | None = None
         self.clock = time.perf_counter()
-        while self.done < training.steps and not self.interrupted:
+        while self.done < training.steps and not self.stop.requested() and not self.display.lost:
             batch = loader.batch_at(
                 self.data.train,
                 step=self.done,
@@ -101,14 +125,20 @@ class _Run:
             pending = metrics
             self.done += 1
             evaluate, sample = self._is_due(training.evaluate_every), self._is_due(self.config.run.sample_every)
-            if evaluate or sample:
+            save = self.writer.due(self.done)
+            if evaluate or sample or save:
                 self._record(self.done, pending)
                 pending = None
                 if evaluate:
                     self._evaluate()
                 if sample:
                     self.display.note(f"--- sample after step {self.done} ---\n{self._sample()}\n---")
+                if save:
+                    self.writer.save(self.state, resuming.about(self.config, self.data, self.folder))
                 self.clock = time.perf_counter()
+            if self.writer.problem:
+                self.display.note(f"{self.writer.problem}; training goes on")
+                self.writer.problem = ""
         self._record(self.done, pending)
 
     def _is_due(self, every: int) -> bool:
@@ -132,6 +162,9 @@ class _Run:
             loss=float(metrics.loss),
             learning_rate=float(metrics.learning_rate),
             grad_norm=float(metrics.grad_norm),
+            loss_z=float(metrics.loss_z),
+            grad_norm_z=float(metrics.grad_norm_z),
+            skipped=int(metrics.skipped),
             tokens=step * tokens,
             tokens_per_second=rate,
             mfu=utilisation,
@@ -140,6 +173,11 @@ class _Run:
         self.display.step(step, float(metrics.loss), rate, work, utilisation)
         if metrics.nonfinite:
             self._nonfinite(step, metrics)
+        elif not metrics.taken:
+            self.display.note(
+                f"step {step}: a spike (z-scores: loss {metrics.loss_z:.1f}, gradient norm {metrics.grad_norm_z:.1f}); "
+                "the step is skipped"
+            )
 
     def _nonfinite(self, step: int, metrics: Metrics) -> None:
         what = "loss" if not np.isfinite(metrics.loss) else "gradient"
@@ -172,20 +210,13 @@ class _Run:
         return text
 
     def _save(self) -> Path:
-        return checkpoints.save(self.folder.checkpoints, self.state, self.config.model, self.data.tokenizer.state())
+        """Saves to the end."""
+        return self.writer.save_and_wait(self.state, resuming.about(self.config, self.data, self.folder))
 
     def _draw_curve(self) -> Path:
         with self.folder.writing("loss.png") as path:
             loss_curve(read_metrics(self.folder.path / "metrics.jsonl"), self.config.run.name, path)
         return path
-
-    def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
-        """The first Ctrl-C lets the step end, and the run is saved; a second one ends the process at once.
-
-        Nothing is printed here: what it interrupts may be halfway through a print.
-        """
-        self.interrupted = True
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def _introduce(self) -> None:
         config, training, device = self.config, self.config.training, jax.devices()[0]
@@ -202,13 +233,17 @@ class _Run:
             f"({device.platform})",
             f"a token   {self.flops_per_token:,} operations, as llm.c counts them, which "
             f"{'MFU' if self.peak else 'TFLOP/s'} is of; {products:,} in matrix products",
+            *self.chosen,
+            *(["order     of sums is fixed: some kernels are slower ones"] if self.fixed_order else []),
             *([f"note      {config.run.note}"] if config.run.note else []),
+            *self.notes,
         ):
             self.display.note(line)
 
     def _conclude(self, before: str, after: str, loss: float, saved: object) -> None:
         for heading, text in (("before training", before), ("after training", after)):
-            self.display.note(f"\n--- sample {heading} ---\n{text}")
+            if text:
+                self.display.note(f"\n--- sample {heading} ---\n{text}")
         self.display.note(f"\nvalidation loss  {loss:.4f}")
         self.display.note(f"loss curve       {self._draw_curve()}")
         self.display.note(f"checkpoint       {saved}")

@@ -4,9 +4,9 @@
 
 The state is donated: its buffers become the new state's. The micro-batches of a batch are walked by a loop with a
 float32 accumulator, and each is weighted by 1/(number of targets in the whole batch), so that the sum is the gradient
-of the whole batch's mean however it is cut. A step whose loss or gradient is not finite changes nothing but the count
-of such steps; after `stop_after_nonfinite` of them in a row no step changes anything, so that steps that were already
-dispatched when the loop reads of it leave the last good state alone.
+of the whole batch's mean however it is cut. A step whose loss or gradient is not finite, or is a spike (`spikes.py`),
+changes neither parameters nor moments. After `stop_after_nonfinite` steps in a row that were not finite no step changes
+anything, so that steps that were already dispatched when the loop reads of it leave the last good state alone.
 """
 
 from collections.abc import Callable
@@ -15,46 +15,61 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxgpt.config import Compute, Config, Model
 from jaxgpt.data.loader import Batch
 from jaxgpt.layers import cross_entropy
 from jaxgpt.models import gpt2
 from jaxgpt.optimizers import adamw, clipping, schedules
+from jaxgpt.training import spikes
 
 MOST_UNROLLED = 24  # layers; more take minutes to compile
 
 
 class TrainState(NamedTuple):
-    params: gpt2.Params  # float32 masters
+    params: gpt2.Params  # of compute.parameters' dtype: float32 masters, or bfloat16 and no masters
     moments: adamw.Moments
     step: Int[Array, ""]
     key: Key[Array, ""]
     nonfinite: Int[Array, ""]  # steps in a row whose loss or gradient was not finite, up to the last
+    skipped: Int[Array, ""]  # steps so far that changed no parameter: not finite, or a spike
+    losses: spikes.Window
+    norms: spikes.Window
 
 
 class Metrics(NamedTuple):
     loss: Float[Array, ""]  # mean over the batch's targets, in nats
     grad_norm: Float[Array, ""]  # before clipping
     learning_rate: Float[Array, ""]
-    nonfinite: Int[Array, ""]  # as in the new state: 0 where the step was taken
+    loss_z: Float[Array, ""]  # z-scores among the last steps, NaN until there are enough
+    grad_norm_z: Float[Array, ""]
+    nonfinite: Int[Array, ""]  # as in the new state: 0 where loss and gradient were finite
+    skipped: Int[Array, ""]  # as in the new state
+    taken: Bool[Array, ""]  # whether the step changed the parameters
 
 
 def init_state(config: Config) -> TrainState:
     """The state before the first step; a pure function of `training.seed`."""
     weights_key, key = jax.random.split(jax.random.key(config.training.seed))
-    params = gpt2.init(config.model, weights_key)
-    if unrolled(config.model, config.compute):
-        params = gpt2.unstacked(params)
-    return TrainState(params, adamw.init(params), jnp.int32(0), key, jnp.int32(0))
+    params = arrange(gpt2.init(config.model, weights_key), config.compute)
+    params = jax.tree.map(lambda array: array.astype(config.compute.parameters), params)
+    return TrainState(
+        params, adamw.init(params), jnp.int32(0), key, jnp.int32(0), jnp.int32(0), spikes.init(), spikes.init()
+    )
 
 
-def unrolled(model: Model, compute: Compute) -> bool:
-    """Whether the layers are written out one after another; the state then has each layer's parameters apart."""
+def arrange(stacked: gpt2.Params, compute: Compute) -> gpt2.Params:
+    """Stacked parameters, or moments, in the form that `compute.layers` asks for: the step follows their form."""
+    unroll = compute.layers == "unrolled"
     if compute.layers == "auto":
-        return model.layers <= MOST_UNROLLED and jax.default_backend() != "tpu"
-    return compute.layers == "unrolled"
+        unroll = len(jax.tree.leaves(stacked.blocks)[0]) <= MOST_UNROLLED and jax.default_backend() != "tpu"
+    return gpt2.unstacked(stacked) if unroll else stacked
+
+
+def needs_fixed_order(compute: Compute) -> bool:
+    """Whether the compiler must be told to add in a fixed order: some of a GPU's kernels add what comes first first."""
+    return compute.deterministic and jax.default_backend() == "gpu"
 
 
 def cast(params: gpt2.Params, compute: Compute) -> gpt2.Params:
@@ -78,7 +93,7 @@ def batch_loss_and_grads(
     def accumulate(total, micro_batch):
         return jax.tree.map(jnp.add, total, one(*micro_batch)), None
 
-    zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+    zeros = jax.tree.map(lambda array: jnp.zeros_like(array, dtype=jnp.float32), (jnp.float32(0), params))
     total, _ = lax.scan(accumulate, zeros, batch)
     return total
 
@@ -96,6 +111,11 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
         rate = schedules.learning_rate(state.step, config.training.steps, config.optimizer)
         limit = config.training.stop_after_nonfinite
         stopped = state.nonfinite >= limit
+        losses, loss_z = spikes.update(state.losses, loss, finite & ~stopped)
+        norms, norm_z = spikes.update(state.norms, norm, finite & ~stopped)
+        spike = spikes.is_spike(loss_z, config.training.loss_spike_z)
+        spike |= spikes.is_spike(norm_z, config.training.grad_norm_spike_z)
+        taken = finite & ~spike & ~stopped
         params, moments = adamw.update(
             state.params,
             state.moments,
@@ -104,12 +124,15 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
             state.step,
             rate,
             config.optimizer,
-            advance=finite & ~stopped,
+            advance=taken,
+            key=state.key,
         )
         nonfinite = jnp.where(stopped, state.nonfinite, jnp.where(finite, 0, state.nonfinite + 1))
         # A skipped step still counts: the next one has other data and its own place in the schedule.
         step = jnp.where(nonfinite >= limit, state.step, state.step + 1)
-        new = TrainState(params, moments, step, state.key, nonfinite)
-        return new, Metrics(loss, norm, rate, nonfinite)
+        skipped = state.skipped + (step > state.step) * ~taken
+        new = TrainState(params, moments, step, state.key, nonfinite, skipped, losses, norms)
+        return new, Metrics(loss, norm, rate, loss_z, norm_z, nonfinite, skipped, taken)
 
-    return jax.jit(train_step, donate_argnums=0)
+    options = {"xla_gpu_deterministic_ops": True} if needs_fixed_order(config.compute) else None
+    return jax.jit(train_step, donate_argnums=0, compiler_options=options)

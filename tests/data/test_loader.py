@@ -172,3 +172,18 @@ def test_the_vocabulary_is_checked(dtype, monkeypatch: pytest.MonkeyPatch) -> No
 def test_negative_tokens_are_outside_the_vocabulary() -> None:
     with pytest.raises(UserError, match="token -1 at position 2 "):
         loader.check_vocabulary(np.array([0, 1, -1]), 50, "tokens.bin")
+
+
+def test_the_order_does_not_depend_on_how_a_step_is_split():
+    """Sequence by sequence, over several epochs: so a run may go on with another split of the same steps."""
+    tokens = np.arange(1000)
+    for step in range(40):
+        whole = loader.batch_at(tokens, step=step, micro_batches=1, batch_size=12, sequence_length=16, seed=3)
+        for micro_batches in (2, 3, 12):
+            batch_size = 12 // micro_batches
+            parts = loader.batch_at(
+                tokens, step=step, micro_batches=micro_batches, batch_size=batch_size, sequence_length=16, seed=3
+            )
+            assert parts.tokens.shape == (micro_batches, batch_size, 16)
+            np.testing.assert_array_equal(parts.tokens.reshape(12, 16), whole.tokens[0])
+            np.testing.assert_array_equal(parts.targets.reshape(12, 16), whole.targets[0])

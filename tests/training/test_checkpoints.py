@@ -1,34 +1,47 @@
-"""Checkpoints: what is saved comes back, whole or not at all, and what is damaged is said to be."""
+"""Checkpoints on the disk: what is saved comes back, whole or not at all, and what is damaged is said to be."""
 
 import dataclasses
-import resource
 import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from jaxgpt.config import Compute, Config, Model
-from jaxgpt.errors import RunError, UserError
-from jaxgpt.training import checkpoints
+from jaxgpt.config import Checkpoint, Compute, Config, Model
+from jaxgpt.errors import UserError
+from jaxgpt.models import gpt2
+from jaxgpt.training import checkpoints, checksums, saving
 from jaxgpt.training.step import TrainState, init_state
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 MODEL = Model(layers=2, heads=2, width=16, context=8, vocabulary_size=50)
-TOKENIZER = {"name": "characters", "characters": "ab\né漢\x00"}
+CONFIG = Config(model=MODEL, compute=Compute(layers="scanned"))
+ABOUT = {"configuration": {"model": dataclasses.asdict(MODEL)}, "tokenizer": {"characters": "ab\né漢\x00"}}
+
+
+def save(run, state, step):
+    with saving.Writer(run / "checkpoints", Checkpoint()) as writer:
+        return writer.save_and_wait(state._replace(step=jax.numpy.int32(step)), ABOUT)
 
 
 @pytest.fixture(scope="module")
 def state() -> TrainState:
-    return jax.jit(lambda: init_state(Config(model=MODEL, compute=Compute(layers="scanned"))))()
+    """Of which no two parts are the same."""
+    return distinct(CONFIG)
+
+
+def distinct(config: Config) -> TrainState:
+    made = jax.jit(lambda: init_state(config))()
+    leaves, structure = jax.tree.flatten(made._replace(key=None))
+    return jax.tree.unflatten(structure, [leaf + i for i, leaf in enumerate(leaves)])._replace(key=made.key)
 
 
 @pytest.fixture(scope="module")
 def saved(state, tmp_path_factory):
     """A run with a checkpoint of step 3; tests copy it before they damage it."""
     run = tmp_path_factory.mktemp("saved")
-    checkpoints.save(run / "checkpoints", state._replace(step=state.step + 3), MODEL, TOKENIZER)
+    save(run, state, 3)
     return run
 
 
@@ -43,11 +56,47 @@ def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_what_was_saved_comes_back_bit_for_bit(state, saved):
-    params, about = checkpoints.load_params(saved, MODEL)
+def test_the_parameters_come_back_bit_for_bit(state, saved):
+    params, found = checkpoints.load_params(saved, MODEL)
     assert_same(params, state.params)
     assert jax.tree.structure(params) == jax.tree.structure(state.params)
-    assert about == {"step": 3, "model": dataclasses.asdict(MODEL), "tokenizer": TOKENIZER}
+    assert found.about == ABOUT | {"step": 3}
+    assert found.path == saved / "checkpoints" / "3"
+    assert found.damaged == []
+
+
+def test_the_whole_state_comes_back_bit_for_bit(state, saved):
+    """Moments, key, counts and spike windows too."""
+    target = jax.eval_shape(lambda: init_state(CONFIG))
+    restored = checkpoints.load_state(saved / "checkpoints" / "3", target)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert (jax.random.key_data(restored.key) == jax.random.key_data(state.key)).all()
+    assert_same(restored._replace(key=None), state._replace(key=None, step=np.int32(3)))
+
+
+def test_unrolled_and_scanned_runs_read_each_others(saved, tmp_path):
+    """On the disk layers are stacked."""
+    unrolled = dataclasses.replace(CONFIG, compute=Compute(layers="unrolled"))
+    apart = distinct(unrolled)
+    assert not isinstance(apart.params.blocks, gpt2.Block)
+    path = save(tmp_path, apart, 3)
+    for config in (CONFIG, unrolled):
+        restored = checkpoints.load_state(path, jax.eval_shape(lambda config=config: init_state(config)))
+        assert isinstance(restored.params.blocks, gpt2.Block) == (config is CONFIG)
+        for mine, theirs in zip((restored.params, *restored.moments), (apart.params, *apart.moments), strict=True):
+            assert_same(gpt2.stacked(mine), gpt2.stacked(theirs))
+
+
+def test_it_comes_back_where_the_target_lies(saved):
+    """With the target's shardings, whatever those it was saved with."""
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shapes = jax.eval_shape(lambda: init_state(CONFIG))
+    restored = checkpoints.load_state(
+        saved / "checkpoints" / "3", jax.tree.map(lambda shape: shape.update(sharding=sharding), shapes)
+    )
+    assert all(leaf.sharding == sharding for leaf in jax.tree.leaves(restored.params))
+    assert restored.key.sharding == sharding
 
 
 def test_saving_leaves_the_state_in_use(state, saved):
@@ -62,10 +111,9 @@ def test_a_model_without_a_vocabulary_size_takes_the_checkpoints(state, saved):
 
 def test_the_newest_checkpoint_is_read(state, run):
     later = jax.tree.map(lambda array: array + 1, state.params)
-    where = checkpoints.save(run / "checkpoints", state._replace(params=later, step=state.step + 20), MODEL, TOKENIZER)
-    assert where == run / "checkpoints" / "20"
-    params, about = checkpoints.load_params(run, MODEL)
-    assert about["step"] == 20
+    assert save(run, state._replace(params=later), 20) == run / "checkpoints" / "20"
+    params, found = checkpoints.load_params(run, MODEL)
+    assert found.about["step"] == 20
     assert_same(params, later)
 
 
@@ -87,15 +135,16 @@ def test_a_checkpoint_of_another_model_is_refused_with_what_differs(saved, other
 
 
 def test_a_run_without_checkpoints(tmp_path):
-    with pytest.raises(UserError, match="there is no checkpoint"):
+    with pytest.raises(UserError, match="there is no whole checkpoint"):
         checkpoints.load_params(tmp_path, MODEL)
 
 
-def test_a_run_that_was_killed_while_it_saved_its_first(run):
-    """What is left then is a folder under a name that Orbax gives to what is not finished."""
-    whole = run / "checkpoints" / "3"
-    whole.rename(whole.with_name("3.orbax-checkpoint-tmp"))
-    with pytest.raises(UserError, match="no checkpoint is whole"):
+@pytest.mark.parametrize("name", ["3.orbax-checkpoint-tmp", "3"])
+def test_a_run_that_was_killed_while_it_saved_its_first(run, name):
+    """What is left then is a folder under orbax's name for what is not finished, or later one without checksums."""
+    (run / "checkpoints" / "3" / checksums.NAME).unlink()
+    (run / "checkpoints" / "3").rename(run / "checkpoints" / name)
+    with pytest.raises(UserError, match="there is no whole checkpoint"):
         checkpoints.load_params(run, MODEL)
 
 
@@ -103,79 +152,78 @@ def test_a_run_that_was_killed_while_it_saved_another(state, run):
     """The one before it is read."""
     half = run / "checkpoints" / "20.orbax-checkpoint-tmp"
     shutil.copytree(run / "checkpoints" / "3" / "params", half / "params")
-    params, about = checkpoints.load_params(run, MODEL)
-    assert about["step"] == 3
+    params, found = checkpoints.load_params(run, MODEL)
+    assert found.about["step"] == 3
     assert_same(params, state.params)
 
 
 # Damaged
 
 
-def test_damage_to_any_file_is_noticed_or_harmless(state, saved, tmp_path, capfd):
-    """Each file that is read, cut in half. Either it is an error, told in one line, or the parameters are the same."""
-    parts = [path.relative_to(saved) for path in sorted(saved.rglob("*")) if path.is_file()]
-    noticed = []
-    for number, part in enumerate(parts):
-        if part.parts[2] == "optimizer":  # which is not read
-            continue
-        run = tmp_path / str(number)
-        shutil.copytree(saved, run)
-        content = (saved / part).read_bytes()
-        (run / part).write_bytes(content[: len(content) // 2])
-        params, message = None, ""
-        try:
-            params, _ = checkpoints.load_params(run, MODEL)
-        except UserError as error:
-            message = str(error)
-        if message:
-            assert message.startswith(f"{run / 'checkpoints'}: the newest checkpoint is damaged (")
-            assert message.endswith("). Restore it from a copy, or train anew")
-            assert "\n" not in message
-            noticed.append(part)
-        else:
-            assert_same(params, state.params)
-    largest = max((part for part in parts if part.parts[2] == "params"), key=lambda part: (saved / part).stat().st_size)
-    assert largest in noticed
-    out, err = capfd.readouterr()
-    assert out + err == ""  # Orbax's threads say nothing beside it
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def test_a_file_that_is_gone_is_noticed(run):
-    parameters = [path for path in (run / "checkpoints" / "3" / "params").rglob("*") if path.is_file()]
-    max(parameters, key=lambda path: path.stat().st_size).unlink()
-    with pytest.raises(UserError, match="the newest checkpoint is damaged"):
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def files(checkpoint):
+    return sorted(path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("harm", [cut, flip, lambda path: path.unlink()], ids=["cut in half", "one bit", "removed"])
+def test_damage_to_any_file_is_found(saved, tmp_path, harm):
+    """By its name; also to the list of checksums itself, and an added file."""
+    checkpoint = saved / "checkpoints" / "3"
+    names = files(checkpoint)
+    assert len(names) > 10
+    for number, name in enumerate(names):
+        copy = shutil.copytree(checkpoint, tmp_path / str(number))
+        assert checksums.damage(copy) == ""
+        harm(copy / name)
+        damage = checksums.damage(copy)
+        assert damage
+        assert str(name) in damage or name.name == checksums.NAME
+    (copy := shutil.copytree(checkpoint, tmp_path / "more")).joinpath("params", "new").write_text("")
+    assert checksums.damage(copy) == f"params/new is not in {checksums.NAME}"
+
+
+def largest(checkpoint, item):
+    return max(
+        (path for path in (checkpoint / item).rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+
+
+def test_the_one_before_a_damaged_one_is_used_and_it_is_said(state, run):
+    later = save(run, state._replace(params=jax.tree.map(lambda array: array + 1, state.params)), 20)
+    flip(name := largest(later, "params"))
+    params, found = checkpoints.load_params(run, MODEL)
+    assert_same(params, state.params)
+    (message,) = found.damaged
+    assert message == (
+        f"{later}: this checkpoint is not whole ({name.relative_to(later)} is not what was written); the one before "
+        "it is used"
+    )
+
+
+def test_what_is_not_read_does_not_matter(state, run):
+    """A model can be used whose optimizer state is damaged; training doesn't go on from it."""
+    flip(largest(run / "checkpoints" / "3", "optimizer"))
+    assert_same(checkpoints.load_params(run, MODEL)[0], state.params)
+    with pytest.raises(UserError, match=r"3: this checkpoint is not whole \(optimizer/.*and there is no other that is"):
+        checkpoints.find(run / "checkpoints")
+
+
+def test_what_orbax_cannot_read_is_told_in_one_line(run, capfd):
+    """Damage that its checksums agree with, as of a file that was never written right."""
+    checkpoint = run / "checkpoints" / "3"
+    cut(largest(checkpoint, "params"))
+    checksums.write(checkpoint)
+    with pytest.raises(UserError, match="3: this checkpoint can't be read") as raised:
         checkpoints.load_params(run, MODEL)
-
-
-# Where it can't be written
-
-
-def test_a_disk_that_is_full_fails_the_run_and_leaves_the_older_checkpoint(state, run, capfd):
-    """A limit on the size of files stands in for it: the system refuses to write on, as it does then."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-    try:
-        with pytest.raises(RunError, match=r"the checkpoint of step 20 could not be written: .*File too large"):
-            checkpoints.save(run / "checkpoints", state._replace(step=state.step + 20), MODEL, TOKENIZER)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(raised.value)
     out, err = capfd.readouterr()
-    assert out + err == ""
-    assert checkpoints.load_params(run, MODEL)[1]["step"] == 3
-
-
-@pytest.mark.parametrize("folder", ["{tmp}/file/checkpoints", "/proc/checkpoints"])
-def test_a_folder_that_cannot_be_made_fails_the_run(state, tmp_path, folder):
-    (tmp_path / "file").write_text("")
-    folder = folder.format(tmp=tmp_path)
-    with pytest.raises(RunError, match=f"{folder}: the checkpoint of step 0 could not be written: "):
-        checkpoints.save(tmp_path.joinpath(folder), state, MODEL, TOKENIZER)
-
-
-def test_ctrl_c_while_saving_is_no_error_of_the_disk(state, tmp_path, monkeypatch):
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        checkpoints.save(tmp_path / "checkpoints", state, MODEL, TOKENIZER)
+    assert out + err == ""  # orbax's threads say nothing beside it

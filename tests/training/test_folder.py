@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import sys
+from typing import Any
 
 import pytest
 
@@ -16,8 +18,8 @@ from jaxgpt.training.folder import RunFolder, read_metrics
 def config(tmp_path):
     """A function that makes a configuration whose runs are in tmp_path/runs."""
 
-    def make(name: str = "one", overwrite: bool = False, folder: str = "") -> Config:
-        return Config(run=Run(name=name, folder=folder or str(tmp_path / "runs"), overwrite=overwrite))
+    def make(name: str = "one", *, folder: str = "", **options: Any) -> Config:
+        return Config(run=Run(name=name, folder=folder or str(tmp_path / "runs"), **options))
 
     return make
 
@@ -77,6 +79,98 @@ def test_a_run_that_exists_is_left_as_it_is(config):
     with pytest.raises(UserError, match=r"exists and is left as it is.* --run\.name.* --run\.overwrite"):
         RunFolder(config())
     assert files(first.path) == before
+
+
+def test_a_run_of_which_no_step_was_taken_is_replaced(config):
+    """It was interrupted before the first step: nothing is lost."""
+    first = RunFolder(config())
+    first.metric(step=0, val_loss=3.0)
+    first.close()
+    second = RunFolder(config())
+    second.close()
+    assert read_metrics(second.path / "metrics.jsonl") == []
+
+
+def test_auto_replaces_a_run_that_has_no_checkpoint(config):
+    """What a job leaves that was killed before its first checkpoint must not keep it from starting again."""
+    first = RunFolder(config())
+    first.metric(step=1, loss=3.0)
+    first.close()
+    second = RunFolder(config(resume="auto"))
+    second.close()
+    assert not second.resumes
+    assert read_metrics(second.path / "metrics.jsonl") == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+def test_two_processes_do_not_train_one_run(config):
+    """As when a job is started again before the old one has ended."""
+    first = RunFolder(config())
+    for options in ({}, {"overwrite": True}, {"resume": "auto"}):
+        with pytest.raises(UserError, match="another process is training this run"):
+            RunFolder(config(**options))
+    first.metric(step=1, loss=1.0)
+    first.close()
+    RunFolder(config(overwrite=True)).close()
+
+
+def files_of_step_two(config):
+    """A run whose step 2 was saved, and what it has written since."""
+    folder = RunFolder(config())
+    folder.metric(step=1, loss=3.0)
+    folder.metric(step=2, loss=2.0)
+    folder.metric(step=2, val_loss=2.0)
+    folder.sample(2, "é")
+    lengths = folder.lengths()
+    (folder.checkpoints / "2").mkdir(parents=True)
+    before = files(folder.path)
+    folder.metric(step=2, val_loss=2.5)  # as a run that was stopped evaluates at its end
+    folder.metric(step=3, loss=1.0)
+    folder.sample(4, "later")
+    folder.close()
+    return before, lengths
+
+
+def test_going_on_cuts_the_files_back(config):
+    before, lengths = files_of_step_two(config)
+    folder = RunFolder(config(resume="auto"))
+    assert folder.resumes
+    folder.go_on(config(resume="auto"), 2, lengths)
+    after = files(folder.path)
+    assert settings.read(folder.path / "config.toml") == config(resume="auto")
+    assert {name: after[name] for name in after if name.name != "config.toml"} == {
+        name: before[name] for name in before if name.name != "config.toml"
+    }
+    folder.metric(step=3, loss=1.5)
+    folder.close()
+    assert [line["step"] for line in read_metrics(folder.path / "metrics.jsonl")] == [1, 2, 2, 3]
+
+
+def test_going_on_drops_the_steps_for_which_a_run_stopped(config):
+    """Steps that were not finite are in the metrics when the state before them is saved."""
+    folder = RunFolder(config())
+    folder.metric(step=1, loss=3.0)
+    folder.metric(step=2, loss=math.nan)
+    folder.metric(step=3, loss=math.nan)
+    lengths = folder.lengths()
+    (folder.checkpoints / "1").mkdir(parents=True)
+    folder.close()
+    again = RunFolder(config(resume="always"))
+    again.go_on(config(resume="always"), 1, lengths)
+    again.close()
+    assert read_metrics(again.path / "metrics.jsonl") == [{"step": 1, "loss": 3.0}]
+
+
+@pytest.mark.parametrize("left", [0, 1, 30, 41])
+def test_going_on_with_files_that_are_shorter_than_they_were(config, left):
+    """After a power failure: what is left is kept, to the last whole line."""
+    _, lengths = files_of_step_two(config)
+    folder = RunFolder(config(resume="auto"))
+    os.truncate(folder.path / "metrics.jsonl", left)
+    (folder.path / "samples.txt").unlink()
+    folder.go_on(config(resume="auto"), 2, lengths)
+    folder.close()
+    assert len(read_metrics(folder.path / "metrics.jsonl")) == left // len('{"step": 1, "loss": 3.0}\n')
 
 
 def test_overwrite_leaves_nothing_of_the_old_run(config):
@@ -146,8 +240,8 @@ def test_a_folder_that_cannot_be_written(config, tmp_path, folder, reason):
 @pytest.mark.parametrize("write", [lambda f: f.metric(step=1, loss=1.0), lambda f: f.sample(0, "text")])
 def test_a_full_disk_fails_the_run_with_the_files_name(config, write):
     folder = RunFolder(config())
-    folder._metrics.close()
-    folder._metrics = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115
+    folder._file.close()
+    folder._file = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115
     (folder.path / "samples.txt").symlink_to("/dev/full")
     with pytest.raises(
         RunError, match=r"one/(metrics\.jsonl|samples\.txt): writing failed \(No space left on device\)"

@@ -155,6 +155,9 @@ def test_metrics_have_one_line_for_each_step(first):
             "loss",
             "learning_rate",
             "grad_norm",
+            "loss_z",
+            "grad_norm_z",
+            "skipped",
             "tokens",
             "tokens_per_second",
             "mfu",
@@ -205,8 +208,8 @@ def test_samples_are_drawn_before_while_and_after(first):
 def test_the_checkpoint_is_the_model_of_the_last_step(first):
     """Its validation loss is the last line's, to the last bit."""
     config = settings.read(first.folder / "config.toml")
-    params, about = checkpoints.load_params(first.folder, config.model)
-    assert about["step"] == STEPS
+    params, found = checkpoints.load_params(first.folder, config.model)
+    assert found.about["step"] == STEPS
     data, _ = corpus.load(config)
     evaluate = make_validation_loss(config, data.validation, config.training.sequence_length)
     assert evaluate(params) == first.validation[20]
@@ -369,8 +372,9 @@ def test_ctrl_c_saves_and_the_model_generates(work, capsys):
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     last = lines[-1]["step"]
     assert process.returncode == 130
-    assert err == f"stopped with Ctrl-C after step {last} of 1000000; saved in runs/stopped/checkpoints/{last}\n"
-    assert "stopping: saving" in out
+    saved = f"runs/stopped/checkpoints/{last}"
+    assert err == f"stopped with Ctrl-C after step {last} of 1000000; saved in {saved}; --resume goes on from there\n"
+    assert "stopping with Ctrl-C: saving" in out
     assert "--- sample after training ---" in out
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, last + 1))
     assert "val_loss" in lines[-1]
@@ -392,3 +396,5 @@ def test_ctrl_c_before_the_first_step(monkeypatch):
     assert finished.status == 130
     assert finished.errors == "\nstopped with Ctrl-C\n"
     assert not finished.folder.joinpath("checkpoints").exists()
+    monkeypatch.undo()
+    assert run(words(training_steps=1), "early").status == 0  # what it left is not in the way

@@ -167,6 +167,8 @@ def test_a_step_that_is_not_finite_changes_nothing():
         assert metrics.nonfinite == state.nonfinite
         seen.append((int(state.step), int(state.nonfinite)))
     assert seen == [(1, 1), (1, 2), (1, 2), (1, 2)]
+    assert int(state.skipped) == 1  # those that stop the run are not passed over
+    assert int(state.losses.count) == 0  # NaN never gets into the spike detector
 
 
 def test_a_finite_step_starts_the_count_again():
@@ -174,7 +176,7 @@ def test_a_finite_step_starts_the_count_again():
     state, metrics = train_step()(before, batch())
     assert state.step == 1
     assert state.nonfinite == metrics.nonfinite == 0
-    assert (np.asarray(state.params.blocks.qkv.weight) != before.params.blocks.qkv.weight).any()
+    assert (np.asarray(state.params.embedding.token) != before.params.embedding.token).any()
 
 
 def test_a_stopped_state_takes_no_finite_step_either():
@@ -184,6 +186,38 @@ def test_a_stopped_state_takes_no_finite_step_either():
     assert_kept(state, before)
     assert np.isfinite(metrics.loss)
     assert (int(state.step), int(state.nonfinite)) == (5, 2)
+
+
+def test_a_spike_is_skipped_and_remembered():
+    """A loss far above those of the window, with a threshold for it: a step that counts and changes no parameter."""
+    config = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, loss_spike_z=7.0))
+    flat = np.float32(0.5) + np.float32(0.001) * np.arange(step.spikes.SPIKE_WINDOW, dtype=np.float32)
+    losses = step.spikes.Window(flat, np.int32(len(flat)))
+    before = new_state()._replace(losses=losses)
+    state, metrics = step.make_train_step(config)(before, batch())
+    assert metrics.loss_z > 7.0  # ln 11, which is 2.4, among 0.5 to 0.6
+    assert not metrics.taken
+    assert_kept(state, before)
+    assert (int(state.step), int(state.skipped), int(state.nonfinite)) == (1, 1, 0)
+    assert state.losses.values[0] == metrics.loss
+    assert state.norms.values[0] == metrics.grad_norm
+
+    state, metrics = train_step()(
+        new_state()._replace(losses=losses), batch()
+    )  # without a threshold the same step is taken
+    assert metrics.loss_z > 7.0
+    assert metrics.taken
+    assert int(state.skipped) == 0
+
+
+def test_a_gradient_norm_that_is_a_spike_is_skipped_too():
+    config = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, grad_norm_spike_z=7.0))
+    norms = step.spikes.Window(np.float32(1e-3) * np.arange(step.spikes.SPIKE_WINDOW, dtype=np.float32), np.int32(500))
+    before = new_state()._replace(norms=norms)
+    state, metrics = step.make_train_step(config)(before, batch())
+    assert metrics.grad_norm_z > 7.0
+    assert_kept(state, before)
+    assert int(state.skipped) == 1
 
 
 def test_without_targets_only_the_decay_is_left():
@@ -220,4 +254,32 @@ def test_the_first_state_is_a_function_of_the_seed():
     assert (state.key != different.key).any()
     assert_kept(state, jax.jit(lambda: step.init_state(CONFIG))())
     assert not any(leaf.any() for leaf in jax.tree.leaves(state.moments))
-    assert state.step == state.nonfinite == 0
+    assert state.step == state.nonfinite == state.skipped == 0
+
+
+def test_bfloat16_parameters_train_and_repeat_bit_for_bit():
+    config = dataclasses.replace(CONFIG, compute=dataclasses.replace(CONFIG.compute, parameters="bfloat16"))
+    train = step.make_train_step(config)
+
+    def run():
+        state, losses = jax.jit(lambda: step.init_state(config))(), []
+        for _ in range(12):
+            state, metrics = train(state, batch())
+            losses.append(float(metrics.loss))
+        return state, losses
+
+    (state, losses), (again, repeated) = run(), run()
+    assert losses == repeated
+    assert_kept(state, again)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"bfloat16"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.moments)} == {"float32"}
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize(("platform", "expected"), [("gpu", {"xla_gpu_deterministic_ops": True}), ("cpu", None)])
+def test_a_fixed_order_of_sums_is_asked_for_where_there_is_another(monkeypatch, platform, expected):
+    given = {}
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax, "jit", lambda function, **options: given.update(options) or function)
+    step.make_train_step(dataclasses.replace(CONFIG, compute=dataclasses.replace(CONFIG.compute, deterministic=True)))
+    assert given["compiler_options"] == expected

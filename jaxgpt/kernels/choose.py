@@ -1,0 +1,95 @@
+"""Which attention runs, decided once, before a step is compiled, and said in words that a person reads.
+
+`compute.attention` is what the user asks for. What comes out of `choose_attention` has it as "blocks"
+(`layers/attention.py`, which runs anywhere) or "cudnn" (`cudnn_attention.py`), and the model looks at nothing else. The
+choice is never a silent one: whoever calls this prints the words that come with it.
+"""
+
+import dataclasses
+from types import ModuleType
+
+import jax
+
+from jaxgpt.config import Compute, Model
+from jaxgpt.errors import UserError
+from jaxgpt.kernels import cudnn_attention
+from jaxgpt.layers import attention
+
+
+def attention_layer(compute: Compute) -> ModuleType:
+    """The module whose forward, backward and output the model takes; an "auto" that nobody decided is "blocks"."""
+    return cudnn_attention if compute.attention == "cudnn" else attention
+
+
+def choose_attention(model: Model, compute: Compute, length: int) -> tuple[Compute, str]:
+    """`compute` with "auto" decided for sequences of `length` tokens on this machine's device, and the words for it.
+
+    UserError where cuDNN's kernel is asked for and can't run.
+    """
+    blocks = f"in blocks of {compute.attention_block} queries"
+    if compute.attention == "blocks":
+        return compute, blocks
+    needs = "; ".join(missing(model, compute, length))
+    if not needs:
+        return dataclasses.replace(compute, attention="cudnn"), "cuDNN's fused kernel"
+    if compute.attention == "cudnn":
+        raise UserError(
+            f"--compute.attention cudnn can't run here. It needs {needs}. --compute.attention auto takes it where it "
+            "can run, and blocks of queries elsewhere"
+        )
+    on_gpu = jax.devices()[0].platform == "gpu"
+    reason = f" (cuDNN's fused kernel needs {needs})" if on_gpu else ""
+    return dataclasses.replace(compute, attention="blocks"), blocks + reason
+
+
+def missing(model: Model, compute: Compute, length: int) -> list[str]:
+    """What cuDNN's kernel would need and hasn't got here, each with what there is instead; empty where it can run.
+
+    The limits are those of training in NVIDIA's support matrix for cuDNN's scaled dot-product attention, which are
+    stricter in places than JAX's own check (`check_is_flash_attention`).
+    """
+    needs = []
+    capability = _cuda_capability()
+    if capability is None or capability < (8, 0):
+        found = jax.devices()[0].device_kind + (f", {_dotted(capability)}" if capability else "")
+        needs.append(f"an NVIDIA GPU of compute capability 8.0 (Ampere) or later (here is {found})")
+    if compute.dtype != "bfloat16":
+        needs.append(f"--compute.dtype bfloat16 (it is {compute.dtype})")
+    head_width = model.width // model.heads
+    widest = 256 if capability and capability[0] == 9 else 128  # backward; only Hopper's goes further
+    if head_width % 8 or head_width > widest:
+        needs.append(
+            f"heads of a width that is a multiple of 8 and at most {widest} (--model.width / --model.heads is "
+            f"{head_width})"
+        )
+    if length < 2:
+        needs.append("sequences of two tokens or more (--training.sequence-length)")
+    if capability:
+        needs += _missing_cudnn(capability)
+    return needs
+
+
+def _missing_cudnn(capability: tuple[int, ...]) -> list[str]:
+    needed = 91100 if capability == (10, 3) else 90000
+    found = cudnn_attention.version()
+    if found is not None and found >= needed:
+        return []
+    here = "there is none" if found is None else f"here is {_dotted(_cudnn_parts(found))}"
+    return [f"cuDNN {_dotted(_cudnn_parts(needed)[:2])} or later ({here}): pip install -U 'jax[cuda12]', or cuda13"]
+
+
+def _cuda_capability() -> tuple[int, ...] | None:
+    """The device's compute capability, (9, 0) for an H100; None where it isn't an NVIDIA GPU."""
+    device = jax.devices()[0]
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version:  # AMD's are "gpu" too
+        return None
+    return tuple(int(part) for part in device.compute_capability.split("."))
+
+
+def _cudnn_parts(version: int) -> tuple[int, int, int]:
+    """91002 is 9.10.2."""
+    return version // 10000, version // 100 % 100, version % 100
+
+
+def _dotted(parts: tuple[int, ...]) -> str:
+    return ".".join(map(str, parts))

@@ -1,0 +1,110 @@
+"""Going on where an earlier start of the same run was saved.
+
+The next step sees the data it would have seen, since `loader.batch_at` is a function of the step alone; everything
+else is in the checkpoint. So on the same number of devices the run ends with the same bits as one that was never
+stopped.
+"""
+
+import dataclasses
+from typing import Any
+
+from jaxgpt import settings
+from jaxgpt.config import Config
+from jaxgpt.errors import UserError
+from jaxgpt.training import checkpoints, fingerprint, saving
+from jaxgpt.training.corpus import Corpus
+from jaxgpt.training.folder import RunFolder
+from jaxgpt.training.step import TrainState
+
+# What would make another run of it. The text is compared by its content, and so may have moved.
+FIXED = {"data": {"tokenizer", "validation_fraction"}, "training": {"sequence_length", "seed"}}
+
+
+def sequences_per_step(config: Config) -> int:
+    return config.training.micro_batches * config.training.batch_size
+
+
+def about(config: Config, data: Corpus, folder: RunFolder) -> dict[str, Any]:
+    """What a checkpoint says of itself beside its step."""
+    return {
+        "configuration": dataclasses.asdict(config),
+        "versions": settings.versions(),
+        "tokenizer": data.tokenizer.state(),
+        "sequences_per_step": sequences_per_step(config),
+        "text": data.fingerprint,
+        "lengths": folder.lengths(),
+    }
+
+
+def resume(folder: RunFolder, config: Config, data: Corpus, target: TrainState) -> tuple[TrainState, list[str]]:
+    """The state of the last whole checkpoint, with the run's files as they were then, and what is to be said of it.
+
+    `target` gives the state's shapes. UserError where there is no whole checkpoint, where this is another run's, and
+    where the text is not the one it was trained on.
+    """
+    found = checkpoints.find(folder.checkpoints)
+    saved = found.about
+    _check(str(found.path), saved, config, data)
+    state = checkpoints.load_state(found.path, target)
+    if state.nonfinite >= config.training.stop_after_nonfinite:  # the run stopped at that, and is to try again
+        state = state._replace(nonfinite=state.nonfinite * 0)
+    step = saved["step"]
+    folder.go_on(config, step, saved["lengths"])
+    saving.delete_unfinished(folder.checkpoints)
+    for other in checkpoints.whole_steps(folder.checkpoints):
+        if other > step:  # which are not whole, and are trained again
+            saving.delete(folder.checkpoints / str(other))
+    return state, [*found.damaged, f"resuming after step {step}, from {found.path}", *_changes(saved, config)]
+
+
+def _check(where: str, saved: dict[str, Any], config: Config, data: Corpus) -> None:
+    """UserError naming both values of what must not change."""
+    different = [
+        f"{settings.option(section, key)} was {old} and is {new}"
+        for section, key, old, new in _differences(saved["configuration"], config)
+        if section == "model" or key in FIXED.get(section, ())
+    ]
+    if saved["tokenizer"] != data.tokenizer.state() and not different:
+        different.append("the tokenizer has other tokens")
+    sequences = sequences_per_step(config)
+    if saved["sequences_per_step"] != sequences:
+        different.append(
+            f"a step had {saved['sequences_per_step']} sequences and has {sequences} "
+            "(--training.batch-size times --training.micro-batches)"
+        )
+    if different:
+        raise UserError(
+            f"{where}: this run can't be resumed with other options: {'; '.join(different)}. Give the old ones, or "
+            "another --run.name to begin a new run"
+        )
+    change = fingerprint.difference(saved["text"], data.fingerprint)
+    if change:
+        raise UserError(
+            f"--data.text {config.data.text}: not the text that {where} was trained on: {change}. Restore the text, or "
+            "give another --run.name to begin a new run"
+        )
+
+
+def _changes(saved: dict[str, Any], config: Config) -> list[str]:
+    """A line for each thing that differs from when the checkpoint was written, and may."""
+    options = [
+        f"changed   {settings.option(section, key)} was {old} and is {new}"
+        for section, key, old, new in _differences(saved["configuration"], config)
+        if section not in ("run", "checkpoint", "sampling")
+    ]
+    versions = settings.versions()
+    return options + [
+        f"changed   {name} was {old} and is {versions[name]}: the numbers may differ in their last bits"
+        for name, old in saved["versions"].items()
+        if versions.get(name, old) != old
+    ]
+
+
+def _differences(saved: dict[str, Any], config: Config) -> list[tuple[str, str, Any, Any]]:
+    """Section, key, old and new value of each option that differs; options that are new since then are passed over."""
+    return [
+        (section, key, saved[section][key], value)
+        for section, options in dataclasses.asdict(config).items()
+        for key, value in options.items()
+        if key in saved.get(section, {}) and saved[section][key] != value
+    ]

@@ -1,0 +1,42 @@
+"""Spikes of the loss and of the gradient's norm, by their z-scores within the last steps (after llm.c's detector).
+
+    z = (x - μ) / σ        μ, σ = mean and standard deviation of the last W values, of which x is the newest
+
+z is NaN until W values came before x, and 0 where all values are equal. Since x is itself among the W values, z is at
+most √(W-1).
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxgpt.config import SPIKE_WINDOW
+
+
+class Window(NamedTuple):
+    """The last W values, in a ring: value number i, counted from 0, is in place i mod W."""
+
+    values: Float[Array, "W"]
+    count: Int[Array, ""]  # values ever seen
+
+
+def init(size: int = SPIKE_WINDOW) -> Window:
+    return Window(jnp.zeros(size, jnp.float32), jnp.int32(0))
+
+
+def update(window: Window, value: Float[Array, ""], take: Bool[Array, ""]) -> tuple[Window, Float[Array, ""]]:
+    """The window with the value in it, and the value's z-score; where not `take`, the window as it was, and NaN."""
+    size = window.values.shape[0]
+    values = window.values.at[window.count % size].set(value)
+    above = value - values  # so that equal values give exactly 0
+    mean = jnp.mean(above)
+    deviation = jnp.sqrt(jnp.mean(jnp.square(above - mean)))
+    z = mean / jnp.where(deviation > 0, deviation, 1)
+    new = Window(jnp.where(take, values, window.values), window.count + take)
+    return new, jnp.where(take & (window.count >= size), z, jnp.nan)
+
+
+def is_spike(z: Float[Array, ""], threshold: float) -> Bool[Array, ""]:
+    """Whether z is above the threshold; never where that is 0, nor where z is NaN."""
+    return z > threshold if threshold else jnp.zeros_like(z, bool)

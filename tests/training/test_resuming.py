@@ -1,0 +1,333 @@
+"""Runs that go on where they were saved: the same bits as a run that was never stopped, or a refusal."""
+
+import contextlib
+import dataclasses
+import io
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from jaxgpt import cli, settings
+from jaxgpt.data import loader
+from jaxgpt.training import checkpoints, corpus, loop, saving
+from jaxgpt.training import step as train_step
+from jaxgpt.training.folder import read_metrics
+from jaxgpt.training.step import init_state
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+STEPS = 12
+SAVED = 4  # the step that runs are resumed from
+OPTIONS = {
+    "model.layers": 1,
+    "model.heads": 2,
+    "model.width": 16,
+    "model.context": 16,
+    "data.text": "text.txt",
+    "data.tokenizer": "characters",
+    "training.steps": STEPS,
+    "training.batch-size": 4,
+    "training.evaluate-every": 3,
+    "optimizer.learning-rate": 0.02,
+    "sampling.tokens": 8,
+    "run.sample-every": 5,
+}
+
+
+def run(name: str, *more: str, **changes: Any) -> tuple[int, str, str]:
+    """Trains in runs/NAME; status and what was printed. `training_steps=3` changes an option."""
+    options = OPTIONS | {name.replace("_", ".", 1).replace("_", "-"): value for name, value in changes.items()}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = cli.main([*words, "--run.name", name, *more])
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def work(tmp_path_factory):
+    """A folder with text.txt, which is the current folder of these tests."""
+    folder = tmp_path_factory.mktemp("work")
+    choose = random.Random(0)
+    lines = [" ".join(choose.choices(["the", "cat", "sat", "on", "a", "mat"], k=7)) for _ in range(300)]
+    (folder / "text.txt").write_text("\n".join(lines) + "\n")
+    with contextlib.chdir(folder):
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def whole(work) -> Path:
+    """A run that was never stopped, with all of its checkpoints."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saving.Writer, "due", lambda self, step: step % SAVED == 0)
+        assert run("whole", checkpoint_keep_last=10)[0] == 0
+    return Path("runs/whole")
+
+
+@pytest.fixture
+def stopped(whole):
+    """A copy of it, runs/stopped, as it was some steps after the first checkpoint, when the process was killed."""
+    folder = Path("runs/stopped")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(whole, folder)
+    for step in checkpoints.whole_steps(folder / "checkpoints"):
+        if step > SAVED:
+            shutil.rmtree(folder / "checkpoints" / str(step))
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:-5]) + lines[-5][:10])  # the last line is half written
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """All of these runs have few programs among them, which are kept on the disk."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def state(folder: Path):
+    """The state of the run's last checkpoint."""
+    target = jax.eval_shape(lambda: init_state(settings.read(folder / "config.toml")))
+    found = checkpoints.find(folder / "checkpoints")
+    restored = checkpoints.load_state(found.path, target)
+    return restored._replace(key=jax.random.key_data(restored.key))
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """But for what depends on the clock."""
+    timed = {"tokens_per_second", "step_seconds"}
+    return [{key: line[key] for key in line.keys() - timed} for line in read_metrics(folder / "metrics.jsonl")]
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    jax.tree.map(np.testing.assert_array_equal, state(folder), state(expected))
+    assert metrics(folder) == metrics(expected)
+    assert (folder / "samples.txt").read_text() == (expected / "samples.txt").read_text()
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_it_ends_as_the_run_that_was_never_stopped(whole, stopped):
+    """Parameters, moments, counts, spike windows, metrics and samples, to the last bit."""
+    status, out, _ = run("stopped", "--resume")
+    assert status == 0
+    assert f"resuming after step {SAVED}, from runs/stopped/checkpoints/{SAVED}" in out
+    assert "changed" not in out
+    assert "before training" not in out
+    assert_same_run(stopped, whole)
+
+
+def test_a_run_that_had_ended_has_nothing_to_do(whole):
+    """But the last evaluation and sample again, which are not there twice."""
+    ended = Path(shutil.copytree(whole, "runs/ended"))
+    assert run("ended", "--resume")[0] == 0
+    assert_same_run(ended, whole)
+
+
+def test_with_another_split_of_the_steps_it_ends_the_same_but_for_rounding(whole, stopped):
+    status, out, _ = run("stopped", "--resume", training_batch_size=1, training_micro_batches=4)
+    assert status == 0
+    assert "changed   --training.batch-size was 4 and is 1" in out
+    assert "changed   --training.micro-batches was 1 and is 4" in out
+    losses, expected = ([line["loss"] for line in metrics(folder) if "loss" in line] for folder in (stopped, whole))
+    assert losses == pytest.approx(expected, rel=1e-4)  # two orders of adding float32, through eight steps of Adam
+    assert losses[:SAVED] == expected[:SAVED]
+    tokens = [line["tokens"] for line in metrics(stopped) if "loss" in line]
+    assert tokens == [line["tokens"] for line in metrics(whole) if "loss" in line]
+    for a, b in zip(jax.tree.leaves(state(stopped).params), jax.tree.leaves(state(whole).params), strict=True):
+        assert np.linalg.norm(a - b) <= 0.01 * np.linalg.norm(b)
+
+
+def test_the_newest_is_damaged_and_the_one_before_is_used(whole, stopped):
+    """It is said, what is damaged goes, and the run ends the same."""
+    newest = Path(shutil.copytree(whole / "checkpoints" / "8", stopped / "checkpoints" / "8"))
+    (newest / "optimizer" / "_METADATA").write_text("{}")
+    status, out, _ = run("stopped", "--resume")
+    assert status == 0
+    assert f"{newest}: this checkpoint is not whole (optimizer/_METADATA is not what was written)" in out
+    assert f"resuming after step {SAVED}" in out
+    assert not newest.exists()
+    assert_same_run(stopped, whole)
+
+
+def test_when_all_are_damaged_nothing_is_begun_anew(stopped):
+    """Not even by --resume auto: the fault may be the disk's, and pass."""
+    (stopped / "checkpoints" / str(SAVED) / "about" / "metadata").unlink()
+    before = contents(stopped)
+    for words in (["--resume"], ["--resume", "auto"]):
+        status, _, err = run("stopped", *words)
+        assert status == 2
+        assert "this checkpoint is not whole (about/metadata is missing), and there is no other that is" in err
+    assert contents(stopped) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_width": 32}, "--model.width was 16 and is 32"),
+        ({"model_layers": 2, "model_heads": 4}, "--model.layers was 1 and is 2; --model.heads was 2 and is 4"),
+        ({"data_tokenizer": "bytes"}, "--data.tokenizer was characters and is bytes"),
+        ({"data_validation_fraction": 0.2}, "--data.validation-fraction was 0.1 and is 0.2"),
+        ({"training_seed": 1}, "--training.seed was 0 and is 1"),
+        ({"training_sequence_length": 8}, "--training.sequence-length was 16 and is 8"),
+        ({"training_batch_size": 2}, "a step had 4 sequences and has 2 (--training.batch-size times"),
+    ],
+)
+def test_another_run_is_refused_with_both_values(stopped, changes, message):
+    before = contents(stopped)
+    status, _, err = run("stopped", "--resume", **changes)
+    assert status == 2
+    assert "this run can't be resumed with other options: " in err
+    assert message in err
+    assert contents(stopped) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[:-40], "it ends at byte offset"),
+        (lambda text: text.replace("cat", "act", 1), "it differs between the byte offsets 0 and 4096"),
+        (lambda text: text + text[:40], "it goes on after byte offset"),
+    ],
+)
+def test_another_text_is_refused_by_name_and_offset(stopped, change, message):
+    text = Path("text.txt").read_text()
+    Path("other.txt").write_text(change(text))
+    before = contents(stopped)
+    status, _, err = run("stopped", "--resume", data_text="other.txt")
+    assert status == 2
+    assert f"--data.text other.txt: not the text that runs/stopped/checkpoints/{SAVED} was trained on: {message}" in err
+    assert contents(stopped) == before
+
+
+def test_other_options_may_change_and_are_said(whole, stopped):
+    """Here a longer run with another learning rate, on the same text under another name."""
+    shutil.copy("text.txt", "moved.txt")
+    changes = {"training_steps": STEPS + 1, "optimizer_learning_rate": 0.01, "data_text": "moved.txt"}
+    status, out, _ = run("stopped", "--resume", **changes)
+    assert status == 0
+    assert f"changed   --training.steps was {STEPS} and is {STEPS + 1}" in out
+    assert "changed   --optimizer.learning-rate was 0.02 and is 0.01" in out
+    assert "changed   --data.text was text.txt and is moved.txt" in out
+    assert settings.read(stopped / "config.toml").training.steps == STEPS + 1
+    steps = [line["step"] for line in metrics(stopped) if "loss" in line]
+    assert steps == list(range(1, STEPS + 2))
+
+
+def test_other_versions_are_said(stopped, monkeypatch):
+    versions = settings.versions()
+    monkeypatch.setattr(settings, "versions", lambda: versions | {"jax": "99"})
+    _, out, _ = run("stopped", "--resume")
+    assert f"changed   jax was {versions['jax']} and is 99: the numbers may differ in their last bits" in out
+
+
+def test_a_run_that_stopped_for_nan_can_go_on(whole, monkeypatch):
+    """From the last good state; the step that failed comes again, and here, with the fault repaired, succeeds."""
+    config = settings.read(whole / "config.toml")
+    data, _ = corpus.load(config)
+    sizes = {"micro_batches": 1, "batch_size": 4, "sequence_length": 16, "seed": 0}
+    poisoned = int(loader.batch_at(data.train, step=5, **sizes).tokens.sum())  # a batch is known by this sum
+    loss_and_grads = train_step.batch_loss_and_grads
+
+    def poison(params, batch, model, compute):
+        loss, grads = loss_and_grads(params, batch, model, compute)
+        return jnp.where(jnp.sum(batch.tokens) == poisoned, jnp.nan, loss), grads
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_step, "batch_loss_and_grads", poison)
+        status, _, err = run("nan")
+    assert status == 1
+    assert "error: step 6: the loss is nan, so the run stops here; the last good state is in" in err
+    assert metrics(Path("runs/nan"))[-1]["step"] == 6
+    assert run("nan", "--resume")[0] == 0
+    assert_same_run(Path("runs/nan"), whole)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_a_signal_stopped_goes_on(whole, monkeypatch, number, status):
+    """Whatever it wrote while it ended is gone, and comes at its own time."""
+    record = loop._Run._record
+
+    def interrupt(self, step, pending):
+        record(self, step, pending)
+        if step == 7 and pending is not None:
+            signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_record", interrupt)
+        ended, _, err = run("signal", "--run.overwrite")
+    assert ended == status
+    assert "; saved in runs/signal/checkpoints/" in err
+    after = checkpoints.whole_steps(Path("runs/signal/checkpoints"))
+    assert after in ([7], [8])
+    assert run("signal", "--resume")[0] == 0
+    assert_same_run(Path("runs/signal"), whole)
+
+
+def test_it_stops_before_the_end_of_a_slurm_allocation(whole, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 60))
+        status, out, err = run("slurm", checkpoint_stop_minutes_before_end=2)
+    assert status == 143
+    assert "stopping before the end of the Slurm allocation: saving" in out
+    assert err.startswith("stopped before the end of the Slurm allocation after step 0 of 12; saved in")
+    assert run("slurm", "--resume", "auto")[0] == 0
+    assert_same_run(Path("runs/slurm"), whole)
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(whole, monkeypatch):
+    """The next may succeed; the last must."""
+
+    def full(path):
+        if path.name in ("4", "8"):
+            raise OSError(28, "No space left on device")
+        write(path)
+
+    write = checkpoints.checksums.write
+    monkeypatch.setattr(checkpoints.checksums, "write", full)
+    monkeypatch.setattr(saving.Writer, "due", lambda self, step: step % SAVED == 0)
+    wait = saving.Writer.save
+
+    def save_and_wait(self, *arguments):
+        path = wait(self, *arguments)
+        self._wait()
+        return path
+
+    monkeypatch.setattr(saving.Writer, "save", save_and_wait)
+    status, out, _ = run("full")
+    assert status == 0
+    for step in (4, 8):
+        assert f"runs/full/checkpoints: the checkpoint of step {step} could not be written: [Errno 28]" in out
+    assert "; training goes on" in out
+    assert checkpoints.whole_steps(Path("runs/full/checkpoints")) == [STEPS]
+    assert_same_run(Path("runs/full"), whole)
+
+
+def test_the_checkpoint_says_all_that_the_run_was(whole):
+    about = checkpoints.find(whole / "checkpoints").about
+    assert about["configuration"] == dataclasses.asdict(settings.read(whole / "config.toml"))
+    assert about["versions"] == settings.versions()
+    assert about["tokenizer"]["name"] == "characters"
+    assert about["text"]["bytes"] == len(Path("text.txt").read_bytes())

@@ -1,0 +1,54 @@
+"""What ends a run early."""
+
+import signal
+
+import pytest
+
+from jaxgpt.errors import Interrupted, Terminated
+from jaxgpt.training import signals
+from jaxgpt.training.signals import SLURM_END, Stop
+
+
+@pytest.mark.parametrize(
+    ("number", "reason", "error", "status"),
+    [(signal.SIGINT, "with Ctrl-C", Interrupted, 130), (signal.SIGTERM, "by SIGTERM", Terminated, 143)],
+)
+def test_a_signal_is_a_request(number, reason, error, status):
+    before = signal.getsignal(number)
+    with Stop() as stop:
+        assert not stop.requested()
+        signal.raise_signal(number)
+        assert stop.requested()
+        assert (stop.reason, stop.error, stop.error.status) == (reason, error, status)
+    assert signal.getsignal(number) is before
+
+
+def test_only_a_second_ctrl_c_ends_the_process():
+    """Schedulers send SIGTERM more than once."""
+    with Stop() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.error is Terminated
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+
+
+def test_some_minutes_before_the_end_of_the_allocation(monkeypatch):
+    now = [1_000_000.0]
+    monkeypatch.setattr(signals.time, "time", lambda: now[0])
+    monkeypatch.setenv(SLURM_END, "1000600")
+    stop, other = Stop(minutes_before_end=5), Stop(minutes_before_end=0)
+    now[0] += 299
+    assert not stop.requested()
+    now[0] += 1
+    assert stop.requested()
+    assert stop.error is Terminated
+    assert not other.requested()
+
+
+@pytest.mark.parametrize("end", [None, "", "soon", "-1"])
+def test_without_an_allocation_there_is_no_end(monkeypatch, end):
+    monkeypatch.delenv(SLURM_END, raising=False)
+    if end is not None:
+        monkeypatch.setenv(SLURM_END, end)
+    assert not Stop(minutes_before_end=5).requested()
