@@ -35,6 +35,7 @@ class Plan:
     activations: dict[str, int]  # what each part of one layer keeps for the backward
     capacity: int | None
     source: str  # of the capacity
+    recompute: str  # the level
     batch_size: int
     largest_batch_size: int | None  # estimated; None where the capacity isn't known
 
@@ -53,7 +54,7 @@ class Plan:
         layer = ", ".join(f"{name} {size / 2**20:,.2f}" for name, size in self.activations.items() if size)
         has = "" if self.capacity is None else f" of {self.capacity / 2**20:,.1f} MiB"
         return [
-            "memory    of the compiled train step",
+            f"memory    of the compiled train step, recompute = {self.recompute}",
             *lines,
             f"  {'total':<38}{self.total / 2**20:>12,.1f} MiB{has}, {self.source}",
             f"  one layer's saved activations, MiB: {layer}",
@@ -70,10 +71,10 @@ class Plan:
 class Sizes:
     """What the shapes say, in bytes."""
 
-    masters: int
+    parameters: int  # that are kept: the masters, in float32
     moments: int
     gradients: int
-    weights: int  # the copy in the compute dtype; 0 where the masters themselves serve
+    weights: int  # the copy in the compute dtype; 0 where the parameters themselves serve
     activations: dict[str, int]  # by name, of all layers
     ends: int  # residuals of the embedding and the final norm
     logits: int  # of one chunk
@@ -129,16 +130,16 @@ def make(config: Config, program: jax.stages.Compiled, has: Capacity) -> Plan:
     }
     rest = temporaries - sum(named.values())
     parts = {
-        "masters (float32)": sizes.masters,
+        "masters (float32)" if config.compute.parameters == "float32" else "parameters (bfloat16)": sizes.parameters,
         "moments (float32)": sizes.moments,
-        "batch, counters, metrics": arguments + new - sizes.masters - sizes.moments,
+        "batch, counters, metrics": arguments + new - sizes.parameters - sizes.moments,
         **named,
         "workspace" if rest >= 0 else "shared, not all at the same time": rest,
     }
     layer = {name: size // config.model.layers for name, size in sizes.activations.items()}
     total = arguments + new + temporaries
     largest = None if has.bytes is None else _largest_batch(config, sizes, total - temporaries, temporaries, has.bytes)
-    return Plan(parts, layer, has.bytes, has.source, config.training.batch_size, largest)
+    return Plan(parts, layer, has.bytes, has.source, config.compute.recompute, config.training.batch_size, largest)
 
 
 def _largest_batch(config: Config, sizes: Sizes, state: int, temporaries: int, capacity: int) -> int:
@@ -162,7 +163,7 @@ def least(config: Config) -> int:
     When the classifier runs, all saved activations, a chunk's logits and the table's gradient are there.
     """
     sizes = measure(config)
-    return sizes.masters + sizes.moments + sizes.weights + sizes.saved + sizes.table + sizes.logits
+    return sizes.parameters + sizes.moments + sizes.weights + sizes.saved + sizes.table + sizes.logits
 
 
 def measure(config: Config) -> Sizes:
@@ -177,10 +178,10 @@ def measure(config: Config) -> Sizes:
     chunk = min(compute.classifier_chunk, training.batch_size * training.sequence_length)
     logits = chunk * model.padded_vocabulary_size
     return Sizes(
-        masters=_bytes(state.params),
+        parameters=_bytes(state.params),
         moments=_bytes(state.moments),
         gradients=gradients * (2 if training.micro_batches > 1 else 1),
-        weights=_bytes(weights) if jnp.dtype(compute.dtype) != jnp.float32 else 0,
+        weights=_bytes(weights) if compute.dtype != compute.parameters else 0,
         activations=_by_name(residuals.blocks),
         ends=_bytes((residuals.embedding, residuals.final_norm)),
         logits=logits * wide.itemsize,

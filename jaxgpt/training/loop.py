@@ -35,7 +35,7 @@ def train(config: Config) -> None:
     """Trains as the configuration says, in a new run folder, or going on in the one that is to be resumed.
 
     RunError if the loss becomes NaN or the disk is full, Interrupted after Ctrl-C, Terminated after SIGTERM and near
-    the end of a Slurm allocation, UserError as the data raise it, where the run can't be resumed, and where it doesn't
+    the end of a Slurm allocation, UserError as the data raise it, where the run can't be resumed and where it doesn't
     fit the device's memory.
     """
     compilation_cache.use(config.run.compilation_cache)
@@ -43,17 +43,13 @@ def train(config: Config) -> None:
     compute, attention = choose_attention(asked.model, asked.compute, asked.training.sequence_length)
     config, program, plan = memory_plan.prepare(dataclasses.replace(asked, compute=compute))
     with (
-        # Its config.toml keeps what was asked for, since another machine would choose otherwise.
+        # The folder's config.toml keeps what was asked for, since another machine would choose otherwise.
         contextlib.closing(RunFolder(asked)) as folder,
         Writer(folder.checkpoints, config.checkpoint) as writer,
         Display(config.training.steps) as display,
     ):
-        for line in plan.lines():
-            display.note(line)
-        if asked.compute.recompute == "auto":
-            display.note(f"  --compute.recompute auto chose {config.compute.recompute}")
         folder.write_json("memory_plan.json", plan.as_json())
-        _Run(config, data, folder, writer, display, program, attention).go()
+        _Run(config, data, folder, writer, display, program, [f"attention {attention}", *plan.lines()]).go()
 
 
 class _Run:
@@ -67,12 +63,12 @@ class _Run:
         writer: Writer,
         display: Display,
         train_step: jax.stages.Compiled,
-        attention: str,
+        chosen: list[str],
     ):
         self.config, self.data, self.folder, self.writer, self.display = config, data, folder, writer, display
-        self.attention = attention  # which one runs, in words
-        self.fixed_order = needs_fixed_order(config.compute)
         self.train_step = train_step
+        self.chosen = chosen  # lines on what was chosen for this machine, and what memory it takes
+        self.fixed_order = needs_fixed_order(config.compute)
         self.validation_loss = make_validation_loss(config, data.validation, config.training.sequence_length)
         self.state, self.notes = self._first_state()
         self.done = int(self.state.step)  # steps dispatched
@@ -85,8 +81,7 @@ class _Run:
         """The state to begin from, and what is to be said of where it comes from."""
         if not self.folder.resumes:
             return ahead.initial_state(self.config), []
-        shapes, _ = ahead.shapes(self.config)
-        return resuming.resume(self.folder, self.config, self.data, shapes)
+        return resuming.resume(self.folder, self.config, self.data, ahead.shapes(self.config)[0])
 
     def go(self) -> None:
         self._introduce()
@@ -236,10 +231,10 @@ class _Run:
             f"on, {len(self.data.validation):,} to validate on",
             f"training  {training.steps:,} steps of {tokens:,} tokens, {config.compute.dtype}, on {device.device_kind} "
             f"({device.platform})",
-            f"attention {self.attention}",
-            *(["order     of sums is fixed: some kernels are slower ones"] if self.fixed_order else []),
             f"a token   {self.flops_per_token:,} operations, as llm.c counts them, which "
             f"{'MFU' if self.peak else 'TFLOP/s'} is of; {products:,} in matrix products",
+            *self.chosen,
+            *(["order     of sums is fixed: some kernels are slower ones"] if self.fixed_order else []),
             *([f"note      {config.run.note}"] if config.run.note else []),
             *self.notes,
         ):

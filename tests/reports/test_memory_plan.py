@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import pytest
 
-from jaxgpt import cli, settings
+from jaxgpt import cli
 from jaxgpt.config import Compute, Config, Model, Training
 from jaxgpt.errors import UserError
 from jaxgpt.models import gpt2
@@ -101,6 +101,13 @@ def test_bfloat16_halves_the_activations_and_copies_the_weights():
     assert half.parts["weights in bfloat16"] == PARAMETERS // 2
     assert half.parts["masters (float32)"] == PARAMETERS
     assert half.activations["gelu"] == plan(CONFIG).activations["gelu"] // 2
+
+
+def test_parameters_kept_in_bfloat16_are_no_copy():
+    sizes = memory_plan.measure(change(compute={"dtype": "bfloat16", "parameters": "bfloat16"}))
+    assert sizes.parameters == PARAMETERS // 2
+    assert sizes.weights == 0
+    assert sizes.moments == 2 * PARAMETERS
 
 
 def test_layers_that_are_not_stacked_count_the_same():
@@ -224,8 +231,8 @@ def test_a_run_prints_its_plan_and_keeps_it(work, capsys):
     assert kept["total"] == sum(kept["parts"].values()) < kept["capacity"]
     assert f"{kept['total'] / 2**20:,.1f} MiB of {kept['capacity'] / 2**20:,.1f} MiB" in printed
     assert printed.index("memory ") < printed.index("step 0:")
-    assert "auto chose none" in printed
-    assert settings.read(work / "runs/quickstart/config.toml").compute.recompute == "none"
+    assert "recompute = none" in printed
+    assert kept["recompute"] == "none"
 
 
 def test_a_run_that_does_not_fit_leaves_no_folder(fails, work):
