@@ -18,12 +18,12 @@ INSTALLING := $(VENV)/installing
 $(shell if [ -e $(INSTALLING) ] || [ ! -x $(VENV)/bin/python ]; then rm -rf $(INSTALLED); fi)
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test gradcheck lint bench constraints clean
+.PHONY: help env train test test-faults gradcheck lint bench constraints clean
 # Two pips must not write into one .venv.
 .NOTPARALLEL:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  ARGS="..."           options for the command:  make train ARGS="--optimizer.learning-rate 3e-4"'
 	@echo '  EXTRAS=cuda12        run on an NVIDIA GPU (or cuda13); said once, .venv keeps it'
@@ -36,6 +36,9 @@ train: env ## train a small GPT-2 (configs/quickstart.toml)
 
 test: env $(INSTALLED)/test ## run the tests
 	@$(VENV)/bin/python -m pytest $(ARGS)
+
+test-faults: env $(INSTALLED)/test ## kill runs, fill disks, and see what survives (minutes)
+	@$(VENV)/bin/python -m pytest -m slow $(ARGS)
 
 gradcheck: env ## compare every hand-written gradient with autodiff
 	@$(RUN) gradcheck $(ARGS)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
@@ -147,6 +147,9 @@ def gradcheck(words: list[str]) -> int:
     return gradcheck_report.report(options.config or None, options.dtype)
 
 
+Implementation = Literal["ours", "jax.grad", "torch", "torch.compile"]
+
+
 @dataclass(frozen=True)
 class Bench:
     """Measures one training step beside jax.value_and_grad's and PyTorch's, each in a process of its own."""
@@ -157,9 +160,7 @@ class Bench:
     """Sequences and their length, such as 2x512 4x1024."""
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     """Compute dtypes."""
-    who: tuple[Literal["ours", "jax.grad", "torch", "torch.compile"], ...] = (
-        "ours", "jax.grad", "torch", "torch.compile",
-    )  # fmt: skip
+    who: tuple[Implementation, ...] = get_args(Implementation)
     """What to measure."""
     steps: int = 5
     """Steps timed in a process, after two that are not."""
@@ -182,10 +183,16 @@ def bench(words: list[str]) -> int:
     config = settings.read(settings.find_config(name))
     options = tyro.cli(Bench, default=Bench(config=name, compute=config.compute), args=rest, prog="run.py bench")
     settings.check(replace(config, compute=options.compute))
+    for key in ("steps", "rounds"):
+        settings.check_number(getattr(options, key), "", key, positive=True)
+    if options.compute.recompute == "auto":
+        raise UserError("--compute.recompute auto: name the level to measure")
+    if not (options.sizes and options.dtypes and options.who):
+        raise UserError("--sizes, --dtypes and --who each need at least one value")
+    sizes = [_size(text, config.model.context) for text in options.sizes]
     from jaxgpt.training import corpus
 
     model = corpus.resolve_without_text(config).model
-    sizes = [_size(text) for text in options.sizes]
     if options.profile:
         from jaxgpt.reports import profile
 
@@ -206,11 +213,13 @@ def bench(words: list[str]) -> int:
     )
 
 
-def _size(text: str) -> tuple[int, int]:
+def _size(text: str, context: int) -> tuple[int, int]:
     """ "2x512" as (2, 512)."""
     batch, _, length = text.partition("x")
     if not (batch.isdecimal() and length.isdecimal()):
         raise UserError(f"--sizes {text}: give sequences x length, such as 2x512")
+    if not (1 <= int(batch) <= settings.LARGEST and 1 <= int(length) <= context):
+        raise UserError(f"--sizes {text}: give at least 1 sequence, and a length from 1 to {context} for this model")
     return int(batch), int(length)
 
 

@@ -37,20 +37,29 @@ class Compute:
     """How the model is computed: none of these changes what is computed, beyond rounding."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the activations and of the copy of the weights that they meet; masters and moments are float32 always."""
+    """Type of the activations and of the copy of the weights that they meet; moments are float32 always."""
+    parameters: Literal["float32", "bfloat16"] = "float32"
+    """Type of the parameters that are kept. "bfloat16" halves their memory: there are no float32 masters, and each
+    update is rounded up or down at random, right on average."""
+    deterministic: bool = False
+    """The same bits from the same seed on a GPU too, where some kernels are then slower ones; a CPU's always are."""
     classifier_chunk: int = 1024
     """Number of tokens whose logits exist at once."""
     attention: Literal["auto", "blocks", "cudnn"] = "auto"
     """cuDNN's fused kernel (an NVIDIA GPU, bfloat16), or blocks of queries; auto takes the kernel where it can run."""
     attention_block: int = 256
     """Number of queries whose attention scores exist at once, where attention runs in blocks."""
-    recompute: Literal["none", "gelu", "norms", "block"] = "norms"
+    recompute: Literal["none", "gelu", "norms", "block", "auto"] = "norms"
     """What the backward computes again rather than keeps: nothing, GELU's output, that and LayerNorm's outputs, or all
-    of a block but its input. Less memory in this order, and more time."""
+    of a block but its input. Less memory in this order, and more time; "auto" takes the first of them that fits."""
     layers: Literal["auto", "scanned", "unrolled"] = "auto"
     """"scanned" compiles one layer and loops over them; "unrolled" compiles each, which takes longer, and then runs
     faster in less memory, since nothing is copied into and out of stacks. "auto" unrolls up to 24 layers, but none on a
     TPU."""
+    memory_limit_gib: float = 0.0
+    """Device memory, in GiB, that a run may plan with; 0 takes all that the device has, or that the system has left."""
+    measure_peak: bool = False
+    """On a CPU, whose peak nobody states: time a large product at the start, in about a second, so that MFU shows."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +185,9 @@ class Run:
     """What the samples before and after training begin with; empty takes the first line of the validation text."""
     sample_every: int = 0
     """Steps between samples while training; 0 draws them at the start and the end only."""
+    compilation_cache: str = ""
+    """Where compiled programs are kept, so that the next start is fast; empty is in the user's cache folder, off
+    nowhere."""
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,7 @@ def check(config: Config) -> None:
     not_negative = {
         "parallel": ("devices",),
         "model": ("vocabulary_size",),
+        "compute": ("memory_limit_gib",),
         "training": ("sequence_length", "seed", "evaluate_every", "evaluation_batches"),
         "optimizer": ("warmup_steps", "final_fraction", "weight_decay", "clip_norm"),
         "checkpoint": ("every_steps", "every_minutes", "keep_every", "stop_minutes_before_end"),

@@ -1,8 +1,10 @@
 """What holds for every test: the CPU, exact products, shape annotations that are checked, and the float64 switch."""
 
 import contextlib
+import os
 import re
 import signal
+import tempfile
 
 import jax
 import pytest
@@ -12,6 +14,12 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_num_cpu_devices", 8)  # of which a run takes one, unless it asks for more
+
+# Nothing is taken from the user's cache or left there, by the processes that tests start neither.
+CACHE = tempfile.TemporaryDirectory(prefix="jaxgpt-tests-")  # until the tests' process ends
+os.environ["XDG_CACHE_HOME"] = CACHE.name
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+jax.config.update("jax_enable_compilation_cache", False)
 
 # Every call of a function of these packages has its arguments' and its results' shapes and dtypes checked. It works on
 # modules imported from here on.

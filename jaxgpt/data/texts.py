@@ -174,7 +174,31 @@ def _embedded() -> str:
     Shuffled, so that a validation split off the end is of the same kind as the rest; in pieces, because a few chapters
     of the reference are so long that one of them could be most of the split. A paragraph is kept once: the reference
     repeats whole sections, and a text in both splits would be learnt by heart. The same for the same Python release.
+
+    Parsing the library takes seconds, so what comes of it is kept in the cache folder, for as long as no file of it
+    changes.
     """
+    cached = cache_folder() / f"embedded-{_library_state()}.txt"
+    with contextlib.suppress(OSError, ValueError):  # absent, not UTF-8, or without the first line
+        checksum, text = cached.read_bytes().split(b"\n", 1)
+        if checksum.decode() == hashlib.sha256(text).hexdigest():
+            return text.decode("utf-8")
+    text = _read_embedded()
+    data = text.encode("utf-8")
+    with contextlib.suppress(UserError):  # it can't be kept, and is read anew the next time
+        _write_atomically(cached, hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+    return text
+
+
+def _library_state() -> str:
+    """A name for the Python release, its library's files as they are, and how the text is made of them."""
+    found = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in _library_files()]
+    made_from = repr((sys.version, sum(map(len, _reference())), found)).encode() + Path(__file__).read_bytes()
+    return hashlib.sha256(made_from).hexdigest()[:16]
+
+
+def _read_embedded() -> str:
+    """`_embedded`, from the library."""
     seen: set[str] = set()
     pieces = []
     for document in (*_reference(), *_library_docstrings()):

@@ -17,7 +17,7 @@ from jaxgpt.training.step import cast, layout_of
 
 
 def make_validation_loss(config: Config, tokens: np.ndarray, sequence_length: int) -> Callable[[gpt2.Params], float]:
-    """A function of the train state's parameters: the mean loss in nats over every token of `tokens` that has one before it.
+    """A function of a state's parameters: the mean loss in nats over every token of `tokens` that has one before it.
 
     Windows of `sequence_length` that do not overlap, the last one filled up with ignored targets, so that the mean is
     the same whatever the batch size. With `evaluation_batches`, over that many batches from the beginning.
@@ -36,9 +36,7 @@ def make_validation_loss(config: Config, tokens: np.ndarray, sequence_length: in
 
     def loss_sum(params: gpt2.Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]) -> Float[Array, ""]:
         working, scale = layout.working(cast(params, config.compute)), jax.numpy.float32(1)
-        value = gpt2.loss(
-            working, tokens, targets, config.model, config.compute, scale=scale, gather=layout.gather
-        )
+        value = gpt2.loss(working, tokens, targets, config.model, config.compute, scale=scale, gather=layout.gather)
         return layout.total(value)
 
     sequences = PartitionSpec(AXIS)

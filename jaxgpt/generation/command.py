@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from jaxgpt import settings
+from jaxgpt import compilation_cache, settings
 from jaxgpt.config import Sampling
 from jaxgpt.data import loader, tokenizers
 from jaxgpt.errors import UserError
@@ -21,6 +21,7 @@ def generate(run: Path, prompt: str, samples: int, seed: int, options: Sampling)
         raise UserError(f"--run {run}: not a run's folder (it has no config.toml){_known_runs(run)}")
     config = settings.read(run / "config.toml")
     settings.check(config)
+    compilation_cache.use(config.run.compilation_cache)
     params, found = checkpoints.load_params(run, config.model)
     for message in found.damaged:
         print(message, file=sys.stderr)

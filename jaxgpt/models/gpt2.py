@@ -225,8 +225,10 @@ def features(
 
 
 def _taken(gather: Movement, block: Block, after: Float[Array, "N C"]) -> Block:
-    """A block's parameters, gathered only when its input (or gradient) is there: else the compiler may gather all layers
-    first, or keep from the forward what the backward is to gather again."""
+    """A block's parameters, gathered only when its input (or gradient) is there.
+
+    Else the compiler may gather all layers first, or keep from the forward what the backward is to gather again.
+    """
     return block if gather is as_it_is else gather(not_before(after, block))
 
 
@@ -262,7 +264,7 @@ def loss(
     scale: Float[Array, ""] | None = None,
     gather: Movement = as_it_is,
 ) -> Float[Array, ""]:
-    """Mean loss of the targets that are not IGNORED; with `scale`, `scale` times their sum. `gather` as in `features`."""
+    """Mean loss of the targets that are not IGNORED; with `scale`, `scale` times their sum."""
     x, _ = features(params, tokens, model, compute, gather=gather)
     value, _ = _classify(params, x, targets, model, compute, scale)
     return value

@@ -4,7 +4,8 @@
     v ← β₂ v + (1 - β₂) g²           v̂ = v / (1 - β₂ᵗ)
     θ ← θ - η ( m̂ / (√v̂ + ε) + λ θ )
 
-with t = 1 for the first step, and λ = 0 for tensors that are not to decay.
+with t = 1 for the first step, and λ = 0 for tensors that are not to decay. Moments are float32 whatever the parameters
+are; a bfloat16 parameter's new value is rounded at random (`rounding.py`).
 """
 
 from typing import Any, NamedTuple
@@ -12,9 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxgpt.config import Optimizer
+from jaxgpt.layers.numerics import accumulation_dtype
+from jaxgpt.optimizers import rounding
 
 Tree = Any
 
@@ -25,7 +28,10 @@ class Moments(NamedTuple):
 
 
 def init(params: Tree) -> Moments:
-    return Moments(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
+    def zeros() -> Tree:
+        return jax.tree.map(lambda param: jnp.zeros_like(param, dtype=accumulation_dtype(param.dtype)), params)
+
+    return Moments(zeros(), zeros())
 
 
 @jax.named_scope("adamw.update")
@@ -39,26 +45,33 @@ def update(
     options: Optimizer,
     *,
     advance: Bool[Array, ""] | bool = True,
+    key: Key[Array, ""] | None = None,
 ) -> tuple[Tree, Moments]:
     """New parameters and moments; the old ones where `advance` is False.
 
-    `step` counts from 0; `decays` is a tree of bools like `params`.
+    `step` counts from 0; `decays` is a tree of bools like `params`; bfloat16 parameters need a `key`.
     """
     t = step + 1
     correction1 = 1 - options.beta1**t
     correction2 = 1 - options.beta2**t
 
-    def one(param, first, second, grad, decay):
+    def one(place, param, first, second, grad, decay):
         first = jnp.where(advance, options.beta1 * first + (1 - options.beta1) * grad, first)
         second = jnp.where(advance, options.beta2 * second + (1 - options.beta2) * jnp.square(grad), second)
         # Keeps the compiler from computing the moments a second time for the parameter, which would need copies of the
         # old ones: with it, all three are written over the old ones.
         first, second = lax.optimization_barrier((first, second))
         direction = (first / correction1) / (jnp.sqrt(second / correction2) + options.epsilon)
+        wide = param.astype(first.dtype)
         if decay:
-            direction = direction + options.weight_decay * param
-        return jnp.where(advance, param - learning_rate * direction, param), first, second
+            direction = direction + options.weight_decay * wide
+        new = jnp.where(advance, wide - learning_rate * direction, wide)
+        if param.dtype == jnp.bfloat16:
+            assert key is not None
+            new = rounding.stochastic(new, jax.random.fold_in(jax.random.fold_in(key, step), place))
+        return new, first, second
 
-    updated = jax.tree.map(one, params, *moments, grads, decays)
+    places = jax.tree.unflatten(jax.tree.structure(params), range(len(jax.tree.leaves(params))))
+    updated = jax.tree.map(one, places, params, *moments, grads, decays)
     params, first, second = jax.tree.transpose(jax.tree.structure(params), None, updated)
     return params, Moments(first, second)

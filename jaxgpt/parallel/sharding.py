@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
 from jaxgpt.models import gpt2
 from jaxgpt.parallel.mesh import AXIS
@@ -70,9 +70,7 @@ class Layout:
             return jax.jit(function, **options)
         # check_vma would want layers to say which of their arrays differ between devices.
         run = jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-        return jax.jit(
-            run, in_shardings=self.shardings(in_specs), out_shardings=self.shardings(out_specs), **options
-        )
+        return jax.jit(run, in_shardings=self.shardings(in_specs), out_shardings=self.shardings(out_specs), **options)
 
     def pieces(self, whole: gpt2.Params) -> gpt2.Params:
         """All devices' pieces of the parameters, or of a moment; itself where it isn't kept in pieces."""
@@ -94,6 +92,10 @@ class Layout:
     def total_of_pieces(self, value: Array) -> Array:
         """The sum of a value that each device has for its own pieces."""
         return self.total(value) if self.in_pieces else value
+
+    def own_key(self, key: Key[Array, ""]) -> Key[Array, ""]:
+        """For the rounding of what this device updates: another on each, where each has its own pieces."""
+        return jax.random.fold_in(key, lax.axis_index(AXIS)) if self.in_pieces else key
 
     def working(self, params: gpt2.Params) -> gpt2.Params:
         """What the model computes with: whole parameters, with stage 3 the blocks' in pieces that `gather` joins."""

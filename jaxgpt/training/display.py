@@ -97,13 +97,19 @@ class Display:
         """`step` of them are done already."""
         self._progress.reset(self._task, completed=step, description="compiling …")
 
-    def step(self, step: int, loss: float, tokens_per_second: float, utilisation: float | None) -> None:
-        """`step` of them are done; `utilisation` is the model FLOPs utilisation of the last one, None if unknown."""
+    def step(
+        self, step: int, loss: float, tokens_per_second: float, flops_per_second: float, utilisation: float | None
+    ) -> None:
+        """`step` of them are done; `utilisation` is the model FLOPs utilisation of the last one, None if unknown.
+
+        Where it is unknown, the FLOP/s themselves are shown.
+        """
         line = f"step {step}/{self.steps}  loss {loss:.4f}"
         if self._compiled:
             previous = tokens_per_second if self.rate is None else self.rate
             self.rate = SMOOTHING * previous + (1 - SMOOTHING) * tokens_per_second
-            line += f"  {self.rate:,.0f} tokens/s" + (f"  MFU {utilisation:.1%}" if utilisation is not None else "")
+            line += f"  {self.rate:,.0f} tokens/s  "
+            line += f"{flops_per_second / 1e12:.3g} TFLOP/s" if utilisation is None else f"MFU {utilisation:.1%}"
         self._compiled = True
         self._progress.update(self._task, completed=step, description=line)
         if not self.live and time.monotonic() - self._printed >= PLAIN_SECONDS:

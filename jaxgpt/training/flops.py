@@ -1,32 +1,26 @@
-"""Floating-point operations of training, and what devices could do at most."""
+"""Floating-point operations of training, counted per token: a multiplication and an addition are two.
 
-import jax
+Two counts of what the model needs. llm.c's, which `mfu` in metrics.jsonl is made with so that it compares with others':
+
+    6 N + 6 L C T                        N: all parameters, V rows in the table
+
+and the matrix products alone, exactly. Forward, per token, with F = 4C and a query seeing (T+1)/2 keys on average:
+
+    layer        2 C·3C + 2 C·C + 2·2 C·F = 24 C²      queries, keys and values; attention's output; the MLP
+    attention    2·2 C (T+1)/2            =  2 C (T+1)  q kᵀ and p v
+    classifier   2 C Vp
+
+and twice that in the backward, where every product has two gradients. `hardware_per_token` adds what this program
+multiplies beyond it: attention's scores computed again, the part of each block of queries that the mask hides, and with
+recompute = "block" each block's forward but its last product.
+"""
 
 from jaxgpt.config import Compute, Model
 from jaxgpt.models import gpt2
 
-# Dense peaks in TFLOP/s as the makers state them: (bfloat16, float32 products as JAX runs them by default: TF32 on
-# NVIDIA since Ampere, bfloat16 passes on TPUs). Keys are beginnings of jax.Device.device_kind, the longest match wins.
-PEAKS = {
-    "NVIDIA B200": (2250.0, 1125.0),
-    "NVIDIA H200": (989.4, 494.7),
-    "NVIDIA H100 PCIe": (756.0, 378.0),
-    "NVIDIA H100": (989.4, 494.7),
-    "NVIDIA A100": (312.0, 156.0),
-    "NVIDIA A10": (125.0, 62.5),
-    "NVIDIA L40S": (362.1, 183.0),
-    "NVIDIA L4": (121.0, 60.0),
-    "NVIDIA GeForce RTX 4090": (165.2, 82.6),
-    "NVIDIA GeForce RTX 3090": (71.0, 35.6),
-    "TPU v4": (275.0, 275.0),
-    "TPU v5 lite": (197.0, 197.0),
-    "TPU v5": (459.0, 459.0),
-    "TPU v6 lite": (918.0, 918.0),
-}
-
 
 def per_token(model: Model, sequence_length: int) -> int:
-    """Operations of forward and backward for one token, as llm.c counts: 6N + 6LCT, N being all parameters.
+    """As llm.c counts: 6N + 6LCT, N being all parameters.
 
     6N is a multiplication and an addition for each parameter in the forward and twice that in the backward; 6LCT is
     attention's share, with causality halving 12LCT.
@@ -34,11 +28,23 @@ def per_token(model: Model, sequence_length: int) -> int:
     return 6 * gpt2.parameter_count(model) + 6 * model.layers * model.width * sequence_length
 
 
-def peak(compute: Compute) -> float | None:
-    """The device's dense peak in FLOP/s at the compute dtype, None where it isn't known."""
-    kind = jax.devices()[0].device_kind
-    matches = [name for name in PEAKS if kind.startswith(name)]
-    if not matches:
-        return None
-    bfloat16, float32 = PEAKS[max(matches, key=len)]
-    return 1e12 * (bfloat16 if compute.dtype == "bfloat16" else float32)
+def products_per_token(model: Model, sequence_length: int) -> int:
+    """The model's matrix products, forward and backward."""
+    C = model.width
+    forward = model.layers * (24 * C * C + 2 * C * (sequence_length + 1)) + 2 * C * model.padded_vocabulary_size
+    return 3 * forward
+
+
+def hardware_per_token(model: Model, compute: Compute, sequence_length: int) -> float:
+    """`products_per_token`, and what the program multiplies again or in vain.
+
+    As for `layers/attention.py` and tokens that fill the classifier's chunks; a kernel of a device's own skips other
+    parts of the square.
+    """
+    C, T, block = model.width, sequence_length, compute.attention_block
+    keys = sum((min(start + block, T) - start) * min(start + block, T) for start in range(0, T, block)) / T
+    attention = 2 * C * keys  # one product over all queries and the keys that their block sees, per token
+    layer = 3 * 24 * C * C + 7 * attention  # forward 2 of them; backward s again, ∂p, ∂q, ∂k, ∂v
+    if compute.recompute == "block":
+        layer += 16 * C * C + 2 * attention
+    return model.layers * layer + 3 * 2 * C * model.padded_vocabulary_size

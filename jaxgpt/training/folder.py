@@ -2,6 +2,7 @@
 
 config.toml      everything needed to repeat the run
 metrics.jsonl    one object a line: training metrics by step, validation losses
+memory_plan.json what the train step needs, by name
 samples.txt      text drawn from the model
 loss.png         the loss curve
 checkpoints/     by orbax
@@ -125,6 +126,11 @@ class RunFolder:
         """Adds a text to samples.txt."""
         with self.writing("samples.txt") as path, path.open("a", encoding="utf-8") as file:
             file.write(f"--- step {step}\n{text}\n\n")
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
+        """Writes a file of one object."""
+        with self.writing(name) as path:
+            path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:

@@ -8,10 +8,12 @@ import contextlib
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
+from jaxgpt import compilation_cache
 from jaxgpt.config import Config
 from jaxgpt.data import loader
 from jaxgpt.errors import Interrupted, RunError
@@ -20,44 +22,57 @@ from jaxgpt.generation.sampling import generate, only_known_tokens
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import gpt2
 from jaxgpt.parallel import mesh
+from jaxgpt.reports import memory_plan
 from jaxgpt.reports.curves import loss_curve
-from jaxgpt.training import corpus, flops, resuming
+from jaxgpt.training import corpus, flops, peaks, resuming
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.display import Display, printable
 from jaxgpt.training.folder import RunFolder, read_metrics
 from jaxgpt.training.placement import Placement
 from jaxgpt.training.saving import Writer
 from jaxgpt.training.signals import Stop
-from jaxgpt.training.step import Metrics, TrainState, make_train_step
+from jaxgpt.training.step import Metrics, TrainState, needs_fixed_order
 
 
 def train(config: Config) -> None:
     """Trains as the configuration says, in a new run folder, or going on in the one that is to be resumed.
 
     RunError if the loss becomes NaN or the disk is full, Interrupted after Ctrl-C, Terminated after SIGTERM and near
-    the end of a Slurm allocation, UserError as the data raise it and where the run can't be resumed.
+    the end of a Slurm allocation, UserError as the data raise it, where the run can't be resumed and where it doesn't
+    fit the device's memory.
     """
     mesh.check(config)
-    data, config = corpus.load(config)
-    compute, attention = choose_attention(config.model, config.compute, config.training.sequence_length)
+    compilation_cache.use(config.run.compilation_cache)
+    data, asked = corpus.load(config)
+    compute, attention = choose_attention(asked.model, asked.compute, asked.training.sequence_length)
+    config, program, plan = memory_plan.prepare(dataclasses.replace(asked, compute=compute))
     with (
-        contextlib.closing(RunFolder(config)) as folder,
+        # The folder's config.toml keeps what was asked for, since another machine would choose otherwise.
+        contextlib.closing(RunFolder(asked)) as folder,
         Writer(folder.checkpoints, config.checkpoint) as writer,
         Display(config.training.steps) as display,
     ):
-        # The folder's config.toml keeps what was asked for, since another machine would choose otherwise.
-        _Run(dataclasses.replace(config, compute=compute), data, folder, writer, display, attention).go()
+        folder.write_json("memory_plan.json", plan.as_json())
+        _Run(config, data, folder, writer, display, program, [f"attention {attention}", *plan.lines()]).go()
 
 
 class _Run:
     """One run's parts, and the state that changes while it goes on."""
 
     def __init__(
-        self, config: Config, data: Corpus, folder: RunFolder, writer: Writer, display: Display, attention: str
+        self,
+        config: Config,
+        data: Corpus,
+        folder: RunFolder,
+        writer: Writer,
+        display: Display,
+        train_step: jax.stages.Compiled,
+        chosen: list[str],
     ):
         self.config, self.data, self.folder, self.writer, self.display = config, data, folder, writer, display
-        self.attention = attention  # which one runs, in words
-        self.train_step = make_train_step(config)
+        self.train_step = train_step
+        self.chosen = chosen  # lines on what was chosen for this machine, and what memory it takes
+        self.fixed_order = needs_fixed_order(config.compute)
         self.validation_loss = make_validation_loss(config, data.validation, config.training.sequence_length)
         self.placement = Placement(config)
         self.state, self.notes = self._first_state()
@@ -65,7 +80,7 @@ class _Run:
         self.clock = 0.0  # when the last step's metrics were read
         self.stop = Stop(config.checkpoint.stop_minutes_before_end)
         self.flops_per_token = flops.per_token(config.model, config.training.sequence_length)
-        self.peak = flops.peak(config.compute)
+        self.peak = peaks.peak(config.compute)
 
     def _first_state(self) -> tuple[TrainState, list[str]]:
         """The state to begin from, and what is to be said of where it comes from."""
@@ -125,7 +140,7 @@ class _Run:
                 if sample:
                     self.display.note(f"--- sample after step {self.done} ---\n{self._sample()}\n---")
                 if save:
-                    self.writer.save(self.placement.to_save(self.state), resuming.about(self.config, self.data, self.folder))
+                    self.writer.save(*self._to_save())
                 self.clock = time.perf_counter()
             if self.writer.problem:
                 self.display.note(f"{self.writer.problem}; training goes on")
@@ -146,7 +161,8 @@ class _Run:
         training = self.config.training
         tokens = training.micro_batches * training.batch_size * training.sequence_length
         rate = tokens / seconds
-        utilisation = rate * self.flops_per_token / self.peak if self.peak else None
+        work = rate * self.flops_per_token
+        utilisation = work / self.peak if self.peak else None
         self.folder.metric(
             step=step,
             loss=float(metrics.loss),
@@ -160,7 +176,7 @@ class _Run:
             mfu=utilisation,
             step_seconds=seconds,
         )
-        self.display.step(step, float(metrics.loss), rate, utilisation)
+        self.display.step(step, float(metrics.loss), rate, work, utilisation)
         if metrics.nonfinite:
             self._nonfinite(step, metrics)
         elif not metrics.taken:
@@ -202,8 +218,10 @@ class _Run:
 
     def _save(self) -> Path:
         """Saves to the end."""
-        state = self.placement.to_save(self.state)
-        return self.writer.save_and_wait(state, resuming.about(self.config, self.data, self.folder))
+        return self.writer.save_and_wait(*self._to_save())
+
+    def _to_save(self) -> tuple[TrainState, dict[str, Any]]:
+        return self.placement.to_save(self.state), resuming.about(self.config, self.data, self.folder)
 
     def _draw_curve(self) -> Path:
         with self.folder.writing("loss.png") as path:
@@ -213,6 +231,7 @@ class _Run:
     def _introduce(self) -> None:
         config, training, device = self.config, self.config.training, jax.devices()[0]
         tokens = training.micro_batches * training.batch_size * training.sequence_length
+        products = flops.products_per_token(config.model, training.sequence_length)
         for line in (
             f"run       {self.folder.path}",
             f"model     GPT-2, {gpt2.parameter_count(config.model):,} parameters: {config.model.layers} layers, "
@@ -222,8 +241,11 @@ class _Run:
             f"on, {len(self.data.validation):,} to validate on",
             f"training  {training.steps:,} steps of {tokens:,} tokens, {config.compute.dtype}, on {device.device_kind} "
             f"({device.platform})",
-            f"attention {self.attention}",
+            f"a token   {self.flops_per_token:,} operations, as llm.c counts them, which "
+            f"{'MFU' if self.peak else 'TFLOP/s'} is of; {products:,} in matrix products",
             *self.placement.words(),
+            *self.chosen,
+            *(["order     of sums is fixed: some kernels are slower ones"] if self.fixed_order else []),
             *([f"note      {config.run.note}"] if config.run.note else []),
             *self.notes,
         ):

@@ -14,7 +14,7 @@ from jaxgpt.config import Config
 from jaxgpt.models import gpt2
 from jaxgpt.optimizers import adamw
 from jaxgpt.parallel.sharding import first_axis_that_divides
-from jaxgpt.training import step
+from jaxgpt.training import ahead, step
 from jaxgpt.training.step import TrainState
 
 
@@ -24,7 +24,8 @@ class Placement:
     def __init__(self, config: Config):
         self.layout = step.layout_of(config)
         layout, mesh = self.layout, self.layout.mesh
-        self._init = jax.jit(lambda: step.init_state(config), out_shardings=layout.shardings(step.specs(layout)))
+        self._config = config
+        self._shapes = jax.eval_shape(lambda: step.init_state(config))
         if layout.devices == 1:
             return
 
@@ -34,7 +35,7 @@ class Placement:
         def split(state: TrainState) -> TrainState:
             return _on_trees(lambda whole: layout.pieces(step.arrange(whole, config.compute)), state)
 
-        shapes = jax.eval_shape(joined, jax.eval_shape(self._init))
+        shapes = jax.eval_shape(joined, self._shapes)
         everywhere = NamedSharding(mesh, PartitionSpec())
         between = jax.tree.map(lambda _: everywhere, shapes)
         between = _on_trees(
@@ -54,7 +55,7 @@ class Placement:
 
     def first_state(self) -> TrainState:
         """The state before the first step."""
-        return self._init()
+        return ahead.initial_state(self._config)
 
     def to_save(self, state: TrainState) -> TrainState:
         """The state as it is handed over to be saved."""
@@ -62,7 +63,7 @@ class Placement:
 
     def saved_shapes(self) -> TrainState:
         """The shapes of that, with the shardings in which it is to be read."""
-        return jax.eval_shape(self._init) if self.layout.devices == 1 else self._saved
+        return self._shapes if self.layout.devices == 1 else self._saved
 
     def from_saved(self, state: TrainState) -> TrainState:
         """The state that trains on, from what was read into `saved_shapes`."""

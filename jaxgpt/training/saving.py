@@ -25,6 +25,7 @@ class Writer:
     def __init__(self, folder: Path, options: Checkpoint):
         self.folder, self.options = folder, options
         self.problem = ""  # what went wrong since the last look at it
+        self._failures = 0
         self._thread: threading.Thread | None = None
         self._wanted = False
         self._clock = time.monotonic()  # when the last one was begun
@@ -32,6 +33,7 @@ class Writer:
 
     def __enter__(self) -> "Writer":
         self._stack.enter_context(checkpoints.quiet())
+        self._stack.callback(self._forget)
         # With folders made in the background, orbax would wait minutes for one that can't be made.
         options = ocp.AsyncOptions(create_directories_asynchronously=False)
         handler = ocp.CompositeCheckpointHandler()
@@ -42,12 +44,17 @@ class Writer:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being written."""
+        return not (self._thread and self._thread.is_alive())
+
     def due(self, step: int) -> bool:
         """Whether the state after this step is to be saved now; where the last is still being written, later."""
         steps, minutes = self.options.every_steps, self.options.every_minutes
         self._wanted |= steps > 0 and step % steps == 0
         self._wanted |= minutes > 0 and time.monotonic() - self._clock >= 60 * minutes
-        return self._wanted and not (self._thread and self._thread.is_alive())
+        return self._wanted and self.idle
 
     def save(self, state: TrainState, about: dict[str, Any]) -> Path:
         """Begins to write the state under its step, and returns where, once the state may be overwritten.
@@ -103,9 +110,16 @@ class Writer:
             self._failed(int(path.name), error)
 
     def _failed(self, step: int, error: str) -> None:
+        self._failures += 1
         checkpoints.let_others_fail()
         delete_unfinished(self.folder)
         self.problem = f"{self.folder}: the checkpoint of step {step} could not be written: {error}"
+
+    def _forget(self) -> None:
+        """Collects what orbax holds of a save that failed, before it may print again."""
+        del self._orbax
+        if self._failures:
+            checkpoints.let_others_fail()
 
     def _wait(self) -> None:
         if self._thread:

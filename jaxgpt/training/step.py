@@ -34,7 +34,7 @@ MOST_UNROLLED = 24  # layers; more take minutes to compile
 
 
 class TrainState(NamedTuple):
-    params: gpt2.Params  # float32 masters
+    params: gpt2.Params  # of compute.parameters' dtype: float32 masters, or bfloat16 and no masters
     moments: adamw.Moments
     step: Int[Array, ""]
     key: Key[Array, ""]
@@ -58,7 +58,8 @@ class Metrics(NamedTuple):
 def init_state(config: Config) -> TrainState:
     """The state before the first step; a pure function of `training.seed`."""
     weights_key, key = jax.random.split(jax.random.key(config.training.seed))
-    params = layout_of(config).pieces(arrange(gpt2.init(config.model, weights_key), config.compute))
+    params = arrange(gpt2.init(config.model, weights_key), config.compute)
+    params = jax.tree.map(lambda array: array.astype(config.compute.parameters), layout_of(config).pieces(params))
     return TrainState(
         params, adamw.init(params), jnp.int32(0), key, jnp.int32(0), jnp.int32(0), spikes.init(), spikes.init()
     )
@@ -82,6 +83,11 @@ def specs(layout: Layout) -> TrainState:
     """Which axis of each part of the state is divided among the devices."""
     params, whole = layout.specs(), PartitionSpec()
     return TrainState(params, adamw.Moments(params, params), whole, whole, whole, whole, whole, whole)  # type: ignore[arg-type]
+
+
+def needs_fixed_order(compute: Compute) -> bool:
+    """Whether the compiler must be told to add in a fixed order: some of a GPU's kernels add what comes first first."""
+    return compute.deterministic and jax.default_backend() == "gpu"
 
 
 def cast(params: gpt2.Params, compute: Compute) -> gpt2.Params:
@@ -142,6 +148,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
             rate,
             config.optimizer,
             advance=taken,
+            key=layout.own_key(state.key),
         )
         nonfinite = jnp.where(stopped, state.nonfinite, jnp.where(finite, 0, state.nonfinite + 1))
         # A skipped step still counts: the next one has other data and its own place in the schedule.
@@ -151,6 +158,11 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
         return new, Metrics(loss, norm, rate, loss_z, norm_z, nonfinite, skipped, taken)
 
     state = specs(layout)
+    options = {"xla_gpu_deterministic_ops": True} if needs_fixed_order(config.compute) else None
     return layout.jit(
-        train_step, in_specs=(state, PartitionSpec(None, mesh.AXIS)), out_specs=(state, PartitionSpec()), donate_argnums=0
+        train_step,
+        in_specs=(state, PartitionSpec(None, mesh.AXIS)),
+        out_specs=(state, PartitionSpec()),
+        donate_argnums=0,
+        compiler_options=options,
     )

@@ -114,6 +114,27 @@ def test_docstrings_are_read_without_running_the_source(monkeypatch: pytest.Monk
     assert text in {"\n\n".join(order) + "\n" for order in (sorted(pieces), sorted(pieces, reverse=True))}
 
 
+def test_embedded_is_kept_for_as_long_as_the_library_is_the_same(monkeypatch, tmp_path: Path) -> None:
+    """A damaged copy is not taken, and where none can be kept the text is the same."""
+    (tmp_path / "module.py").write_text('"""First."""\n')
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(tmp_path)})
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    read, reads = texts._read_embedded, []
+    monkeypatch.setattr(texts, "_read_embedded", lambda: reads.append(1) or read())
+    load = texts._embedded.__wrapped__
+    assert load() == load() == "First.\n"
+    (kept,) = texts.cache_folder().iterdir()
+    assert len(reads) == 1
+    for damaged in (b"", b"\xff\nFirst.\n", kept.read_bytes().replace(b"First", b"Worst")):
+        kept.write_bytes(damaged)
+        assert load() == "First.\n"
+    assert len(reads) == 4
+    (tmp_path / "module.py").write_text('"""Second."""\n')
+    assert load() == "Second.\n"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc")
+    assert load() == "Second.\n"
+
+
 def test_embedded_is_described_with_its_size() -> None:
     phrase = texts.describe("embedded")
     assert f"Python {sys.version_info.major}.{sys.version_info.minor}" in phrase

@@ -38,10 +38,12 @@ def _walk(computations, name, times):
         if kind.removesuffix("-start") in KINDS:
             size = _bytes(result)
             if kind == "reduce-scatter":
-                size *= len(re.search(r"replica_groups=\{\{([\d,]+)\}", line)[1].split(","))
+                size *= re.findall(r"replica_groups=\{\{([\d,]+)\}", line)[0].count(",") + 1
             yield Collective(kind, size, times)
-        turns = int(re.search(r'"known_trip_count":\{"n":"(\d+)"', line)[1]) if kind == "while" else 1
-        for called in re.findall(r"(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)", line):
+        turns = int(re.findall(r'"known_trip_count":\{"n":"(\d+)"', line)[0]) if kind == "while" else 1
+        for called in re.findall(
+            r"(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)", line
+        ):
             yield from _walk(computations, called, times * turns)
 
 

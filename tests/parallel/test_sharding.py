@@ -1,4 +1,4 @@
-"""The step on simulated devices: the same numbers at every stage, what crosses the network, and what each device has."""
+"""The step on simulated devices: the same numbers at every stage, what is sent, and what each device has."""
 
 import functools
 import math
@@ -53,7 +53,7 @@ def program(devices: int, zero: int, layers: str = "unrolled"):
     made = config(devices, zero, layers=layers)
     placement = Placement(made)
     train_step = step.make_train_step(made)
-    return train_step.lower(jax.eval_shape(placement._init), batch(0)).compile(), placement
+    return train_step.lower(jax.eval_shape(lambda: step.init_state(made)), batch(0)).compile(), placement
 
 
 @functools.cache

@@ -59,7 +59,7 @@ def steps(monkeypatch):
         with shown:
             for step in range(1, count + 1):
                 clock.now += 2
-                shown.step(step, 3.25, 1000.0, utilisation)
+                shown.step(step, 3.25, 1000.0, 2.5e11, utilisation)
                 shown._progress.refresh()
                 if after is not None:
                     after(shown, step)
@@ -76,6 +76,7 @@ def test_a_terminal_shows_a_live_line(steps):
     last = lines(steps(console(terminal=True), 10))[-1]
     assert last.startswith("step 10/100  loss 3.2500  1,000 tokens/s")
     assert "3:00 left" in last
+    assert "0.25 TFLOP/s" in last  # where the device's peak isn't known
     assert "MFU" not in last
 
 
@@ -84,7 +85,9 @@ def test_hours_are_told_from_minutes(steps):
 
 
 def test_utilisation_is_shown_where_it_is_known(steps):
-    assert "MFU 41.2%" in lines(steps(console(terminal=True), 3, utilisation=0.412))[-1]
+    last = lines(steps(console(terminal=True), 3, utilisation=0.412))[-1]
+    assert "MFU 41.2%" in last
+    assert "TFLOP/s" not in last
 
 
 def test_speed_and_time_left_are_not_guessed_from_the_compilers_time(steps):
@@ -101,7 +104,7 @@ def test_the_speed_is_smoothed(monkeypatch):
     screen = console(terminal=True)
     with Display(10, screen) as shown:
         for step, rate in enumerate((1.0, 1000.0, 1000.0, 500.0), 1):
-            shown.step(step, 1.0, rate, None)
+            shown.step(step, 1.0, rate, 1e9, None)
     assert "950 tokens/s" in lines(screen)[-1]
 
 
@@ -164,7 +167,7 @@ def test_a_pipe_gets_plain_lines(steps):
     assert all(character.isprintable() or character == "\n" for character in text)
     progress = [line for line in text.splitlines() if "/100" in line]
     assert [line.split()[1] for line in progress] == ["5/100", "10/100", "15/100", "20/100"]
-    assert progress[-1] == "step 20/100  loss 3.2500  1,000 tokens/s"
+    assert progress[-1] == "step 20/100  loss 3.2500  1,000 tokens/s  0.25 TFLOP/s"
     assert text.splitlines()[1] == "step 7: validation loss 3.1000 (0.1 s)"
 
 
@@ -231,3 +234,25 @@ def test_printable_text_has_no_control_characters(text):
 def test_printable_text_keeps_letters_line_breaks_and_tabs():
     assert printable(string.printable.rstrip("\r\x0b\x0c")) == string.printable.rstrip("\r\x0b\x0c")
     assert printable("é漢😀\u200d") == "é漢😀\u200d"
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device")])
+def test_output_that_cannot_be_written_is_remembered_and_no_error(error):
+    """The run is to end by itself, and to save before that."""
+
+    class Gone(io.StringIO):
+        writes = 0
+
+        def write(self, text):
+            self.writes += 1
+            raise error
+
+    file = Gone()
+    shown = display.Display(10, display._Console(file=file))
+    assert shown.lost == ""
+    shown.note("a line")
+    assert shown.lost == error.strerror
+    tried = file.writes
+    shown.note("another")
+    shown.step(1, 2.0, 3.0, None)
+    assert file.writes == tried

@@ -255,3 +255,31 @@ def test_the_first_state_is_a_function_of_the_seed():
     assert_kept(state, jax.jit(lambda: step.init_state(CONFIG))())
     assert not any(leaf.any() for leaf in jax.tree.leaves(state.moments))
     assert state.step == state.nonfinite == state.skipped == 0
+
+
+def test_bfloat16_parameters_train_and_repeat_bit_for_bit():
+    config = dataclasses.replace(CONFIG, compute=dataclasses.replace(CONFIG.compute, parameters="bfloat16"))
+    train = step.make_train_step(config)
+
+    def run():
+        state, losses = jax.jit(lambda: step.init_state(config))(), []
+        for _ in range(12):
+            state, metrics = train(state, batch())
+            losses.append(float(metrics.loss))
+        return state, losses
+
+    (state, losses), (again, repeated) = run(), run()
+    assert losses == repeated
+    assert_kept(state, again)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"bfloat16"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.moments)} == {"float32"}
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize(("platform", "expected"), [("gpu", {"xla_gpu_deterministic_ops": True}), ("cpu", None)])
+def test_a_fixed_order_of_sums_is_asked_for_where_there_is_another(monkeypatch, platform, expected):
+    given = {}
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax, "jit", lambda function, **options: given.update(options) or function)
+    step.make_train_step(dataclasses.replace(CONFIG, compute=dataclasses.replace(CONFIG.compute, deterministic=True)))
+    assert given["compiler_options"] == expected

@@ -1,0 +1,216 @@
+"""What a run survives, and what a checkpoint costs it.
+
+python -m benchmarks.faults [--kills 40] [--output benchmarks/results/faults.json]
+
+A run is killed with SIGKILL at random moments, again and again, and each time started anew with --resume auto; at its
+end it is compared, bit for bit, with one that was left alone. Then GPT-2 124M is saved while it trains.
+"""
+
+import argparse
+import collections
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxgpt import cli
+
+STEPS = 1500
+OPTIONS = {
+    "model.layers": 1,
+    "model.heads": 2,
+    "model.width": 16,
+    "model.context": 16,
+    "data.tokenizer": "characters",
+    "training.steps": STEPS,
+    "training.batch-size": 4,
+    "training.evaluate-every": 500,
+    "sampling.tokens": 4,
+    "checkpoint.every-steps": 1,
+    "run.sample-every": 700,
+}
+TIMED = {"tokens_per_second", "step_seconds"}
+
+
+class Killer:
+    """Runs in `folder`, each start in a process of its own, forked from one that has imported what it needs."""
+
+    def __init__(self, folder: Path, seed: int = 0):
+        self.folder, self.random = folder, random.Random(seed)
+        words = random.Random(0).choices(["the", "cat", "sat", "on", "a", "mat", "and", "saw", "red", "hats"], k=3000)
+        (folder / "text.txt").write_text(" ".join(words))
+        os.environ |= {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        self._processes = multiprocessing.get_context("forkserver")
+        self._processes.set_forkserver_preload(["jaxgpt.training.loop"])
+
+    def start(self, name: str) -> Any:
+        options = OPTIONS | {"run.name": name, "run.folder": self.folder, "data.text": self.folder / "text.txt"}
+        words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+        process = self._processes.Process(target=cli.main, args=([*words, "--resume", "auto"],))
+        process.start()
+        return process
+
+    def finish(self, name: str) -> Path:
+        """Lets the run come to its end."""
+        process = self.start(name)
+        process.join()
+        return self.folder / name
+
+    def kill(self, name: str, times: int) -> collections.Counter[str]:
+        """Kills the run so many times, and returns what it was doing then. Fewer times, if it ends before."""
+        doing: collections.Counter[str] = collections.Counter()
+        metrics, checkpoints = self.folder / name / "metrics.jsonl", self.folder / name / "checkpoints"
+        while doing.total() < times:
+            process = self.start(name)
+            smallest = _size(metrics)
+            starting = self.random.random() < 0.15
+            for _ in range(self.random.randrange(200)) if starting else itertools.count():
+                time.sleep(0.005)
+                smallest = min(smallest, _size(metrics))
+                if not process.is_alive() or _has_grown(metrics, smallest):
+                    break
+            newest, further = _newest(checkpoints), not starting and self.random.random() < 0.5
+            while further and process.is_alive() and _newest(checkpoints) == newest:  # so that the run gets somewhere
+                time.sleep(0.005)
+            time.sleep(0 if starting else self.random.uniform(0, 0.5))
+            trained = _has_grown(metrics, smallest)
+            process.kill()
+            process.join()
+            if process.exitcode == 0:
+                break
+            saving = trained and any(not (path / "SHA256SUMS").is_file() for path in checkpoints.glob("*"))
+            doing["saving" if saving else "training" if trained else "starting"] += 1
+        return doing
+
+
+def _newest(checkpoints: Path) -> int:
+    return max((int(path.parent.name) for path in checkpoints.glob("*/SHA256SUMS")), default=0)
+
+
+def _text(path: Path) -> str:
+    """Empty while there is no such file, as when the folder is about to be replaced."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def _size(path: Path) -> int:
+    return len(_text(path))
+
+
+def _has_grown(metrics: Path, smallest: int) -> bool:
+    """Whether this start has added a step to the metrics, which it has first cut back, or emptied."""
+    text = _text(metrics)
+    return len(text) > smallest and '"loss"' in text.rpartition("\n{")[2]
+
+
+def difference(run: Path, expected: Path) -> str:
+    """What differs between two runs: in the last checkpoint's arrays, the metrics or the samples; empty if nothing."""
+    import jax
+
+    from jaxgpt import settings
+    from jaxgpt.training import checkpoints
+    from jaxgpt.training.step import init_state
+
+    def state(folder: Path) -> list[np.ndarray]:
+        config = settings.read(folder / "config.toml")
+        found = checkpoints.find(folder / "checkpoints")
+        if found.about["step"] != config.training.steps:
+            raise AssertionError(f"{folder} ended after step {found.about['step']}")
+        restored = checkpoints.load_state(found.path, jax.eval_shape(lambda: init_state(config)))
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(restored._replace(key=jax.random.key_data(restored.key)))]
+
+    def metrics(folder: Path) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [{key: line[key] for key in line.keys() - TIMED} for line in lines]
+
+    if not all(a.tobytes() == b.tobytes() for a, b in zip(state(run), state(expected), strict=True)):
+        return "the train states"
+    if metrics(run) != metrics(expected):
+        return "metrics.jsonl"
+    return "" if (run / "samples.txt").read_text() == (expected / "samples.txt").read_text() else "samples.txt"
+
+
+def cost_of_saving(config_name: str, folder: Path) -> dict[str, float]:
+    """Seconds of a step, seconds for which a save holds the loop, and until the checkpoint is whole."""
+    import jax
+
+    from jaxgpt import settings
+    from jaxgpt.config import Checkpoint
+    from jaxgpt.data.loader import Batch
+    from jaxgpt.training import corpus
+    from jaxgpt.training.saving import Writer
+    from jaxgpt.training.step import init_state, make_train_step
+
+    config = corpus.resolve_without_text(settings.read(settings.find_config(config_name)))
+    step = make_train_step(config)
+    state = jax.jit(lambda: init_state(config))()
+    shape = (1, config.training.batch_size, config.training.sequence_length)
+    batch = Batch(np.ones(shape, np.int32), np.ones(shape, np.int32))
+
+    def timed_step() -> float:
+        nonlocal state
+        began = time.perf_counter()
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+        return time.perf_counter() - began
+
+    timed_step()
+    steps = [timed_step() for _ in range(5)]
+    with Writer(folder / "cost", Checkpoint()) as writer:
+        began = time.perf_counter()
+        writer.save(state, {})
+        held = time.perf_counter() - began
+        during = []
+        while not writer.idle:
+            during.append(timed_step())
+        whole = time.perf_counter() - began
+    if writer.problem:
+        raise RuntimeError(writer.problem)
+    size = sum(path.stat().st_size for path in (folder / "cost").rglob("*") if path.is_file())
+    return {
+        "step_seconds": float(np.median(steps)),
+        "held_seconds": held,
+        "step_seconds_while_writing": float(np.median(during)) if during else 0.0,
+        "whole_after_seconds": whole,
+        "bytes": size,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--config", default="gpt2_124m", help="the model whose saving is timed")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/faults.json"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        killer = Killer(Path(folder))
+        whole = killer.finish("whole")
+        doing = killer.kill("killed", options.kills)
+        different = difference(killer.finish("killed"), whole)
+        result = {
+            "kills": doing.total(),
+            "killed_while": dict(doing),
+            "bit_identical": not different,
+            "different": different,
+            "saving": {"config": options.config} | cost_of_saving(options.config, Path(folder)),
+        }
+    options.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The train step compiled before there is a state, and the memory that it may have.
+
+What a program needs is known once it is compiled: so the step is compiled from shapes alone, and the loop runs that
+very program.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import psutil
+
+from jaxgpt.config import Compute, Config
+from jaxgpt.data.loader import Batch
+from jaxgpt.training.step import TrainState, init_state, layout_of, make_train_step, specs
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def shapes(config: Config) -> tuple[TrainState, Batch]:
+    """The shapes of a train step's arguments."""
+    training = config.training
+    tokens = jax.ShapeDtypeStruct((training.micro_batches, training.batch_size, training.sequence_length), np.int32)
+    return jax.eval_shape(lambda: init_state(config)), Batch(tokens, tokens)  # type: ignore[arg-type]
+
+
+def compile_step(config: Config) -> jax.stages.Compiled:
+    """The train step of this configuration, which must have its sizes filled in and no "auto" in `compute`."""
+    return make_train_step(config).lower(*shapes(config)).compile()
+
+
+def initial_state(config: Config) -> TrainState:
+    """`init_state`, in two programs: what the random weights need while they are drawn is gone when the moments come.
+
+    In one, a run with small batches would need more for its first state than for its steps, which the plan is of.
+    """
+    layout = layout_of(config)
+    where = layout.shardings(specs(layout))
+    params_where, rest_where = (where.params, where[1:]) if where else (None, None)
+    params = jax.block_until_ready(jax.jit(lambda: init_state(config).params, out_shardings=params_where)())
+    return TrainState(params, *jax.jit(lambda: init_state(config)[1:], out_shardings=rest_where)())
+
+
+class Capacity(NamedTuple):
+    bytes: int | None  # None where nobody says
+    source: str  # what it is, for people
+
+
+def capacity(compute: Compute) -> Capacity:
+    """The memory that a run may have: `compute.memory_limit_gib`, else what the device or the system has left."""
+    if compute.memory_limit_gib:
+        return Capacity(int(compute.memory_limit_gib * 2**30), "--compute.memory-limit-gib")
+    device = jax.devices()[0]
+    stats = device.memory_stats() or {}  # None on a CPU
+    if "bytes_limit" in stats:
+        return Capacity(
+            stats["bytes_limit"] - stats.get("bytes_in_use", 0), f"what JAX has of the {device.device_kind}"
+        )
+    if device.platform == "cpu":
+        left = [psutil.virtual_memory().available, *_cgroups_left(CGROUPS, Path("/proc/self/cgroup"))]
+        return Capacity(min(left), "what is available to this process")
+    return Capacity(None, f"{device.device_kind} doesn't say what it has")
+
+
+def _cgroups_left(root: Path, membership: Path) -> list[int]:
+    """Bytes left under each memory limit that Linux control groups set this process, of version 1 or 2.
+
+    A limit holds for all groups below it, so those above this process's own count too. Inside a container the path that
+    the kernel tells may be the host's; the root of what is mounted there is then the container's own group.
+    """
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return []
+    left = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            top, limit, usage, reclaimable = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+        elif not controllers:
+            top, limit, usage, reclaimable = root, "memory.max", "memory.current", ""
+        else:
+            continue
+        group = Path(os.path.normpath(f"/{path.strip('/')}")).relative_to("/")
+        for folder in (group, *group.parents):
+            found = _number(top / folder / limit)
+            if found is not None:
+                used = (_number(top / folder / usage) or 0) - _cached(top / folder, f"{reclaimable}inactive_file")
+                left.append(max(found - used, 0))
+    return left
+
+
+def _number(path: Path) -> int | None:
+    """The number in the file; None where there is no such file, or no limit in it ("max")."""
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def _cached(group: Path, key: str) -> int:
+    """Bytes of files that the kernel keeps for the group and gives up when memory is asked for."""
+    try:
+        lines = (group / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{key} ")), 0)

@@ -1,0 +1,116 @@
+"""The benchmark: its words, and what it makes of the answers. No implementation is started."""
+
+import itertools
+
+import pytest
+
+from benchmarks import bench
+from benchmarks.bench import agree, combine
+from jaxgpt import cli
+from jaxgpt.reports import profile
+
+
+def answer(who="ours", **values):
+    """What a peer answers."""
+    base = {
+        "who": who,
+        "dtype": "float32",
+        "batch": 2,
+        "sequence": 8,
+        "step_seconds": 0.5,
+        "tokens_per_second": 32.0,
+        "temp_bytes": 100,
+        "peak_bytes": 1000,
+        "compile_seconds": 3.0,
+        "loss": 4.0,
+        "grad_norm": 2.0,
+        "device": "cpu",
+        "peak_flops": None,
+    }
+    return base | values
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "0"], "--steps is 0, and must be greater than 0"),
+        (["--rounds", "-1"], "--rounds is -1, and must be greater than 0"),
+        (["--sizes", "2*512"], "--sizes 2*512: give sequences x length, such as 2x512"),
+        (["--sizes", "0x8"], "--sizes 0x8: give at least 1 sequence, and a length from 1 to 1024 for this model"),
+        (["--sizes", "1x8", "1x1025"], "--sizes 1x1025: give at least 1 sequence, and a length from 1 to 1024"),
+        (["--sizes", "1x1025", "--profile", "trace"], "--sizes 1x1025: give at least 1 sequence"),
+        (["--config", "quikstart"], "did you mean quickstart?"),
+        (["--who", "theirs"], "invalid choice"),
+        (["--compute.attention-block", "0"], "--compute.attention-block is 0, and must be greater than 0"),
+        (["--compute.recompute", "auto"], "--compute.recompute auto: name the level to measure"),
+    ],
+)
+def test_a_mistake_in_the_words(fails, monkeypatch, words, message):
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(bench, "bench", None)  # nothing is measured
+    assert message in fails("bench", *words)
+
+
+def test_the_words_reach_the_benchmark(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(bench, "bench", lambda model, **options: seen.update(model=model, **options) or 7)
+    words = ["--sizes", "2x16", "4x8", "--dtypes", "bfloat16", "--steps", "3", "--rounds", "2"]
+    assert cli.main(["bench", "--config", "quickstart", *words, "--compute.recompute", "none"]) == 7
+    assert seen["sizes"] == [(2, 16), (4, 8)]
+    assert seen["dtypes"] == ["bfloat16"]
+    assert (seen["steps"], seen["rounds"]) == (3, 2)
+    assert seen["who"] == list(bench.MODULES)
+    assert seen["compute"].recompute == "none"
+    assert seen["model"].vocabulary_size > 0
+    assert seen["output"] is None
+
+
+def test_a_profile_is_of_the_first_size_and_dtype(monkeypatch):
+    seen = []
+    monkeypatch.setattr(profile, "report", lambda *args: seen.extend(args) or 0)
+    words = ["--config", "quickstart", "--sizes", "2x16", "4x8", "--dtypes", "bfloat16", "float32"]
+    assert cli.main(["bench", *words, "--profile", "trace"]) == 0
+    config, batch, length, folder = seen
+    assert (batch, length, folder.name, config.compute.dtype) == (2, 16, "trace", "bfloat16")
+
+
+# Answers
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "limit"),
+    [("cpu", "float32", 1e-4), ("NVIDIA H100", "float32", 2e-3), ("cpu", "bfloat16", 2e-2)],
+)
+@pytest.mark.parametrize("key", ["loss", "grad_norm"])
+def test_answers_agree_within_the_dtypes_limit(capsys, device, dtype, limit, key):
+    first = answer(device=device, dtype=dtype)
+    for sign, (factor, agreed) in itertools.product((1, -1), ((0.9, True), (1.1, False))):
+        other = answer("torch", device=device, dtype=dtype) | {key: first[key] * (1 + sign * factor * limit)}
+        assert agree([first, answer("jax.grad", device=device, dtype=dtype), other]) is agreed
+        printed = capsys.readouterr().out
+        assert ("all agree" in printed) is agreed
+        assert (f"DISAGREEMENT: {key} of torch" in printed) is not agreed
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_disagrees(value):
+    assert not agree([answer(), answer("torch", loss=value)])
+    assert not agree([answer(loss=value), answer("torch", loss=4.0)])
+
+
+def test_one_answer_agrees_with_itself():
+    assert agree([answer()])
+
+
+def test_rounds_are_combined():
+    """The median time and what follows from it; the largest memory and compile time; the rest as first answered."""
+    rounds = [
+        answer(step_seconds=0.4, compile_seconds=9.0, peak_bytes=10),
+        answer(step_seconds=2.0, compile_seconds=1.0, peak_bytes=30),
+        answer(step_seconds=0.5, compile_seconds=1.0, peak_bytes=20),
+    ]
+    combined = combine(rounds)
+    assert combined == rounds[0] | {"step_seconds": 0.5, "tokens_per_second": 32.0, "peak_bytes": 30}
