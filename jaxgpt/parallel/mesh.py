@@ -7,6 +7,7 @@ from jaxgpt.config import Config, Parallel
 from jaxgpt.errors import UserError
 
 AXIS = "data"
+SHARDS = 8  # virtual ones, of `parallel.reproducible`
 
 
 def available() -> int:
@@ -34,3 +35,13 @@ def check(config: Config) -> None:
             f"--training.batch-size is {sequences}, and must be divisible by the number of devices, {count}: each "
             "takes the same number of a micro-batch's sequences. Change it, or --parallel.devices"
         )
+    if not config.parallel.reproducible:
+        return
+    needs = {
+        f"--parallel.zero 0 (it is {config.parallel.zero})": config.parallel.zero == 0,
+        f"1, 2, 4 or 8 devices (--parallel.devices; here it would be {count})": SHARDS % count == 0,
+        f"a --training.batch-size divisible by {SHARDS} (it is {sequences})": sequences % SHARDS == 0,
+    }
+    missing = [need for need, there in needs.items() if not there]
+    if missing:
+        raise UserError(f"--parallel.reproducible needs {' and '.join(missing)}")

@@ -40,6 +40,7 @@ class Layout:
     mesh: Mesh
     zero: int
     shapes: gpt2.Params  # of the whole parameters
+    reproducible: bool
 
     @property
     def devices(self) -> int:

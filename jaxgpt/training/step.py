@@ -26,7 +26,7 @@ from jaxgpt.data.loader import Batch
 from jaxgpt.layers import cross_entropy
 from jaxgpt.models import gpt2
 from jaxgpt.optimizers import adamw, clipping, schedules
-from jaxgpt.parallel import mesh
+from jaxgpt.parallel import mesh, reproducible
 from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import spikes
 
@@ -76,7 +76,7 @@ def arrange(stacked: gpt2.Params, compute: Compute) -> gpt2.Params:
 def layout_of(config: Config) -> Layout:
     """How the parameters and moments lie on the devices. UserError for devices that aren't there."""
     shapes = jax.eval_shape(lambda: arrange(gpt2.init(config.model, jax.random.key(0)), config.compute))
-    return Layout(mesh.make(config.parallel), config.parallel.zero, shapes)
+    return Layout(mesh.make(config.parallel), config.parallel.zero, shapes, config.parallel.reproducible)
 
 
 def specs(layout: Layout) -> TrainState:
@@ -112,11 +112,16 @@ def batch_loss_and_grads(
     def accumulate(total, micro_batch):
         return jax.tree.map(jnp.add, total, one(*micro_batch)), None
 
-    if batch.tokens.shape[0] == 1:
-        loss, grads = one(batch.tokens[0], batch.targets[0])
-    else:
+    def over_micro_batches(batch: Batch):
+        if batch.tokens.shape[0] == 1:
+            return one(batch.tokens[0], batch.targets[0])
         shapes = jax.eval_shape(one, batch.tokens[0], batch.targets[0])
-        (loss, grads), _ = lax.scan(accumulate, jax.tree.map(jnp.zeros_like, shapes), batch)
+        total, _ = lax.scan(accumulate, jax.tree.map(jnp.zeros_like, shapes), batch)
+        return total
+
+    if layout.reproducible:
+        return reproducible.summed(over_micro_batches, batch, layout.devices)
+    loss, grads = over_micro_batches(batch)
     return layout.total(loss), layout.reduce(grads)
 
 
