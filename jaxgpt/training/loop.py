@@ -48,8 +48,9 @@ def train(config: Config) -> None:
         Writer(folder.checkpoints, config.checkpoint) as writer,
         Display(config.training.steps) as display,
     ):
-        folder.write_json("memory_plan.json", plan.as_json())
-        _Run(config, data, folder, writer, display, program, [f"attention {attention}", *plan.lines()]).go()
+        run = _Run(config, data, folder, writer, display, program, [f"attention {attention}", *plan.lines()])
+        folder.write_json("memory_plan.json", plan.as_json())  # now that there is nothing more to refuse
+        run.go()
 
 
 class _Run:
@@ -81,7 +82,7 @@ class _Run:
         """The state to begin from, and what is to be said of where it comes from."""
         if not self.folder.resumes:
             return ahead.initial_state(self.config), []
-        return resuming.resume(self.folder, self.config, self.data, ahead.shapes(self.config)[0])
+        return resuming.resume(self.folder, self.data, ahead.shapes(self.config)[0])
 
     def go(self) -> None:
         self._introduce()
@@ -134,7 +135,7 @@ class _Run:
                 if sample:
                     self.display.note(f"--- sample after step {self.done} ---\n{self._sample()}\n---")
                 if save:
-                    self.writer.save(self.state, resuming.about(self.config, self.data, self.folder))
+                    self.writer.save(self.state, resuming.about(self.folder, self.data))
                 self.clock = time.perf_counter()
             if self.writer.problem:
                 self.display.note(f"{self.writer.problem}; training goes on")
@@ -211,7 +212,7 @@ class _Run:
 
     def _save(self) -> Path:
         """Saves to the end."""
-        return self.writer.save_and_wait(self.state, resuming.about(self.config, self.data, self.folder))
+        return self.writer.save_and_wait(self.state, resuming.about(self.folder, self.data))
 
     def _draw_curve(self) -> Path:
         with self.folder.writing("loss.png") as path:
