@@ -48,8 +48,7 @@ def train(config: Config) -> None:
         Writer(folder.checkpoints, config.checkpoint) as writer,
         Display(config.training.steps) as display,
     ):
-        folder.write_json("memory_plan.json", plan.as_json())
-        _Run(config, data, folder, writer, display, program, [f"attention {attention}", *plan.lines()]).go()
+        _Run(asked, config, data, folder, writer, display, program, plan, attention).go()
 
 
 class _Run:
@@ -57,17 +56,21 @@ class _Run:
 
     def __init__(
         self,
+        asked: Config,
         config: Config,
         data: Corpus,
         folder: RunFolder,
         writer: Writer,
         display: Display,
         train_step: jax.stages.Compiled,
-        chosen: list[str],
+        plan: memory_plan.Plan,
+        attention: str,
     ):
         self.config, self.data, self.folder, self.writer, self.display = config, data, folder, writer, display
+        self.asked = asked  # before anything was chosen for this machine: what is written down
         self.train_step = train_step
-        self.chosen = chosen  # lines on what was chosen for this machine, and what memory it takes
+        self.plan = plan
+        self.attention = attention  # which one runs, in words
         self.fixed_order = needs_fixed_order(config.compute)
         self.validation_loss = make_validation_loss(config, data.validation, config.training.sequence_length)
         self.state, self.notes = self._first_state()
@@ -81,7 +84,7 @@ class _Run:
         """The state to begin from, and what is to be said of where it comes from."""
         if not self.folder.resumes:
             return ahead.initial_state(self.config), []
-        return resuming.resume(self.folder, self.config, self.data, ahead.shapes(self.config)[0])
+        return resuming.resume(self.folder, self.asked, self.data, ahead.shapes(self.config)[0])
 
     def go(self) -> None:
         self._introduce()
@@ -134,7 +137,7 @@ class _Run:
                 if sample:
                     self.display.note(f"--- sample after step {self.done} ---\n{self._sample()}\n---")
                 if save:
-                    self.writer.save(self.state, resuming.about(self.config, self.data, self.folder))
+                    self.writer.save(self.state, resuming.about(self.asked, self.data, self.folder))
                 self.clock = time.perf_counter()
             if self.writer.problem:
                 self.display.note(f"{self.writer.problem}; training goes on")
@@ -211,7 +214,7 @@ class _Run:
 
     def _save(self) -> Path:
         """Saves to the end."""
-        return self.writer.save_and_wait(self.state, resuming.about(self.config, self.data, self.folder))
+        return self.writer.save_and_wait(self.state, resuming.about(self.asked, self.data, self.folder))
 
     def _draw_curve(self) -> Path:
         with self.folder.writing("loss.png") as path:
@@ -233,12 +236,14 @@ class _Run:
             f"({device.platform})",
             f"a token   {self.flops_per_token:,} operations, as llm.c counts them, which "
             f"{'MFU' if self.peak else 'TFLOP/s'} is of; {products:,} in matrix products",
-            *self.chosen,
+            f"attention {self.attention}",
             *(["order     of sums is fixed: some kernels are slower ones"] if self.fixed_order else []),
             *([f"note      {config.run.note}"] if config.run.note else []),
             *self.notes,
+            *self.plan.lines(),
         ):
             self.display.note(line)
+        self.folder.write_json("memory_plan.json", self.plan.as_json())
 
     def _conclude(self, before: str, after: str, loss: float, saved: object) -> None:
         for heading, text in (("before training", before), ("after training", after)):
