@@ -225,7 +225,7 @@ def test_overwrite_replaces_it(run, monkeypatch):
     """Its checkpoint is gone when training starts."""
     monkeypatch.setattr(loop, "_Run", lambda *args: types.SimpleNamespace(go=lambda: None))
     assert cli.main([*TINY, "--run.name", "escapes", "--run.overwrite"]) == 0
-    assert {path.name for path in run.iterdir()} == {"config.toml", "memory_plan.json", "metrics.jsonl"}
+    assert {path.name for path in run.iterdir()} == {"config.toml", "metrics.jsonl"}
 
 
 def test_overwrite_with_another_mistake_leaves_it_as_it_is(fails, run):
