@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks import machine
-from jaxgpt.config import Config, Model, Optimizer, Training
+from jaxgpt.config import Config, Model, Optimizer, Parallel, Training
 from jaxgpt.data import loader, texts, tokenizers
 from jaxgpt.models import gpt2
 from jaxgpt.training import step
@@ -90,6 +90,7 @@ def main() -> int:
     tokenizer = tokenizers.make("gpt2", text)
     tokens = tokenizer.encode(text[:10_000])[: BATCH_SIZE * LENGTH + 1]
     config = Config(
+        parallel=Parallel(devices=1),
         model=Model(vocabulary_size=tokenizer.vocabulary_size),
         training=Training(steps=STEPS, batch_size=BATCH_SIZE, sequence_length=LENGTH),
         optimizer=OPTIMIZER,

@@ -63,6 +63,17 @@ class Compute:
 
 
 @dataclass(frozen=True)
+class Parallel:
+    """Training on several devices, each with its part of every micro-batch's sequences."""
+
+    devices: int = 0
+    """How many; 0 takes all there are."""
+    zero: Literal[0, 1, 2, 3] = 0
+    """What they divide among them, so that each needs less memory: nothing (0), masters and moments (1), gradients as
+    well (2), the parameters as well, which are gathered layer by layer (3)."""
+
+
+@dataclass(frozen=True)
 class Data:
     """What is trained on."""
 
@@ -185,6 +196,7 @@ class Config:
 
     model: Model = field(default_factory=Model)
     compute: Compute = field(default_factory=Compute)
+    parallel: Parallel = field(default_factory=Parallel)
     data: Data = field(default_factory=Data)
     training: Training = field(default_factory=Training)
     optimizer: Optimizer = field(default_factory=Optimizer)

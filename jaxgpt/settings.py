@@ -102,6 +102,7 @@ def check(config: Config) -> None:
         "checkpoint": ("keep_last",),
     }
     not_negative = {
+        "parallel": ("devices",),
         "model": ("vocabulary_size",),
         "compute": ("memory_limit_gib",),
         "training": ("sequence_length", "seed", "evaluate_every", "evaluation_batches"),

@@ -13,6 +13,7 @@ from jaxtyping import install_import_hook
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_num_cpu_devices", 8)  # of which a run takes one, unless it asks for more
 
 # Nothing is taken from the user's cache or left there, by the processes that tests start neither.
 CACHE = tempfile.TemporaryDirectory(prefix="jaxgpt-tests-")  # until the tests' process ends
@@ -37,6 +38,16 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("jaxgpt")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_device_by_default():
+    """As on the machine that most people begin with."""
+    from jaxgpt.parallel import mesh  # not before the import hook above
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh, "available", lambda: 1)
+        yield
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from benchmarks.peers import common
 from benchmarks.peers.spec import WARM_UP, Spec
-from jaxgpt.config import Config, Training
+from jaxgpt.config import Config, Parallel, Training
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import gpt2
 from jaxgpt.training import step
@@ -11,7 +11,13 @@ from jaxgpt.training import step
 def make(spec: Spec, params: gpt2.Params) -> common.Program:
     training = Training(steps=WARM_UP + spec.steps, batch_size=spec.batch, sequence_length=spec.sequence)
     compute, attention = choose_attention(spec.model, spec.compute, spec.sequence)
-    config = Config(model=spec.model, compute=compute, training=training, optimizer=spec.optimizer)
+    config = Config(
+        model=spec.model,
+        compute=compute,
+        parallel=Parallel(devices=1),
+        training=training,
+        optimizer=spec.optimizer,
+    )
     state = step.init_state(config)._replace(params=step.arrange(params, compute))
     return common.Program(step.make_train_step(config), state, f"attention {attention}")
 

@@ -45,6 +45,13 @@ class Params(NamedTuple):
     final_norm: layernorm.Params
 
 
+Movement = Callable[[Block], Block]  # of a block's parameters or gradients, between devices
+
+
+def as_it_is(block: Block) -> Block:
+    return block
+
+
 class BlockResiduals(NamedTuple):
     """What a block keeps; None what `compute.recompute` has computed again.
 
@@ -198,19 +205,31 @@ def merge_heads(x: Float[Array, "B T H D"]) -> Float[Array, "N C"]:
 
 
 def features(
-    params: Params, tokens: Int[Array, "B T"], model: Model, compute: Compute
+    params: Params, tokens: Int[Array, "B T"], model: Model, compute: Compute, *, gather: Movement = as_it_is
 ) -> tuple[Float[Array, "N C"], Residuals]:
-    """All of the model but the unembedding, for N = B·T tokens. The parameters' dtype is the compute dtype."""
+    """All of the model but the unembedding, for N = B·T tokens. The parameters' dtype is the compute dtype.
+
+    `gather` makes a block's parameters of what `params` has in their place, when it is that block's turn.
+    """
     x, embedding_residuals = embedding.forward(params.embedding, tokens)
     x = x.reshape(-1, model.width)  # one axis for all tokens: only attention knows of sequences
 
     def one_block(x, block):
+        block = _taken(gather, block, x)
         y, residuals = block_forward(block, x, tokens.shape[0], model, compute)
         return y, x if compute.recompute == "block" else residuals
 
     x, blocks = _walk(one_block, x, params.blocks)
     x, final_norm = layernorm.forward(params.final_norm, x)
     return x, Residuals(embedding_residuals, blocks, final_norm)
+
+
+def _taken(gather: Movement, block: Block, after: Float[Array, "N C"]) -> Block:
+    """A block's parameters, gathered only when its input (or gradient) is there.
+
+    Else the compiler may gather all layers first, or keep from the forward what the backward is to gather again.
+    """
+    return block if gather is as_it_is else gather(not_before(after, block))
 
 
 def _walk(body: Callable, carry: Array, blocks: Block | tuple[Block, ...], *more: Any, reverse: bool = False) -> Any:
@@ -243,9 +262,10 @@ def loss(
     compute: Compute,
     *,
     scale: Float[Array, ""] | None = None,
+    gather: Movement = as_it_is,
 ) -> Float[Array, ""]:
     """Mean loss of the targets that are not IGNORED; with `scale`, `scale` times their sum."""
-    x, _ = features(params, tokens, model, compute)
+    x, _ = features(params, tokens, model, compute, gather=gather)
     value, _ = _classify(params, x, targets, model, compute, scale)
     return value
 
@@ -258,20 +278,26 @@ def loss_and_grads(
     compute: Compute,
     *,
     scale: Float[Array, ""] | None = None,
+    gather: Movement = as_it_is,
+    scatter: Movement = as_it_is,
 ) -> tuple[Float[Array, ""], Params]:
-    """`loss`, and its gradient by every parameter, in the accumulation dtype."""
-    x, residuals = features(params, tokens, model, compute)
+    """`loss`, and its gradient by every parameter, in the accumulation dtype.
+
+    `scatter` makes of a block's gradients, as soon as they are there, what is returned in their place.
+    """
+    x, residuals = features(params, tokens, model, compute, gather=gather)
     value, classifier = _classify(params, x, targets, model, compute, scale)
 
     head, dx = unembedding.backward(classifier)
     final_norm, dx = layernorm.backward(params.final_norm, residuals.final_norm, dx)
 
-    def one_block(dx, params, residuals):
+    def one_block(dx, block, residuals):
+        block = _taken(gather, block, dx)
         if compute.recompute == "block":
             x = not_before(dx, residuals)
-            _, residuals = block_forward(params, x, tokens.shape[0], model, compute)
-        grads, dx = block_backward(params, residuals, dx, compute)
-        return dx, grads
+            _, residuals = block_forward(block, x, tokens.shape[0], model, compute)
+        grads, dx = block_backward(block, residuals, dx, compute)
+        return dx, scatter(grads)
 
     dx, blocks = _walk(one_block, dx, params.blocks, residuals.blocks, reverse=True)
     dx = dx.reshape(*tokens.shape, model.width)

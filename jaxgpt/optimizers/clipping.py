@@ -1,5 +1,6 @@
 """Clipping by the global norm (Pascanu, Mikolov and Bengio 2013, arXiv:1211.5063, algorithm 1)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,9 +9,13 @@ from jaxtyping import Array, Float
 
 
 @jax.named_scope("clipping.global_norm")
-def global_norm(grads: Any) -> Float[Array, ""]:
-    """The Euclidean norm of all gradients taken as one vector."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(grad)) for grad in jax.tree.leaves(grads)))
+def global_norm(grads: Any, total: Callable[[Array], Array] | None = None) -> Float[Array, ""]:
+    """The Euclidean norm of all gradients taken as one vector.
+
+    Where several devices have a part of it each, `total` gives the sum of their squares.
+    """
+    squares = jnp.asarray(sum(jnp.sum(jnp.square(grad)) for grad in jax.tree.leaves(grads)))
+    return jnp.sqrt(total(squares) if total else squares)
 
 
 def factor(norm: Float[Array, ""], limit: float) -> Float[Array, ""]:

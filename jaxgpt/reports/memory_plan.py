@@ -21,7 +21,7 @@ from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import gpt2
 from jaxgpt.training import ahead
 from jaxgpt.training.ahead import Capacity
-from jaxgpt.training.step import cast
+from jaxgpt.training.step import cast, layout_of
 
 LEVELS = ("none", "gelu", "norms", "block")  # of recompute, the fastest first
 SMALLEST_CHUNK = 128  # of the classifier: below it, its products are slow
@@ -167,21 +167,25 @@ def least(config: Config) -> int:
 
 
 def measure(config: Config) -> Sizes:
-    """The sizes by name, from shapes: nothing is computed."""
-    model, compute, training = config.model, config.compute, config.training
-    state, batch = ahead.shapes(config)
-    weights = jax.eval_shape(lambda params: cast(params, compute), state.params)
-    tokens = jax.ShapeDtypeStruct(batch.tokens.shape[1:], batch.tokens.dtype)
+    """The sizes by name on one device, from shapes: nothing is computed."""
+    model, compute, training, layout = config.model, config.compute, config.training, layout_of(config)
+    state, _ = ahead.shapes(config)
+    weights = jax.eval_shape(lambda params: cast(params, compute), layout.shapes)
+    sequences = training.batch_size // layout.devices
+    tokens = jax.ShapeDtypeStruct((sequences, training.sequence_length), jnp.int32)
     _, residuals = jax.eval_shape(lambda params, tokens: gpt2.features(params, tokens, model, compute), weights, tokens)
     wide = accumulation_dtype(compute.dtype)
     gradients = sum(leaf.size * wide.itemsize for leaf in jax.tree.leaves(weights))
-    chunk = min(compute.classifier_chunk, training.batch_size * training.sequence_length)
+    chunk = min(compute.classifier_chunk, sequences * training.sequence_length)
     logits = chunk * model.padded_vocabulary_size
+    divided = layout.devices if layout.in_pieces else 1
+    copied = compute.dtype != compute.parameters or layout.in_pieces
+    whole = weights if layout.zero < 3 or not layout.in_pieces else weights._replace(blocks=())
     return Sizes(
-        parameters=_bytes(state.params),
-        moments=_bytes(state.moments),
-        gradients=gradients * (2 if training.micro_batches > 1 else 1),
-        weights=_bytes(weights) if compute.dtype != compute.parameters else 0,
+        parameters=_bytes(state.params) // divided,
+        moments=_bytes(state.moments) // divided,
+        gradients=gradients * (2 if training.micro_batches > 1 else 1) // (divided if layout.zero >= 2 else 1),
+        weights=_bytes(whole) if copied else 0,
         activations=_by_name(residuals.blocks),
         ends=_bytes((residuals.embedding, residuals.final_norm)),
         logits=logits * wide.itemsize,
@@ -217,7 +221,7 @@ def _refusal(config: Config, plan: Plan) -> UserError:
     if not found:
         chunk = min(SMALLEST_CHUNK, config.compute.classifier_chunk)
         least_of_all = {"recompute": "block", "classifier_chunk": chunk, "dtype": "bfloat16"}
-        everything = _with(config, compute=least_of_all, training=_split(config, 1))
+        everything = _with(config, compute=least_of_all, training=_split(config, layout_of(config).devices))
         found = [fitting for fitting in [_first_that_fits([everything], plan)] if fitting]
     if not found:
         return UserError(f"{head}No option makes this model fit: take a smaller one, or a larger device")
@@ -234,9 +238,12 @@ def _changes(config: Config, plan: Plan) -> Iterator[list[Config]]:
     compute, training = config.compute, config.training
     after = LEVELS[LEVELS.index(compute.recompute) + 1 :]
     yield [_with(config, compute={"recompute": level}) for level in after if level != "block"]
-    chunk = min(compute.classifier_chunk, training.batch_size * training.sequence_length)
+    devices = layout_of(config).devices
+    chunk = min(compute.classifier_chunk, training.batch_size // devices * training.sequence_length)
     yield [_with(config, compute={"classifier_chunk": size}) for size in (512, SMALLEST_CHUNK) if size < chunk]
-    divisors = [size for size in range(training.batch_size - 1, 0, -1) if training.batch_size % size == 0]
+    divisors = [
+        size for size in range(training.batch_size - 1, 0, -1) if training.batch_size % size == size % devices == 0
+    ]
     promising = [size for size in divisors if size <= (plan.largest_batch_size or 0)] or divisors[-1:]
     yield [_with(config, training=_split(config, size)) for size in promising]
     if "block" in after:

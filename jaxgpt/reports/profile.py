@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxgpt.config import Config
+from jaxgpt.config import Config, Parallel
 from jaxgpt.data.loader import Batch
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.training.step import init_state, make_train_step
@@ -75,7 +75,7 @@ def operation_origins(program: str) -> dict[str, str]:
 def report(config: Config, batch: int, length: int, folder: Path, steps: int = 3) -> int:
     """Profiles this configuration's train step on random tokens and prints the table."""
     compute, attention = choose_attention(config.model, config.compute, length)
-    config = dataclasses.replace(config, compute=compute)
+    config = dataclasses.replace(config, compute=compute, parallel=Parallel(devices=1))
     train_step = make_train_step(config)
     random = np.random.default_rng(0)
     tokens = random.integers(0, config.model.vocabulary_size, (1, batch, length), dtype=np.int32)

@@ -4,7 +4,6 @@ What a program needs is known once it is compiled: so the step is compiled from 
 very program.
 """
 
-import functools
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +14,7 @@ import psutil
 
 from jaxgpt.config import Compute, Config
 from jaxgpt.data.loader import Batch
-from jaxgpt.models import gpt2
-from jaxgpt.training.step import TrainState, init_state, make_train_step
+from jaxgpt.training.step import TrainState, init_state, layout_of, make_train_step, specs
 
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -38,18 +36,11 @@ def initial_state(config: Config) -> TrainState:
 
     In one, a run with small batches would need more for its first state than for its steps, which the plan is of.
     """
-    params = jax.block_until_ready(_initial_params(config))
-    return _initial_rest(config)._replace(params=params)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _initial_params(config: Config) -> gpt2.Params:
-    return init_state(config).params
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _initial_rest(config: Config) -> TrainState:
-    return init_state(config)._replace(params=None)  # type: ignore[arg-type]
+    layout = layout_of(config)
+    where = layout.shardings(specs(layout))
+    params_where, rest_where = (where.params, where[1:]) if where else (None, None)
+    params = jax.block_until_ready(jax.jit(lambda: init_state(config).params, out_shardings=params_where)())
+    return TrainState(params, *jax.jit(lambda: init_state(config)[1:], out_shardings=rest_where)())
 
 
 class Capacity(NamedTuple):

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,12 +21,14 @@ from jaxgpt.evaluation.loss import make_validation_loss
 from jaxgpt.generation.sampling import generate, only_known_tokens
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import gpt2
+from jaxgpt.parallel import mesh
 from jaxgpt.reports import memory_plan
 from jaxgpt.reports.curves import loss_curve
-from jaxgpt.training import ahead, corpus, flops, peaks, resuming
+from jaxgpt.training import corpus, flops, peaks, resuming
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.display import Display, printable
 from jaxgpt.training.folder import RunFolder, read_metrics
+from jaxgpt.training.placement import Placement
 from jaxgpt.training.saving import Writer
 from jaxgpt.training.signals import Stop
 from jaxgpt.training.step import Metrics, TrainState, needs_fixed_order
@@ -38,6 +41,7 @@ def train(config: Config) -> None:
     the end of a Slurm allocation, UserError as the data raise it, where the run can't be resumed and where it doesn't
     fit the device's memory.
     """
+    mesh.check(config)
     compilation_cache.use(config.run.compilation_cache)
     data, asked = corpus.load(config)
     compute, attention = choose_attention(asked.model, asked.compute, asked.training.sequence_length)
@@ -71,6 +75,7 @@ class _Run:
         self.chosen = chosen  # lines on what was chosen for this machine, and what memory it takes
         self.fixed_order = needs_fixed_order(config.compute)
         self.validation_loss = make_validation_loss(config, data.validation, config.training.sequence_length)
+        self.placement = Placement(config)
         self.state, self.notes = self._first_state()
         self.done = int(self.state.step)  # steps dispatched
         self.clock = 0.0  # when the last step's metrics were read
@@ -81,8 +86,9 @@ class _Run:
     def _first_state(self) -> tuple[TrainState, list[str]]:
         """The state to begin from, and what is to be said of where it comes from."""
         if not self.folder.resumes:
-            return ahead.initial_state(self.config), []
-        return resuming.resume(self.folder, self.data, ahead.shapes(self.config)[0])
+            return self.placement.first_state(), []
+        saved, notes = resuming.resume(self.folder, self.data, self.placement.saved_shapes())
+        return self.placement.from_saved(saved), notes
 
     def go(self) -> None:
         self._introduce()
@@ -135,7 +141,7 @@ class _Run:
                 if sample:
                     self.display.note(f"--- sample after step {self.done} ---\n{self._sample()}\n---")
                 if save:
-                    self.writer.save(self.state, resuming.about(self.folder, self.data))
+                    self.writer.save(*self._to_save())
                 self.clock = time.perf_counter()
             if self.writer.problem:
                 self.display.note(f"{self.writer.problem}; training goes on")
@@ -205,14 +211,18 @@ class _Run:
         """Draws a text, writes it to samples.txt, and returns it as it may be shown on a terminal."""
         config, data = self.config, self.data
         model = only_known_tokens(config.model, data.tokenizer)
-        ids = generate(self.state.params, data.prompt, config.sampling, config.training.seed, model, config.compute)
+        params = self.placement.whole_params(self.state)
+        ids = generate(params, data.prompt, config.sampling, config.training.seed, model, config.compute)
         text = printable(data.tokenizer.decode(np.concatenate([data.prompt, np.fromiter(ids, np.int32)])))
         self.folder.sample(self.done, text)
         return text
 
     def _save(self) -> Path:
         """Saves to the end."""
-        return self.writer.save_and_wait(self.state, resuming.about(self.folder, self.data))
+        return self.writer.save_and_wait(*self._to_save())
+
+    def _to_save(self) -> tuple[TrainState, dict[str, Any]]:
+        return self.placement.to_save(self.state), resuming.about(self.folder, self.data)
 
     def _draw_curve(self) -> Path:
         with self.folder.writing("loss.png") as path:
@@ -234,6 +244,7 @@ class _Run:
             f"({device.platform})",
             f"a token   {self.flops_per_token:,} operations, as llm.c counts them, which "
             f"{'MFU' if self.peak else 'TFLOP/s'} is of; {products:,} in matrix products",
+            *self.placement.words(),
             *self.chosen,
             *(["order     of sums is fixed: some kernels are slower ones"] if self.fixed_order else []),
             *([f"note      {config.run.note}"] if config.run.note else []),

@@ -7,6 +7,9 @@ float32 accumulator, and each is weighted by 1/(number of targets in the whole b
 of the whole batch's mean however it is cut. A step whose loss or gradient is not finite, or is a spike (`spikes.py`),
 changes neither parameters nor moments. After `stop_after_nonfinite` steps in a row that were not finite no step changes
 anything, so that steps that were already dispatched when the loop reads of it leave the last good state alone.
+
+On several devices the step is one `shard_map`: each runs this on its part of every micro-batch's sequences, and what is
+`layout`'s is what crosses the network (`parallel/sharding.py`). All else is the same on each of them.
 """
 
 from collections.abc import Callable
@@ -15,6 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxgpt.config import Compute, Config, Model
@@ -22,6 +26,8 @@ from jaxgpt.data.loader import Batch
 from jaxgpt.layers import cross_entropy
 from jaxgpt.models import gpt2
 from jaxgpt.optimizers import adamw, clipping, schedules
+from jaxgpt.parallel import mesh
+from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import spikes
 
 MOST_UNROLLED = 24  # layers; more take minutes to compile
@@ -53,7 +59,7 @@ def init_state(config: Config) -> TrainState:
     """The state before the first step; a pure function of `training.seed`."""
     weights_key, key = jax.random.split(jax.random.key(config.training.seed))
     params = arrange(gpt2.init(config.model, weights_key), config.compute)
-    params = jax.tree.map(lambda array: array.astype(config.compute.parameters), params)
+    params = jax.tree.map(lambda array: array.astype(config.compute.parameters), layout_of(config).pieces(params))
     return TrainState(
         params, adamw.init(params), jnp.int32(0), key, jnp.int32(0), jnp.int32(0), spikes.init(), spikes.init()
     )
@@ -67,6 +73,18 @@ def arrange(stacked: gpt2.Params, compute: Compute) -> gpt2.Params:
     return gpt2.unstacked(stacked) if unroll else stacked
 
 
+def layout_of(config: Config) -> Layout:
+    """How the parameters and moments lie on the devices. UserError for devices that aren't there."""
+    shapes = jax.eval_shape(lambda: arrange(gpt2.init(config.model, jax.random.key(0)), config.compute))
+    return Layout(mesh.make(config.parallel), config.parallel.zero, shapes)
+
+
+def specs(layout: Layout) -> TrainState:
+    """Which axis of each part of the state is divided among the devices."""
+    params, whole = layout.specs(), PartitionSpec()
+    return TrainState(params, adamw.Moments(params, params), whole, whole, whole, whole, whole, whole)  # type: ignore[arg-type]
+
+
 def needs_fixed_order(compute: Compute) -> bool:
     """Whether the compiler must be told to add in a fixed order: some of a GPU's kernels add what comes first first."""
     return compute.deterministic and jax.default_backend() == "gpu"
@@ -78,32 +96,37 @@ def cast(params: gpt2.Params, compute: Compute) -> gpt2.Params:
 
 
 def batch_loss_and_grads(
-    params: gpt2.Params, batch: Batch, model: Model, compute: Compute
+    params: gpt2.Params, batch: Batch, model: Model, compute: Compute, layout: Layout
 ) -> tuple[Float[Array, ""], gpt2.Params]:
-    """The mean loss of a batch of micro-batches, and its gradient in float32."""
-    scale = 1 / jnp.maximum(jnp.sum(batch.targets != cross_entropy.IGNORED), 1)
-    working = cast(params, compute)
+    """The mean loss of a batch of micro-batches, and its gradient in float32: of it what this device updates."""
+    count = layout.total(jnp.sum(batch.targets != cross_entropy.IGNORED))
+    scale = 1 / jnp.maximum(count, 1)
+    working = layout.working(cast(params, compute))
 
     def one(tokens, targets):
-        return gpt2.loss_and_grads(working, tokens, targets, model, compute, scale=scale)
-
-    if batch.tokens.shape[0] == 1:
-        return one(batch.tokens[0], batch.targets[0])
+        loss, grads = gpt2.loss_and_grads(
+            working, tokens, targets, model, compute, scale=scale, gather=layout.gather, scatter=layout.scatter
+        )
+        return loss, layout.scatter_ends(grads)
 
     def accumulate(total, micro_batch):
         return jax.tree.map(jnp.add, total, one(*micro_batch)), None
 
-    zeros = jax.tree.map(lambda array: jnp.zeros_like(array, dtype=jnp.float32), (jnp.float32(0), params))
-    total, _ = lax.scan(accumulate, zeros, batch)
-    return total
+    if batch.tokens.shape[0] == 1:
+        loss, grads = one(batch.tokens[0], batch.targets[0])
+    else:
+        shapes = jax.eval_shape(one, batch.tokens[0], batch.targets[0])
+        (loss, grads), _ = lax.scan(accumulate, jax.tree.map(jnp.zeros_like, shapes), batch)
+    return layout.total(loss), layout.reduce(grads)
 
 
 def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted train step of this configuration. Compiles once per shape of the batch, of which a run has one."""
+    layout = layout_of(config)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        loss, grads = batch_loss_and_grads(state.params, batch, config.model, config.compute)
-        norm = clipping.global_norm(grads)
+        loss, grads = batch_loss_and_grads(state.params, batch, config.model, config.compute, layout)
+        norm = clipping.global_norm(grads, layout.total_of_pieces)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         factor = clipping.factor(norm, config.optimizer.clip_norm)
         grads = jax.tree.map(lambda grad: grad * factor, grads)
@@ -125,7 +148,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
             rate,
             config.optimizer,
             advance=taken,
-            key=state.key,
+            key=layout.own_key(state.key),
         )
         nonfinite = jnp.where(stopped, state.nonfinite, jnp.where(finite, 0, state.nonfinite + 1))
         # A skipped step still counts: the next one has other data and its own place in the schedule.
@@ -134,5 +157,12 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
         new = TrainState(params, moments, step, state.key, nonfinite, skipped, losses, norms)
         return new, Metrics(loss, norm, rate, loss_z, norm_z, nonfinite, skipped, taken)
 
+    state = specs(layout)
     options = {"xla_gpu_deterministic_ops": True} if needs_fixed_order(config.compute) else None
-    return jax.jit(train_step, donate_argnums=0, compiler_options=options)
+    return layout.jit(
+        train_step,
+        in_specs=(state, PartitionSpec(None, mesh.AXIS)),
+        out_specs=(state, PartitionSpec()),
+        donate_argnums=0,
+        compiler_options=options,
+    )

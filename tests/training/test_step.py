@@ -53,7 +53,7 @@ def assert_close(actual, expected, tolerance):
 
 @functools.partial(jax.jit, static_argnums=2)
 def loss_and_grads(params, batch, compute=CONFIG.compute):
-    return step.batch_loss_and_grads(params, batch, MODEL, compute)
+    return step.batch_loss_and_grads(params, batch, MODEL, compute, step.layout_of(CONFIG))
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch():

@@ -1,0 +1,1 @@
+"""Data parallelism: the mesh of devices, and who of them has what."""

@@ -1,0 +1,79 @@
+"""The train state on several devices, and on its way into a checkpoint and out of one.
+
+A checkpoint has whole tensors with layers stacked, whatever the ZeRO stage and the number of devices, so that a run may
+go on with others. On its way each tensor is divided among the devices along the first axis that can be, so that none of
+them needs room for all of it. On one device the state is already what is saved (`checkpoints.saved_form`).
+"""
+
+from collections.abc import Callable
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxgpt.config import Config
+from jaxgpt.models import gpt2
+from jaxgpt.optimizers import adamw
+from jaxgpt.parallel.sharding import first_axis_that_divides
+from jaxgpt.training import ahead, step
+from jaxgpt.training.step import TrainState
+
+
+class Placement:
+    """Of this configuration's train state. What it jits is compiled at its first use."""
+
+    def __init__(self, config: Config):
+        self.layout = step.layout_of(config)
+        layout, mesh = self.layout, self.layout.mesh
+        self._config = config
+        self._shapes = jax.eval_shape(lambda: step.init_state(config))
+        if layout.devices == 1:
+            return
+
+        def joined(state: TrainState) -> TrainState:
+            return _on_trees(lambda pieces: gpt2.stacked(layout.whole(pieces)), state)
+
+        def split(state: TrainState) -> TrainState:
+            return _on_trees(lambda whole: layout.pieces(step.arrange(whole, config.compute)), state)
+
+        shapes = jax.eval_shape(joined, self._shapes)
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        between = jax.tree.map(lambda _: everywhere, shapes)
+        between = _on_trees(
+            lambda tree: jax.tree.map(lambda shape: first_axis_that_divides(shape, mesh), tree),
+            between._replace(params=shapes.params, moments=shapes.moments),
+        )
+        self._saved = jax.tree.map(lambda shape, sharding: shape.update(sharding=sharding), shapes, between)
+        self._join = jax.jit(joined, out_shardings=between)
+        self._split = jax.jit(split, out_shardings=layout.shardings(step.specs(layout)))
+        self._whole = jax.jit(layout.whole, out_shardings=everywhere)
+
+    def words(self) -> list[str]:
+        """What is to be said of it at the start of a run."""
+        if self.layout.devices == 1:
+            return []
+        return [f"parallel  {self.layout.devices} devices, ZeRO stage {self.layout.zero}"]
+
+    def first_state(self) -> TrainState:
+        """The state before the first step."""
+        return ahead.initial_state(self._config)
+
+    def to_save(self, state: TrainState) -> TrainState:
+        """The state as it is handed over to be saved."""
+        return state if self.layout.devices == 1 else self._join(state)
+
+    def saved_shapes(self) -> TrainState:
+        """The shapes of that, with the shardings in which it is to be read."""
+        return self._shapes if self.layout.devices == 1 else self._saved
+
+    def from_saved(self, state: TrainState) -> TrainState:
+        """The state that trains on, from what was read into `saved_shapes`."""
+        return state if self.layout.devices == 1 else self._split(state)
+
+    def whole_params(self, state: TrainState) -> gpt2.Params:
+        """All parameters on every device, to draw text from."""
+        return self._whole(state.params) if self.layout.in_pieces else state.params
+
+
+def _on_trees(change: Callable[[gpt2.Params], gpt2.Params], state: TrainState) -> TrainState:
+    params, *moments = map(change, (state.params, *state.moments))
+    return state._replace(params=params, moments=adamw.Moments(*moments))
