@@ -71,9 +71,7 @@ def test_the_parts_are_the_arrays():
     assert parts["masters (float32)"] == parts["gradients"] == PARAMETERS
     assert parts["moments (float32)"] == 2 * PARAMETERS
     assert parts["weights in float32"] == 0
-    assert (
-        0 < parts["batch, counters, metrics"] - 2 * 4 * tokens < 4000
-    )  # the spikes' windows too
+    assert 0 < parts["batch, counters, metrics"] - 2 * 4 * tokens < 4000  # the spikes' windows too
     assert plan(CONFIG).activations == {
         "attention_norm": 4 * tokens * (width + 2),
         "attention": 4 * tokens * (4 * width + 2),  # queries, keys, values, output; a number for each of two heads
