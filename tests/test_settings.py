@@ -204,6 +204,7 @@ NOT_POSITIVE = [
 NEGATIVE = [
     ("model", "vocabulary_size", -1),
     ("compute", "memory_limit_gib", -0.1),
+    ("parallel", "devices", -1),
     ("training", "sequence_length", -1),
     ("training", "seed", -1),
     ("training", "evaluate_every", -1),

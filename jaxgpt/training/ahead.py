@@ -4,9 +4,11 @@ What a program needs is known once it is compiled: so the step is compiled from 
 very program.
 """
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ import psutil
 
 from jaxgpt.config import Compute, Config
 from jaxgpt.data.loader import Batch
+from jaxgpt.models import gpt2
 from jaxgpt.training.step import TrainState, init_state, layout_of, make_train_step, specs
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -36,11 +39,20 @@ def initial_state(config: Config) -> TrainState:
 
     In one, a run with small batches would need more for its first state than for its steps, which the plan is of.
     """
+    params, rest = _first_programs(config)
+    made = jax.block_until_ready(params())
+    return TrainState(made, *rest())
+
+
+@functools.cache
+def _first_programs(config: Config) -> tuple[Callable[[], gpt2.Params], Callable[[], tuple[Any, ...]]]:
     layout = layout_of(config)
     where = layout.shardings(specs(layout))
-    params_where, rest_where = (where.params, where[1:]) if where else (None, None)
-    params = jax.block_until_ready(jax.jit(lambda: init_state(config).params, out_shardings=params_where)())
-    return TrainState(params, *jax.jit(lambda: init_state(config)[1:], out_shardings=rest_where)())
+    params, rest = (where.params, where[1:]) if where else (None, None)
+    return (
+        jax.jit(lambda: init_state(config).params, out_shardings=params),
+        jax.jit(lambda: init_state(config)[1:], out_shardings=rest),
+    )
 
 
 class Capacity(NamedTuple):

@@ -60,7 +60,7 @@ def params(folder: Path):
 
 
 def test_a_run_goes_on_with_other_devices_and_another_stage(capsys):
-    """From 8 devices in stage 3 to 2 in stage 1, and from those to one: the unstopped run, but rounding."""
+    """From 8 devices in stage 3 to 2 in stage 1, and from those to one: the run never stopped, but rounding."""
     whole = run("whole", 1, 0)
     part = run("part", 8, 3)
     assert "8 devices, ZeRO stage 3" in capsys.readouterr().out
