@@ -35,7 +35,7 @@ train: env ## train a small GPT-2 (configs/quickstart.toml)
 	@$(RUN) --config quickstart $(ARGS)
 
 test: env $(INSTALLED)/test ## run the tests
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(VENV)/bin/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-faults: env $(INSTALLED)/test ## kill runs, fill disks, and see what survives (minutes)
 	@$(VENV)/bin/python -m pytest -m slow $(ARGS)

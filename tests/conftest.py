@@ -94,6 +94,15 @@ def assert_exact(x64):
 
 
 @pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A folder with text.txt, which is the current folder."""
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 20)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    return tmp_path
+
+
+@pytest.fixture
 def fails(capsys):
     """A function that runs a command which is to end with status 2, and returns its message on one line."""
 

@@ -33,6 +33,7 @@ class RunFolder:
     """
 
     def __init__(self, config: Config):
+        self.config = config  # as it was asked for, with what each machine decides for itself left open
         self.path = Path(config.run.folder) / config.run.name
         resume = config.run.resume
         self._lock: int | None = None

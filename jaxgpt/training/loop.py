@@ -52,8 +52,9 @@ def train(config: Config) -> None:
         Writer(folder.checkpoints, config.checkpoint) as writer,
         Display(config.training.steps) as display,
     ):
-        folder.write_json("memory_plan.json", plan.as_json())
-        _Run(config, data, folder, writer, display, program, [f"attention {attention}", *plan.lines()]).go()
+        run = _Run(config, data, folder, writer, display, program, [f"attention {attention}", *plan.lines()])
+        folder.write_json("memory_plan.json", plan.as_json())  # now that there is nothing more to refuse
+        run.go()
 
 
 class _Run:
@@ -86,7 +87,7 @@ class _Run:
         """The state to begin from, and what is to be said of where it comes from."""
         if not self.folder.resumes:
             return self.placement.first_state(), []
-        saved, notes = resuming.resume(self.folder, self.config, self.data, self.placement.saved_shapes())
+        saved, notes = resuming.resume(self.folder, self.data, self.placement.saved_shapes())
         return self.placement.from_saved(saved), notes
 
     def go(self) -> None:
@@ -221,7 +222,7 @@ class _Run:
         return self.writer.save_and_wait(*self._to_save())
 
     def _to_save(self) -> tuple[TrainState, dict[str, Any]]:
-        return self.placement.to_save(self.state), resuming.about(self.config, self.data, self.folder)
+        return self.placement.to_save(self.state), resuming.about(self.folder, self.data)
 
     def _draw_curve(self) -> Path:
         with self.folder.writing("loss.png") as path:

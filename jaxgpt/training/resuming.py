@@ -24,25 +24,25 @@ def sequences_per_step(config: Config) -> int:
     return config.training.micro_batches * config.training.batch_size
 
 
-def about(config: Config, data: Corpus, folder: RunFolder) -> dict[str, Any]:
+def about(folder: RunFolder, data: Corpus) -> dict[str, Any]:
     """What a checkpoint says of itself beside its step."""
     return {
-        "configuration": dataclasses.asdict(config),
+        "configuration": dataclasses.asdict(folder.config),
         "versions": settings.versions(),
         "tokenizer": data.tokenizer.state(),
-        "sequences_per_step": sequences_per_step(config),
+        "sequences_per_step": sequences_per_step(folder.config),
         "text": data.fingerprint,
         "lengths": folder.lengths(),
     }
 
 
-def resume(folder: RunFolder, config: Config, data: Corpus, target: TrainState) -> tuple[TrainState, list[str]]:
+def resume(folder: RunFolder, data: Corpus, target: TrainState) -> tuple[TrainState, list[str]]:
     """The state of the last whole checkpoint, with the run's files as they were then, and what is to be said of it.
 
     `target` gives the state's shapes. UserError where there is no whole checkpoint, where this is another run's, and
     where the text is not the one it was trained on.
     """
-    found = checkpoints.find(folder.checkpoints)
+    config, found = folder.config, checkpoints.find(folder.checkpoints)
     saved = found.about
     _check(str(found.path), saved, config, data)
     state = checkpoints.load_state(found.path, target)

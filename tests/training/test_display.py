@@ -254,5 +254,5 @@ def test_output_that_cannot_be_written_is_remembered_and_no_error(error):
     assert shown.lost == error.strerror
     tried = file.writes
     shown.note("another")
-    shown.step(1, 2.0, 3.0, None)
+    shown.step(1, 2.0, 3.0, 4.0, None)
     assert file.writes == tried

@@ -1,0 +1,99 @@
+"""Commands that can't be followed: in what words they are refused, with status 2 and no folder left."""
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
+
+TINY = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.context=16", "--data.text=text.txt"]
+
+
+# Mistakes in the words
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["trian"],
+            "error: trian: there is no such command; did you mean train? There are: train, generate, gradcheck",
+        ),
+        (
+            ["--config", "gpt2_142m"],
+            "error: --config gpt2_142m: there is no such config; did you mean gpt2_124m? There",
+        ),
+        (["--config", "no/such.toml"], "error: --config no/such.toml: there is no such file"),
+        (["--config"], "error: --config needs a value"),
+        (["gradcheck", "--config", "quikstart"], "did you mean quickstart?"),
+        (["--optimizer.learning-rte", "1e-3"], "Unrecognized options: --optimizer.learning-rte, 1e-3"),
+        (["--optimizer.learning-rte", "1e-3"], "Perhaps you meant: --optimizer.learning-rate FLOAT"),
+        (["--optimizer.learning-rte=1e-3"], "--optimizer.learning-rate FLOAT"),
+        (["--learning-rate", "1e-3"], "--optimizer.learning-rate FLOAT"),
+        (["generate", "--run", "x", "--temprature", "1"], "--temperature FLOAT"),
+        (["gradcheck", "--dtpye", "float32"], "--dtype {float64,float32,bfloat16}"),
+        (["--training.steps"], "Missing value for argument '--training.steps'"),
+        (["--training.steps", "many"], "Error parsing --training.steps"),
+        (["--training.steps", "1.5"], "Error parsing --training.steps"),
+        (["--optimizer.learning-rate", "high"], "Error parsing --optimizer.learning-rate"),
+        (["--compute.dtype", "float16"], "invalid choice 'float16' for argument '--compute.dtype'"),
+        (["--data.tokenizer", "gpt3"], "invalid choice 'gpt3' for argument '--data.tokenizer'"),
+        (["generate"], "--run STR"),
+        (["generate", "runs/x"], "Unrecognized options: runs/x"),
+        (["--model.layers", "2", "stray"], "Unrecognized options: stray"),
+    ],
+)
+def test_a_mistake_in_the_words(fails, words, message):
+    assert message in fails(*words)
+
+
+def test_a_mistake_in_a_config_file(fails, work):
+    """The file, the table, the key, and the nearest one that there is."""
+    (work / "mine.toml").write_text("[model]\nlayer = 2\n")
+    assert fails("--config", "mine.toml") == "error: mine.toml: unknown key layer in [model]; did you mean layers?"
+
+
+# Values and texts that no run can use; none of them leaves a folder
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--training.sequence-length=17"],
+            "--training.sequence-length is 17, and must be at most the model's context, 16",
+        ),
+        (["--model.width=7"], "--model.width is 7, and must be divisible by the number of heads, 2 (--model.heads)"),
+        (["--optimizer.learning-rate=nan"], "--optimizer.learning-rate is nan, and must be greater than 0"),
+        (["--optimizer.learning-rate=inf"], "--optimizer.learning-rate is inf, and must be finite"),
+        (["--optimizer.learning-rate=-1"], "--optimizer.learning-rate is -1.0, and must be greater than 0"),
+        (["--training.steps=0"], "--training.steps is 0, and must be greater than 0"),
+        (["--training.seed=4294967296"], "--training.seed is 4294967296, and must be at most 2147483647"),
+        (["--sampling.top-p=0"], "--sampling.top-p is 0.0, and must be above 0 and at most 1"),
+        (["--data.text=text.tx"], "there is no text 'text.tx'"),
+        (["--data.text=text.tx"], "did you mean text.txt?"),
+        (["--data.text=empty.txt"], "empty.txt is empty"),
+        (["--data.text=."], ". is a folder"),
+        (["--data.text=latin1.txt"], "latin1.txt is not UTF-8 text: byte 0xe9 at offset 3"),
+        (["--data.text=short.txt"], "the text has 16 tokens, and one sequence of length 16 needs 17"),
+        (["--data.validation-fraction=0.001"], "the validation split has 1 tokens and needs at least 2"),
+        (
+            ["--model.vocabulary-size=100"],
+            "--data.text text.txt: token 116 at position 0 is outside the vocabulary of 100",
+        ),
+        (["--run.prompt=é", "--model.vocabulary-size=128"], "--run.prompt: token 195 at position 0 is outside"),
+        (["--run.prompt=é", "--data.tokenizer=characters"], "the character 'é' (U+00E9) at position 0 is unknown"),
+        (["--data.text=fineweb"], "--data.text fineweb: this version can't read the FineWeb data set yet."),
+    ],
+)
+def test_a_run_that_cannot_be(fails, work, words, message):
+    (work / "empty.txt").write_text("")
+    (work / "latin1.txt").write_bytes("café".encode("latin-1"))
+    (work / "short.txt").write_text("eighteen letters__")
+    assert message in fails(*TINY, *words)
+    assert not (work / "runs").exists()
+
+
+def test_the_recipe_whose_data_cannot_be_read_yet(fails):
+    """One clear message, which names the config of the same model that does run."""
+    message = fails("--config", "gpt2_124m_fineweb")
+    assert message.startswith("error: --data.text fineweb: this version can't read the FineWeb data set yet.")
+    assert "--config gpt2_124m" in message
