@@ -21,10 +21,10 @@ COPIES = 8  # of the parameters in float64, at the oracle's peak
 
 def report(config_name: str | None, dtype: str) -> int:
     """Prints one row per tensor as it is found; returns 0 if all are within tolerance, and else 1."""
+    model, compute, batch, length = _shapes(config_name)  # which refuses what can't be checked before anything is set
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_default_matmul_precision", "highest")
     compilation_cache.use("")
-    model, compute, batch, length = _shapes(config_name)
     print(
         f"{gpt2.parameter_count(model):,} parameters, {batch} sequences of {length} tokens, by hand in {dtype}, "
         f"jax.grad in float64, on {jax.devices()[0].platform}\n"
