@@ -18,7 +18,7 @@ INSTALLING := $(VENV)/installing
 $(shell if [ -e $(INSTALLING) ] || [ ! -x $(VENV)/bin/python ]; then rm -rf $(INSTALLED); fi)
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-faults gradcheck lint bench constraints clean
+.PHONY: help env train test test-slow gradcheck lint bench constraints clean
 # Two pips must not write into one .venv.
 .NOTPARALLEL:
 
@@ -37,7 +37,7 @@ train: env ## train a small GPT-2 (configs/quickstart.toml)
 test: env $(INSTALLED)/test ## run the tests
 	@$(VENV)/bin/python -m pytest -n auto --dist loadfile $(ARGS)
 
-test-faults: env $(INSTALLED)/test ## kill runs, fill disks, and see what survives (minutes)
+test-slow: env $(INSTALLED)/test ## the tests that take minutes: kills, full disks, all numbers of devices
 	@$(VENV)/bin/python -m pytest -m slow $(ARGS)
 
 gradcheck: env ## compare every hand-written gradient with autodiff

@@ -1,4 +1,4 @@
-"""Faults as they happen: processes that are killed, a disk that is full, a reader that leaves. `make test-faults`."""
+"""Faults as they happen: processes that are killed, a disk that is full, a reader that leaves. `make test-slow`."""
 
 import os
 import signal

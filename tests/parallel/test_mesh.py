@@ -59,6 +59,7 @@ def params(folder: Path):
     return checkpoints.load_params(folder, Model(layers=1, heads=1, width=9, context=8, vocabulary_size=0))[0]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_devices_and_another_stage(capsys):
     """From 8 devices in stage 3 to 2 in stage 1, and from those to one: the run never stopped, but rounding."""
     whole = run("whole", 1, 0)

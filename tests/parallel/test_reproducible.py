@@ -36,6 +36,7 @@ def run(config: Config):
     return losses, jax.tree.map(np.asarray, state._replace(key=None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_one_two_four_and_eight_devices_give_the_same_bits(dtype):
     """All of the state but its random key, after steps with all optimizations of the compiler."""
@@ -47,6 +48,7 @@ def test_one_two_four_and_eight_devices_give_the_same_bits(dtype):
 
 
 @pytest.mark.usefixtures("quickly_compiled")
+@pytest.mark.slow
 def test_it_is_the_same_step_but_for_rounding():
     losses, state = run(config(2))
     others, other = run(config(1, reproducible=False))

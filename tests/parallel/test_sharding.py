@@ -19,7 +19,11 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 MODEL = Model(layers=2, heads=3, width=15, context=5, vocabulary_size=11)  # of which no size is divisible by 2, 4 or 8
 MICRO_BATCHES, SEQUENCES, STEPS = 3, 8, 20
 SHAPES = jax.eval_shape(lambda: gpt2.unstacked(gpt2.init(MODEL, jax.random.key(0))))
-STAGES = [(devices, zero) for devices in (2, 4, 8) for zero in (0, 1, 2, 3)]
+STAGES = [
+    pytest.param(devices, zero, marks=() if devices == 8 else pytest.mark.slow)
+    for devices in (2, 4, 8)
+    for zero in (0, 1, 2, 3)
+]
 
 
 def config(devices: int, zero: int, **changes) -> Config:
