@@ -35,7 +35,7 @@ train: env ## train a small GPT-2 (configs/quickstart.toml)
 	@$(RUN) --config quickstart $(ARGS)
 
 test: env $(INSTALLED)/test ## run the tests
-	@$(VENV)/bin/python -m pytest -n auto --dist loadfile $(ARGS)
+	@$(VENV)/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
 test-slow: env $(INSTALLED)/test ## the tests that take minutes: kills, full disks, all numbers of devices
 	@$(VENV)/bin/python -m pytest -m slow $(ARGS)
