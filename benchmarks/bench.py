@@ -145,7 +145,7 @@ def agree(results: list[Result]) -> bool:
                     f"DISAGREEMENT: {key} of {result['who']} is {result[key]:.6g}, of {reference['who']} "
                     f"{reference[key]:.6g}: {difference:.1e} apart, and {limit:g} is allowed"
                 )
-    if agreed:
+    if agreed and len(results) > 1:
         print(
             f"all agree within {limit:g}: loss {reference['loss']:.5f}, gradient norm {reference['grad_norm']:.5f}",
             flush=True,

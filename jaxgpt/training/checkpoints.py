@@ -12,7 +12,7 @@ import gc
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +22,8 @@ import orbax.checkpoint as ocp
 from jaxgpt.config import Model
 from jaxgpt.errors import UserError
 from jaxgpt.models import gpt2
-from jaxgpt.optimizers import adamw
 from jaxgpt.training import checksums
-from jaxgpt.training.step import TrainState
+from jaxgpt.training.step import TrainState, on_trees
 
 # Which there are
 
@@ -107,7 +106,10 @@ def saved_form(state: TrainState) -> tuple[gpt2.Params, dict[str, Any]]:
 
     Also of shapes.
     """
-    rest = _on_trees(gpt2.stacked, state)._asdict()
+    if not isinstance(state.params.blocks, gpt2.Block):
+        of_shapes = isinstance(state.step, jax.ShapeDtypeStruct)
+        state = jax.eval_shape(_stacked, state) if of_shapes else _stacked(state)
+    rest = state._asdict()
     params, key = rest.pop("params"), rest.pop("key")
     if isinstance(key, jax.Array):
         data = jax.random.key_data(key)
@@ -116,19 +118,13 @@ def saved_form(state: TrainState) -> tuple[gpt2.Params, dict[str, Any]]:
     return params, rest | {"key": data}
 
 
+def _stacked(state: TrainState) -> TrainState:
+    return on_trees(gpt2.stacked, state)
+
+
 def _state_form(params: gpt2.Params, rest: dict[str, Any], *, stacked: bool) -> TrainState:
     state = TrainState(params=params, **rest | {"key": jax.random.wrap_key_data(rest["key"])})
-    return state if stacked else _on_trees(gpt2.unstacked, state)
-
-
-def _on_trees(change: Callable[[gpt2.Params], gpt2.Params], state: TrainState) -> TrainState:
-    """With its parameters and both moments changed; of shapes, the shapes."""
-    trees = (state.params, *state.moments)
-    if isinstance(state.step, jax.ShapeDtypeStruct) and not isinstance(state.params.blocks, gpt2.Block):
-        params, *moments = jax.eval_shape(lambda trees: tuple(map(change, trees)), trees)
-    else:
-        params, *moments = map(change, trees)
-    return state._replace(params=params, moments=adamw.Moments(*moments))
+    return state if stacked else on_trees(gpt2.unstacked, state)
 
 
 def _placed(shapes: Any) -> Any:

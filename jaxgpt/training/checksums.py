@@ -51,7 +51,7 @@ def _digests(folder: Path, parts: tuple[str, ...] | None = None) -> dict[str, st
     digests = {}
     for root in [folder] if parts is None else [folder / part for part in parts]:
         for path in sorted(root.rglob("*")):
-            if path.is_file() and path.parent / NAME != path and path.name != f"{NAME}.tmp":
+            if path.is_file() and path.name not in (NAME, f"{NAME}.tmp"):
                 with path.open("rb") as file:
                     digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests

@@ -5,17 +5,14 @@ go on with others. On its way each tensor is divided among the devices along the
 them needs room for all of it. On one device the state is already what is saved (`checkpoints.saved_form`).
 """
 
-from collections.abc import Callable
-
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxgpt.config import Config
 from jaxgpt.models import gpt2
-from jaxgpt.optimizers import adamw
 from jaxgpt.parallel.sharding import first_axis_that_divides
 from jaxgpt.training import ahead, step
-from jaxgpt.training.step import TrainState
+from jaxgpt.training.step import TrainState, on_trees
 
 
 class Placement:
@@ -30,15 +27,15 @@ class Placement:
             return
 
         def joined(state: TrainState) -> TrainState:
-            return _on_trees(lambda pieces: gpt2.stacked(layout.whole(pieces)), state)
+            return on_trees(lambda pieces: gpt2.stacked(layout.whole(pieces)), state)
 
         def split(state: TrainState) -> TrainState:
-            return _on_trees(lambda whole: layout.pieces(step.arrange(whole, config.compute)), state)
+            return on_trees(lambda whole: layout.pieces(step.arrange(whole, config.compute)), state)
 
         shapes = jax.eval_shape(joined, self._shapes)
         everywhere = NamedSharding(mesh, PartitionSpec())
         between = jax.tree.map(lambda _: everywhere, shapes)
-        between = _on_trees(
+        between = on_trees(
             lambda tree: jax.tree.map(lambda shape: first_axis_that_divides(shape, mesh), tree),
             between._replace(params=shapes.params, moments=shapes.moments),
         )
@@ -72,8 +69,3 @@ class Placement:
     def whole_params(self, state: TrainState) -> gpt2.Params:
         """All parameters on every device, to draw text from."""
         return self._whole(state.params) if self.layout.in_pieces else state.params
-
-
-def _on_trees(change: Callable[[gpt2.Params], gpt2.Params], state: TrainState) -> TrainState:
-    params, *moments = map(change, (state.params, *state.moments))
-    return state._replace(params=params, moments=adamw.Moments(*moments))

@@ -73,6 +73,12 @@ def arrange(stacked: gpt2.Params, compute: Compute) -> gpt2.Params:
     return gpt2.unstacked(stacked) if unroll else stacked
 
 
+def on_trees(change: Callable[[gpt2.Params], gpt2.Params], state: TrainState) -> TrainState:
+    """The state with its parameters and both of its moments changed."""
+    params, *moments = map(change, (state.params, *state.moments))
+    return state._replace(params=params, moments=adamw.Moments(*moments))
+
+
 def layout_of(config: Config) -> Layout:
     """How the parameters and moments lie on the devices. UserError for devices that aren't there."""
     shapes = jax.eval_shape(lambda: arrange(gpt2.init(config.model, jax.random.key(0)), config.compute))

@@ -217,13 +217,6 @@ TINY = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.conte
 TINY += ["--training.steps=1", "--sampling.tokens=1", "--data.tokenizer=bytes"]
 
 
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 20)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_a_run_prints_its_plan_and_keeps_it(work, capsys):
     assert cli.main([*TINY, "--compute.recompute=auto"]) == 0
     printed = capsys.readouterr().out
