@@ -67,13 +67,21 @@ class Parallel:
     """Training on several devices, each with its part of every micro-batch's sequences."""
 
     devices: int = 0
-    """How many; 0 takes all there are."""
+    """How many, of all processes together; 0 takes all there are."""
     zero: Literal[0, 1, 2, 3] = 0
     """What they divide among them, so that each needs less memory: nothing (0), masters and moments (1), gradients as
     well (2), the parameters as well, which are gathered layer by layer (3)."""
     reproducible: bool = False
     """The same parameters to the last bit on 1, 2, 4 and 8 devices, for a price in time. Needs zero = 0, and a batch
     size divisible by 8."""
+    processes: int = 0
+    """How many processes train together, each with its own devices, on one machine or several. 0 asks Slurm, Open MPI
+    and Kubernetes, and is 1 where none of them started this one."""
+    process: int = -1
+    """This process's number among them, from 0; only where `processes` is given."""
+    coordinator: str = ""
+    """host:port, where the processes meet: the machine of process 0, and a port that is free there. Empty takes what
+    the cluster says."""
 
 
 @dataclass(frozen=True)

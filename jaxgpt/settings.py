@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import tomli_w
 
 from jaxgpt import __version__
-from jaxgpt.config import SPIKE_WINDOW, Config, Sampling
+from jaxgpt.config import SPIKE_WINDOW, Config, Parallel, Sampling
 from jaxgpt.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -102,7 +102,7 @@ def check(config: Config) -> None:
         "checkpoint": ("keep_last",),
     }
     not_negative = {
-        "parallel": ("devices",),
+        "parallel": ("devices", "processes"),
         "model": ("vocabulary_size",),
         "compute": ("memory_limit_gib",),
         "training": ("sequence_length", "seed", "evaluate_every", "evaluation_batches"),
@@ -142,6 +142,7 @@ def check(config: Config) -> None:
         _require(0 <= value < largest, "training", key, value, f"at least 0, and below {largest:.2f} to skip any step")
     _require(optimizer.final_fraction <= 1, "optimizer", "final_fraction", optimizer.final_fraction, "at most 1")
     check_sampling(config.sampling, "sampling")
+    _check_processes(config.parallel)
     _require(
         not (config.run.overwrite and config.run.resume == "always"),
         "run",
@@ -149,6 +150,21 @@ def check(config: Config) -> None:
         True,
         "left away with --resume, or else the run would be lost before it is resumed",
     )
+
+
+def _check_processes(parallel: Parallel) -> None:
+    """That each process can know which one it is, and where the others are."""
+    processes, process, coordinator = parallel.processes, parallel.process, parallel.coordinator
+    if processes > 1:
+        needed = f"from 0 to {processes - 1}, another in each of the {processes} processes (--parallel.processes)"
+        _require(0 <= process < processes, "parallel", "process", process, needed)
+    else:
+        needed = "left away where --parallel.processes is not given, or 1"
+        _require(process == -1, "parallel", "process", process, needed)
+    host, _, port = coordinator.rpartition(":")
+    valid = bool(host) and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16
+    needed = "host:port, such as node1:12345, the same in all processes"
+    _require(valid or (not coordinator and processes <= 1), "parallel", "coordinator", coordinator or "empty", needed)
 
 
 def check_sampling(sampling: Sampling, section: str) -> None:

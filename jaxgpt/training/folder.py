@@ -22,6 +22,7 @@ from typing import Any, TextIO
 from jaxgpt import settings
 from jaxgpt.config import Config
 from jaxgpt.errors import RunError, UserError
+from jaxgpt.parallel import processes
 from jaxgpt.training import checkpoints
 
 
@@ -151,6 +152,36 @@ class RunFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+class Onlooker(RunFolder):
+    """The folder as a process has it that is not the first: it reads checkpoints and writes nothing."""
+
+    def __init__(self, config: Config, resumes: bool):
+        self.config, self.resumes = config, resumes
+        self.path = Path(config.run.folder) / config.run.name
+
+    def go_on(self, config: Config, step: int, lengths: dict[str, int]) -> None: ...
+
+    def lengths(self) -> dict[str, int]:
+        return {}
+
+    def metric(self, **values: Any) -> None: ...
+
+    def sample(self, step: int, text: str) -> None: ...
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_folder(config: Config) -> RunFolder:
+    """The run's folder, as this process has it."""
+    if not processes.first():
+        return Onlooker(config, processes.talk.from_first(lambda: False))
+    folder = RunFolder(config)
+    processes.talk.from_first(lambda: folder.resumes)
+    return folder
 
 
 def _locked(path: Path) -> int | None:

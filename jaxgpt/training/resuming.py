@@ -11,6 +11,7 @@ from typing import Any
 from jaxgpt import settings
 from jaxgpt.config import Config
 from jaxgpt.errors import UserError
+from jaxgpt.parallel import processes
 from jaxgpt.training import checkpoints, fingerprint, saving
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.folder import RunFolder
@@ -50,10 +51,11 @@ def resume(folder: RunFolder, data: Corpus, target: TrainState) -> tuple[TrainSt
         state = state._replace(nonfinite=state.nonfinite * 0)
     step = saved["step"]
     folder.go_on(config, step, saved["lengths"])
-    saving.delete_unfinished(folder.checkpoints)
-    for other in checkpoints.whole_steps(folder.checkpoints):
-        if other > step:  # which are not whole, and are trained again
-            saving.delete(folder.checkpoints / str(other))
+    if processes.first():
+        saving.delete_unfinished(folder.checkpoints)
+        for other in checkpoints.whole_steps(folder.checkpoints):
+            if other > step:  # which are not whole, and are trained again
+                saving.delete(folder.checkpoints / str(other))
     return state, [*found.damaged, f"resuming after step {step}, from {found.path}", *_changes(saved, config)]
 
 
