@@ -58,7 +58,7 @@ def _per_node(text: str) -> list[int]:
 def _open_mpi(coordinator: str) -> Place | None:
     if "OMPI_COMM_WORLD_SIZE" not in os.environ:
         return None
-    together = int(os.environ["OMPI_COMM_WORLD_LOCAL_SIZE"])
+    local, together = (int(os.environ[f"OMPI_COMM_WORLD_LOCAL_{name}"]) for name in ("RANK", "SIZE"))
     if clusters.OmpiCluster.is_env_present():
         return _asked(clusters.OmpiCluster, "Open MPI", together)
     count, number = (int(os.environ[f"OMPI_COMM_WORLD_{name}"]) for name in ("SIZE", "RANK"))
@@ -68,7 +68,7 @@ def _open_mpi(coordinator: str) -> Place | None:
             f"--parallel.coordinator HOST:PORT, with the machine of process 0 and a free port there; {ALONE}"
         )
     port = 49152 + zlib.crc32(os.environ.get("PMIX_NAMESPACE", "").encode()) % 8192
-    return Place(coordinator or f"127.0.0.1:{port}", count, number, "Open MPI", _share(number, together))
+    return Place(coordinator or f"127.0.0.1:{port}", count, number, "Open MPI", _share(local, together))
 
 
 def _kubernetes() -> Place | None:
@@ -80,7 +80,7 @@ def _kubernetes() -> Place | None:
     except ImportError:
         raise UserError(
             "this pod is one of an indexed Job, and the package that would ask Kubernetes for the others is missing: "
-            f"make install EXTRAS=kubernetes, or give --parallel.coordinator, .processes and .process; {ALONE}"
+            f"make env EXTRAS=kubernetes, or give --parallel.coordinator, .processes and .process; {ALONE}"
         ) from None
     return _asked(clusters.K8sCluster, "Kubernetes", 1)
 
