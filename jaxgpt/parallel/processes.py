@@ -22,7 +22,7 @@ import jax
 from jax._src import distributed  # the service's client has no public name; orbax takes it from there too
 
 from jaxgpt.config import Parallel
-from jaxgpt.errors import Interrupted, JaxgptError, RunError, UserError
+from jaxgpt.errors import AllFailed, Interrupted, JaxgptError, RunError, UserError
 from jaxgpt.parallel import cluster
 
 HEARTBEAT_SECONDS = 30  # without a heartbeat, after which a process counts as dead
@@ -30,6 +30,7 @@ START_SECONDS = 300  # in which all processes must have come
 LONGEST_WAIT = 7 * 24 * 3600  # of those that wait for others, who are alive as long as their hearts beat
 LISTEN_SECONDS = 0.5
 GRACE_SECONDS = 5  # in which a process that hears of a failure may end by itself, most often of the same one
+AGREED = (AllFailed, Interrupted)  # what all processes raise at the same step
 FAILURE, HEARD = "jaxgpt/failure", "jaxgpt/heard"
 
 
@@ -51,19 +52,19 @@ def together(parallel: Parallel) -> Iterator[None]:
     """Inside, this process is one of several where options or the cluster say so; at the end each waits for all.
 
     An error ends all of them. It is printed here then, and does not come out: the process ends with its status.
-    Interrupted is no failure, since all processes have agreed on it.
+    But where all processes have agreed on it each ends by itself, and it comes out of the first alone.
     """
     place = cluster.find(parallel)
     if place is None:
         yield
         return
     _start(place)
-    listener, interrupted = _Listener(), None
+    listener, agreed = _Listener(), None
     try:
         try:
             yield
-        except Interrupted as error:
-            interrupted = error
+        except AGREED as error:
+            agreed = error
         # Process 0 has most to do at the end, and the service is in it: none may leave before.
         wait_for_all("end")
     except BaseException as error:  # Ctrl-C and a bug's exceptions too
@@ -71,10 +72,10 @@ def together(parallel: Parallel) -> Iterator[None]:
         listener.stop()
         _end(error)
     listener.stop()
-    if interrupted and not first():
-        raise SystemExit(interrupted.status)
-    if interrupted:
-        raise interrupted
+    if agreed and not first():
+        raise SystemExit(agreed.status)
+    if agreed:
+        raise agreed
 
 
 @contextlib.contextmanager
@@ -82,7 +83,7 @@ def telling() -> Iterator[None]:
     """To be entered behind what an error closes: the others hear of it before, and nothing closed waits for them."""
     try:
         yield
-    except Interrupted:
+    except AGREED:
         raise
     except BaseException as error:
         tell(error)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxgpt import compilation_cache
 from jaxgpt.config import Config
 from jaxgpt.data import loader
-from jaxgpt.errors import Interrupted, RunError
+from jaxgpt.errors import AllFailed, Interrupted, RunError
 from jaxgpt.evaluation.loss import make_validation_loss
 from jaxgpt.generation.sampling import generate, only_known_tokens
 from jaxgpt.kernels.choose import choose_attention
@@ -124,7 +124,7 @@ class _Run:
         ending, lost = self.decisions.ending, self.decisions.lost
         where = f"after step {self.done} of {self.config.training.steps}; saved in {saved}"
         if lost:
-            raise RunError(f"stopped {where}, because the output can't be written: {lost}")
+            raise AllFailed(f"stopped {where}, because the output can't be written: {lost}")
         if not ending or ending.error is Interrupted:
             loss = self._evaluate()
             after = self._sample()
@@ -218,7 +218,7 @@ class _Run:
         saved = self._save()
         if processes.first():
             self._draw_curve()
-        raise RunError(
+        raise AllFailed(
             f"step {step}: the {what} is {value}, so the run stops here; the last good state is in {saved}. Try a "
             "lower --optimizer.learning-rate, a longer --optimizer.warmup-steps, a smaller --optimizer.clip-norm or "
             "--compute.dtype float32"
