@@ -111,12 +111,14 @@ class Generate:
 
     run: str
     """The run's folder, such as runs/quickstart."""
-    prompt: Annotated[str, tyro.conf.arg(help_behavior_hint="(default: a line break)")] = "\n"
-    """What the text begins with."""
+    prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="STR")] = ()
+    """What the text begins with; given several times, one text for each. Without it, a line break."""
+    prompts: str = ""
+    """A UTF-8 file with a prompt on each line."""
     samples: int = 1
-    """How many texts to draw."""
+    """How many texts to draw for each prompt; all are drawn side by side."""
     seed: int = 0
-    """Another seed draws other texts."""
+    """Of the first sample; the next one has the next."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
 
 
@@ -125,7 +127,8 @@ def generate(words: list[str]) -> int:
     options = tyro.cli(Generate, args=words, prog="run.py generate")
     from jaxgpt.generation import command
 
-    command.generate(Path(options.run), options.prompt, options.samples, options.seed, options.sampling)
+    prompts = [*options.prompt, *(command.prompts_in(Path(options.prompts)) if options.prompts else [])]
+    command.generate(Path(options.run), prompts or ["\n"], options.samples, options.seed, options.sampling)
     return 0
 
 

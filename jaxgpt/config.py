@@ -159,6 +159,13 @@ class Sampling:
     """Draw only among this many likeliest tokens; 0 for all."""
     top_p: float = 1.0
     """Draw only among the likeliest tokens that together have this probability."""
+    min_p: float = 0.0
+    """Draw only among tokens that have at least this share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that the text has already become less likely: their logits are divided by it, or multiplied where
+    negative."""
+    stop: tuple[str, ...] = ()
+    """Texts that end what is drawn, and are not part of it."""
 
 
 @dataclass(frozen=True)

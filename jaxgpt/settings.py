@@ -76,6 +76,10 @@ def _section(path: Path, name: str, kind: Any, table: dict[str, Any]) -> Any:
 
 
 def _value(where: str, expected: Any, value: Any) -> Any:
+    if get_origin(expected) is tuple:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise UserError(f"{where} is {value!r}, and must be a list of strings")
+        return tuple(value)
     if get_origin(expected) is not None:  # Literal
         if value not in get_args(expected):
             raise UserError(f"{where} is {value!r}, and must be one of {', '.join(get_args(expected))}")
@@ -172,6 +176,9 @@ def check_sampling(sampling: Sampling, section: str) -> None:
     for key in ("tokens", "temperature", "top_k"):
         check_number(getattr(sampling, key), section, key)
     _require(0 < sampling.top_p <= 1, section, "top_p", sampling.top_p, "above 0 and at most 1")
+    _require(0 <= sampling.min_p <= 1, section, "min_p", sampling.min_p, "at least 0 and at most 1")
+    check_number(sampling.repetition_penalty, section, "repetition_penalty", positive=True)
+    _require(all(sampling.stop), section, "stop", "an empty text", "text of at least one character")
 
 
 def check_number(value: float, section: str, key: str, *, positive: bool = False) -> None:

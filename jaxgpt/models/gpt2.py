@@ -219,7 +219,7 @@ def features(
         y, residuals = block_forward(block, x, tokens.shape[0], model, compute)
         return y, x if compute.recompute == "block" else residuals
 
-    x, blocks = _walk(one_block, x, params.blocks)
+    x, blocks = walk(one_block, x, params.blocks)
     x, final_norm = layernorm.forward(params.final_norm, x)
     return x, Residuals(embedding_residuals, blocks, final_norm)
 
@@ -232,7 +232,7 @@ def _taken(gather: Movement, block: Block, after: Float[Array, "N C"]) -> Block:
     return block if gather is as_it_is else gather(not_before(after, block))
 
 
-def _walk(body: Callable, carry: Array, blocks: Block | tuple[Block, ...], *more: Any, reverse: bool = False) -> Any:
+def walk(body: Callable, carry: Array, blocks: Block | tuple[Block, ...], *more: Any, reverse: bool = False) -> Any:
     """`body(carry, block, *more's parts)`, which returns (carry, output), over all layers: (carry, outputs).
 
     Over stacked blocks a loop, which is compiled once and copies each layer out of the stack and its outputs into one;
@@ -299,7 +299,7 @@ def loss_and_grads(
         grads, dx = block_backward(block, residuals, dx, compute)
         return dx, scatter(grads)
 
-    dx, blocks = _walk(one_block, dx, params.blocks, residuals.blocks, reverse=True)
+    dx, blocks = walk(one_block, dx, params.blocks, residuals.blocks, reverse=True)
     dx = dx.reshape(*tokens.shape, model.width)
     embeddings = embedding.backward(params.embedding, residuals.embedding, dx, token_gradient=head.weight)
     return value, Params(embeddings, blocks, final_norm)

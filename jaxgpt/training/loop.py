@@ -18,7 +18,7 @@ from jaxgpt.config import Config
 from jaxgpt.data import loader
 from jaxgpt.errors import AllFailed, Interrupted, RunError
 from jaxgpt.evaluation.loss import make_validation_loss
-from jaxgpt.generation.sampling import generate, only_known_tokens
+from jaxgpt.generation import texts
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import gpt2
 from jaxgpt.parallel import mesh, processes
@@ -234,12 +234,12 @@ class _Run:
     def _sample(self) -> str:
         """Draws a text, writes it to samples.txt, and returns it as it may be shown on a terminal."""
         config, data = self.config, self.data
-        model = only_known_tokens(config.model, data.tokenizer)
         params = self.placement.whole_params(self.state)
         if not processes.first():
             return ""
-        ids = generate(params, data.prompt, config.sampling, config.training.seed, model, config.compute)
-        text = printable(data.tokenizer.decode(np.concatenate([data.prompt, np.fromiter(ids, np.int32)])))
+        request = texts.Request(data.prompt, config.sampling, config.training.seed)
+        pieces = texts.generate(params, [request], config.model, config.compute, data.tokenizer)
+        text = printable(data.tokenizer.decode(data.prompt) + "".join(piece.text for piece in pieces))
         self.folder.sample(self.done, text)
         return text
 
