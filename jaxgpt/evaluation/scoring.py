@@ -27,7 +27,7 @@ from jaxgpt.parallel.mesh import AXIS
 from jaxgpt.training.step import cast, layout_of
 
 SHORTEST = 32  # tokens that a sequence is padded to, at least
-CHUNK = 256  # tokens whose logits exist at once
+CHUNK = 128  # tokens whose logits exist at once
 
 
 class Request(NamedTuple):
