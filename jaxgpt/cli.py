@@ -2,6 +2,7 @@
 
 python run.py [--config NAME] [options]     train
 python run.py generate --run runs/NAME      draw text from a trained model
+python run.py evaluate --run runs/NAME      its loss, or its accuracy on HellaSwag, MMLU and others
 python run.py gradcheck                     compare every hand-written gradient with jax.grad
 python run.py bench                         measure a training step beside jax.grad's and PyTorch's
 """
@@ -133,6 +134,48 @@ def generate(words: list[str]) -> int:
 
 
 @dataclass(frozen=True)
+class Evaluate:
+    """The loss and the bits per byte of a trained model, or its accuracy on a task."""
+
+    run: str
+    """The run's folder, such as runs/quickstart."""
+    task: str = ""
+    """hellaswag, hellaswag_llmc, mmlu, arc_easy, arc_challenge, piqa, winogrande, openbookqa or lambada; empty computes
+    the loss over the run's validation split."""
+    data: str = ""
+    """The task's file: JSON lines, CSV, Parquet, or llm.c's .bin; empty downloads it. Without a task, the text to
+    compute the loss of."""
+    limit: int = 0
+    """Take only this many examples, or batches of the loss, from the first; 0 takes all."""
+    batch_size: int = 16
+    """Number of sequences that each device takes at once."""
+    shots: int = 0
+    """Number of answered questions before each; for mmlu only."""
+    devices: int = 0
+    """How many devices; 0 takes all there are."""
+    output: str = ""
+    """Write the figures to this JSON file."""
+
+
+def evaluate(words: list[str]) -> int:
+    """Prints the figures and adds them to the run's metrics.jsonl."""
+    options = tyro.cli(Evaluate, args=words, prog="run.py evaluate")
+    from jaxgpt.evaluation import command
+
+    command.evaluate(
+        Path(options.run),
+        options.task,
+        options.data,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        shots=options.shots,
+        devices=options.devices,
+        output=Path(options.output) if options.output else None,
+    )
+    return 0
+
+
+@dataclass(frozen=True)
 class Gradcheck:
     """Compares every hand-written gradient, layer by layer and of the whole model, with jax.grad."""
 
@@ -226,4 +269,4 @@ def _size(text: str, context: int) -> tuple[int, int]:
     return int(batch), int(length)
 
 
-COMMANDS = {"train": train, "generate": generate, "gradcheck": gradcheck, "bench": bench}
+COMMANDS = {"train": train, "generate": generate, "evaluate": evaluate, "gradcheck": gradcheck, "bench": bench}

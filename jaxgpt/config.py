@@ -124,6 +124,20 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """Multiple-choice tasks that a run is scored on, at its start and its end and in between."""
+
+    tasks: str = ""
+    """TASK=FILE, several apart by commas, such as hellaswag=hellaswag_val.jsonl; TASK alone is downloaded."""
+    every: int = 0
+    """Steps between; 0 evaluates at the start and the end only."""
+    limit: int = 0
+    """Take only this many of a task's examples, from the first; 0 takes all."""
+    batch_size: int = 16
+    """Number of choices that each device scores at once."""
+
+
+@dataclass(frozen=True)
 class Optimizer:
     """AdamW, its clipping and its learning-rate schedule."""
 
@@ -217,6 +231,7 @@ class Config:
     parallel: Parallel = field(default_factory=Parallel)
     data: Data = field(default_factory=Data)
     training: Training = field(default_factory=Training)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     optimizer: Optimizer = field(default_factory=Optimizer)
     sampling: Sampling = field(default_factory=Sampling)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

@@ -102,6 +102,7 @@ def check(config: Config) -> None:
         "model": ("layers", "heads", "width", "context"),
         "compute": ("classifier_chunk", "attention_block"),
         "training": ("steps", "batch_size", "micro_batches", "stop_after_nonfinite"),
+        "evaluation": ("batch_size",),
         "optimizer": ("learning_rate", "epsilon"),
         "checkpoint": ("keep_last",),
     }
@@ -110,6 +111,7 @@ def check(config: Config) -> None:
         "model": ("vocabulary_size",),
         "compute": ("memory_limit_gib",),
         "training": ("sequence_length", "seed", "evaluate_every", "evaluation_batches"),
+        "evaluation": ("every", "limit"),
         "optimizer": ("warmup_steps", "final_fraction", "weight_decay", "clip_norm"),
         "checkpoint": ("every_steps", "every_minutes", "keep_every", "stop_minutes_before_end"),
         "run": ("sample_every",),

@@ -1,5 +1,14 @@
-"""The loss over a validation split."""
+"""The loss over a validation split, per token and per byte.
 
+Losses of models with different tokenizers compare per byte: the bits that the model would need to write the text down,
+by the bytes that the text has. With ℓ the mean loss of the targets, in nats,
+
+    bits per byte = ℓ / ln 2 · targets / (bytes of the targets' tokens)
+
+A token's bytes are its own, also where it is a part of a character; the end of a text has none.
+"""
+
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxgpt.config import Config
 from jaxgpt.data import loader
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.models import gpt2
 from jaxgpt.parallel.mesh import AXIS
 from jaxgpt.training.step import cast, layout_of
@@ -46,3 +56,15 @@ def make_validation_loss(config: Config, tokens: np.ndarray, sequence_length: in
         return float(np.sum(jax.device_get(sums), dtype=np.float64) / count)
 
     return validation_loss
+
+
+def bits_per_byte_of_one_nat(config: Config, tokens: np.ndarray, sequence_length: int, tokenizer: Tokenizer) -> float:
+    """What the mean loss of `make_validation_loss` is multiplied by; NaN where its targets have no bytes."""
+    training = config.training
+    places = training.evaluation_batches * training.batch_size * sequence_length or len(tokens)
+    targets = tokens[1 : places + 1]
+    lengths = np.array([len(token) for token in tokenizer.tokens], np.int64)
+    if tokenizer.end_of_text is not None:
+        lengths[tokenizer.end_of_text] = 0
+    count = int(np.bincount(targets, minlength=len(lengths)) @ lengths)
+    return len(targets) / count / math.log(2) if count else math.nan

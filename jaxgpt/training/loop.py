@@ -17,7 +17,8 @@ from jaxgpt import compilation_cache
 from jaxgpt.config import Config
 from jaxgpt.data import loader
 from jaxgpt.errors import AllFailed, Interrupted, RunError
-from jaxgpt.evaluation.loss import make_validation_loss
+from jaxgpt.evaluation.in_training import Tasks
+from jaxgpt.evaluation.loss import bits_per_byte_of_one_nat, make_validation_loss
 from jaxgpt.generation import texts
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import gpt2
@@ -55,6 +56,7 @@ def _train(config: Config) -> None:
     data, asked = corpus.load(config)
     everywhere.check(asked, data)
     compute, attention = choose_attention(asked.model, asked.compute, asked.training.sequence_length)
+    tasks = Tasks(asked, data.tokenizer)
     config, program, plan = memory_plan.prepare(dataclasses.replace(asked, compute=compute))
     processes.wait_for_all("compiled")  # before the first collective, which waits less long
     with (
@@ -64,7 +66,7 @@ def _train(config: Config) -> None:
         Display(config.training.steps, None if processes.first() else silent()) as display,
         processes.telling(),
     ):
-        run = _Run(config, data, folder, writer, display, program, [f"attention {attention}", *plan.lines()])
+        run = _Run(config, data, folder, writer, display, program, [f"attention {attention}", *plan.lines()], tasks)
         folder.write_json("memory_plan.json", plan.as_json())  # now that there is nothing more to refuse
         run.go()
 
@@ -81,12 +83,15 @@ class _Run:
         display: Display,
         train_step: jax.stages.Compiled,
         chosen: list[str],
+        tasks: Tasks,
     ):
         self.config, self.data, self.folder, self.writer, self.display = config, data, folder, writer, display
         self.train_step = train_step
+        self.tasks = tasks
         self.chosen = chosen  # lines on what was chosen for this machine, and what memory it takes
         self.fixed_order = needs_fixed_order(config.compute)
         self.validation_loss = make_validation_loss(config, data.validation, config.training.sequence_length)
+        self.nat = bits_per_byte_of_one_nat(config, data.validation, config.training.sequence_length, data.tokenizer)
         self.placement = Placement(config)
         self.layout = self.placement.layout
         self.rows = self.layout.own_rows(config.training.batch_size)
@@ -113,6 +118,7 @@ class _Run:
         else:
             before = self._sample()
             self._evaluate()
+            self._score()
         with self.stop:
             self._steps()
             self.display.stop()
@@ -127,6 +133,7 @@ class _Run:
             raise AllFailed(f"stopped {where}, because the output can't be written: {lost}")
         if not ending or ending.error is Interrupted:
             loss = self._evaluate()
+            self._score()
             after = self._sample()
             if processes.first():
                 self._conclude(before, after, loss, saved)
@@ -153,12 +160,14 @@ class _Run:
             pending = metrics
             self.done += 1
             evaluate, sample = self._is_due(training.evaluate_every), self._is_due(self.config.run.sample_every)
-            save = self.decisions.save_is_due(self.done)
-            if evaluate or sample or save:
+            score, save = self._is_due(self.config.evaluation.every), self.decisions.save_is_due(self.done)
+            if evaluate or score or sample or save:
                 self._record(self.done, pending)
                 pending = None
                 if evaluate:
                     self._evaluate()
+                if score:
+                    self._score()
                 if sample:
                     self.display.note(f"--- sample after step {self.done} ---\n{self._sample()}\n---")
                 if save:
@@ -227,9 +236,17 @@ class _Run:
     def _evaluate(self) -> float:
         started = time.perf_counter()
         loss = self.validation_loss(self.state.params)
-        self.folder.metric(step=self.done, val_loss=loss)
-        self.display.note(f"step {self.done}: validation loss {loss:.4f} ({time.perf_counter() - started:.1f} s)")
+        bits = loss * self.nat
+        self.folder.metric(step=self.done, val_loss=loss, val_bits_per_byte=bits)
+        seconds = time.perf_counter() - started
+        self.display.note(f"step {self.done}: validation loss {loss:.4f}, {bits:.4f} bits per byte ({seconds:.1f} s)")
         return loss
+
+    def _score(self) -> None:
+        """Scores the model on its multiple-choice tasks."""
+        for result, seconds in self.tasks.results(self.config, self.state.params):
+            self.folder.metric(step=self.done, **result.as_json())
+            self.display.note(f"step {self.done}: {result.line()} ({seconds:.1f} s)")
 
     def _sample(self) -> str:
         """Draws a text, writes it to samples.txt, and returns it as it may be shown on a terminal."""
