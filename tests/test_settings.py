@@ -126,10 +126,11 @@ def test_without_config_the_quickstart_is_trained(trained):
     ("section", "key"), [(name, key.name) for name, kind in SECTIONS.items() for key in dataclasses.fields(kind)]
 )
 def test_every_option_is_one_on_the_command_line(trained, section, key):
-    """Given there, it changes that option and nothing else."""
+    """Given there, it changes that option and nothing else. (A process's number means nothing without the others.)"""
+    own = {"processes": 1, "process": -1, "coordinator": "node1:1"}
     other: dict[Any, Any] = {int: 8, float: 0.25, str: "x", bool: True}
     kind = get_type_hints(SECTIONS[section])[key]
-    value = get_args(kind)[-1] if get_origin(kind) else other[kind]
+    value = get_args(kind)[-1] if get_origin(kind) else own.get(key, other[kind])
     assert cli.main([options.option(section, key), *([] if kind is bool else [str(value)])]) == 0
     assert cli.main([]) == 0
     changed, usual = trained

@@ -1,5 +1,7 @@
 """The devices that train together: one row of them, along the axis "data", process by process."""
 
+from typing import Any
+
 import jax
 from jax.sharding import AxisType, Mesh
 
@@ -27,7 +29,7 @@ def make(parallel: Parallel) -> Mesh:
     return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=_taken(there, count))
 
 
-def _taken(there: list[jax.Device], count: int) -> list[jax.Device]:
+def _taken(there: list[Any], count: int) -> list[Any]:
     """The first devices of each process, of all as many. UserError where that can't be."""
     processes = jax.process_count()
     each, rest = divmod(count, processes)

@@ -94,4 +94,4 @@ def metrics(name: str) -> list[dict]:
 
 
 def losses(name: str) -> list[tuple[int, float]]:
-    return [(line["step"], line.get("loss", line.get("val_loss"))) for line in metrics(name)]
+    return [(line["step"], line["loss"] if "loss" in line else line["val_loss"]) for line in metrics(name)]

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 DEVICES, STEPS = 4, 20
 MODEL = Model(layers=1, heads=3, width=45, context=6, vocabulary_size=131)  # no size is divisible by 4
-STAGES = [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
+STAGES = [0, 1, 2, 3]
 
 
 def config(parameters: str, devices: int, zero: int) -> Config:
@@ -35,7 +35,8 @@ def config(parameters: str, devices: int, zero: int) -> Config:
         compute=Compute(parameters=parameters, classifier_chunk=64, recompute="none"),
         parallel=Parallel(devices=devices, zero=zero),
         training=Training(steps=STEPS, micro_batches=2, batch_size=8, sequence_length=6),
-        optimizer=Optimizer(learning_rate=0.003, schedule="constant"),
+        # Of a large epsilon: noise of gradients that are 0 but for rounding stays noise, and is not made an update.
+        optimizer=Optimizer(learning_rate=0.003, schedule="constant", epsilon=1e-3),
     )
 
 
@@ -69,28 +70,31 @@ def ulp(exact: np.ndarray) -> np.ndarray:
     return np.ldexp(np.float32(1), np.frexp(exact)[1] - 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", STAGES)
 def test_each_update_is_a_neighbour_of_the_exact_one_and_right_on_average(zero):
-    """A gradient's rounding may move the exact one by far less than the last bit of a bfloat16."""
+    """The exact one is a float32 of one device, whose sums in another order move it by a tenth of the last bit at most.
+
+    That is where it is at least 1e-4, as all are that don't stand for 0.
+    """
     _, exact, _ = trained("float32", 1, 0)
-    errors, ups, expected = [], [], []
+    errors, chances = [], []
     for key in range(4):
         _, rounded, _ = trained("bfloat16", DEVICES, zero, key=key)
         for a, b in zip(rounded, exact, strict=True):
+            a, b = a[np.abs(b) > 1e-4], b[np.abs(b) > 1e-4]
             error = (a - b) / ulp(b)
-            assert np.abs(error).max() < 1.01
-            between = np.abs(b / ulp(b) - np.round(b / ulp(b))) > 0.02  # others stay what they are, or nearly
-            errors.append(error[between])
-            fraction = np.abs(b[between] / ulp(b[between])) % 1
-            ups.append(np.abs(a[between]) > np.abs(b[between]))
-            expected.append(fraction)
-    errors, ups, expected = (np.concatenate(values) for values in (errors, ups, expected))
-    assert errors.size > 10_000
-    deviation = np.sqrt(np.mean(expected * (1 - expected)) / errors.size)
-    assert abs(np.mean(errors)) < 5 * deviation
-    assert abs(np.mean(ups) - np.mean(expected)) < 5 * deviation
+            assert np.abs(error).max(initial=0) < 1.1
+            up = np.abs(b / ulp(b)) % 1  # the chance to be rounded up in magnitude
+            errors.append(error)
+            chances.append(up)
+    errors, chances = np.concatenate(errors), np.concatenate(chances)
+    assert errors.size > 50_000
+    assert abs(np.mean(errors)) < 5 * np.sqrt(np.mean(chances * (1 - chances)) / errors.size)
+    assert np.mean(errors**2) == pytest.approx(np.mean(chances * (1 - chances)), rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", STAGES)
 def test_twenty_steps_train_as_float32_parameters_do(zero):
     """Every step's rounding moves the losses by less than a thousandth, as one stage does as another."""
@@ -100,6 +104,7 @@ def test_twenty_steps_train_as_float32_parameters_do(zero):
     assert losses[-1] != exact[-1]
 
 
+@pytest.mark.slow
 def test_devices_that_have_the_same_round_the_same():
     _, _, state = trained("bfloat16", DEVICES, 0, STEPS)
     for leaf in jax.tree.leaves(state.params):
@@ -108,7 +113,8 @@ def test_devices_that_have_the_same_round_the_same():
             np.testing.assert_array_equal(shard.data, leaf.addressable_data(0))
 
 
-@pytest.mark.parametrize("zero", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [1, 2])
 def test_stages_that_divide_round_the_same(zero):
     """They have the same pieces and keys; gradients are summed in another order, which turns one in hundreds."""
     _, rounded, _ = trained("bfloat16", DEVICES, 3)
@@ -126,5 +132,5 @@ def test_no_two_pieces_are_rounded_alike():
     pieces = layout.jit(rounded, in_specs=PartitionSpec(), out_specs=PartitionSpec(AXIS))(jax.random.key(1))
     up = np.asarray(pieces, np.float32) > 1 + 2.0**-8
     assert up.shape == (DEVICES, 400)
-    agreement = np.corrcoef(up)[~np.eye(DEVICES, dtype=bool)]
+    agreement = np.asarray(np.corrcoef(up))[~np.eye(DEVICES, dtype=bool)]
     assert np.abs(agreement).max() < 5 / 20

@@ -103,9 +103,12 @@ def test_open_mpi_5_on_one_machine(variables):
     assert place is not None
     assert place[1:] == (4, 3, "Open MPI", [1])
     variables(OMPI_COMM_WORLD_RANK="0")
-    assert cluster.find(Parallel()).coordinator == place.coordinator
+    first = cluster.find(Parallel())
     variables(PMIX_NAMESPACE="prterun-a-2@1")
-    assert cluster.find(Parallel()).coordinator != place.coordinator
+    other_job = cluster.find(Parallel())
+    assert first is not None
+    assert other_job is not None
+    assert first.coordinator == place.coordinator != other_job.coordinator
 
 
 def test_open_mpi_5_on_several_machines_needs_the_coordinator(variables):

@@ -103,6 +103,16 @@ def test_the_first_that_is_killed_ends_all():
 
 
 @pytest.mark.slow
+def test_one_that_hangs_ends_all():
+    """Its heartbeats stop, as when its machine is lost."""
+    with Several(2, "hangs", training__steps=100000) as two:
+        two.until_step(4)
+        two.processes[1].send_signal(signal.SIGSTOP)
+        assert two.processes[0].wait(MINUTE) in (1, -signal.SIGABRT)
+    assert "unhealthy" in two.output(0) or "another process has ended" in two.output(0)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_one_of_them_stops_all_at_the_same_step(number, status):
     name = number.name
