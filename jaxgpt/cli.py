@@ -2,6 +2,7 @@
 
 python run.py [--config NAME] [options]     train
 python run.py generate --run runs/NAME      draw text from a trained model
+python run.py serve --run runs/NAME         answer requests as OpenAI's completions API does
 python run.py gradcheck                     compare every hand-written gradient with jax.grad
 python run.py bench                         measure a training step beside jax.grad's and PyTorch's
 """
@@ -132,6 +133,13 @@ def generate(words: list[str]) -> int:
     return 0
 
 
+def serve(words: list[str]) -> int:
+    """Answers requests until it is told to end."""
+    from jaxgpt.generation import serving
+
+    return serving.serve(tyro.cli(serving.Serve, args=words, prog="run.py serve"))
+
+
 @dataclass(frozen=True)
 class Gradcheck:
     """Compares every hand-written gradient, layer by layer and of the whole model, with jax.grad."""
@@ -226,4 +234,4 @@ def _size(text: str, context: int) -> tuple[int, int]:
     return int(batch), int(length)
 
 
-COMMANDS = {"train": train, "generate": generate, "gradcheck": gradcheck, "bench": bench}
+COMMANDS = {"train": train, "generate": generate, "serve": serve, "gradcheck": gradcheck, "bench": bench}

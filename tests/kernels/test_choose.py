@@ -4,7 +4,6 @@ import dataclasses
 import types
 
 import jax
-import numpy as np
 import pytest
 
 from jaxgpt import gradcheck_report
