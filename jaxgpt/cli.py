@@ -3,6 +3,7 @@
 python run.py [--config NAME] [options]     train
 python run.py generate --run runs/NAME      draw text from a trained model
 python run.py evaluate --run runs/NAME      its loss, or its accuracy on HellaSwag, MMLU and others
+python run.py serve --run runs/NAME         answer requests as OpenAI's completions API does
 python run.py gradcheck                     compare every hand-written gradient with jax.grad
 python run.py bench                         measure a training step beside jax.grad's and PyTorch's
 """
@@ -131,6 +132,13 @@ def generate(words: list[str]) -> int:
     prompts = [*options.prompt, *(command.prompts_in(Path(options.prompts)) if options.prompts else [])]
     command.generate(Path(options.run), prompts or ["\n"], options.samples, options.seed, options.sampling)
     return 0
+
+
+def serve(words: list[str]) -> int:
+    """Answers requests until it is told to end."""
+    from jaxgpt.generation import serving
+
+    return serving.serve(tyro.cli(serving.Serve, args=words, prog="run.py serve"))
 
 
 @dataclass(frozen=True)
@@ -269,4 +277,11 @@ def _size(text: str, context: int) -> tuple[int, int]:
     return int(batch), int(length)
 
 
-COMMANDS = {"train": train, "generate": generate, "evaluate": evaluate, "gradcheck": gradcheck, "bench": bench}
+COMMANDS = {
+    "train": train,
+    "generate": generate,
+    "serve": serve,
+    "evaluate": evaluate,
+    "gradcheck": gradcheck,
+    "bench": bench,
+}

@@ -238,6 +238,9 @@ OTHERS = [
     ("training", "grad_norm_spike_z", 11.3, "at least 0, and below 11.27 to skip any step"),
     ("sampling", "top_p", 0.0, "above 0 and at most 1"),
     ("sampling", "top_p", 1.1, "above 0 and at most 1"),
+    ("sampling", "min_p", -0.1, "at least 0 and at most 1"),
+    ("sampling", "min_p", 1.1, "at least 0 and at most 1"),
+    ("sampling", "repetition_penalty", 0.0, "greater than 0"),
 ]
 REFUSED = [
     *((*case, "greater than 0") for case in NOT_POSITIVE),
