@@ -108,9 +108,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    labels = path.with_name(f"{path.stem}-labels.lst")
-    answers = labels.read_text(encoding="utf-8").split() if labels.is_file() else None
-    count = 0
+    rows = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -121,12 +119,16 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
                 raise UserError(f"{path}: line {number} is not JSON ({error}). {RESTORE}") from None
             if not isinstance(row, dict):
                 raise UserError(f"{path}: line {number} is not a JSON object. {RESTORE}")
-            if answers is not None and count < len(answers):
-                row = {"label": answers[count], "answer": answers[count], **row}
-            count += 1
-            yield row
-    if answers is not None and len(answers) != count:
-        raise UserError(f"{labels}: {len(answers)} labels for {count} examples. {RESTORE}")
+            rows.append(row)
+    labels = path.with_name(f"{path.stem}-labels.lst")
+    if not labels.is_file():
+        yield from rows
+        return
+    answers = labels.read_text(encoding="utf-8").split()
+    if len(answers) != len(rows):
+        raise UserError(f"{labels}: {len(answers)} labels for {len(rows)} examples. {RESTORE}")
+    for row, answer in zip(rows, answers, strict=True):
+        yield {"label": answer, "answer": answer, **row}
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
