@@ -19,6 +19,8 @@ from jaxgpt.data import loader
 from jaxgpt.errors import Interrupted, RunError
 from jaxgpt.evaluation.loss import make_validation_loss
 from jaxgpt.generation.sampling import generate, only_known_tokens
+from jaxgpt.interop import initial
+from jaxgpt.interop.source import Source
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import gpt2
 from jaxgpt.parallel import mesh
@@ -44,6 +46,7 @@ def train(config: Config) -> None:
     mesh.check(config)
     compilation_cache.use(config.run.compilation_cache)
     data, asked = corpus.load(config)
+    weights = initial.weights(asked, data.tokenizer)
     compute, attention = choose_attention(asked.model, asked.compute, asked.training.sequence_length)
     config, program, plan = memory_plan.prepare(dataclasses.replace(asked, compute=compute))
     with (
@@ -52,7 +55,8 @@ def train(config: Config) -> None:
         Writer(folder.checkpoints, config.checkpoint) as writer,
         Display(config.training.steps) as display,
     ):
-        run = _Run(config, data, folder, writer, display, program, [f"attention {attention}", *plan.lines()])
+        lines = [f"attention {attention}", *plan.lines()]
+        run = _Run(config, data, folder, writer, display, program, lines, weights)
         folder.write_json("memory_plan.json", plan.as_json())  # now that there is nothing more to refuse
         run.go()
 
@@ -69,6 +73,7 @@ class _Run:
         display: Display,
         train_step: jax.stages.Compiled,
         chosen: list[str],
+        weights: Source | None,
     ):
         self.config, self.data, self.folder, self.writer, self.display = config, data, folder, writer, display
         self.train_step = train_step
@@ -76,15 +81,17 @@ class _Run:
         self.fixed_order = needs_fixed_order(config.compute)
         self.validation_loss = make_validation_loss(config, data.validation, config.training.sequence_length)
         self.placement = Placement(config)
-        self.state, self.notes = self._first_state()
+        self.state, self.notes = self._first_state(weights)
         self.done = int(self.state.step)  # steps dispatched
         self.clock = 0.0  # when the last step's metrics were read
         self.stop = Stop(config.checkpoint.stop_minutes_before_end)
         self.flops_per_token = flops.per_token(config.model, config.training.sequence_length)
         self.peak = peaks.peak(config.compute)
 
-    def _first_state(self) -> tuple[TrainState, list[str]]:
+    def _first_state(self, weights: Source | None) -> tuple[TrainState, list[str]]:
         """The state to begin from, and what is to be said of where it comes from."""
+        if weights:
+            return self.placement.first_state(weights.load()), initial.lines(weights)
         if not self.folder.resumes:
             return self.placement.first_state(), []
         saved, notes = resuming.resume(self.folder, self.data, self.placement.saved_shapes())
