@@ -8,6 +8,7 @@
 Byte-level files write a byte as a printable character, the others as those from U+0100 on.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def merges(tokens: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
         if len(token) > 1:
             parts = [token[i : i + 1] for i in range(len(token))]
             while len(parts) > 2:
-                joined = [ranks.get(left + right, len(tokens)) for left, right in zip(parts, parts[1:], strict=False)]
+                joined = [ranks.get(left + right, len(tokens)) for left, right in itertools.pairwise(parts)]
                 first = min(range(len(joined)), key=joined.__getitem__)
                 parts[first : first + 2] = [parts[first] + parts[first + 1]]
             pairs.append((parts[0], parts[1]))

@@ -31,6 +31,8 @@ def with_shape(config: Config, given: set[str]) -> Config:
         source = opening.open_weights(config.training.init_from)
         model, tokenizer = source.model, source.tokenizer.name if source.tokenizer else config.data.tokenizer
         _check_shape(config.training.init_from, model, named)
+        if "data.tokenizer" in given and source.tokenizer:
+            _check_tokenizer(config.training.init_from, tokenizer, config.data.tokenizer)
     if "data.tokenizer" not in given:
         config = replace(config, data=replace(config.data, tokenizer=tokenizer))
     return replace(config, model=model)
@@ -50,13 +52,13 @@ def weights(config: Config, tokenizer: Tokenizer) -> Source | None:
     source = opening.open_weights(name)
     _check_shape(name, source.model, asdict(config.model))
     V, Vp, has = config.model.vocabulary_size, config.model.padded_vocabulary_size, tokenizer.vocabulary_size
-    if source.tokenizer and source.tokenizer.state() != tokenizer.state():
-        why = (
-            f"--data.tokenizer is {tokenizer.name}"
-            if source.tokenizer.name != tokenizer.name
-            else "the text has other characters than the one that they were trained on"
-        )
-        raise UserError(f"--init-from {name}: these weights are of the tokenizer {source.tokenizer.name}, and {why}")
+    if source.tokenizer:
+        _check_tokenizer(name, source.tokenizer.name, tokenizer.name)
+        if source.tokenizer.state() != tokenizer.state():
+            raise UserError(
+                f"--init-from {name}: these weights are of the tokenizer {tokenizer.name} with other tokens, as of "
+                "another text's characters"
+            )
     if has > V or (source.tokenizer is None and has <= Vp - 128):  # a vocabulary may have been padded
         raise UserError(
             f"--init-from {name}: these weights are of a vocabulary of {V:,} tokens, and the tokenizer "
@@ -68,6 +70,13 @@ def weights(config: Config, tokenizer: Tokenizer) -> Source | None:
 def lines(source: Source) -> list[str]:
     """What is to be said of it at the start of a run."""
     return [f"weights   from {source.where}: {describe(source)}", *(f"          {note}" for note in source.notes)]
+
+
+def _check_tokenizer(name: str, theirs: str, ours: str) -> None:
+    if theirs != ours:
+        raise UserError(
+            f"--init-from {name}: these weights are of the tokenizer {theirs}, and --data.tokenizer is {ours}"
+        )
 
 
 def _check_shape(name: str, found: Model, asked: dict[str, int]) -> None:

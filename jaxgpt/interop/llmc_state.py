@@ -36,7 +36,7 @@ def read(path: Path, model: Model) -> State:
     """UserError for a file that is no debug state of this model."""
     header = llmc.read_header(path, MAGIC, (VERSION,), "an llm.c debug state")
     B, T = (llmc.positive(path, header.numbers[place], place, what) for place, what in ((2, "B"), (3, "T")))
-    if T > model.context:
+    if model.context < T:
         raise UserError(f"{path}: T is {T} (at byte 12), and the model's context is {model.context}")
     V, count = model.vocabulary_size, tensors.count(model)
     expected = llmc.HEADER_BYTES + 4 * (2 * B * T + B * T * V + 1 + count)

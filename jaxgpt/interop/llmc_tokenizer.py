@@ -1,7 +1,7 @@
 """llm.c's tokenizer files, which its programs decode with.
 
-    256 int32    magic 20240328, version, V, id of end-of-text (version 2; with version 1 it is 50256), zeros
-    tokens       of each token: a byte that is its length, and its bytes
+256 int32    magic 20240328, version, V, id of end-of-text (version 2; with version 1 it is 50256), zeros
+tokens       of each token: a byte that is its length, and its bytes
 """
 
 from collections.abc import Sequence

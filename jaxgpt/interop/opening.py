@@ -91,5 +91,7 @@ def with_tokenizer(source: Source, name: str) -> Source:
 def _same_tokens(name: str, found: llmc_tokenizer.Tokens) -> tokenizers.Tokenizer:
     gpt2 = tokenizers.make("gpt2", "")
     if tuple(gpt2.tokens) != found.tokens:
-        raise UserError(f"--tokenizer {name}: its {len(found.tokens):,} tokens are not GPT-2's, which are all it may have")
+        raise UserError(
+            f"--tokenizer {name}: its {len(found.tokens):,} tokens are not GPT-2's, which are all it may have"
+        )
     return gpt2

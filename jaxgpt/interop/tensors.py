@@ -18,7 +18,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.layers import embedding, layernorm, linear
 from jaxgpt.models import gpt2
 
-DTYPES = {name: np.dtype(getattr(jnp, name)) for name in ("float32", "bfloat16", "float16")}
+DTYPES = {dtype.name: dtype for dtype in map(np.dtype, (jnp.float32, jnp.bfloat16, jnp.float16))}
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,5 @@ def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         result = array.astype(dtype)
     if dtype == DTYPES["float16"] and np.isinf(result).sum() > np.isinf(array).sum():
-        raise UserError(
-            f"{name} has numbers beyond 65504, the largest of float16: take bfloat16 or float32 (--dtype)"
-        )
+        raise UserError(f"{name} has numbers beyond 65504, the largest of float16: take bfloat16 or float32 (--dtype)")
     return result
