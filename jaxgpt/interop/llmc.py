@@ -141,9 +141,9 @@ def write_model(path: Path, params: gpt2.Params, model: Model, dtype_name: str) 
         return file.tell()
 
 
-def tensor_bytes(params: gpt2.Params, dtype: np.dtype) -> Iterator[memoryview]:
+def tensor_bytes(params: gpt2.Params, dtype: np.dtype) -> Iterator[bytes]:
     """The tensors as llm.c stores them, a layer of one at a time."""
     for tensor, array in tensors.paired(params):
         for layer in array if tensor.stacked else [array]:
             turned = np.ascontiguousarray(layer.T if tensor.is_weight else layer)
-            yield memoryview(tensors.cast(turned, dtype, tensor.llmc).reshape(-1).view(np.uint8))
+            yield tensors.cast(turned, dtype, tensor.llmc).tobytes()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,8 +20,8 @@ AT_ONCE = 1 << 22  # numbers compared at a time
 
 
 class Computed(NamedTuple):
-    logits: np.ndarray
-    loss: np.ndarray
+    logits: Any  # (B, T, V)
+    loss: Any
     grads: gpt2.Params
 
 
@@ -45,9 +45,9 @@ def verify(model_path: Path, state_path: Path) -> int:
     print(f"model     {source.where}: {describe(source)}")
     print(f"state     {state_path}: {state.tokens.shape[0]} x {state.tokens.shape[1]} tokens")
     compilation_cache.use("")
-    print(f"bounds    logits {LOGITS}, loss {LOSS}; gradients {GRADIENT} + {GRADIENT_SHARE} |reference|, ", end="")
     print(
-        f"{GRADIENT_NORM} in norm\n\n{'tensor':<12} {'difference':>10} {'largest':>10} {'in norm':>9} {'of bound':>9}"
+        f"bounds    logits {LOGITS}, loss {LOSS}; gradients {GRADIENT} + {GRADIENT_SHARE} |reference|, {GRADIENT_NORM} "
+        f"in norm\n\n{'tensor':<12} {'difference':>10} {'largest':>10} {'in norm':>9} {'of bound':>9}"
     )
     failed = total = 0
     for row in rows(computed(source.load(), state, source.model), state):
@@ -94,7 +94,7 @@ def compare(name: str, ours, theirs, bound: float, share: float, in_norm: float)
             a = np.abs(ours[start : start + AT_ONCE] - b)
             difference, reference = np.maximum(difference, a.max()), np.maximum(reference, np.abs(b).max())  # NaN stays
             of_bound = np.maximum(of_bound, (a / (bound + share * np.abs(b))).max())
-            squares, all_squares = squares + a @ a, all_squares + b @ b
+            squares, all_squares = squares + np.dot(a, a), all_squares + np.dot(b, b)
         relative = float(np.sqrt(squares / all_squares if all_squares else squares))
     passed = bool(of_bound <= 1 and relative <= in_norm)
     return Row(name, float(difference), float(reference), relative, float(of_bound), passed)

@@ -69,7 +69,7 @@ def test_old_files_have_no_prefix_masks_and_a_head_of_their_own(tmp_path):
     assert_same_bits(source.load(), params._replace(final_norm=params.final_norm._replace(bias=rounded)))
     named["lm_head.weight"][3, 3] += 1
     save_file(named, path)
-    with pytest.raises(UserError, match="lm_head.weight differs from wte.weight"):
+    with pytest.raises(UserError, match=r"lm_head.weight differs from wte.weight"):
         huggingface.open_folder(tmp_path / "hf").load()
 
 
@@ -119,7 +119,9 @@ def test_the_exported_tokenizer_and_pipeline(tmp_path, transformers, name):
     tokenizer = tokenizers.make(name, TEXT)
     model = Model(layers=1, heads=2, width=8, context=64, vocabulary_size=tokenizer.vocabulary_size)
     export(tmp_path / "hf", tokenizer=tokenizer, model=model)
-    assert huggingface.open_folder(tmp_path / "hf").tokenizer.state() == tokenizer.state()
+    read = huggingface.open_folder(tmp_path / "hf").tokenizer
+    assert read is not None
+    assert read.state() == tokenizer.state()
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     text = TEXT.replace("<|endoftext|>", "") if name == "gpt2" else TEXT  # which they read as the special token
     ids = tokenizer.encode(text)
@@ -192,7 +194,7 @@ def test_a_link_out_of_the_folder(tmp_path):
         huggingface.open_folder(tmp_path / "hf")
     path.unlink()
     path.symlink_to(path)
-    with pytest.raises(UserError, match="neither model.safetensors nor"):
+    with pytest.raises(UserError, match=r"neither model.safetensors nor"):
         huggingface.open_folder(tmp_path / "hf")
 
 
@@ -209,7 +211,7 @@ def test_a_pickle_is_not_read(tmp_path):
     export(tmp_path / "hf")
     (tmp_path / "hf" / huggingface.WEIGHTS).unlink()
     (tmp_path / "hf" / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
-    with pytest.raises(UserError, match="pytorch_model.bin is a pickle, which can run code and is not read"):
+    with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, which can run code and is not read"):
         huggingface.open_folder(tmp_path / "hf")
 
 
