@@ -65,6 +65,12 @@ def read(path: Path) -> Config:
     return Config(**parts)
 
 
+def keys(path: Path) -> set[str]:
+    """The options that a TOML file which was read names, as "section.key"."""
+    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    return {f"{name}.{key}" for name, table in tables.items() for key in table}
+
+
 def _section(path: Path, name: str, kind: Any, table: dict[str, Any]) -> Any:
     types = get_type_hints(kind)
     values = {}

@@ -28,6 +28,12 @@ from jaxgpt.training import checkpoints
 EVALUATE = "evaluate"  # lines that a command added which was no part of the training
 
 
+def will_resume(config: Config) -> bool:
+    """Whether a run of this name is there to go on with, and is to be gone on with."""
+    folder = Path(config.run.folder) / config.run.name / "checkpoints"
+    return config.run.resume != "never" and bool(checkpoints.steps_of(folder))
+
+
 class RunFolder:
     """An open run folder: a new one, or with `run.resume` one that has checkpoints, which stays as it is until `go_on`.
 
@@ -42,7 +48,7 @@ class RunFolder:
         self._lock: int | None = None
         self._file: TextIO = io.StringIO()  # metrics.jsonl, once it is open
         try:
-            self.resumes = resume != "never" and bool(checkpoints.steps_of(self.checkpoints))
+            self.resumes = will_resume(config)
             if resume == "always" and not self.resumes:
                 raise UserError(
                     f"{self.path}: there is no checkpoint to resume from. --resume auto begins anew where there is none"

@@ -20,6 +20,8 @@ from jaxgpt.errors import AllFailed, Interrupted, RunError
 from jaxgpt.evaluation.in_training import Tasks
 from jaxgpt.evaluation.loss import bits_per_byte_of_one_nat, make_validation_loss
 from jaxgpt.generation import texts
+from jaxgpt.interop import initial
+from jaxgpt.interop.source import Source
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import gpt2
 from jaxgpt.parallel import mesh, processes
@@ -55,6 +57,7 @@ def _train(config: Config) -> None:
     compilation_cache.use(config.run.compilation_cache)
     data, asked = corpus.load(config)
     everywhere.check(asked, data)
+    weights = initial.weights(asked, data.tokenizer)
     compute, attention = choose_attention(asked.model, asked.compute, asked.training.sequence_length)
     tasks = Tasks(asked, data.tokenizer)
     config, program, plan = memory_plan.prepare(dataclasses.replace(asked, compute=compute))
@@ -66,7 +69,8 @@ def _train(config: Config) -> None:
         Display(config.training.steps, None if processes.first() else silent()) as display,
         processes.telling(),
     ):
-        run = _Run(config, data, folder, writer, display, program, [f"attention {attention}", *plan.lines()], tasks)
+        lines = [f"attention {attention}", *plan.lines()]
+        run = _Run(config, data, folder, writer, display, program, lines, tasks, weights)
         folder.write_json("memory_plan.json", plan.as_json())  # now that there is nothing more to refuse
         run.go()
 
@@ -84,6 +88,7 @@ class _Run:
         train_step: jax.stages.Compiled,
         chosen: list[str],
         tasks: Tasks,
+        weights: Source | None,
     ):
         self.config, self.data, self.folder, self.writer, self.display = config, data, folder, writer, display
         self.train_step = train_step
@@ -95,7 +100,7 @@ class _Run:
         self.placement = Placement(config)
         self.layout = self.placement.layout
         self.rows = self.layout.own_rows(config.training.batch_size)
-        self.state, self.notes = self._first_state()
+        self.state, self.notes = self._first_state(weights)
         self.done = int(self.state.step)  # steps dispatched
         self.clock = 0.0  # when the last step's metrics were read
         self.stop = Stop(config.checkpoint.stop_minutes_before_end)
@@ -103,8 +108,10 @@ class _Run:
         self.flops_per_token = flops.per_token(config.model, config.training.sequence_length)
         self.peak = peaks.peak(config.compute, self.layout.devices)
 
-    def _first_state(self) -> tuple[TrainState, list[str]]:
+    def _first_state(self, weights: Source | None) -> tuple[TrainState, list[str]]:
         """The state to begin from, and what is to be said of where it comes from."""
+        if weights:
+            return self.placement.first_state(weights.load()), initial.lines(weights)
         if not self.folder.resumes:
             return self.placement.first_state(), []
         saved, notes = resuming.resume(self.folder, self.data, self.placement.saved_shapes())
