@@ -3,6 +3,7 @@
 python run.py [--config NAME] [options]     train
 python run.py generate --run runs/NAME      draw text from a trained model
 python run.py gradcheck                     compare every hand-written gradient with jax.grad
+python run.py prepare SOURCE                make token files of text of any size, or of a data set by name
 python run.py bench                         measure a training step beside jax.grad's and PyTorch's
 """
 
@@ -223,4 +224,11 @@ def _size(text: str, context: int) -> tuple[int, int]:
     return int(batch), int(length)
 
 
-COMMANDS = {"train": train, "generate": generate, "gradcheck": gradcheck, "bench": bench}
+def prepare(words: list[str]) -> int:
+    """Makes token files of text."""
+    from jaxgpt.data import command
+
+    return command.run(words)
+
+
+COMMANDS = {"train": train, "generate": generate, "gradcheck": gradcheck, "prepare": prepare, "bench": bench}

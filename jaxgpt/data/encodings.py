@@ -25,7 +25,8 @@ LLAMA3_REPOSITORY = ("meta-llama/Meta-Llama-3-8B", "original/tokenizer.model")
 LLAMA3_RANKS, LLAMA3_SPECIAL = 128_000, 256
 LLAMA3_BEGIN_OF_TEXT = 128_000  # what llm.c puts before each document
 LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
@@ -101,7 +102,9 @@ def train(texts: Iterable[str], vocabulary_size: int) -> list[bytes]:
     """
     smallest = 256 + 1
     if vocabulary_size < smallest:
-        raise UserError(f"--vocabulary-size is {vocabulary_size}, and must be at least {smallest}: all bytes, and the end")
+        raise UserError(
+            f"--vocabulary-size is {vocabulary_size}, and must be at least {smallest}: all bytes, and the end"
+        )
     try:
         import tokenizers
     except ImportError:

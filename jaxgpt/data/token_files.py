@@ -11,7 +11,6 @@ taken from the file's size, and the header has to agree with its low 32 bits: a 
 import contextlib
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -98,7 +97,7 @@ def header(form: Format, count: int) -> bytes:
 
 
 class Writer:
-    """A token file that grows: `write` adds tokens, and at the end of a `with` that succeeds the file is there, whole.
+    """A token file that grows by `write`; it is there, whole, after `close`, and not at all after `discard`.
 
     Until then it has the name `path`.part. OSError as the disk raises it; ValueError for tokens that don't fit.
     """
@@ -115,27 +114,27 @@ class Writer:
         self._file.write(tokens.astype(self.form.dtype, copy=False).data)
         self.count += tokens.size
 
-    def __enter__(self) -> "Writer":
-        return self
+    def close(self) -> None:
+        with self._file as file:
+            file.seek(0)
+            file.write(header(self.form, self.count))
+            file.flush()
+            os.fsync(file.fileno())
+        self._part.replace(self.path)
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            with self._file as file:
-                if error is None:
-                    file.seek(0)
-                    file.write(header(self.form, self.count))
-                    file.flush()
-                    os.fsync(file.fileno())
-            if error is None:
-                self._part.replace(self.path)
-        finally:
-            with contextlib.suppress(OSError):
-                self._part.unlink(missing_ok=True)
+    def discard(self) -> None:
+        with contextlib.suppress(OSError):  # what can't be written any more need not be
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._part.unlink()
 
 
 def write(path: Path, tokens: np.ndarray, form: Format) -> None:
-    """A whole file at once."""
-    with Writer(path, form) as file:
-        file.write(tokens)
-
-
+    """A whole file at once, or none."""
+    writer = Writer(path, form)
+    try:
+        writer.write(tokens)
+        writer.close()
+    except BaseException:
+        writer.discard()
+        raise

