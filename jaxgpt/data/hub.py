@@ -72,9 +72,8 @@ def _sha256(entry: Any) -> str:
 
 def _errors(library: Any) -> tuple[type[Exception], ...]:
     """What can go wrong on the way to the hub and back."""
-    import httpx
-
-    return (library.errors.HfHubHTTPError, library.errors.HFValidationError, httpx.HTTPError, OSError, ValueError)
+    of_http = library.errors.HfHubHTTPError.__bases__  # the base of its HTTP library's errors, whichever that is
+    return (*of_http, library.errors.HFValidationError, OSError, ValueError)
 
 
 def _first(error: Exception) -> str:

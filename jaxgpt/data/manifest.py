@@ -116,7 +116,7 @@ def shard(path: Path, entry: Any) -> Shard:
 
 def _field(path: Path, fields: dict[str, Any], key: str, kind: type) -> Any:
     value = fields.get(key)
-    if type(value) is not kind or (kind is int and value < 0):
+    if type(value) is not kind or (isinstance(value, int) and value < 0):
         raise UserError(f"{path} is damaged: {key} is {value!r:.80}, and should be of type {kind.__name__}")
     return value
 

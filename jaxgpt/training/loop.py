@@ -15,7 +15,6 @@ import numpy as np
 
 from jaxgpt import compilation_cache
 from jaxgpt.config import Config
-from jaxgpt.data import loader
 from jaxgpt.errors import Interrupted, RunError
 from jaxgpt.evaluation.loss import make_validation_loss
 from jaxgpt.generation.sampling import generate, only_known_tokens
@@ -98,7 +97,7 @@ class _Run:
         else:
             before = self._sample()
             self._evaluate()
-        with self.stop:
+        with self.stop, corpus.feed(self.data, self.config, self.done) as self.batches:
             self._steps()
             self.display.stop()
             if self.stop.reason:
@@ -116,20 +115,13 @@ class _Run:
 
     def _steps(self) -> None:
         training = self.config.training
-        pending: Metrics | None = None
+        pending: tuple[Metrics, float] | None = None
         self.clock = time.perf_counter()
         while self.done < training.steps and not self.stop.requested() and not self.display.lost:
-            batch = loader.batch_at(
-                self.data.train,
-                step=self.done,
-                micro_batches=training.micro_batches,
-                batch_size=training.batch_size,
-                sequence_length=training.sequence_length,
-                seed=training.seed,
-            )
+            batch = self.batches.next()
             self.state, metrics = self.train_step(self.state, batch)
             self._record(self.done, pending)
-            pending = metrics
+            pending = metrics, self.batches.waited
             self.done += 1
             evaluate, sample = self._is_due(training.evaluate_every), self._is_due(self.config.run.sample_every)
             save = self.writer.due(self.done)
@@ -152,11 +144,14 @@ class _Run:
         """Whether what is done every so many steps is to be done now; at the end it is done anyway."""
         return every > 0 and self.done % every == 0 and self.done < self.config.training.steps
 
-    def _record(self, step: int, pending: Metrics | None) -> None:
-        """Reads the metrics of step number `step`, counted from 1, which waits until that step is done."""
+    def _record(self, step: int, pending: tuple[Metrics, float] | None) -> None:
+        """Reads the metrics of step number `step`, counted from 1, which waits until that step is done.
+
+        With them comes how long the step waited for its batch.
+        """
         if pending is None:
             return
-        metrics = jax.device_get(pending)
+        metrics, waited = jax.device_get(pending)
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
         training = self.config.training
@@ -176,6 +171,7 @@ class _Run:
             tokens_per_second=rate,
             mfu=utilisation,
             step_seconds=seconds,
+            data_wait_seconds=waited,
         )
         self.display.step(step, float(metrics.loss), rate, work, utilisation)
         if metrics.nonfinite:
@@ -238,8 +234,8 @@ class _Run:
             f"model     GPT-2, {gpt2.parameter_count(config.model):,} parameters: {config.model.layers} layers, "
             f"{config.model.heads} heads, width {config.model.width}, context {config.model.context}, "
             f"vocabulary {config.model.vocabulary_size:,}",
-            f"text      {self.data.description}, as {config.data.tokenizer} tokens: {len(self.data.train):,} to train "
-            f"on, {len(self.data.validation):,} to validate on",
+            f"text      {self.data.description}, as {self.data.tokenizer.name} tokens: {len(self.data.train):,} to "
+            f"train on, {len(self.data.validation):,} to validate on",
             f"training  {training.steps:,} steps of {tokens:,} tokens, {config.compute.dtype}, on {device.device_kind} "
             f"({device.platform})",
             f"a token   {self.flops_per_token:,} operations, as llm.c counts them, which "
