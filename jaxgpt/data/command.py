@@ -73,7 +73,7 @@ def run(words: list[str]) -> int:
     if options.ready_made:
         made = ready_made(options, data_set, name, folder)
     else:
-        made = prepare(_settings(options, data_set, name), folder, options.processes or _cores())
+        made = prepare(_settings(options, data_set, name), folder, options.processes or cores())
     _report(made, folder, time.perf_counter() - started)
     return 0
 
@@ -113,7 +113,7 @@ def _name(source: str) -> str:
     return (path.resolve() if path.is_dir() else path).name.partition(".")[0] or "data"
 
 
-def _cores() -> int:
+def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
