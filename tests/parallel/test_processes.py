@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from jaxgpt import cli
 from jaxgpt.config import Model
 from jaxgpt.training import checkpoints
-from tests.parallel.several import ROOT, Several, environment, losses, metrics, words
+from tests.parallel.several import ROOT, Several, environment, free_port, losses, metrics, words
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 MINUTE = 60
@@ -124,6 +125,38 @@ def test_a_signal_to_one_of_them_stops_all_at_the_same_step(number, status):
     assert checkpoints.whole_steps(Path("runs", name, "checkpoints"))[-1] == last
     assert f"after step {last} of 100000; saved in runs/{name}/checkpoints/{last}" in two.output(0)
     assert two.output(1) == ""
+
+
+def started(process: int, port: int) -> subprocess.CompletedProcess[str]:
+    """A process that waits a second for another one, which does not come."""
+    code = f"""
+import sys
+from jaxgpt import cli
+from jaxgpt.parallel import processes
+processes.START_SECONDS = 1
+sys.exit(cli.main(sys.argv[1:] + ["--parallel.processes=2", "--parallel.process={process}"]))
+"""
+    command = [sys.executable, "-c", code, *words(run__name="vain"), f"--parallel.coordinator=127.0.0.1:{port}"]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.slow
+def test_one_that_waits_in_vain():
+    done = started(1, free_port())
+    assert done.returncode == 1
+    assert "error: process 1 of 2 (options) waited 1 seconds for the others at 127.0.0.1:" in done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken():
+    with socket.create_server(("::", 0), family=socket.AF_INET6) as taken:
+        port = taken.getsockname()[1]
+        done = started(0, port)
+    assert done.returncode == 2
+    assert f"error: process 0 of 2 (options) can't listen at 127.0.0.1:{port}: " in done.stderr
+    assert not Path("runs/vain").exists()
 
 
 @pytest.mark.slow
