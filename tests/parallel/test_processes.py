@@ -127,13 +127,13 @@ def test_a_signal_to_one_of_them_stops_all_at_the_same_step(number, status):
     assert two.output(1) == ""
 
 
-def started(process: int, port: int) -> subprocess.CompletedProcess[str]:
-    """A process that waits a second for another one, which does not come."""
+def started(process: int, port: int, seconds: int) -> subprocess.CompletedProcess[str]:
+    """A process that waits some seconds for another one, which does not come."""
     code = f"""
 import sys
 from jaxgpt import cli
 from jaxgpt.parallel import processes
-processes.START_SECONDS = 1
+processes.START_SECONDS = {seconds}
 sys.exit(cli.main(sys.argv[1:] + ["--parallel.processes=2", "--parallel.process={process}"]))
 """
     command = [sys.executable, "-c", code, *words(run__name="vain"), f"--parallel.coordinator=127.0.0.1:{port}"]
@@ -142,7 +142,7 @@ sys.exit(cli.main(sys.argv[1:] + ["--parallel.processes=2", "--parallel.process=
 
 @pytest.mark.slow
 def test_one_that_waits_in_vain():
-    done = started(1, free_port())
+    done = started(1, free_port(), seconds=1)
     assert done.returncode == 1
     assert "error: process 1 of 2 (options) waited 1 seconds for the others at 127.0.0.1:" in done.stderr
     assert done.stdout == ""
@@ -153,7 +153,7 @@ def test_one_that_waits_in_vain():
 def test_a_port_that_is_taken():
     with socket.create_server(("::", 0), family=socket.AF_INET6) as taken:
         port = taken.getsockname()[1]
-        done = started(0, port)
+        done = started(0, port, seconds=200)
     assert done.returncode == 2
     assert f"error: process 0 of 2 (options) can't listen at 127.0.0.1:{port}: " in done.stderr
     assert not Path("runs/vain").exists()
