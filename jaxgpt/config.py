@@ -89,11 +89,16 @@ class Data:
     """What is trained on."""
 
     text: str = "embedded"
-    """"embedded" (English that ships with Python), "tinyshakespeare", or the path of a UTF-8 text file."""
-    tokenizer: Literal["gpt2", "characters", "bytes"] = "gpt2"
-    """GPT-2's byte-pair encoding, the characters of the text, or bytes."""
+    """"embedded" (English that ships with Python), "tinyshakespeare", the path of a UTF-8 text file; or token files: a
+    folder that `run.py prepare` made, a pattern of llm.c's, or a data set by name such as fineweb-10B."""
+    mixture: str = ""
+    """Several of these instead of `text`, with the share of the sequences that comes from each, such as
+    data/web=0.8, data/books=0.2."""
+    tokenizer: Literal["gpt2", "characters", "bytes", "cl100k", "o200k", "llama3"] = "gpt2"
+    """GPT-2's byte-pair encoding, the characters of the text, bytes, GPT-4's, GPT-4o's or Llama 3's. What `run.py
+    prepare` made has its own."""
     validation_fraction: float = 0.1
-    """Share of the text, at its end, that is kept for validation."""
+    """Share of a text, at its end, that is kept for validation; token files have their own for it."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,9 @@ class Training:
     """Tokens in a sequence (T); 0 takes the model's context."""
     seed: int = 0
     """Of the initial weights, the order of the data and the samples."""
+    init_from: str = ""
+    """Begin with these weights rather than random ones: a run's folder, a checkpoint, a Hugging Face folder or model
+    name, an llm.c model file. The model's shape and tokenizer are then theirs. Shorter: --init-from."""
     evaluate_every: int = 250
     """Steps between validation losses; 0 evaluates at the end only."""
     evaluation_batches: int = 0
@@ -121,6 +129,20 @@ class Training:
     none."""
     grad_norm_spike_z: float = 0.0
     """The same for the norm of the gradient."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Multiple-choice tasks that a run is scored on, at its start and its end and in between."""
+
+    tasks: str = ""
+    """TASK=FILE, several apart by commas, such as hellaswag=hellaswag_val.jsonl; TASK alone is downloaded."""
+    every: int = 0
+    """Steps between; 0 evaluates at the start and the end only."""
+    limit: int = 0
+    """Take only this many of a task's examples, from the first; 0 takes all."""
+    batch_size: int = 16
+    """Number of choices that each device scores at once."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +181,13 @@ class Sampling:
     """Draw only among this many likeliest tokens; 0 for all."""
     top_p: float = 1.0
     """Draw only among the likeliest tokens that together have this probability."""
+    min_p: float = 0.0
+    """Draw only among tokens that have at least this share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that the text has already become less likely: their logits are divided by it, or multiplied where
+    negative."""
+    stop: tuple[str, ...] = ()
+    """Texts that end what is drawn, and are not part of it."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +239,7 @@ class Config:
     parallel: Parallel = field(default_factory=Parallel)
     data: Data = field(default_factory=Data)
     training: Training = field(default_factory=Training)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     optimizer: Optimizer = field(default_factory=Optimizer)
     sampling: Sampling = field(default_factory=Sampling)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

@@ -35,13 +35,14 @@ def compile_step(config: Config) -> jax.stages.Compiled:
     return make_train_step(config).lower(*shapes(config)).compile()
 
 
-def initial_state(config: Config) -> TrainState:
+def initial_state(config: Config, given: gpt2.Params | None = None) -> TrainState:
     """`init_state`, in two programs: what the random weights need while they are drawn is gone when the moments come.
 
-    In one, a run with small batches would need more for its first state than for its steps, which the plan is of.
+    In one, a run with small batches would need more for its first state than for its steps, which the plan is of. With
+    `given` parameters none are drawn.
     """
     params, rest = _first_programs(config)
-    made = jax.block_until_ready(params())
+    made = jax.block_until_ready(params() if given is None else given)
     return TrainState(made, *rest())
 
 
