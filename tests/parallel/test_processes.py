@@ -65,9 +65,10 @@ def test_two_processes_train_as_one_with_two_devices():
     assert Path("runs/two/samples.txt").read_text().count("--- step") == 2
     assert 'processes = 0\nprocess = -1\ncoordinator = ""' in Path("runs/two/config.toml").read_text()
     reads = [json.loads(Path(f"reads.{process}.json").read_text()) for process in range(2)]
-    windows = [{start for start, stop in part if stop - start == 8} for part in reads]
-    assert [len(part) for part in reads] == [2 * 8 * 2 * 4] * 2  # tokens and targets of 4 sequences
-    assert len(windows[0] | windows[1]) == len(windows[0]) + len(windows[1])
+    windows = [{start for start, stop in part if stop - start == 8 + 1} for part in reads]  # with the last target
+    # Of each step its 2 micro-batches' 4 sequences, and of some steps that are read ahead; no window twice in an epoch.
+    assert all(len(own) == len(part) >= 8 * 2 * 4 for own, part in zip(windows, reads, strict=True))
+    assert windows[0].isdisjoint(windows[1])
 
 
 @pytest.mark.slow
