@@ -154,7 +154,7 @@ def check(config: Config) -> None:
         _require(0 <= value < largest, "training", key, value, f"at least 0, and below {largest:.2f} to skip any step")
     _require(optimizer.final_fraction <= 1, "optimizer", "final_fraction", optimizer.final_fraction, "at most 1")
     check_sampling(config.sampling, "sampling")
-    _check_processes(config.parallel)
+    check_processes(config.parallel)
     _require(
         not (config.run.overwrite and config.run.resume == "always"),
         "run",
@@ -164,7 +164,7 @@ def check(config: Config) -> None:
     )
 
 
-def _check_processes(parallel: Parallel) -> None:
+def check_processes(parallel: Parallel) -> None:
     """That each process can know which one it is, and where the others are."""
     processes, process, coordinator = parallel.processes, parallel.process, parallel.coordinator
     if processes > 1:
