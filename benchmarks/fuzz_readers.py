@@ -68,7 +68,7 @@ def token_lists() -> list[Input]:
     tokens = [bytes([byte]) for byte in range(256)] + [b"the", b" and", b"<|endoftext|>"]
     many = [b"x"] * 50257
     few = written(lambda folder: llmc_tokenizer.write(folder / "t.bin", tokens, 258))
-    return [*[few] * 15, written(lambda folder: llmc_tokenizer.write(folder / "t.bin", many, 50256, version=1))]
+    return [*[few] * 60, written(lambda folder: llmc_tokenizer.write(folder / "t.bin", many, 50256, version=1))]
 
 
 def folders() -> list[Input]:
