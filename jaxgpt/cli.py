@@ -1,10 +1,13 @@
 """The commands.
 
 python run.py [--config NAME] [options]     train
+python run.py prepare SOURCE                make token files of text of any size, or of a data set by name
 python run.py generate --run runs/NAME      draw text from a trained model
-python run.py gradcheck                     compare every hand-written gradient with jax.grad
+python run.py serve --run runs/NAME         answer requests as OpenAI's completions API does
+python run.py evaluate --run runs/NAME      its loss, or its accuracy on HellaSwag, MMLU and others
 python run.py convert FROM TO               weights between runs, Hugging Face's folders and llm.c's files
 python run.py verify --model M --state S    compare the forward and backward with what llm.c wrote down
+python run.py gradcheck                     compare every hand-written gradient with jax.grad
 python run.py bench                         measure a training step beside jax.grad's and PyTorch's
 """
 
@@ -123,12 +126,14 @@ class Generate:
 
     run: str
     """The run's folder, such as runs/quickstart."""
-    prompt: Annotated[str, tyro.conf.arg(help_behavior_hint="(default: a line break)")] = "\n"
-    """What the text begins with."""
+    prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="STR")] = ()
+    """What the text begins with; given several times, one text for each. Without it, a line break."""
+    prompts: str = ""
+    """A UTF-8 file with a prompt on each line."""
     samples: int = 1
-    """How many texts to draw."""
+    """How many texts to draw for each prompt; all are drawn side by side."""
     seed: int = 0
-    """Another seed draws other texts."""
+    """Of the first sample; the next one has the next."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
 
 
@@ -137,7 +142,57 @@ def generate(words: list[str]) -> int:
     options = tyro.cli(Generate, args=words, prog="run.py generate")
     from jaxgpt.generation import command
 
-    command.generate(Path(options.run), options.prompt, options.samples, options.seed, options.sampling)
+    prompts = [*options.prompt, *(command.prompts_in(Path(options.prompts)) if options.prompts else [])]
+    command.generate(Path(options.run), prompts or ["\n"], options.samples, options.seed, options.sampling)
+    return 0
+
+
+def serve(words: list[str]) -> int:
+    """Answers requests until it is told to end."""
+    from jaxgpt.generation import serving
+
+    return serving.serve(tyro.cli(serving.Serve, args=words, prog="run.py serve"))
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """The loss and the bits per byte of a trained model, or its accuracy on a task."""
+
+    run: str
+    """The run's folder, such as runs/quickstart."""
+    task: str = ""
+    """hellaswag, hellaswag_llmc, mmlu, arc_easy, arc_challenge, piqa, winogrande, openbookqa or lambada; empty computes
+    the loss over the run's validation split."""
+    data: str = ""
+    """The task's file: JSON lines, CSV, Parquet, or llm.c's .bin; empty downloads it. Without a task, the text to
+    compute the loss of."""
+    limit: int = 0
+    """Take only this many examples, or batches of the loss, from the first; 0 takes all."""
+    batch_size: int = 16
+    """Number of sequences that each device takes at once."""
+    shots: int = 0
+    """Number of answered questions before each; for mmlu only."""
+    devices: int = 0
+    """How many devices; 0 takes all there are."""
+    output: str = ""
+    """Write the figures to this JSON file."""
+
+
+def evaluate(words: list[str]) -> int:
+    """Prints the figures and adds them to the run's metrics.jsonl."""
+    options = tyro.cli(Evaluate, args=words, prog="run.py evaluate")
+    from jaxgpt.evaluation import command
+
+    command.evaluate(
+        Path(options.run),
+        options.task,
+        options.data,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        shots=options.shots,
+        devices=options.devices,
+        output=Path(options.output) if options.output else None,
+    )
     return 0
 
 
@@ -292,11 +347,21 @@ def verify(words: list[str]) -> int:
     return run(Path(options.model), Path(options.state))
 
 
+def prepare(words: list[str]) -> int:
+    """Makes token files of text."""
+    from jaxgpt.data import command
+
+    return command.run(words)
+
+
 COMMANDS = {
     "train": train,
+    "prepare": prepare,
     "generate": generate,
-    "gradcheck": gradcheck,
+    "serve": serve,
+    "evaluate": evaluate,
     "convert": convert,
     "verify": verify,
+    "gradcheck": gradcheck,
     "bench": bench,
 }

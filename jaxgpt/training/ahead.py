@@ -17,6 +17,7 @@ import psutil
 from jaxgpt.config import Compute, Config
 from jaxgpt.data.loader import Batch
 from jaxgpt.models import gpt2
+from jaxgpt.parallel import processes
 from jaxgpt.training.step import TrainState, init_state, layout_of, make_train_step, specs
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -62,10 +63,18 @@ class Capacity(NamedTuple):
 
 
 def capacity(compute: Compute) -> Capacity:
-    """The memory that a run may have: `compute.memory_limit_gib`, else what the device or the system has left."""
+    """The memory that a run may have: `compute.memory_limit_gib`, else what the device or the system has left.
+
+    Of several processes the least, so that all of them compile the same program.
+    """
+    all_of_them = [Capacity(*found) for found in processes.talk.from_all(_own_capacity(compute))]
+    return min(all_of_them, key=lambda found: -1 if found.bytes is None else found.bytes)
+
+
+def _own_capacity(compute: Compute) -> Capacity:
     if compute.memory_limit_gib:
         return Capacity(int(compute.memory_limit_gib * 2**30), "--compute.memory-limit-gib")
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     stats = device.memory_stats() or {}  # None on a CPU
     if "bytes_limit" in stats:
         return Capacity(

@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from jaxgpt.config import Model
 from jaxgpt.errors import UserError
 from jaxgpt.models import gpt2
+from jaxgpt.parallel import processes
 from jaxgpt.training import checksums
 from jaxgpt.training.step import TrainState, on_trees
 
@@ -50,10 +51,16 @@ class Found(NamedTuple):
 
 
 def find(folder: Path, parts: tuple[str, ...] | None = None) -> Found:
-    """The newest whole checkpoint; with `parts`, one of which those folders are whole.
+    """The newest whole checkpoint; with `parts`, one of which those folders are whole. All processes take the same.
 
     UserError where there is none, or none that is whole.
     """
+    name, damaged = processes.talk.from_first(lambda: _newest_whole(folder, parts))
+    return Found(folder / name, _about(folder / name), damaged)
+
+
+def _newest_whole(folder: Path, parts: tuple[str, ...] | None) -> tuple[str, list[str]]:
+    """Its name, and the messages."""
     if not whole_steps(folder):
         raise UserError(f"{folder}: there is no whole checkpoint. Has the run been saved yet?")
     damaged = []
@@ -62,7 +69,7 @@ def find(folder: Path, parts: tuple[str, ...] | None = None) -> Found:
         path = folder / str(step)
         damage = checksums.damage(path, parts)
         if not damage:
-            return Found(path, _about(path), damaged)
+            return path.name, damaged
         damaged.append(f"{path}: this checkpoint is not whole ({damage}); the one before it is used")
     raise UserError(
         f"{path}: this checkpoint is not whole ({damage}), and there is no other that is. Restore it from a copy, or "

@@ -49,7 +49,8 @@ class Placement:
         """What is to be said of it at the start of a run."""
         if self.layout.devices == 1:
             return []
-        return [f"parallel  {self.layout.devices} devices, ZeRO stage {self.layout.zero}"]
+        processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+        return [f"parallel  {self.layout.devices} devices{processes}, ZeRO stage {self.layout.zero}"]
 
     def first_state(self, params: gpt2.Params | None = None) -> TrainState:
         """The state before the first step: with random parameters, or these, whole, stacked and in NumPy's memory."""
@@ -83,5 +84,9 @@ class Placement:
         return state if self.layout.devices == 1 else self._split(state)
 
     def whole_params(self, state: TrainState) -> gpt2.Params:
-        """All parameters on every device, to draw text from."""
-        return self._whole(state.params) if self.layout.in_pieces else state.params
+        """All parameters, to draw text from: on every device, or of several processes on the first of this one's.
+
+        All processes have to join in it, and each may then compute with them by itself.
+        """
+        whole = self._whole(state.params) if self.layout.in_pieces else state.params
+        return whole if jax.process_count() == 1 else jax.tree.map(lambda array: array.addressable_data(0), whole)

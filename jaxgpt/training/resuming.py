@@ -11,6 +11,7 @@ from typing import Any
 from jaxgpt import settings
 from jaxgpt.config import Config
 from jaxgpt.errors import UserError
+from jaxgpt.parallel import processes
 from jaxgpt.training import checkpoints, fingerprint, saving
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.folder import RunFolder
@@ -55,10 +56,11 @@ def resume(folder: RunFolder, data: Corpus, target: TrainState) -> tuple[TrainSt
         state = state._replace(nonfinite=state.nonfinite * 0)
     step = saved["step"]
     folder.go_on(config, step, saved["lengths"])
-    saving.delete_unfinished(folder.checkpoints)
-    for other in checkpoints.whole_steps(folder.checkpoints):
-        if other > step:  # which are not whole, and are trained again
-            saving.delete(folder.checkpoints / str(other))
+    if processes.first():
+        saving.delete_unfinished(folder.checkpoints)
+        for other in checkpoints.whole_steps(folder.checkpoints):
+            if other > step:  # which are not whole, and are trained again
+                saving.delete(folder.checkpoints / str(other))
     return state, [*found.damaged, f"resuming after step {step}, from {found.path}", *_changes(saved, config)]
 
 
@@ -84,8 +86,9 @@ def _check(where: str, saved: dict[str, Any], config: Config, data: Corpus) -> N
         )
     change = fingerprint.difference(saved["text"], data.fingerprint)
     if change:
+        name = f"--data.mixture {config.data.mixture}" if config.data.mixture else f"--data.text {config.data.text}"
         raise UserError(
-            f"--data.text {config.data.text}: not the text that {where} was trained on: {change}. Restore the text, or "
+            f"{name}: not the text that {where} was trained on: {change}. Restore the text, or "
             "give another --run.name to begin a new run"
         )
 
