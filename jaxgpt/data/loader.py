@@ -74,23 +74,30 @@ def mixture(sources: Sequence[Tokens], weights: Sequence[float]) -> Mixture:
 
 
 def batch_at(
-    tokens: Tokens | Mixture, *, step: int, micro_batches: int, batch_size: int, sequence_length: int, seed: int
+    tokens: Tokens | Mixture,
+    *,
+    step: int,
+    micro_batches: int,
+    batch_size: int,
+    sequence_length: int,
+    seed: int,
+    rows: Sequence[int] | None = None,
 ) -> Batch:
     """The batch of one step, both arrays (A, B, T). Of `tokens`, which may lie on the disk, only the windows are read.
-    `seed` is at least 0.
+    `seed` is at least 0. With `rows`, R of the numbers 0 ... B-1, those sequences of each micro-batch alone, (A, R, T).
 
     Raises UserError where there are fewer than T+1 tokens.
     """
     mixed = tokens if isinstance(tokens, Mixture) else Mixture((tokens,))
-    sequences = micro_batches * batch_size
-    inputs = np.empty((sequences, sequence_length), np.int32)
-    targets = np.empty((sequences, sequence_length), np.int32)
-    chosen, starts = places(mixed, step * sequences + np.arange(sequences), sequence_length, seed)
-    for j in range(sequences):
-        start = int(starts[j])
-        window = mixed.sources[chosen[j]][start : start + sequence_length + 1]
+    rows = range(batch_size) if rows is None else rows
+    inputs = np.empty((micro_batches * len(rows), sequence_length), np.int32)
+    targets = np.empty_like(inputs)
+    numbers = (step * micro_batches + np.arange(micro_batches)[:, None]) * batch_size + np.asarray(rows, np.int64)
+    chosen, starts = places(mixed, numbers.ravel(), sequence_length, seed)
+    for j, (source, start) in enumerate(zip(chosen.tolist(), starts.tolist(), strict=True)):
+        window = mixed.sources[source][start : start + sequence_length + 1]
         inputs[j], targets[j] = window[:-1], window[1:]
-    shape = (micro_batches, batch_size, sequence_length)
+    shape = (micro_batches, len(rows), sequence_length)
     return Batch(inputs.reshape(shape), targets.reshape(shape))
 
 
@@ -163,12 +170,18 @@ def check_vocabulary(tokens: Tokens, vocabulary_size: int, where: str) -> None:
 
 
 def validation_batches(
-    tokens: Tokens, *, batch_size: int, sequence_length: int, limit: int | None = None
+    tokens: Tokens,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    limit: int | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The split in order, as tokens and targets, both int32 (B, T): every token but the first is a target exactly once.
 
     The last batch is filled up with token 0 and target IGNORED, so the mean over the targets that are not IGNORED does
-    not depend on B. `limit` is the largest number of batches. Raises UserError where there are fewer than two tokens.
+    not depend on B. `limit` is the largest number of batches. With `rows`, R of the numbers 0 ... B-1, those sequences
+    of each batch alone, (R, T). Raises UserError where there are fewer than two tokens.
     """
     target_count = len(tokens) - 1
     if target_count < 1:
@@ -176,17 +189,20 @@ def validation_batches(
             f"the validation split has {len(tokens)} tokens and needs at least 2: choose a longer text or a larger "
             f"validation fraction"
         )
+    rows = range(batch_size) if rows is None else rows
     starts = range(0, target_count, batch_size * sequence_length)[:limit]
-    return (_validation_batch(tokens, start, batch_size, sequence_length) for start in starts)
+    return (_validation_batch(tokens, start, rows, sequence_length) for start in starts)
 
 
 def _validation_batch(
-    tokens: Tokens, start: int, batch_size: int, sequence_length: int
+    tokens: Tokens, start: int, rows: Sequence[int], sequence_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The B windows from `start` on, which lie one behind the other."""
-    part = tokens[start : start + batch_size * sequence_length + 1]
-    inputs = np.zeros((batch_size, sequence_length), np.int32)
-    targets = np.full((batch_size, sequence_length), IGNORED, np.int32)
-    inputs.flat[: len(part) - 1] = part[:-1]
-    targets.flat[: len(part) - 1] = part[1:]
+    """Of the windows from `start` on, which lie one behind the other, those with these numbers."""
+    inputs = np.zeros((len(rows), sequence_length), np.int32)
+    targets = np.full((len(rows), sequence_length), IGNORED, np.int32)
+    for place, row in enumerate(rows):
+        part = tokens[start + row * sequence_length : start + (row + 1) * sequence_length + 1]
+        count = max(len(part) - 1, 0)
+        inputs[place, :count] = part[:count]
+        targets[place, :count] = part[1:]
     return inputs, targets

@@ -1,6 +1,7 @@
 """From the options to what is trained on: the tokens of one source or several, their tokenizer, and the two splits."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,8 +74,8 @@ def weights_of(config: Config) -> dict[str, float]:
     return weights
 
 
-def feed(data: Corpus, config: Config, first: int) -> Feeder:
-    """The batches of a run from step `first` on, made in the background.
+def feed(data: Corpus, config: Config, first: int, rows: Sequence[int]) -> Feeder:
+    """The batches of a run from step `first` on, of each micro-batch these sequences, made in the background.
 
     A token that is none of the model's raises UserError when it is its turn: what is on the disk is not read before.
     """
@@ -88,6 +89,7 @@ def feed(data: Corpus, config: Config, first: int) -> Feeder:
             batch_size=training.batch_size,
             sequence_length=training.sequence_length,
             seed=training.seed,
+            rows=rows,
         )
         for tokens in batch:
             loader.check_vocabulary(tokens.reshape(-1), config.model.vocabulary_size, f"the batch of step {step + 1}")
