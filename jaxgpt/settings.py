@@ -137,6 +137,13 @@ def check(config: Config) -> None:
         f"divisible by the number of heads, {model.heads} (--model.heads)",
     )
     _require(
+        -1 <= model.document_start <= LARGEST,
+        "model",
+        "document_start",
+        model.document_start,
+        f"a token, or -1 for none, and at most {LARGEST}",
+    )
+    _require(
         training.sequence_length <= model.context,
         "training",
         "sequence_length",
