@@ -24,6 +24,8 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 
 def values(kind: Any) -> st.SearchStrategy:
     """Values of an option's type; numbers that no check refuses are not asked for here."""
+    if get_origin(kind) is tuple:
+        return st.lists(TEXT, max_size=3).map(tuple)
     if get_origin(kind) is not None:
         return st.sampled_from(get_args(kind))
     finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -129,8 +131,10 @@ def test_every_option_is_one_on_the_command_line(trained, section, key):
     """Given there, it changes that option and nothing else."""
     other: dict[Any, Any] = {int: 8, float: 0.25, str: "x", bool: True}
     kind = get_type_hints(SECTIONS[section])[key]
-    value = get_args(kind)[-1] if get_origin(kind) else other[kind]
-    assert cli.main([options.option(section, key), *([] if kind is bool else [str(value)])]) == 0
+    several = get_origin(kind) is tuple
+    value = ("x", "y") if several else get_args(kind)[-1] if get_origin(kind) else other[kind]
+    words = value if several else [] if kind is bool else [str(value)]
+    assert cli.main([options.option(section, key), *words]) == 0
     assert cli.main([]) == 0
     changed, usual = trained
     expected = dataclasses.replace(getattr(usual, section), **{key: value})
@@ -284,6 +288,7 @@ def test_no_float_may_be_nan_or_infinite(section, key, value):
         ("optimizer", "final_fraction", 1.0),
         ("sampling", "temperature", 0.0),
         ("sampling", "top_p", 1.0),
+        ("sampling", "min_p", 1.0),
         ("sampling", "tokens", 0),
     ],
 )

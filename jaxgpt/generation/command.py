@@ -39,13 +39,17 @@ def load(run: Path) -> Loaded:
     return Loaded(config, params, from_state(found.about.get("tokenizer", {})))
 
 
-def generate(run: Path, prompts: Sequence[str], samples: int, seed: int, options: Sampling) -> None:
-    """Prints `samples` texts that begin with each prompt. UserError for options, run or checkpoint."""
+def check(samples: int, seed: int, options: Sampling) -> None:
+    """UserError for options that nothing can be drawn with."""
     settings.check_number(samples, "", "samples", positive=True)
     settings.check_number(seed, "", "seed")
     settings.check_number(seed + samples - 1, "", "seed")
     settings.check_sampling(options, "")
-    config, params, tokenizer = load(run)
+
+
+def generate(loaded: Loaded, prompts: Sequence[str], samples: int, seed: int, options: Sampling) -> None:
+    """Prints `samples` texts that begin with each prompt. UserError for a prompt that the model can't take."""
+    config, params, tokenizer = loaded
     begun = [(prompt, encode(prompt, tokenizer, config)) for prompt in prompts]
     headings = [
         *(["prompt {0}"] if len(prompts) > 1 else []),
