@@ -103,7 +103,9 @@ class Decoder:
         self.model, self.compute = model, computed_in(compute)
         self.capacity = min(model.context, max(SHORTEST, power_of_two(capacity)))
         params = jax.tree.map(lambda array: array.addressable_data(0), params)
-        self._params = cast(arrange(params, compute) if isinstance(params.blocks, gpt2.Block) else params, self.compute)
+        self._params = cast(
+            arrange(params, self.compute) if isinstance(params.blocks, gpt2.Block) else params, self.compute
+        )
         self._slots = [self._empty() for _ in range(slots)]
         self._texts: list[_Text | None] = [None] * slots
         self._burst = 1
@@ -189,8 +191,9 @@ class Decoder:
 def computed_in(compute: Compute) -> Compute:
     """How text is computed. On a CPU in float32: a bfloat16 product of few rows takes many times as long there."""
     dtype = "float32" if jax.default_backend() == "cpu" else compute.dtype
-    # The attention that takes any length, dtype and device, and keeps keys and values.
-    return dataclasses.replace(compute, dtype=dtype, attention="blocks", recompute="norms")
+    # The attention that takes any length, dtype and device, and keeps keys and values; layers apart, unless there are
+    # many, since a loop over them would copy each layer's weights for every token.
+    return dataclasses.replace(compute, dtype=dtype, attention="blocks", recompute="norms", layers="auto")
 
 
 def power_of_two(number: int) -> int:
