@@ -136,7 +136,7 @@ def test_every_option_is_one_on_the_command_line(trained, section, key):
     kind = get_type_hints(SECTIONS[section])[key]
     several = get_origin(kind) is tuple
     value = ("x", "y") if several else get_args(kind)[-1] if get_origin(kind) else own.get(key, other.get(kind))
-    words = value if several else [] if kind is bool else [str(value)]
+    words = ["x", "y"] if several else [] if kind is bool else [str(value)]
     assert cli.main([options.option(section, key), *words]) == 0
     assert cli.main([]) == 0
     changed, usual = trained

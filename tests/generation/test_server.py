@@ -77,7 +77,7 @@ def address(worker):
         yield address
 
 
-def openai_client(address: str, key: str = KEY) -> openai.OpenAI:
+def openai_client(address: str, key: str = KEY):
     return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0, timeout=120)
 
 
