@@ -140,6 +140,8 @@ class Generate:
     """How many texts to draw for each prompt; all are drawn side by side."""
     seed: int = 0
     """Of the first sample; the next one has the next."""
+    chat: bool = False
+    """Read lines from the terminal, or from a pipe, and go on with each, one text from the first line to the last."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
 
 
@@ -148,8 +150,17 @@ def generate(words: list[str]) -> int:
     options = tyro.cli(Generate, args=words, prog="run.py generate")
     from jaxgpt.generation import command
 
+    if options.chat and (options.prompt or options.prompts or options.samples != 1):
+        raise UserError("--chat takes its prompts from what is typed: leave away --prompt, --prompts and --samples")
+    command.check(options.samples, options.seed, options.sampling)
     prompts = [*options.prompt, *(command.prompts_in(Path(options.prompts)) if options.prompts else [])]
-    command.generate(Path(options.run), prompts or ["\n"], options.samples, options.seed, options.sampling)
+    loaded = command.load(Path(options.run))
+    if options.chat:
+        from jaxgpt.generation import chat
+
+        chat.chat(loaded, options.sampling, options.seed)
+    else:
+        command.generate(loaded, prompts or ["\n"], options.samples, options.seed, options.sampling)
     return 0
 
 
