@@ -67,13 +67,21 @@ class Parallel:
     """Training on several devices, each with its part of every micro-batch's sequences."""
 
     devices: int = 0
-    """How many; 0 takes all there are."""
+    """How many, of all processes together; 0 takes all there are."""
     zero: Literal[0, 1, 2, 3] = 0
     """What they divide among them, so that each needs less memory: nothing (0), masters and moments (1), gradients as
     well (2), the parameters as well, which are gathered layer by layer (3)."""
     reproducible: bool = False
     """The same parameters to the last bit on 1, 2, 4 and 8 devices, for a price in time. Needs zero = 0, and a batch
     size divisible by 8."""
+    processes: int = 0
+    """How many processes train together, each with its own devices, on one machine or several. 0 asks Slurm, Open MPI
+    and Kubernetes, and is 1 where none of them started this one."""
+    process: int = -1
+    """This process's number among them, from 0; only where `processes` is given."""
+    coordinator: str = ""
+    """host:port, where the processes meet: the machine of process 0, and a port that is free there. Empty takes what
+    the cluster says."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,9 @@ class Training:
     """Tokens in a sequence (T); 0 takes the model's context."""
     seed: int = 0
     """Of the initial weights, the order of the data and the samples."""
+    init_from: str = ""
+    """Begin with these weights rather than random ones: a run's folder, a checkpoint, a Hugging Face folder or model
+    name, an llm.c model file. The model's shape and tokenizer are then theirs. Shorter: --init-from."""
     evaluate_every: int = 250
     """Steps between validation losses; 0 evaluates at the end only."""
     evaluation_batches: int = 0
@@ -165,6 +176,13 @@ class Sampling:
     """Draw only among this many likeliest tokens; 0 for all."""
     top_p: float = 1.0
     """Draw only among the likeliest tokens that together have this probability."""
+    min_p: float = 0.0
+    """Draw only among tokens that have at least this share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that the text has already become less likely: their logits are divided by it, or multiplied where
+    negative."""
+    stop: tuple[str, ...] = ()
+    """Texts that end what is drawn, and are not part of it."""
 
 
 @dataclass(frozen=True)

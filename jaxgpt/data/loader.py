@@ -12,7 +12,7 @@ The offset moves the windows' edges, so that in time every token is predicted fr
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,24 +39,32 @@ def split(tokens: np.ndarray, validation_fraction: float) -> tuple[np.ndarray, n
 
 
 def batch_at(
-    tokens: np.ndarray, *, step: int, micro_batches: int, batch_size: int, sequence_length: int, seed: int
+    tokens: np.ndarray,
+    *,
+    step: int,
+    micro_batches: int,
+    batch_size: int,
+    sequence_length: int,
+    seed: int,
+    rows: Sequence[int] | None = None,
 ) -> Batch:
     """The batch of one step, both arrays (A, B, T). `tokens` is 1-D and may be a memory map: only the windows are read.
-    `seed` is at least 0.
+    `seed` is at least 0. With `rows`, R of the numbers 0 ... B-1, those sequences of each micro-batch alone, (A, R, T).
 
     Raises UserError where there are fewer than T+1 tokens.
     """
     windows = windows_per_epoch(len(tokens), sequence_length)
-    sequences = micro_batches * batch_size
-    inputs = np.empty((sequences, sequence_length), np.int32)
-    targets = np.empty((sequences, sequence_length), np.int32)
-    for j in range(sequences):
-        epoch, position = divmod(step * sequences + j, windows)
+    rows = range(batch_size) if rows is None else rows
+    shape = (micro_batches, len(rows), sequence_length)
+    inputs = np.empty((micro_batches * len(rows), sequence_length), np.int32)
+    targets = np.empty_like(inputs)
+    sequences = (micro_batch * batch_size + row for micro_batch in range(micro_batches) for row in rows)
+    for j, sequence in enumerate(sequences):
+        epoch, position = divmod(step * micro_batches * batch_size + sequence, windows)
         offset, permutation = _epoch(len(tokens), sequence_length, seed, epoch)
         start = offset + int(permutation[position]) * sequence_length
         inputs[j] = tokens[start : start + sequence_length]
         targets[j] = tokens[start + 1 : start + sequence_length + 1]
-    shape = (micro_batches, batch_size, sequence_length)
     return Batch(inputs.reshape(shape), targets.reshape(shape))
 
 
@@ -96,12 +104,18 @@ def check_vocabulary(tokens: np.ndarray, vocabulary_size: int, where: str) -> No
 
 
 def validation_batches(
-    tokens: np.ndarray, *, batch_size: int, sequence_length: int, limit: int | None = None
+    tokens: np.ndarray,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    limit: int | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The split in order, as tokens and targets, both int32 (B, T): every token but the first is a target exactly once.
 
     The last batch is filled up with token 0 and target IGNORED, so the mean over the targets that are not IGNORED does
-    not depend on B. `limit` is the largest number of batches. Raises UserError where there are fewer than two tokens.
+    not depend on B. `limit` is the largest number of batches. With `rows`, R of the numbers 0 ... B-1, those sequences
+    of each batch alone, (R, T). Raises UserError where there are fewer than two tokens.
     """
     target_count = len(tokens) - 1
     if target_count < 1:
@@ -109,17 +123,20 @@ def validation_batches(
             f"the validation split has {len(tokens)} tokens and needs at least 2: choose a longer text or a larger "
             f"validation fraction"
         )
+    rows = range(batch_size) if rows is None else rows
     starts = range(0, target_count, batch_size * sequence_length)[:limit]
-    return (_validation_batch(tokens, start, batch_size, sequence_length) for start in starts)
+    return (_validation_batch(tokens, start, rows, sequence_length) for start in starts)
 
 
 def _validation_batch(
-    tokens: np.ndarray, start: int, batch_size: int, sequence_length: int
+    tokens: np.ndarray, start: int, rows: Sequence[int], sequence_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The B windows from `start` on, which lie one behind the other."""
-    part = tokens[start : start + batch_size * sequence_length + 1]
-    inputs = np.zeros((batch_size, sequence_length), np.int32)
-    targets = np.full((batch_size, sequence_length), IGNORED, np.int32)
-    inputs.flat[: len(part) - 1] = part[:-1]
-    targets.flat[: len(part) - 1] = part[1:]
+    """Of the windows from `start` on, which lie one behind the other, those with these numbers."""
+    inputs = np.zeros((len(rows), sequence_length), np.int32)
+    targets = np.full((len(rows), sequence_length), IGNORED, np.int32)
+    for place, row in enumerate(rows):
+        part = tokens[start + row * sequence_length : start + (row + 1) * sequence_length + 1]
+        count = max(len(part) - 1, 0)
+        inputs[place, :count] = part[:count]
+        targets[place, :count] = part[1:]
     return inputs, targets

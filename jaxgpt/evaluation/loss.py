@@ -20,7 +20,6 @@ from jaxtyping import Array, Float, Int
 from jaxgpt.config import Config
 from jaxgpt.data import loader
 from jaxgpt.data.tokenizers import Tokenizer
-from jaxgpt.layers import cross_entropy
 from jaxgpt.models import gpt2
 from jaxgpt.parallel.mesh import AXIS
 from jaxgpt.training.step import cast, layout_of
@@ -32,17 +31,17 @@ def make_validation_loss(config: Config, tokens: np.ndarray, sequence_length: in
     Windows of `sequence_length` that do not overlap, the last one filled up with ignored targets, so that the mean is
     the same whatever the batch size. With `evaluation_batches`, over that many batches from the beginning.
     """
+    layout, batch_size = layout_of(config), config.training.batch_size
     batches = list(
         loader.validation_batches(
             tokens,
-            batch_size=config.training.batch_size,
+            batch_size=batch_size,
             sequence_length=sequence_length,
             limit=config.training.evaluation_batches or None,
+            rows=layout.own_rows(batch_size),
         )
     )
-    count = sum(int(np.sum(targets != cross_entropy.IGNORED)) for _, targets in batches)
-
-    layout = layout_of(config)
+    count = min(len(tokens) - 1, len(batches) * batch_size * sequence_length)
 
     def loss_sum(params: gpt2.Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]) -> Float[Array, ""]:
         working, scale = layout.working(cast(params, config.compute)), jax.numpy.float32(1)
@@ -53,7 +52,7 @@ def make_validation_loss(config: Config, tokens: np.ndarray, sequence_length: in
     batch_loss = layout.jit(loss_sum, in_specs=(layout.specs(), sequences, sequences), out_specs=PartitionSpec())
 
     def validation_loss(params: gpt2.Params) -> float:
-        sums: list[Any] = [batch_loss(params, tokens, targets) for tokens, targets in batches]
+        sums: list[Any] = [batch_loss(params, *layout.from_processes(batch, sequences)) for batch in batches]
         return float(np.sum(jax.device_get(sums), dtype=np.float64) / count)
 
     return validation_loss

@@ -22,9 +22,16 @@ from typing import Any, TextIO
 from jaxgpt import settings
 from jaxgpt.config import Config
 from jaxgpt.errors import RunError, UserError
+from jaxgpt.parallel import processes
 from jaxgpt.training import checkpoints
 
 EVALUATE = "evaluate"  # lines that a command added which was no part of the training
+
+
+def will_resume(config: Config) -> bool:
+    """Whether a run of this name is there to go on with, and is to be gone on with."""
+    folder = Path(config.run.folder) / config.run.name / "checkpoints"
+    return config.run.resume != "never" and bool(checkpoints.steps_of(folder))
 
 
 class RunFolder:
@@ -41,7 +48,7 @@ class RunFolder:
         self._lock: int | None = None
         self._file: TextIO = io.StringIO()  # metrics.jsonl, once it is open
         try:
-            self.resumes = resume != "never" and bool(checkpoints.steps_of(self.checkpoints))
+            self.resumes = will_resume(config)
             if resume == "always" and not self.resumes:
                 raise UserError(
                     f"{self.path}: there is no checkpoint to resume from. --resume auto begins anew where there is none"
@@ -154,6 +161,36 @@ class RunFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+class Onlooker(RunFolder):
+    """The folder as a process has it that is not the first: it reads checkpoints and writes nothing."""
+
+    def __init__(self, config: Config, resumes: bool):
+        self.config, self.resumes = config, resumes
+        self.path = Path(config.run.folder) / config.run.name
+
+    def go_on(self, config: Config, step: int, lengths: dict[str, int]) -> None: ...
+
+    def lengths(self) -> dict[str, int]:
+        return {}
+
+    def metric(self, **values: Any) -> None: ...
+
+    def sample(self, step: int, text: str) -> None: ...
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_folder(config: Config) -> RunFolder:
+    """The run's folder, as this process has it."""
+    if not processes.first():
+        return Onlooker(config, processes.talk.from_first(lambda: False))
+    folder = RunFolder(config)
+    processes.talk.from_first(lambda: folder.resumes)
+    return folder
 
 
 def _locked(path: Path) -> int | None:

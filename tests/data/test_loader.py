@@ -73,6 +73,37 @@ def test_micro_batches_do_not_change_the_sequences(micro_batches: int, batch_siz
         assert found == [row[:-1] for row in expected[12 * step : 12 * (step + 1)]]
 
 
+@pytest.mark.parametrize("rows", [[0, 1], [2, 3], [1, 3], []])
+def test_some_rows_are_those_of_the_whole_batch_and_nothing_else_is_read(rows: list[int]) -> None:
+    class Text:
+        def __len__(self) -> int:
+            return 300
+
+        def __getitem__(self, part: slice) -> np.ndarray:
+            reads.append(part)
+            return tokens[part]
+
+    tokens = np.random.default_rng(2).integers(0, 50, 300)
+    reads: list[slice] = []
+    options = {"step": 17, "micro_batches": 3, "batch_size": 4, "sequence_length": 8, "seed": 0}
+    whole = loader.batch_at(tokens, **options)
+    part = loader.batch_at(Text(), rows=rows, **options)
+    assert np.array_equal(part.tokens, whole.tokens[:, rows])
+    assert np.array_equal(part.targets, whole.targets[:, rows])
+    assert len(reads) == 2 * 3 * len(rows)
+
+
+@pytest.mark.parametrize("count", [2, 20, 33, 34, 48, 49, 50])
+def test_rows_of_the_validation_split_are_together_all_of_it(count: int) -> None:
+    options = {"batch_size": 4, "sequence_length": 8}
+    tokens = np.arange(count)
+    whole = list(loader.validation_batches(tokens, **options))
+    parts = [list(loader.validation_batches(tokens, rows=rows, **options)) for rows in ([0, 1], [2], [3])]
+    for number, batch in enumerate(whole):
+        for place in range(2):
+            assert np.array_equal(np.concatenate([part[number][place] for part in parts]), batch[place])
+
+
 def test_a_step_does_not_depend_on_the_steps_read_before() -> None:
     tokens = np.random.default_rng(1).integers(0, 50, 500)
     options = {"micro_batches": 2, "batch_size": 3, "sequence_length": 10, "seed": 7}
