@@ -1,12 +1,13 @@
 """The commands.
 
 python run.py [--config NAME] [options]     train
+python run.py prepare SOURCE                make token files of text of any size, or of a data set by name
 python run.py generate --run runs/NAME      draw text from a trained model
-python run.py evaluate --run runs/NAME      its loss, or its accuracy on HellaSwag, MMLU and others
 python run.py serve --run runs/NAME         answer requests as OpenAI's completions API does
-python run.py gradcheck                     compare every hand-written gradient with jax.grad
+python run.py evaluate --run runs/NAME      its loss, or its accuracy on HellaSwag, MMLU and others
 python run.py convert FROM TO               weights between runs, Hugging Face's folders and llm.c's files
 python run.py verify --model M --state S    compare the forward and backward with what llm.c wrote down
+python run.py gradcheck                     compare every hand-written gradient with jax.grad
 python run.py bench                         measure a training step beside jax.grad's and PyTorch's
 """
 
@@ -346,8 +347,16 @@ def verify(words: list[str]) -> int:
     return run(Path(options.model), Path(options.state))
 
 
+def prepare(words: list[str]) -> int:
+    """Makes token files of text."""
+    from jaxgpt.data import command
+
+    return command.run(words)
+
+
 COMMANDS = {
     "train": train,
+    "prepare": prepare,
     "generate": generate,
     "serve": serve,
     "evaluate": evaluate,

@@ -89,11 +89,16 @@ class Data:
     """What is trained on."""
 
     text: str = "embedded"
-    """"embedded" (English that ships with Python), "tinyshakespeare", or the path of a UTF-8 text file."""
-    tokenizer: Literal["gpt2", "characters", "bytes"] = "gpt2"
-    """GPT-2's byte-pair encoding, the characters of the text, or bytes."""
+    """"embedded" (English that ships with Python), "tinyshakespeare", the path of a UTF-8 text file; or token files: a
+    folder that `run.py prepare` made, a pattern of llm.c's, or a data set by name such as fineweb-10B."""
+    mixture: str = ""
+    """Several of these instead of `text`, with the share of the sequences that comes from each, such as
+    data/web=0.8, data/books=0.2."""
+    tokenizer: Literal["gpt2", "characters", "bytes", "cl100k", "o200k", "llama3"] = "gpt2"
+    """GPT-2's byte-pair encoding, the characters of the text, bytes, GPT-4's, GPT-4o's or Llama 3's. What `run.py
+    prepare` made has its own."""
     validation_fraction: float = 0.1
-    """Share of the text, at its end, that is kept for validation."""
+    """Share of a text, at its end, that is kept for validation; token files have their own for it."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from jaxgpt import settings
-from jaxgpt.data import texts, tokenizers
+from jaxgpt.data import sources, texts, tokenizers
 from jaxgpt.models import gpt2
 from jaxgpt.training import corpus
 
@@ -43,7 +43,7 @@ def test_every_config_is_one_that_a_run_could_use(resolved, name):
 @pytest.mark.parametrize("name", settings.config_names())
 def test_every_config_trains_on_a_text_that_there_is(name):
     """By name: a path would be one on somebody's machine."""
-    assert settings.read(settings.find_config(name)).data.text in {*texts.NAMES, *corpus.NOT_YET}
+    assert settings.read(settings.find_config(name)).data.text in {*texts.NAMES, *sources.DATA_SETS}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -25,7 +25,7 @@ from jaxgpt.parallel.mesh import AXIS
 from jaxgpt.training.step import cast, layout_of
 
 
-def make_validation_loss(config: Config, tokens: np.ndarray, sequence_length: int) -> Callable[[gpt2.Params], float]:
+def make_validation_loss(config: Config, tokens: loader.Tokens, sequence_length: int) -> Callable[[gpt2.Params], float]:
     """A function of a state's parameters: the mean loss in nats over every token of `tokens` that has one before it.
 
     Windows of `sequence_length` that do not overlap, the last one filled up with ignored targets, so that the mean is

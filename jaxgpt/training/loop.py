@@ -15,7 +15,6 @@ import numpy as np
 
 from jaxgpt import compilation_cache
 from jaxgpt.config import Config
-from jaxgpt.data import loader
 from jaxgpt.errors import AllFailed, Interrupted, RunError
 from jaxgpt.evaluation.in_training import Tasks
 from jaxgpt.evaluation.loss import bits_per_byte_of_one_nat, make_validation_loss
@@ -126,7 +125,7 @@ class _Run:
             before = self._sample()
             self._evaluate()
             self._score()
-        with self.stop:
+        with self.stop, corpus.feed(self.data, self.config, self.done, self.rows) as self.batches:
             self._steps()
             self.display.stop()
             self.decisions.settle()
@@ -149,22 +148,13 @@ class _Run:
 
     def _steps(self) -> None:
         training = self.config.training
-        pending: Metrics | None = None
+        pending: tuple[Metrics, float] | None = None
         self.clock = time.perf_counter()
         while self.done < training.steps and not self.decisions.ends():
-            batch = loader.batch_at(
-                self.data.train,
-                step=self.done,
-                micro_batches=training.micro_batches,
-                batch_size=training.batch_size,
-                sequence_length=training.sequence_length,
-                seed=training.seed,
-                rows=self.rows,
-            )
-            batch = self.layout.from_processes(batch, BATCH_SPEC)
+            batch = self.layout.from_processes(self.batches.next(), BATCH_SPEC)
             self.state, metrics = self.train_step(self.state, batch)
             self._record(self.done, pending)
-            pending = metrics
+            pending = metrics, self.batches.waited
             self.done += 1
             evaluate, sample = self._is_due(training.evaluate_every), self._is_due(self.config.run.sample_every)
             score, save = self._is_due(self.config.evaluation.every), self.decisions.save_is_due(self.done)
@@ -191,11 +181,14 @@ class _Run:
         """Whether what is done every so many steps is to be done now; at the end it is done anyway."""
         return every > 0 and self.done % every == 0 and self.done < self.config.training.steps
 
-    def _record(self, step: int, pending: Metrics | None) -> None:
-        """Reads the metrics of step number `step`, counted from 1, which waits until that step is done."""
+    def _record(self, step: int, pending: tuple[Metrics, float] | None) -> None:
+        """Reads the metrics of step number `step`, counted from 1, which waits until that step is done.
+
+        With them comes how long the step waited for its batch.
+        """
         if pending is None:
             return
-        metrics = jax.device_get(pending)
+        metrics, waited = jax.device_get(pending)
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
         training = self.config.training
@@ -215,6 +208,7 @@ class _Run:
             tokens_per_second=rate,
             mfu=utilisation,
             step_seconds=seconds,
+            data_wait_seconds=waited,
         )
         self.display.step(step, float(metrics.loss), rate, work, utilisation)
         if metrics.nonfinite:
@@ -288,8 +282,8 @@ class _Run:
             f"model     GPT-2, {gpt2.parameter_count(config.model):,} parameters: {config.model.layers} layers, "
             f"{config.model.heads} heads, width {config.model.width}, context {config.model.context}, "
             f"vocabulary {config.model.vocabulary_size:,}",
-            f"text      {self.data.description}, as {config.data.tokenizer} tokens: {len(self.data.train):,} to train "
-            f"on, {len(self.data.validation):,} to validate on",
+            f"text      {self.data.description}, as {self.data.tokenizer.name} tokens: {len(self.data.train):,} to "
+            f"train on, {len(self.data.validation):,} to validate on",
             f"training  {training.steps:,} steps of {tokens:,} tokens, {config.compute.dtype}, on {device.device_kind} "
             f"({device.platform})",
             f"a token   {self.flops_per_token:,} operations, as llm.c counts them, which "

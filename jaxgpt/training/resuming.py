@@ -86,8 +86,9 @@ def _check(where: str, saved: dict[str, Any], config: Config, data: Corpus) -> N
         )
     change = fingerprint.difference(saved["text"], data.fingerprint)
     if change:
+        name = f"--data.mixture {config.data.mixture}" if config.data.mixture else f"--data.text {config.data.text}"
         raise UserError(
-            f"--data.text {config.data.text}: not the text that {where} was trained on: {change}. Restore the text, or "
+            f"{name}: not the text that {where} was trained on: {change}. Restore the text, or "
             "give another --run.name to begin a new run"
         )
 
