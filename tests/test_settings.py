@@ -25,6 +25,8 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 
 def values(kind: Any) -> st.SearchStrategy:
     """Values of an option's type; numbers that no check refuses are not asked for here."""
+    if get_origin(kind) is tuple:
+        return st.lists(values(get_args(kind)[0]), max_size=3).map(tuple)
     if get_origin(kind) is not None:
         return st.sampled_from(get_args(kind))
     finite = st.floats(allow_nan=False, allow_infinity=False)

@@ -9,7 +9,7 @@ A token's bytes are its own, also where it is a part of a character; the end of 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,10 +19,13 @@ from jaxtyping import Array, Float, Int
 
 from jaxgpt.config import Config
 from jaxgpt.data import loader
+from jaxgpt.data.loader import Tokens
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.models import gpt2
 from jaxgpt.parallel.mesh import AXIS
 from jaxgpt.training.step import cast, layout_of
+
+AT_ONCE = 1 << 24  # tokens that are counted at once
 
 
 def make_validation_loss(config: Config, tokens: loader.Tokens, sequence_length: int) -> Callable[[gpt2.Params], float]:
@@ -32,16 +35,17 @@ def make_validation_loss(config: Config, tokens: loader.Tokens, sequence_length:
     the same whatever the batch size. With `evaluation_batches`, over that many batches from the beginning.
     """
     layout, batch_size = layout_of(config), config.training.batch_size
-    batches = list(
-        loader.validation_batches(
+
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return loader.validation_batches(
             tokens,
             batch_size=batch_size,
             sequence_length=sequence_length,
             limit=config.training.evaluation_batches or None,
             rows=layout.own_rows(batch_size),
         )
-    )
-    count = min(len(tokens) - 1, len(batches) * batch_size * sequence_length)
+
+    count = _targets(config, tokens, sequence_length)
 
     def loss_sum(params: gpt2.Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]) -> Float[Array, ""]:
         working, scale = layout.working(cast(params, config.compute)), jax.numpy.float32(1)
@@ -52,19 +56,25 @@ def make_validation_loss(config: Config, tokens: loader.Tokens, sequence_length:
     batch_loss = layout.jit(loss_sum, in_specs=(layout.specs(), sequences, sequences), out_specs=PartitionSpec())
 
     def validation_loss(params: gpt2.Params) -> float:
-        sums: list[Any] = [batch_loss(params, *layout.from_processes(batch, sequences)) for batch in batches]
+        sums: list[Any] = [batch_loss(params, *layout.from_processes(batch, sequences)) for batch in batches()]
         return float(np.sum(jax.device_get(sums), dtype=np.float64) / count)
 
     return validation_loss
 
 
-def bits_per_byte_of_one_nat(config: Config, tokens: np.ndarray, sequence_length: int, tokenizer: Tokenizer) -> float:
+def bits_per_byte_of_one_nat(config: Config, tokens: Tokens, sequence_length: int, tokenizer: Tokenizer) -> float:
     """What the mean loss of `make_validation_loss` is multiplied by; NaN where its targets have no bytes."""
-    training = config.training
-    places = training.evaluation_batches * training.batch_size * sequence_length or len(tokens)
-    targets = tokens[1 : places + 1]
     lengths = np.array([len(token) for token in tokenizer.tokens], np.int64)
     if tokenizer.end_of_text is not None:
         lengths[tokenizer.end_of_text] = 0
-    count = int(np.bincount(targets, minlength=len(lengths)) @ lengths)
-    return len(targets) / count / math.log(2) if count else math.nan
+    count = _targets(config, tokens, sequence_length)
+    parts = (tokens[start : min(start + AT_ONCE, count + 1)] for start in range(1, count + 1, AT_ONCE))
+    total = sum(int(np.bincount(part, minlength=len(lengths)) @ lengths) for part in parts)
+    return count / total / math.log(2) if total else math.nan
+
+
+def _targets(config: Config, tokens: Tokens, sequence_length: int) -> int:
+    """How many tokens the validation loss is the mean over."""
+    training = config.training
+    there = len(tokens) - 1
+    return min(there, training.evaluation_batches * training.batch_size * sequence_length or there)
