@@ -1,10 +1,9 @@
 """The small trained model that notebooks 1 and 5 look into. Notebook 1 makes it; this loads it, or makes it likewise."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
-
-import numpy as np
 
 from jaxgpt import settings
 from jaxgpt.config import Config
@@ -23,9 +22,8 @@ def load() -> tuple[gpt2.Params, Config, tokenizers.Tokenizer]:
     """Parameters, configuration and tokenizer of the run, which is trained first if it isn't there."""
     if not checkpoints.whole_steps(RUN / "checkpoints"):
         subprocess.run([sys.executable, *COMMAND.split()], check=True, stdout=subprocess.DEVNULL)
-    params, found = checkpoints.load_params(RUN, settings.read(RUN / "config.toml").model)
-    saved = found.about["configuration"]
     config = settings.read(RUN / "config.toml")
-    model = type(config.model)(**saved["model"])  # with the vocabulary's size, which the tokenizer gave
-    config = Config(**{**vars(config), "model": model})
-    return params, config, tokenizers.from_state(found.about["tokenizer"])
+    params, found = checkpoints.load_params(RUN, config.model)
+    tokenizer = tokenizers.from_state(found.about["tokenizer"])
+    model = dataclasses.replace(config.model, vocabulary_size=tokenizer.vocabulary_size)
+    return params, dataclasses.replace(config, model=model), tokenizer
