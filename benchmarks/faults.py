@@ -36,7 +36,7 @@ OPTIONS = {
     "checkpoint.every-steps": 1,
     "run.sample-every": 700,
 }
-TIMED = {"tokens_per_second", "step_seconds"}
+TIMED = {"tokens_per_second", "step_seconds", "data_wait_seconds"}
 
 
 class Killer:

@@ -1,7 +1,12 @@
 """The commands.
 
 python run.py [--config NAME] [options]     train
+python run.py prepare SOURCE                make token files of text of any size, or of a data set by name
 python run.py generate --run runs/NAME      draw text from a trained model
+python run.py serve --run runs/NAME         answer requests as OpenAI's completions API does
+python run.py evaluate --run runs/NAME      its loss, or its accuracy on HellaSwag, MMLU and others
+python run.py convert FROM TO               weights between runs, Hugging Face's folders and llm.c's files
+python run.py verify --model M --state S    compare the forward and backward with what llm.c wrote down
 python run.py gradcheck                     compare every hand-written gradient with jax.grad
 python run.py bench                         measure a training step beside jax.grad's and PyTorch's
 """
@@ -63,22 +68,32 @@ class Train:
 
 def train(words: list[str]) -> int:
     """Trains a model."""
-    name, rest = _take(_with_resume(words), "--config")
+    name, rest = _take(_written_out(words), "--config")
     path = settings.find_config(name or DEFAULT_CONFIG)
     description = f"{__doc__}\nConfigs: {', '.join(settings.config_names())}"
     defaults = Train(name or DEFAULT_CONFIG, settings.read(path))
     config = tyro.cli(Train, default=defaults, args=rest, prog="run.py", description=description).options
-    settings.check(config)
     if not config.run.name:
         config = replace(config, run=replace(config.run, name=path.stem))
+    if config.training.init_from:
+        from jaxgpt.interop import initial
+
+        config = initial.with_shape(config, _named(rest) | (settings.keys(path) if name else set()))
+    settings.check(config)
     from jaxgpt.training import loop  # here, because importing JAX and Orbax takes a second that --help need not wait
 
     loop.train(config)
     return 0
 
 
-def _with_resume(words: list[str]) -> list[str]:
-    """`--resume` written out as `--run.resume always`, and `--resume auto` as `--run.resume auto`."""
+def _named(words: list[str]) -> set[str]:
+    """The options on a command line, as "section.key"."""
+    return {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+
+
+def _written_out(words: list[str]) -> list[str]:
+    """`--resume` as `--run.resume always`, `--resume auto` as `--run.resume auto`, `--init-from` with its section."""
+    words = [f"--training.{word[2:]}" if word.partition("=")[0] == "--init-from" else word for word in words]
     result = []
     for word, following in zip(words, [*words, "--"][1:], strict=True):
         if word == "--resume":
@@ -111,12 +126,14 @@ class Generate:
 
     run: str
     """The run's folder, such as runs/quickstart."""
-    prompt: Annotated[str, tyro.conf.arg(help_behavior_hint="(default: a line break)")] = "\n"
-    """What the text begins with."""
+    prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="STR")] = ()
+    """What the text begins with; given several times, one text for each. Without it, a line break."""
+    prompts: str = ""
+    """A UTF-8 file with a prompt on each line."""
     samples: int = 1
-    """How many texts to draw."""
+    """How many texts to draw for each prompt; all are drawn side by side."""
     seed: int = 0
-    """Another seed draws other texts."""
+    """Of the first sample; the next one has the next."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
 
 
@@ -125,7 +142,57 @@ def generate(words: list[str]) -> int:
     options = tyro.cli(Generate, args=words, prog="run.py generate")
     from jaxgpt.generation import command
 
-    command.generate(Path(options.run), options.prompt, options.samples, options.seed, options.sampling)
+    prompts = [*options.prompt, *(command.prompts_in(Path(options.prompts)) if options.prompts else [])]
+    command.generate(Path(options.run), prompts or ["\n"], options.samples, options.seed, options.sampling)
+    return 0
+
+
+def serve(words: list[str]) -> int:
+    """Answers requests until it is told to end."""
+    from jaxgpt.generation import serving
+
+    return serving.serve(tyro.cli(serving.Serve, args=words, prog="run.py serve"))
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """The loss and the bits per byte of a trained model, or its accuracy on a task."""
+
+    run: str
+    """The run's folder, such as runs/quickstart."""
+    task: str = ""
+    """hellaswag, hellaswag_llmc, mmlu, arc_easy, arc_challenge, piqa, winogrande, openbookqa or lambada; empty computes
+    the loss over the run's validation split."""
+    data: str = ""
+    """The task's file: JSON lines, CSV, Parquet, or llm.c's .bin; empty downloads it. Without a task, the text to
+    compute the loss of."""
+    limit: int = 0
+    """Take only this many examples, or batches of the loss, from the first; 0 takes all."""
+    batch_size: int = 16
+    """Number of sequences that each device takes at once."""
+    shots: int = 0
+    """Number of answered questions before each; for mmlu only."""
+    devices: int = 0
+    """How many devices; 0 takes all there are."""
+    output: str = ""
+    """Write the figures to this JSON file."""
+
+
+def evaluate(words: list[str]) -> int:
+    """Prints the figures and adds them to the run's metrics.jsonl."""
+    options = tyro.cli(Evaluate, args=words, prog="run.py evaluate")
+    from jaxgpt.evaluation import command
+
+    command.evaluate(
+        Path(options.run),
+        options.task,
+        options.data,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        shots=options.shots,
+        devices=options.devices,
+        output=Path(options.output) if options.output else None,
+    )
     return 0
 
 
@@ -223,4 +290,78 @@ def _size(text: str, context: int) -> tuple[int, int]:
     return int(batch), int(length)
 
 
-COMMANDS = {"train": train, "generate": generate, "gradcheck": gradcheck, "bench": bench}
+@dataclass(frozen=True)
+class Convert:
+    """Reads weights of one format and writes another. docs/formats.md tells what is read and written."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FROM")]
+    """A run's folder, a checkpoint, a Hugging Face folder, the name of a model on its hub, or an llm.c model file."""
+    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TO")]
+    """What to write."""
+    to: Literal["auto", "huggingface", "llmc", "run"] = "auto"
+    """In which format; auto writes llm.c's where TO ends with .bin, else a Hugging Face folder from a run of ours, and
+    a run's folder from anything else."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the numbers written; auto keeps what they are."""
+    tokenizer: str = ""
+    """For weights that don't say which is theirs: gpt2, bytes, or the path of an llm.c tokenizer file."""
+    shard_gib: float = 5.0
+    """A Hugging Face model is written in files of at most so many GiB."""
+    overwrite: bool = False
+    """Replace what is at TO."""
+
+
+def convert(words: list[str]) -> int:
+    """Converts weights, and prints what was read and written."""
+    options = tyro.cli(Convert, args=words, prog="run.py convert")
+    settings.check_number(options.shard_gib, "", "shard_gib", positive=True)
+    from jaxgpt.interop.convert import convert as run
+
+    run(
+        options.source,
+        Path(options.target),
+        form=options.to,
+        dtype=options.dtype,
+        tokenizer=options.tokenizer,
+        shard_bytes=int(options.shard_gib * 2**30),
+        overwrite=options.overwrite,
+    )
+    return 0
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Compares logits, loss and every gradient with llm.c's, on a batch that it has written down."""
+
+    model: str
+    """An llm.c model file in float32, such as gpt2_124M.bin."""
+    state: str
+    """The debug state that belongs to it, such as gpt2_124M_debug_state.bin."""
+
+
+def verify(words: list[str]) -> int:
+    """Prints one row per tensor; 1 if one is outside its bounds."""
+    options = tyro.cli(Verify, args=words, prog="run.py verify")
+    from jaxgpt.interop.verify import verify as run
+
+    return run(Path(options.model), Path(options.state))
+
+
+def prepare(words: list[str]) -> int:
+    """Makes token files of text."""
+    from jaxgpt.data import command
+
+    return command.run(words)
+
+
+COMMANDS = {
+    "train": train,
+    "prepare": prepare,
+    "generate": generate,
+    "serve": serve,
+    "evaluate": evaluate,
+    "convert": convert,
+    "verify": verify,
+    "gradcheck": gradcheck,
+    "bench": bench,
+}

@@ -67,13 +67,21 @@ class Parallel:
     """Training on several devices, each with its part of every micro-batch's sequences."""
 
     devices: int = 0
-    """How many; 0 takes all there are."""
+    """How many, of all processes together; 0 takes all there are."""
     zero: Literal[0, 1, 2, 3] = 0
     """What they divide among them, so that each needs less memory: nothing (0), masters and moments (1), gradients as
     well (2), the parameters as well, which are gathered layer by layer (3)."""
     reproducible: bool = False
     """The same parameters to the last bit on 1, 2, 4 and 8 devices, for a price in time. Needs zero = 0, and a batch
     size divisible by 8."""
+    processes: int = 0
+    """How many processes train together, each with its own devices, on one machine or several. 0 asks Slurm, Open MPI
+    and Kubernetes, and is 1 where none of them started this one."""
+    process: int = -1
+    """This process's number among them, from 0; only where `processes` is given."""
+    coordinator: str = ""
+    """host:port, where the processes meet: the machine of process 0, and a port that is free there. Empty takes what
+    the cluster says."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +89,16 @@ class Data:
     """What is trained on."""
 
     text: str = "embedded"
-    """"embedded" (English that ships with Python), "tinyshakespeare", or the path of a UTF-8 text file."""
-    tokenizer: Literal["gpt2", "characters", "bytes"] = "gpt2"
-    """GPT-2's byte-pair encoding, the characters of the text, or bytes."""
+    """"embedded" (English that ships with Python), "tinyshakespeare", the path of a UTF-8 text file; or token files: a
+    folder that `run.py prepare` made, a pattern of llm.c's, or a data set by name such as fineweb-10B."""
+    mixture: str = ""
+    """Several of these instead of `text`, with the share of the sequences that comes from each, such as
+    data/web=0.8, data/books=0.2."""
+    tokenizer: Literal["gpt2", "characters", "bytes", "cl100k", "o200k", "llama3"] = "gpt2"
+    """GPT-2's byte-pair encoding, the characters of the text, bytes, GPT-4's, GPT-4o's or Llama 3's. What `run.py
+    prepare` made has its own."""
     validation_fraction: float = 0.1
-    """Share of the text, at its end, that is kept for validation."""
+    """Share of a text, at its end, that is kept for validation; token files have their own for it."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,9 @@ class Training:
     """Tokens in a sequence (T); 0 takes the model's context."""
     seed: int = 0
     """Of the initial weights, the order of the data and the samples."""
+    init_from: str = ""
+    """Begin with these weights rather than random ones: a run's folder, a checkpoint, a Hugging Face folder or model
+    name, an llm.c model file. The model's shape and tokenizer are then theirs. Shorter: --init-from."""
     evaluate_every: int = 250
     """Steps between validation losses; 0 evaluates at the end only."""
     evaluation_batches: int = 0
@@ -113,6 +129,20 @@ class Training:
     none."""
     grad_norm_spike_z: float = 0.0
     """The same for the norm of the gradient."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Multiple-choice tasks that a run is scored on, at its start and its end and in between."""
+
+    tasks: str = ""
+    """TASK=FILE, several apart by commas, such as hellaswag=hellaswag_val.jsonl; TASK alone is downloaded."""
+    every: int = 0
+    """Steps between; 0 evaluates at the start and the end only."""
+    limit: int = 0
+    """Take only this many of a task's examples, from the first; 0 takes all."""
+    batch_size: int = 16
+    """Number of choices that each device scores at once."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +181,13 @@ class Sampling:
     """Draw only among this many likeliest tokens; 0 for all."""
     top_p: float = 1.0
     """Draw only among the likeliest tokens that together have this probability."""
+    min_p: float = 0.0
+    """Draw only among tokens that have at least this share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that the text has already become less likely: their logits are divided by it, or multiplied where
+    negative."""
+    stop: tuple[str, ...] = ()
+    """Texts that end what is drawn, and are not part of it."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +239,7 @@ class Config:
     parallel: Parallel = field(default_factory=Parallel)
     data: Data = field(default_factory=Data)
     training: Training = field(default_factory=Training)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     optimizer: Optimizer = field(default_factory=Optimizer)
     sampling: Sampling = field(default_factory=Sampling)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

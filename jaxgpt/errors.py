@@ -23,6 +23,10 @@ class RunError(JaxgptError):
     status = 1
 
 
+class AllFailed(RunError):
+    """A run that failed on its own, at the same step in all of its processes: none need tell the others."""
+
+
 class Interrupted(JaxgptError):
     """Stopped with Ctrl-C. Exit status 130, as shells have it."""
 

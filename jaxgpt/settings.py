@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import tomli_w
 
 from jaxgpt import __version__
-from jaxgpt.config import SPIKE_WINDOW, Config, Sampling
+from jaxgpt.config import SPIKE_WINDOW, Config, Parallel, Sampling
 from jaxgpt.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -65,6 +65,12 @@ def read(path: Path) -> Config:
     return Config(**parts)
 
 
+def keys(path: Path) -> set[str]:
+    """The options that a TOML file which was read names, as "section.key"."""
+    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    return {f"{name}.{key}" for name, table in tables.items() for key in table}
+
+
 def _section(path: Path, name: str, kind: Any, table: dict[str, Any]) -> Any:
     types = get_type_hints(kind)
     values = {}
@@ -76,6 +82,10 @@ def _section(path: Path, name: str, kind: Any, table: dict[str, Any]) -> Any:
 
 
 def _value(where: str, expected: Any, value: Any) -> Any:
+    if get_origin(expected) is tuple:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise UserError(f"{where} is {value!r}, and must be a list of strings")
+        return tuple(value)
     if get_origin(expected) is not None:  # Literal
         if value not in get_args(expected):
             raise UserError(f"{where} is {value!r}, and must be one of {', '.join(get_args(expected))}")
@@ -98,14 +108,16 @@ def check(config: Config) -> None:
         "model": ("layers", "heads", "width", "context"),
         "compute": ("classifier_chunk", "attention_block"),
         "training": ("steps", "batch_size", "micro_batches", "stop_after_nonfinite"),
+        "evaluation": ("batch_size",),
         "optimizer": ("learning_rate", "epsilon"),
         "checkpoint": ("keep_last",),
     }
     not_negative = {
-        "parallel": ("devices",),
+        "parallel": ("devices", "processes"),
         "model": ("vocabulary_size",),
         "compute": ("memory_limit_gib",),
         "training": ("sequence_length", "seed", "evaluate_every", "evaluation_batches"),
+        "evaluation": ("every", "limit"),
         "optimizer": ("warmup_steps", "final_fraction", "weight_decay", "clip_norm"),
         "checkpoint": ("every_steps", "every_minutes", "keep_every", "stop_minutes_before_end"),
         "run": ("sample_every",),
@@ -142,6 +154,7 @@ def check(config: Config) -> None:
         _require(0 <= value < largest, "training", key, value, f"at least 0, and below {largest:.2f} to skip any step")
     _require(optimizer.final_fraction <= 1, "optimizer", "final_fraction", optimizer.final_fraction, "at most 1")
     check_sampling(config.sampling, "sampling")
+    _check_processes(config.parallel)
     _require(
         not (config.run.overwrite and config.run.resume == "always"),
         "run",
@@ -151,11 +164,29 @@ def check(config: Config) -> None:
     )
 
 
+def _check_processes(parallel: Parallel) -> None:
+    """That each process can know which one it is, and where the others are."""
+    processes, process, coordinator = parallel.processes, parallel.process, parallel.coordinator
+    if processes > 1:
+        needed = f"from 0 to {processes - 1}, another in each of the {processes} processes (--parallel.processes)"
+        _require(0 <= process < processes, "parallel", "process", process, needed)
+    else:
+        needed = "left away where --parallel.processes is not given, or 1"
+        _require(process == -1, "parallel", "process", process, needed)
+    host, _, port = coordinator.rpartition(":")
+    valid = bool(host) and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16
+    needed = "host:port, such as node1:12345, the same in all processes"
+    _require(valid or (not coordinator and processes <= 1), "parallel", "coordinator", coordinator or "empty", needed)
+
+
 def check_sampling(sampling: Sampling, section: str) -> None:
     """UserError, naming the option, for a value that nothing can be drawn with."""
     for key in ("tokens", "temperature", "top_k"):
         check_number(getattr(sampling, key), section, key)
     _require(0 < sampling.top_p <= 1, section, "top_p", sampling.top_p, "above 0 and at most 1")
+    _require(0 <= sampling.min_p <= 1, section, "min_p", sampling.min_p, "at least 0 and at most 1")
+    check_number(sampling.repetition_penalty, section, "repetition_penalty", positive=True)
+    _require(all(sampling.stop), section, "stop", "an empty text", "text of at least one character")
 
 
 def check_number(value: float, section: str, key: str, *, positive: bool = False) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from jaxgpt import cli, settings
 from jaxgpt.config import Checkpoint, Config, Data, Model, Run, Training
+from jaxgpt.generation.texts import Piece
 from jaxgpt.training import checksums, loop
 from jaxgpt.training.saving import Writer
 from jaxgpt.training.step import TrainState, init_state
@@ -161,12 +162,12 @@ def test_generate_prints_the_prompt_and_what_follows(run, capsys):
 def test_generate_prints_each_token_as_it_comes(run, capsys, monkeypatch):
     seen = []
 
-    def tokens(*args):
-        for letter in b"xyz":
+    def pieces(*args):
+        for letter in "xyz":
             seen.append(capsys.readouterr().out)
-            yield letter
+            yield Piece(0, letter, letter == "z")
 
-    monkeypatch.setattr("jaxgpt.generation.sampling.generate", tokens)
+    monkeypatch.setattr("jaxgpt.generation.texts.generate", pieces)
     assert cli.main(["generate", "--run", str(run), "--prompt", "a"]) == 0
     assert seen == ["a", "x", "y"]
     assert capsys.readouterr().out == "z\n"
@@ -184,6 +185,21 @@ def test_samples_differ_and_the_seed_repeats_them(run, capsys):
     assert draw("--seed=6") == [two]
 
 
+def test_texts_drawn_side_by_side_are_printed_one_after_another(run, capsys, monkeypatch):
+    """Of the first that is not complete each piece as it comes; what comes of others meanwhile is kept."""
+    drawn = [Piece(2, "c", True), Piece(0, "a", False), Piece(1, "b", False), Piece(0, "A", True), Piece(1, "B", True)]
+    monkeypatch.setattr("jaxgpt.generation.texts.generate", lambda *args: iter(drawn))
+    (run / "prompts").write_text("two\nthree\n")
+    assert cli.main(["generate", "--run", str(run), "--prompt", "one", "--prompts", str(run / "prompts")]) == 0
+    assert capsys.readouterr().out == "--- prompt 1\noneaA\n--- prompt 2\ntwobB\n--- prompt 3\nthreec\n"
+
+
+def test_generate_stops_before_a_stop_text(run, capsys):
+    command = ["generate", "--run", str(run), "--prompt", "a", "--prompt", "b", "--tokens=9", "--temperature=0"]
+    assert cli.main([*command, "--stop", "x", "\x1b\x1b"]) == 0
+    assert capsys.readouterr().out == "--- prompt 1\na\n--- prompt 2\nb\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -198,6 +214,11 @@ def test_samples_differ_and_the_seed_repeats_them(run, capsys):
         (["--seed", "-1"], "--seed is -1, and must be 0 or more"),
         (["--seed", "2147483648"], "--seed is 2147483648, and must be at most 2147483647"),
         (["--prompt", ""], "--prompt is empty"),
+        (["--min-p", "2"], "--min-p is 2.0, and must be at least 0 and at most 1"),
+        (["--repetition-penalty", "0"], "--repetition-penalty is 0.0, and must be greater than 0"),
+        (["--stop", ""], "--stop is an empty text, and must be text of at least one character"),
+        (["--prompts", "nowhere.txt"], "--prompts nowhere.txt: can't be read (No such file or directory)"),
+        (["--samples", "2", "--seed", "2147483647"], "--seed is 2147483648, and must be at most 2147483647"),
     ],
 )
 def test_generate_with_an_option_out_of_range(fails, run, words, message):
@@ -282,9 +303,9 @@ def test_generate_without_a_tokenizer_in_the_checkpoint(fails, run):
 def test_ctrl_c_is_an_interrupt_and_no_error(capsys, run, monkeypatch):
     def interrupted(*args):
         signal.raise_signal(signal.SIGINT)
-        yield 0
+        yield Piece(0, "", True)
 
-    monkeypatch.setattr("jaxgpt.generation.sampling.generate", interrupted)
+    monkeypatch.setattr("jaxgpt.generation.texts.generate", interrupted)
     assert cli.main(["generate", "--run", str(run), "--prompt", "a"]) == 130
     assert capsys.readouterr().err == "\nstopped with Ctrl-C\n"
 
@@ -312,7 +333,7 @@ def test_the_entry_has_the_status_of_the_command():
 
 def test_a_terminal_without_unicode_is_no_error(run, monkeypatch, capsysbinary):
     """What it can't show is written out."""
-    monkeypatch.setattr("jaxgpt.generation.sampling.generate", lambda *args: iter("é".encode()))
+    monkeypatch.setattr("jaxgpt.generation.texts.generate", lambda *args: iter([Piece(0, "é", True)]))
     terminal: Any = sys.stdout
     terminal.reconfigure(encoding="ascii")
     assert cli.main(["generate", "--run", str(run), "--prompt", "a"]) == 0

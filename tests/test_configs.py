@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from jaxgpt import settings
-from jaxgpt.data import texts, tokenizers
+from jaxgpt.data import sources, texts, tokenizers
 from jaxgpt.models import gpt2
 from jaxgpt.training import corpus
 
@@ -13,9 +13,13 @@ PARAMETERS = {
     "gpt2_124m": 124_439_808,
     "gpt2_124m_fineweb": 124_439_808,
     "gpt2_350m": 354_823_168,
+    "gpt2_350m_fineweb": 354_823_168,
     "gpt2_774m": 774_030_080,
+    "gpt2_774m_fineweb": 774_030_080,
     "gpt2_1558m": 1_557_611_200,
+    "gpt2_1558m_fineweb_edu": 1_557_611_200,
     "gpt3_125m": 125_226_240,
+    "gpt3_125m_fineweb": 125_226_240,
     "gpt3_350m": 355_871_744,
     "gpt3_760m": 760_300_032,
     "gpt3_1300m": 1_315_723_264,
@@ -43,7 +47,7 @@ def test_every_config_is_one_that_a_run_could_use(resolved, name):
 @pytest.mark.parametrize("name", settings.config_names())
 def test_every_config_trains_on_a_text_that_there_is(name):
     """By name: a path would be one on somebody's machine."""
-    assert settings.read(settings.find_config(name)).data.text in {*texts.NAMES, *corpus.NOT_YET}
+    assert settings.read(settings.find_config(name)).data.text in {*texts.NAMES, *sources.DATA_SETS}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -79,6 +83,25 @@ def test_the_recipe_is_the_same_model_as_the_config_that_runs_anywhere(resolved)
     assert "gpt2_124m_fineweb" in small.run.note
     training = recipe.training
     assert training.batch_size * training.micro_batches * training.sequence_length == 524_288
+
+
+# llm.c's scripts: tokens of a step, learning rate, its last share, steps.
+RECIPES = {
+    "gpt2_124m_fineweb": (524_288, 6e-4, 0.0, 18_865),
+    "gpt2_350m_fineweb": (524_288, 3e-4, 0.0, 60_000),
+    "gpt2_774m_fineweb": (524_288, 2.5e-4, 0.0, 286_102),
+    "gpt2_1558m_fineweb_edu": (1_048_576, 6e-4, 0.1, 32_000),
+    "gpt3_125m_fineweb": (524_288, 6e-4, 0.1, 572_204),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipes_are_llm_cs(resolved, name):
+    training, optimizer = resolved(name).training, resolved(name).optimizer
+    tokens = training.batch_size * training.micro_batches * training.sequence_length
+    assert RECIPES[name] == (tokens, optimizer.learning_rate, optimizer.final_fraction, training.steps)
+    assert (optimizer.weight_decay, optimizer.warmup_steps, training.evaluate_every) == (0.1, 700, 250)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.clip_norm, optimizer.schedule) == (0.9, 0.95, 1.0, "cosine")
 
 
 def test_shakespeare_char_is_nanogpts_setting_for_a_cpu(resolved):

@@ -57,10 +57,10 @@ def test_help_shows_the_defaults_of_the_config(capsys):
 def test_help_of_generate(capsys):
     text = help_of(capsys, "generate")
     sampling = {key: text for key, text in meanings().items() if key.startswith("--sampling.")}
-    assert len(sampling) == 4
+    assert len(sampling) == 7
     for option, meaning in sampling.items():
         assert re.search(rf"{option.replace('sampling.', '')} \w+ {re.escape(meaning)} \(default: ", text)
-    for option in ("--run STR The", "--prompt STR What", "--samples INT How", "--seed INT Another"):
+    for option in ("--run STR The", "--prompt STR What", "--prompts STR A", "--samples INT How", "--seed INT Of"):
         assert option in text
 
 

@@ -15,7 +15,7 @@ TINY = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.conte
     [
         (
             ["trian"],
-            "error: trian: there is no such command; did you mean train? There are: train, generate, gradcheck",
+            "error: trian: there is no such command; did you mean train? There are: train, generate, serve, gradcheck",
         ),
         (
             ["--config", "gpt2_142m"],
@@ -81,7 +81,9 @@ def test_a_mistake_in_a_config_file(fails, work):
         ),
         (["--run.prompt=é", "--model.vocabulary-size=128"], "--run.prompt: token 195 at position 0 is outside"),
         (["--run.prompt=é", "--data.tokenizer=characters"], "the character 'é' (U+00E9) at position 0 is unknown"),
-        (["--data.text=fineweb"], "--data.text fineweb: this version can't read the FineWeb data set yet."),
+        (["--data.text=fineweb-10B"], "--data.text fineweb-10B: these 10 billion tokens of web pages are not in data"),
+        (["--data.mixture=a=1, b"], "'b' is not a source and its weight above 0"),
+        (["--data.mixture=text.txt=0"], "'text.txt=0' is not a source and its weight above 0"),
     ],
 )
 def test_a_run_that_cannot_be(fails, work, words, message):
@@ -92,8 +94,10 @@ def test_a_run_that_cannot_be(fails, work, words, message):
     assert not (work / "runs").exists()
 
 
-def test_the_recipe_whose_data_cannot_be_read_yet(fails):
-    """One clear message, which names the config of the same model that does run."""
+def test_the_recipe_whose_data_are_not_there(fails, work, monkeypatch):
+    """One clear message, which ends with the command that gets them."""
+    monkeypatch.setenv("JAXGPT_DATA", "elsewhere")
     message = fails("--config", "gpt2_124m_fineweb")
-    assert message.startswith("error: --data.text fineweb: this version can't read the FineWeb data set yet.")
-    assert "--config gpt2_124m" in message
+    assert message.endswith(
+        "are not in elsewhere/fineweb-10B yet. Get them there by: python run.py prepare fineweb-10B"
+    )

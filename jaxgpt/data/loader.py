@@ -1,4 +1,4 @@
-"""From a long array of tokens to batches: which tokens a training step sees, and the validation split in order.
+"""From long arrays of tokens to batches: which tokens a training step sees, and the validation split in order.
 
 The training order is a pure function of the seed and the step, so that a resumed run, or one on another number of
 devices, sees the same sequences:
@@ -8,19 +8,30 @@ devices, sees the same sequences:
     next. Sequence i of a run is window π(i mod W) of epoch i div W, and step s reads the sequences sAB ... (s+1)AB - 1
     for A micro-batches of B sequences.
 
-The offset moves the windows' edges, so that in time every token is predicted from contexts of every length.
+So in an epoch no token is an input twice, or a target twice; fewer than 2T are left out, at the two ends of all tokens.
+The offset moves these and the windows' edges, so that in time every token is predicted from contexts of every length.
+
+Of several sources, each has its own epochs, as above. Of every 65,536 sequences, its share by its weight comes from
+each, in an order that a permutation drawn from (seed, number of the 65,536) mixes.
 """
 
 import functools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxgpt.data import permutation
+from jaxgpt.data.shards import Shards
 from jaxgpt.errors import UserError
 from jaxgpt.layers.cross_entropy import IGNORED
 
 CHECKED_AT_ONCE = 1 << 24
+ROUND = 1 << 16  # sequences, in which each source of a mixture has its share exactly
+
+Tokens = np.ndarray | Shards  # 1-D
 
 
 class Batch(NamedTuple):
@@ -38,26 +49,83 @@ def split(tokens: np.ndarray, validation_fraction: float) -> tuple[np.ndarray, n
     return tokens[:training_count], tokens[training_count:]
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """Sources, and how many of every ROUND sequences come from each."""
+
+    sources: tuple[Tokens, ...]
+    quotas: tuple[int, ...] = (ROUND,)
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
+
+
+def mixture(sources: Sequence[Tokens], weights: Sequence[float]) -> Mixture:
+    """Sources of which a share of the sequences is drawn that is proportional to a weight above 0.
+
+    Each gets at least one of ROUND sequences; what the roundings leave goes to the largest remainders.
+    """
+    shares = [weight / math.fsum(weights) * (ROUND - len(weights)) for weight in weights]
+    quotas = [1 + math.floor(share) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda k: math.floor(shares[k]) - shares[k])
+    for k in by_remainder[: ROUND - sum(quotas)]:
+        quotas[k] += 1
+    return Mixture(tuple(sources), tuple(quotas))
+
+
 def batch_at(
-    tokens: np.ndarray, *, step: int, micro_batches: int, batch_size: int, sequence_length: int, seed: int
+    tokens: Tokens | Mixture,
+    *,
+    step: int,
+    micro_batches: int,
+    batch_size: int,
+    sequence_length: int,
+    seed: int,
+    rows: Sequence[int] | None = None,
 ) -> Batch:
-    """The batch of one step, both arrays (A, B, T). `tokens` is 1-D and may be a memory map: only the windows are read.
-    `seed` is at least 0.
+    """The batch of one step, both arrays (A, B, T). Of `tokens`, which may lie on the disk, only the windows are read.
+    `seed` is at least 0. With `rows`, R of the numbers 0 ... B-1, those sequences of each micro-batch alone, (A, R, T).
 
     Raises UserError where there are fewer than T+1 tokens.
     """
-    windows = windows_per_epoch(len(tokens), sequence_length)
-    sequences = micro_batches * batch_size
-    inputs = np.empty((sequences, sequence_length), np.int32)
-    targets = np.empty((sequences, sequence_length), np.int32)
-    for j in range(sequences):
-        epoch, position = divmod(step * sequences + j, windows)
-        offset, permutation = _epoch(len(tokens), sequence_length, seed, epoch)
-        start = offset + int(permutation[position]) * sequence_length
-        inputs[j] = tokens[start : start + sequence_length]
-        targets[j] = tokens[start + 1 : start + sequence_length + 1]
-    shape = (micro_batches, batch_size, sequence_length)
+    mixed = tokens if isinstance(tokens, Mixture) else Mixture((tokens,))
+    rows = range(batch_size) if rows is None else rows
+    inputs = np.empty((micro_batches * len(rows), sequence_length), np.int32)
+    targets = np.empty_like(inputs)
+    numbers = (step * micro_batches + np.arange(micro_batches)[:, None]) * batch_size + np.asarray(rows, np.int64)
+    chosen, starts = places(mixed, numbers.ravel(), sequence_length, seed)
+    for j, (source, start) in enumerate(zip(chosen.tolist(), starts.tolist(), strict=True)):
+        window = mixed.sources[source][start : start + sequence_length + 1]
+        inputs[j], targets[j] = window[:-1], window[1:]
+    shape = (micro_batches, len(rows), sequence_length)
     return Batch(inputs.reshape(shape), targets.reshape(shape))
+
+
+def places(mixed: Mixture, numbers: np.ndarray, sequence_length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """For the run's sequences of these numbers: which source each is from, and at which of its tokens it starts."""
+    chosen, indices = _shared_out(mixed.quotas, numbers, seed)
+    starts = np.empty(len(numbers), np.int64)
+    for k, source in enumerate(mixed.sources):
+        windows = windows_per_epoch(len(source), sequence_length)
+        epochs, positions = np.divmod(indices, windows)
+        for epoch in np.unique(epochs[chosen == k]):
+            here = (chosen == k) & (epochs == epoch)
+            offset, keys = _epoch(len(source), sequence_length, seed, int(epoch), k)
+            starts[here] = offset + permutation.permuted(positions[here], windows, keys) * sequence_length
+    return chosen, starts
+
+
+def _shared_out(quotas: tuple[int, ...], numbers: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The source of each sequence, and its number among the sequences of that source."""
+    if len(quotas) == 1:
+        return np.zeros(len(numbers), np.int64), numbers
+    rounds, positions = np.divmod(numbers, ROUND)
+    for number in np.unique(rounds):
+        here = rounds == number
+        positions[here] = permutation.permuted(positions[here], ROUND, _round_keys(seed, int(number)))
+    ends = np.cumsum(quotas)
+    chosen = np.searchsorted(ends, positions, side="right")
+    return chosen, rounds * np.array(quotas)[chosen] + positions - (ends - quotas)[chosen]
 
 
 def windows_per_epoch(token_count: int, sequence_length: int) -> int:
@@ -73,16 +141,22 @@ def windows_per_epoch(token_count: int, sequence_length: int) -> int:
     return max(1, token_count // sequence_length - 1)
 
 
-@functools.lru_cache(maxsize=4)
-def _epoch(token_count: int, sequence_length: int, seed: int, epoch: int) -> tuple[int, np.ndarray]:
-    """The offset and the permutation (W,) of an epoch."""
+@functools.lru_cache(maxsize=64)
+def _epoch(token_count: int, sequence_length: int, seed: int, epoch: int, source: int) -> tuple[int, np.ndarray]:
+    """The offset of an epoch, and the keys of its permutation."""
     windows = windows_per_epoch(token_count, sequence_length)
-    generator = np.random.default_rng((seed, epoch))
+    generator = np.random.default_rng((seed, epoch, source))
     largest = min(sequence_length, token_count - windows * sequence_length) - 1  # T-1, unless there are fewer than 2T
-    return int(generator.integers(largest, endpoint=True)), generator.permutation(windows)
+    return int(generator.integers(largest, endpoint=True)), permutation.keys(seed, epoch, source, 1)
 
 
-def check_vocabulary(tokens: np.ndarray, vocabulary_size: int, where: str) -> None:
+@functools.lru_cache(maxsize=4)
+def _round_keys(seed: int, number: int) -> np.ndarray:
+    """The keys of a round's permutation."""
+    return permutation.keys(seed, number, 0, 2)
+
+
+def check_vocabulary(tokens: Tokens, vocabulary_size: int, where: str) -> None:
     """Raise UserError if a token is not in [0, vocabulary_size). `where` names the tokens' file in the message."""
     for start in range(0, len(tokens), CHECKED_AT_ONCE):
         part = tokens[start : start + CHECKED_AT_ONCE]
@@ -96,12 +170,18 @@ def check_vocabulary(tokens: np.ndarray, vocabulary_size: int, where: str) -> No
 
 
 def validation_batches(
-    tokens: np.ndarray, *, batch_size: int, sequence_length: int, limit: int | None = None
+    tokens: Tokens,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    limit: int | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The split in order, as tokens and targets, both int32 (B, T): every token but the first is a target exactly once.
 
     The last batch is filled up with token 0 and target IGNORED, so the mean over the targets that are not IGNORED does
-    not depend on B. `limit` is the largest number of batches. Raises UserError where there are fewer than two tokens.
+    not depend on B. `limit` is the largest number of batches. With `rows`, R of the numbers 0 ... B-1, those sequences
+    of each batch alone, (R, T). Raises UserError where there are fewer than two tokens.
     """
     target_count = len(tokens) - 1
     if target_count < 1:
@@ -109,17 +189,20 @@ def validation_batches(
             f"the validation split has {len(tokens)} tokens and needs at least 2: choose a longer text or a larger "
             f"validation fraction"
         )
+    rows = range(batch_size) if rows is None else rows
     starts = range(0, target_count, batch_size * sequence_length)[:limit]
-    return (_validation_batch(tokens, start, batch_size, sequence_length) for start in starts)
+    return (_validation_batch(tokens, start, rows, sequence_length) for start in starts)
 
 
 def _validation_batch(
-    tokens: np.ndarray, start: int, batch_size: int, sequence_length: int
+    tokens: Tokens, start: int, rows: Sequence[int], sequence_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The B windows from `start` on, which lie one behind the other."""
-    part = tokens[start : start + batch_size * sequence_length + 1]
-    inputs = np.zeros((batch_size, sequence_length), np.int32)
-    targets = np.full((batch_size, sequence_length), IGNORED, np.int32)
-    inputs.flat[: len(part) - 1] = part[:-1]
-    targets.flat[: len(part) - 1] = part[1:]
+    """Of the windows from `start` on, which lie one behind the other, those with these numbers."""
+    inputs = np.zeros((len(rows), sequence_length), np.int32)
+    targets = np.full((len(rows), sequence_length), IGNORED, np.int32)
+    for place, row in enumerate(rows):
+        part = tokens[start + row * sequence_length : start + (row + 1) * sequence_length + 1]
+        count = max(len(part) - 1, 0)
+        inputs[place, :count] = part[:count]
+        targets[place, :count] = part[1:]
     return inputs, targets

@@ -47,7 +47,7 @@ def load(name: str) -> str:
     if name == "embedded":
         return _embedded()
     if name == "tinyshakespeare":
-        return _tinyshakespeare().decode("utf-8")
+        return _tinyshakespeare()[1].decode("utf-8")
     return _decode(_read(name), name)
 
 
@@ -119,8 +119,13 @@ def _decode(data: bytes, name: str) -> str:
 # Tiny Shakespeare
 
 
-def _tinyshakespeare() -> bytes:
-    """The file's bytes, from the JAXGPT_DATA folder, else the cache, else downloaded into the cache."""
+def shakespeare_file() -> Path:
+    """Its path: in the JAXGPT_DATA folder, else in the cache, else downloaded into it. UserError as `load`."""
+    return _tinyshakespeare()[0]
+
+
+def _tinyshakespeare() -> tuple[Path, bytes]:
+    """The file's path and bytes."""
     cached = cache_folder() / "tinyshakespeare.txt"
     own_folder = os.environ.get("JAXGPT_DATA")
     for path in ([Path(own_folder) / cached.name] if own_folder else []) + [cached]:
@@ -131,10 +136,10 @@ def _tinyshakespeare() -> bytes:
                     f"{path} is damaged: its SHA-256 is not tiny Shakespeare's ({len(data):,} bytes, and "
                     f"{SHAKESPEARE_BYTES:,} are expected); delete it, and it is downloaded again"
                 )
-            return data
+            return path, data
     data = _download()
     _write_atomically(cached, data)
-    return data
+    return cached, data
 
 
 def _download() -> bytes:

@@ -6,6 +6,8 @@ the tokens' bytes and read them as UTF-8, of which one character may span severa
 - characters: the characters of the training text, sorted
 - bytes: the 256 bytes of UTF-8; encodes any text
 - gpt2: GPT-2's byte-level byte-pair encoding (Radford et al. 2019), 50,257 tokens; encodes any text
+- cl100k, o200k, llama3: GPT-4's, GPT-4o's and Llama 3's, of the same kind with 100,277, 200,019 and 128,256 tokens
+- bpe: one of the same kind, trained on a text of one's own by `run.py prepare`
 """
 
 import codecs
@@ -25,9 +27,10 @@ import tiktoken
 import tiktoken.load
 from tiktoken_ext.openai_public import r50k_pat_str
 
+from jaxgpt.data import encodings
 from jaxgpt.errors import UserError
 
-NAMES = ("characters", "bytes", "gpt2")
+NAMES = ("characters", "bytes", "gpt2", "cl100k", "o200k", "llama3")
 
 GPT2_FOLDER_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 GPT2_SHA256 = {
@@ -134,18 +137,34 @@ class Bytes(Tokenizer):
         return np.frombuffer(_utf8(text), dtype=np.uint8).astype(np.int32)
 
 
-class GPT2(Tokenizer):
-    """GPT-2's tokens. `<|endoftext|>` in a text is encoded as the characters it consists of, never as `end_of_text`."""
+class BytePairs(Tokenizer):
+    """A byte-level byte-pair encoding. Special tokens in a text are encoded as the characters they consist of."""
 
-    name = "gpt2"
-
-    def __init__(self) -> None:
-        self._encoding, self.tokens = _gpt2_encoding_and_tokens()
-        self.end_of_text = self._encoding.eot_token
+    def __init__(self, name: str, encoding: tiktoken.Encoding, end_of_text: int) -> None:
+        self.name, self._encoding, self.end_of_text = name, encoding, end_of_text
+        self.tokens = _tokens(encoding)
 
     def encode(self, text: str) -> np.ndarray:
         _utf8(text)  # tiktoken would replace what UTF-8 can't express
         return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int32)
+
+
+class GPT2(BytePairs):
+    """GPT-2's tokens."""
+
+    def __init__(self) -> None:
+        encoding = _gpt2_encoding()
+        super().__init__("gpt2", encoding, encoding.eot_token)
+
+
+class Trained(BytePairs):
+    """A BPE of one's own: its tokens by rank, each of the 256 bytes among them. The end of text comes behind them."""
+
+    def __init__(self, tokens: Sequence[bytes]) -> None:
+        super().__init__("bpe", encodings.from_tokens(tokens), len(tokens))
+
+    def state(self) -> dict:
+        return {"name": self.name, "tokens": encodings.tokens_as_text(self.tokens[: self.end_of_text])}
 
 
 def make(name: str, text: str) -> Tokenizer:
@@ -161,6 +180,11 @@ def make(name: str, text: str) -> Tokenizer:
         return Bytes()
     if name == "gpt2":
         return GPT2()
+    if name in ("cl100k", "o200k"):
+        encoding = encodings.openai(name)
+        return BytePairs(name, encoding, encoding.eot_token)
+    if name == "llama3":
+        return BytePairs(name, encodings.llama3(), encodings.LLAMA3_BEGIN_OF_TEXT)
     nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.4)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
     raise UserError(f"there is no tokenizer {name!r}: name one of {', '.join(NAMES)}{hint}")
@@ -170,6 +194,8 @@ def from_state(state: dict) -> Tokenizer:
     """The tokenizer whose `state()` this is. Raises UserError where it is none's."""
     fields = state if isinstance(state, dict) else {}
     name, characters = fields.get("name"), fields.get("characters", "")
+    if name == "bpe" and isinstance(fields.get("tokens"), list):
+        return Trained(encodings.tokens_from_text(fields["tokens"]))
     if not (isinstance(name, str) and isinstance(characters, str) and list(characters) == sorted(set(characters))):
         raise UserError("the saved tokenizer is damaged; restore its file from a copy, or train anew")
     return make(name, characters)
@@ -193,25 +219,30 @@ def _utf8(text: str) -> bytes:
 
 
 @functools.cache
-def _gpt2_encoding_and_tokens() -> tuple[tiktoken.Encoding, tuple[bytes, ...]]:
-    """tiktoken's encoder, and each token's bytes by id.
+def _gpt2_encoding() -> tiktoken.Encoding:
+    """tiktoken's encoder.
 
     vocab.bpe lists the merges in the order in which they are tried, encoder.json gives tokens their ids; both write
     each byte as a printable character.
     """
     merges = _gpt2_file("vocab.bpe").decode().split("\n")[1:-1]
     ids = json.loads(_gpt2_file("encoder.json"))
-    printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
-    others = [b for b in range(256) if b not in printable]
-    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    byte_of = encodings.printable_bytes()
     written = [*byte_of, *(merge.replace(" ", "") for merge in merges)]
-    encoding = tiktoken.Encoding(
+    return tiktoken.Encoding(
         "gpt2",
         pat_str=r50k_pat_str,
         mergeable_ranks={bytes(byte_of[character] for character in token): ids[token] for token in written},
-        special_tokens={"<|endoftext|>": ids["<|endoftext|>"]},
+        special_tokens={encodings.END_OF_TEXT: ids[encodings.END_OF_TEXT]},
     )
-    return encoding, tuple(encoding.decode_single_token_bytes(i) for i in range(encoding.n_vocab))
+
+
+@functools.lru_cache(maxsize=4)
+def _tokens(encoding: tiktoken.Encoding) -> tuple[bytes, ...]:
+    """Each token's bytes, by id; none for the ids that are left free."""
+    written = [*encoding.token_byte_values(), *(name.encode() for name in encoding.special_tokens_set)]
+    byte_strings = {encoding.encode_single_token(token): token for token in written}
+    return tuple(byte_strings.get(i, b"") for i in range(encoding.n_vocab))
 
 
 def _gpt2_file(name: str) -> bytes:

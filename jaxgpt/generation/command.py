@@ -1,22 +1,33 @@
 """`run.py generate`: text from a run's newest whole checkpoint, streamed to the terminal as `printable` has it."""
 
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from jaxgpt import compilation_cache, settings
-from jaxgpt.config import Sampling
-from jaxgpt.data import loader, tokenizers
+from jaxgpt.config import Config, Sampling
+from jaxgpt.data import loader
+from jaxgpt.data.tokenizers import Tokenizer, from_state
 from jaxgpt.errors import UserError
-from jaxgpt.generation import sampling
+from jaxgpt.generation import texts
+from jaxgpt.models import gpt2
 from jaxgpt.training import checkpoints
 from jaxgpt.training.display import printable
 
 
-def generate(run: Path, prompt: str, samples: int, seed: int, options: Sampling) -> None:
-    """Prints `samples` texts that begin with `prompt`. UserError for options, run or checkpoint."""
-    settings.check_number(samples, "", "samples", positive=True)
-    settings.check_number(seed, "", "seed")
-    settings.check_sampling(options, "")
+class Loaded(NamedTuple):
+    """What text is drawn from."""
+
+    config: Config
+    params: gpt2.Params
+    tokenizer: Tokenizer
+
+
+def load(run: Path) -> Loaded:
+    """A run's newest whole checkpoint; damaged ones are named on stderr. UserError where there is none."""
     if not (run / "config.toml").is_file():
         raise UserError(f"--run {run}: not a run's folder (it has no config.toml){_known_runs(run)}")
     config = settings.read(run / "config.toml")
@@ -25,21 +36,71 @@ def generate(run: Path, prompt: str, samples: int, seed: int, options: Sampling)
     params, found = checkpoints.load_params(run, config.model)
     for message in found.damaged:
         print(message, file=sys.stderr)
-    tokenizer = tokenizers.from_state(found.about.get("tokenizer", {}))
+    return Loaded(config, params, from_state(found.about.get("tokenizer", {})))
+
+
+def generate(run: Path, prompts: Sequence[str], samples: int, seed: int, options: Sampling) -> None:
+    """Prints `samples` texts that begin with each prompt. UserError for options, run or checkpoint."""
+    settings.check_number(samples, "", "samples", positive=True)
+    settings.check_number(seed, "", "seed")
+    settings.check_number(seed + samples - 1, "", "seed")
+    settings.check_sampling(options, "")
+    config, params, tokenizer = load(run)
+    begun = [(prompt, encode(prompt, tokenizer, config)) for prompt in prompts]
+    headings = [
+        *(["prompt {0}"] if len(prompts) > 1 else []),
+        *(["sample {1}"] if samples > 1 else []),
+    ]
+    titles, requests = [], []
+    for number, (prompt, tokens) in enumerate(begun, start=1):
+        for sample in range(samples):
+            heading = ", ".join(headings).format(number, sample + 1)
+            titles.append((f"--- {heading}\n" if heading else "") + printable(prompt))
+            requests.append(texts.Request(tokens, options, seed + sample))
+    for piece in _in_order(titles, texts.generate(params, requests, config.model, config.compute, tokenizer)):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+
+def prompts_in(path: Path) -> list[str]:
+    """A file's lines. UserError where it can't be read or has an empty one."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a zero byte in the path
+        raise UserError(f"--prompts {path}: can't be read ({getattr(error, 'strerror', None) or error})") from None
+    if not lines or not all(lines):
+        where = f"line {lines.index('') + 1} is empty" if lines else "it is empty"
+        raise UserError(f"--prompts {path}: {where}; give one prompt on each line")
+    return lines
+
+
+def encode(prompt: str, tokenizer: Tokenizer, config: Config) -> np.ndarray:
+    """A prompt's tokens. UserError where there is none, or one that the model doesn't know."""
     tokens = tokenizer.encode(prompt)
     if not len(tokens):
         raise UserError("--prompt is empty: give the text at least one character to begin with")
     loader.check_vocabulary(tokens, config.model.vocabulary_size, "--prompt")
-    model = sampling.only_known_tokens(config.model, tokenizer)
-    for number in range(samples):
-        if samples > 1:
-            print(f"--- sample {number + 1}")
-        sys.stdout.write(printable(prompt))
-        decode = tokenizer.stream_decoder()
-        for token in sampling.generate(params, tokens, options, seed + number, model, config.compute):
-            sys.stdout.write(printable(decode(token)))
-            sys.stdout.flush()
-        print(decode.finish())
+    return tokens
+
+
+def _in_order(titles: Sequence[str], pieces: Iterator[texts.Piece]) -> Iterator[str]:
+    """Texts drawn side by side, one after the other: the first unfinished one as it comes, others kept until then."""
+    kept = list(titles)
+    ended = [False] * len(titles)
+    shown = 0
+    yield kept[0]
+    for piece in pieces:
+        kept[piece.number] += printable(piece.text) + ("\n" if piece.last else "")
+        ended[piece.number] = piece.last
+        if piece.number != shown:
+            continue
+        yield printable(piece.text)
+        while ended[shown]:
+            yield "\n"
+            shown += 1
+            if shown == len(titles):
+                break
+            yield kept[shown].removesuffix("\n") if ended[shown] else kept[shown]
 
 
 def _known_runs(run: Path) -> str:

@@ -1,108 +1,90 @@
-"""Drawing tokens one at a time.
+"""Drawing the next token of several texts from their logits, each with its own settings.
 
-    p = softmax(z / temperature), cut to the k likeliest tokens (Fan et al. 2018, arXiv:1805.04833), and of those to the
-    likeliest that together have probability top_p (Holtzman et al. 2020, arXiv:1904.09751)
+    z of tokens that the text has already: z / r where z > 0, else z r     repetition penalty r (Keskar et al. 2019,
+                                                                           arXiv:1909.05858, section 4.1)
+    p = softmax(z / temperature)
+    of p only the k likeliest tokens                                       (Fan et al. 2018, arXiv:1805.04833)
+    of those the likeliest that together have probability top_p            (Holtzman et al. 2020, arXiv:1904.09751)
+    of those the ones with p ≥ min_p max p                                 (Nguyen et al. 2025, arXiv:2407.01082)
 
-Each token costs one forward over the whole text so far, which is kept in an array of fixed length: one program serves
-every place and every setting.
+A text's draw depends on its own logits, settings, seed and place alone, whichever texts are beside it.
 """
 
 import dataclasses
-import functools
-from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxgpt.config import Compute, Model, Sampling
+from jaxgpt.config import Model, Sampling
 from jaxgpt.data.tokenizers import Tokenizer
-from jaxgpt.layers import unembedding
-from jaxgpt.models import gpt2
-from jaxgpt.training.step import cast
 
-LENGTH_MULTIPLE = 64  # the array's length is a multiple of this, so that few programs are compiled
+
+class Settings(NamedTuple):
+    """One of each for every text.
+
+    Temperature 0 takes the likeliest; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 change nothing.
+    """
+
+    seed: Int[Array, " B"]
+    temperature: Float[Array, " B"]
+    top_k: Int[Array, " B"]
+    top_p: Float[Array, " B"]
+    min_p: Float[Array, " B"]
+    repetition_penalty: Float[Array, " B"]
+
+
+def settings(options: Sequence[tuple[Sampling, int]]) -> Settings:
+    """Of texts' options and seeds, as arrays."""
+    columns = {
+        name: np.array(
+            [getattr(sampling, name) for sampling, _ in options], np.int32 if name == "top_k" else np.float32
+        )
+        for name in Settings._fields
+        if name != "seed"
+    }
+    return Settings(seed=np.array([seed for _, seed in options], np.int32), **columns)  # type: ignore[arg-type]
 
 
 def only_known_tokens(model: Model, tokenizer: Tokenizer) -> Model:
-    """The model as `generate` takes it, so that no token is drawn that the tokenizer hasn't got."""
+    """The model as text is drawn from it, so that no token is drawn that the tokenizer hasn't got."""
     return dataclasses.replace(model, vocabulary_size=min(model.vocabulary_size, tokenizer.vocabulary_size))
 
 
-def generate(
-    params: gpt2.Params,
-    prompt: np.ndarray,
-    sampling: Sampling,
-    seed: int,
-    model: Model,
-    compute: Compute,
-) -> Iterator[int]:
-    """Yields `sampling.tokens` token ids, one by one, that go on from `prompt` (at least one token).
-
-    Beyond the model's context the oldest tokens are forgotten.
-    """
-    compute = dataclasses.replace(compute, attention="blocks")  # the one that takes any length, dtype and device
-    wanted = len(prompt) + sampling.tokens
-    length = min(model.context, -(-wanted // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
-    window = list(map(int, prompt[-length:]))
-    key = jax.random.key(seed)
-    for place in range(sampling.tokens):
-        padded = np.zeros((1, length), np.int32)
-        padded[0, : len(window)] = window
-        token = int(
-            _next_token(
-                params,
-                padded,
-                len(window) - 1,
-                key,
-                place,
-                np.float32(sampling.temperature),
-                sampling.top_k,
-                np.float32(sampling.top_p),
-                model=model,
-                compute=compute,
-            )
-        )
-        yield token
-        window = [*window, token][-length:]
-
-
-@functools.partial(jax.jit, static_argnames=("model", "compute"))
-def _next_token(
-    params: gpt2.Params,
-    tokens: Int[Array, "1 T"],
-    last: Int[Array, ""],
-    key: Key[Array, ""],
-    place: Int[Array, ""],
-    temperature: Float[Array, ""],
-    top_k: Int[Array, ""],
-    top_p: Float[Array, ""],
-    *,
-    model: Model,
-    compute: Compute,
-) -> Int[Array, ""]:
-    params = cast(params, compute)
-    x, _ = gpt2.features(params, tokens, model, compute)
-    logits = unembedding.logits(unembedding.Params(params.embedding.token), x[last][None])
-    return draw(logits[0, : model.vocabulary_size], jax.random.fold_in(key, place), temperature, top_k, top_p)
-
-
 def draw(
-    logits: Float[Array, " V"],
-    key: Key[Array, ""],
-    temperature: Float[Array, ""],
-    top_k: Int[Array, ""],
-    top_p: Float[Array, ""],
-) -> Int[Array, ""]:
-    """A token from the logits; temperature 0 takes the likeliest, top_k 0 and top_p 1 leave all of them."""
-    scaled = logits / jnp.where(temperature > 0, temperature, 1)
-    descending = jnp.sort(scaled, descending=True)
-    rank = jnp.arange(logits.size)
-    kept = (rank < top_k) | (top_k == 0)
-    probabilities = jax.nn.softmax(jnp.where(kept, descending, -jnp.inf))
-    before = jnp.cumsum(probabilities) - probabilities  # of the likelier ones: the first token always stays
+    logits: Float[Array, "B V"], settings: Settings, places: Int[Array, " B"], seen: Bool[Array, "B V"]
+) -> Int[Array, " B"]:
+    """A token for each text; `places` counts the tokens drawn before, `seen` are the tokens that the text has."""
+    temperature, penalty = settings.temperature[:, None], settings.repetition_penalty[:, None]
+    logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+    likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def at_random() -> Int[Array, " B"]:
+        scaled = logits / jnp.where(temperature > 0, temperature, 1)
+        cut = (settings.top_k > 0) | (settings.top_p < 1)
+        # Sorting a vocabulary takes longer than all else here: not done where no text asks for it.
+        smallest = lax.cond(
+            jnp.any(cut), _smallest_kept, lambda scaled, _: jnp.full(len(scaled), -jnp.inf), scaled, settings
+        )
+        smallest = jnp.maximum(smallest, jnp.max(scaled, axis=-1) + jnp.log(settings.min_p))
+        keys = jax.vmap(lambda seed, place: jax.random.fold_in(jax.random.key(seed), place))(settings.seed, places)
+        kept = jnp.where(scaled >= smallest[:, None], scaled, -jnp.inf)
+        drawn = jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
+        return jnp.where(settings.temperature > 0, drawn, likeliest)
+
+    return lax.cond(jnp.any(settings.temperature > 0), at_random, lambda: likeliest)
+
+
+def _smallest_kept(scaled: Float[Array, "B V"], settings: Settings) -> Float[Array, " B"]:
+    """The logit of the least likely token that top_k and top_p leave; equally likely ones are left together."""
+    top_k, top_p = settings.top_k[:, None], settings.top_p[:, None]
+    descending = jnp.sort(scaled, axis=-1, descending=True)
+    kept = (jnp.arange(scaled.shape[-1]) < top_k) | (top_k == 0)
+    probabilities = jax.nn.softmax(jnp.where(kept, descending, -jnp.inf), axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities  # of the likelier ones: the first token always stays
     kept &= (before < top_p) | (top_p >= 1)
-    smallest = jnp.min(jnp.where(kept, descending, jnp.inf))
-    drawn = jax.random.categorical(key, jnp.where(scaled >= smallest, scaled, -jnp.inf))
-    return jnp.where(temperature > 0, drawn, jnp.argmax(logits))
+    return jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1)

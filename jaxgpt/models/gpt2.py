@@ -209,42 +209,56 @@ def features(
 ) -> tuple[Float[Array, "N C"], Residuals]:
     """All of the model but the unembedding, for N = B·T tokens. The parameters' dtype is the compute dtype.
 
-    `gather` makes a block's parameters of what `params` has in their place, when it is that block's turn.
+    `gather` makes a block's parameters of what `params` has in their place, shortly before that block's turn.
     """
     x, embedding_residuals = embedding.forward(params.embedding, tokens)
     x = x.reshape(-1, model.width)  # one axis for all tokens: only attention knows of sequences
 
     def one_block(x, block):
-        block = _taken(gather, block, x)
         y, residuals = block_forward(block, x, tokens.shape[0], model, compute)
         return y, x if compute.recompute == "block" else residuals
 
-    x, blocks = _walk(one_block, x, params.blocks)
+    x, blocks = walk(one_block, x, params.blocks, gather=gather)
     x, final_norm = layernorm.forward(params.final_norm, x)
     return x, Residuals(embedding_residuals, blocks, final_norm)
 
 
-def _taken(gather: Movement, block: Block, after: Float[Array, "N C"]) -> Block:
-    """A block's parameters, gathered only when its input (or gradient) is there.
+def walk(
+    body: Callable,
+    carry: Array,
+    blocks: Block | tuple[Block, ...],
+    *more: Any,
+    gather: Movement = as_it_is,
+    reverse: bool = False,
+) -> Any:
+    """`body(carry, block, *more's parts)`, which returns (carry, output), over all layers: (carry, outputs).
+
+    Over stacked blocks a loop, which is compiled once and copies each layer out of the stack and its outputs into one;
+    over blocks apart its turns written out, which is compiled L times and copies nothing. There a block may be gathered
+    while the one before it computes, which hides the network's time and has two of them in memory.
+    """
+    if isinstance(blocks, Block):
+
+        def turn(carry, layer):
+            block, *parts = layer
+            return body(carry, _gathered(gather, block, carry), *parts)
+
+        return lax.scan(turn, carry, (blocks, *more), reverse=reverse)
+    order = range(len(blocks))[:: -1 if reverse else 1]
+    outputs: dict[int, Any] = {}
+    following = _gathered(gather, blocks[order[0]], carry)
+    for layer, after in zip(order, [*order[1:], None], strict=True):
+        block, following = following, None if after is None else _gathered(gather, blocks[after], carry)
+        carry, outputs[layer] = body(carry, block, *(part[layer] for part in more))
+    return carry, tuple(outputs[layer] for layer in range(len(blocks)))
+
+
+def _gathered(gather: Movement, block: Block, after: Array) -> Block:
+    """A block's parameters, gathered only when `after` is there, a block's input or its gradient.
 
     Else the compiler may gather all layers first, or keep from the forward what the backward is to gather again.
     """
     return block if gather is as_it_is else gather(not_before(after, block))
-
-
-def _walk(body: Callable, carry: Array, blocks: Block | tuple[Block, ...], *more: Any, reverse: bool = False) -> Any:
-    """`body(carry, block, *more's parts)`, which returns (carry, output), over all layers: (carry, outputs).
-
-    Over stacked blocks a loop, which is compiled once and copies each layer out of the stack and its outputs into one;
-    over blocks apart its turns written out, which is compiled L times and copies nothing.
-    """
-    if isinstance(blocks, Block):
-        return lax.scan(lambda carry, layer: body(carry, *layer), carry, (blocks, *more), reverse=reverse)
-    order = range(len(blocks))[:: -1 if reverse else 1]
-    outputs: dict[int, Any] = {}
-    for layer in order:
-        carry, outputs[layer] = body(carry, blocks[layer], *(part[layer] for part in more))
-    return carry, tuple(outputs[layer] for layer in range(len(blocks)))
 
 
 def forward(params: Params, tokens: Int[Array, "B T"], model: Model, compute: Compute) -> Float[Array, "B T V"]:
@@ -292,14 +306,13 @@ def loss_and_grads(
     final_norm, dx = layernorm.backward(params.final_norm, residuals.final_norm, dx)
 
     def one_block(dx, block, residuals):
-        block = _taken(gather, block, dx)
         if compute.recompute == "block":
             x = not_before(dx, residuals)
             _, residuals = block_forward(block, x, tokens.shape[0], model, compute)
         grads, dx = block_backward(block, residuals, dx, compute)
         return dx, scatter(grads)
 
-    dx, blocks = _walk(one_block, dx, params.blocks, residuals.blocks, reverse=True)
+    dx, blocks = walk(one_block, dx, params.blocks, residuals.blocks, gather=gather, reverse=True)
     dx = dx.reshape(*tokens.shape, model.width)
     embeddings = embedding.backward(params.embedding, residuals.embedding, dx, token_gradient=head.weight)
     return value, Params(embeddings, blocks, final_norm)

@@ -1,4 +1,6 @@
-"""The devices that train together: one row of them, along the axis "data"."""
+"""The devices that train together: one row of them, along the axis "data", process by process."""
+
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -11,7 +13,7 @@ SHARDS = 8  # virtual ones, of `parallel.reproducible`
 
 
 def available() -> int:
-    """How many devices `parallel.devices` = 0 takes."""
+    """How many devices `parallel.devices` = 0 takes, of all processes."""
     return len(jax.devices())
 
 
@@ -24,7 +26,21 @@ def make(parallel: Parallel) -> Mesh:
             f"--parallel.devices is {count}, and there are {len(there)} ({there[0].device_kind}). Ask for fewer, or 0 "
             "for all; $JAX_NUM_CPU_DEVICES simulates more on a CPU"
         )
-    return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=there[:count])
+    return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=_taken(there, count))
+
+
+def _taken(there: list[Any], count: int) -> list[Any]:
+    """The first devices of each process, of all as many. UserError where that can't be."""
+    processes = jax.process_count()
+    each, rest = divmod(count, processes)
+    own = [[device for device in there if device.process_index == process] for process in range(processes)]
+    if rest or any(len(devices) < each for devices in own):
+        have = ", ".join(str(len(devices)) for devices in own)
+        raise UserError(
+            f"--parallel.devices would be {count}, which are not as many of each process: the {processes} processes "
+            f"have {have}. Give a multiple of {processes} that all of them have"
+        )
+    return [device for devices in own for device in devices[:each]]
 
 
 def check(config: Config) -> None:

@@ -51,6 +51,26 @@ class Layout:
         """Whether masters and moments are."""
         return self.zero >= 1 and self.devices > 1
 
+    # Of what each process has
+
+    @property
+    def own_devices(self) -> list[int]:
+        """The places in the mesh of this process's devices."""
+        devices = self.mesh.devices.flat
+        return [place for place, device in enumerate(devices) if device.process_index == jax.process_index()]
+
+    def own_rows(self, sequences: int) -> list[int]:
+        """Which of a micro-batch's sequences this process's devices compute with, and so those that it reads."""
+        each = sequences // self.devices
+        return [device * each + row for device in self.own_devices for row in range(each)]
+
+    def from_processes(self, own: Tree, spec: PartitionSpec) -> Tree:
+        """Arrays of all processes, divided among the devices as `spec` says, from this one's part; alone, as it is."""
+        if jax.process_count() == 1:
+            return own
+        sharding = NamedSharding(self.mesh, spec)
+        return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), own)
+
     # Of whole arrays, outside of the step
 
     def specs(self) -> gpt2.Params:

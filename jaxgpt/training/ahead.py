@@ -17,6 +17,7 @@ import psutil
 from jaxgpt.config import Compute, Config
 from jaxgpt.data.loader import Batch
 from jaxgpt.models import gpt2
+from jaxgpt.parallel import processes
 from jaxgpt.training.step import TrainState, init_state, layout_of, make_train_step, specs
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -34,13 +35,14 @@ def compile_step(config: Config) -> jax.stages.Compiled:
     return make_train_step(config).lower(*shapes(config)).compile()
 
 
-def initial_state(config: Config) -> TrainState:
+def initial_state(config: Config, given: gpt2.Params | None = None) -> TrainState:
     """`init_state`, in two programs: what the random weights need while they are drawn is gone when the moments come.
 
-    In one, a run with small batches would need more for its first state than for its steps, which the plan is of.
+    In one, a run with small batches would need more for its first state than for its steps, which the plan is of. With
+    `given` parameters none are drawn.
     """
     params, rest = _first_programs(config)
-    made = jax.block_until_ready(params())
+    made = jax.block_until_ready(params() if given is None else given)
     return TrainState(made, *rest())
 
 
@@ -61,10 +63,18 @@ class Capacity(NamedTuple):
 
 
 def capacity(compute: Compute) -> Capacity:
-    """The memory that a run may have: `compute.memory_limit_gib`, else what the device or the system has left."""
+    """The memory that a run may have: `compute.memory_limit_gib`, else what the device or the system has left.
+
+    Of several processes the least, so that all of them compile the same program.
+    """
+    all_of_them = [Capacity(*found) for found in processes.talk.from_all(_own_capacity(compute))]
+    return min(all_of_them, key=lambda found: -1 if found.bytes is None else found.bytes)
+
+
+def _own_capacity(compute: Compute) -> Capacity:
     if compute.memory_limit_gib:
         return Capacity(int(compute.memory_limit_gib * 2**30), "--compute.memory-limit-gib")
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     stats = device.memory_stats() or {}  # None on a CPU
     if "bytes_limit" in stats:
         return Capacity(

@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from jaxgpt.config import Model
 from jaxgpt.errors import UserError
 from jaxgpt.models import gpt2
+from jaxgpt.parallel import processes
 from jaxgpt.training import checksums
 from jaxgpt.training.step import TrainState, on_trees
 
@@ -50,10 +51,16 @@ class Found(NamedTuple):
 
 
 def find(folder: Path, parts: tuple[str, ...] | None = None) -> Found:
-    """The newest whole checkpoint; with `parts`, one of which those folders are whole.
+    """The newest whole checkpoint; with `parts`, one of which those folders are whole. All processes take the same.
 
     UserError where there is none, or none that is whole.
     """
+    name, damaged = processes.talk.from_first(lambda: _newest_whole(folder, parts))
+    return Found(folder / name, _about(folder / name), damaged)
+
+
+def _newest_whole(folder: Path, parts: tuple[str, ...] | None) -> tuple[str, list[str]]:
+    """Its name, and the messages."""
     if not whole_steps(folder):
         raise UserError(f"{folder}: there is no whole checkpoint. Has the run been saved yet?")
     damaged = []
@@ -62,12 +69,20 @@ def find(folder: Path, parts: tuple[str, ...] | None = None) -> Found:
         path = folder / str(step)
         damage = checksums.damage(path, parts)
         if not damage:
-            return Found(path, _about(path), damaged)
+            return path.name, damaged
         damaged.append(f"{path}: this checkpoint is not whole ({damage}); the one before it is used")
     raise UserError(
         f"{path}: this checkpoint is not whole ({damage}), and there is no other that is. Restore it from a copy, or "
         "train anew"
     )
+
+
+def at(path: Path, parts: tuple[str, ...] | None = None) -> Found:
+    """One checkpoint. UserError where it isn't whole; with `parts`, where one of those folders isn't."""
+    damage = checksums.damage(path, parts)
+    if damage:
+        raise UserError(f"{path}: this checkpoint is not whole ({damage}). Restore it from a copy, or take another")
+    return Found(path, _about(path), [])
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -86,9 +101,32 @@ def load_params(run: Path, model: Model) -> tuple[gpt2.Params, Found]:
     """
     found = find(run / "checkpoints", ("params", "about"))
     _check_same_model(found.path, found.about["configuration"]["model"], model)
+    return params_of(found), found
+
+
+def params_of(found: Found) -> gpt2.Params:
+    """A checkpoint's parameters, in float32."""
     saved = Model(**found.about["configuration"]["model"])
     target = _placed(jax.eval_shape(lambda: gpt2.init(saved, jax.random.key(0))))
-    return _read(found.path, ocp.args.Composite(params=ocp.args.StandardRestore(target))).params, found
+    return _read(found.path, ocp.args.Composite(params=ocp.args.StandardRestore(target))).params
+
+
+def save_params(path: Path, params: gpt2.Params, about: dict[str, Any]) -> None:
+    """Writes a checkpoint of parameters alone, which nothing can be resumed from. OSError where it can't be written."""
+    items = ocp.args.Composite(
+        params=ocp.args.StandardSave(params), about=ocp.args.JsonSave(about | {"step": int(path.name)})
+    )
+    with quiet():
+        try:
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+                checkpointer.save(path.absolute(), args=items)
+            error = ""
+        except Exception as raised:  # of many types: orbax even raises Exception itself
+            error = one_line(raised)
+        if error:
+            let_others_fail()
+            raise OSError(error)
+    checksums.write(path)
 
 
 def load_state(path: Path, target: TrainState) -> TrainState:

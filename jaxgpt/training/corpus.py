@@ -1,53 +1,148 @@
-"""From the options to what is trained on: the text, its tokenizer, and the two splits."""
+"""From the options to what is trained on: the tokens of one source or several, their tokenizer, and the two splits."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxgpt.config import Config
-from jaxgpt.data import loader, texts, tokenizers
+from jaxgpt.data import loader, shards, texts, tokenizers
+from jaxgpt.data.feeder import Feeder
+from jaxgpt.data.loader import Tokens
+from jaxgpt.data.shards import Shards, TokenSet
 from jaxgpt.errors import UserError
 from jaxgpt.training import fingerprint
-
-NOT_YET = {"fineweb": "the FineWeb data set"}
 
 
 class Corpus(NamedTuple):
     description: str
     tokenizer: tokenizers.Tokenizer
-    train: np.ndarray
-    validation: np.ndarray
+    train: Tokens | loader.Mixture
+    validation: Tokens
     prompt: np.ndarray  # what the run's samples begin with
-    fingerprint: dict[str, Any]  # of the text
+    fingerprint: dict[str, Any]  # of the data
+
+
+class Source(NamedTuple):
+    """A text, or token files."""
+
+    description: str
+    tokenizer: tokenizers.Tokenizer
+    train: Tokens
+    validation: Tokens
+    fingerprint: dict[str, Any]
 
 
 def load(config: Config) -> tuple[Corpus, Config]:
     """The corpus, and the configuration with the sizes that follow from it filled in. UserError as the data raise."""
-    if config.data.text in NOT_YET:
-        raise UserError(
-            f"--data.text {config.data.text}: this version can't read {NOT_YET[config.data.text]} yet. "
-            "--config gpt2_124m trains the same model on text that needs no download, and --data.text takes the "
-            "path of any UTF-8 text file"
-        )
-    text = texts.load(config.data.text)
-    tokenizer = tokenizers.make(config.data.tokenizer, text)
+    weights = weights_of(config)
+    sources = [_source(name, config) for name in weights]
+    tokenizer = sources[0].tokenizer
     config = resolve(config, tokenizer)
-    tokens = tokenizer.encode(text)
-    loader.check_vocabulary(tokens, config.model.vocabulary_size, f"--data.text {config.data.text}")
-    train, validation = loader.split(tokens, config.data.validation_fraction)
-    loader.windows_per_epoch(len(train), config.training.sequence_length)  # raises for a split that is too short
-    loader.validation_batches(validation, batch_size=1, sequence_length=1)  # and this
+    for name, source in zip(weights, sources, strict=True):
+        _check(name, source, tokenizer, config)
+    if len(sources) == 1:
+        ((description, _, train, validation, made_of),) = sources
+    else:
+        train = loader.mixture([source.train for source in sources], list(weights.values()))
+        validation = np.concatenate([source.validation[:] for source in sources])
+        shares = zip(train.quotas, sources, strict=True)
+        description = " and ".join(f"{quota / loader.ROUND:.1%} {source.description}" for quota, source in shares)
+        made_of = {"quotas": list(train.quotas), "sources": [source.fingerprint for source in sources]}
     prompt = _prompt(config, tokenizer, validation)
     loader.check_vocabulary(prompt, config.model.vocabulary_size, "--run.prompt")
-    description, content = texts.describe(config.data.text), text.encode()
-    return Corpus(description, tokenizer, train, validation, prompt, fingerprint.of(content)), config
+    return Corpus(description, tokenizer, train, validation, prompt, made_of), config
+
+
+def weights_of(config: Config) -> dict[str, float]:
+    """What is trained on, by name, and the weight of each. UserError where the mixture is not written as one."""
+    if not config.data.mixture:
+        return {config.data.text: 1.0}
+    weights: dict[str, float] = {}
+    for part in config.data.mixture.split(","):
+        name, _, weight = part.strip().rpartition("=")
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            weights[name] = 0.0
+        if not name or not 0 < weights[name] < float("inf"):
+            raise UserError(
+                f"--data.mixture: {part.strip()!r} is not a source and its weight above 0; write it as "
+                "data/web=0.8, data/books=0.2"
+            )
+    return weights
+
+
+def feed(data: Corpus, config: Config, first: int, rows: Sequence[int]) -> Feeder:
+    """The batches of a run from step `first` on, of each micro-batch these sequences, made in the background.
+
+    A token that is none of the model's raises UserError when it is its turn: what is on the disk is not read before.
+    """
+    training = config.training
+
+    def make(step: int) -> loader.Batch:
+        batch = loader.batch_at(
+            data.train,
+            step=step,
+            micro_batches=training.micro_batches,
+            batch_size=training.batch_size,
+            sequence_length=training.sequence_length,
+            seed=training.seed,
+            rows=rows,
+        )
+        for tokens in batch:
+            loader.check_vocabulary(tokens.reshape(-1), config.model.vocabulary_size, f"the batch of step {step + 1}")
+        return batch
+
+    return Feeder(make, first)
+
+
+def _source(name: str, config: Config) -> Source:
+    """UserError where there is no such text or they are no such files."""
+    if found := shards.find(name):
+        tokenizer = _tokenizer_of(found, config)
+        train, validation = found.train, found.validation
+        known = found.manifest.shards if found.manifest else ()
+        sums = {shard.file: shard.sha256 for shard in known}
+        made_of = fingerprint.of_files([*train.paths, *validation.paths], sums)
+        return Source(f"{len(train.paths)} token files of {name}", tokenizer, train, validation, made_of)
+    text = texts.load(name)
+    tokenizer = tokenizers.make(config.data.tokenizer, text)
+    train, validation = loader.split(tokenizer.encode(text), config.data.validation_fraction)
+    return Source(texts.describe(name), tokenizer, train, validation, fingerprint.of(text.encode()))
+
+
+def _tokenizer_of(found: TokenSet, config: Config) -> tokenizers.Tokenizer:
+    """The one that the manifest names; of files without one, the one that the options name."""
+    if found.manifest:
+        return tokenizers.from_state(found.manifest.tokenizer)
+    if config.data.tokenizer == "characters":
+        raise UserError("--data.tokenizer characters: token files without a manifest don't say which characters")
+    return tokenizers.make(config.data.tokenizer, "")
+
+
+def _check(name: str, source: Source, tokenizer: tokenizers.Tokenizer, config: Config) -> None:
+    """UserError where a source is too short, or is not made of this tokenizer's tokens."""
+    where, size = f"--data.text {name}", config.model.vocabulary_size
+    if source.tokenizer.state() != tokenizer.state():
+        raise UserError(
+            f"--data.mixture: {name} has {source.tokenizer.name} tokens, and others have {tokenizer.name} ones, or of "
+            "another vocabulary; prepare them with the same tokenizer"
+        )
+    loader.windows_per_epoch(len(source.train), config.training.sequence_length)  # raises for a split that is too short
+    loader.validation_batches(source.validation, batch_size=1, sequence_length=1)  # and this
+    loader.check_vocabulary(source.validation, size, where)
+    if not isinstance(source.train, Shards):
+        loader.check_vocabulary(source.train, size, where)
 
 
 def resolve_without_text(config: Config) -> Config:
     """`resolve`, reading the text only where the tokenizer depends on it."""
-    text = texts.load(config.data.text) if config.data.tokenizer == "characters" else ""
-    return resolve(config, tokenizers.make(config.data.tokenizer, text))
+    name = next(iter(weights_of(config)))
+    if config.data.tokenizer == "characters":
+        return resolve(config, _source(name, config).tokenizer)
+    return resolve(config, tokenizers.make(config.data.tokenizer, ""))
 
 
 def resolve(config: Config, tokenizer: tokenizers.Tokenizer) -> Config:
@@ -61,7 +156,7 @@ def resolve(config: Config, tokenizer: tokenizers.Tokenizer) -> Config:
     )
 
 
-def _prompt(config: Config, tokenizer: tokenizers.Tokenizer, validation: np.ndarray) -> np.ndarray:
+def _prompt(config: Config, tokenizer: tokenizers.Tokenizer, validation: Tokens) -> np.ndarray:
     """`run.prompt`, or the beginning of the validation split's first line."""
     if config.run.prompt:
         return tokenizer.encode(config.run.prompt)

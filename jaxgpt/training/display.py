@@ -4,6 +4,7 @@ On a terminal: one live line, and a line kept for each evaluation. Into a file o
 """
 
 import contextlib
+import io
 import os
 import time
 import unicodedata
@@ -45,6 +46,11 @@ class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Lets the error through; a rich console would end the process."""
         raise
+
+
+def silent() -> Console:
+    """For the processes beside the one that prints."""
+    return Console(file=io.StringIO(), quiet=True)
 
 
 class Display:

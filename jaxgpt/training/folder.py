@@ -22,7 +22,16 @@ from typing import Any, TextIO
 from jaxgpt import settings
 from jaxgpt.config import Config
 from jaxgpt.errors import RunError, UserError
+from jaxgpt.parallel import processes
 from jaxgpt.training import checkpoints
+
+EVALUATE = "evaluate"  # lines that a command added which was no part of the training
+
+
+def will_resume(config: Config) -> bool:
+    """Whether a run of this name is there to go on with, and is to be gone on with."""
+    folder = Path(config.run.folder) / config.run.name / "checkpoints"
+    return config.run.resume != "never" and bool(checkpoints.steps_of(folder))
 
 
 class RunFolder:
@@ -39,7 +48,7 @@ class RunFolder:
         self._lock: int | None = None
         self._file: TextIO = io.StringIO()  # metrics.jsonl, once it is open
         try:
-            self.resumes = resume != "never" and bool(checkpoints.steps_of(self.checkpoints))
+            self.resumes = will_resume(config)
             if resume == "always" and not self.resumes:
                 raise UserError(
                     f"{self.path}: there is no checkpoint to resume from. --resume auto begins anew where there is none"
@@ -92,9 +101,10 @@ class RunFolder:
     def go_on(self, config: Config, step: int, lengths: dict[str, int]) -> None:
         """Cuts the files back to what they were when the state after `step` was saved, and opens them."""
         try:
+            metrics = self.path / "metrics.jsonl"
+            evaluations = _evaluations(metrics, lengths["metrics.jsonl"], step)
             for name, length in lengths.items():
                 _cut(self.path / name, length)
-            metrics = self.path / "metrics.jsonl"
             lines = metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else []
             while lines and not (lines[-1].endswith(b"\n") and json.loads(lines[-1])["step"] <= step):
                 lines.pop()  # one that was cut off, or a step after which the run had stopped for not being finite
@@ -102,6 +112,7 @@ class RunFolder:
             settings.write(config, self.path / "config.toml.tmp")
             (self.path / "config.toml.tmp").replace(self.path / "config.toml")
             self._file = metrics.open("a", encoding="utf-8")
+            self._file.writelines(evaluations)
         except (OSError, ValueError) as error:
             raise _cannot_write(self.path, error) from None
 
@@ -118,9 +129,8 @@ class RunFolder:
 
     def metric(self, **values: Any) -> None:
         """Adds a line to metrics.jsonl, on disk when this returns. Numbers that are not finite become null."""
-        finite = {key: value if _finite(value) else None for key, value in values.items()}
         with self.writing("metrics.jsonl"):
-            self._file.write(json.dumps(finite) + "\n")
+            self._file.write(json.dumps(_finite_only(values)) + "\n")
             self._file.flush()
 
     def sample(self, step: int, text: str) -> None:
@@ -153,6 +163,36 @@ class RunFolder:
             self._lock = None
 
 
+class Onlooker(RunFolder):
+    """The folder as a process has it that is not the first: it reads checkpoints and writes nothing."""
+
+    def __init__(self, config: Config, resumes: bool):
+        self.config, self.resumes = config, resumes
+        self.path = Path(config.run.folder) / config.run.name
+
+    def go_on(self, config: Config, step: int, lengths: dict[str, int]) -> None: ...
+
+    def lengths(self) -> dict[str, int]:
+        return {}
+
+    def metric(self, **values: Any) -> None: ...
+
+    def sample(self, step: int, text: str) -> None: ...
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_folder(config: Config) -> RunFolder:
+    """The run's folder, as this process has it."""
+    if not processes.first():
+        return Onlooker(config, processes.talk.from_first(lambda: False))
+    folder = RunFolder(config)
+    processes.talk.from_first(lambda: folder.resumes)
+    return folder
+
+
 def _locked(path: Path) -> int | None:
     """A descriptor of the folder, locked while it is open. UserError where another process has locked it.
 
@@ -179,14 +219,44 @@ def _cannot_write(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: can't write there ({reason}). Choose another folder with --run.folder")
 
 
+def add_evaluation(run: Path, values: dict[str, Any]) -> str:
+    """Adds a line to the metrics.jsonl of a run that isn't open here; why it wasn't added, or nothing."""
+    path = run / "metrics.jsonl"
+    try:
+        lock = _locked(run)
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**_finite_only(values), "by": EVALUATE}) + "\n")
+        finally:
+            if lock is not None:
+                os.close(lock)
+    except UserError:
+        return f"{path}: not added there, because the run is being trained"
+    except OSError as error:
+        return f"{path}: not added there ({error.strerror})"
+    return ""
+
+
+def _evaluations(metrics: Path, start: int, step: int) -> list[str]:
+    """The lines behind byte `start` that `add_evaluation` added, of steps up to this one."""
+    if not metrics.exists():
+        return []
+    lines = metrics.read_bytes()[start:].decode("utf-8", "replace").splitlines(keepends=True)
+    marked = [line for line in lines if f'"by": "{EVALUATE}"' in line and line.endswith("}\n")]
+    return [line for line in marked if json.loads(line)["step"] <= step]
+
+
 def _cut(path: Path, length: int) -> None:
     """Leaves of the file, if it is there, no more than so many bytes."""
     if path.exists():
         os.truncate(path, min(length, path.stat().st_size))
 
 
-def _finite(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
+def _finite_only(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with null for numbers that JSON hasn't got."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
+    }
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

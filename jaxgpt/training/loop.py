@@ -15,23 +15,27 @@ import numpy as np
 
 from jaxgpt import compilation_cache
 from jaxgpt.config import Config
-from jaxgpt.data import loader
-from jaxgpt.errors import Interrupted, RunError
-from jaxgpt.evaluation.loss import make_validation_loss
-from jaxgpt.generation.sampling import generate, only_known_tokens
+from jaxgpt.errors import AllFailed, Interrupted, RunError
+from jaxgpt.evaluation.in_training import Tasks
+from jaxgpt.evaluation.loss import bits_per_byte_of_one_nat, make_validation_loss
+from jaxgpt.generation import texts
+from jaxgpt.interop import initial
+from jaxgpt.interop.source import Source
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import gpt2
-from jaxgpt.parallel import mesh
+from jaxgpt.parallel import mesh, processes
+from jaxgpt.parallel.agreement import Agreement
 from jaxgpt.reports import memory_plan
 from jaxgpt.reports.curves import loss_curve
-from jaxgpt.training import corpus, flops, peaks, resuming
+from jaxgpt.training import corpus, everywhere, flops, peaks, resuming
 from jaxgpt.training.corpus import Corpus
-from jaxgpt.training.display import Display, printable
-from jaxgpt.training.folder import RunFolder, read_metrics
+from jaxgpt.training.decisions import Decisions
+from jaxgpt.training.display import Display, printable, silent
+from jaxgpt.training.folder import RunFolder, open_folder, read_metrics
 from jaxgpt.training.placement import Placement
 from jaxgpt.training.saving import Writer
 from jaxgpt.training.signals import Stop
-from jaxgpt.training.step import Metrics, TrainState, needs_fixed_order
+from jaxgpt.training.step import BATCH_SPEC, Metrics, TrainState, needs_fixed_order
 
 
 def train(config: Config) -> None:
@@ -41,18 +45,31 @@ def train(config: Config) -> None:
     the end of a Slurm allocation, UserError as the data raise it, where the run can't be resumed and where it doesn't
     fit the device's memory.
     """
+    with processes.together(config.parallel):
+        # How this process was started is none of the run's options.
+        parallel = dataclasses.replace(config.parallel, processes=0, process=-1, coordinator="")
+        _train(dataclasses.replace(config, parallel=parallel))
+
+
+def _train(config: Config) -> None:
     mesh.check(config)
     compilation_cache.use(config.run.compilation_cache)
     data, asked = corpus.load(config)
+    everywhere.check(asked, data)
+    weights = initial.weights(asked, data.tokenizer)
     compute, attention = choose_attention(asked.model, asked.compute, asked.training.sequence_length)
+    tasks = Tasks(asked, data.tokenizer)
     config, program, plan = memory_plan.prepare(dataclasses.replace(asked, compute=compute))
+    processes.wait_for_all("compiled")  # before the first collective, which waits less long
     with (
         # The folder's config.toml keeps what was asked for, since another machine would choose otherwise.
-        contextlib.closing(RunFolder(asked)) as folder,
+        contextlib.closing(open_folder(asked)) as folder,
         Writer(folder.checkpoints, config.checkpoint) as writer,
-        Display(config.training.steps) as display,
+        Display(config.training.steps, None if processes.first() else silent()) as display,
+        processes.telling(),
     ):
-        run = _Run(config, data, folder, writer, display, program, [f"attention {attention}", *plan.lines()])
+        lines = [f"attention {attention}", *plan.lines()]
+        run = _Run(config, data, folder, writer, display, program, lines, tasks, weights)
         folder.write_json("memory_plan.json", plan.as_json())  # now that there is nothing more to refuse
         run.go()
 
@@ -69,22 +86,31 @@ class _Run:
         display: Display,
         train_step: jax.stages.Compiled,
         chosen: list[str],
+        tasks: Tasks,
+        weights: Source | None,
     ):
         self.config, self.data, self.folder, self.writer, self.display = config, data, folder, writer, display
         self.train_step = train_step
+        self.tasks = tasks
         self.chosen = chosen  # lines on what was chosen for this machine, and what memory it takes
         self.fixed_order = needs_fixed_order(config.compute)
         self.validation_loss = make_validation_loss(config, data.validation, config.training.sequence_length)
+        self.nat = bits_per_byte_of_one_nat(config, data.validation, config.training.sequence_length, data.tokenizer)
         self.placement = Placement(config)
-        self.state, self.notes = self._first_state()
+        self.layout = self.placement.layout
+        self.rows = self.layout.own_rows(config.training.batch_size)
+        self.state, self.notes = self._first_state(weights)
         self.done = int(self.state.step)  # steps dispatched
         self.clock = 0.0  # when the last step's metrics were read
         self.stop = Stop(config.checkpoint.stop_minutes_before_end)
+        self.decisions = Decisions(Agreement(self.layout), self.stop, writer, display)
         self.flops_per_token = flops.per_token(config.model, config.training.sequence_length)
-        self.peak = peaks.peak(config.compute)
+        self.peak = peaks.peak(config.compute, self.layout.devices)
 
-    def _first_state(self) -> tuple[TrainState, list[str]]:
+    def _first_state(self, weights: Source | None) -> tuple[TrainState, list[str]]:
         """The state to begin from, and what is to be said of where it comes from."""
+        if weights:
+            return self.placement.first_state(weights.load()), initial.lines(weights)
         if not self.folder.resumes:
             return self.placement.first_state(), []
         saved, notes = resuming.resume(self.folder, self.data, self.placement.saved_shapes())
@@ -98,52 +124,55 @@ class _Run:
         else:
             before = self._sample()
             self._evaluate()
-        with self.stop:
+            self._score()
+        with self.stop, corpus.feed(self.data, self.config, self.done, self.rows) as self.batches:
             self._steps()
             self.display.stop()
-            if self.stop.reason:
-                self.display.note(f"stopping {self.stop.reason}: saving (Ctrl-C again stops at once)")
+            self.decisions.settle()
+            if self.decisions.ending:
+                self.display.note(f"stopping {self.decisions.ending.reason}: saving (Ctrl-C again stops at once)")
             saved = self._save()
+        self.decisions.settle()
+        ending, lost = self.decisions.ending, self.decisions.lost
         where = f"after step {self.done} of {self.config.training.steps}; saved in {saved}"
-        if self.display.lost:
-            raise RunError(f"stopped {where}, because the output can't be written: {self.display.lost}")
-        if not self.stop.requested() or self.stop.error is Interrupted:
+        if lost:
+            raise AllFailed(f"stopped {where}, because the output can't be written: {lost}")
+        if not ending or ending.error is Interrupted:
             loss = self._evaluate()
+            self._score()
             after = self._sample()
-            self._conclude(before, after, loss, saved)
-        if self.stop.reason:
-            raise self.stop.error(f"stopped {self.stop.reason} {where}; --resume goes on from there")
+            if processes.first():
+                self._conclude(before, after, loss, saved)
+        if ending:
+            raise ending.error(f"stopped {ending.reason} {where}; --resume goes on from there")
 
     def _steps(self) -> None:
         training = self.config.training
-        pending: Metrics | None = None
+        pending: tuple[Metrics, float] | None = None
         self.clock = time.perf_counter()
-        while self.done < training.steps and not self.stop.requested() and not self.display.lost:
-            batch = loader.batch_at(
-                self.data.train,
-                step=self.done,
-                micro_batches=training.micro_batches,
-                batch_size=training.batch_size,
-                sequence_length=training.sequence_length,
-                seed=training.seed,
-            )
+        while self.done < training.steps and not self.decisions.ends():
+            batch = self.layout.from_processes(self.batches.next(), BATCH_SPEC)
             self.state, metrics = self.train_step(self.state, batch)
             self._record(self.done, pending)
-            pending = metrics
+            pending = metrics, self.batches.waited
             self.done += 1
             evaluate, sample = self._is_due(training.evaluate_every), self._is_due(self.config.run.sample_every)
-            save = self.writer.due(self.done)
-            if evaluate or sample or save:
+            score, save = self._is_due(self.config.evaluation.every), self.decisions.save_is_due(self.done)
+            if evaluate or score or sample or save:
                 self._record(self.done, pending)
                 pending = None
                 if evaluate:
                     self._evaluate()
+                if score:
+                    self._score()
                 if sample:
                     self.display.note(f"--- sample after step {self.done} ---\n{self._sample()}\n---")
                 if save:
                     self.writer.save(*self._to_save())
                 self.clock = time.perf_counter()
             if self.writer.problem:
+                if processes.count() > 1:  # the others wait for this one's part of the checkpoint
+                    raise RunError(self.writer.problem)
                 self.display.note(f"{self.writer.problem}; training goes on")
                 self.writer.problem = ""
         self._record(self.done, pending)
@@ -152,11 +181,14 @@ class _Run:
         """Whether what is done every so many steps is to be done now; at the end it is done anyway."""
         return every > 0 and self.done % every == 0 and self.done < self.config.training.steps
 
-    def _record(self, step: int, pending: Metrics | None) -> None:
-        """Reads the metrics of step number `step`, counted from 1, which waits until that step is done."""
+    def _record(self, step: int, pending: tuple[Metrics, float] | None) -> None:
+        """Reads the metrics of step number `step`, counted from 1, which waits until that step is done.
+
+        With them comes how long the step waited for its batch.
+        """
         if pending is None:
             return
-        metrics = jax.device_get(pending)
+        metrics, waited = jax.device_get(pending)
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
         training = self.config.training
@@ -176,6 +208,7 @@ class _Run:
             tokens_per_second=rate,
             mfu=utilisation,
             step_seconds=seconds,
+            data_wait_seconds=waited,
         )
         self.display.step(step, float(metrics.loss), rate, work, utilisation)
         if metrics.nonfinite:
@@ -193,8 +226,9 @@ class _Run:
             self.display.note(f"step {step}: the {what} is {value}; the step is skipped")
             return
         saved = self._save()
-        self._draw_curve()
-        raise RunError(
+        if processes.first():
+            self._draw_curve()
+        raise AllFailed(
             f"step {step}: the {what} is {value}, so the run stops here; the last good state is in {saved}. Try a "
             "lower --optimizer.learning-rate, a longer --optimizer.warmup-steps, a smaller --optimizer.clip-norm or "
             "--compute.dtype float32"
@@ -203,17 +237,27 @@ class _Run:
     def _evaluate(self) -> float:
         started = time.perf_counter()
         loss = self.validation_loss(self.state.params)
-        self.folder.metric(step=self.done, val_loss=loss)
-        self.display.note(f"step {self.done}: validation loss {loss:.4f} ({time.perf_counter() - started:.1f} s)")
+        bits = loss * self.nat
+        self.folder.metric(step=self.done, val_loss=loss, val_bits_per_byte=bits)
+        seconds = time.perf_counter() - started
+        self.display.note(f"step {self.done}: validation loss {loss:.4f}, {bits:.4f} bits per byte ({seconds:.1f} s)")
         return loss
+
+    def _score(self) -> None:
+        """Scores the model on its multiple-choice tasks."""
+        for result, seconds in self.tasks.results(self.config, self.state.params):
+            self.folder.metric(step=self.done, **result.as_json())
+            self.display.note(f"step {self.done}: {result.line()} ({seconds:.1f} s)")
 
     def _sample(self) -> str:
         """Draws a text, writes it to samples.txt, and returns it as it may be shown on a terminal."""
         config, data = self.config, self.data
-        model = only_known_tokens(config.model, data.tokenizer)
         params = self.placement.whole_params(self.state)
-        ids = generate(params, data.prompt, config.sampling, config.training.seed, model, config.compute)
-        text = printable(data.tokenizer.decode(np.concatenate([data.prompt, np.fromiter(ids, np.int32)])))
+        if not processes.first():
+            return ""
+        request = texts.Request(data.prompt, config.sampling, config.training.seed)
+        pieces = texts.generate(params, [request], config.model, config.compute, data.tokenizer)
+        text = printable(data.tokenizer.decode(data.prompt) + "".join(piece.text for piece in pieces))
         self.folder.sample(self.done, text)
         return text
 
@@ -238,8 +282,8 @@ class _Run:
             f"model     GPT-2, {gpt2.parameter_count(config.model):,} parameters: {config.model.layers} layers, "
             f"{config.model.heads} heads, width {config.model.width}, context {config.model.context}, "
             f"vocabulary {config.model.vocabulary_size:,}",
-            f"text      {self.data.description}, as {config.data.tokenizer} tokens: {len(self.data.train):,} to train "
-            f"on, {len(self.data.validation):,} to validate on",
+            f"text      {self.data.description}, as {self.data.tokenizer.name} tokens: {len(self.data.train):,} to "
+            f"train on, {len(self.data.validation):,} to validate on",
             f"training  {training.steps:,} steps of {tokens:,} tokens, {config.compute.dtype}, on {device.device_kind} "
             f"({device.platform})",
             f"a token   {self.flops_per_token:,} operations, as llm.c counts them, which "

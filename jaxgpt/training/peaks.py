@@ -65,8 +65,8 @@ MEASURED_SECONDS = 0.5
 MEASURED_WIDTH = 2048
 
 
-def peak(compute: Compute) -> float | None:
-    """The device's dense peak in FLOP/s at the compute dtype; where it isn't known, None.
+def peak(compute: Compute, devices: int = 1) -> float | None:
+    """The dense peak in FLOP/s of so many devices at the compute dtype; where it isn't known, None.
 
     With `compute.measure_peak` a CPU's is what it reaches on one large product, timed here in about a second.
     """
@@ -76,8 +76,10 @@ def peak(compute: Compute) -> float | None:
     if name is not None and VARIANT.fullmatch(device.device_kind.removeprefix(name)):
         bfloat16, float32 = PEAKS[name]
         teraflops = bfloat16 if compute.dtype == "bfloat16" else float32
-        return None if teraflops is None else 1e12 * teraflops
-    return measured(compute.dtype) if compute.measure_peak and device.platform == "cpu" else None
+        return None if teraflops is None else 1e12 * teraflops * devices
+    # A CPU's devices are simulated, and are together what it is; how many processes share it nobody says.
+    known = compute.measure_peak and device.platform == "cpu" and jax.process_count() == 1
+    return measured(compute.dtype) if known else None
 
 
 def measured(dtype: str, width: int = MEASURED_WIDTH, seconds: float = MEASURED_SECONDS) -> float:

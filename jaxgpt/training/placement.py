@@ -6,6 +6,7 @@ them needs room for all of it. On one device the state is already what is saved 
 """
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxgpt.config import Config
@@ -48,11 +49,27 @@ class Placement:
         """What is to be said of it at the start of a run."""
         if self.layout.devices == 1:
             return []
-        return [f"parallel  {self.layout.devices} devices, ZeRO stage {self.layout.zero}"]
+        processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+        return [f"parallel  {self.layout.devices} devices{processes}, ZeRO stage {self.layout.zero}"]
 
-    def first_state(self) -> TrainState:
-        """The state before the first step."""
-        return ahead.initial_state(self._config)
+    def first_state(self, params: gpt2.Params | None = None) -> TrainState:
+        """The state before the first step: with random parameters, or these, whole, stacked and in NumPy's memory."""
+        return ahead.initial_state(self._config, None if params is None else self._placed(params))
+
+    def _placed(self, whole: gpt2.Params) -> gpt2.Params:
+        """As the state has them."""
+        dtype, layout = self._config.compute.parameters, self.layout
+        if layout.devices == 1:  # a copy: the step gives its memory to the next state
+            arranged = step.arrange(whole, self._config.compute)
+            return jax.tree.map(lambda array: jnp.array(array, dtype), arranged)
+
+        def split(whole: gpt2.Params) -> gpt2.Params:
+            pieces = layout.pieces(step.arrange(whole, self._config.compute))
+            return jax.tree.map(lambda array: array.astype(dtype), pieces)
+
+        between = jax.tree.map(lambda shape: shape.sharding, self._saved.params)
+        placed = jax.jit(split, out_shardings=layout.shardings(step.specs(layout).params))
+        return placed(jax.device_put(whole, between))
 
     def to_save(self, state: TrainState) -> TrainState:
         """The state as it is handed over to be saved."""
@@ -67,5 +84,9 @@ class Placement:
         return state if self.layout.devices == 1 else self._split(state)
 
     def whole_params(self, state: TrainState) -> gpt2.Params:
-        """All parameters on every device, to draw text from."""
-        return self._whole(state.params) if self.layout.in_pieces else state.params
+        """All parameters, to draw text from: on every device, or of several processes on the first of this one's.
+
+        All processes have to join in it, and each may then compute with them by itself.
+        """
+        whole = self._whole(state.params) if self.layout.in_pieces else state.params
+        return whole if jax.process_count() == 1 else jax.tree.map(lambda array: array.addressable_data(0), whole)

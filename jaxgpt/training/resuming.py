@@ -11,13 +11,14 @@ from typing import Any
 from jaxgpt import settings
 from jaxgpt.config import Config
 from jaxgpt.errors import UserError
+from jaxgpt.parallel import processes
 from jaxgpt.training import checkpoints, fingerprint, saving
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.folder import RunFolder
 from jaxgpt.training.step import TrainState
 
 # What would make another run of it. The text is compared by its content, and so may have moved.
-FIXED = {"data": {"tokenizer", "validation_fraction"}, "training": {"sequence_length", "seed"}}
+FIXED = {"data": {"tokenizer", "validation_fraction"}, "training": {"sequence_length", "seed", "init_from"}}
 
 
 def sequences_per_step(config: Config) -> int:
@@ -44,16 +45,22 @@ def resume(folder: RunFolder, data: Corpus, target: TrainState) -> tuple[TrainSt
     """
     config, found = folder.config, checkpoints.find(folder.checkpoints)
     saved = found.about
+    if "converted_from" in saved:
+        raise UserError(
+            f"{found.path}: these weights were converted from {saved['converted_from']}, and there is no run to go on "
+            "with. Begin one from them: --init-from this run's folder, and another --run.name"
+        )
     _check(str(found.path), saved, config, data)
     state = checkpoints.load_state(found.path, target)
     if state.nonfinite >= config.training.stop_after_nonfinite:  # the run stopped at that, and is to try again
         state = state._replace(nonfinite=state.nonfinite * 0)
     step = saved["step"]
     folder.go_on(config, step, saved["lengths"])
-    saving.delete_unfinished(folder.checkpoints)
-    for other in checkpoints.whole_steps(folder.checkpoints):
-        if other > step:  # which are not whole, and are trained again
-            saving.delete(folder.checkpoints / str(other))
+    if processes.first():
+        saving.delete_unfinished(folder.checkpoints)
+        for other in checkpoints.whole_steps(folder.checkpoints):
+            if other > step:  # which are not whole, and are trained again
+                saving.delete(folder.checkpoints / str(other))
     return state, [*found.damaged, f"resuming after step {step}, from {found.path}", *_changes(saved, config)]
 
 
@@ -79,8 +86,9 @@ def _check(where: str, saved: dict[str, Any], config: Config, data: Corpus) -> N
         )
     change = fingerprint.difference(saved["text"], data.fingerprint)
     if change:
+        name = f"--data.mixture {config.data.mixture}" if config.data.mixture else f"--data.text {config.data.text}"
         raise UserError(
-            f"--data.text {config.data.text}: not the text that {where} was trained on: {change}. Restore the text, or "
+            f"{name}: not the text that {where} was trained on: {change}. Restore the text, or "
             "give another --run.name to begin a new run"
         )
 

@@ -1,4 +1,8 @@
-"""Writing checkpoints in the background, while training goes on."""
+"""Writing checkpoints in the background, while training goes on.
+
+Of several processes each writes what its devices have, and orbax waits for all of them; process 0 alone makes the
+checkpoint whole and deletes older ones.
+"""
 
 import contextlib
 import shutil
@@ -11,6 +15,7 @@ import orbax.checkpoint as ocp
 
 from jaxgpt.config import Checkpoint
 from jaxgpt.errors import RunError
+from jaxgpt.parallel import processes
 from jaxgpt.training import checkpoints, checksums
 from jaxgpt.training.checkpoints import whole_steps
 from jaxgpt.training.step import TrainState
@@ -49,12 +54,21 @@ class Writer:
         """Whether nothing is being written."""
         return not (self._thread and self._thread.is_alive())
 
-    def due(self, step: int) -> bool:
-        """Whether the state after this step is to be saved now; where the last is still being written, later."""
-        steps, minutes = self.options.every_steps, self.options.every_minutes
+    @property
+    def late(self) -> bool:
+        """Whether so many minutes have passed that the state is to be saved."""
+        minutes = self.options.every_minutes
+        return minutes > 0 and time.monotonic() - self._clock >= 60 * minutes
+
+    def due(self, step: int, *, late: bool | None = None, idle: bool | None = None) -> bool:
+        """Whether the state after this step is to be saved now; where the last is still being written, later.
+
+        `late` and `idle` are what all processes have agreed on, in the place of this one's own.
+        """
+        steps = self.options.every_steps
         self._wanted |= steps > 0 and step % steps == 0
-        self._wanted |= minutes > 0 and time.monotonic() - self._clock >= 60 * minutes
-        return self._wanted and self.idle
+        self._wanted |= self.late if late is None else late
+        return self._wanted and (self.idle if idle is None else idle)
 
     def save(self, state: TrainState, about: dict[str, Any]) -> Path:
         """Begins to write the state under its step, and returns where, once the state may be overwritten.
@@ -65,7 +79,7 @@ class Writer:
         step = int(state.step)
         path = self.folder.absolute() / str(step)
         self._wanted, self._clock = False, time.monotonic()
-        if not (path / checksums.NAME).is_file():
+        if not processes.talk.from_first((path / checksums.NAME).is_file):
             params, optimizer = checkpoints.saved_form(state)
             items = ocp.args.Composite(
                 params=ocp.args.StandardSave(params),
@@ -99,10 +113,11 @@ class Writer:
         """Waits until orbax has written all of it, makes it whole, and deletes what need not be kept any more."""
         try:
             self._orbax.wait_until_finished()
-            checksums.write(path)
-            steps = whole_steps(self.folder)
-            for step in set(steps) - kept(steps, self.options.keep_last, self.options.keep_every):
-                delete(self.folder / str(step))
+            if processes.first():
+                checksums.write(path)
+                steps = whole_steps(self.folder)
+                for step in set(steps) - kept(steps, self.options.keep_last, self.options.keep_every):
+                    delete(self.folder / str(step))
             error = ""
         except Exception as raised:  # as above
             error = checkpoints.one_line(raised)
@@ -112,7 +127,8 @@ class Writer:
     def _failed(self, step: int, error: str) -> None:
         self._failures += 1
         checkpoints.let_others_fail()
-        delete_unfinished(self.folder)
+        if processes.first():
+            delete_unfinished(self.folder)
         self.problem = f"{self.folder}: the checkpoint of step {step} could not be written: {error}"
 
     def _forget(self) -> None:

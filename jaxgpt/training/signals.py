@@ -4,21 +4,33 @@ import os
 import signal
 import time
 from types import FrameType
+from typing import NamedTuple
 
 from jaxgpt.errors import Interrupted, Terminated
 
 SLURM_END = "SLURM_JOB_END_TIME"  # seconds since 1970
 
 
+class Ending(NamedTuple):
+    reason: str
+    error: type[Interrupted]
+
+
+CTRL_C, SIGTERM, ALLOCATION = ENDINGS = (
+    Ending("with Ctrl-C", Interrupted),
+    Ending("by SIGTERM", Terminated),
+    Ending("before the end of the Slurm allocation", Terminated),
+)
+
+
 class Stop:
-    """A context manager inside of which Ctrl-C and SIGTERM only set `reason`; a second Ctrl-C ends the process at once.
+    """A context manager inside of which Ctrl-C and SIGTERM only set `ending`; a second Ctrl-C ends the process at once.
 
     The allocation's end counts where `minutes_before_end` is not 0.
     """
 
     def __init__(self, minutes_before_end: float = 0):
-        self.reason = ""
-        self.error: type[Interrupted] = Interrupted
+        self.ending: Ending | None = None
         end = os.environ.get(SLURM_END, "")
         self._deadline = int(end) - 60 * minutes_before_end if minutes_before_end and end.isdecimal() else None
 
@@ -31,14 +43,18 @@ class Stop:
             signal.signal(number, handler)
 
     def requested(self) -> bool:
-        if not self.reason and self._deadline is not None and time.time() >= self._deadline:
-            self.reason, self.error = "before the end of the Slurm allocation", Terminated
-        return bool(self.reason)
+        if not self.ending and self._deadline is not None and time.time() >= self._deadline:
+            self.ending = ALLOCATION
+        return bool(self.ending)
+
+    def wishes(self) -> list[bool]:
+        """Of each of `ENDINGS`, whether it is this process's."""
+        self.requested()
+        return [self.ending is ending for ending in ENDINGS]
 
     def _received(self, number: int, _frame: FrameType | None) -> None:
         """Nothing is printed here: what it interrupts may be halfway through a print."""
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if not self.reason:
-            interrupt = number == signal.SIGINT
-            self.reason, self.error = ("with Ctrl-C", Interrupted) if interrupt else ("by SIGTERM", Terminated)
+        if not self.ending:
+            self.ending = CTRL_C if number == signal.SIGINT else SIGTERM

@@ -31,6 +31,7 @@ from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import spikes
 
 MOST_UNROLLED = 24  # layers; more take minutes to compile
+BATCH_SPEC = PartitionSpec(None, mesh.AXIS)  # of (A, B, T): the sequences are divided among the devices
 
 
 class TrainState(NamedTuple):
@@ -172,7 +173,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
     options = {"xla_gpu_deterministic_ops": True} if needs_fixed_order(config.compute) else None
     return layout.jit(
         train_step,
-        in_specs=(state, PartitionSpec(None, mesh.AXIS)),
+        in_specs=(state, BATCH_SPEC),
         out_specs=(state, PartitionSpec()),
         donate_argnums=0,
         compiler_options=options,

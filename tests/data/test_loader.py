@@ -73,6 +73,37 @@ def test_micro_batches_do_not_change_the_sequences(micro_batches: int, batch_siz
         assert found == [row[:-1] for row in expected[12 * step : 12 * (step + 1)]]
 
 
+@pytest.mark.parametrize("rows", [[0, 1], [2, 3], [1, 3], []])
+def test_some_rows_are_those_of_the_whole_batch_and_nothing_else_is_read(rows: list[int]) -> None:
+    class Text:
+        def __len__(self) -> int:
+            return 300
+
+        def __getitem__(self, part: slice) -> np.ndarray:
+            reads.append(part)
+            return tokens[part]
+
+    tokens = np.random.default_rng(2).integers(0, 50, 300)
+    reads: list[slice] = []
+    options = {"step": 17, "micro_batches": 3, "batch_size": 4, "sequence_length": 8, "seed": 0}
+    whole = loader.batch_at(tokens, **options)
+    part = loader.batch_at(Text(), rows=rows, **options)
+    assert np.array_equal(part.tokens, whole.tokens[:, rows])
+    assert np.array_equal(part.targets, whole.targets[:, rows])
+    assert len(reads) == 3 * len(rows)
+
+
+@pytest.mark.parametrize("count", [2, 20, 33, 34, 48, 49, 50])
+def test_rows_of_the_validation_split_are_together_all_of_it(count: int) -> None:
+    options = {"batch_size": 4, "sequence_length": 8}
+    tokens = np.arange(count)
+    whole = list(loader.validation_batches(tokens, **options))
+    parts = [list(loader.validation_batches(tokens, rows=rows, **options)) for rows in ([0, 1], [2], [3])]
+    for number, batch in enumerate(whole):
+        for place in range(2):
+            assert np.array_equal(np.concatenate([part[number][place] for part in parts]), batch[place])
+
+
 def test_a_step_does_not_depend_on_the_steps_read_before() -> None:
     tokens = np.random.default_rng(1).integers(0, 50, 500)
     options = {"micro_batches": 2, "batch_size": 3, "sequence_length": 10, "seed": 7}
@@ -187,3 +218,53 @@ def test_the_order_does_not_depend_on_how_a_step_is_split():
             assert parts.tokens.shape == (micro_batches, batch_size, 16)
             np.testing.assert_array_equal(parts.tokens.reshape(12, 16), whole.tokens[0])
             np.testing.assert_array_equal(parts.targets.reshape(12, 16), whole.targets[0])
+
+
+WEIGHTS = st.lists(st.floats(0.01, 100), min_size=2, max_size=5)
+
+
+@given(weights=WEIGHTS)
+def test_a_mixture_gives_each_source_its_share(weights):
+    mixed = loader.mixture([np.zeros(1 << 20, np.uint8)] * len(weights), weights)
+    assert sum(mixed.quotas) == loader.ROUND
+    shares = np.array(weights) / sum(weights)
+    np.testing.assert_allclose(np.array(mixed.quotas) / loader.ROUND, shares, atol=2 * len(weights) / loader.ROUND)
+    chosen, _ = loader.places(mixed, np.arange(loader.ROUND), 8, 0)
+    assert np.bincount(chosen, minlength=len(weights)).tolist() == list(mixed.quotas)
+
+
+@given(seed=st.integers(0, 9), length=st.integers(4, 30))
+def test_each_source_of_a_mixture_has_epochs_of_its_own(seed, length):
+    """Within a source the windows come as they would alone, but for the order within a round."""
+    sources = [np.arange(50_000), np.arange(250_000)]
+    mixed = loader.mixture(sources, [0.3, 0.7])
+    chosen, starts = loader.places(mixed, np.arange(3 * loader.ROUND), length, seed)
+    for k, source in enumerate(sources):
+        windows, own = loader.windows_per_epoch(len(source), length), starts[chosen == k]
+        assert len(own) == 3 * mixed.quotas[k]
+        times = np.bincount(own, minlength=len(source))
+        epochs = len(own) / windows
+        offsets = {loader._epoch(len(source), length, seed, e, k)[0] for e in range(int(epochs) + 1)}
+        assert set(np.flatnonzero(times) % length) == {offset % length for offset in offsets}
+        assert abs(times.sum() / windows - epochs) < 1e-9
+
+
+def test_a_mixtures_sequences_are_mixed_evenly():
+    """In runs of 512 sequences, as steps have them, the shares vary as drawn ones do (five standard deviations)."""
+    mixed = loader.mixture([np.zeros(1 << 20, np.uint8)] * 2, [0.25, 0.75])
+    chosen, _ = loader.places(mixed, np.arange(loader.ROUND), 8, 0)
+    counts = (chosen == 0).reshape(-1, 512).sum(axis=1)
+    deviation = (512 * 0.25 * 0.75) ** 0.5
+    assert np.abs(counts - 128).max() < 5 * deviation
+    assert 0.7 * deviation < counts.std() < 1.3 * deviation
+
+
+def test_any_step_of_a_mixture_is_found_at_once():
+    sources = [np.random.default_rng(k).integers(0, 50, 300) for k in range(3)]
+    mixed = loader.mixture(sources, [1, 2, 3])
+    options = {"micro_batches": 2, "batch_size": 5, "sequence_length": 7, "seed": 3}
+    steps = [loader.batch_at(mixed, step=step, **options).tokens for step in range(20_000, 20_020)]
+    numbers = np.arange(200_000, 200_200)
+    chosen, starts = loader.places(mixed, numbers, 7, 3)
+    windows = [sources[k][start : start + 7] for k, start in zip(chosen, starts, strict=True)]
+    np.testing.assert_array_equal(np.concatenate([step.reshape(-1, 7) for step in steps]), windows)

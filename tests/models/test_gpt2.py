@@ -235,3 +235,25 @@ def test_heads_are_split_by_columns_and_merged_again():
     assert split.shape == (2, 3, 2, 2)
     np.testing.assert_array_equal(split[1, 2, 1], x[5, 2:])
     np.testing.assert_array_equal(gpt2.merge_heads(split), x)
+
+
+def test_a_block_apart_is_gathered_while_the_one_before_it_computes():
+    """It may wait for what that one computes from, but not for what it computes; and never are three there at once."""
+    order = []
+    layers = [gpt2.Block(*[jnp.float32(layer)] * 6) for layer in range(3)]
+
+    def gather(block):
+        order.append(f"gather {float(block.qkv):.0f}")
+        return block
+
+    def body(carry, block):
+        order.append(f"compute {float(block.qkv):.0f}")
+        return carry + 1, block.qkv
+
+    x, outputs = gpt2.walk(body, jnp.zeros((1, 1)), tuple(layers), gather=gather)
+    assert order == ["gather 0", "gather 1", "compute 0", "gather 2", "compute 1", "compute 2"]
+    assert x == 3
+    assert [float(output) for output in outputs] == [0, 1, 2]
+    order.clear()
+    gpt2.walk(body, jnp.zeros((1, 1)), tuple(layers), gather=gather, reverse=True)
+    assert order == ["gather 2", "gather 1", "compute 2", "gather 0", "compute 1", "compute 0"]

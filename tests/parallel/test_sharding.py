@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import scaling
 from jaxgpt.config import Compute, Config, Model, Optimizer, Parallel, Training
 from jaxgpt.data.loader import IGNORED, Batch
 from jaxgpt.models import gpt2
@@ -120,17 +121,8 @@ def sent(devices: int, zero: int, layers: str = "unrolled") -> dict[str, int]:
 
 
 def expected(devices: int, zero: int) -> dict[str, int]:
-    """Gradients once in stages 0 and 1; in 2 and 3 as often as there are micro-batches."""
-    if not zero:
-        return {"all-reduce": 4 * padded(SHAPES, 1)}
-    everything, blocks = 4 * padded(SHAPES, devices), 4 * padded(SHAPES.blocks, devices)
-    # Nothing in a backward needs the biases, here where no output is computed again.
-    biases = [leaf for path, leaf in jax.tree.leaves_with_path(SHAPES.blocks) if path[-1].name == "bias"]
-    turns = MICRO_BATCHES * (2 * blocks - 4 * padded(biases, devices)) - blocks if zero == 3 else 0
-    return {
-        "all-gather": everything + turns,
-        "reduce-scatter": everything * (MICRO_BATCHES if zero >= 2 else 1),
-    }
+    """As the scaling model has it; here no output is computed again, so that no backward needs a bias."""
+    return scaling.traffic(SHAPES, devices=devices, zero=zero, micro_batches=MICRO_BATCHES, weight_bytes=4)
 
 
 def test_one_device_sends_nothing():

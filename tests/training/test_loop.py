@@ -162,6 +162,7 @@ def test_metrics_have_one_line_for_each_step(first):
             "tokens_per_second",
             "mfu",
             "step_seconds",
+            "data_wait_seconds",
         ]
         assert line["tokens"] == TOKENS * line["step"]
         assert line["tokens_per_second"] * line["step_seconds"] == pytest.approx(TOKENS)
@@ -273,7 +274,7 @@ def test_a_runs_own_configuration_repeats_it_bit_for_bit(first):
     """All of its numbers but the times, and its samples."""
     again = run(["--config", str(first.folder / "config.toml")], "again")
     assert again.status == 0
-    timed = {"tokens_per_second", "step_seconds"}
+    timed = {"tokens_per_second", "step_seconds", "data_wait_seconds"}
 
     def numbers(finished: Finished) -> list[dict[str, Any]]:
         return [{key: line[key] for key in line.keys() - timed} for line in finished.metrics]

@@ -115,7 +115,7 @@ def state(folder: Path):
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """But for what depends on the clock."""
-    timed = {"tokens_per_second", "step_seconds"}
+    timed = {"tokens_per_second", "step_seconds", "data_wait_seconds"}
     return [{key: line[key] for key in line.keys() - timed} for line in read_metrics(folder / "metrics.jsonl")]
 
 
@@ -331,3 +331,30 @@ def test_the_checkpoint_says_all_that_the_run_was(whole):
     assert about["versions"] == settings.versions()
     assert about["tokenizer"]["name"] == "characters"
     assert about["text"]["bytes"] == len(Path("text.txt").read_bytes())
+
+
+def test_a_run_on_token_files_goes_on_and_one_whose_files_changed_does_not(work):
+    """Two sources in shares, each in several files; the file that changed is named, and the place in it."""
+    for name in ("web", "books"):
+        words = ["prepare", "text.txt", "--tokenizer", "bytes", "--output", name, "--shard-tokens", "2000"]
+        assert cli.main([*words, "--processes", "1"]) == 0
+    mixture = {"data_mixture": "web=0.3, books=0.7", "optimizer_schedule": "constant"}
+    assert run("mixed-whole", **mixture)[0] == 0
+    assert run("mixed", training_steps=7, **mixture)[0] == 0
+    status, out, _ = run("mixed", "--resume", **mixture)
+    assert (status, "resuming after step 7" in out) == (0, True)
+    jax.tree.map(np.testing.assert_array_equal, state(Path("runs/mixed")), state(Path("runs/mixed-whole")))
+    lines = [line for line in read_metrics(Path("runs/mixed/metrics.jsonl")) if "loss" in line]
+    assert all(0 <= line["data_wait_seconds"] <= line["step_seconds"] for line in lines)
+    status, _, err = run("mixed", "--resume", training_steps=13, **mixture | {"data_mixture": "web=0.4, books=0.6"})
+    assert (status, "the shares of 65,536 sequences were" in err) == (2, True)
+    victim = sorted(Path("books").glob("*train*"))[1]
+    content = bytearray(victim.read_bytes())
+    content[1500] ^= 1
+    victim.write_bytes(content)
+    status, _, err = run("mixed", "--resume", training_steps=13, **mixture)
+    assert status == 2
+    assert f"source 2: the file {victim.name}: it differs between the byte offsets 0 and 4096" in err
+    victim.write_bytes(content[:1500])
+    status, _, err = run("mixed", "--resume", training_steps=13, **mixture)
+    assert (status, f"{victim} is damaged" in err) == (2, True)

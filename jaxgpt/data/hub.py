@@ -1,0 +1,81 @@
+"""Data sets on the Hugging Face hub: which files they have, and bringing one of them here.
+
+What was downloaded is kept in huggingface_hub's cache ($HF_HOME), an unfinished download goes on where it stopped, and
+a file counts only with the size and the SHA-256 that the hub states for it.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxgpt.data.pieces import extra
+from jaxgpt.errors import UserError
+
+CONVERTED = "refs/convert/parquet"  # the branch on which the hub keeps a Parquet copy of what has another form
+
+
+class Remote(NamedTuple):
+    repository: str
+    revision: str  # a commit
+    name: str
+    size: int
+    sha256: str  # empty where the hub doesn't state it, as for small files
+
+
+def files(repository: str, revision: str = "main") -> list[Remote]:
+    """All files of a data set, sorted by name. UserError where the hub can't be asked, or has no such data set."""
+    library = extra("huggingface_hub")
+    interface = library.HfApi()
+    try:
+        commit = interface.dataset_info(repository, revision=revision).sha
+        entries = interface.list_repo_tree(repository, repo_type="dataset", revision=commit, recursive=True)
+        found = [entry for entry in entries if hasattr(entry, "size")]  # others are folders
+    except _errors(library) as error:
+        raise UserError(f"cannot read the data set {repository} on the Hugging Face hub: {_first(error)}") from None
+    found.sort(key=lambda entry: entry.path)
+    return [Remote(repository, commit, entry.path, entry.size, _sha256(entry)) for entry in found]
+
+
+def download(repository: str, name: str, revision: str = "main", *, kind: str = "dataset", folder: str = "") -> Path:
+    """A file on this machine, in the hub's cache, or in `folder`. UserError where it can't be brought here."""
+    library = extra("huggingface_hub")
+    try:
+        return Path(
+            library.hf_hub_download(repository, name, repo_type=kind, revision=revision, local_dir=folder or None)
+        )
+    except _errors(library) as error:
+        raise UserError(
+            f"cannot download {name} of {repository} from the Hugging Face hub: {_first(error)}; the same command goes "
+            "on where it stopped"
+        ) from None
+
+
+def fetch(remote: Remote, folder: str = "") -> Path:
+    """The file, once its size and its SHA-256 were found to be right; one that is wrong is deleted."""
+    path = download(remote.repository, remote.name, remote.revision, folder=folder)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest() if remote.sha256 else ""
+    if size != remote.size or digest != remote.sha256:
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)  # where it is the cache's link to what is now gone
+        raise UserError(
+            f"{path} was damaged on its way: it has {size:,} bytes and SHA-256 {digest or 'unknown'}, and the hub says "
+            f"{remote.size:,} and {remote.sha256 or 'nothing'}. It is deleted; the same command downloads it again"
+        )
+    return path
+
+
+def _sha256(entry: Any) -> str:
+    return entry.lfs.sha256 if entry.lfs else ""
+
+
+def _errors(library: Any) -> tuple[type[Exception], ...]:
+    """What can go wrong on the way to the hub and back."""
+    of_http = library.errors.HfHubHTTPError.__bases__  # the base of its HTTP library's errors, whichever that is
+    return (*of_http, library.errors.HFValidationError, OSError, ValueError)
+
+
+def _first(error: Exception) -> str:
+    """The first line of a message that may have many."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,135 @@
+"""manifest.json: what lies in a folder of token files, and how it was made.
+
+It is data from outside: a name in it is the name of a file in its own folder, or it is refused.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from jaxgpt.data import token_files
+from jaxgpt.errors import UserError
+
+NAME = "manifest.json"
+FORMAT = 1
+LARGEST_BYTES = 64 << 20
+Split = Literal["train", "val"]
+
+
+@dataclass(frozen=True)
+class Shard:
+    file: str
+    split: Split
+    tokens: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    name: str
+    tokenizer: dict[str, Any]  # as `tokenizers.from_state` takes it
+    vocabulary_size: int
+    end_of_text: int | None  # the token before each document, if there is one
+    documents: int  # 0 where nobody counted them
+    settings: dict[str, Any]  # of the command that made the files
+    versions: dict[str, str]
+    shards: tuple[Shard, ...]
+
+    def tokens(self, split: Split) -> int:
+        return sum(shard.tokens for shard in self.shards if shard.split == split)
+
+
+def describe(path: Path, split: Split) -> Shard:
+    """What a manifest says of a token file that is there."""
+    tokens = token_files.open(path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Shard(path.name, split, len(tokens), path.stat().st_size, digest)
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    """Writes it, whole or not at all."""
+    totals = {"tokens": {split: manifest.tokens(split) for split in get_args(Split)}}
+    write_json(folder / NAME, {"format": FORMAT} | asdict(manifest) | totals)
+
+
+def write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(f"{path.name}.part")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """UserError where it is no JSON file, or a very large one."""
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise UserError(f"{path} has more than {LARGEST_BYTES:,} bytes")
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON file: {error}") from None
+
+
+def read(folder: Path) -> Manifest:
+    """UserError where there is none or it is damaged. The files it names are not looked at."""
+    path = folder / NAME
+    fields = read_json(path)
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        raise UserError(f"{path} is not a manifest of format {FORMAT}, which this version of jaxgpt writes and reads")
+    shards = fields.get("shards")
+    if not isinstance(shards, list):
+        raise UserError(f"{path} is damaged: it has no list of shards")
+    end_of_text = fields.get("end_of_text")
+    return Manifest(
+        name=_field(path, fields, "name", str),
+        tokenizer=_field(path, fields, "tokenizer", dict),
+        vocabulary_size=_field(path, fields, "vocabulary_size", int),
+        end_of_text=None if end_of_text is None else _field(path, fields, "end_of_text", int),
+        documents=_field(path, fields, "documents", int),
+        settings=_field(path, fields, "settings", dict),
+        versions=_field(path, fields, "versions", dict),
+        shards=tuple(shard(path, entry) for entry in shards),
+    )
+
+
+def shard(path: Path, entry: Any) -> Shard:
+    """A shard as the JSON file `path` tells of it. UserError where it is damaged."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{path} is damaged: a shard in it is {entry!r:.80}")
+    file, split = _field(path, entry, "file", str), _field(path, entry, "split", str)
+    if split not in get_args(Split):
+        raise UserError(f"{path} is damaged: the split of {file} is {split!r:.80}")
+    if file != Path(file).name or file in ("", ".", "..") or any(character in file for character in "/\\:\0"):
+        raise UserError(f"{path} names the shard {file!r:.80}, which is not the name of a file in the same folder")
+    tokens, size = _field(path, entry, "tokens", int), _field(path, entry, "bytes", int)
+    return Shard(file, split, tokens, size, _field(path, entry, "sha256", str))
+
+
+def _field(path: Path, fields: dict[str, Any], key: str, kind: type) -> Any:
+    value = fields.get(key)
+    if type(value) is not kind or (isinstance(value, int) and value < 0):
+        raise UserError(f"{path} is damaged: {key} is {value!r:.80}, and should be of type {kind.__name__}")
+    return value
+
+
+def verify(folder: Path) -> Manifest:
+    """Reads every byte of every shard. UserError for one that is missing, or is not what was written."""
+    found = read(folder)
+    for expected in found.shards:
+        path = folder / expected.file
+        now = describe(path, expected.split)
+        if now != expected:
+            raise UserError(
+                f"{path} is not what was written: it has {now.tokens:,} tokens and SHA-256 {now.sha256}, and {NAME} "
+                f"says {expected.tokens:,} and {expected.sha256}; restore it from a copy, or prepare it anew"
+            )
+    return found

@@ -1,0 +1,131 @@
+"""Token files as what a run trains on: a prepared folder, llm.c's own files, or a pattern of them.
+
+data/notes   data/fineweb10B/   'shards/edu_fineweb_*.bin'   fineweb-10B
+"""
+
+import bisect
+import glob
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxgpt.data import manifest, progress, sources, texts, token_files
+from jaxgpt.data.manifest import Manifest
+from jaxgpt.errors import UserError
+
+
+class Shards:
+    """Token files one behind the other, as one read-only array of tokens, of which slices can be taken.
+
+    A slice is read from the disk when it is taken; places are 64-bit numbers.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self._files = [token_files.open(path) for path in paths]
+        self._ends = list(itertools.accumulate(len(file) for file in self._files))
+        types = {file.dtype for file in self._files}
+        if len(types) > 1:
+            raise UserError(
+                f"{paths[0].parent} has token files of {' and '.join(sorted(map(str, types)))}: give those of one "
+                "tokenizer"
+            )
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, _ = part.indices(len(self))
+        pieces = []
+        number = bisect.bisect_right(self._ends, start)
+        while start < stop:
+            begin = self._ends[number] - len(self._files[number])
+            end = min(stop, self._ends[number])
+            pieces.append(self._files[number][start - begin : end - begin])
+            start, number = end, number + 1
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.empty(0, np.uint16)])
+
+
+class TokenSet(NamedTuple):
+    train: Shards
+    validation: Shards
+    manifest: Manifest | None  # None of files that others made
+
+
+def find(name: str) -> TokenSet | None:
+    """The token files called `name`; None where it is no name of any. UserError where they are missing or damaged."""
+    if name in sources.DATA_SETS and name not in texts.NAMES:
+        folder = sources.data_folder() / name
+        if not folder.is_dir():
+            raise UserError(
+                f"--data.text {name}: these {sources.DATA_SETS[name].about} are not in {folder} yet. Get them there "
+                f"by: python run.py prepare {name}"
+            )
+        return _in_folder(folder, f"prepare {name}")
+    path = Path(name)
+    try:
+        if path.is_dir():
+            return _in_folder(path, f"prepare {name} --output data/{path.resolve().name}")
+        if path.suffix == ".bin" or (re.search(r"[*?\[]", name) and not path.exists()):
+            return _matching(name)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise UserError(f"cannot read {name!r}: {getattr(error, 'strerror', None) or error}") from None
+    return None
+
+
+def _in_folder(folder: Path, command: str) -> TokenSet:
+    if (folder / manifest.NAME).exists():
+        return _by_manifest(folder, manifest.read(folder))
+    if (folder / progress.NAME).exists():
+        raise UserError(f"{folder} is not prepared to its end: the command that began it goes on where it stopped")
+    paths = sorted(folder.glob("*.bin"))
+    if not paths:
+        raise UserError(
+            f"{folder} is a folder, and has no token files (.bin). Make some of the text in it by: python run.py "
+            f"{command}"
+        )
+    return _by_names(paths)
+
+
+def _matching(pattern: str) -> TokenSet:
+    paths = sorted(Path(path) for path in glob.glob(pattern, recursive=True))
+    if not paths:
+        raise UserError(f"--data.text {pattern}: there are no such files")
+    return _by_names(paths)
+
+
+def _by_names(paths: list[Path]) -> TokenSet:
+    """Those that are for validation have it in their names; where none is given, those beside the others are taken."""
+    of = {split: [path for path in paths if sources.split_of(path) == split] for split in ("train", "val")}
+    if not of["val"]:
+        beside = sorted({other for folder in {path.parent for path in paths} for other in folder.glob("*.bin")})
+        of["val"] = [path for path in beside if sources.split_of(path) == "val"]
+    for split, found in of.items():
+        if not found:
+            raise UserError(
+                f"{paths[0].parent} has no token files for {'training' if split == 'train' else 'validation'}: those "
+                f"have _{split}_ in their names, as llm.c's"
+            )
+    return TokenSet(Shards(of["train"]), Shards(of["val"]), None)
+
+
+def _by_manifest(folder: Path, found: Manifest) -> TokenSet:
+    """The files that the manifest names, which must be there, each with as many tokens as it says."""
+    for shard in found.shards:
+        path = folder / shard.file
+        count = len(token_files.open(path))
+        if count != shard.tokens:
+            raise UserError(
+                f"{path} is not what was prepared: it has {count:,} tokens, and {manifest.NAME} says {shard.tokens:,}; "
+                "restore it from a copy, or prepare it anew"
+            )
+    train, validation = (
+        [folder / shard.file for shard in found.shards if shard.split == split] for split in ("train", "val")
+    )
+    if not (train and validation):
+        raise UserError(f"{folder / manifest.NAME} names no files to train on, or none to validate on")
+    return TokenSet(Shards(train), Shards(validation), found)

@@ -1,0 +1,155 @@
+"""Where text comes from: files, folders, patterns, data sets by name, and any data set of the Hugging Face hub.
+
+notes.txt   notes/   'notes/*.jsonl.zst'   tinystories   hf:owner/name   hf:owner/name/configuration:split
+"""
+
+import difflib
+import fnmatch
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxgpt.data import hub, texts
+from jaxgpt.data.manifest import Split
+from jaxgpt.data.pieces import kind_of
+from jaxgpt.errors import UserError
+
+HUB = "hf:"
+SHARD_TOKENS = 100_000_000
+
+
+def data_folder() -> Path:
+    """Where data sets are: $JAXGPT_DATA, or data/ in the current folder."""
+    return Path(os.environ.get("JAXGPT_DATA") or "data")
+
+
+class DataSet(NamedTuple):
+    """A data set that is known by name."""
+
+    about: str
+    source: str
+    separator: str = ""  # between documents, in a text file
+    validation: str = ""  # a source of its own; else the first tokens are for validation
+    validation_tokens: int = 0  # so many; 0 as many as `prepare` chooses
+    ready_made: str = ""  # a repository on the hub with these data as token files of GPT-2's tokenizer
+
+
+DATA_SETS = {
+    "tinyshakespeare": DataSet("1 MB of plays", "tinyshakespeare", separator="\n\n", validation_tokens=32_768),
+    "tinystories": DataSet(
+        "2 GB of children's stories",
+        "hf:roneneldan/TinyStories:train",
+        validation="hf:roneneldan/TinyStories:validation",
+    ),
+    "openwebtext": DataSet("40 GB of web pages", "hf:Skylion007/openwebtext"),
+    "fineweb-10B": DataSet(
+        "10 billion tokens of web pages",
+        "hf:HuggingFaceFW/fineweb/sample/10BT",
+        validation_tokens=SHARD_TOKENS,
+        ready_made="kjj0/fineweb10B-gpt2",
+    ),
+    "fineweb-100B": DataSet(
+        "100 billion tokens of web pages", "hf:HuggingFaceFW/fineweb/sample/100BT", validation_tokens=SHARD_TOKENS
+    ),
+    "fineweb-edu-10B": DataSet(
+        "10 billion tokens of educational pages",
+        "hf:HuggingFaceFW/fineweb-edu/sample/10BT",
+        validation_tokens=SHARD_TOKENS,
+    ),
+    "fineweb-edu-100B": DataSet(
+        "100 billion tokens of educational pages",
+        "hf:HuggingFaceFW/fineweb-edu/sample/100BT",
+        validation_tokens=SHARD_TOKENS,
+        ready_made="karpathy/fineweb-edu-100B-gpt2-token-shards",
+    ),
+}
+
+
+def split_of(path: Path) -> Split:
+    """What a token file is for, by its name, as llm.c and its users name them."""
+    return "val" if re.search(r"(^|[_.-])val(id|idation)?([_.-]|$)", path.name) else "train"
+
+
+class File(NamedTuple):
+    name: str  # for people, and to know it again
+    size: int
+    modified: int  # nanoseconds since 1970; 0 on the hub, where a commit never changes
+    place: Path | hub.Remote
+
+    def here(self) -> Path:
+        """Its path; what is on the hub is downloaded first."""
+        return self.place if isinstance(self.place, Path) else hub.fetch(self.place)
+
+
+def find(sources: tuple[str, ...]) -> list[File]:
+    """The files of all sources, in the order of the sources, each source's sorted. UserError where there are none."""
+    return [file for source in sources for file in _files(source)]
+
+
+def _files(source: str) -> list[File]:
+    if source.startswith(HUB):
+        return [
+            File(f"{HUB}{remote.repository}/{remote.name}@{remote.revision}", remote.size, 0, remote)
+            for remote in _on_the_hub(source)
+        ]
+    if source == "tinyshakespeare":
+        return [_local(texts.shakespeare_file())]
+    path = Path(source)
+    try:
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.is_file() and kind_of(p) and not p.name.startswith("."))
+            if not found:
+                raise UserError(
+                    f"{source} has no files that end in .txt, .md, .jsonl or .parquet, or these and .gz, .zst"
+                )
+        else:
+            found = [path] if path.is_file() else sorted(Path(p) for p in glob.glob(source, recursive=True))
+            found = [p for p in found if p.is_file()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {source!r}: {getattr(error, 'strerror', None) or error}") from None
+    if not found:
+        nearest = difflib.get_close_matches(source, [*DATA_SETS, source], n=2)
+        hint = next((f"; did you mean {name}?" for name in nearest if name != source), "")
+        raise UserError(
+            f"there is no file, folder or data set {source!r}{hint}. Data sets: {', '.join(DATA_SETS)}, and "
+            f"{HUB}owner/name for any on the Hugging Face hub"
+        )
+    return [_local(p) for p in found]
+
+
+def _local(path: Path) -> File:
+    status = path.stat()
+    return File(str(path), status.st_size, status.st_mtime_ns, path)
+
+
+def _on_the_hub(source: str) -> list[hub.Remote]:
+    """The files of `hf:owner/name[/folder][:split]`: Parquet or JSON lines, else the hub's own Parquet copy."""
+    rest, _, split = source.removeprefix(HUB).partition(":")
+    owner, _, rest = rest.partition("/")
+    name, _, folder = rest.partition("/")
+    if not owner or not name:
+        raise UserError(f"{source}: give {HUB}owner/name, {HUB}owner/name/folder or {HUB}owner/name:split")
+    repository, split = f"{owner}/{name}", split or "train"
+    for revision in ("main", hub.CONVERTED):
+        inside = [r for r in hub.files(repository, revision) if not folder or r.name.startswith(f"{folder}/")]
+        for pattern in ("*.parquet", "*.jsonl*"):
+            found = [r for r in inside if fnmatch.fnmatch(r.name, pattern)]
+            of_split = [r for r in found if split in r.name.removeprefix(folder)]
+            if of_split or (found and split == "train"):  # where nothing is named for it, all is for training
+                return of_split or found
+    where = f" in {folder}" if folder else ""
+    raise UserError(f"{source}: {repository} has no Parquet or JSON lines files{where} for the split {split}")
+
+
+def here(files: Sequence[File]) -> Iterator[Path]:
+    """Each file's path; what is on the hub is downloaded, the next while one is being read."""
+    with ThreadPoolExecutor(1) as executor:
+        following: Future[Path] | None = None
+        for i, file in enumerate(files):
+            path = following.result() if following else file.here()
+            following = executor.submit(files[i + 1].here) if i + 1 < len(files) else None
+            yield path

@@ -1,0 +1,91 @@
+"""`run.py evaluate`: the loss of a run's newest whole checkpoint, or its accuracy on a task."""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxgpt import settings
+from jaxgpt.data import loader, texts
+from jaxgpt.errors import RunError, UserError
+from jaxgpt.evaluation import multiple_choice, trained
+from jaxgpt.evaluation.loss import bits_per_byte_of_one_nat, make_validation_loss
+from jaxgpt.evaluation.scoring import make_scorer
+from jaxgpt.evaluation.trained import Trained
+from jaxgpt.kernels.choose import choose_attention
+from jaxgpt.parallel import mesh
+from jaxgpt.training import corpus, fingerprint, folder
+
+
+def evaluate(
+    run: Path, task: str, data: str, *, limit: int, batch_size: int, shots: int, devices: int, output: Path | None
+) -> None:
+    """Prints what it finds, adds it to the run's metrics.jsonl, and writes it to `output`. UserError as its parts."""
+    for key, value in {"limit": limit, "shots": shots, "devices": devices}.items():
+        settings.check_number(value, "", key)
+    settings.check_number(batch_size, "", "batch_size", positive=True)
+    if shots and not task:
+        raise UserError(f"--shots {shots}: only a task has examples to show. Name it with --task")
+    if task:
+        multiple_choice.task_files.check_name(task, data)
+    model = trained.load(run, devices)
+    for message in model.damaged:
+        print(message, file=sys.stderr)
+    started = time.perf_counter()
+    if task:
+        examples = multiple_choice.load(task, data, model.tokenizer, model.config.model, limit=limit, shots=shots)
+        result = multiple_choice.evaluate(examples, make_scorer(model.config, batch_size), model.params)
+        line, found = result.line(), result.as_json()
+    else:
+        line, found = _loss(model, data, limit, batch_size)
+    found = {"step": model.about["step"], **found}
+    print(f"{line} ({time.perf_counter() - started:.1f} s)")
+    if task or not data:  # of another text the loss is no validation loss of the run's
+        message = folder.add_evaluation(run, {key: value for key, value in found.items() if key != "tokens"})
+        if message:
+            print(message, file=sys.stderr)
+    if output:
+        try:
+            output.write_text(json.dumps({"run": str(run), "data": data, **found}, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"--output {output}: writing failed ({error.strerror})") from error
+
+
+def _loss(model: Trained, data: str, limit: int, batch_size: int) -> tuple[str, dict[str, Any]]:
+    """A line for people, and the numbers: of the run's validation split, or of all of the text `data`."""
+    config, tokenizer = corpus.resolve(model.config, model.tokenizer), model.tokenizer
+    tokens = tokenizer.encode(texts.load(data)) if data else _validation_split(model)
+    loader.check_vocabulary(tokens, config.model.vocabulary_size, f"--data {data}" if data else "the validation split")
+    length = config.training.sequence_length
+    compute, _ = choose_attention(config.model, config.compute, length)
+    sequences = batch_size * mesh.make(config.parallel).size
+    training = dataclasses.replace(config.training, batch_size=sequences, evaluation_batches=limit)
+    config = dataclasses.replace(config, compute=compute, training=training)
+    loss = make_validation_loss(config, tokens, length)(model.params)
+    bits = loss * bits_per_byte_of_one_nat(config, tokens, length, tokenizer)
+    count = min(len(tokens) - 1, limit * sequences * length or len(tokens))
+    what = f"the loss of {data} is" if data else "validation loss"
+    return f"{what} {loss:.4f}, {bits:.4f} bits per byte, {count:,} tokens", {
+        "val_loss": loss,
+        "val_bits_per_byte": bits,
+        "tokens": count,
+    }
+
+
+def _validation_split(model: Trained) -> np.ndarray:
+    """UserError where the run's text is no longer what it was."""
+    config = model.config
+    data, _ = corpus.load(config)
+    change = fingerprint.difference(model.about["text"], data.fingerprint) if "text" in model.about else ""
+    if change:
+        raise UserError(
+            f"--data.text {config.data.text}: not the text that the run was trained on: {change}. Restore the text, or "
+            "name a text with --data"
+        )
+    if data.tokenizer.state() != model.tokenizer.state():
+        raise UserError(f"--data.text {config.data.text}: it has other characters than the run was trained on")
+    return data.validation

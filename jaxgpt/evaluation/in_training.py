@@ -1,0 +1,44 @@
+"""The multiple-choice tasks that a run is scored on while it trains."""
+
+import time
+from collections.abc import Iterator
+
+from jaxgpt.config import Config
+from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.errors import UserError
+from jaxgpt.evaluation import multiple_choice, task_files
+from jaxgpt.evaluation.multiple_choice import Result
+from jaxgpt.evaluation.scoring import Scorer, make_scorer
+from jaxgpt.models import gpt2
+
+
+class Tasks:
+    """`evaluation.tasks`, read. UserError, before anything is trained, for one that can't be."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer):
+        options = config.evaluation
+        self._scorer: Scorer | None = None
+        self._examples = [
+            multiple_choice.load(task, path, tokenizer, config.model, limit=options.limit)
+            for task, path in _named(options.tasks)
+        ]
+
+    def results(self, config: Config, params: gpt2.Params) -> Iterator[tuple[Result, float]]:
+        """Each task's result with the parameters of the train state of `config`, and the seconds it took."""
+        scorer = self._scorer = self._scorer or make_scorer(config, config.evaluation.batch_size)
+        for examples in self._examples:
+            started = time.perf_counter()
+            result = multiple_choice.evaluate(examples, scorer, params)
+            yield result, time.perf_counter() - started
+
+
+def _named(tasks: str) -> list[tuple[str, str]]:
+    """ "hellaswag=a.jsonl,piqa" as [("hellaswag", "a.jsonl"), ("piqa", "")]."""
+    pairs = [(name.strip(), path.strip()) for name, _, path in (part.partition("=") for part in tasks.split(","))]
+    pairs = [] if pairs == [("", "")] else pairs
+    for name, path in pairs:
+        try:
+            task_files.check_name(name, path)
+        except UserError as error:
+            raise UserError(f"--evaluation.tasks {tasks}: {error}") from None
+    return pairs

@@ -1,0 +1,170 @@
+"""How often a model holds the right choice for the likeliest.
+
+With s_i the summed log-likelihood of choice i's tokens after the context:
+
+    accuracy             the right choice has the largest s_i
+    accuracy_norm        it has the largest s_i / characters_i, without the space before it: lm-evaluation-harness's
+                         acc_norm. In llm.c's files, which have no text, its own acc_norm, the next one
+    accuracy_per_token   it has the largest s_i / tokens_i: llm.c's acc_norm, the least mean loss
+
+Of equal choices the first counts. A task of greedy completions (LAMBADA) has one choice, which is right where each of
+its tokens is the likeliest at its place; it has no other accuracy, and a perplexity, exp(-mean s).
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxgpt.config import Model
+from jaxgpt.data import loader
+from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.errors import UserError
+from jaxgpt.evaluation import choice_files, task_files
+from jaxgpt.evaluation.scoring import Request, Score, Scorer
+from jaxgpt.evaluation.tasks import TASKS, Question
+from jaxgpt.models import gpt2
+
+
+class Example(NamedTuple):
+    """A question in tokens."""
+
+    requests: tuple[Request, ...]
+    characters: tuple[int, ...]  # of each completion; none where they have no text
+    label: int
+
+
+class Examples(NamedTuple):
+    task: str
+    greedy: bool
+    examples: list[Example]
+
+
+class Result(NamedTuple):
+    """What was found; None where a task has no such number."""
+
+    task: str
+    examples: int
+    accuracy: float
+    standard_error: float  # of accuracy
+    accuracy_norm: float | None
+    accuracy_per_token: float | None
+    perplexity: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        return self._asdict()
+
+    def line(self) -> str:
+        """For people."""
+        numbers = {"norm": self.accuracy_norm, "per token": self.accuracy_per_token}
+        more = [f"{name} {value:.4f}" for name, value in numbers.items() if value is not None]
+        more += [f"perplexity {self.perplexity:.2f}"] if self.perplexity is not None else []
+        return (
+            f"{self.task}: accuracy {self.accuracy:.4f} ± {self.standard_error:.4f}, "
+            + "".join(f"{part}, " for part in more)
+            + f"{self.examples:,} examples"
+        )
+
+
+# Reading
+
+
+def load(task: str, path: str, tokenizer: Tokenizer, model: Model, *, limit: int = 0, shots: int = 0) -> Examples:
+    """A task's examples as this tokenizer has them, from its file or the hub; with `limit`, the first so many.
+
+    UserError as the files raise it, where the tokenizer hasn't got the tokens, and where the model has no room.
+    """
+    greedy, taken = False, slice(limit or None)
+    if path.endswith(".bin"):
+        if tokenizer.name != "gpt2":
+            raise UserError(f"{path}: its tokens are GPT-2's, and the model's tokenizer is {tokenizer.name}")
+        examples = [_from_tokens(example) for example in choice_files.read(Path(path))[taken]]
+        if not examples:
+            raise UserError(f"{path}: there are no examples in it")
+    else:
+        questions = task_files.questions(task, path, shots)[taken]
+        examples, greedy = [tokenized(question, tokenizer) for question in questions], TASKS[task].greedy
+    _check(path or task, examples, model)
+    return Examples(task, greedy, examples)
+
+
+def _check(where: str, examples: list[Example], model: Model) -> None:
+    for number, example in enumerate(examples, 1):
+        for context, completion in example.requests:
+            loader.check_vocabulary(
+                np.array([*context, *completion]), model.vocabulary_size, f"{where}: example {number}"
+            )
+            if len(completion) > model.context:
+                raise UserError(
+                    f"{where}: example {number} has a choice of {len(completion):,} tokens, and the model's context is "
+                    f"{model.context:,}: evaluate a model with a longer context on this task"
+                )
+
+
+def _from_tokens(example: choice_files.Example) -> Example:
+    requests = tuple(Request(example.context.tolist(), completion.tolist()) for completion in example.completions)
+    return Example(requests, (), example.label)
+
+
+def tokenized(question: Question, tokenizer: Tokenizer) -> Example:
+    pairs = zip(question.contexts, question.completions, strict=True)
+    characters = tuple(max(1, len(completion.removeprefix(" "))) for completion in question.completions)
+    return Example(
+        tuple(split(context, completion, tokenizer) for context, completion in pairs), characters, question.label
+    )
+
+
+def split(context: str, completion: str, tokenizer: Tokenizer) -> Request:
+    """The two in tokens: those of the whole text, cut where the context's own end.
+
+    A space at the context's end goes over to the completion, since it is a part of the next word's token. Without a
+    context the completion comes after `prefix`. UserError where nothing is left to score.
+    """
+    kept = context.rstrip()
+    before = tokenizer.encode(kept)
+    whole = tokenizer.encode(context + completion)
+    after = whole[len(before) :]
+    if not len(after):
+        raise UserError(f"after {context[-40:]!r} there is nothing to score")
+    return Request(before.tolist() or [prefix(tokenizer)], after.tolist())
+
+
+def prefix(tokenizer: Tokenizer) -> int:
+    """What comes before a text that begins with nothing: the end of another, or a line's end."""
+    return tokenizer.end_of_text if tokenizer.end_of_text is not None else int(tokenizer.encode("\n")[0])
+
+
+# Scoring
+
+
+def evaluate(examples: Examples, scorer: Scorer, params: gpt2.Params) -> Result:
+    """The task's result with these parameters."""
+    scores = iter(scorer(params, [request for example in examples.examples for request in example.requests]))
+    per_example = [[next(scores) for _ in example.requests] for example in examples.examples]
+    return result(examples, per_example)
+
+
+def result(examples: Examples, scores: Sequence[Sequence[Score]]) -> Result:
+    """The numbers, from each example's scores."""
+    count, perplexity = len(examples.examples), None
+    if examples.greedy:
+        right = [bool(score.greedy) for (score,) in scores]
+        perplexity = math.exp(min(700.0, -float(np.mean([score.log_likelihood for (score,) in scores]))))
+        normed = per_token = None
+    else:
+        pairs = list(zip(examples.examples, scores, strict=True))
+        right = [_right(example, found, [1] * len(found)) for example, found in pairs]
+        tokens = [_right(example, found, [len(r.completion) for r in example.requests]) for example, found in pairs]
+        letters = [_right(example, found, example.characters) for example, found in pairs if example.characters]
+        per_token = float(np.mean(tokens))
+        normed = float(np.mean(letters)) if letters else per_token
+    accuracy = float(np.mean(right))
+    error = math.sqrt(accuracy * (1 - accuracy) / max(1, count - 1))
+    return Result(examples.task, count, accuracy, error, normed, per_token, perplexity)
+
+
+def _right(example: Example, scores: Sequence[Score], lengths: Sequence[int]) -> bool:
+    """Whether the right choice has the largest score for its length."""
+    return int(np.argmax([score.log_likelihood / n for score, n in zip(scores, lengths, strict=True)])) == example.label

@@ -1,0 +1,156 @@
+"""How likely a model takes a text to go on as it does: what all multiple-choice tasks are made of.
+
+    score = Σ_t log p(completion_t | context, completion_<t)
+
+Sequences are sorted by length and padded to one of a few lengths, so that one program for each of these lengths scores
+any task. What is padded comes after the sequence, and causal attention sees none of it. Each device scores batches of
+the same shape whatever the number of devices is, and the last batch of a length is filled up with ignored targets, so
+that scores don't depend on the batch size or on the devices but for rounding.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxgpt.config import Config
+from jaxgpt.layers import cross_entropy, unembedding
+from jaxgpt.layers.numerics import accumulation_dtype
+from jaxgpt.models import gpt2
+from jaxgpt.parallel.mesh import AXIS
+from jaxgpt.training.step import cast, layout_of
+
+SHORTEST = 32  # tokens that a sequence is padded to, at least
+CHUNK = 128  # tokens whose logits exist at once
+
+
+class Request(NamedTuple):
+    """Token ids; neither is empty."""
+
+    context: Sequence[int]
+    completion: Sequence[int]
+
+
+class Score(NamedTuple):
+    log_likelihood: float  # of the whole completion, in nats
+    greedy: bool  # whether each of its tokens is the likeliest at its place
+
+
+Scorer = Callable[[gpt2.Params, Sequence[Request]], list[Score]]
+
+
+def padded_length(length: int, context: int) -> int:
+    """The least of 32, 48, 64, 96, 128, 192, ... that `length` fits in: powers of two and the middles between them.
+
+    At most the model's context.
+    """
+    power = SHORTEST
+    while 2 * power <= length:
+        power *= 2
+    fits = next(size for size in (power, power * 3 // 2, 2 * power) if size >= length)
+    return min(fits, context)
+
+
+def make_scorer(config: Config, batch_size: int) -> Scorer:
+    """A function of parameters, as `config`'s train state has them, and requests: their scores, in their order.
+
+    `batch_size` is the number of sequences that each device scores at once. Of a context that is too long for the model
+    the beginning is left out; a completion is at most as long as the model's context.
+    """
+    # The attention that takes any length.
+    compute = dataclasses.replace(config.compute, attention="blocks")
+    model, layout = config.model, layout_of(config)
+
+    def batch_scores(
+        params: gpt2.Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]
+    ) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
+        params = layout.working(cast(params, compute))
+        x, _ = gpt2.features(params, tokens, model, compute, gather=layout.gather)
+        head = unembedding.Params(params.embedding.token)
+        losses, likeliest = _of_tokens(head, x, targets.reshape(-1), model.vocabulary_size)
+        losses, likeliest = losses.reshape(targets.shape), likeliest.reshape(targets.shape)
+        scores = -jnp.sum(losses, axis=1), jnp.all(likeliest | (targets == cross_entropy.IGNORED), axis=1)
+        return scores if layout.devices == 1 else lax.all_gather(scores, AXIS, tiled=True)
+
+    sequences, whole = PartitionSpec(AXIS), PartitionSpec()
+    program = layout.jit(batch_scores, in_specs=(layout.specs(), sequences, sequences), out_specs=(whole, whole))
+    rows = batch_size * layout.devices
+
+    def scorer(params: gpt2.Params, requests: Sequence[Request]) -> list[Score]:
+        places = _places(requests)  # equal requests are scored once, and so are equal to the last bit
+        dispatched = []
+        for length, group in _by_length(places, model.context).items():
+            for start in range(0, len(group), rows):
+                part = group[start : start + rows]
+                dispatched.append((part, program(params, *_batch(part, rows, length, model.context))))
+        found: dict[Request, Score] = {}
+        for part, scores in dispatched:
+            values, greedy = jax.device_get(scores)
+            found |= {
+                request: Score(float(value), bool(all_greedy))
+                for request, value, all_greedy in zip(part, values, greedy, strict=False)
+            }
+        return [found[request] for request in places]
+
+    return scorer
+
+
+def _of_tokens(
+    head: unembedding.Params, x: Float[Array, "N C"], targets: Int[Array, " N"], vocabulary_size: int
+) -> tuple[Float[Array, " N"], Bool[Array, " N"]]:
+    """Each target's loss, and whether it is the likeliest token; 0 and False of the ignored ones.
+
+    Most tokens are context and padding. The others come first, so that logits are computed only of chunks with them.
+    """
+    count = targets.size
+    chunk = min(CHUNK, count)
+    padding = -count % chunk
+    order = jnp.argsort(targets == cross_entropy.IGNORED, stable=True)
+    x = jnp.pad(x[order], ((0, padding), (0, 0)))
+    in_order = jnp.pad(targets[order], (0, padding), constant_values=cross_entropy.IGNORED)
+
+    def scored(x, targets):
+        logits = unembedding.logits(head, x)
+        losses, _ = cross_entropy.forward(logits, targets, vocabulary_size=vocabulary_size)
+        return losses, jnp.argmax(logits[:, :vocabulary_size], axis=-1) == targets
+
+    def nothing(x, targets):
+        return jnp.zeros(chunk, accumulation_dtype(x.dtype)), jnp.zeros(chunk, bool)
+
+    def one_chunk(inputs):
+        return lax.cond(inputs[1][0] != cross_entropy.IGNORED, scored, nothing, *inputs)
+
+    found = lax.map(one_chunk, (x.reshape(-1, chunk, x.shape[-1]), in_order.reshape(-1, chunk)))
+    losses, likeliest = (values.reshape(-1)[:count] for values in found)
+    return jnp.zeros_like(losses).at[order].set(losses), jnp.zeros_like(likeliest).at[order].set(likeliest)
+
+
+def _places(requests: Sequence[Request]) -> list[Request]:
+    """The requests as tuples, which can be compared."""
+    return [Request(tuple(request.context), tuple(request.completion)) for request in requests]
+
+
+def _by_length(requests: list[Request], context: int) -> dict[int, list[Request]]:
+    """The different requests by the length that they are padded to, the longest first, so that room shows at once."""
+    groups: dict[int, list[Request]] = {}
+    for request in sorted(set(requests), key=lambda request: (-sum(map(len, request)), request)):
+        length = padded_length(min(sum(map(len, request)) - 1, context), context)
+        groups.setdefault(length, []).append(request)
+    return groups
+
+
+def _batch(requests: list[Request], rows: int, length: int, context: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and targets, int32 (rows, length)."""
+    tokens = np.zeros((rows, length), np.int32)
+    targets = np.full((rows, length), cross_entropy.IGNORED, np.int32)
+    for row, (before, completion) in enumerate(requests):
+        sequence = [*before, *completion][-(context + 1) :]
+        tokens[row, : len(sequence) - 1] = sequence[:-1]
+        targets[row, len(sequence) - 1 - len(completion) : len(sequence) - 1] = completion
+    return tokens, targets

@@ -1,0 +1,182 @@
+"""The tasks' files: JSON lines, CSV, Parquet, from a path or downloaded by the task's name.
+
+FILE.jsonl      an object a line. Where the right choices are apart, as PIQA's and WinoGrande's are, in
+                FILE-labels.lst beside it, one a line
+SUBJECT_test.csv, or a folder of them: MMLU as its authors published it, without a header: the question, four
+                choices, a letter
+FILE.parquet    as on the Hugging Face hub
+"""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.errors import UserError
+from jaxgpt.evaluation.tasks import TASKS, Malformed, Question, Row
+from jaxgpt.settings import nearest
+
+CONVERTED = "refs/convert/parquet"  # the revision where the hub keeps every data set as Parquet
+MMLU_FIELDS = 6
+RESTORE = "Restore the file from where it came"
+
+
+def questions(task: str, path: str, shots: int = 0) -> list[Question]:
+    """All of a task's questions, from a file, or from the hub where `path` is empty.
+
+    `shots` is the number of answered questions of MMLU that come before each, from its development split. UserError for
+    a task or a file that isn't there, and for one that isn't as it should be.
+    """
+    check_name(task, path)
+    if shots and task != "mmlu":
+        raise UserError(f"--shots {shots}: only the task mmlu has questions to show before the one that is asked")
+    where = Path(path) if path else _downloaded(task, TASKS[task].part)
+    found = []
+    shown = _development(where, path, shots) if shots else {}
+    for number, row in enumerate(_rows(where), 1):
+        try:
+            if shots:
+                row = {**row, "shown": _shown(row, shown, shots)}
+            found.append(TASKS[task].question(row))
+        except Malformed as error:
+            raise UserError(f"{where}: example {number}: {error}. Is it a file of the task {task}? {RESTORE}") from None
+    if not found:
+        raise UserError(f"{where}: there are no examples in it. {RESTORE}")
+    if not path and len(found) != TASKS[task].examples:
+        raise UserError(
+            f"{where}: downloaded, and of {len(found):,} examples, where the task {task} has {TASKS[task].examples:,}. "
+            "Delete it, and it is downloaded again; or name a file"
+        )
+    return found
+
+
+def check_name(task: str, path: str) -> None:
+    """UserError for a task that there isn't; a file of llm.c's may be of any."""
+    if task not in TASKS and not (task and path.endswith(".bin")):
+        raise UserError(f"there is no task {task}{nearest(task, TASKS)} There are: {', '.join(TASKS)}")
+
+
+# MMLU's answered examples
+
+
+def _development(where: Path, path: str, shots: int) -> dict[str, list[Row]]:
+    """The development split's rows by their subject."""
+    if not path:
+        folder = _downloaded("mmlu", "all/dev")
+    elif where.is_dir() and where.with_name("dev").is_dir():
+        folder = where.with_name("dev")
+    else:
+        raise UserError(
+            f"--shots {shots}: {where} is not MMLU's folder test, beside which its folder dev has examples to "
+            "show. Unpack all of MMLU, and name its folder test"
+        )
+    found: dict[str, list[Row]] = {}
+    for row in _rows(folder):
+        found.setdefault(str(row.get("subject")), []).append({**row, "subject": None})
+    return found
+
+
+def _shown(row: Row, development: dict[str, list[Row]], shots: int) -> list[Row]:
+    rows = development.get(str(row.get("subject")), [])
+    if len(rows) < shots:
+        raise Malformed(
+            f"of its subject, {row.get('subject')}, there are {len(rows)} examples to show, and not {shots}"
+        )
+    return rows[:shots]
+
+
+# Reading
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file, or of all CSV files in a folder."""
+    readers = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    try:
+        files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+    except ValueError:  # a zero byte in the path
+        files = [path]
+    if not files:
+        raise UserError(f"{path}: a folder without CSV files. Name a file")
+    for file in files:
+        if file.suffix not in readers:
+            raise UserError(f"{file}: not a kind of file that is read here: {', '.join(readers)}, or llm.c's .bin")
+        try:
+            yield from readers[file.suffix](file)
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            raise UserError(f"{file}: can't be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}: line {number} is not JSON ({error}). {RESTORE}") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{path}: line {number} is not a JSON object. {RESTORE}")
+            rows.append(row)
+    labels = path.with_name(f"{path.stem}-labels.lst")
+    if not labels.is_file():
+        yield from rows
+        return
+    answers = labels.read_text(encoding="utf-8").split()
+    if len(answers) != len(rows):
+        raise UserError(f"{labels}: {len(answers)} labels for {len(rows)} examples. {RESTORE}")
+    for row, answer in zip(rows, answers, strict=True):
+        yield {"label": answer, "answer": answer, **row}
+
+
+def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+    subject = path.stem
+    for split in ("_test", "_dev", "_val"):
+        subject = subject.removesuffix(split)
+    with path.open(encoding="utf-8", newline="") as file:
+        try:
+            for number, fields in enumerate(csv.reader(file), 1):
+                if len(fields) != MMLU_FIELDS:
+                    raise UserError(f"{path}: row {number} has {len(fields)} fields, and {MMLU_FIELDS} are expected")
+                question, *choices, answer = fields
+                yield {"question": question, "choices": choices, "answer": answer, "subject": subject}
+        except csv.Error as error:
+            raise UserError(f"{path}: not CSV ({error}). {RESTORE}") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(f"{path}: to read Parquet the package pyarrow is needed: make env EXTRAS=hub") from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except arrow.ArrowException as error:
+        raise UserError(f"{path}: not Parquet ({str(error).splitlines()[0]}). {RESTORE}") from None
+
+
+# Downloading
+
+
+def _downloaded(task: str, part: str) -> Path:
+    """The file in the hub's cache, which goes on with downloads that were broken off. UserError where it can't be."""
+    by_hand = f"Name a file of it with --data: JSON lines, or Parquet of {TASKS[task].repository}"
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise UserError(
+            f"--task {task} without --data: to download it the package huggingface-hub is needed: make env EXTRAS=hub. "
+            f"{by_hand}"
+        ) from None
+    try:
+        return Path(
+            hf_hub_download(TASKS[task].repository, f"{part}/0000.parquet", repo_type="dataset", revision=CONVERTED)
+        )
+    except Exception as error:  # of many types: its own, httpx's, the operating system's
+        message = (str(error) or type(error).__name__).splitlines()[0]
+    raise UserError(f"--task {task}: it can't be had from the Hugging Face hub ({message}). {by_hand}")

@@ -1,0 +1,103 @@
+"""`run.py convert`: weights from any format into any other."""
+
+import time
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from jaxgpt.errors import UserError
+from jaxgpt.interop import files, huggingface_export, llmc, llmc_tokenizer, opening, runs, tensors
+from jaxgpt.interop.source import Source
+from jaxgpt.models import gpt2
+
+Format = Literal["auto", "huggingface", "llmc", "run"]
+NAMES = {"huggingface": "a Hugging Face folder", "llmc": "an llm.c model file", "run": "a run's folder"}
+
+
+def convert(
+    name: str, to: Path, *, form: Format, dtype: str, tokenizer: str, shard_bytes: int, overwrite: bool
+) -> None:
+    """Reads, writes, and prints what is read and written. What is at `to` is there whole or as it was before.
+
+    UserError for weights that can't be read, a target that exists, and what the target's format can't hold.
+    """
+    began = time.perf_counter()
+    files.check_free(to, overwrite=overwrite)
+    source = opening.with_tokenizer(opening.open_weights(name), tokenizer)
+    form = _form(form, to, source)
+    dtype = _dtype(dtype, form, source)
+    _say("reading", f"{source.where}: {describe(source)}")
+    for note in source.notes:
+        _say("note", note)
+    if tensors.DTYPES[dtype].itemsize < tensors.DTYPES[source.dtype].itemsize or {dtype, source.dtype} == HALVES:
+        _say("note", f"{source.dtype} is rounded to the nearest {dtype}")
+    with Console(stderr=True).status("reading"):  # on a terminal only
+        params = source.load()
+    _say("writing", f"{to}: {NAMES[form]}, {dtype}")
+    with Console(stderr=True).status("writing"):
+        if form == "llmc":
+            written = _write_llmc(to, source, params, dtype, overwrite)
+        else:
+            with files.new_folder(to, overwrite=overwrite) as folder:
+                if form == "huggingface":
+                    huggingface_export.write(folder, params, source.model, dtype, source.tokenizer, shard_bytes)
+                else:
+                    runs.write(folder, params, source.model, dtype, source.tokenizer, run=to, origin=source.where)
+            written = [path for path in to.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in written)
+    _say("done", f"{len(written)} files, {size:,} bytes, in {time.perf_counter() - began:.1f} s")
+    _say("use it", USES[form].format(to=to))
+
+
+HALVES = {"float16", "bfloat16"}
+USES = {
+    "huggingface": 'transformers.pipeline("text-generation", "{to}"), or python run.py --init-from {to}',
+    "llmc": "python run.py --init-from {to}, or with llm.c's own programs",
+    "run": "python run.py generate --run {to}, or python run.py --init-from {to}",
+}
+
+
+def describe(source: Source) -> str:
+    model = source.model
+    return (
+        f"{source.kind}, {source.dtype}, {gpt2.parameter_count(model):,} parameters: {model.layers} layers, "
+        f"{model.heads} heads, width {model.width}, context {model.context}, vocabulary {model.vocabulary_size:,}"
+        + (f", tokenizer {source.tokenizer.name}" if source.tokenizer else "")
+    )
+
+
+def _form(form: Format, to: Path, source: Source) -> Format:
+    if form != "auto":
+        return form
+    if to.suffix == ".bin":
+        return "llmc"
+    return "huggingface" if source.kind in ("a run's checkpoint", "a checkpoint") else "run"
+
+
+def _dtype(dtype: str, form: Format, source: Source) -> str:
+    if dtype == "float16" and form != "huggingface":
+        raise UserError(f"--dtype float16: {NAMES[form]} can't hold it; take float32 or bfloat16")
+    if dtype != "auto":
+        return dtype
+    return "float32" if source.dtype == "float16" and form != "huggingface" else source.dtype
+
+
+def _write_llmc(to: Path, source: Source, params: gpt2.Params, dtype: str, overwrite: bool) -> list[Path]:
+    """The model file, and beside it the tokenizer's where the format can hold it."""
+    written = [to]
+    tokenizer = source.tokenizer
+    beside = to.with_name(f"{to.stem}_tokenizer.bin")
+    if tokenizer and tokenizer.end_of_text is not None:
+        with files.new_file(beside, overwrite=overwrite) as path:
+            llmc_tokenizer.write(path, tokenizer.tokens, tokenizer.end_of_text)
+        written.append(beside)
+    elif tokenizer:
+        _say("note", f"the tokenizer {tokenizer.name} has no end-of-text token, and so no llm.c tokenizer file")
+    with files.new_file(to, overwrite=overwrite) as path:
+        llmc.write_model(path, params, source.model, dtype)
+    return written
+
+
+def _say(word: str, text: str) -> None:
+    print(f"{word:<9} {text}", flush=True)

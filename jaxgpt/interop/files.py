@@ -1,0 +1,126 @@
+"""Reading files that others have made, and writing files that are there whole or not at all.
+
+What is read is data that may lie: its size is known before anything of it is believed.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.errors import RunError, UserError
+
+LARGEST_JSON = 1 << 26
+
+
+def size(path: Path) -> int:
+    """A file's bytes. UserError where there is none, and for a folder, a pipe or a device, which might never end."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise UserError(f"{path}: can't be read ({getattr(error, 'strerror', None) or error})") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path}: {'a folder' if path.is_dir() else 'a special file'}, where a file is expected")
+    return status.st_size
+
+
+def read_bytes(path: Path, largest: int) -> bytes:
+    """All of a file that is to be small. UserError for one with more bytes than that."""
+    length = size(path)
+    if length > largest:
+        raise UserError(f"{path}: {length:,} bytes, where no more than {largest:,} are expected")
+    try:
+        with path.open("rb") as file:
+            return file.read(largest)
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror})") from None
+
+
+def read_json(path: Path, largest: int = LARGEST_JSON) -> dict[str, Any]:
+    """The object in a JSON file. UserError where it has none."""
+    try:
+        value = json.loads(read_bytes(path, largest).decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, a number of 5000 digits, 100,000 brackets
+        raise UserError(f"{path}: not JSON ({error}). Restore the file from where it came") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object. Restore the file from where it came")
+    return value
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """UserError where something is there that is not to be replaced, or is not of our making."""
+    if not (path.exists() or path.is_symlink()):
+        return
+    if not overwrite:
+        raise UserError(f"{path} exists and is left as it is. Give another name, or replace it with --overwrite")
+    if path.is_symlink():
+        raise UserError(f"{path} is a link, and is not replaced. Give another name")
+    if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "config.toml")):
+        raise UserError(f"{path} is a folder without a model (config.json or config.toml), and is not replaced")
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields where to write; when the block ends the file is on the disk under its name, and if it fails there is none.
+
+    UserError as `check_free` raises it, RunError where writing fails.
+    """
+    check_free(path, overwrite=overwrite)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, where a file is to be written. Give another name")
+    temporary = _beside(path, "new")
+    with _writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """The same for a folder, which is there and empty when it is yielded."""
+    check_free(path, overwrite=overwrite)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file, where a folder is to be written. Give another name")
+    new, old = _beside(path, "new"), _beside(path, "old")
+    with _writing(path):
+        try:
+            new.mkdir(parents=True)
+            yield new
+            for file in [*new.rglob("*"), new]:
+                _sync(file)
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path, word: str) -> Path:
+    path = path.absolute()  # "." has no name
+    return path.with_name(f".{path.name}.{word}-{os.getpid()}")
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path}: writing failed ({error.strerror or error}). Is the disk full?") from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

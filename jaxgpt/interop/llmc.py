@@ -1,0 +1,149 @@
+"""llm.c's model files, read and written.
+
+    256 int32    magic 20240326, version (3: float32, 5: bfloat16), context, V, L, heads, C, Vp, zeros
+    tensors      `tensors.TENSORS` in their order, layers stacked, weights (out, in), Vp rows of token embeddings
+
+All little-endian. Token tables of other Vp than ours are read too: rows from V on are passed over, and ours are 0.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxgpt.config import Model
+from jaxgpt.errors import UserError
+from jaxgpt.interop import files, tensors
+from jaxgpt.interop.source import Source
+from jaxgpt.models import gpt2
+from jaxgpt.settings import LARGEST
+
+HEADER_BYTES = 1024
+MODEL_MAGIC = 20240326
+DTYPES = {3: "float32", 5: "bfloat16"}  # by version
+VERSIONS = {name: version for version, name in DTYPES.items()}
+
+
+class Header(NamedTuple):
+    """The 256 numbers at a file's beginning, and how long the whole file is."""
+
+    numbers: list[int]
+    file_bytes: int
+
+
+def read_header(path: Path, magic: int, versions: tuple[int, ...], kind: str) -> Header:
+    """UserError where the file is none of this kind and of one of these versions."""
+    length = files.size(path)
+    if length < HEADER_BYTES:
+        raise UserError(f"{path}: {length} bytes, and {kind} begins with a header of {HEADER_BYTES}")
+    try:
+        with path.open("rb") as file:
+            numbers = np.frombuffer(file.read(HEADER_BYTES), "<i4").tolist()
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror})") from None
+    if numbers[0] != magic:
+        raise UserError(f"{path}: not {kind}: it begins with {numbers[0]}, and {magic} is expected at byte 0")
+    if numbers[1] not in versions:
+        expected = " or ".join(map(str, versions))
+        raise UserError(f"{path}: {kind} of version {numbers[1]} (at byte 4); version {expected} can be read")
+    return Header(numbers, length)
+
+
+def write_header(numbers: list[int]) -> bytes:
+    header = np.zeros(HEADER_BYTES // 4, "<i4")
+    header[: len(numbers)] = numbers
+    return header.tobytes()
+
+
+def check_size(path: Path, found: int, expected: int, what: str) -> None:
+    """UserError where a file is not as long as its header says. Both are plain ints, and so can't overflow."""
+    if found != expected:
+        problem = "is cut off or damaged" if found < expected else "has bytes that its header doesn't speak of"
+        raise UserError(f"{path}: {found:,} bytes, and {what} takes {expected:,}: the file {problem}")
+
+
+def positive(path: Path, number: int, place: int, what: str, largest: int = LARGEST) -> int:
+    """A number of the header that must be in [1, largest]. UserError, with its byte, where it isn't."""
+    if not 1 <= number <= largest:
+        raise UserError(f"{path}: {what} is {number} (at byte {4 * place}), and must be from 1 to {largest}")
+    return number
+
+
+# Models
+
+
+def open_model(path: Path) -> Source:
+    """UserError for a file that is no model, of a shape that can't be, or not as long as its header says."""
+    header = read_header(path, MODEL_MAGIC, tuple(DTYPES), "an llm.c model file")
+    version, *shape = header.numbers[1:8]
+    names = ("the context", "the vocabulary", "the number of layers", "the number of heads", "the width", "Vp")
+    T, V, L, heads, C, rows = (
+        positive(path, number, place, what) for place, (number, what) in enumerate(zip(shape, names, strict=True), 2)
+    )
+    if rows < V:
+        raise UserError(f"{path}: Vp is {rows} (at byte 28), less than the vocabulary of {V}")
+    if C % heads:
+        raise UserError(f"{path}: the width is {C} (at byte 24), and {heads} heads don't divide it")
+    model = Model(layers=L, heads=heads, width=C, context=T, vocabulary_size=V)
+    dtype = tensors.DTYPES[DTYPES[version]]
+    numbers = tensors.count(model) + (rows - model.padded_vocabulary_size) * C
+    check_size(path, header.file_bytes, HEADER_BYTES + dtype.itemsize * numbers, f"a model of this shape in {dtype}")
+    return Source(
+        where=str(path),
+        kind=f"an llm.c model file, version {version}",
+        model=model,
+        dtype=dtype.name,
+        tokenizer=None,
+        load=lambda: read_tensors(path, HEADER_BYTES, model, rows, dtype),
+    )
+
+
+def read_tensors(path: Path, offset: int, model: Model, rows: int, dtype: np.dtype) -> gpt2.Params:
+    """The tensors that begin at a byte of a file whose size has been checked, as ours are. `rows` is the file's Vp."""
+    mapped = np.memmap(path, np.uint8, mode="r")
+    arrays = {}
+    for tensor in tensors.TENSORS:
+        shape = list(tensors.shape(tensor, model))
+        if tensor.llmc == "wte":
+            shape[0] = rows
+        if tensor.is_weight:
+            shape[1:] = shape[:0:-1]
+        end = offset + dtype.itemsize * math.prod(shape)
+        array = mapped[offset:end].view(dtype.newbyteorder("<") if dtype.kind == "f" else dtype).reshape(shape)
+        arrays[tensor.ours], offset = _as_ours(array, tensor, model, dtype), end
+    return tensors.from_named(arrays)
+
+
+def _as_ours(array: np.ndarray, tensor: tensors.Tensor, model: Model, dtype: np.dtype) -> np.ndarray:
+    """A copy, weights turned from (out, in) to (in, out), the token table with our Vp."""
+    ours = np.empty(tensors.shape(tensor, model), dtype)
+    if tensor.llmc == "wte":
+        ours[: model.vocabulary_size] = array[: model.vocabulary_size]
+        ours[model.vocabulary_size :] = 0
+    else:
+        ours[...] = array.swapaxes(1, 2) if tensor.is_weight else array
+    return ours
+
+
+def write_model(path: Path, params: gpt2.Params, model: Model, dtype_name: str) -> int:
+    """Writes a model file of stacked NumPy arrays, and returns its size in bytes. UserError where a number of the shape
+    doesn't fit its header, and for a dtype that has no version.
+    """
+    if dtype_name not in VERSIONS:
+        raise UserError(f"an llm.c model file can't hold {dtype_name}: take --dtype float32 or bfloat16")
+    shape = [model.context, model.vocabulary_size, model.layers, model.heads, model.width]
+    with path.open("wb") as file:
+        file.write(write_header([MODEL_MAGIC, VERSIONS[dtype_name], *shape, model.padded_vocabulary_size]))
+        for part in tensor_bytes(params, tensors.DTYPES[dtype_name]):
+            file.write(part)
+        return file.tell()
+
+
+def tensor_bytes(params: gpt2.Params, dtype: np.dtype) -> Iterator[bytes]:
+    """The tensors as llm.c stores them, a layer of one at a time."""
+    for tensor, array in tensors.paired(params):
+        for layer in array if tensor.stacked else [array]:
+            turned = np.ascontiguousarray(layer.T if tensor.is_weight else layer)
+            yield tensors.cast(turned, dtype, tensor.llmc).tobytes()

@@ -1,0 +1,78 @@
+"""This project's own runs and checkpoints, as a source of weights and as what others' weights are converted to."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxgpt import settings
+from jaxgpt.config import Compute, Config, Data, Model, Run
+from jaxgpt.data import tokenizers
+from jaxgpt.errors import UserError
+from jaxgpt.interop import tensors
+from jaxgpt.interop.source import Source
+from jaxgpt.models import gpt2
+from jaxgpt.training import checkpoints
+
+
+def open_run(folder: Path) -> Source:
+    """The newest whole checkpoint of a run. UserError where there is none."""
+    return _source(checkpoints.find(folder / "checkpoints", ("params", "about")), "a run's checkpoint")
+
+
+def open_checkpoint(folder: Path) -> Source:
+    """One checkpoint. UserError where it isn't whole."""
+    return _source(checkpoints.at(folder, ("params", "about")), "a checkpoint")
+
+
+def _source(found: checkpoints.Found, kind: str) -> Source:
+    saved = found.about["configuration"]
+    dtype = saved.get("compute", {}).get("parameters", "float32")
+
+    def load() -> gpt2.Params:
+        params = checkpoints.params_of(found)  # in float32, which holds bfloat16 too
+        return jax.tree.map(lambda array: np.asarray(array).astype(tensors.DTYPES[dtype], copy=False), params)
+
+    return Source(
+        where=str(found.path),
+        kind=kind,
+        model=Model(**saved["model"]),
+        dtype=dtype,
+        tokenizer=tokenizers.from_state(found.about.get("tokenizer", {})),
+        load=load,
+        notes=tuple(found.damaged),
+    )
+
+
+def write(
+    folder: Path,
+    params: gpt2.Params,
+    model: Model,
+    dtype: str,
+    tokenizer: tokenizers.Tokenizer | None,
+    *,
+    run: Path,
+    origin: str,
+) -> None:
+    """Fills an empty folder with a run that was never trained here, of which there is one checkpoint, after step 0.
+
+    `run` is where the folder will be. UserError without a tokenizer.
+    """
+    if tokenizer is None:
+        raise UserError(f"{origin} doesn't say with which tokenizer it was trained: name it by --tokenizer")
+    config = Config(
+        model=model,
+        compute=Compute(parameters="bfloat16" if dtype == "bfloat16" else "float32"),
+        data=Data(tokenizer=tokenizer.name),  # type: ignore[arg-type]  # among its literals
+        run=Run(name=run.name, folder=str(run.parent), note=f"converted from {origin}"),
+    )
+    settings.write(config, folder / "config.toml")
+    about = {
+        "configuration": dataclasses.asdict(config),
+        "versions": settings.versions(),
+        "tokenizer": tokenizer.state(),
+        "converted_from": origin,
+    }
+    cast = jax.tree.map(lambda array: tensors.cast(array, tensors.DTYPES[dtype], "a tensor"), params)
+    checkpoints.save_params(folder / "checkpoints" / "0", cast, about)

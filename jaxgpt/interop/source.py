@@ -1,0 +1,21 @@
+"""Weights that are somewhere, whatever the format: what is known of them before they are read, and how to read them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxgpt.config import Model
+from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.models import gpt2
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where weights are, all headers checked."""
+
+    where: str
+    kind: str  # for people
+    model: Model
+    dtype: str  # as they are stored: a name of tensors.DTYPES
+    tokenizer: Tokenizer | None  # None where the files don't say, or one that this project hasn't got
+    load: Callable[[], gpt2.Params]  # stacked NumPy arrays of that dtype
+    notes: tuple[str, ...] = ()  # what else is to be said

@@ -1,0 +1,102 @@
+"""The model's tensors by the names that other projects have for them.
+
+Order is llm.c's, which is `gpt2.Params`' own. Weights are (in, out) here and at Hugging Face, whose GPT-2 calls such a
+layer Conv1D, and (out, in) in llm.c.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgpt.config import Model
+from jaxgpt.errors import UserError
+from jaxgpt.layers import embedding, layernorm, linear
+from jaxgpt.models import gpt2
+
+DTYPES = {dtype.name: dtype for dtype in map(np.dtype, (jnp.float32, jnp.bfloat16, jnp.float16))}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of the whole model, or of each block."""
+
+    ours: str  # its place in gpt2.Params
+    llmc: str
+    huggingface: str  # within the block, where it is a block's
+    axes: tuple[str, ...]  # of one layer: T is the context
+    stacked: bool = True  # whether there is one in each block
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it is a matrix that llm.c has as (out, in)."""
+        return self.stacked and len(self.axes) == 2
+
+
+def _norm(ours: str, llmc: str, huggingface: str, *, stacked: bool = True) -> Any:
+    return layernorm.Params(
+        Tensor(f"{ours}.scale", f"{llmc}w", f"{huggingface}.weight", ("C",), stacked),  # type: ignore[arg-type]
+        Tensor(f"{ours}.bias", f"{llmc}b", f"{huggingface}.bias", ("C",), stacked),  # type: ignore[arg-type]
+    )
+
+
+def _dense(ours: str, llmc: str, huggingface: str, inputs: str, outputs: str) -> Any:
+    return linear.Params(
+        Tensor(f"{ours}.weight", f"{llmc}w", f"{huggingface}.weight", (inputs, outputs)),  # type: ignore[arg-type]
+        Tensor(f"{ours}.bias", f"{llmc}b", f"{huggingface}.bias", (outputs,)),  # type: ignore[arg-type]
+    )
+
+
+LAYOUT = gpt2.Params(  # a Tensor in the place of each array
+    embedding=embedding.Params(
+        Tensor("embedding.token", "wte", "wte.weight", ("Vp", "C"), stacked=False),  # type: ignore[arg-type]
+        Tensor("embedding.position", "wpe", "wpe.weight", ("T", "C"), stacked=False),  # type: ignore[arg-type]
+    ),
+    blocks=gpt2.Block(
+        attention_norm=_norm("blocks.attention_norm", "ln1", "ln_1"),
+        qkv=_dense("blocks.qkv", "qkv", "attn.c_attn", "C", "3C"),
+        attention_out=_dense("blocks.attention_out", "attproj", "attn.c_proj", "C", "C"),
+        mlp_norm=_norm("blocks.mlp_norm", "ln2", "ln_2"),
+        mlp_in=_dense("blocks.mlp_in", "fc", "mlp.c_fc", "C", "4C"),
+        mlp_out=_dense("blocks.mlp_out", "fcproj", "mlp.c_proj", "4C", "C"),
+    ),
+    final_norm=_norm("final_norm", "lnf", "ln_f", stacked=False),
+)
+TENSORS: tuple[Tensor, ...] = tuple(jax.tree.leaves(LAYOUT))
+
+
+def shape(tensor: Tensor, model: Model) -> tuple[int, ...]:
+    """Of the whole tensor, with a leading L axis where it is stacked."""
+    C = model.width
+    sizes = {"Vp": model.padded_vocabulary_size, "T": model.context, "C": C, "3C": 3 * C, "4C": 4 * C}
+    return (*[model.layers] * tensor.stacked, *(sizes[axis] for axis in tensor.axes))
+
+
+def count(model: Model) -> int:
+    """Numbers in all tensors, with the embedding's padded rows; a plain int, however large."""
+    return sum(math.prod(shape(tensor, model)) for tensor in TENSORS)
+
+
+def from_named(arrays: Mapping[str, Any]) -> gpt2.Params:
+    """Parameters, from arrays by our names."""
+    return jax.tree.map(lambda tensor: arrays[tensor.ours], LAYOUT)
+
+
+def paired(params: gpt2.Params) -> Iterator[tuple[Tensor, Any]]:
+    """(tensor, array) in llm.c's order, of stacked parameters or of gradients."""
+    return zip(TENSORS, jax.tree.leaves(params), strict=True)
+
+
+def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """To the nearest numbers of another type. UserError for one that is finite and beyond what the type can hold."""
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):
+        result = array.astype(dtype)
+    if dtype == DTYPES["float16"] and np.isinf(result).sum() > np.isinf(array).sum():
+        raise UserError(f"{name} has numbers beyond 65504, the largest of float16: take bfloat16 or float32 (--dtype)")
+    return result

@@ -1,0 +1,120 @@
+"""Where this process stands among those that train together, as options or the cluster say.
+
+JAX knows how to ask Slurm, Open MPI and Kubernetes; here is what it leaves open: whether there are several processes at
+all, Open MPI 5, which no longer sets the variable that JAX looks for, and which devices are whose.
+"""
+
+import os
+import re
+import zlib
+from typing import NamedTuple
+
+from jax._src import clusters
+
+from jaxgpt.config import Parallel
+from jaxgpt.errors import UserError
+
+ALONE = "--parallel.processes 1 trains in this process alone"
+
+
+class Place(NamedTuple):
+    coordinator: str  # host:port, where process 0 listens
+    processes: int
+    process: int
+    source: str  # who says so
+    devices: list[int] | None = None  # this process's of its machine's; None takes those that it sees
+
+
+def find(parallel: Parallel) -> Place | None:
+    """This process's place; None where it trains alone.
+
+    UserError where the cluster says that there are several processes, and not how they find each other.
+    """
+    if parallel.processes == 1:
+        return None
+    if parallel.processes:
+        return Place(parallel.coordinator, parallel.processes, parallel.process, "options")
+    place = _slurm() or _open_mpi(parallel.coordinator) or _kubernetes()
+    if place is None or place.processes == 1:
+        return None
+    return place._replace(coordinator=parallel.coordinator or place.coordinator)
+
+
+def _slurm() -> Place | None:
+    if not clusters.SlurmCluster.is_env_present():  # as in a batch script itself, outside of srun
+        return None
+    tasks = _per_node(os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    node = int(os.environ.get("SLURM_NODEID", "0"))
+    together = tasks[node] if node < len(tasks) else 1
+    return _asked(clusters.SlurmCluster, "Slurm", together)
+
+
+def _per_node(text: str) -> list[int]:
+    """Slurm's "2(x3),1" as [2, 2, 2, 1]."""
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(tasks) for tasks, nodes in found for _ in range(int(nodes or 1))]
+
+
+def _open_mpi(coordinator: str) -> Place | None:
+    if "OMPI_COMM_WORLD_SIZE" not in os.environ:
+        return None
+    local, together = (int(os.environ[f"OMPI_COMM_WORLD_LOCAL_{name}"]) for name in ("RANK", "SIZE"))
+    if clusters.OmpiCluster.is_env_present():
+        return _asked(clusters.OmpiCluster, "Open MPI", together)
+    count, number = (int(os.environ[f"OMPI_COMM_WORLD_{name}"]) for name in ("SIZE", "RANK"))
+    if together < count and not coordinator:
+        raise UserError(
+            f"this Open MPI started {count} processes on several machines and doesn't say on which: give all of them "
+            f"--parallel.coordinator HOST:PORT, with the machine of process 0 and a free port there; {ALONE}"
+        )
+    port = 49152 + zlib.crc32(os.environ.get("PMIX_NAMESPACE", "").encode()) % 8192
+    return Place(coordinator or f"127.0.0.1:{port}", count, number, "Open MPI", _share(local, together))
+
+
+def _kubernetes() -> Place | None:
+    """Of a pod of an indexed Job. Kubernetes is asked by its own client, which need not be installed."""
+    if not {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= os.environ.keys():
+        return None
+    try:
+        import kubernetes  # noqa: F401  # type: ignore[reportMissingImports]
+    except ImportError:
+        raise UserError(
+            "this pod is one of an indexed Job, and the package that would ask Kubernetes for the others is missing: "
+            f"make env EXTRAS=kubernetes, or give --parallel.coordinator, .processes and .process; {ALONE}"
+        ) from None
+    return _asked(clusters.K8sCluster, "Kubernetes", 1)
+
+
+def _asked(cluster: type[clusters.ClusterEnv], name: str, together: int) -> Place:
+    """What JAX's own detection finds. `together`: processes on this machine."""
+    try:
+        if not cluster.is_env_present():
+            raise RuntimeError("its variables are missing")
+        count = cluster.get_process_count()
+        port = os.environ.get("JAX_COORDINATOR_PORT")
+        address = "" if count == 1 else cluster.get_coordinator_address(60, port)
+        local = cluster.get_local_process_id()
+        return Place(address, count, cluster.get_process_id(), name, _share(local or 0, together))
+    except Exception as error:  # of many types: what a cluster's own client raises
+        message = str(error).strip() or type(error).__name__
+        raise UserError(
+            f"{name} doesn't say how this job's processes find each other: {message}. Give --parallel.coordinator, "
+            f".processes and .process; {ALONE}"
+        ) from None
+
+
+def _share(number: int, together: int) -> list[int] | None:
+    """Process `number`'s share of the GPUs that the `together` processes of a machine see.
+
+    One process drives all of them. Where the scheduler has given each process its own there is nothing to share out.
+    Where it doesn't say how many there are, each takes one.
+    """
+    if together == 1:
+        return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [number]
+    count = len([name for name in visible.split(",") if name.strip()])
+    if count < together:
+        return None
+    return list(range(number * count // together, (number + 1) * count // together))

@@ -1,0 +1,258 @@
+"""Several processes, each with its own devices, that train one model: their beginning, their talk and their end.
+
+All run the same program and meet in every step's collectives. What is not a number on a device goes through the
+coordination service that JAX starts in process 0: few and small words, never one for each step.
+
+A process that can't go on would leave the others waiting in a collective. So it tells all of them why, and they end
+too; each has a thread that listens. One that was killed can't tell: the others' next collective fails, or else the
+service misses its heartbeat and ends them.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+from jax._src import distributed  # the service's client has no public name; orbax takes it from there too
+
+from jaxgpt.config import Parallel
+from jaxgpt.errors import AllFailed, Interrupted, JaxgptError, RunError, UserError
+from jaxgpt.parallel import cluster
+
+HEARTBEAT_SECONDS = 30  # without a heartbeat, after which a process counts as dead
+START_SECONDS = 300  # in which all processes must have come
+LONGEST_WAIT = 7 * 24 * 3600  # of those that wait for others, who are alive as long as their hearts beat
+LISTEN_SECONDS = 0.5
+GRACE_SECONDS = 5  # in which a process that hears of a failure may end by itself, most often of the same one
+AGREED = (AllFailed, Interrupted)  # what all processes raise at the same step
+FAILURE, HEARD = "jaxgpt/failure", "jaxgpt/heard"
+
+
+def count() -> int:
+    return distributed.global_state.num_processes if distributed.global_state.client else 1
+
+
+def index() -> int:
+    """This process's number, from 0. Only process 0 writes the run's files and prints."""
+    return distributed.global_state.process_id
+
+
+def first() -> bool:
+    return index() == 0
+
+
+@contextlib.contextmanager
+def together(parallel: Parallel) -> Iterator[None]:
+    """Inside, this process is one of several where options or the cluster say so; at the end each waits for all.
+
+    An error ends all of them. It is printed here then, and does not come out: the process ends with its status.
+    But where all processes have agreed on it each ends by itself, and it comes out of the first alone.
+    """
+    place = cluster.find(parallel)
+    if place is None:
+        yield
+        return
+    _start(place)
+    listener, agreed = _Listener(), None
+    try:
+        try:
+            yield
+        except AGREED as error:
+            agreed = error
+        # Process 0 has most to do at the end, and the service is in it: none may leave before.
+        wait_for_all("end")
+    except BaseException as error:  # Ctrl-C and a bug's exceptions too
+        tell(error)
+        listener.stop()
+        _end(error)
+    listener.stop()
+    if agreed and not first():
+        raise SystemExit(agreed.status)
+    if agreed:
+        raise agreed
+
+
+@contextlib.contextmanager
+def telling() -> Iterator[None]:
+    """To be entered behind what an error closes: the others hear of it before, and nothing closed waits for them."""
+    try:
+        yield
+    except AGREED:
+        raise
+    except BaseException as error:
+        tell(error)
+        raise
+
+
+def _start(place: cluster.Place) -> None:
+    """Meets the others. UserError where they don't come, or where process 0 can't listen."""
+    try:
+        jax.distributed.initialize(
+            place.coordinator,
+            place.processes,
+            place.process,
+            place.devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=START_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except Exception as error:  # of many types
+        raise UserError(
+            f"process {place.process} of {place.processes} ({place.source}) can't meet the others at "
+            f"{place.coordinator}: {_one_line(error)}. Is process 0 running there, and the port free and open?"
+        ) from None
+
+
+# Talk
+
+
+def _client() -> Any:
+    return distributed.global_state.client
+
+
+def wait_for_all(name: str) -> None:
+    """Until all processes are here. Each name may be used once."""
+    if count() > 1:
+        _client().wait_at_barrier(f"jaxgpt/{name}", 1000 * LONGEST_WAIT)
+
+
+class Talk:
+    """Process 0's words to the others. All processes have to say and hear the same things in the same order."""
+
+    def __init__(self) -> None:
+        self._said = 0
+
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        """What process 0 makes, on all of them: something that JSON can hold. Its error ends all."""
+        if count() == 1:
+            return make()
+        key = f"jaxgpt/said/{self._said}"
+        self._said += 1
+        if first():
+            said = make()
+            _client().key_value_set(key, json.dumps(said))
+            return said
+        return json.loads(_client().blocking_key_value_get(key, 1000 * LONGEST_WAIT))
+
+    def from_all(self, own: Any) -> list[Any]:
+        """Each process's own, in their order: something that JSON can hold."""
+        if count() == 1:
+            return [own]
+        key = f"jaxgpt/said/{self._said}"
+        self._said += 1
+        _client().key_value_set(f"{key}/{index()}", json.dumps(own))
+        return [
+            json.loads(_client().blocking_key_value_get(f"{key}/{process}", 1000 * LONGEST_WAIT))
+            for process in range(count())
+        ]
+
+
+talk = Talk()
+
+
+# Failure
+
+
+class Failure(NamedTuple):
+    """Why a process can't go on."""
+
+    message: str
+    status: int  # with which all processes end
+    process: int
+
+
+def _failure(error: BaseException) -> Failure:
+    if isinstance(error, KeyboardInterrupt):
+        return Failure("stopped with Ctrl-C", Interrupted.status, index())
+    if isinstance(error, JaxgptError):
+        return Failure(str(error), error.status, index())
+    if _of_another(error):
+        message = f"another process has ended, or can't be reached ({_one_line(error)})"
+        message += ". --resume goes on from the last checkpoint, on fewer processes too"
+        return Failure(message, RunError.status, index())
+    return Failure(f"{type(error).__name__}: {_one_line(error)}", RunError.status, index())
+
+
+def _of_another(error: BaseException) -> bool:
+    """Whether it is a collective or the service that failed, so that the fault is in another process."""
+    return any(word in str(error) for word in ("Gloo", "NCCL", "coordination", "Barrier"))
+
+
+def _one_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def tell(error: BaseException) -> None:
+    """Says to all processes why this one can't go on, unless one has said so before."""
+    if count() > 1:
+        with contextlib.suppress(Exception):  # another was first, or the service is gone
+            _client().key_value_set(FAILURE, json.dumps(_failure(error)))
+
+
+def _told() -> Failure | None:
+    """What was told first."""
+    try:
+        return Failure(*json.loads(_client().key_value_try_get(FAILURE)))
+    except Exception:  # nothing was, or the service is gone
+        return None
+
+
+class _Listener:
+    """A thread that ends this process where another says that it can't go on."""
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _listen(self) -> None:
+        while not self._done.wait(LISTEN_SECONDS):
+            if _told():
+                if not self._done.wait(GRACE_SECONDS):
+                    _end(None)
+                return
+
+
+def _end(error: BaseException | None) -> None:
+    """Prints what was told and ends the process at once: an ordinary end would wait for the others.
+
+    `error` is this process's own, None where it has none.
+    """
+    own = _failure(error) if error else None
+    failure = _told() or own or Failure("another process has ended", RunError.status, index())
+    if error and not isinstance(error, JaxgptError | KeyboardInterrupt) and not _of_another(error):
+        traceback.print_exception(error)
+    if failure.process == index():
+        print(f"error: {failure.message}", file=sys.stderr)
+    elif first() or own is None or own.message != failure.message:
+        print(f"error: process {failure.process} failed: {failure.message}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    _wait_for_listeners() if first() else _acknowledge()
+    os._exit(failure.status)
+
+
+def _acknowledge() -> None:
+    with contextlib.suppress(Exception):
+        _client().key_value_increment(HEARD, 1)
+
+
+def _wait_for_listeners() -> None:
+    """In process 0: until the others have ended, who would not without the service; but not for those that hang."""
+    until = time.monotonic() + LISTEN_SECONDS + GRACE_SECONDS + 1
+    while time.monotonic() < until:
+        with contextlib.suppress(Exception):
+            if int(_client().key_value_try_get(HEARD)) >= count() - 1:
+                return
+        time.sleep(LISTEN_SECONDS / 5)

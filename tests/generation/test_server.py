@@ -1,0 +1,417 @@
+"""The server, as OpenAI's own client and a plain one see it."""
+
+import contextlib
+import importlib.util
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxgpt import cli
+from jaxgpt.config import Compute, Model, Sampling
+from jaxgpt.data import tokenizers
+from jaxgpt.generation import api, serving, texts
+from jaxgpt.generation.decoder import Decoder
+from jaxgpt.generation.texts import Batch
+from jaxgpt.models import gpt2
+
+MISSING = [name for name in ("openai", "starlette", "uvicorn") if importlib.util.find_spec(name) is None]
+if MISSING:
+    pytest.skip(f"{', '.join(MISSING)} not installed: the extras serve and test have them", allow_module_level=True)
+
+import openai
+import uvicorn
+
+from jaxgpt.generation import server
+from jaxgpt.generation.worker import Worker
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+MODEL = Model(layers=1, heads=2, width=16, context=64, vocabulary_size=256)
+BYTES = tokenizers.make("bytes", "")
+KEY = "a key"
+NAME = "tiny"
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Its texts are ASCII for the most part, since only the first tokens' embeddings are large."""
+    params = jax.tree.map(lambda array: 10 * array, gpt2.init(MODEL, jax.random.key(0)))
+    token = params.embedding.token.at[128:].multiply(0.1)
+    return params._replace(embedding=params.embedding._replace(token=token))
+
+
+@pytest.fixture(scope="module")
+def worker(params):
+    worker = Worker(Batch(Decoder(params, MODEL, Compute(), slots=3, capacity=64), BYTES))
+    yield worker
+    worker.stop()
+
+
+@contextlib.contextmanager
+def listening(worker, **options):
+    """The address of a server of that worker's texts."""
+    defaults = {"name": NAME, "vocabulary_size": 256, "limits": api.Limits(64, 60, 8), "waiting": 8, "per_minute": 0}
+    chosen = server.Options(**defaults | {"key": KEY, "loopback": True} | options)
+    app = server.Server(worker, BYTES, chosen).app()
+    running = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", ws="none"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            running.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(worker):
+    with listening(worker) as address:
+        yield address
+
+
+def openai_client(address: str, key: str = KEY) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def client(address):
+    with openai_client(address) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def complete(client):
+    """A function that asks for a text, and returns it."""
+
+    def ask(prompt="The ", **options):
+        options = {"max_tokens": 20, "seed": 1} | options
+        return client.completions.create(model=NAME, prompt=prompt, **options).choices[0].text
+
+    return ask
+
+
+def test_the_text_is_the_models(params, complete):
+    """What the same settings draw without a server."""
+    for options in ({"temperature": 0.0}, {"temperature": 0.8, "top_p": 0.9}):
+        request = texts.Request(BYTES.encode("The "), Sampling(tokens=20, **options), 1)
+        expected = "".join(piece.text for piece in texts.generate(params, [request], MODEL, Compute(), BYTES))
+        assert complete(**options) == expected
+
+
+def test_the_answer_has_what_openais_has(client):
+    answer = client.completions.create(model=NAME, prompt="abc", max_tokens=5)
+    assert (answer.object, answer.model, len(answer.choices)) == ("text_completion", NAME, 1)
+    assert answer.id.startswith("cmpl-")
+    assert abs(answer.created - time.time()) < 600
+    assert (answer.choices[0].index, answer.choices[0].finish_reason, answer.choices[0].logprobs) == (0, "length", None)
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (3, 5, 8)
+
+
+def test_a_stream_joined_is_the_text(client, complete):
+    chunks = list(
+        client.completions.create(
+            model=NAME, prompt="The ", max_tokens=20, seed=1, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    *pieces, usage = chunks
+    assert "".join(chunk.choices[0].text for chunk in pieces) == complete()
+    assert len(pieces) > 1
+    assert [chunk.choices[0].finish_reason for chunk in pieces] == [None] * (len(pieces) - 1) + ["length"]
+    assert usage.choices == []
+    assert usage.usage.total_tokens == 24
+
+
+def test_requests_at_once_have_the_same_texts_as_alone(complete):
+    """More than there are slots, of other lengths and settings."""
+    asked = [{"prompt": "ab" * (n + 1), "seed": n, "max_tokens": 5 + 7 * n, "temperature": 0.3 * n} for n in range(6)]
+    alone = [complete(**options) for options in asked]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        assert list(pool.map(lambda options: complete(**options), asked)) == alone
+
+
+def test_several_prompts_and_samples(client, complete):
+    """In the order of the prompts, each with its n samples, of following seeds."""
+    answer = client.completions.create(model=NAME, prompt=["one", "two"], n=2, max_tokens=9, seed=4)
+    expected = [complete(prompt, seed=seed, max_tokens=9) for prompt in ("one", "two") for seed in (4, 5)]
+    assert [choice.text for choice in answer.choices] == expected
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert answer.usage.completion_tokens == 36
+
+
+def test_prompts_as_tokens(client, complete):
+    assert complete(list(b"The ")) == complete("The ")
+    answer = client.completions.create(model=NAME, prompt=[[65], [66, 67]], max_tokens=4, seed=0)
+    assert [choice.text for choice in answer.choices] == [complete(p, max_tokens=4, seed=0) for p in ("A", "BC")]
+
+
+def test_echo(client, complete):
+    assert complete(extra_body={"echo": True}) == "The " + complete()
+    chunks = client.completions.create(model=NAME, prompt="The ", max_tokens=20, seed=1, stream=True, echo=True)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "The " + complete()
+    assert complete(max_tokens=0, extra_body={"echo": True}) == "The "
+
+
+def test_stop_texts(client, complete):
+    text = complete(max_tokens=40)
+    for stop in (text[7:9], [text[20:22], text[12:15]]):
+        first = min(text.index(one) for one in ([stop] if isinstance(stop, str) else stop))
+        answer = client.completions.create(model=NAME, prompt="The ", max_tokens=40, seed=1, stop=stop)
+        assert (answer.choices[0].text, answer.choices[0].finish_reason) == (text[:first], "stop")
+        chunks = client.completions.create(model=NAME, prompt="The ", max_tokens=40, seed=1, stop=stop, stream=True)
+        assert "".join(chunk.choices[0].text for chunk in chunks) == text[:first]
+
+
+def test_more_settings_than_openais(complete):
+    assert complete(extra_body={"top_k": 1}) == complete(temperature=0)
+    assert complete(extra_body={"min_p": 1.0}) == complete(temperature=0)
+    assert complete(top_p=0) == complete(temperature=0)
+    assert complete(extra_body={"repetition_penalty": 50.0}, temperature=0) != complete(temperature=0)
+
+
+def test_without_a_seed_texts_differ(client):
+    drawn = [
+        client.completions.create(model=NAME, prompt="a", max_tokens=30, temperature=2).choices[0].text for _ in "12"
+    ]
+    assert drawn[0] != drawn[1]
+
+
+def test_models(client):
+    assert [model.id for model in client.models.list()] == [NAME]
+    assert client.models.retrieve(NAME).owned_by == "jaxgpt"
+    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt-7'"):
+        client.models.retrieve("gpt-7")
+
+
+@pytest.mark.parametrize(
+    ("options", "param", "message"),
+    [
+        ({"temperature": 3}, "temperature", "temperature is 3, and must be from 0 to 2"),
+        ({"temperature": "hot"}, "temperature", "temperature is 'hot', which is of the wrong type"),
+        ({"top_p": -1}, "top_p", "top_p is -1, and must be from 0 to 1"),
+        ({"max_tokens": 61}, "max_tokens", "max_tokens is 61, and must be from 0 to 60"),
+        ({"max_tokens": True}, "max_tokens", "wrong type"),
+        ({"max_tokens": 1.5}, "max_tokens", "wrong type"),
+        ({"n": 0}, "n", "n is 0, and must be from 1 to 8"),
+        ({"n": 3, "prompt": ["a", "b", "c"]}, "n", "3 texts for 3 prompts are more than 8 at once"),
+        ({"seed": -1}, "seed", "must be from 0 to 2147483647"),
+        ({"stop": list("abcde")}, "stop", "stop must be a text, or up to 4 texts"),
+        ({"stop": ""}, "stop", "stop must be a text"),
+        ({"prompt": ""}, "prompt", "prompt is empty"),
+        ({"prompt": []}, "prompt", "prompt is empty"),
+        ({"prompt": [256]}, "prompt", "lists of tokens from 0 to 255"),
+        ({"prompt": ["a", 3]}, "prompt", "prompt must be text, a list of texts"),
+        ({"prompt": "\ud800"}, "prompt", "half a surrogate pair"),
+        ({"prompt": "a" * 60}, "prompt", "are more than the model's context of 64 tokens"),
+        ({"logprobs": 2}, "logprobs", "logprobs is not offered"),
+        ({"logit_bias": {"3": 1}}, "logit_bias", "logit_bias is not offered"),
+        ({"suffix": "end"}, "suffix", "suffix is not offered"),
+        ({"best_of": 2}, "best_of", "best_of is not offered"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty", "frequency_penalty is not offered"),
+        ({"extra_body": {"temprature": 1}}, "temprature", "unknown parameter 'temprature'; did you mean temperature?"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(client, options, param, message):
+    options = {"prompt": "a", "max_tokens": 5} | options
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.completions.create(model=NAME, **options)
+    assert raised.value.param == param
+    assert message in raised.value.message
+    assert raised.value.type == "invalid_request_error"
+
+
+def test_another_model_is_not_found(client):
+    with pytest.raises(openai.NotFoundError) as raised:
+        client.completions.create(model="gpt-7", prompt="a")
+    assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
+
+
+def test_without_the_key_there_is_no_answer(address):
+    with openai_client(address, "another key") as client:
+        with pytest.raises(openai.AuthenticationError, match="a valid API key is needed"):
+            client.completions.create(model=NAME, prompt="a")
+        with pytest.raises(openai.AuthenticationError):
+            client.models.list()
+
+
+def post(address: str, body: bytes, path: str = "/v1/completions", **headers: str) -> tuple[int, dict]:
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
+    request = urllib.request.Request(address + path, body, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            text = error.read().decode()
+            return error.code, json.loads(text) if text.startswith("{") else {"error": {"message": text}}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (b"{", 400, "the body is not JSON"),
+        (b"\xff", 400, "the body is not JSON"),
+        (b"[" * 100_000, 400, "the body is not JSON"),
+        (b"[]", 400, "the body must be a JSON object"),
+        (b"{}", 400, "model is missing"),
+        (b'{"model": "tiny"}', 400, "prompt is missing"),
+        (b'{"model": "tiny", "prompt": "a", "temperature": NaN}', 400, "temperature is nan"),
+        (b" " * (server.LARGEST_BODY + 1), 413, "the body is longer than"),
+    ],
+)
+def test_a_body_that_is_no_request(address, body, status, message):
+    code, answer = post(address, body)
+    assert code == status
+    assert message in answer["error"]["message"]
+
+
+def test_what_a_page_in_a_browser_could_send_is_refused(address):
+    """Without asking first it can send no JSON, and by a name of its own it comes with that name."""
+    body = json.dumps({"model": NAME, "prompt": "a"}).encode()
+    assert post(address, body, Content_Type="text/plain")[0] == 415
+    assert post(address, body, Host="example.org")[0] == 400
+
+
+def test_health_needs_no_key_and_other_paths_are_not_there(address):
+    with urllib.request.urlopen(f"{address}/health") as answer:
+        assert json.load(answer) == {"status": "ok", "texts": 0}
+    status, answer = post(address, b"{}", "/v1/chat/completions")
+    assert (status, answer["error"]["type"]) == (404, "invalid_request_error")
+    assert post(address, b"{}", "/health")[0] == 405
+
+
+def test_the_rate_is_limited(worker):
+    with listening(worker, per_minute=2) as address, openai_client(address) as client:
+        for _ in range(2):
+            client.completions.create(model=NAME, prompt="a", max_tokens=1)
+        with pytest.raises(openai.RateLimitError, match="more than 2 requests in a minute") as raised:
+            client.completions.create(model=NAME, prompt="a", max_tokens=1)
+        assert 0 < int(raised.value.response.headers["Retry-After"]) <= 60
+        client.models.list()
+
+
+def test_a_minute_later_a_client_may_ask_again():
+    rate = server.Rate(2)
+    for now in (0.0, 30.0):
+        rate.check("a", now)
+    for client, now, passes in (("a", 59.0, False), ("b", 59.0, True), ("a", 61.0, True), ("a", 62.0, False)):
+        with contextlib.nullcontext() if passes else pytest.raises(api.ApiError):
+            rate.check(client, now)
+
+
+def test_too_many_waiting_texts_are_refused(worker):
+    with listening(worker, waiting=2) as address, openai_client(address) as client:
+        with pytest.raises(openai.RateLimitError, match="too many texts are waiting"):
+            client.completions.create(model=NAME, prompt="a", n=3)
+        assert client.completions.create(model=NAME, prompt="a", n=2, max_tokens=1).usage.completion_tokens == 2
+
+
+def test_a_client_that_leaves_frees_its_slots(address, client, worker):
+    stream = client.completions.create(model=NAME, prompt="a", n=8, max_tokens=60, stream=True)
+    next(iter(stream))
+    stream.close()
+    deadline = time.monotonic() + 60
+    while worker.waiting and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert worker.waiting == 0
+    assert client.completions.create(model=NAME, prompt="a", max_tokens=1).usage.completion_tokens == 1
+
+
+def test_a_model_that_fails_is_said_to(capsys):
+    class Failing:
+        def free(self):
+            raise MemoryError("no room")
+
+    worker = Worker(Batch(Failing(), BYTES))  # type: ignore[arg-type]
+    with listening(worker, key="") as address, openai_client(address) as client:
+        for _ in range(2):  # the one that it happens to, and one that comes afterwards
+            with pytest.raises(openai.InternalServerError, match="the model failed"):
+                client.completions.create(model=NAME, prompt="a")
+        with pytest.raises(urllib.error.HTTPError) as raised:
+            urllib.request.urlopen(f"{address}/health")
+        raised.value.close()
+        assert raised.value.code == 503
+    worker.stop()
+    assert "MemoryError: no room" in capsys.readouterr().err
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        *(("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True)),
+        *(("0.0.0.0", False), ("::", False), ("192.168.1.2", False), ("example.org", False), ("", False)),
+    ],
+)
+def test_what_is_this_machine_alone(host, loopback):
+    assert serving.is_loopback(host) is loopback
+
+
+def test_other_addresses_need_a_key(fails, monkeypatch, tmp_path):
+    monkeypatch.delenv(serving.KEY_VARIABLE, raising=False)
+    message = fails("serve", "--run", "x", "--host", "0.0.0.0")
+    assert message.startswith("error: --host 0.0.0.0: others could reach the server, so an API key is needed")
+    (tmp_path / "key").write_text("\n")
+    assert "there is no key in it" in fails("serve", "--run", "x", "--key-file", str(tmp_path / "key"))
+    assert "--key-file gone: can't be read" in fails("serve", "--run", "x", "--key-file", "gone")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--port", "70000"], "--port is 70000, and must be from 0 to 65535"),
+        (["--slots", "0"], "--slots is 0, and must be greater than 0"),
+        (["--port", "0"], "--run x: not a run's folder"),
+    ],
+)
+def test_options_that_cannot_be(fails, words, message):
+    assert message in fails("serve", "--run", "x", *words)
+
+
+def test_a_port_that_is_taken(fails):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"--port {port}: can't listen there (" in fails("serve", "--run", "x", "--port", str(port))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_finishes_what_has_begun_and_ends(work, number):
+    """Trained for one step, served by the command, and stopped in the middle of an answer."""
+    tiny = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.context=512", "--data.text=text.txt"]
+    tiny += ["--data.tokenizer=bytes", "--training.steps=1", "--sampling.tokens=1", "--run.name=tiny"]
+    tiny += ["--training.sequence-length=16", "--training.batch-size=2"]
+    assert cli.main(tiny) == 0
+    command = [sys.executable, Path(cli.__file__).resolve().parent.parent / "run.py", "serve", "--run", "runs/tiny"]
+    with subprocess.Popen(
+        [*command, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
+        assert found is not None
+        with openai_client(found[0]) as client:
+            stream = client.completions.create(model="tiny", prompt="a", max_tokens=500, stream=True)
+            chunks = iter(stream)
+            first = next(chunks)
+            process.send_signal(number)
+            text = first.choices[0].text + "".join(chunk.choices[0].text for chunk in chunks)
+        assert len(text) > 100
+        _, err = process.communicate(timeout=60)
+        assert "Traceback" not in err
+    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGTERM)

@@ -1,0 +1,127 @@
+"""Texts from requests: where they end, and in which order they come."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxgpt.config import Compute, Model, Sampling
+from jaxgpt.data import tokenizers
+from jaxgpt.generation import texts
+from jaxgpt.generation.decoder import Decoder
+from jaxgpt.models import gpt2
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+MODEL = Model(layers=1, heads=2, width=16, context=16, vocabulary_size=256)
+BYTES = tokenizers.make("bytes", "")
+
+
+class Scripted(Decoder):
+    """A decoder whose texts go on as they are told to, some tokens at a time."""
+
+    def __init__(self, script: bytes, slots: int, at_once: int):
+        self.script, self.at_once = script, at_once
+        self.places: list[int | None] = [None] * slots
+
+    def free(self):
+        return [slot for slot, place in enumerate(self.places) if place is None]
+
+    def start(self, slot, prompt, sampling, seed):
+        self.places[slot] = 1
+        return self.script[0]
+
+    def stop(self, slot):
+        self.places[slot] = None
+
+    def go_on(self, most=32):
+        drawn, count = {}, min(most, self.at_once)
+        for slot, place in enumerate(self.places):
+            if place is not None:
+                drawn[slot] = list(self.script[place : place + count])
+                self.places[slot] = place + count
+        return drawn
+
+
+def run(script: str, at_once: int, *options: Sampling, slots: int = 1) -> list[tuple[str, str]]:
+    """The whole text of each request, and how it ended."""
+    batch = texts.Batch(Scripted(script.encode(), slots, at_once), BYTES)
+    requests = [batch.add(texts.Request(np.array([65]), option, 0)) for option in options]
+    said = {id(text): "" for text in requests}
+    while len(batch):
+        for text, piece in batch.turn():
+            assert said[id(text)] is not None
+            said[id(text)] += piece
+    return [(said[id(text)], text.ended) for text in requests]
+
+
+@given(st.text("ab", min_size=1, max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
+def test_a_text_ends_before_its_first_stop_text(script, stop, data):
+    """As cutting the whole text would, however many tokens come at once."""
+    at_once = data.draw(st.integers(1, 5))
+    places = [place for place in (script.find(text) for text in stop) if place >= 0]
+    expected = (script[: min(places)], "stop") if places else (script, "length")
+    assert run(script, at_once, Sampling(tokens=len(script), stop=tuple(stop))) == [expected]
+
+
+def test_what_cannot_be_a_stop_text_any_more_comes_at_once():
+    until = texts.UntilStop(BYTES, ("stop",))
+    assert [until(token) for token in b"a sto stone"] == [*"a ", "", "", "", "sto ", "", "", "", "ston", "e"]
+    assert until.finish() == ""
+
+
+def test_a_stop_text_of_several_bytes_a_character():
+    assert run("naïve — yes", 1, Sampling(tokens=14, stop=("—",))) == [("naïve ", "stop")]
+
+
+def test_a_half_character_at_the_end_is_replaced():
+    assert run("aé", 1, Sampling(tokens=2)) == [("a\ufffd", "length")]
+
+
+def test_more_requests_than_slots():
+    options = [Sampling(tokens=tokens) for tokens in (5, 0, 1, 9, 3)]
+    expected = [("x" * option.tokens, "length") for option in options]
+    for slots in (1, 2, 5):
+        assert run("x" * 9, 4, *options, slots=slots) == expected
+
+
+def test_a_text_that_nobody_wants_leaves_its_slot():
+    batch = texts.Batch(Scripted(b"x" * 50, 1, 2), BYTES)
+    first, second, third = (batch.add(texts.Request(np.array([65]), Sampling(tokens=9), 0)) for _ in range(3))
+    list(batch.turn())
+    batch.remove(second)
+    batch.remove(first)
+    while len(batch):
+        list(batch.turn())
+    assert (first.ended, second.ended, third.ended) == ("", "", "length")
+
+
+def test_the_end_of_text_ends_it_where_it_is_asked_for():
+    letters = tokenizers.make("characters", "abc")
+    letters.end_of_text = 2
+    for ends, expected in ((True, ("ab", "stop")), (False, ("abca", "length"))):
+        batch = texts.Batch(Scripted(bytes([0, 1, 2, 0]), 1, 1), letters)
+        text = batch.add(texts.Request(np.array([0]), Sampling(tokens=4), 0, until_end_of_text=ends))
+        pieces = ""
+        while len(batch):
+            pieces += "".join(piece for _, piece in batch.turn())
+        assert (pieces, text.ended) == expected
+
+
+def test_texts_of_a_model_do_not_depend_on_what_is_drawn_beside_them():
+    """Nine texts in eight slots, and each of them alone."""
+    params = jax.tree.map(lambda array: 10 * array, gpt2.init(MODEL, jax.random.key(0)))
+    requests = [
+        texts.Request(np.arange(65, 66 + seed), Sampling(tokens=3 * seed + 1, temperature=1.0), seed)
+        for seed in range(9)
+    ]
+
+    def draw(chosen):
+        said = [""] * len(chosen)
+        for piece in texts.generate(params, chosen, MODEL, Compute(), BYTES):
+            said[piece.number] += piece.text
+        return said
+
+    together = draw(requests)
+    assert [draw([requests[number]])[0] for number in (0, 4, 8)] == [together[number] for number in (0, 4, 8)]

@@ -1,0 +1,231 @@
+"""Hugging Face's folders: what transformers makes of ours, what we make of its, and what is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxgpt.config import Compute, Model
+from jaxgpt.data import tokenizers
+from jaxgpt.errors import UserError
+from jaxgpt.interop import files, huggingface, huggingface_export, tensors
+from jaxgpt.models import gpt2
+from tests.interop.weights import MODEL, assert_same_bits, random_params
+
+ONE_FILE = 1 << 30
+
+
+def export(folder, dtype="float32", *, shard_bytes=ONE_FILE, tokenizer=None, model=MODEL):
+    params = random_params(model, dtype)
+    with files.new_folder(folder) as new:
+        huggingface_export.write(new, params, model, dtype, tokenizer, shard_bytes)
+    return params
+
+
+def change(path, **values):
+    """Changes keys of a JSON file; None takes one away."""
+    content = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+# Round trips
+
+
+def test_the_table_of_tensors_is_the_model():
+    """Names, order and shapes, beside `gpt2.init`'s own."""
+    shapes = jax.eval_shape(lambda: gpt2.init(MODEL, jax.random.key(0)))
+    for (path, leaf), tensor in zip(jax.tree.leaves_with_path(shapes), tensors.TENSORS, strict=True):
+        assert ".".join(key.name for key in path) == tensor.ours
+        assert leaf.shape == tensors.shape(tensor, MODEL)
+    assert tensors.count(MODEL) == gpt2.parameter_count(MODEL, padded=True)
+
+
+@pytest.mark.parametrize("dtype", tensors.DTYPES)
+@pytest.mark.parametrize("shard_bytes", [ONE_FILE, 3000, 1], ids=["one file", "some files", "a file for each tensor"])
+def test_there_and_back_changes_no_bit(tmp_path, dtype, shard_bytes):
+    params = export(tmp_path / "hf", dtype, shard_bytes=shard_bytes)
+    source = huggingface.open_folder(tmp_path / "hf")
+    assert (source.model, source.dtype, source.tokenizer) == (MODEL, dtype, None)
+    assert_same_bits(source.load(), params)
+    shards = list((tmp_path / "hf").glob("*.safetensors"))
+    assert (len(shards) > 1) == (tmp_path / "hf" / huggingface.INDEX).exists() == (shard_bytes < ONE_FILE)
+    assert len(shards) == {ONE_FILE: 1, 3000: len(shards), 1: 28}[shard_bytes]
+
+
+def test_old_files_have_no_prefix_masks_and_a_head_of_their_own(tmp_path):
+    """As openai-community/gpt2 has them; and mixed types become float32."""
+    params = export(tmp_path / "hf")
+    path = tmp_path / "hf" / huggingface.WEIGHTS
+    named = {name.removeprefix(huggingface.PREFIX): array for name, array in load_file(path).items()}
+    named["h.0.attn.bias"] = np.tril(np.ones((1, 1, 12, 12), np.float32))
+    named["lm_head.weight"] = named["wte.weight"].copy()
+    named["ln_f.bias"] = named["ln_f.bias"].astype(np.float16)
+    save_file(named, path)
+    source = huggingface.open_folder(tmp_path / "hf")
+    assert source.dtype == "float32"
+    rounded = params.final_norm.bias.astype(np.float16).astype(np.float32)
+    assert_same_bits(source.load(), params._replace(final_norm=params.final_norm._replace(bias=rounded)))
+    named["lm_head.weight"][3, 3] += 1
+    save_file(named, path)
+    with pytest.raises(UserError, match=r"lm_head.weight differs from wte.weight"):
+        huggingface.open_folder(tmp_path / "hf").load()
+
+
+# What transformers makes of it
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    reason = "loads the export with transformers, which the parity extra installs: pip install -e .[parity]"
+    pytest.importorskip("torch", reason=reason)
+    return pytest.importorskip("transformers", reason=reason)
+
+
+@pytest.mark.parametrize("shard_bytes", [ONE_FILE, 3000])
+def test_transformers_has_our_logits(tmp_path, transformers, quick_compilation, shard_bytes):
+    import torch
+
+    params = export(tmp_path / "hf", shard_bytes=shard_bytes)
+    theirs, said = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not any(said.values()), said
+    tokens = np.random.default_rng(1).integers(MODEL.vocabulary_size, size=(3, 12), dtype=np.int32)
+    with torch.no_grad():
+        expected = theirs(input_ids=torch.from_numpy(tokens).long()).logits.numpy()
+    logits = jax.jit(lambda *of: gpt2.forward(*of, MODEL, Compute()))(params, tokens)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_transformers_saves_is_read(tmp_path, transformers, dtype):
+    import torch
+
+    export(tmp_path / "ours", dtype)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours", dtype=getattr(torch, dtype))
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="4KB")
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
+    source = huggingface.open_folder(tmp_path / "theirs")
+    assert (source.model, source.dtype) == (MODEL, dtype)
+    assert_same_bits(source.load(), random_params(dtype=dtype))
+
+
+TEXT = "To be, or not to be:\n  that isn't   the question 42! naïve <|endoftext|> 日本"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bytes", "characters"])
+def test_the_exported_tokenizer_and_pipeline(tmp_path, transformers, name):
+    """Their tokenizer gives our ids and our text; the pipeline goes on from a prompt, greedily, with known tokens."""
+    tokenizer = tokenizers.make(name, TEXT)
+    model = Model(layers=1, heads=2, width=8, context=64, vocabulary_size=tokenizer.vocabulary_size)
+    export(tmp_path / "hf", tokenizer=tokenizer, model=model)
+    read = huggingface.open_folder(tmp_path / "hf").tokenizer
+    assert read is not None
+    assert read.state() == tokenizer.state()
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    text = TEXT.replace("<|endoftext|>", "") if name == "gpt2" else TEXT  # which they read as the special token
+    ids = tokenizer.encode(text)
+    assert theirs(text)["input_ids"] == ids.tolist()
+    assert theirs.decode(ids.tolist()) == text
+    generate = transformers.pipeline("text-generation", str(tmp_path / "hf"), device="cpu")
+    [result] = generate("to be", max_new_tokens=5, do_sample=False, pad_token_id=0)
+    assert result["generated_text"].startswith("to be")
+    assert len(result["generated_text"]) > len("to be")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": "llama"}, "model_type is 'llama'; this version reads GPT-2 models"),
+        ({"n_layer": 3}, "the tensor h.2.ln_1.weight is missing, which a GPT-2 of 3 layers has"),
+        ({"n_layer": 1}, "the tensor 'h.1.attn.c_attn.bias' is none of a GPT-2 of 1 layers"),
+        ({"n_layer": 2**31 - 1}, "the tensor h.2.ln_1.weight is missing"),
+        ({"n_layer": -1}, "n_layer is -1, and must be a whole number from 1 to"),
+        ({"n_layer": True}, "n_layer is True, and must be a whole number"),
+        ({"n_embd": 2**31 - 2}, "by config.json"),
+        ({"n_head": 3}, "n_embd is 16, and 3 heads (n_head) don't divide it"),
+        ({"vocab_size": 151}, "[150, 16], and [151, 16] by config.json"),
+        ({"n_positions": "12"}, "n_positions is 12, and must be a whole number"),
+        ({"n_inner": 32}, "n_inner is 32; this project's GPT-2 has four times n_embd"),
+        ({"activation_function": "relu"}, "activation_function is relu; this project's GPT-2 has gelu_new"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings is False; this project's GPT-2 has True"),
+        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
+    ],
+)
+def test_a_config_that_is_not_the_weights(tmp_path, values, message):
+    export(tmp_path / "hf")
+    change(tmp_path / "hf" / huggingface.CONFIG, **values)
+    with pytest.raises(UserError) as error:
+        huggingface.open_folder(tmp_path / "hf")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../elsewhere.safetensors",
+        "/etc/passwd",
+        "a/b.safetensors",
+        "..",
+        "",
+        "model.bin",
+        "x\0.safetensors",
+        "~.safetensors",
+    ],
+)
+def test_a_hostile_name_in_the_index(tmp_path, name):
+    export(tmp_path / "hf", shard_bytes=1)
+    index = tmp_path / "hf" / huggingface.INDEX
+    weights = json.loads(index.read_text())["weight_map"]
+    change(index, weight_map=weights | {"transformer.wte.weight": name})
+    with pytest.raises(UserError, match="is refused: it must be the plain name"):
+        huggingface.open_folder(tmp_path / "hf")
+
+
+def test_a_link_out_of_the_folder(tmp_path):
+    export(tmp_path / "hf")
+    path = tmp_path / "hf" / huggingface.WEIGHTS
+    path.rename(tmp_path / "elsewhere.safetensors")
+    path.symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(UserError, match="is a link out of its folder"):
+        huggingface.open_folder(tmp_path / "hf")
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(UserError, match=r"neither model.safetensors nor"):
+        huggingface.open_folder(tmp_path / "hf")
+
+
+def test_the_hubs_cache_links_to_its_blobs(tmp_path):
+    params = export(tmp_path / "models--x" / "snapshots" / "abc")
+    path = tmp_path / "models--x" / "snapshots" / "abc" / huggingface.WEIGHTS
+    (tmp_path / "models--x" / "blobs").mkdir()
+    path.rename(tmp_path / "models--x" / "blobs" / "0123")
+    path.symlink_to("../../blobs/0123")
+    assert_same_bits(huggingface.open_folder(path.parent).load(), params)
+
+
+def test_a_pickle_is_not_read(tmp_path):
+    export(tmp_path / "hf")
+    (tmp_path / "hf" / huggingface.WEIGHTS).unlink()
+    (tmp_path / "hf" / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
+    with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, which can run code and is not read"):
+        huggingface.open_folder(tmp_path / "hf")
+
+
+def test_a_file_cut_off(tmp_path):
+    export(tmp_path / "hf")
+    path = tmp_path / "hf" / huggingface.WEIGHTS
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        huggingface.open_folder(tmp_path / "hf")
+
+
+def test_float16_holds_no_more_than_65504(tmp_path):
+    params = random_params()
+    params.final_norm.bias[0] = 1e5
+    with pytest.raises(UserError, match="numbers beyond 65504"), files.new_folder(tmp_path / "hf") as folder:
+        huggingface_export.write(folder, params, MODEL, "float16", None, ONE_FILE)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,183 @@
+"""Real processes on this machine that train together, and what happens when one of them fails."""
+
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgpt import cli
+from jaxgpt.config import Model
+from jaxgpt.training import checkpoints
+from tests.parallel.several import ROOT, Several, environment, losses, metrics, words
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+MINUTE = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def work(tmp_path_factory):
+    """A folder with text.txt, which is the current folder of these tests."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "text.txt").write_text("the cat sat on the mat and saw a red hat\n" * 50)
+    with contextlib.chdir(folder):
+        yield folder
+
+
+def alone(name: str, devices: int = 1, *more: str, **changes) -> None:
+    """The same run in this process, on so many devices."""
+    assert cli.main([*words(**changes | {"run__name": name}), f"--parallel.devices={devices}", *more]) == 0
+
+
+def params(name: str):
+    found, _ = checkpoints.load_params(
+        Path("runs", name), Model(layers=1, heads=1, width=9, context=8, vocabulary_size=0)
+    )
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(found)]
+
+
+def assert_same_run(name: str, other: str) -> None:
+    """But for the rounding of sums in another order."""
+    steps, values = zip(*losses(name), strict=True)
+    other_steps, other_values = zip(*losses(other), strict=True)
+    assert steps == other_steps
+    np.testing.assert_allclose(values, other_values, rtol=1e-4)
+    for a, b in zip(params(name), params(other), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_two_processes_train_as_one_with_two_devices():
+    """Each reads its own half of every micro-batch; only the first writes and prints."""
+    with Several(2, "two", script="tests/parallel/one_of_several.py", parallel__zero=1) as two:
+        assert two.wait() == [0, 0], two.output()
+    assert "parallel  2 devices of 2 processes, ZeRO stage 1" in two.output(0)
+    assert two.output(1) == ""
+    alone("one", 2, parallel__zero=1)
+    assert_same_run("two", "one")
+    assert len(metrics("two")) == 8 + 4  # losses, and validation losses at 0, 3, 6 and 8
+    assert Path("runs/two/samples.txt").read_text().count("--- step") == 2
+    assert 'processes = 0\nprocess = -1\ncoordinator = ""' in Path("runs/two/config.toml").read_text()
+    reads = [json.loads(Path(f"reads.{process}.json").read_text()) for process in range(2)]
+    windows = [{start for start, stop in part if stop - start == 8} for part in reads]
+    assert [len(part) for part in reads] == [2 * 8 * 2 * 4] * 2  # tokens and targets of 4 sequences
+    assert len(windows[0] | windows[1]) == len(windows[0]) + len(windows[1])
+
+
+@pytest.mark.slow
+def test_one_that_is_killed_ends_all_and_fewer_go_on():
+    """Four processes in stage 2, of which the third is killed; two in stage 3 go on as one alone would have."""
+    same = {"training__evaluate_every": 0, "optimizer__schedule": "constant", "optimizer__learning_rate": 0.001}
+    with Several(4, "killed", parallel__zero=2, training__steps=100000, **same) as four:
+        four.until_step(8)
+        four.processes[2].send_signal(signal.SIGKILL)
+        statuses = four.wait(MINUTE)
+    assert statuses == [1, 1, -signal.SIGKILL, 1], four.output()
+    assert "error: another process has ended, or can't be reached" in four.output(0)
+    assert "--resume goes on from the last checkpoint, on fewer processes too" in four.output(0)
+    assert "Traceback" not in four.output()
+    last = checkpoints.whole_steps(Path("runs/killed/checkpoints"))[-1]
+    same["training__steps"] = last + 8
+    with Several(2, "killed", "--resume", parallel__zero=3, **same) as two:
+        assert two.wait() == [0, 0], two.output()
+    assert f"resuming after step {last}, from runs/killed/checkpoints/{last}" in two.output(0)
+    alone("whole", **same)
+    assert_same_run("killed", "whole")
+
+
+@pytest.mark.slow
+def test_the_first_that_is_killed_ends_all():
+    """With it goes the service through which the others would hear: JAX ends them, if their next step doesn't."""
+    with Several(2, "first", training__steps=100000) as two:
+        two.until_step(4)
+        two.processes[0].send_signal(signal.SIGKILL)
+        killed, other = two.wait(MINUTE)
+    assert killed == -signal.SIGKILL
+    assert other in (1, -signal.SIGABRT)
+    assert "another process has ended" in two.output(1) or "another task died" in two.output(1)
+
+
+@pytest.mark.slow
+def test_one_that_hangs_ends_all():
+    """Its heartbeats stop, as when its machine is lost."""
+    with Several(2, "hangs", training__steps=100000) as two:
+        two.until_step(4)
+        two.processes[1].send_signal(signal.SIGSTOP)
+        assert two.processes[0].wait(MINUTE) in (1, -signal.SIGABRT)
+    assert "unhealthy" in two.output(0) or "another process has ended" in two.output(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_one_of_them_stops_all_at_the_same_step(number, status):
+    name = number.name
+    with Several(2, name, training__steps=100000, checkpoint__every_minutes=0) as two:
+        two.until_step(4)
+        two.processes[1].send_signal(number)
+        assert two.wait() == [status, status], two.output()
+    last = metrics(name)[-1]["step"]
+    assert checkpoints.whole_steps(Path("runs", name, "checkpoints"))[-1] == last
+    assert f"after step {last} of 100000; saved in runs/{name}/checkpoints/{last}" in two.output(0)
+    assert two.output(1) == ""
+
+
+@pytest.mark.slow
+def test_a_mistake_in_one_of_them_ends_all_with_its_message(work):
+    (work / "other.txt").write_text("the cat sat on the mat and saw a red cap\n" * 50)
+    own = [["--data.text=text.txt"], ["--data.text=other.txt"]]
+    with Several(2, "mistake", own=own) as two:
+        assert two.wait() == [2, 2], two.output()
+    message = "process 1 is to train other than process 0: --data.text is text.txt there and other.txt here; "
+    message += "--data.text other.txt is another text: it differs between the byte offsets 0 and 2050"
+    assert f"error: process 1 failed: {message}" in two.output(0)
+    assert f"error: {message}" in two.output(1)
+    assert not Path("runs/mistake").exists()
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_a_number_ends_all(work):
+    with Several(2, "nan", optimizer__learning_rate=1e30, optimizer__clip_norm=0) as two:
+        assert two.wait() == [1, 1], two.output()
+    assert "so the run stops here; the last good state is in runs/nan/checkpoints/" in two.output(0)
+    assert two.output(1) == ""
+    assert Path("runs/nan/loss.png").exists()
+
+
+@pytest.mark.slow
+def test_reproducible_on_several_processes():
+    """To the last bit what one device gives, on two processes of two devices each."""
+    with Several(2, "bits", "--parallel.reproducible", devices=2) as two:
+        assert two.wait() == [0, 0], two.output()
+    alone("bit", 1, "--parallel.reproducible")
+    for a, b in zip(params("bits"), params("bit"), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_the_script_for_one_node(work):
+    """Two processes on a CPU; started again, there is nothing left to do."""
+    command = [str(ROOT / "scripts/one_node.sh"), *words(run__name="node", run__folder=work / "runs")]
+    command.append(f"--data.text={work}/text.txt")
+    own = environment() | {"PROCESSES": "2", "PYTHON": sys.executable, "PATH": "/usr/bin:/bin"}
+    for said in ("parallel  2 devices of 2 processes", "resuming after step 8"):
+        done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert said in done.stdout
+    alone("one_node", 1)
+    assert_same_run("node", "one_node")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("mpirun"), reason="Open MPI is not installed")
+def test_open_mpi_says_who_is_who(work):
+    command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable, str(ROOT / "run.py")]
+    done = subprocess.run(
+        [*command, *words(run__name="mpi")], env=environment(), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "parallel  2 devices of 2 processes" in done.stdout
