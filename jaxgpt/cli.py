@@ -75,14 +75,20 @@ def train(words: list[str]) -> int:
     config = tyro.cli(Train, default=defaults, args=rest, prog="run.py", description=description).options
     if not config.run.name:
         config = replace(config, run=replace(config.run, name=path.stem))
-    if config.training.init_from:
-        from jaxgpt.interop import initial
+    settings.check_processes(config.parallel)
+    from jaxgpt.parallel import (
+        processes,
+    )  # here, because importing JAX and Orbax takes a second that --help doesn't wait
 
-        config = initial.with_shape(config, _named(rest) | (settings.keys(path) if name else set()))
-    settings.check(config)
-    from jaxgpt.training import loop  # here, because importing JAX and Orbax takes a second that --help need not wait
+    with processes.together(config.parallel):  # before JAX looks at its devices, as it does to read weights
+        if config.training.init_from:
+            from jaxgpt.interop import initial
 
-    loop.train(config)
+            config = initial.with_shape(config, _named(rest) | (settings.keys(path) if name else set()))
+        settings.check(config)
+        from jaxgpt.training import loop
+
+        loop.train(config)
     return 0
 
 
@@ -175,8 +181,8 @@ class Evaluate:
     """hellaswag, hellaswag_llmc, mmlu, arc_easy, arc_challenge, piqa, winogrande, openbookqa or lambada; empty computes
     the loss over the run's validation split."""
     data: str = ""
-    """The task's file: JSON lines, CSV, Parquet, or llm.c's .bin; empty downloads it. Without a task, the text to
-    compute the loss of."""
+    """The task's file: JSON lines, CSV, Parquet, or llm.c's .bin; empty downloads it. Without a task, the text, or
+    the folder of token files, to compute the loss of."""
     limit: int = 0
     """Take only this many examples, or batches of the loss, from the first; 0 takes all."""
     batch_size: int = 16

@@ -151,7 +151,7 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
         import pyarrow as arrow
         from pyarrow import parquet
     except ImportError:
-        raise UserError(f"{path}: to read Parquet the package pyarrow is needed: make env EXTRAS=hub") from None
+        raise UserError(f"{path}: to read Parquet the package pyarrow is needed: make env EXTRAS=data") from None
     try:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
@@ -170,7 +170,7 @@ def _downloaded(task: str, part: str) -> Path:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise UserError(
-            f"--task {task} without --data: to download it the package huggingface-hub is needed: make env EXTRAS=hub. "
+            f"--task {task} without --data: to download it the package huggingface-hub is needed: make env EXTRAS=data. "
             f"{by_hand}"
         ) from None
     try:
