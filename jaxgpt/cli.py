@@ -181,8 +181,8 @@ class Evaluate:
     """hellaswag, hellaswag_llmc, mmlu, arc_easy, arc_challenge, piqa, winogrande, openbookqa or lambada; empty computes
     the loss over the run's validation split."""
     data: str = ""
-    """The task's file: JSON lines, CSV, Parquet, or llm.c's .bin; empty downloads it. Without a task, the text to
-    compute the loss of."""
+    """The task's file: JSON lines, CSV, Parquet, or llm.c's .bin; empty downloads it. Without a task, the text, or
+    the folder of token files, to compute the loss of."""
     limit: int = 0
     """Take only this many examples, or batches of the loss, from the first; 0 takes all."""
     batch_size: int = 16

@@ -89,7 +89,7 @@ def make_scorer(config: Config, batch_size: int) -> Scorer:
         for length, group in _by_length(places, model.context).items():
             for start in range(0, len(group), rows):
                 part = group[start : start + rows]
-                batch = [array[own] for array in _batch(part, rows, length, model.context)]
+                batch = tuple(array[own] for array in _batch(part, rows, length, model.context))
                 dispatched.append((part, program(params, *layout.from_processes(batch, sequences))))
         found: dict[Request, Score] = {}
         for part, scores in dispatched:
