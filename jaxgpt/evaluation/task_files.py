@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxgpt.data.token_files import refuse_special
 from jaxgpt.errors import UserError
 from jaxgpt.evaluation.tasks import TASKS, Malformed, Question, Row
 from jaxgpt.settings import nearest
@@ -102,6 +103,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         if file.suffix not in readers:
             raise UserError(f"{file}: not a kind of file that is read here: {', '.join(readers)}, or llm.c's .bin")
         try:
+            refuse_special(file)
             yield from readers[file.suffix](file)
         except (OSError, UnicodeDecodeError, ValueError) as error:
             raise UserError(f"{file}: can't be read ({getattr(error, 'strerror', None) or error})") from None

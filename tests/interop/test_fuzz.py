@@ -55,7 +55,7 @@ def test_bytes_in_the_place_of_a_file(trial, reader, data):
         (lambda _: (_ for _ in ()).throw(UserError("no")), "refused"),
         (lambda _: {}["key"], "KeyError: 'key'"),
         (lambda _: bytearray(fuzz.CONSTANT + 2000), "bytes allocated for 3"),
-        (lambda _: [None for _ in iter(int, 1)], "Hang: more than 0.1 s"),
+        (lambda _: [None for _ in iter(int, 1)], "Hang: too long"),
     ],
 )
 def test_what_the_fuzzer_calls_a_failure(trial, monkeypatch, reads, ended):
