@@ -58,7 +58,7 @@ class JaxGPT(LM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Of each request's continuation after its context, and whether it is what would be drawn greedily."""
-        pairs = [(request.args[0], request.args[1]) for request in requests]
+        pairs: list[Any] = [request.args for request in requests]
         asked = [multiple_choice.split(str(context), str(text), self.model.tokenizer) for context, text in pairs]
         answers = [(score.log_likelihood, score.greedy) for score in self._scores(asked)]
         for request, answer in zip(requests, answers, strict=True):
