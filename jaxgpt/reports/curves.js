@@ -83,7 +83,7 @@ function layout(chart, runs, traces, small) {
   const logarithmic = chart.logarithmic || (chart.id === "loss" && document.getElementById("logarithmic").checked);
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", uirevision: byTokens() ? "tokens" : "steps",
-    font: { color: read("--ink"), size: 12 }, margin: { l: 46, r: 14, t: 6, b: 34 }, hovermode: "x unified",
+    font: { color: read("--ink"), size: 12 }, margin: { l: 46, r: 14, t: 30, b: 34 }, hovermode: "x unified",
     hoverlabel: { bgcolor: read("--card"), bordercolor: read("--line"), font: { color: read("--ink") } },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: read("--quiet"), activecolor: read("--accent") },
     dragmode: TOUCH ? false : "zoom", showlegend: traces > 1,
@@ -91,6 +91,7 @@ function layout(chart, runs, traces, small) {
     xaxis: { ...axis, title: { text: byTokens() ? "tokens" : "step", standoff: 4 }, hoverformat: ",.4~s" },
     yaxis: {
       ...axis, type: logarithmic ? "log" : "linear", rangemode: chart.zero ? "tozero" : "normal", uirevision: logarithmic,
+      ...(chart.id === "rate" ? { exponentformat: "e" } : {}),
       ...(logarithmic ? { dtick: "D2", minexponent: 2 } : {}),
     },
     shapes: lines.map((one) => ({
@@ -98,7 +99,7 @@ function layout(chart, runs, traces, small) {
       line: { color: read("--quiet"), width: 1.2, dash: "dash" },
     })),
     annotations: lines.map((one) => ({
-      xref: "paper", x: 1, xanchor: "right", y: logarithmic ? Math.log10(one.value) : one.value, yanchor: "bottom",
+      xref: "paper", x: 0, xanchor: "left", y: logarithmic ? Math.log10(one.value) : one.value, yanchor: "bottom",
       showarrow: false, text: plain(`${one.name}: ${Number(one.value.toPrecision(4))}`), font: { size: 11, color: read("--quiet") },
     })),
   };

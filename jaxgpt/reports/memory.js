@@ -25,7 +25,7 @@ function memoryPlan(plan) {
   const visible = plan.capacity && positive > 0.05 * plan.capacity;
   const whole = visible ? Math.max(plan.capacity, positive) : positive;
   const bar = element("div", "bar");
-  const legend = element("ul", "legend");
+  const legend = element("ul", "parts");
   parts.forEach(([name, size], index) => {
     const colour = size > 0 ? PARTS[index % PARTS.length] : "transparent";
     if (size > 0) {
