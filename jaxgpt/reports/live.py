@@ -58,7 +58,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """The page, or its data, or 204 where the data are those that the page has."""
         # A page of elsewhere may have its own name point to this machine, and would then read what is here.
-        if self.headers.get("Host", "") not in (f"{HOST}:{self.server.server_port}", f"localhost:{self.server.server_port}"):
+        if self.headers.get("Host", "") not in (
+            f"{HOST}:{self.server.server_port}",
+            f"localhost:{self.server.server_port}",
+        ):
             return self._answer(HTTPStatus.FORBIDDEN, b"this server answers to its own address only\n", "text/plain")
         parts = urllib.parse.urlsplit(self.path)
         try:

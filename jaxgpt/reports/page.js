@@ -79,7 +79,7 @@ function heading(title, run) { return page.runs.length > 1 ? `${title}: ${run.na
 
 function memory(run) { return element("div", "card", element("h2", "", heading("Memory plan of a device", run)), memoryPlan(run.plan)); }
 
-// A table of options with a column for each run; what differs between runs stands out.
+// A table of options with a column for each run; what differs between runs comes first and stands out.
 function table(tables, title, open) {
   const keys = [...new Set(tables.flatMap((one) => Object.keys(one)))];
   const rows = keys.map((key) => {
@@ -87,7 +87,7 @@ function table(tables, title, open) {
     const row = element("tr", new Set(values).size > 1 ? "differs" : "", element("th", "", key));
     row.append(...values.map((value) => element("td", "", value)));
     return row;
-  });
+  }).sort((one, other) => other.className.length - one.className.length);
   const body = element("tbody", "", ...rows);
   const head = element("thead", "", element("tr", "", element("th", "", ""), ...page.runs.map((run) => element("th", "", run.name))));
   const made = element("details", "card", element("summary", "", title), element("div", "scroll",
