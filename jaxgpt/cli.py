@@ -205,6 +205,8 @@ class Gradcheck:
     """Take the shapes from configs/CONFIG.toml; empty checks a small model of odd sizes."""
     dtype: Literal["float64", "float32", "bfloat16"] = "float64"
     """What the hand-written gradients are computed in; jax.grad is always computed in float64."""
+    chart: str = ""
+    """Draw the errors beside their tolerances to this PNG file."""
 
 
 def gradcheck(words: list[str]) -> int:
@@ -212,7 +214,9 @@ def gradcheck(words: list[str]) -> int:
     options = tyro.cli(Gradcheck, args=words, prog="run.py gradcheck")
     from jaxgpt import gradcheck_report
 
-    return gradcheck_report.report(options.config or None, options.dtype)
+    return gradcheck_report.report(
+        options.config or None, options.dtype, Path(options.chart) if options.chart else None
+    )
 
 
 Implementation = Literal["ours", "jax.grad", "torch", "torch.compile"]

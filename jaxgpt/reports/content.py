@@ -20,9 +20,9 @@ SAMPLE_CHARACTERS = 4000  # of each
 SAMPLES_BYTES = 4 * 2**20  # of samples.txt that are read, from its end
 SKIPS = 500  # marks at skipped steps
 
-# Published results, from llm.c's main.py files of FineWeb's validation loss and HellaSwag's accuracy (normalised by length):
-# what OpenAI's GPT-2 weights reach, and what the GPT-3 paper says of its own, by millions of parameters. GPT-3's weights were
-# never published, so it has no loss on FineWeb.
+# Published results by millions of parameters, as llm.c compares with them: FineWeb's validation loss and HellaSwag's
+# accuracy, normalised by length. What OpenAI's GPT-2 weights reach, and what the GPT-3 paper says of its own, whose
+# weights were never published, so that there is no loss on FineWeb.
 GPT2 = {
     124: {"loss": 3.424958, "hellaswag": 0.294463},
     350: {"loss": 3.083089, "hellaswag": 0.375224},

@@ -5,6 +5,7 @@ shares Python's lock with the loop, so it takes at most a two-hundredth of the t
 seconds of processor, it sleeps 200 times as long after it. Nothing that goes wrong here ends a run; it is said once.
 """
 
+import contextlib
 import os
 import platform
 import sys
@@ -128,10 +129,8 @@ class Report:
             self.problem = ""
         except Exception as error:
             self.problem = _words(error)
-            try:
+            with contextlib.suppress(OSError):
                 new.unlink(missing_ok=True)
-            except OSError:
-                pass
 
 
 def _words(error: Exception) -> str:

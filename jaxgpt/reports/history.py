@@ -1,9 +1,10 @@
 """A run's metrics.jsonl as columns of numbers, read as it grows, and thinned out for a picture.
 
-`training.folder.read_metrics` reads a whole file into objects; a run of 500,000 steps has 170 MB of them, and a report that
-is written again and again reads only what is new.
+`training.folder.read_metrics` reads a whole file into objects; a run of 500,000 steps has 170 MB of them, and a report
+that is written again and again reads only what is new.
 """
 
+import itertools
 import json
 import math
 from array import array
@@ -121,7 +122,7 @@ def thinned(curve: Curve, buckets: int = BUCKETS) -> Curve:
         return curve
     edges = np.linspace(0, len(values), buckets + 1).astype(int)
     kept = {0, len(values) - 1}
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in itertools.pairwise(edges):
         kept.add(start + int(np.argmin(values[start:end])))
         kept.add(start + int(np.argmax(values[start:end])))
     chosen = np.array(sorted(kept))

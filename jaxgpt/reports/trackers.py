@@ -11,6 +11,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import secrets
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,7 +93,7 @@ class WeightsAndBiases:
         import wandb  # with the extra only
 
         path = folder / IDENTITY
-        identity = path.read_text(encoding="utf-8").strip() if path.exists() else wandb.util.generate_id()
+        identity = path.read_text(encoding="utf-8").strip() if path.exists() else secrets.token_hex(8)
         path.write_text(f"{identity}\n", encoding="utf-8")
         machine = folder / "machine.json"
         about = {"machine": json.loads(machine.read_text(encoding="utf-8"))} if machine.exists() else {}

@@ -52,9 +52,9 @@ def test_the_page_is_there_while_the_run_goes_on_and_says_at_the_end_that_it_end
 
 def test_a_run_that_failed_has_a_report_that_says_why(config):
     folder = RunFolder(config())
-    with pytest.raises(RuntimeError), Following(folder, config(), print):
-        step(folder, 1)
-        raise RuntimeError("the loss is nan")
+    run = Following(folder, config(), print).__enter__()
+    step(folder, 1)
+    run.__exit__(RuntimeError, RuntimeError("the loss is nan"), None)
     folder.close()
     assert shown(folder)["state"] == "stopped: the loss is nan"
 
