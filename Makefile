@@ -6,7 +6,8 @@ PYTHON ?= python3
 ARGS ?=
 EXTRAS ?=
 
-VENV := .venv
+# The notebooks have an environment of their own: JupyterLab brings many packages that nothing else needs.
+VENV := $(if $(filter notebooks test-notebooks,$(MAKECMDGOALS)),.venv-notebooks,.venv)
 RUN := $(VENV)/bin/python run.py
 
 # One empty file for each extra in .venv ("core" for the package itself), written when its installation succeeded.
@@ -18,12 +19,12 @@ INSTALLING := $(VENV)/installing
 $(shell if [ -e $(INSTALLING) ] || [ ! -x $(VENV)/bin/python ]; then rm -rf $(INSTALLED); fi)
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-slow gradcheck lint bench constraints clean
+.PHONY: help env train test test-slow gradcheck lint bench notebooks test-notebooks constraints clean
 # Two pips must not write into one .venv.
 .NOTPARALLEL:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  ARGS="..."           options for the command:  make train ARGS="--optimizer.learning-rate 3e-4"'
 	@echo '  EXTRAS=cuda12        run on an NVIDIA GPU (or cuda13); said once, .venv keeps it'
@@ -51,12 +52,19 @@ lint: env $(INSTALLED)/test $(INSTALLED)/lint ## check style and types
 bench: env $(INSTALLED)/parity ## measure the speed beside PyTorch and plain JAX
 	@$(RUN) bench $(ARGS)
 
+notebooks: env $(INSTALLED)/notebooks ## open the notebooks in JupyterLab
+	@$(VENV)/bin/python -m jupyterlab --ServerApp.root_dir=. \
+	    --LabApp.default_url=/lab/tree/notebooks/01_a_tensors_way.ipynb $(ARGS)
+
+test-notebooks: env $(INSTALLED)/notebooks ## run the notebooks; with ARGS=--overwrite keep what they print and draw
+	@$(VENV)/bin/python -m pytest --nbmake --nbmake-timeout=180 --durations=0 notebooks $(ARGS)
+
 constraints: ## pin the newest releases that pyproject.toml allows (needs uv)
 	uv pip compile pyproject.toml --universal --all-extras --upgrade --no-annotate --quiet \
 	    --custom-compile-command "make constraints" --output-file constraints.txt
 
-clean: ## remove .venv and caches; runs/ stays
-	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean: ## remove .venv, .venv-notebooks and caches; runs/ stays
+	rm -rf .venv .venv-notebooks *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Creates .venv unless there is a usable one. Debian and Ubuntu ship Python without venv: it then leaves half a .venv.

@@ -76,14 +76,20 @@ def train(words: list[str]) -> int:
     config = tyro.cli(Train, default=defaults, args=rest, prog="run.py", description=description).options
     if not config.run.name:
         config = replace(config, run=replace(config.run, name=path.stem))
-    if config.training.init_from:
-        from jaxgpt.interop import initial
+    settings.check_processes(config.parallel)
+    from jaxgpt.parallel import (
+        processes,
+    )  # here, because importing JAX and Orbax takes a second that --help doesn't wait
 
-        config = initial.with_shape(config, _named(rest) | (settings.keys(path) if name else set()))
-    settings.check(config)
-    from jaxgpt.training import loop  # here, because importing JAX and Orbax takes a second that --help need not wait
+    with processes.together(config.parallel):  # before JAX looks at its devices, as it does to read weights
+        if config.training.init_from:
+            from jaxgpt.interop import initial
 
-    loop.train(config)
+            config = initial.with_shape(config, _named(rest) | (settings.keys(path) if name else set()))
+        settings.check(config)
+        from jaxgpt.training import loop
+
+        loop.train(config)
     return 0
 
 
@@ -135,6 +141,8 @@ class Generate:
     """How many texts to draw for each prompt; all are drawn side by side."""
     seed: int = 0
     """Of the first sample; the next one has the next."""
+    chat: bool = False
+    """Read lines from the terminal, or from a pipe, and go on with each, one text from the first line to the last."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
 
 
@@ -143,8 +151,17 @@ def generate(words: list[str]) -> int:
     options = tyro.cli(Generate, args=words, prog="run.py generate")
     from jaxgpt.generation import command
 
+    if options.chat and (options.prompt or options.prompts or options.samples != 1):
+        raise UserError("--chat takes its prompts from what is typed: leave away --prompt, --prompts and --samples")
+    command.check(options.samples, options.seed, options.sampling)
     prompts = [*options.prompt, *(command.prompts_in(Path(options.prompts)) if options.prompts else [])]
-    command.generate(Path(options.run), prompts or ["\n"], options.samples, options.seed, options.sampling)
+    loaded = command.load(Path(options.run))
+    if options.chat:
+        from jaxgpt.generation import chat
+
+        chat.chat(loaded, options.sampling, options.seed)
+    else:
+        command.generate(loaded, prompts or ["\n"], options.samples, options.seed, options.sampling)
     return 0
 
 
@@ -165,8 +182,8 @@ class Evaluate:
     """hellaswag, hellaswag_llmc, mmlu, arc_easy, arc_challenge, piqa, winogrande, openbookqa or lambada; empty computes
     the loss over the run's validation split."""
     data: str = ""
-    """The task's file: JSON lines, CSV, Parquet, or llm.c's .bin; empty downloads it. Without a task, the text to
-    compute the loss of."""
+    """The task's file: JSON lines, CSV, Parquet, or llm.c's .bin; empty downloads it. Without a task, the text, or
+    the folder of token files, to compute the loss of."""
     limit: int = 0
     """Take only this many examples, or batches of the loss, from the first; 0 takes all."""
     batch_size: int = 16

@@ -25,6 +25,9 @@ class Model:
     """Longest sequence the model has positions for."""
     vocabulary_size: int = 0
     """Number of tokens (V); 0 takes the tokenizer's. Stored padded to a multiple of 128."""
+    document_start: int = -1
+    """The token that begins a document, where each is a sequence of its own; --data.document-mask takes the
+    tokenizer's. -1 for none."""
 
     @property
     def padded_vocabulary_size(self) -> int:
@@ -97,6 +100,9 @@ class Data:
     tokenizer: Literal["gpt2", "characters", "bytes", "cl100k", "o200k", "llama3"] = "gpt2"
     """GPT-2's byte-pair encoding, the characters of the text, bytes, GPT-4's, GPT-4o's or Llama 3's. What `run.py
     prepare` made has its own."""
+    document_mask: bool = False
+    """Attend to no token of another document, and count positions from the beginning of each. While training and
+    validating; a text that is drawn goes on beyond the end of a document."""
     validation_fraction: float = 0.1
     """Share of a text, at its end, that is kept for validation; token files have their own for it."""
 

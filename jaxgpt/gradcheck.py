@@ -83,7 +83,7 @@ def check(case: Case, dtype: DTypeLike) -> list[Row]:
 
 def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Array, ""]) -> Iterator[Case]:
     """Every layer at the shapes it has in this model, and then the whole model."""
-    keys = iter(jax.random.split(key, 9))
+    keys = iter(jax.random.split(key, 11))
     B, T, C, H, V, Vp = batch, length, model.width, model.heads, model.vocabulary_size, model.padded_vocabulary_size
     yield embedding_case(next(keys), B, T, C, Vp, model.context)
     yield linear_case(next(keys), B, T, C, 4 * C)
@@ -94,16 +94,25 @@ def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Arra
     yield cross_entropy_case(next(keys), B * T, V, Vp)
     yield unembedding_case(next(keys), B, T, C, V, Vp, compute.classifier_chunk)
     yield gpt2_case(next(keys), B, T, model, compute)
+    yield embedding_case(next(keys), B, T, C, Vp, model.context, documents=True)
+    yield attention_case(next(keys), B, T, H, C // H, compute.attention_block, documents=True)
 
 
-def embedding_case(key: Key[Array, ""], B: int, T: int, C: int, Vp: int, context: int) -> Case:
+def embedding_case(
+    key: Key[Array, ""], B: int, T: int, C: int, Vp: int, context: int, *, documents: bool = False
+) -> Case:
     params = embedding.Params(*_normals(key, (Vp, C), (context, C)))
     tokens = _integers(key, (B, T), Vp)
+    starts = _starts(key, B, T) if documents else None
+
+    def forward(params):
+        return embedding.forward(params, tokens, starts=starts)
+
     return Case(
-        "embedding",
+        "embedding_of_documents" if documents else "embedding",
         params,
-        lambda params: embedding.forward(params, tokens)[0],
-        lambda params, dy: embedding.backward(params, embedding.forward(params, tokens)[1], dy),
+        lambda params: forward(params)[0],
+        lambda params, dy: embedding.backward(params, forward(params)[1], dy),
     )
 
 
@@ -139,19 +148,19 @@ def gelu_case(key: Key[Array, ""], B: int, T: int, F: int) -> Case:
     )
 
 
-def attention_case(key: Key[Array, ""], B: int, T: int, H: int, D: int, block: int) -> Case:
+def attention_case(key: Key[Array, ""], B: int, T: int, H: int, D: int, block: int, *, documents: bool = False) -> Case:
     q, k, v = _normals(key, *[(B, T, H, D)] * 3)
+    starts = _starts(key, B, T) if documents else None
+
+    def forward(inputs):
+        return attention.forward(inputs["q"], inputs["k"], inputs["v"], block=block, starts=starts)
 
     def backward(inputs, dy):
-        _, residuals = attention.forward(inputs["q"], inputs["k"], inputs["v"], block=block)
-        return dict(zip("qkv", attention.backward(residuals, dy, block=block), strict=True))
+        gradients = attention.backward(forward(inputs)[1], dy, block=block, starts=starts)
+        return dict(zip("qkv", gradients, strict=True))
 
-    return Case(
-        "attention",
-        {"q": q, "k": k, "v": v},
-        lambda inputs: attention.forward(inputs["q"], inputs["k"], inputs["v"], block=block)[0],
-        backward,
-    )
+    name = "attention_of_documents" if documents else "attention"
+    return Case(name, {"q": q, "k": k, "v": v}, lambda inputs: forward(inputs)[0], backward)
 
 
 def residual_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
@@ -235,6 +244,12 @@ def _normals(key: Key[Array, ""], *shapes: tuple[int, ...]) -> list[Any]:
 
 def _integers(key: Key[Array, ""], shape: tuple[int, ...], end: int) -> Array:
     return jnp.asarray(_random(key).integers(0, end, shape, dtype=np.int32))
+
+
+def _starts(key: Key[Array, ""], B: int, T: int) -> Array:
+    """Where each token's document begins, with documents of about three tokens."""
+    begins = _random(key).random((B, T)) < 1 / 3
+    return jnp.asarray(np.maximum.accumulate(np.where(begins, np.arange(T, dtype=np.int32), 0), axis=1))
 
 
 def _targets(key: Key[Array, ""], shape: tuple[int, ...], V: int) -> Array:

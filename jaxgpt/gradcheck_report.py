@@ -15,7 +15,7 @@ from jaxgpt.models import gpt2
 from jaxgpt.training.corpus import resolve_without_text
 
 # Without --config: odd sizes everywhere, a vocabulary that is padded, chunks and blocks that do not divide.
-SMALL_MODEL = Model(layers=2, heads=3, width=24, context=24, vocabulary_size=200)
+SMALL_MODEL = Model(layers=2, heads=3, width=24, context=24, vocabulary_size=200, document_start=7)
 SMALL_COMPUTE = Compute(classifier_chunk=13, attention_block=7)
 BATCH, LENGTH = 2, 20
 LONGEST = 64  # tokens in a sequence where the shapes come from a config

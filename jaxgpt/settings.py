@@ -137,6 +137,13 @@ def check(config: Config) -> None:
         f"divisible by the number of heads, {model.heads} (--model.heads)",
     )
     _require(
+        -1 <= model.document_start <= LARGEST,
+        "model",
+        "document_start",
+        model.document_start,
+        f"a token, or -1 for none, and at most {LARGEST}",
+    )
+    _require(
         training.sequence_length <= model.context,
         "training",
         "sequence_length",
@@ -154,7 +161,7 @@ def check(config: Config) -> None:
         _require(0 <= value < largest, "training", key, value, f"at least 0, and below {largest:.2f} to skip any step")
     _require(optimizer.final_fraction <= 1, "optimizer", "final_fraction", optimizer.final_fraction, "at most 1")
     check_sampling(config.sampling, "sampling")
-    _check_processes(config.parallel)
+    check_processes(config.parallel)
     _require(
         not (config.run.overwrite and config.run.resume == "always"),
         "run",
@@ -164,7 +171,7 @@ def check(config: Config) -> None:
     )
 
 
-def _check_processes(parallel: Parallel) -> None:
+def check_processes(parallel: Parallel) -> None:
     """That each process can know which one it is, and where the others are."""
     processes, process, coordinator = parallel.processes, parallel.process, parallel.coordinator
     if processes > 1:

@@ -25,8 +25,8 @@
 set -u
 cd "${JAXGPT_FOLDER:-${SLURM_SUBMIT_DIR:-.}}" || exit 2
 
-# --kill-on-bad-exit: where one process ends badly the others are ended too. They would end by themselves in a minute.
-srun --kill-on-bad-exit=1 "${PYTHON:-.venv/bin/python}" run.py "$@" --resume auto
+# --wait: where one process has ended the others do so by themselves within a minute; one that hangs is ended then.
+srun --wait=90 "${PYTHON:-.venv/bin/python}" run.py "$@" --resume auto
 status=$?
 
 # 143: stopped in time and saved (docs/resuming.md), so the same job goes on in the next allocation.

@@ -15,6 +15,10 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_num_cpu_devices", 8)  # of which a run takes one, unless it asks for more
 
+# XLA's older code generator takes a third of the time to compile for a CPU. Later versions have only the newer one.
+if jax.__version_info__ < (0, 11):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+
 # Nothing is taken from the user's cache or left there, by the processes that tests start neither.
 CACHE = tempfile.TemporaryDirectory(prefix="jaxgpt-tests-")  # until the tests' process ends
 os.environ["XDG_CACHE_HOME"] = CACHE.name

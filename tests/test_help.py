@@ -59,7 +59,8 @@ def test_help_of_generate(capsys):
     sampling = {key: text for key, text in meanings().items() if key.startswith("--sampling.")}
     assert len(sampling) == 7
     for option, meaning in sampling.items():
-        assert re.search(rf"{option.replace('sampling.', '')} \w+ {re.escape(meaning)} \(default: ", text)
+        meaning = re.escape(" ".join(meaning.split()))
+        assert re.search(rf"{option.replace('sampling.', '')} (\w+|\[.*\]\]) {meaning} \(default: ", text)
     for option in ("--run STR The", "--prompt STR What", "--prompts STR A", "--samples INT How", "--seed INT Of"):
         assert option in text
 

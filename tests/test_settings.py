@@ -134,8 +134,10 @@ def test_every_option_is_one_on_the_command_line(trained, section, key):
     own = {"processes": 1, "process": -1, "coordinator": "node1:1"}
     other: dict[Any, Any] = {int: 8, float: 0.25, str: "x", bool: True}
     kind = get_type_hints(SECTIONS[section])[key]
-    value = get_args(kind)[-1] if get_origin(kind) else own.get(key, other[kind])
-    assert cli.main([options.option(section, key), *([] if kind is bool else [str(value)])]) == 0
+    several = get_origin(kind) is tuple
+    value = ("x", "y") if several else get_args(kind)[-1] if get_origin(kind) else own.get(key, other.get(kind))
+    words = ["x", "y"] if several else [] if kind is bool else [str(value)]
+    assert cli.main([options.option(section, key), *words]) == 0
     assert cli.main([]) == 0
     changed, usual = trained
     expected = dataclasses.replace(getattr(usual, section), **{key: value})
@@ -210,6 +212,7 @@ NEGATIVE = [
     ("model", "vocabulary_size", -1),
     ("compute", "memory_limit_gib", -0.1),
     ("parallel", "devices", -1),
+    ("parallel", "processes", -1),
     ("training", "sequence_length", -1),
     ("training", "seed", -1),
     ("training", "evaluate_every", -1),
@@ -232,6 +235,7 @@ OTHERS = [
     ("training", "sequence_length", 1025, "at most the model's context, 1024"),
     ("training", "steps", 2**31, "at most 2147483647"),
     ("training", "seed", 2**31, "at most 2147483647"),
+    ("parallel", "process", 0, "left away where --parallel.processes is not given, or 1"),
     ("data", "validation_fraction", 0.0, "between 0 and 1"),
     ("data", "validation_fraction", 1.0, "between 0 and 1"),
     ("optimizer", "beta1", 1.0, "at least 0 and below 1"),
@@ -289,6 +293,7 @@ def test_no_float_may_be_nan_or_infinite(section, key, value):
         ("optimizer", "final_fraction", 1.0),
         ("sampling", "temperature", 0.0),
         ("sampling", "top_p", 1.0),
+        ("sampling", "min_p", 1.0),
         ("sampling", "tokens", 0),
     ],
 )

@@ -7,10 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxgpt import settings
-from jaxgpt.data import loader, texts
+from jaxgpt.data import loader, shards, texts
+from jaxgpt.data.loader import Tokens
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.evaluation import multiple_choice, trained
 from jaxgpt.evaluation.loss import bits_per_byte_of_one_nat, make_validation_loss
@@ -56,10 +55,14 @@ def evaluate(
 
 
 def _loss(model: Trained, data: str, limit: int, batch_size: int) -> tuple[str, dict[str, Any]]:
-    """A line for people, and the numbers: of the run's validation split, or of all of the text `data`."""
+    """A line for people, and the numbers: of the run's validation split, of all of the text `data`, or of the
+    validation split of the token files that are called so."""
     config, tokenizer = corpus.resolve(model.config, model.tokenizer), model.tokenizer
-    tokens = tokenizer.encode(texts.load(data)) if data else _validation_split(model)
-    loader.check_vocabulary(tokens, config.model.vocabulary_size, f"--data {data}" if data else "the validation split")
+    if data and not shards.find(data):
+        tokens = tokenizer.encode(texts.load(data))
+        loader.check_vocabulary(tokens, config.model.vocabulary_size, f"--data {data}")
+    else:
+        tokens = _validation_split(model, data)
     length = config.training.sequence_length
     compute, _ = choose_attention(config.model, config.compute, length)
     sequences = batch_size * mesh.make(config.parallel).size
@@ -76,16 +79,20 @@ def _loss(model: Trained, data: str, limit: int, batch_size: int) -> tuple[str, 
     }
 
 
-def _validation_split(model: Trained) -> np.ndarray:
-    """UserError where the run's text is no longer what it was."""
+def _validation_split(model: Trained, name: str) -> Tokens:
+    """Of the token files `name`, or of what the run was trained on. UserError where that is no longer what it was, and
+    where the tokens are another tokenizer's."""
     config = model.config
+    if name:
+        options = dataclasses.replace(config.data, text=name, mixture="", tokenizer=model.tokenizer.name)  # type: ignore[arg-type]
+        config = dataclasses.replace(config, data=options)
     data, _ = corpus.load(config)
-    change = fingerprint.difference(model.about["text"], data.fingerprint) if "text" in model.about else ""
+    where = f"--data {name}" if name else f"--data.text {config.data.text}"
+    change = "" if name or "text" not in model.about else fingerprint.difference(model.about["text"], data.fingerprint)
     if change:
         raise UserError(
-            f"--data.text {config.data.text}: not the text that the run was trained on: {change}. Restore the text, or "
-            "name a text with --data"
+            f"{where}: not the text that the run was trained on: {change}. Restore the text, or name one with --data"
         )
     if data.tokenizer.state() != model.tokenizer.state():
-        raise UserError(f"--data.text {config.data.text}: it has other characters than the run was trained on")
+        raise UserError(f"{where}: its tokens are not of the tokenizer that the run was trained with")
     return data.validation

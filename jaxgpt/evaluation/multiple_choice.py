@@ -108,6 +108,17 @@ def _from_tokens(example: choice_files.Example) -> Example:
     return Example(requests, (), example.label)
 
 
+def write(path: Path, examples: Examples) -> None:
+    """Writes a task whose choices share their contexts as llm.c's file. UserError and RunError as `choice_files`."""
+    found = []
+    for number, example in enumerate(examples.examples, 1):
+        contexts, completions = zip(*example.requests, strict=True)
+        if any(context != contexts[0] for context in contexts):
+            raise UserError(f"{path}: example {number} can't be written: each choice has another context")
+        found.append(choice_files.Example(np.array(contexts[0]), tuple(map(np.array, completions)), example.label))
+    choice_files.write(path, found)
+
+
 def tokenized(question: Question, tokenizer: Tokenizer) -> Example:
     pairs = zip(question.contexts, question.completions, strict=True)
     characters = tuple(max(1, len(completion.removeprefix(" "))) for completion in question.completions)

@@ -81,6 +81,7 @@ def make_scorer(config: Config, batch_size: int) -> Scorer:
     sequences, whole = PartitionSpec(AXIS), PartitionSpec()
     program = layout.jit(batch_scores, in_specs=(layout.specs(), sequences, sequences), out_specs=(whole, whole))
     rows = batch_size * layout.devices
+    own = layout.own_rows(rows)
 
     def scorer(params: gpt2.Params, requests: Sequence[Request]) -> list[Score]:
         places = _places(requests)  # equal requests are scored once, and so are equal to the last bit
@@ -88,7 +89,8 @@ def make_scorer(config: Config, batch_size: int) -> Scorer:
         for length, group in _by_length(places, model.context).items():
             for start in range(0, len(group), rows):
                 part = group[start : start + rows]
-                dispatched.append((part, program(params, *_batch(part, rows, length, model.context))))
+                batch = tuple(array[own] for array in _batch(part, rows, length, model.context))
+                dispatched.append((part, program(params, *layout.from_processes(batch, sequences))))
         found: dict[Request, Score] = {}
         for part, scores in dispatched:
             values, greedy = jax.device_get(scores)

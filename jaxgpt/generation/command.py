@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgpt import compilation_cache, settings
+from jaxgpt import settings
 from jaxgpt.config import Config, Sampling
 from jaxgpt.data import loader
-from jaxgpt.data.tokenizers import Tokenizer, from_state
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
+from jaxgpt.evaluation import trained
 from jaxgpt.generation import texts
 from jaxgpt.models import gpt2
-from jaxgpt.training import checkpoints
 from jaxgpt.training.display import printable
 
 
@@ -28,24 +28,23 @@ class Loaded(NamedTuple):
 
 def load(run: Path) -> Loaded:
     """A run's newest whole checkpoint; damaged ones are named on stderr. UserError where there is none."""
-    if not (run / "config.toml").is_file():
-        raise UserError(f"--run {run}: not a run's folder (it has no config.toml){_known_runs(run)}")
-    config = settings.read(run / "config.toml")
-    settings.check(config)
-    compilation_cache.use(config.run.compilation_cache)
-    params, found = checkpoints.load_params(run, config.model)
+    found = trained.load(run, devices=1)
     for message in found.damaged:
         print(message, file=sys.stderr)
-    return Loaded(config, params, from_state(found.about.get("tokenizer", {})))
+    return Loaded(found.config, found.params, found.tokenizer)
 
 
-def generate(run: Path, prompts: Sequence[str], samples: int, seed: int, options: Sampling) -> None:
-    """Prints `samples` texts that begin with each prompt. UserError for options, run or checkpoint."""
+def check(samples: int, seed: int, options: Sampling) -> None:
+    """UserError for options that nothing can be drawn with."""
     settings.check_number(samples, "", "samples", positive=True)
     settings.check_number(seed, "", "seed")
     settings.check_number(seed + samples - 1, "", "seed")
     settings.check_sampling(options, "")
-    config, params, tokenizer = load(run)
+
+
+def generate(loaded: Loaded, prompts: Sequence[str], samples: int, seed: int, options: Sampling) -> None:
+    """Prints `samples` texts that begin with each prompt. UserError for a prompt that the model can't take."""
+    config, params, tokenizer = loaded
     begun = [(prompt, encode(prompt, tokenizer, config)) for prompt in prompts]
     headings = [
         *(["prompt {0}"] if len(prompts) > 1 else []),
@@ -101,8 +100,3 @@ def _in_order(titles: Sequence[str], pieces: Iterator[texts.Piece]) -> Iterator[
             if shown == len(titles):
                 break
             yield kept[shown].removesuffix("\n") if ended[shown] else kept[shown]
-
-
-def _known_runs(run: Path) -> str:
-    names = sorted(path.parent.name for path in run.parent.glob("*/config.toml"))
-    return f". In {run.parent} there are: {', '.join(names)}" if names else ""

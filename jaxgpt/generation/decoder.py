@@ -1,7 +1,8 @@
-"""Several texts that go on at once, in the slots of one cache.
+"""Several texts that go on at once, each with a cache of its own in a slot.
 
-    prefill    one text's prompt into its slot, and its first token: one program for each power of two of the length
-    decode     up to MOST_AT_ONCE further tokens of all texts, in one loop on the device: one program
+    prefill    one text's prompt into its cache, and its first token: one program for each power of two of the length
+    decode     up to MOST_AT_ONCE further tokens of some texts, in one loop on the device: one program for each power of
+               two of their number
 
 A text that has filled the model's context forgets its older half: the newer half is run again as a prompt, and the text
 goes on from there. So each token is drawn from at least half a context of text (if there is as much), and forgetting
@@ -30,22 +31,21 @@ SHORTEST = 16  # prompts are padded to powers of two from here on
 BURST_SECONDS = 0.05  # what a call of `decode` may take, so that text comes as a stream
 
 
-class Slots(NamedTuple):
-    """The texts on the device."""
+class Slot(NamedTuple):
+    """A text on the device."""
 
     cache: gpt2_cache.Cache
-    last: Int[Array, " B"]  # the newest token, which is not in the cache yet
-    lengths: Int[Array, " B"]  # tokens in the cache
-    drawn: Int[Array, " B"]  # tokens drawn so far
-    seen: Bool[Array, "B V"]  # tokens that occur in the text
+    last: Int[Array, ""]  # the newest token, which is not in the cache yet
+    length: Int[Array, ""]  # tokens in the cache
+    drawn: Int[Array, ""]  # tokens drawn so far
+    seen: Bool[Array, " V"]  # tokens that occur in the text
 
 
-@functools.partial(jax.jit, static_argnames=("model", "compute"), donate_argnames="slots")
+@functools.partial(jax.jit, static_argnames=("model", "compute"), donate_argnames="cache")
 def _prefill(
     params: gpt2.Params,
-    slots: Slots,
+    cache: gpt2_cache.Cache,
     options: Settings,
-    slot: Int[Array, ""],
     tokens: Int[Array, "1 T"],
     length: Int[Array, ""],
     drawn: Int[Array, ""],
@@ -53,40 +53,30 @@ def _prefill(
     *,
     model: Model,
     compute: Compute,
-) -> tuple[Slots, Int[Array, ""]]:
-    logits, cache = gpt2_cache.prefill(params, slots.cache, slot, tokens, length, model, compute)
-    options = jax.tree.map(lambda column: column[slot][None], options)
+) -> tuple[Slot, Int[Array, ""]]:
+    logits, cache = gpt2_cache.prefill(params, cache, tokens, length, model, compute)
     token = draw(logits, options, drawn[None], seen[None])[0]
-    return Slots(
-        cache,
-        slots.last.at[slot].set(token),
-        slots.lengths.at[slot].set(length),
-        slots.drawn.at[slot].set(drawn + 1),
-        slots.seen.at[slot].set(seen.at[token].set(True)),
-    ), token
+    return Slot(cache, token, length, drawn + 1, seen.at[token].set(True)), token
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="slots")
 def _decode(
-    params: gpt2.Params,
-    slots: Slots,
-    options: Settings,
-    active: Bool[Array, " B"],
-    count: Int[Array, ""],
-    *,
-    model: Model,
-) -> tuple[Slots, Int[Array, "B N"]]:
-    """`count` tokens, at most MOST_AT_ONCE, of each active text; what is behind them or another's means nothing."""
-    rows, one = jnp.arange(len(active)), active.astype(jnp.int32)
+    params: gpt2.Params, slots: tuple[Slot, ...], options: Settings, count: Int[Array, ""], *, model: Model
+) -> tuple[tuple[Slot, ...], Int[Array, "B N"]]:
+    """`count` further tokens of each text, at most MOST_AT_ONCE; what is behind them means nothing."""
+    rows = jnp.arange(len(slots))
+    last, length, drawn, seen = (jnp.stack(column) for column in list(zip(*slots, strict=True))[1:])
 
-    def step(i: Array, carry: tuple[Slots, Array]) -> tuple[Slots, Array]:
-        slots, out = carry
-        logits, cache = gpt2_cache.decode(params, slots.cache, slots.last, slots.lengths, model)
-        tokens = jnp.where(active, draw(logits, options, slots.drawn, slots.seen), slots.last)
-        slots = Slots(cache, tokens, slots.lengths + one, slots.drawn + one, slots.seen.at[rows, tokens].set(True))
-        return slots, lax.dynamic_update_slice(out, tokens[:, None], (0, i))
+    def step(i: Array, carry: tuple) -> tuple:
+        caches, last, seen, out = carry
+        logits, caches = gpt2_cache.decode(params, caches, last, length + i, model)
+        tokens = draw(logits, options, drawn + i, seen)
+        return caches, tokens, seen.at[rows, tokens].set(True), lax.dynamic_update_slice(out, tokens[:, None], (0, i))
 
-    return lax.fori_loop(0, count, step, (slots, jnp.zeros((len(active), MOST_AT_ONCE), jnp.int32)))
+    out = jnp.zeros((len(slots), MOST_AT_ONCE), jnp.int32)
+    caches, last, seen, out = lax.fori_loop(0, count, step, (tuple(slot.cache for slot in slots), last, seen, out))
+    columns = zip(caches, last, length + count, drawn + count, seen, strict=True)
+    return tuple(Slot(*column) for column in columns), out
 
 
 @dataclasses.dataclass
@@ -95,11 +85,15 @@ class _Text:
 
     tokens: list[int]
     prompt: int  # how many of them were not drawn
-    in_cache: int
+    options: tuple[Sampling, int]
+    in_cache: int = 0
+
+
+NOTHING = (Sampling(temperature=0.0), 0)  # the options of a slot without a text
 
 
 class Decoder:
-    """Slots of a model's cache, and the texts in them.
+    """Slots, and the texts in them.
 
     `capacity` is the longest text, of prompt and drawn tokens, that there will be; texts may be longer where it is at
     least the model's context. Parameters are whole on each of their devices; the first one is used.
@@ -107,16 +101,18 @@ class Decoder:
 
     def __init__(self, params: gpt2.Params, model: Model, compute: Compute, *, slots: int, capacity: int):
         self.model, self.compute = model, computed_in(compute)
-        self.capacity = min(model.context, _power_of_two(capacity))
+        self.capacity = min(model.context, max(SHORTEST, power_of_two(capacity)))
         params = jax.tree.map(lambda array: array.addressable_data(0), params)
-        self._params = cast(arrange(params, compute) if isinstance(params.blocks, gpt2.Block) else params, self.compute)
-        zeros = np.zeros(slots, np.int32)
-        seen = np.zeros((slots, model.vocabulary_size), bool)
-        cache = gpt2_cache.init(self._params, slots, self.capacity, model)
-        self._slots = jax.device_put(Slots(cache, zeros, zeros, zeros, seen))  # type: ignore[arg-type]
-        self._options = [(Sampling(temperature=0.0), 0)] * slots
+        self._params = cast(
+            arrange(params, self.compute) if isinstance(params.blocks, gpt2.Block) else params, self.compute
+        )
+        self._slots = [self._empty() for _ in range(slots)]
         self._texts: list[_Text | None] = [None] * slots
         self._burst = 1
+
+    def _empty(self) -> Slot:
+        zero, seen = jnp.int32(0), jnp.zeros(self.model.vocabulary_size, bool)
+        return Slot(gpt2_cache.init(self._params, self.capacity, self.model), zero, zero, zero, seen)
 
     def free(self) -> list[int]:
         """The slots without a text."""
@@ -124,62 +120,65 @@ class Decoder:
 
     def start(self, slot: int, prompt: Sequence[int] | np.ndarray, sampling: Sampling, seed: int) -> int:
         """Puts a text into a free slot, and returns its first token. The prompt has at least one token."""
-        self._texts[slot] = _Text(list(map(int, prompt)), len(prompt), 0)
-        self._options[slot] = (sampling, seed)
-        self._settings = settings(self._options)
+        self._texts[slot] = _Text(list(map(int, prompt)), len(prompt), (sampling, seed))
         return self._run_prompt(slot, min(len(prompt), self.model.context))
 
     def stop(self, slot: int) -> None:
         """Frees a slot."""
         self._texts[slot] = None
-        self._options[slot] = (Sampling(temperature=0.0), 0)
-        self._settings = settings(self._options)
 
     def go_on(self, most: int = MOST_AT_ONCE) -> dict[int, list[int]]:
         """Some further tokens of each text, at least one and at most `most`, by slot."""
-        texts = {slot: text for slot, text in enumerate(self._texts) if text is not None}
-        full = [slot for slot, text in texts.items() if text.in_cache == self.model.context]
-        if full:
-            kept = max(1, self.model.context // 2)
-            return {slot: [self._run_prompt(slot, kept)] for slot in full} | self._decode(
-                {slot: text for slot, text in texts.items() if slot not in full}, 1
-            )
-        room = min(self.capacity - text.in_cache for text in texts.values())
-        count = min(most, room, self._burst, MOST_AT_ONCE)
+        running = {slot: text for slot, text in enumerate(self._texts) if text is not None}
+        full = [slot for slot, text in running.items() if text.in_cache == self.model.context]
+        forgetful = {slot: [self._run_prompt(slot, max(1, self.model.context // 2))] for slot in full}
+        others = [slot for slot in running if slot not in full]
+        if not others:
+            return forgetful
+        room = min(self.capacity - running[slot].in_cache for slot in others)
+        count = 1 if full else min(most, room, self._burst, MOST_AT_ONCE)
         started = time.perf_counter()
-        drawn = self._decode(texts, count)
+        drawn = self._decode(others, count)
         seconds = (time.perf_counter() - started) / count
         self._burst = max(1, min(2 * self._burst, int(BURST_SECONDS / seconds)))
-        return drawn
+        return forgetful | drawn
 
-    def _decode(self, texts: dict[int, _Text], count: int) -> dict[int, list[int]]:
-        if not texts:
-            return {}
-        active = np.array([slot in texts for slot in range(len(self._texts))])
-        self._slots, out = _decode(self._params, self._slots, self._settings, active, np.int32(count), model=self.model)
-        tokens = np.asarray(out)[:, :count]
-        for slot, text in texts.items():
-            text.tokens += tokens[slot].tolist()
-            text.in_cache += count
-        return {slot: tokens[slot].tolist() for slot in texts}
+    def _decode(self, slots: list[int], count: int) -> dict[int, list[int]]:
+        """`count` tokens of the texts in these slots.
+
+        Free slots go with them, as many as there are, to make a power of two: few programs are compiled.
+        """
+        number = min(power_of_two(len(slots)), len(self._slots))
+        rows = [*slots, *self.free()][:number]
+        texts = [self._texts[slot] for slot in rows]
+        options = settings([NOTHING if text is None else text.options for text in texts])
+        changed, out = _decode(
+            self._params, tuple(self._slots[slot] for slot in rows), options, np.int32(count), model=self.model
+        )
+        for slot, new in zip(rows, changed, strict=True):
+            self._slots[slot] = new
+        drawn = np.asarray(out)[:, :count].tolist()
+        for text, tokens in zip(texts, drawn, strict=True):
+            if text is not None:
+                text.tokens += tokens
+                text.in_cache += count
+        return dict(zip(slots, drawn, strict=False))
 
     def _run_prompt(self, slot: int, kept: int) -> int:
         """Runs the last `kept` tokens of the slot's text as its prompt, and returns the token that is drawn then."""
         text = self._texts[slot]
         assert text is not None
-        padded = np.zeros((1, min(self.capacity, _power_of_two(kept))), np.int32)
+        padded = np.zeros((1, min(self.capacity, max(SHORTEST, power_of_two(kept)))), np.int32)
         padded[0, :kept] = text.tokens[-kept:]
         seen = np.zeros(self.model.vocabulary_size, bool)
         seen[[token for token in text.tokens if token < len(seen)]] = True
-        drawn = len(text.tokens) - text.prompt
-        self._slots, token = _prefill(
+        self._slots[slot], token = _prefill(
             self._params,
-            self._slots,
-            self._settings,
-            np.int32(slot),
+            self._slots[slot].cache,
+            settings([text.options]),
             padded,
             np.int32(kept),
-            np.int32(drawn),
+            np.int32(len(text.tokens) - text.prompt),
             seen,
             model=self.model,
             compute=self.compute,
@@ -192,9 +191,11 @@ class Decoder:
 def computed_in(compute: Compute) -> Compute:
     """How text is computed. On a CPU in float32: a bfloat16 product of few rows takes many times as long there."""
     dtype = "float32" if jax.default_backend() == "cpu" else compute.dtype
-    # The attention that takes any length, dtype and device, and keeps keys and values.
-    return dataclasses.replace(compute, dtype=dtype, attention="blocks", recompute="norms")
+    # The attention that takes any length, dtype and device, and keeps keys and values; layers apart, unless there are
+    # many, since a loop over them would copy each layer's weights for every token.
+    return dataclasses.replace(compute, dtype=dtype, attention="blocks", recompute="norms", layers="auto")
 
 
-def _power_of_two(length: int) -> int:
-    return max(SHORTEST, 1 << (length - 1).bit_length())
+def power_of_two(number: int) -> int:
+    """The smallest one that is at least the number."""
+    return 1 << (number - 1).bit_length()

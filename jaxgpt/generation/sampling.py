@@ -51,8 +51,9 @@ def settings(options: Sequence[tuple[Sampling, int]]) -> Settings:
 
 
 def only_known_tokens(model: Model, tokenizer: Tokenizer) -> Model:
-    """The model as text is drawn from it, so that no token is drawn that the tokenizer hasn't got."""
-    return dataclasses.replace(model, vocabulary_size=min(model.vocabulary_size, tokenizer.vocabulary_size))
+    """The model as text is drawn from it: no token that the tokenizer hasn't got, and all of it is one document."""
+    vocabulary_size = min(model.vocabulary_size, tokenizer.vocabulary_size)
+    return dataclasses.replace(model, vocabulary_size=vocabulary_size, document_start=-1)
 
 
 def draw(

@@ -16,7 +16,7 @@ import json
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,7 +144,7 @@ class Server:
         if kind.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), self._options.key.encode()):
             raise ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
 
-    async def _events(self, asked: Completion, request: Request | None = None) -> AsyncIterator[tuple[int, Event]]:
+    async def _events(self, asked: Completion, request: Request | None = None) -> AsyncGenerator[tuple[int, Event]]:
         """Pieces of all texts as they come, until all have ended; with `request`, until its client has left."""
         loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Event]]()
 

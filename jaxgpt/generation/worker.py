@@ -18,7 +18,7 @@ class Event(NamedTuple):
     ended: str  # "stop" or "length" with the last piece, "failed" where there will be no more, else ""
 
 
-Listener = Callable[[Event], None]  # called in the worker's thread
+Listener = Callable[[Event], object]  # called in the worker's thread
 
 
 class Job:

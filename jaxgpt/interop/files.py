@@ -35,7 +35,7 @@ def read_bytes(path: Path, largest: int) -> bytes:
         raise UserError(f"{path}: {length:,} bytes, where no more than {largest:,} are expected")
     try:
         with path.open("rb") as file:
-            return file.read(largest)
+            return file.read(length)  # which is also what Python allocates for it
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror})") from None
 

@@ -62,6 +62,8 @@ def missing(model: Model, compute: Compute, length: int) -> list[str]:
             f"heads of a width that is a multiple of 8 and at most {widest} (--model.width / --model.heads is "
             f"{head_width})"
         )
+    if model.document_start >= 0:
+        needs.append("attention across the borders of documents (--data.document-mask)")
     if length < 2:
         needs.append("sequences of two tokens or more (--training.sequence-length)")
     if capability:

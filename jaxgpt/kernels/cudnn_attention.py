@@ -39,9 +39,14 @@ class Residuals(NamedTuple):
 
 @jax.named_scope("attention.forward")
 def forward(
-    q: Float[Array, "B T H D"], k: Float[Array, "B T H D"], v: Float[Array, "B T H D"], *, block: int
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T H D"],
+    v: Float[Array, "B T H D"],
+    *,
+    block: int,
+    starts: None = None,
 ) -> tuple[Float[Array, "B T H D"], Residuals]:
-    """`block` is the layer's; cuDNN picks the sizes of its own tiles, so it changes nothing here."""
+    """`block` is the layer's; cuDNN picks the sizes of its own tiles, so it changes nothing here. No `starts`."""
     out, logsumexp = cudnn._dot_product_attention_fwd_p_wrapper.bind(
         q, k, v, *_absent(q), is_training=True, **_parameters(q)
     )
@@ -50,7 +55,7 @@ def forward(
 
 @jax.named_scope("attention.backward")
 def backward(
-    residuals: Residuals, dout: Float[Array, "B T H D"], *, block: int
+    residuals: Residuals, dout: Float[Array, "B T H D"], *, block: int, starts: None = None
 ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H D"], Float[Array, "B T H D"]]:
     """(dq, dk, dv), in the dtype of dout. `block` as in forward."""
     q, k, v, out, logsumexp = residuals

@@ -9,6 +9,9 @@ Backward, with δ = Σ_D out ∂out for each query (which is Σ_k p ∂p, the so
 Of the T×T square only one block of queries exists at a time, against just the keys that its last query may see.
 Nothing of it is kept but each query's logsumexp, from which p = exp(s - logsumexp) comes back in one step (Dao et al.
 2022, arXiv:2205.14135, algorithms 1 and 4; Milakov and Gimelshein 2018, arXiv:1805.02867).
+
+With `starts`, the place where each token's document begins, a query sees no key before it. The formulas stay: p is 0
+there, and so is ∂s.
 """
 
 import math
@@ -18,7 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxgpt.layers.numerics import accumulation_dtype, not_before, product
 
@@ -35,13 +38,18 @@ class Residuals(NamedTuple):
 
 @jax.named_scope("attention.forward")
 def forward(
-    q: Float[Array, "B T H D"], k: Float[Array, "B T H D"], v: Float[Array, "B T H D"], *, block: int
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T H D"],
+    v: Float[Array, "B T H D"],
+    *,
+    block: int,
+    starts: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T H D"], Residuals]:
     """`block` is the number of queries whose scores exist at once. Scores are in the accumulation dtype."""
     q, k, v = _swap(q), _swap(k), _swap(v)
     outs, logsumexps = [], []
     for rows in _blocks(q.shape[2], block):
-        scores = _scores(q[:, :, rows], k[:, :, : rows.stop], rows)
+        scores = _scores(q[:, :, rows], k[:, :, : rows.stop], rows, starts)
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -54,9 +62,9 @@ def forward(
 
 @jax.named_scope("attention.backward")
 def backward(
-    residuals: Residuals, dout: Float[Array, "B T H D"], *, block: int
+    residuals: Residuals, dout: Float[Array, "B T H D"], *, block: int, starts: Int[Array, "B T"] | None = None
 ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H D"], Float[Array, "B T H D"]]:
-    """(dq, dk, dv), in the dtype of dout."""
+    """(dq, dk, dv), in the dtype of dout. `block` and `starts` are forward's."""
     q, k, v, out, logsumexp = residuals
     q, k, v = not_before(dout, (q, k, v))  # the scores are computed again
     dtype, dout = accumulation_dtype(dout.dtype), _swap(dout)
@@ -65,7 +73,7 @@ def backward(
     dqs, dks, dvs = [], [], []
     for rows in _blocks(q.shape[2], block):
         seen = slice(0, rows.stop)
-        p = jnp.exp(_scores(q[:, :, rows], k[:, :, seen], rows) - logsumexp[:, :, rows, None])
+        p = jnp.exp(_scores(q[:, :, rows], k[:, :, seen], rows, starts) - logsumexp[:, :, rows, None])
         dp = product("bhqd,bhkd->bhqk", dout[:, :, rows], v[:, :, seen])
         ds = (p * (dp - delta[:, :, rows]) * scale).astype(q.dtype)
         dqs.append(product("bhqk,bhkd->bhqd", ds, k[:, :, seen]))
@@ -99,9 +107,14 @@ def _swap(x: Float[Array, "B a b D"]) -> Float[Array, "B b a D"]:
     return jnp.swapaxes(x, 1, 2)
 
 
-def _scores(q: Float[Array, "B H Tq D"], k: Float[Array, "B H Tk D"], rows: slice) -> Float[Array, "B H Tq Tk"]:
-    """q kᵀ / √D of the queries at `rows` with the keys before rows.stop; -∞ where a key comes after its query."""
+def _scores(
+    q: Float[Array, "B H Tq D"], k: Float[Array, "B H Tk D"], rows: slice, starts: Int[Array, "B T"] | None
+) -> Float[Array, "B H Tq Tk"]:
+    """q kᵀ / √D of the queries at `rows` with the keys before rows.stop; -∞ where a query doesn't see the key."""
     scores = product("bhqd,bhkd->bhqk", q, k) / math.sqrt(q.shape[-1])
     query = rows.start + lax.broadcasted_iota(jnp.int32, scores.shape, 2)
     key = lax.broadcasted_iota(jnp.int32, scores.shape, 3)
-    return jnp.where(key <= query, scores, -jnp.inf)
+    seen = key <= query
+    if starts is not None:
+        seen &= key >= starts[:, None, rows, None]
+    return jnp.where(seen, scores, -jnp.inf)

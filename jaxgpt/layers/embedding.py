@@ -5,6 +5,8 @@
 Backward: a row's gradient is the sum over the places that read it,
 
     ∂token[v] = Σ_{b,t: tokens[b,t] = v} ∂y[b, t]           ∂position[t] = Σ_b ∂y[b, t]
+
+With `starts`, the place where each token's document begins, a token's position is counted from there.
 """
 
 from typing import NamedTuple
@@ -23,13 +25,17 @@ class Params(NamedTuple):
 
 class Residuals(NamedTuple):
     tokens: Int[Array, "B T"]
+    places: Int[Array, "B T"] | None = None  # in each token's document; None where they are 0 ... T-1
 
 
 @jax.named_scope("embedding.forward")
-def forward(params: Params, tokens: Int[Array, "B T"]) -> tuple[Float[Array, "B T C"], Residuals]:
+def forward(
+    params: Params, tokens: Int[Array, "B T"], *, starts: Int[Array, "B T"] | None = None
+) -> tuple[Float[Array, "B T C"], Residuals]:
     """T is at most the number of position rows; tokens are in [0, Vp)."""
-    y = params.token[tokens] + params.position[: tokens.shape[1]]
-    return y, Residuals(tokens)
+    places = None if starts is None else jnp.arange(tokens.shape[1]) - starts
+    position = params.position[: tokens.shape[1]] if places is None else params.position[places]
+    return params.token[tokens] + position, Residuals(tokens, places)
 
 
 @jax.named_scope("embedding.backward")
@@ -50,5 +56,9 @@ def backward(
     if token_gradient is None:
         token_gradient = jnp.zeros(params.token.shape, dtype)
     dtoken = token_gradient.at[residuals.tokens].add(dy)
-    dposition = jnp.zeros(params.position.shape, dtype).at[: dy.shape[1]].set(jnp.sum(dy, axis=0))
+    dposition = jnp.zeros(params.position.shape, dtype)
+    if residuals.places is None:
+        dposition = dposition.at[: dy.shape[1]].set(jnp.sum(dy, axis=0))
+    else:
+        dposition = dposition.at[residuals.places].add(dy)
     return Params(dtoken, dposition)

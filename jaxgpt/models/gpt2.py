@@ -134,13 +134,18 @@ def stacked(params: Params) -> Params:
 
 
 def block_forward(
-    params: Block, x: Float[Array, "N C"], batch: int, model: Model, compute: Compute
+    params: Block,
+    x: Float[Array, "N C"],
+    batch: int,
+    model: Model,
+    compute: Compute,
+    starts: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "N C"], BlockResiduals]:
-    """One block on N = B·T tokens."""
+    """One block on N = B·T tokens; `starts` as `document_starts` has them."""
     normalised, attention_norm = layernorm.forward(params.attention_norm, x)
     qkv, qkv_residuals = linear.forward(params.qkv, normalised)
     q, k, v = (split_heads(part, batch, model.heads) for part in jnp.split(qkv, 3, axis=-1))
-    mixed, attention_residuals = attention_layer(compute).forward(q, k, v, block=compute.attention_block)
+    mixed, attention_residuals = attention_layer(compute).forward(q, k, v, block=compute.attention_block, starts=starts)
     branch, _ = linear.forward(params.attention_out, merge_heads(mixed))
     x = residual.forward(x, branch)
 
@@ -163,7 +168,11 @@ def block_forward(
 
 
 def block_backward(
-    params: Block, residuals: BlockResiduals, dx: Float[Array, "N C"], compute: Compute
+    params: Block,
+    residuals: BlockResiduals,
+    dx: Float[Array, "N C"],
+    compute: Compute,
+    starts: Int[Array, "B T"] | None = None,
 ) -> tuple[Block, Float[Array, "N C"]]:
     """`block_forward` from its last line to its first."""
     dx, dbranch = residual.backward(dx)
@@ -180,9 +189,8 @@ def block_backward(
     dx, dbranch = residual.backward(dx)
     mixed = attention_layer(compute).output(residuals.attention)
     attention_out, dmixed = linear.backward(params.attention_out, linear.Residuals(merge_heads(mixed)), dbranch)
-    dqkv = attention_layer(compute).backward(
-        residuals.attention, split_heads(dmixed, mixed.shape[0], mixed.shape[2]), block=compute.attention_block
-    )
+    dmixed = split_heads(dmixed, mixed.shape[0], mixed.shape[2])
+    dqkv = attention_layer(compute).backward(residuals.attention, dmixed, block=compute.attention_block, starts=starts)
     dqkv = jnp.concatenate([merge_heads(part) for part in dqkv], axis=-1)
     normalised = residuals.qkv or linear.Residuals(
         layernorm.output(params.attention_norm, not_before(dqkv, residuals.attention_norm))
@@ -204,6 +212,17 @@ def merge_heads(x: Float[Array, "B T H D"]) -> Float[Array, "N C"]:
     return x.reshape(x.shape[0] * x.shape[1], -1)
 
 
+def document_starts(tokens: Int[Array, "B T"], model: Model) -> Int[Array, "B T"] | None:
+    """Where each token's document begins; None where documents are not told apart.
+
+    A sequence that begins within a document has the rest of it as its first.
+    """
+    if model.document_start < 0:
+        return None
+    places = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    return lax.cummax(jnp.where(tokens == model.document_start, places, 0), axis=1)
+
+
 def features(
     params: Params, tokens: Int[Array, "B T"], model: Model, compute: Compute, *, gather: Movement = as_it_is
 ) -> tuple[Float[Array, "N C"], Residuals]:
@@ -211,11 +230,12 @@ def features(
 
     `gather` makes a block's parameters of what `params` has in their place, shortly before that block's turn.
     """
-    x, embedding_residuals = embedding.forward(params.embedding, tokens)
+    starts = document_starts(tokens, model)
+    x, embedding_residuals = embedding.forward(params.embedding, tokens, starts=starts)
     x = x.reshape(-1, model.width)  # one axis for all tokens: only attention knows of sequences
 
     def one_block(x, block):
-        y, residuals = block_forward(block, x, tokens.shape[0], model, compute)
+        y, residuals = block_forward(block, x, tokens.shape[0], model, compute, starts)
         return y, x if compute.recompute == "block" else residuals
 
     x, blocks = walk(one_block, x, params.blocks, gather=gather)
@@ -299,6 +319,7 @@ def loss_and_grads(
 
     `scatter` makes of a block's gradients, as soon as they are there, what is returned in their place.
     """
+    starts = document_starts(tokens, model)
     x, residuals = features(params, tokens, model, compute, gather=gather)
     value, classifier = _classify(params, x, targets, model, compute, scale)
 
@@ -308,8 +329,8 @@ def loss_and_grads(
     def one_block(dx, block, residuals):
         if compute.recompute == "block":
             x = not_before(dx, residuals)
-            _, residuals = block_forward(block, x, tokens.shape[0], model, compute)
-        grads, dx = block_backward(block, residuals, dx, compute)
+            _, residuals = block_forward(block, x, tokens.shape[0], model, compute, starts)
+        grads, dx = block_backward(block, residuals, dx, compute, starts)
         return dx, scatter(grads)
 
     dx, blocks = walk(one_block, dx, params.blocks, residuals.blocks, gather=gather, reverse=True)

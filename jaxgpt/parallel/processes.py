@@ -91,7 +91,23 @@ def telling() -> Iterator[None]:
 
 
 def _start(place: cluster.Place) -> None:
-    """Meets the others. UserError where they don't come, or where process 0 can't listen."""
+    """Meets the others. UserError where process 0 can't listen; the process ends where the others don't come."""
+    # JAX would take SIGTERM for itself, and from here on: a run could not be stopped while it compiles.
+    jax.config.update("jax_enable_preemption_service", False)
+    who = f"process {place.process} of {place.processes} ({place.source})"
+
+    def nobody_came() -> None:
+        print(
+            f"error: {who} waited {START_SECONDS} seconds for the others at {place.coordinator}. Were all of them "
+            "started, and with the same --parallel.processes? Is that the machine of process 0, and the port open?",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(RunError.status)
+
+    patience = threading.Timer(START_SECONDS, nobody_came)  # JAX's own would end with SIGABRT
+    patience.daemon = True
+    patience.start()
     try:
         jax.distributed.initialize(
             place.coordinator,
@@ -99,14 +115,13 @@ def _start(place: cluster.Place) -> None:
             place.process,
             place.devices,
             cluster_detection_method="deactivate",
-            initialization_timeout=START_SECONDS,
+            initialization_timeout=2 * START_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except Exception as error:  # of many types
-        raise UserError(
-            f"process {place.process} of {place.processes} ({place.source}) can't meet the others at "
-            f"{place.coordinator}: {_one_line(error)}. Is process 0 running there, and the port free and open?"
-        ) from None
+        raise UserError(f"{who} can't listen at {place.coordinator}: {_one_line(error)}. Is the port free?") from None
+    finally:
+        patience.cancel()
 
 
 # Talk

@@ -166,8 +166,11 @@ def _state_form(params: gpt2.Params, rest: dict[str, Any], *, stacked: bool) -> 
 
 
 def _placed(shapes: Any) -> Any:
-    """Shapes with a sharding each: their own, or else the first device. (Orbax would take the one that was saved.)"""
-    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    """Shapes with a sharding each: their own, or else this process's first device.
+
+    (Orbax would take the one that was saved.)
+    """
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or first),
         shapes,

@@ -149,9 +149,17 @@ def resolve(config: Config, tokenizer: tokenizers.Tokenizer) -> Config:
     """The vocabulary size from the tokenizer and the sequence length from the context, where they are 0."""
     vocabulary_size = config.model.vocabulary_size or tokenizer.vocabulary_size
     sequence_length = config.training.sequence_length or config.model.context
+    document_start = config.model.document_start
+    if config.data.document_mask:
+        if tokenizer.end_of_text is None:
+            raise UserError(
+                f"--data.document-mask: the tokenizer {tokenizer.name} has no token that stands before a document; "
+                "gpt2 has one, and so have most"
+            )
+        document_start = tokenizer.end_of_text
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, vocabulary_size=vocabulary_size),
+        model=dataclasses.replace(config.model, vocabulary_size=vocabulary_size, document_start=document_start),
         training=dataclasses.replace(config.training, sequence_length=sequence_length),
     )
 

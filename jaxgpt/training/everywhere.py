@@ -1,6 +1,7 @@
 """That all processes train the same: otherwise they would wait for each other for ever, or give wrong numbers."""
 
 import dataclasses
+import json
 
 from jaxgpt import settings
 from jaxgpt.config import Config
@@ -13,6 +14,7 @@ from jaxgpt.training.corpus import Corpus
 def check(config: Config, data: Corpus) -> None:
     """UserError, naming it, where process 0 has another option, another text or another version than this one."""
     own = {"options": dataclasses.asdict(config), "text": data.fingerprint, "versions": settings.versions()}
+    own = json.loads(json.dumps(own))  # tuples become lists, as they do on the way
     first = processes.talk.from_first(lambda: own)
     different = [
         f"{settings.option(section, key)} is {first['options'][section][key]} there and {value} here"

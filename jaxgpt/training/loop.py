@@ -46,13 +46,9 @@ def train(config: Config) -> None:
     the end of a Slurm allocation, UserError as the data raise it, where the run can't be resumed and where it doesn't
     fit the device's memory.
     """
-    with processes.together(config.parallel):
-        # How this process was started is none of the run's options.
-        parallel = dataclasses.replace(config.parallel, processes=0, process=-1, coordinator="")
-        _train(dataclasses.replace(config, parallel=parallel))
-
-
-def _train(config: Config) -> None:
+    # How this process was started is none of the run's options.
+    parallel = dataclasses.replace(config.parallel, processes=0, process=-1, coordinator="")
+    config = dataclasses.replace(config, parallel=parallel)
     mesh.check(config)
     trackers.check(config)
     compilation_cache.use(config.run.compilation_cache)

@@ -188,8 +188,8 @@ def test_mmlu_as_its_authors_published_it(tmp_path):
 
 def test_parquet_and_downloads(tmp_path, monkeypatch):
     """By name: the hub's client is asked for the task's file, and a file with too few examples is not believed."""
-    arrow = pytest.importorskip("pyarrow", reason="reads Parquet with pyarrow, which the hub extra installs")
-    hub = pytest.importorskip("huggingface_hub", reason="huggingface-hub comes with the hub extra")
+    arrow = pytest.importorskip("pyarrow", reason="reads Parquet with pyarrow, which the data extra installs")
+    hub = pytest.importorskip("huggingface_hub", reason="huggingface-hub comes with the data extra")
     from pyarrow import parquet
 
     parquet.write_table(arrow.Table.from_pylist(3 * [ARC_OF_THE_HUB]), tmp_path / "0000.parquet")
@@ -263,7 +263,7 @@ def test_what_is_wrong_with_a_file(tmp_path, task, content, message):
 )
 def test_files_that_cannot_be_read(tmp_path, name, message):
     if name.endswith("parquet"):
-        pytest.importorskip("pyarrow", reason="reads Parquet with pyarrow, which the hub extra installs")
+        pytest.importorskip("pyarrow", reason="reads Parquet with pyarrow, which the data extra installs")
     (tmp_path / "empty").mkdir()
     (tmp_path / "latin.jsonl").write_bytes(b'{"text": "\xe9"}\n')
     (tmp_path / "bad.csv").write_text("q,a,b,c,d,A\nq\n")

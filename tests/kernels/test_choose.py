@@ -37,6 +37,13 @@ def chosen(compute, model=MODEL, length=1024):
     return resolved.attention, words
 
 
+def test_documents_are_told_apart_in_blocks_only(device):
+    device()
+    attention, words = chosen(BFLOAT16, dataclasses.replace(MODEL, document_start=50256))
+    assert attention == "blocks"
+    assert "needs attention across the borders of documents (--data.document-mask)" in words
+
+
 def forced(**options):
     return dataclasses.replace(BFLOAT16, attention="cudnn", **options)
 

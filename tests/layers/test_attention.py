@@ -1,6 +1,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -22,18 +23,24 @@ def test_gradients(assert_exact, B, T, H, D, block):
     assert_exact(gradcheck.attention_case(jax.random.key(0), B, T, H, D, block))
 
 
+@given(B=sizes, T=st.integers(1, 9), H=sizes, D=sizes, block=st.integers(3, 12))
+@example(B=2, T=9, H=2, D=3, block=2)
+def test_gradients_of_documents(assert_exact, B, T, H, D, block):
+    assert_exact(gradcheck.attention_case(jax.random.key(0), B, T, H, D, block, documents=True))
+
+
 def normals(dtype, seed=0):
     """q, k, v and dout."""
     rng = np.random.default_rng(seed)
     return [rng.normal(size=(B, T, H, D)).astype(dtype) for _ in range(4)]
 
 
-def run(q, k, v, dout, block):
+def run(q, k, v, dout, block, starts=None):
     """(out, dq, dk, dv) as NumPy arrays."""
 
     def forward_and_backward(q, k, v, dout):
-        out, residuals = attention.forward(q, k, v, block=block)
-        return out, *attention.backward(residuals, dout, block=block)
+        out, residuals = attention.forward(q, k, v, block=block, starts=starts)
+        return out, *attention.backward(residuals, dout, block=block, starts=starts)
 
     return [np.asarray(array) for array in jax.jit(forward_and_backward)(q, k, v, dout)]
 
@@ -46,6 +53,17 @@ def test_equals_dense_softmax(x64):
         scores = k[b, : t + 1, h] @ q[b, t, h] / math.sqrt(D)
         weights = np.exp(scores) / np.exp(scores).sum()
         np.testing.assert_allclose(out[b, t, h], weights @ v[b, : t + 1, h], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("block", [1, 2, 5])
+def test_documents_are_as_each_is_alone(x64, block):
+    """Of 2 and 3 tokens in one sequence, of 4 and 1 in the other: outputs and gradients of each."""
+    arrays = normals(np.float64)
+    together = run(*arrays, block=block, starts=jnp.array([[0, 0, 2, 2, 2], [0, 0, 0, 0, 4]]))
+    for b, places in ((0, slice(0, 2)), (0, slice(2, 5)), (1, slice(0, 4)), (1, slice(4, 5))):
+        alone = run(*(array[b : b + 1, places] for array in arrays), block=block)
+        for whole, part in zip(together, alone, strict=True):
+            np.testing.assert_allclose(whole[b : b + 1, places], part, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("block", [1, 2, 5, 6])

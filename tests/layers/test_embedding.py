@@ -19,6 +19,17 @@ def test_gradients(assert_exact, B, T, C, Vp, beyond):
     assert_exact(gradcheck.embedding_case(jax.random.key(0), B, T, C, Vp, T + beyond))
 
 
+@given(B=sizes, T=sizes, C=sizes, beyond=st.integers(0, 5))
+def test_gradients_of_documents(assert_exact, B, T, C, beyond):
+    assert_exact(gradcheck.embedding_case(jax.random.key(0), B, T, C, 20, T + beyond, documents=True))
+
+
+def test_positions_are_counted_from_the_beginning_of_a_document(quick_compilation):
+    params = embedding.Params(jnp.zeros((3, 1)), 1.0 * jnp.arange(5)[:, None])
+    y, _ = embedding.forward(params, jnp.zeros((1, 5), jnp.int32), starts=jnp.array([[0, 0, 2, 2, 4]]))
+    assert y[0, :, 0].tolist() == [0, 1, 0, 1, 0]
+
+
 @pytest.fixture
 def params(quick_compilation):
     """Five tokens, four places, three channels."""

@@ -32,8 +32,11 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
             *(2, 5, Model(2, 3, 6, 5, 7)),
             Compute(classifier_chunk=5, attention_block=4, recompute="gelu", layers="unrolled"),
         ),
+        # One token in three begins a document.
+        (2, 8, Model(2, 2, 6, 8, 3, document_start=1), Compute(attention_block=3)),
+        (2, 8, Model(2, 2, 6, 8, 3, document_start=1), Compute(attention_block=3, recompute="block")),
     ],
-    ids=["ones", "short", "padded", "unrolled"],
+    ids=["ones", "short", "padded", "unrolled", "documents", "documents computed again"],
 )
 def test_gradients(assert_exact, batch, length, model, compute):
     assert_exact(gradcheck.gpt2_case(jax.random.key(0), batch, length, model, compute))
@@ -257,3 +260,20 @@ def test_a_block_apart_is_gathered_while_the_one_before_it_computes():
     order.clear()
     gpt2.walk(body, jnp.zeros((1, 1)), tuple(layers), gather=gather, reverse=True)
     assert order == ["gather 2", "gather 1", "compute 2", "gather 0", "compute 1", "compute 0"]
+
+
+def test_documents_are_as_each_is_alone(x64):
+    """The loss of a sequence of several documents, the first without its beginning, is the sum of theirs."""
+    model = Model(layers=2, heads=2, width=8, context=16, vocabulary_size=9, document_start=8)
+    params = gpt2.init(model, jax.random.key(0), jnp.float64)
+    tokens = jnp.array([[1, 2, 8, 3, 4, 5, 8, 8, 6, 7]])
+    targets = jnp.roll(tokens, -1)
+    one = jnp.float64(1)
+
+    def loss(part, model):
+        return float(gpt2.loss(params, tokens[:, part], targets[:, part], model, Compute(attention_block=3), scale=one))
+
+    apart = [slice(0, 2), slice(2, 6), slice(6, 7), slice(7, 10)]
+    plain = dataclasses.replace(model, document_start=-1)
+    assert loss(slice(None), model) == pytest.approx(sum(loss(part, plain) for part in apart), rel=1e-12)
+    assert loss(slice(None), plain) != pytest.approx(loss(slice(None), model), rel=1e-4)

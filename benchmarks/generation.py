@@ -1,0 +1,138 @@
+"""Greedy text of GPT-2 124M on this machine, in float32: with a cache, without one, and by transformers with its cache.
+
+    python -m benchmarks.generation
+
+All three have the same random weights and the same prompt of 32 tokens, and go on to 512 tokens in all. In each round
+each of them runs once, so that a machine that gets slower does so for all; what is written are medians over the rounds.
+Times are of whole texts, the prompt included and compilation not. Without a cache a token is one forward of the text so
+far, here of 512 tokens, as it was before there was one: a few of them are timed, and taken for all at that length.
+The texts must be the same, token by token. Writes results/generation.json; 1 where they aren't, or a bar isn't met.
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from benchmarks import machine
+from jaxgpt.config import Compute, Model, Sampling
+from jaxgpt.generation.decoder import Decoder
+from jaxgpt.layers import unembedding
+from jaxgpt.models import gpt2
+from tests.parity import transformers_model
+
+RESULT = Path(__file__).parent / "results" / "generation.json"
+MODEL = Model(vocabulary_size=50_257)
+PROMPT, LENGTH, UNCACHED = 32, 512, 3
+LEAST_OVER_UNCACHED, MOST_OVER_TRANSFORMERS = 10.0, 1.3
+SPREAD = 10.0  # weights times this: at initialisation all tokens are about as likely, and ties would decide
+
+
+def cached(params: gpt2.Params, prompt: np.ndarray) -> list[int]:
+    """The text that the decoder draws."""
+    decoder = Decoder(params, MODEL, Compute(), slots=1, capacity=LENGTH)
+    tokens = [decoder.start(0, prompt, Sampling(temperature=0.0), 0)]
+    while len(tokens) < LENGTH - PROMPT:
+        tokens += decoder.go_on(LENGTH - PROMPT - len(tokens))[0]
+    return tokens
+
+
+@jax.jit
+def _next(params: gpt2.Params, tokens: jax.Array, last: jax.Array) -> jax.Array:
+    x, _ = gpt2.features(params, tokens, MODEL, Compute(attention="blocks"))
+    logits = unembedding.logits(unembedding.Params(params.embedding.token), x[last][None])
+    return jnp.argmax(logits[0, : MODEL.vocabulary_size])
+
+
+def uncached(params: gpt2.Params, text: np.ndarray) -> list[int]:
+    """The last tokens of a text of that length, each from the whole text before it."""
+    places = range(LENGTH - UNCACHED, LENGTH)
+    padded = [np.where(np.arange(LENGTH) < place, text, 0)[None] for place in places]
+    return [int(_next(params, tokens, place - 1)) for tokens, place in zip(padded, places, strict=True)]
+
+
+def by_transformers(theirs: torch.nn.Module, prompt: np.ndarray) -> list[int]:
+    tokens = torch.from_numpy(prompt)[None].long()
+    with torch.no_grad():
+        text = theirs.generate(  # type: ignore[operator]
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=LENGTH - PROMPT,
+            min_new_tokens=LENGTH - PROMPT,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=0,
+        )
+    return text[0, PROMPT:].tolist()
+
+
+def timed(function, *arguments) -> tuple[float, list[int]]:
+    started = time.perf_counter()
+    tokens = function(*arguments)
+    return time.perf_counter() - started, tokens
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    stacked = jax.tree.map(lambda array: SPREAD * array, gpt2.init(MODEL, jax.random.key(0)))
+    arrays = {name: np.asarray(array) for name, array in transformers_model.flatten(stacked).items()}
+    theirs = transformers_model.make_model(MODEL, arrays).eval()
+    params = gpt2.unstacked(stacked)
+    prompt = np.random.default_rng(0).integers(MODEL.vocabulary_size, size=PROMPT).astype(np.int32)
+    tokens = cached(params, prompt)  # compiles
+    text = np.concatenate([prompt, np.array(tokens, np.int32)])
+    uncached(params, text)  # compiles
+    seconds: dict[str, list[float]] = {"cached": [], "uncached": [], "transformers": []}
+    same = True
+    for number in range(rounds):
+        runs = {
+            "cached": functools.partial(timed, cached, params, prompt),
+            "uncached": functools.partial(timed, uncached, params, text),
+            "transformers": functools.partial(timed, by_transformers, theirs, prompt),
+        }
+        for who, run in runs.items():
+            took, drawn = run()
+            seconds[who].append(took / len(drawn))
+            same &= drawn == (tokens[-UNCACHED:] if who == "uncached" else tokens)
+        print(
+            f"round {number + 1}: " + ", ".join(f"{who} {1e3 * took[-1]:.1f} ms" for who, took in seconds.items()),
+            flush=True,
+        )
+    medians = {who: statistics.median(took) for who, took in seconds.items()}
+    over_uncached = medians["uncached"] / medians["cached"]
+    over_transformers = medians["cached"] / medians["transformers"]
+    passed = same and over_uncached >= LEAST_OVER_UNCACHED and over_transformers <= MOST_OVER_TRANSFORMERS
+    print(
+        f"{'passed' if passed else 'FAILED'}: {over_uncached:.1f} times the uncached rate (at least "
+        f"{LEAST_OVER_UNCACHED:g}), {over_transformers:.2f} of transformers' time (at most "
+        f"{MOST_OVER_TRANSFORMERS:g}), {'the same text' if same else 'OTHER TEXTS'}"
+    )
+    result = {
+        "passed": passed,
+        "same_text": same,
+        "setting": f"GPT-2 124M, float32, greedy, B=1, {PROMPT} tokens of prompt and {LENGTH} in all",
+        "seconds_per_token": medians,
+        "rounds": seconds,
+        "times_the_uncached_rate": over_uncached,
+        "share_of_transformers_time": over_transformers,
+        "cpu": machine.cpu_name(),
+        "threads": torch.get_num_threads(),
+        "versions": machine.versions("jax", "jaxlib", "torch", "transformers"),
+    }
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"written to {RESULT}")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Valid files made into hostile ones, as a function of a random generator."""
+
+import os
+import random
+import re
+import struct
+from pathlib import Path
+
+from benchmarks.fuzz_readers import Input
+
+NUMBERS = [0, 1, -1, 2, 3, 5, 7, 127, 128, 255, 65535, 65536, 2**31 - 1, -(2**31), 2**30, 1024, 50257]
+HUGE = [*NUMBERS, 2**32, 2**63 - 1, 2**64 - 1, 10**30, -(2**63)]
+WORDS = [
+    *("../../../../etc/passwd", "/etc/passwd", "/dev/zero", "..", ".", "", "a/b.safetensors", "x" * 5000, "a\\u0000b"),
+    *("\\ud800", "model.safetensors", "con.safetensors", "~", "%2e%2e/x", "é" * 50, "h.0.ln_1.weight", "h.99.x", "F64"),
+]
+VALUES = ["null", "true", "{}", "[]", '""', "1e999", "NaN", "-0", "[[[[]]]]", '{"a":{"a":1}}', "1.5", "9" * 5000]
+SPECIAL = ("missing", "folder", "pipe", "link to a device", "link out", "link to itself")
+
+Mutated = dict[str, bytes | str]  # a string: one of SPECIAL
+
+
+def mutate(seed: Input, choose: random.Random) -> Mutated:
+    """One to three changes to one or two files."""
+    result: Mutated = dict(seed)
+    for _ in range(choose.choice((1, 1, 1, 2, 3))):
+        name = choose.choice(sorted(result))
+        content = result[name]
+        if isinstance(content, str):
+            continue
+        if choose.random() < 0.02:
+            result[name] = choose.choice(SPECIAL)
+        elif name.endswith((".json", ".jsonl")):
+            result[name] = choose.choice((_bytes, _text, _text, _text))(content, choose)
+        elif name.endswith(".safetensors"):
+            result[name] = choose.choice((_bytes, _header, _safetensors, _safetensors))(content, choose)
+        else:
+            result[name] = choose.choice((_bytes, _header))(content, choose)
+    return result
+
+
+def _bytes(content: bytes, choose: random.Random) -> bytes:
+    """Changes that know nothing of the format."""
+    data = bytearray(content)
+    place = choose.randrange(len(data) + 1)
+    end = min(len(data), place + choose.choice((1, 2, 4, 8, 100, 1000)))
+    match choose.randrange(7):
+        case 0:
+            del data[place:]
+        case 1:
+            for _ in range(choose.choice((1, 1, 2, 8)) if data else 0):
+                data[choose.randrange(len(data))] ^= 1 << choose.randrange(8)
+        case 2:
+            del data[place:end]
+        case 3:
+            data[place:place] = data[place:end]
+        case 4:
+            data[place:place] = choose.randbytes(choose.choice((1, 4, 64, 2000)))
+        case 5:
+            data += choose.randbytes(choose.choice((1, 4, 1024)))
+        case 6:
+            data = bytearray(choose.randbytes(choose.choice((0, 1, 7, 8, 1023, 1024, 1025))))
+    return bytes(data)
+
+
+def _header(content: bytes, choose: random.Random) -> bytes:
+    """Another number in one of the first places of a binary header."""
+    data = bytearray(content)
+    if choose.random() < 0.2:
+        data[:8] = struct.pack("<Q", choose.choice(HUGE) % 2**64)
+    else:
+        place = 4 * choose.randrange(10)
+        data[place : place + 4] = struct.pack("<i", choose.choice((*NUMBERS, choose.randrange(-10, 300))))
+    return bytes(data)
+
+
+def _text(content: bytes, choose: random.Random) -> bytes:
+    """Another number, word or value in a text of JSON, or brackets without end."""
+    text = content.decode("utf-8", "replace")
+    kind = choose.randrange(8)
+    if kind == 0:
+        return (choose.choice("[{") * choose.choice((10, 5000, 100000))).encode()
+    if kind == 1 and text:
+        place = choose.randrange(len(text))
+        return (text[:place] + choose.choice('{}[],:"\\0e- ') + text[place + choose.randrange(2) :]).encode()
+    pattern, values = [
+        (r"-?\d+", [*map(str, HUGE), *VALUES]),
+        (r"-?\d+", [str(choose.randrange(-3, 300))]),
+        (r'"[^"]*"', [f'"{word}"' for word in WORDS]),
+        (r'"[^"]*"', VALUES),
+        (r"\[[^\[\]]*\]|true|false|null|\{[^{}]*\}", VALUES),
+        (r'"[^"]*"', re.findall(r'"[^"]*"', text)[:50] or ['""']),
+    ][kind - 2 if kind >= 2 else 0]
+    found = list(re.finditer(pattern, text))
+    if not found:
+        return content
+    where = choose.choice(found)
+    return (text[: where.start()] + choose.choice(values) + text[where.end() :]).encode("utf-8", "surrogatepass")
+
+
+def _safetensors(content: bytes, choose: random.Random) -> bytes:
+    """A change in the JSON at the beginning, whose length is then told right, or nearly."""
+    if len(content) < 8:
+        return content
+    length = struct.unpack("<Q", content[:8])[0]
+    header = _text(content[8 : 8 + length], choose)
+    told = len(header) + choose.choice((0, 0, 0, 0, 0, 1, -1))
+    return struct.pack("<Q", max(told, 0)) + header + content[8 + length :]
+
+
+def lay_out(mutated: Mutated, folder: Path) -> int:
+    """Writes an input's files into an empty folder; returns their bytes."""
+    for name, content in mutated.items():
+        path = folder / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+            continue
+        match content:
+            case "folder":
+                path.mkdir()
+            case "pipe":
+                os.mkfifo(path)
+            case "link to a device":
+                path.symlink_to("/dev/zero")
+            case "link out":
+                path.symlink_to("/etc/passwd")
+            case "link to itself":
+                path.symlink_to(name)
+    return sum(len(content) for content in mutated.values() if isinstance(content, bytes))

@@ -1,0 +1,44 @@
+"""The small trained model that notebooks 1 and 5 look into. Notebook 1 makes it; this loads it, or makes it too."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from jaxgpt import settings
+from jaxgpt.config import Config
+from jaxgpt.data import tokenizers
+from jaxgpt.errors import UserError
+from jaxgpt.models import gpt2
+from jaxgpt.training import checkpoints
+
+RUN = Path("../runs/notebooks")
+COMMAND = (
+    "../run.py --config quickstart --training.steps 300 --training.evaluate-every 100 --training.evaluation-batches 20 "
+    f"--sampling.tokens 120 --run.folder {RUN.parent} --run.name {RUN.name} --run.overwrite"
+)
+
+
+def train() -> None:
+    """Runs the command in a process of its own, and prints its lines as they come."""
+    environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}  # as Jupyter sets it
+    command = [sys.executable, *COMMAND.split()]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        for line in run.stdout or ():
+            print(line, end="")
+    if run.returncode:
+        raise RuntimeError(f"training ended with status {run.returncode}; its words are above")
+
+
+def load() -> tuple[gpt2.Params, Config, tokenizers.Tokenizer]:
+    """Parameters, configuration and tokenizer of the run, which is trained first where it is missing or outdated."""
+    try:
+        params, found = checkpoints.load_params(RUN, settings.read(RUN / "config.toml").model)
+    except (OSError, UserError):
+        train()
+        params, found = checkpoints.load_params(RUN, settings.read(RUN / "config.toml").model)
+    config = settings.read(RUN / "config.toml")
+    tokenizer = tokenizers.from_state(found.about["tokenizer"])
+    model = dataclasses.replace(config.model, vocabulary_size=tokenizer.vocabulary_size)
+    return params, dataclasses.replace(config, model=model), tokenizer
