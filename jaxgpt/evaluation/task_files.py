@@ -172,8 +172,8 @@ def _downloaded(task: str, part: str) -> Path:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise UserError(
-            f"--task {task} without --data: to download it the package huggingface-hub is needed: make env EXTRAS=data. "
-            f"{by_hand}"
+            f"--task {task} without --data: to download it the package huggingface-hub is needed: make env EXTRAS="
+            f"data. {by_hand}"
         ) from None
     try:
         return Path(
