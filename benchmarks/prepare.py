@@ -28,7 +28,6 @@ from benchmarks.machine import cpu_name, versions
 from jaxgpt.data import command, loader, manifest, shards, texts, tokenizers
 
 DOCUMENT_BYTES = 3000
-BATCH = {"micro_batches": 8, "batch_size": 64, "sequence_length": 1024}
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def time_loader(folder: Path, batches: int = 20) -> float:
     seconds = []
     for step in range(batches):
         started = time.perf_counter()
-        loader.batch_at(found.train, step=step, seed=0, **BATCH)
+        loader.batch_at(found.train, step=step, micro_batches=8, batch_size=64, sequence_length=1024, seed=0)
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
 

@@ -1,7 +1,7 @@
 """Hugging Face's tokenizer files: tokenizer.json, tokenizer_config.json, and for GPT-2 vocab.json and merges.txt.
 
-- gpt2, and a BPE of one's own: byte-level BPE. The merges follow from the ranks, which are the ids: the merge that makes
-  a token joins the two parts that its bytes are in when all merges before it are done.
+- gpt2, and a BPE of one's own: byte-level BPE. The merges follow from the ranks, which are the ids: the merge that
+  makes a token joins the two parts that its bytes are in when all merges before it are done.
 - bytes: byte-level BPE with 256 tokens and no merge.
 - characters: one word for each character; another character is an error there, as it is here.
 
