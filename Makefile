@@ -24,7 +24,7 @@ $(shell if [ -e $(INSTALLING) ] || [ ! -x $(VENV)/bin/python ]; then rm -rf $(IN
 .NOTPARALLEL:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  ARGS="..."           options for the command:  make train ARGS="--optimizer.learning-rate 3e-4"'
 	@echo '  EXTRAS=cuda12        run on an NVIDIA GPU (or cuda13); said once, .venv keeps it'

@@ -1,6 +1,7 @@
-"""The small trained model that notebooks 1 and 5 look into. Notebook 1 makes it; this loads it, or makes it likewise."""
+"""The small trained model that notebooks 1 and 5 look into. Notebook 1 makes it; this loads it, or makes it too."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from jaxgpt import settings
 from jaxgpt.config import Config
 from jaxgpt.data import tokenizers
+from jaxgpt.errors import UserError
 from jaxgpt.models import gpt2
 from jaxgpt.training import checkpoints
 
@@ -18,12 +20,25 @@ COMMAND = (
 )
 
 
+def train() -> None:
+    """Runs the command in a process of its own, and prints its lines as they come."""
+    environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}  # as Jupyter sets it
+    command = [sys.executable, *COMMAND.split()]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        for line in run.stdout or ():
+            print(line, end="")
+    if run.returncode:
+        raise RuntimeError(f"training ended with status {run.returncode}; its words are above")
+
+
 def load() -> tuple[gpt2.Params, Config, tokenizers.Tokenizer]:
-    """Parameters, configuration and tokenizer of the run, which is trained first if it isn't there."""
-    if not checkpoints.whole_steps(RUN / "checkpoints"):
-        subprocess.run([sys.executable, *COMMAND.split()], check=True, stdout=subprocess.DEVNULL)
+    """Parameters, configuration and tokenizer of the run, which is trained first where it is missing or outdated."""
+    try:
+        params, found = checkpoints.load_params(RUN, settings.read(RUN / "config.toml").model)
+    except (OSError, UserError):
+        train()
+        params, found = checkpoints.load_params(RUN, settings.read(RUN / "config.toml").model)
     config = settings.read(RUN / "config.toml")
-    params, found = checkpoints.load_params(RUN, config.model)
     tokenizer = tokenizers.from_state(found.about["tokenizer"])
     model = dataclasses.replace(config.model, vocabulary_size=tokenizer.vocabulary_size)
     return params, dataclasses.replace(config, model=model), tokenizer
