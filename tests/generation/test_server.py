@@ -101,9 +101,9 @@ def complete(client):
 def test_the_text_is_the_models(params, complete):
     """What the same settings draw without a server."""
     for options in ({"temperature": 0.0}, {"temperature": 0.8, "top_p": 0.9}):
-        request = texts.Request(BYTES.encode("The "), Sampling(tokens=20, **options), 1)
+        request = texts.Request(BYTES.encode("The "), Sampling(tokens=40, **options), 1)
         expected = "".join(piece.text for piece in texts.generate(params, [request], MODEL, Compute(), BYTES))
-        assert complete(**options) == expected
+        assert complete(max_tokens=40, **options) == expected
 
 
 def test_the_answer_has_what_openais_has(client):
