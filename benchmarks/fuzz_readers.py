@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from jaxgpt.config import Model
-from jaxgpt.data import tokenizers
+from jaxgpt.data import manifest, token_files, tokenizers
+from jaxgpt.evaluation import choice_files, task_files
 from jaxgpt.interop import (
     huggingface,
     huggingface_export,
@@ -89,7 +90,46 @@ def tokenizer_files() -> list[Input]:
     ]
 
 
+def token_shards() -> list[Input]:
+    tokens = np.arange(500, dtype=np.uint32)
+    forms = (token_files.GPT2, token_files.LLAMA3)
+    return [written(lambda folder, form=form: token_files.write(folder / "t.bin", tokens, form)) for form in forms]
+
+
+def manifests() -> list[Input]:
+    def prepared(folder: Path) -> None:
+        for name in ("train_000000.bin", "val_000000.bin"):
+            token_files.write(folder / name, np.arange(300, dtype=np.uint16), token_files.GPT2)
+        shards = (
+            manifest.describe(folder / "train_000000.bin", "train"),
+            manifest.describe(folder / "val_000000.bin", "val"),
+        )
+        manifest.write(folder, manifest.Manifest("made up", {"name": "bytes"}, 300, None, 2, {"a": 1}, {}, shards))
+
+    return [written(prepared)]
+
+
+def choices() -> list[Input]:
+    ids = [np.arange(1, 1 + length) for length in (3, 1, 5, 2)]
+    examples = [choice_files.Example(ids[i % 4], tuple(ids), i % 4) for i in range(8)]
+    return [written(lambda folder: choice_files.write(folder / "c.bin", examples))]
+
+
+def task_lines() -> list[Input]:
+    row = {"ctx": "A man sits down. He", "activity_label": "Sitting", "endings": ["sits", "stands", "sleeps", "sings"]}
+    lines = [json.dumps({**row, "label": label, "ind": label}) for label in range(4)]
+    return [{"hellaswag.jsonl": ("\n".join(lines) + "\n").encode()}]
+
+
 READERS = [
+    Reader("token file", token_shards, lambda folder: int(token_files.open(folder / "t.bin").sum())),
+    Reader("manifest", manifests, manifest.verify),
+    Reader("multiple-choice file", choices, lambda folder: choice_files.read(folder / "c.bin")),
+    Reader(
+        "multiple-choice lines",
+        task_lines,
+        lambda folder: task_files.questions("hellaswag", str(folder / "hellaswag.jsonl")),
+    ),
     Reader("llm.c model", models, lambda folder: llmc.open_model(folder / "m.bin").load()),
     Reader("llm.c state", states, lambda folder: llmc_state.read(folder / "s.bin", MODEL)),
     Reader("llm.c tokenizer", token_lists, lambda folder: llmc_tokenizer.read(folder / "t.bin")),

@@ -114,8 +114,8 @@ def main() -> int:
     passed = same and over_uncached >= LEAST_OVER_UNCACHED and over_transformers <= MOST_OVER_TRANSFORMERS
     print(
         f"{'passed' if passed else 'FAILED'}: {over_uncached:.1f} times the uncached rate (at least "
-        f"{LEAST_OVER_UNCACHED:g}), {over_transformers:.2f} of transformers' time (at most {MOST_OVER_TRANSFORMERS:g}), "
-        f"{'the same text' if same else 'OTHER TEXTS'}"
+        f"{LEAST_OVER_UNCACHED:g}), {over_transformers:.2f} of transformers' time (at most "
+        f"{MOST_OVER_TRANSFORMERS:g}), {'the same text' if same else 'OTHER TEXTS'}"
     )
     result = {
         "passed": passed,

@@ -30,7 +30,7 @@ def mutate(seed: Input, choose: random.Random) -> Mutated:
             continue
         if choose.random() < 0.02:
             result[name] = choose.choice(SPECIAL)
-        elif name.endswith(".json"):
+        elif name.endswith((".json", ".jsonl")):
             result[name] = choose.choice((_bytes, _text, _text, _text))(content, choose)
         elif name.endswith(".safetensors"):
             result[name] = choose.choice((_bytes, _header, _safetensors, _safetensors))(content, choose)

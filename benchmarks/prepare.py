@@ -21,13 +21,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import tyro
 
 from benchmarks.machine import cpu_name, versions
 from jaxgpt.data import command, loader, manifest, shards, texts, tokenizers
 
 DOCUMENT_BYTES = 3000
-BATCH = {"micro_batches": 8, "batch_size": 64, "sequence_length": 1024}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Clock:
     """A context manager: the seconds that passed in it, and those in which a processor was at work for it."""
 
     def __init__(self, who: int) -> None:
-        self.who, self.seconds, self.cpu_seconds = who, 0.0, 0.0
+        self.who, self.seconds, self.cpu_seconds, self.peak_bytes = who, 0.0, 0.0, 0
 
     def _busy(self) -> float:
         usage = resource.getrusage(self.who)
@@ -75,6 +75,15 @@ class Clock:
         self.cpu_seconds += self._busy()
 
 
+def memory_of(pid: int) -> int:
+    """Bytes that a process and all it started have in memory, each page that they share counted for each."""
+    try:
+        process = psutil.Process(pid)
+        return sum(part.memory_info().rss for part in (process, *process.children(recursive=True)))
+    except psutil.NoSuchProcess:
+        return 0
+
+
 def time_tiktoken(made: list[str], cores: int) -> tuple[Clock, int]:
     """Its time, and the number of tokens."""
     encoding = tokenizers._gpt2_encoding()
@@ -87,7 +96,12 @@ def time_prepare(source: Path, folder: Path, cores: int) -> tuple[Clock, int]:
     """The time of the whole command, and the number of tokens without those that separate documents."""
     words = ["prepare", str(source), "--output", str(folder), "--processes", str(cores)]
     with Clock(resource.RUSAGE_CHILDREN) as clock:
-        subprocess.run([sys.executable, "run.py", *words], check=True, capture_output=True)
+        process = subprocess.Popen([sys.executable, "run.py", *words], stdout=subprocess.DEVNULL)
+        while process.poll() is None:
+            clock.peak_bytes = max(clock.peak_bytes, memory_of(process.pid))
+            time.sleep(0.05)
+    if process.returncode:
+        raise SystemExit("prepare failed")
     made = manifest.read(folder)
     return clock, made.tokens("train") + made.tokens("val") - made.documents
 
@@ -99,7 +113,7 @@ def time_loader(folder: Path, batches: int = 20) -> float:
     seconds = []
     for step in range(batches):
         started = time.perf_counter()
-        loader.batch_at(found.train, step=step, seed=0, **BATCH)
+        loader.batch_at(found.train, step=step, micro_batches=8, batch_size=64, sequence_length=1024, seed=0)
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
 
@@ -139,7 +153,7 @@ def main() -> None:
         "prepare_bytes_per_second": size / our_best,
         "prepare_of_tiktoken": ratio,
         "loader_seconds_per_batch_of_524288_tokens": batch_seconds,
-        "prepare_peak_mib_of_a_process": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        "prepare_peak_mib": max(clock.peak_bytes for clock in ours) / 2**20,
         "cpu": cpu_name(),
         "versions": versions("jaxgpt", "tiktoken", "numpy"),
     }

@@ -5,6 +5,7 @@ python run.py prepare SOURCE                make token files of text of any size
 python run.py generate --run runs/NAME      draw text from a trained model
 python run.py serve --run runs/NAME         answer requests as OpenAI's completions API does
 python run.py evaluate --run runs/NAME      its loss, or its accuracy on HellaSwag, MMLU and others
+python run.py report runs/A runs/B          a page that shows how runs are doing; --live serves it
 python run.py convert FROM TO               weights between runs, Hugging Face's folders and llm.c's files
 python run.py verify --model M --state S    compare the forward and backward with what llm.c wrote down
 python run.py gradcheck                     compare every hand-written gradient with jax.grad
@@ -221,6 +222,8 @@ class Gradcheck:
     """Take the shapes from configs/CONFIG.toml; empty checks a small model of odd sizes."""
     dtype: Literal["float64", "float32", "bfloat16"] = "float64"
     """What the hand-written gradients are computed in; jax.grad is always computed in float64."""
+    chart: str = ""
+    """Draw the errors beside their tolerances to this PNG file."""
 
 
 def gradcheck(words: list[str]) -> int:
@@ -228,7 +231,9 @@ def gradcheck(words: list[str]) -> int:
     options = tyro.cli(Gradcheck, args=words, prog="run.py gradcheck")
     from jaxgpt import gradcheck_report
 
-    return gradcheck_report.report(options.config or None, options.dtype)
+    return gradcheck_report.report(
+        options.config or None, options.dtype, Path(options.chart) if options.chart else None
+    )
 
 
 Implementation = Literal["ours", "jax.grad", "torch", "torch.compile"]
@@ -371,12 +376,20 @@ def prepare(words: list[str]) -> int:
     return command.run(words)
 
 
+def report(words: list[str]) -> int:
+    """Writes or serves a page that shows how runs are doing."""
+    from jaxgpt.reports import command
+
+    return command.run(words)
+
+
 COMMANDS = {
     "train": train,
     "prepare": prepare,
     "generate": generate,
     "serve": serve,
     "evaluate": evaluate,
+    "report": report,
     "convert": convert,
     "verify": verify,
     "gradcheck": gradcheck,

@@ -231,6 +231,10 @@ class Run:
     """What the samples before and after training begin with; empty takes the first line of the validation text."""
     sample_every: int = 0
     """Steps between samples while training; 0 draws them at the start and the end only."""
+    report: bool = True
+    """Write report.html, a page that shows how the run is doing, while it goes on and at its end."""
+    trackers: str = ""
+    """"tensorboard", "wandb" or both, apart by a comma: where the numbers of metrics.jsonl go as well."""
     compilation_cache: str = ""
     """Where compiled programs are kept, so that the next start is fast; empty is in the user's cache folder, off
     nowhere."""

@@ -1,13 +1,16 @@
 """`run.py gradcheck`: what is checked, and the table that is printed."""
 
 import dataclasses
+import math
 import os
+from pathlib import Path
 
 import jax
+from matplotlib.figure import Figure
 
 from jaxgpt import compilation_cache, gradcheck, settings
 from jaxgpt.config import Compute, Model
-from jaxgpt.errors import UserError
+from jaxgpt.errors import RunError, UserError
 from jaxgpt.models import gpt2
 from jaxgpt.training.corpus import resolve_without_text
 
@@ -19,7 +22,7 @@ LONGEST = 64  # tokens in a sequence where the shapes come from a config
 COPIES = 8  # of the parameters in float64, at the oracle's peak
 
 
-def report(config_name: str | None, dtype: str) -> int:
+def report(config_name: str | None, dtype: str, chart: Path | None = None) -> int:
     """Prints one row per tensor as it is found; returns 0 if all are within tolerance, and else 1."""
     model, compute, batch, length = _shapes(config_name)  # which refuses what can't be checked before anything is set
     jax.config.update("jax_enable_x64", True)
@@ -30,17 +33,42 @@ def report(config_name: str | None, dtype: str) -> int:
         f"jax.grad in float64, on {jax.devices()[0].platform}\n"
     )
     print(f"{'tensor':<38} {'relative error':>14} {'tolerance':>10}")
-    failed = total = 0
+    rows: list[gradcheck.Row] = []
     for case in gradcheck.cases(model, compute, batch, length, jax.random.key(0)):
         for row in gradcheck.check(case, dtype):
             print(
                 f"{row.tensor:<38} {row.error:>14.2e} {row.tolerance:>10.1e}  {'ok' if row.passed else 'FAILED'}",
                 flush=True,
             )
-            total += 1
-            failed += not row.passed
+            rows.append(row)
+    failed, total = sum(not row.passed for row in rows), len(rows)
     print(f"\n{total - failed} of {total} gradients agree with jax.grad" + (f"; {failed} FAILED" if failed else ""))
+    if chart:
+        try:
+            draw(rows, dtype, chart)
+        except (OSError, ValueError) as error:  # ValueError: a format that matplotlib hasn't got
+            raise RunError(f"--chart {chart}: writing failed ({getattr(error, 'strerror', None) or error})") from error
+        print(f"chart: {chart}")
     return 1 if failed else 0
+
+
+def draw(rows: list[gradcheck.Row], dtype: str, path: Path) -> None:
+    """A point for each tensor's error on a logarithmic scale, and a mark at its tolerance; writes a picture."""
+    figure = Figure(figsize=(8, 1.2 + 0.2 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    places = range(len(rows))
+    finite = [row.error if math.isfinite(row.error) else 1e3 for row in rows]
+    least = min((error for error in finite if error > 0), default=1e-17)
+    shown = [max(error, least) for error in finite]  # an exact zero has no place on this scale
+    axes.hlines(places, least, shown, color="0.8", linewidth=1, zorder=0)
+    axes.scatter(shown, places, c=["tab:blue" if row.passed else "tab:red" for row in rows], s=22, label="error")
+    axes.scatter([row.tolerance for row in rows], places, marker="|", color="0.3", s=60, label="tolerance")
+    axes.set(xscale="log", xlabel=f"relative error of the hand-written gradient in {dtype}")
+    axes.set_yticks(places, [row.tensor for row in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=110)
 
 
 def _shapes(config_name: str | None) -> tuple[Model, Compute, int, int]:

@@ -1,4 +1,4 @@
-"""The small trained model that notebooks 1 and 5 look into. Notebook 1 makes it; this loads it, or makes it likewise."""
+"""The small trained model that notebooks 1 and 5 look into. Notebook 1 makes it; this loads it, or makes it too."""
 
 import dataclasses
 import os
@@ -32,7 +32,7 @@ def train() -> None:
 
 
 def load() -> tuple[gpt2.Params, Config, tokenizers.Tokenizer]:
-    """Parameters, configuration and tokenizer of the run, which is trained first where it isn't there or is outdated."""
+    """Parameters, configuration and tokenizer of the run, which is trained first where it is missing or outdated."""
     try:
         params, found = checkpoints.load_params(RUN, settings.read(RUN / "config.toml").model)
     except (OSError, UserError):

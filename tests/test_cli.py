@@ -125,7 +125,9 @@ def test_overwrite_replaces_it(run, monkeypatch):
     """Its checkpoint is gone when training starts."""
     monkeypatch.setattr(loop, "_Run", lambda *args: types.SimpleNamespace(go=lambda: None))
     assert cli.main([*TINY, "--run.name", "escapes", "--run.overwrite"]) == 0
-    assert {path.name for path in run.iterdir()} == {"config.toml", "metrics.jsonl", "memory_plan.json"}
+    assert {path.name for path in run.iterdir()} == {
+        "config.toml", "metrics.jsonl", "memory_plan.json", "machine.json", "report.html"
+    }  # fmt: skip
 
 
 def test_overwrite_with_another_mistake_leaves_it_as_it_is(fails, run):

@@ -59,3 +59,11 @@ def test_the_checked_model_is_the_configs(one_layer, capsys):
     assert cli.main(["gradcheck", "--config=quickstart"]) == 0
     quickstart = dataclasses.replace(settings.read(settings.find_config("quickstart")).model, vocabulary_size=256)
     assert capsys.readouterr().out.startswith(f"{gpt2.parameter_count(quickstart):,} parameters, 2 sequences")
+
+
+def test_the_chart_is_a_picture_and_one_that_cannot_be_written_is_named(one_layer, tmp_path, capsys):
+    path = tmp_path / "errors.png"
+    assert cli.main(["gradcheck", "--chart", str(path)]) == 0
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert cli.main(["gradcheck", "--chart", str(tmp_path / "gone" / "errors.png")]) == 1
+    assert "writing failed (No such file or directory)" in capsys.readouterr().err

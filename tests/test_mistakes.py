@@ -15,7 +15,7 @@ TINY = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.conte
     [
         (
             ["trian"],
-            "error: trian: there is no such command; did you mean train? There are: train, generate, serve, gradcheck",
+            "error: trian: there is no such command; did you mean train? There are: train, prepare, generate, serve",
         ),
         (
             ["--config", "gpt2_142m"],

@@ -136,13 +136,15 @@ def cases() -> dict[str, gradcheck.Case]:
     """The layers' with several blocks and chunks, the model's with one of each."""
     key = jax.random.key(0)
     layers = itertools.islice(gradcheck.cases(MODEL, COMPUTE, 2, 3, key), len(LAYERS))
-    return {case.name: case for case in (*layers, gradcheck.gpt2_case(key, 2, 3, MODEL, Compute()))}
+    of_documents = gradcheck.embedding_case(key, 2, 3, 4, 5, 4, documents=True)  # whose gradient has lines of its own
+    return {case.name: case for case in (*layers, gradcheck.gpt2_case(key, 2, 3, MODEL, Compute()), of_documents)}
 
 
 def failures(module: ModuleType) -> list[gradcheck.Row]:
     """The rows of gradcheck that fail. Without jit, since operations stay compiled from one mutant to the next."""
     with jax.disable_jit():
-        return [row for row in gradcheck.check(cases()[layer(module)], "float64") if not row.passed]
+        checked = [case for name, case in cases().items() if name in (layer(module), f"{layer(module)}_of_documents")]
+        return [row for case in checked for row in gradcheck.check(case, "float64") if not row.passed]
 
 
 @pytest.mark.parametrize(("module", "name"), FUNCTIONS, ids=[f"{layer(module)}.{name}" for module, name in FUNCTIONS])

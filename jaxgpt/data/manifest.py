@@ -70,6 +70,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """UserError where it is no JSON file, or a very large one."""
     try:
+        token_files.refuse_special(path)
         if path.stat().st_size > LARGEST_BYTES:
             raise UserError(f"{path} has more than {LARGEST_BYTES:,} bytes")
         return json.loads(path.read_bytes())

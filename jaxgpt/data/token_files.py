@@ -51,7 +51,14 @@ def open(path: Path | str) -> np.ndarray:
         raise UserError(f"cannot read the token file {path}: {reason}") from None
 
 
+def refuse_special(path: Path) -> None:
+    """UserError for a pipe or a device, which may never end. OSError, ValueError where the path can't be looked at."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is a pipe or a device, where a file is expected")
+
+
 def _size_and_header(path: Path) -> tuple[int, bytes]:
+    refuse_special(path)
     with path.open("rb") as file:
         return os.fstat(file.fileno()).st_size, file.read(HEADER_BYTES)
 

@@ -58,7 +58,8 @@ class JaxGPT(LM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Of each request's continuation after its context, and whether it is what would be drawn greedily."""
-        asked = [multiple_choice.split(*request.args, self.model.tokenizer) for request in requests]
+        pairs: list[Any] = [request.args for request in requests]
+        asked = [multiple_choice.split(str(context), str(text), self.model.tokenizer) for context, text in pairs]
         answers = [(score.log_likelihood, score.greedy) for score in self._scores(asked)]
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, answer)
@@ -87,7 +88,7 @@ class JaxGPT(LM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """A text for each context, up to one of its stops or the end of a text."""
         tokenizer, config = self.model.tokenizer, self.model.config
-        asked = [self._to_draw(*request.args, seed) for seed, request in enumerate(requests)]
+        asked = [self._to_draw(*request.args[:2], seed=seed) for seed, request in enumerate(requests)]
         answers = [""] * len(requests)
         for piece in texts.generate(self.model.params, asked, config.model, config.compute, tokenizer) if asked else ():
             answers[piece.number] += piece.text

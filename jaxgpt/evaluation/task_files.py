@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxgpt.data.token_files import refuse_special
 from jaxgpt.errors import UserError
 from jaxgpt.evaluation.tasks import TASKS, Malformed, Question, Row
 from jaxgpt.settings import nearest
@@ -102,6 +103,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         if file.suffix not in readers:
             raise UserError(f"{file}: not a kind of file that is read here: {', '.join(readers)}, or llm.c's .bin")
         try:
+            refuse_special(file)
             yield from readers[file.suffix](file)
         except (OSError, UnicodeDecodeError, ValueError) as error:
             raise UserError(f"{file}: can't be read ({getattr(error, 'strerror', None) or error})") from None
@@ -170,8 +172,8 @@ def _downloaded(task: str, part: str) -> Path:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise UserError(
-            f"--task {task} without --data: to download it the package huggingface-hub is needed: make env EXTRAS=data. "
-            f"{by_hand}"
+            f"--task {task} without --data: to download it the package huggingface-hub is needed: make env EXTRAS="
+            f"data. {by_hand}"
         ) from None
     try:
         return Path(

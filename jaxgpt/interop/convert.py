@@ -7,7 +7,16 @@ from typing import Literal
 from rich.console import Console
 
 from jaxgpt.errors import UserError
-from jaxgpt.interop import files, huggingface_export, llmc, llmc_tokenizer, opening, runs, tensors
+from jaxgpt.interop import (
+    files,
+    huggingface_export,
+    huggingface_tokenizer,
+    llmc,
+    llmc_tokenizer,
+    opening,
+    runs,
+    tensors,
+)
 from jaxgpt.interop.source import Source
 from jaxgpt.models import gpt2
 
@@ -30,6 +39,8 @@ def convert(
     _say("reading", f"{source.where}: {describe(source)}")
     for note in source.notes:
         _say("note", note)
+    if form == "huggingface" and source.tokenizer and not huggingface_tokenizer.can_express(source.tokenizer):
+        _say("note", f"there are no tokenizer files for {source.tokenizer.name}: take its makers' own")
     if tensors.DTYPES[dtype].itemsize < tensors.DTYPES[source.dtype].itemsize or {dtype, source.dtype} == HALVES:
         _say("note", f"{source.dtype} is rounded to the nearest {dtype}")
     with Console(stderr=True).status("reading"):  # on a terminal only

@@ -1,7 +1,7 @@
 """Hugging Face's tokenizer files: tokenizer.json, tokenizer_config.json, and for GPT-2 vocab.json and merges.txt.
 
-- gpt2: byte-level BPE. The merges follow from the ranks, which are the ids: the merge that makes a token joins the two
-  parts that its bytes are in when all merges before it are done.
+- gpt2, and a BPE of one's own: byte-level BPE. The merges follow from the ranks, which are the ids: the merge that
+  makes a token joins the two parts that its bytes are in when all merges before it are done.
 - bytes: byte-level BPE with 256 tokens and no merge.
 - characters: one word for each character; another character is an error there, as it is here.
 
@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.config import Model
-from jaxgpt.data.tokenizers import GPT2, Bytes, Characters, Tokenizer
-from jaxgpt.errors import UserError
+from jaxgpt.data.tokenizers import GPT2, Bytes, Characters, Tokenizer, Trained
 from jaxgpt.interop import files
 
 END_OF_TEXT = "<|endoftext|>"
@@ -58,16 +57,21 @@ def merges(tokens: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
 # Writing
 
 
+def can_express(tokenizer: Tokenizer) -> bool:
+    """Whether there are files for it. Of cl100k, o200k and Llama 3 the makers publish their own."""
+    return isinstance(tokenizer, GPT2 | Trained | Bytes | Characters)
+
+
 def files_of(tokenizer: Tokenizer, model: Model) -> dict[str, str]:
-    """The files' contents by their names. UserError for a tokenizer that can't be expressed."""
+    """The files' contents by their names; none for a tokenizer that can't be expressed."""
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.context,
         "clean_up_tokenization_spaces": False,
     }
     result = {}
-    if isinstance(tokenizer, GPT2):
-        plain = [token for number, token in enumerate(tokenizer.tokens) if number != tokenizer.end_of_text]
+    if isinstance(tokenizer, GPT2 | Trained):
+        plain = tokenizer.tokens[: tokenizer.end_of_text]
         vocabulary = {written(token): number for number, token in enumerate(plain)}
         pairs = [(written(left), written(right)) for left, right in merges(plain)]
         settings |= {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
@@ -82,7 +86,7 @@ def files_of(tokenizer: Tokenizer, model: Model) -> dict[str, str]:
     elif isinstance(tokenizer, Characters):
         content = _words({token.decode(): number for number, token in enumerate(tokenizer.tokens)})
     else:
-        raise UserError(f"the tokenizer {tokenizer.name} can't be written as Hugging Face's tokenizer.json")
+        return {}
     result[FILE] = json.dumps(content, ensure_ascii=False)
     result["tokenizer_config.json"] = json.dumps(settings, indent=2) + "\n"
     return result
@@ -125,6 +129,7 @@ def _special(content: str, number: int) -> dict[str, Any]:
 
 def read(folder: Path, model: Model) -> tuple[Tokenizer | None, tuple[str, ...]]:
     """The tokenizer of a folder, where it is one of ours, and else None; and what is to be said of it."""
+    content: dict[str, Any] = {}
     if (folder / FILE).exists():
         content = files.read_json(folder / FILE)
         part = content.get("model")
@@ -134,7 +139,9 @@ def read(folder: Path, model: Model) -> tuple[Tokenizer | None, tuple[str, ...]]
         vocabulary, words = files.read_json(folder / "vocab.json"), False
     else:
         return None, ()
-    tokenizer = _known(vocabulary, words=words) if isinstance(vocabulary, dict) else None
+    tokenizer = (
+        _known(vocabulary, words=words) or _trained(vocabulary, content) if isinstance(vocabulary, dict) else None
+    )
     if tokenizer is None:
         return None, ("its tokenizer is none of this project's",)
     if tokenizer.vocabulary_size > model.vocabulary_size:
@@ -156,3 +163,14 @@ def _known(vocabulary: dict[str, Any], *, words: bool) -> Tokenizer | None:
         if theirs | {END_OF_TEXT: gpt2.end_of_text} == vocabulary | {END_OF_TEXT: gpt2.end_of_text}:
             return gpt2
     return None
+
+
+def _trained(vocabulary: dict[str, Any], content: dict[str, Any]) -> Tokenizer | None:
+    """A BPE of one's own, where its file is the very one that we would write of it."""
+    words = [word for word in vocabulary if word != END_OF_TEXT]
+    if list(vocabulary.values()) != list(range(len(words) + 1)) or not vocabulary.keys() > BYTE_OF.keys():
+        return None
+    if words == list(vocabulary) or not all(character in BYTE_OF for word in words for character in word):
+        return None
+    tokenizer = Trained([bytes(BYTE_OF[character] for character in word) for word in words])
+    return tokenizer if json.loads(files_of(tokenizer, Model())[FILE]) == content else None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jaxgpt import settings
 from jaxgpt.config import Config, Model
-from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.data.tokenizers import NAMES, Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.interop import opening
 from jaxgpt.interop.convert import describe
@@ -33,7 +33,7 @@ def with_shape(config: Config, given: set[str]) -> Config:
         _check_shape(config.training.init_from, model, named)
         if "data.tokenizer" in given and source.tokenizer:
             _check_tokenizer(config.training.init_from, tokenizer, config.data.tokenizer)
-    if "data.tokenizer" not in given:
+    if "data.tokenizer" not in given and tokenizer in NAMES:  # or it is one's own, which token files bring along
         config = replace(config, data=replace(config.data, tokenizer=tokenizer))
     return replace(config, model=model)
 

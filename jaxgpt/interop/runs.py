@@ -64,7 +64,7 @@ def write(
     config = Config(
         model=model,
         compute=Compute(parameters="bfloat16" if dtype == "bfloat16" else "float32"),
-        data=Data(tokenizer=tokenizer.name),  # type: ignore[arg-type]  # among its literals
+        data=Data(tokenizer=tokenizer.name) if tokenizer.name in tokenizers.NAMES else Data(),  # type: ignore[arg-type]
         run=Run(name=run.name, folder=str(run.parent), note=f"converted from {origin}"),
     )
     settings.write(config, folder / "config.toml")

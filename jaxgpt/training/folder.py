@@ -5,6 +5,8 @@ metrics.jsonl    one object a line: training metrics by step, validation losses
 memory_plan.json what the train step needs, by name
 samples.txt      text drawn from the model
 loss.png         the loss curve
+machine.json     where the run trains
+report.html      all of this to look at
 checkpoints/     by orbax
 """
 
@@ -15,7 +17,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -45,6 +47,7 @@ class RunFolder:
         self.config = config  # as it was asked for, with what each machine decides for itself left open
         self.path = Path(config.run.folder) / config.run.name
         resume = config.run.resume
+        self.watch: Callable[[dict[str, Any]], None] | None = None  # is shown each line of metrics.jsonl
         self._lock: int | None = None
         self._file: TextIO = io.StringIO()  # metrics.jsonl, once it is open
         try:
@@ -132,6 +135,8 @@ class RunFolder:
         with self.writing("metrics.jsonl"):
             self._file.write(json.dumps(_finite_only(values)) + "\n")
             self._file.flush()
+        if self.watch:
+            self.watch(values)
 
     def sample(self, step: int, text: str) -> None:
         """Adds a text to samples.txt."""

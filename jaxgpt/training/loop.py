@@ -25,8 +25,9 @@ from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import gpt2
 from jaxgpt.parallel import mesh, processes
 from jaxgpt.parallel.agreement import Agreement
-from jaxgpt.reports import memory_plan
+from jaxgpt.reports import memory_plan, trackers
 from jaxgpt.reports.curves import loss_curve
+from jaxgpt.reports.following import Following
 from jaxgpt.training import corpus, everywhere, flops, peaks, resuming
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.decisions import Decisions
@@ -49,6 +50,7 @@ def train(config: Config) -> None:
     parallel = dataclasses.replace(config.parallel, processes=0, process=-1, coordinator="")
     config = dataclasses.replace(config, parallel=parallel)
     mesh.check(config)
+    trackers.check(config)
     compilation_cache.use(config.run.compilation_cache)
     data, asked = corpus.load(config)
     everywhere.check(asked, data)
@@ -63,6 +65,7 @@ def train(config: Config) -> None:
         Writer(folder.checkpoints, config.checkpoint) as writer,
         Display(config.training.steps, None if processes.first() else silent()) as display,
         processes.telling(),
+        Following(folder, config, display.note),
     ):
         lines = [f"attention {attention}", *plan.lines()]
         run = _Run(config, data, folder, writer, display, program, lines, tasks, weights)

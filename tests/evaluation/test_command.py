@@ -120,6 +120,7 @@ def test_of_another_text(work, capsys):
     assert metrics() == before
 
 
+@pytest.mark.slow
 def test_several_devices_give_the_same_numbers(work, monkeypatch, capsys):
     def evaluate(devices: int) -> list[str]:
         monkeypatch.setattr(mesh, "available", lambda: devices)

@@ -68,7 +68,7 @@ def assert_scores(scores, expected):
     assert [score.log_likelihood for score in scores] == pytest.approx([value for value, _ in expected], rel=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 32])
+@pytest.mark.parametrize("batch_size", [1, 4, pytest.param(32, marks=pytest.mark.slow)])
 def test_scores_are_the_models_whatever_the_batch_size(params, requests, expected, batch_size):
     scores = make_scorer(CONFIG, batch_size)(params, requests)
     assert_scores(scores, expected)

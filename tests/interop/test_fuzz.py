@@ -27,12 +27,12 @@ def trial():
 
 @READERS
 def test_valid_files_are_read(trial, reader):
-    for seed in [SEEDS[reader.name][0], SEEDS[reader.name][-1]]:
+    for seed in [SMALL[reader.name][0], SMALL[reader.name][-1]]:
         assert trial.try_one(reader, seed) == "read"
 
 
 @READERS
-@settings(max_examples=120)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32))
 def test_mutated_files(trial, reader, number):
     choose = random.Random(number)
@@ -40,12 +40,17 @@ def test_mutated_files(trial, reader, number):
 
 
 @READERS
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.data())
 def test_bytes_in_the_place_of_a_file(trial, reader, data):
     seed = SEEDS[reader.name][0]
     changed = {data.draw(st.sampled_from(sorted(seed))): data.draw(st.binary(max_size=3000))}
     assert trial.try_one(reader, seed | changed) in ("read", "refused")
+
+
+def for_ever() -> None:
+    while True:
+        pass
 
 
 @pytest.mark.parametrize(
@@ -55,7 +60,7 @@ def test_bytes_in_the_place_of_a_file(trial, reader, data):
         (lambda _: (_ for _ in ()).throw(UserError("no")), "refused"),
         (lambda _: {}["key"], "KeyError: 'key'"),
         (lambda _: bytearray(fuzz.CONSTANT + 2000), "bytes allocated for 3"),
-        (lambda _: [None for _ in iter(int, 1)], "Hang: more than 0.1 s"),
+        (lambda _: for_ever(), "Hang: too long"),
     ],
 )
 def test_what_the_fuzzer_calls_a_failure(trial, monkeypatch, reads, ended):

@@ -113,17 +113,29 @@ def test_what_transformers_saves_is_read(tmp_path, transformers, dtype):
 TEXT = "To be, or not to be:\n  that isn't   the question 42! naïve <|endoftext|> 日本"
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bytes", "characters"])
+@pytest.mark.parametrize("name", ["gpt2", "bytes", "characters", "bpe"])
 def test_the_exported_tokenizer_and_pipeline(tmp_path, transformers, name):
     """Their tokenizer gives our ids and our text; the pipeline goes on from a prompt, greedily, with known tokens."""
-    tokenizer = tokenizers.make(name, TEXT)
+    own = [bytes([byte]) for byte in range(256)] + [
+        b"th",
+        b" th",
+        b" the",
+        b"to",
+        b" b",
+        b" be",
+        b" q",
+        b"ue",
+        b" que",
+        b"\xe6\x97",
+    ]
+    tokenizer = tokenizers.Trained(own) if name == "bpe" else tokenizers.make(name, TEXT)
     model = Model(layers=1, heads=2, width=8, context=64, vocabulary_size=tokenizer.vocabulary_size)
     export(tmp_path / "hf", tokenizer=tokenizer, model=model)
     read = huggingface.open_folder(tmp_path / "hf").tokenizer
     assert read is not None
     assert read.state() == tokenizer.state()
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
-    text = TEXT.replace("<|endoftext|>", "") if name == "gpt2" else TEXT  # which they read as the special token
+    text = TEXT.replace("<|endoftext|>", "") if name in ("gpt2", "bpe") else TEXT
     ids = tokenizer.encode(text)
     assert theirs(text)["input_ids"] == ids.tolist()
     assert theirs.decode(ids.tolist()) == text

@@ -27,7 +27,7 @@ TRAIN = ["--data.text=text.txt", "--training.steps=2", "--sampling.tokens=2", "-
 @pytest.mark.parametrize(
     ("devices", "zero", "layers", "parameters"),
     [
-        (1, 0, "scanned", "float32"),
+        pytest.param(1, 0, "scanned", "float32", marks=pytest.mark.slow),
         (1, 0, "unrolled", "bfloat16"),
         (8, 3, "unrolled", "bfloat16"),
         pytest.param(2, 0, "auto", "float32", marks=pytest.mark.slow),
@@ -71,7 +71,7 @@ def first_loss(run: str) -> float:
 
 def test_training_begins_with_the_weights_and_is_resumed_without_them(hf, capsys):
     """The shape and the tokenizer are theirs: the default config has others."""
-    assert cli.main([*TRAIN, "--run.name=a"]) == 0
+    assert cli.main([*TRAIN, "--run.name=a", "--compute.layers=scanned", "--training.steps=1"]) == 0
     assert "weights   from hf: a Hugging Face folder, float32, 6,960 parameters: 2 layers" in capsys.readouterr().out
     config = settings.read(Path("runs/a/config.toml"))
     assert (config.model, config.data.tokenizer, config.training.init_from) == (MODEL, "bytes", "hf")

@@ -19,7 +19,8 @@ def test_a_signal_is_a_request(number, reason, error, status):
         assert not stop.requested()
         signal.raise_signal(number)
         assert stop.requested()
-        assert (*stop.ending, stop.ending.error.status) == (reason, error, status)
+        assert stop.ending == (reason, error)
+        assert error.status == status
     assert signal.getsignal(number) is before
 
 
@@ -29,7 +30,7 @@ def test_only_a_second_ctrl_c_ends_the_process():
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
-        assert stop.ending.error is Terminated
+        assert stop.ending == signals.SIGTERM
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
 
 
@@ -42,7 +43,7 @@ def test_some_minutes_before_the_end_of_the_allocation(monkeypatch):
     assert not stop.requested()
     now[0] += 1
     assert stop.requested()
-    assert stop.ending.error is Terminated
+    assert stop.ending == signals.ALLOCATION
     assert not other.requested()
 
 

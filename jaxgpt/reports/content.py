@@ -1,0 +1,178 @@
+"""What a report shows of a run, as plain data: from the files of its folder, whether it trains or has ended."""
+
+import json
+import math
+import re
+import time
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxgpt.errors import UserError
+from jaxgpt.reports.history import Curve, History, number, smoothed, thinned
+
+MACHINE = "machine.json"
+SAMPLES = 40  # shown, evenly over the run
+SAMPLE_CHARACTERS = 4000  # of each
+SAMPLES_BYTES = 4 * 2**20  # of samples.txt that are read, from its end
+SKIPS = 500  # marks at skipped steps
+
+# Published results by millions of parameters, as llm.c compares with them: FineWeb's validation loss and HellaSwag's
+# accuracy, normalised by length. What OpenAI's GPT-2 weights reach, and what the GPT-3 paper says of its own, whose
+# weights were never published, so that there is no loss on FineWeb.
+GPT2 = {
+    124: {"loss": 3.424958, "hellaswag": 0.294463},
+    350: {"loss": 3.083089, "hellaswag": 0.375224},
+    774: {"loss": 3.000580, "hellaswag": 0.431986},
+    1558: {"loss": 2.831273, "hellaswag": 0.488946},
+}
+GPT3_HELLASWAG = {125: 0.337, 350: 0.436, 760: 0.510, 1300: 0.547}
+
+
+def of_run(folder: Path, history: History, state: str = "") -> dict[str, Any]:
+    """All that a page shows of a run. UserError for a file of its folder that is damaged."""
+    config = _toml(folder / "config.toml")
+    versions = config.pop("versions", {})
+    machine = _json(folder / MACHINE)
+    step = history.steps[-1] if len(history.steps) else max(history.validation, default=0)
+    steps = _get(config, "training", "steps", 0)
+    left = (steps - step) * history.recent("step_seconds") if steps > step else 0.0
+    return {
+        "name": str(_get(config, "run", "name", "") or folder.resolve().name),
+        "note": str(_get(config, "run", "note", "")),
+        "step": step,
+        "steps": steps,
+        "state": state or ("finished" if steps and step >= steps else "not finished"),
+        "written": time.time(),
+        "changed": history.path.stat().st_mtime,
+        "seconds_left": _plain(left),
+        "tokens_per_step": history.tokens_per_step,
+        "now": {name: _plain(history.recent(name)) for name in ("loss", "tokens_per_second", "mfu", "step_seconds")},
+        "skips": len(history.skipped),
+        "curves": _curves(history),
+        "tasks": {name: _points(_by_step(scores, 0)) for name, scores in history.tasks.items()},
+        "baselines": _baselines(config, machine, history),
+        "plan": _json(folder / "memory_plan.json"),
+        "samples": _samples(folder / "samples.txt"),
+        "config": {section: table for section, table in config.items() if isinstance(table, dict)},
+        "versions": versions,
+        "machine": machine,
+    }
+
+
+def _curves(history: History) -> dict[str, Any]:
+    loss = history.curve("loss")
+    steps, wait = history.curve("data_wait_seconds")
+    seconds = np.array(history.columns["step_seconds"])[np.isfinite(np.array(history.columns["data_wait_seconds"]))]
+    share = 100 * wait / np.where(seconds > 0, seconds, np.inf)
+    share = np.where(np.isfinite(share), share, 0.0)
+    curves = {
+        "loss": thinned(loss),
+        "loss_smoothed": smoothed(loss),
+        "validation": _arrays(history.validation.items()),
+        "skipped": _arrays(history.skipped[:: max(1, len(history.skipped) // SKIPS)]),
+        "data_wait": thinned((steps, share)),
+    }
+    for name in ("learning_rate", "grad_norm", "tokens_per_second", "mfu"):
+        curves[name] = thinned(history.curve(name))
+    steps, rate = history.curve("tokens_per_second")
+    curves["tokens_per_second"] = thinned((steps[1:], rate[1:]))  # without the first step, in which all is compiled
+    steps, use = history.curve("mfu")
+    curves["mfu"] = thinned((steps[1:], 100 * use[1:]))
+    return {name: _points(curve) for name, curve in curves.items()}
+
+
+def _arrays(points: Iterable[tuple[int, float]]) -> Curve:
+    pairs = list(points)
+    return np.array([step for step, _ in pairs], np.int64), np.array([value for _, value in pairs], np.float64)
+
+
+def _by_step(scores: dict[int, tuple[float, int]], index: int) -> Curve:
+    return _arrays((step, 100 * values[index]) for step, values in sorted(scores.items()))
+
+
+def _points(curve: Curve) -> list[list[Any]]:
+    steps, values = curve
+    return [[int(step) for step in steps], [_plain(float(value)) for value in values]]
+
+
+def _plain(value: float) -> float | None:
+    """With six digits, which no picture has room for; JSON has no NaN."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _baselines(config: dict[str, Any], machine: dict[str, Any], history: History) -> list[dict[str, Any]]:
+    """Lines of the published models nearest in size: the loss where the text is FineWeb's, accuracy on HellaSwag."""
+    millions = number(machine.get("parameters"), 124e6) / 1e6
+    text = f"{_get(config, 'data', 'text', '')} {_get(config, 'data', 'mixture', '')}".lower()
+    # FineWeb-Edu has a validation split of its own, and a loss counts another tokenizer's tokens.
+    fineweb = "fineweb" in text and "edu" not in text and _get(config, "data", "tokenizer", "gpt2") == "gpt2"
+    gpt2, gpt3 = _nearest(GPT2, millions), _nearest(GPT3_HELLASWAG, millions)
+    found = []
+    if fineweb:
+        found.append({"of": "loss", "name": f"GPT-2 {_size(gpt2)}", "value": GPT2[gpt2]["loss"]})
+    for task in (name for name in history.tasks if name.startswith("hellaswag")):
+        found.append({"of": task, "name": f"GPT-2 {_size(gpt2)}", "value": 100 * GPT2[gpt2]["hellaswag"]})
+        found.append({"of": task, "name": f"GPT-3 {_size(gpt3)}", "value": 100 * GPT3_HELLASWAG[gpt3]})
+    return found
+
+
+def _nearest(sizes: dict[int, Any], millions: float) -> int:
+    return min(sizes, key=lambda size: abs(math.log(size / max(millions, 1e-6))))
+
+
+def _size(millions: int) -> str:
+    return f"{millions}M"
+
+
+def _samples(path: Path) -> list[dict[str, Any]]:
+    """Texts by step, from a samples.txt. What a text says, lines like the file's own among it, stays text."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - SAMPLES_BYTES))
+            written = file.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return []
+    parts = re.split(r"^--- step (\d{1,18})\n", written, flags=re.MULTILINE)[1:]
+    found = [
+        {"step": int(step), "text": text.strip("\n")[:SAMPLE_CHARACTERS]}
+        for step, text in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    if len(found) <= SAMPLES:
+        return found
+    return [found[round(index * (len(found) - 1) / (SAMPLES - 1))] for index in range(SAMPLES)]
+
+
+def _get(config: dict[str, Any], section: str, key: str, otherwise: Any) -> Any:
+    table = config.get(section)
+    value = table.get(key, otherwise) if isinstance(table, dict) else otherwise
+    return value if isinstance(value, type(otherwise)) else otherwise
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    """The tables of a config.toml: of any version of this package, so unknown options are no mistake here."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"), parse_float=_finite_or_text)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file, so {path.parent} is not a run's folder") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not a TOML file: {error}") from None
+
+
+def _finite_or_text(written: str) -> float | str:
+    """JSON, as which this goes into the page, has no infinity."""
+    return float(written) if math.isfinite(float(written)) else written
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a file that may be missing: an older run's folder has not all of them."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=str)
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON file: {error}. Without the file the report leaves it out") from None
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,141 @@
+"""A run's metrics.jsonl as columns of numbers, read as it grows, and thinned out for a picture.
+
+`training.folder.read_metrics` reads a whole file into objects; a run of 500,000 steps has 170 MB of them, and a report
+that is written again and again reads only what is new.
+"""
+
+import itertools
+import json
+import math
+from array import array
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+COLUMNS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu", "step_seconds", "data_wait_seconds")
+PIECE = 2**20  # bytes read at once
+BUCKETS = 700  # of a curve; each keeps its smallest and its largest value
+LAST = 256  # bytes before the place read up to: where they have changed, the file is another one
+
+Curve = tuple[np.ndarray, np.ndarray]  # steps, values
+
+
+class History:
+    """What a metrics.jsonl says. Lines that can't be read are passed over: a run may be writing the last one."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._begin()
+
+    def _begin(self) -> None:
+        self.read, self._last = 0, b""
+        self.tokens_per_step = 0.0
+        self.steps = array("q")
+        self.columns = {name: array("d") for name in COLUMNS}
+        self.validation: dict[int, float] = {}
+        self.tasks: dict[str, dict[int, tuple[float, int]]] = {}  # by name and step: accuracy, examples
+        self.skipped: list[tuple[int, float]] = []  # steps that changed nothing, with the gradient's norm
+        self._skips = 0
+
+    def update(self) -> bool:
+        """Reads the next piece of what is new; whether there may be more. OSError where the file can't be read."""
+        size = self.path.stat().st_size
+        with self.path.open("rb") as file:
+            file.seek(max(0, self.read - LAST))
+            if size < self.read or file.read(min(self.read, LAST)) != self._last:  # a resumed run cut it, or a new one
+                self._begin()
+                file.seek(0)
+            piece = file.read(PIECE)
+            whole = piece.rfind(b"\n") + 1
+            for line in piece[:whole].splitlines():
+                self._take(line)
+            self.read += whole
+            self._last = (self._last + piece[:whole])[-min(self.read, LAST) :] if self.read else b""
+        return whole > 0 and self.read < size
+
+    def read_all(self) -> "History":
+        """Reads to the end."""
+        while self.update():
+            pass
+        return self
+
+    def _take(self, line: bytes) -> None:
+        try:
+            values = json.loads(line)
+        except ValueError:
+            return
+        step = values.get("step") if isinstance(values, dict) else None
+        if not isinstance(step, int) or not 0 <= step < 2**63:
+            return
+        if "learning_rate" in values:
+            self._take_step(step, values)
+        if math.isfinite(loss := number(values.get("val_loss"))):
+            self.validation[step] = loss
+        if "task" in values:
+            normalised = values.get("accuracy_norm")
+            accuracy = number(values.get("accuracy") if normalised is None else normalised)
+            if math.isfinite(accuracy):
+                name = str(values["task"])[:100]
+                self.tasks.setdefault(name, {})[step] = (accuracy, int(number(values.get("examples"), 0.0)))
+
+    def _take_step(self, step: int, values: dict[str, Any]) -> None:
+        self.steps.append(step)
+        for name, column in self.columns.items():
+            column.append(number(values.get(name)))
+        skips = int(number(values.get("skipped"), 0.0))
+        if skips > self._skips:
+            self.skipped.append((step, number(values.get("grad_norm"))))
+        self._skips = skips
+        if step:
+            self.tokens_per_step = number(values.get("tokens"), 0.0) / step
+
+    def curve(self, name: str) -> Curve:
+        """A column by step, without the values that are not finite."""
+        return finite(np.array(self.steps), np.array(self.columns[name]))
+
+    def recent(self, name: str, count: int = 200) -> float:
+        """The mean of a column's last values, without the first step's, whose time is the compiler's; NaN for none."""
+        values = np.array(self.columns[name][1:][-count:])
+        values = values[np.isfinite(values)]
+        return float(values.mean()) if len(values) else math.nan
+
+
+def number(value: Any, otherwise: float = math.nan) -> float:
+    """As a finite float where it is such a number."""
+    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+    return float(value) if known else otherwise
+
+
+def finite(steps: np.ndarray, values: np.ndarray) -> Curve:
+    kept = np.isfinite(values)
+    return steps[kept], values[kept]
+
+
+def thinned(curve: Curve, buckets: int = BUCKETS) -> Curve:
+    """At most two points of each of so many equal parts, the smallest and the largest, beside the first and the last.
+
+    Unlike a mean it keeps every spike, and unlike a drawn sample nothing that is drawn was not there.
+    """
+    steps, values = curve
+    if len(values) <= 2 * buckets:
+        return curve
+    edges = np.linspace(0, len(values), buckets + 1).astype(int)
+    kept = {0, len(values) - 1}
+    for start, end in itertools.pairwise(edges):
+        kept.add(start + int(np.argmin(values[start:end])))
+        kept.add(start + int(np.argmax(values[start:end])))
+    chosen = np.array(sorted(kept))
+    return steps[chosen], values[chosen]
+
+
+def smoothed(curve: Curve, buckets: int = BUCKETS) -> Curve:
+    """A running mean over the last fiftieth of the curve, at most at so many steps and the last one."""
+    steps, values = curve
+    if not len(values):
+        return curve
+    window = max(1, len(values) // 50)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.unique(np.linspace(1, len(values), min(len(values), buckets)).astype(int))
+    starts = np.maximum(0, ends - window)
+    return steps[ends - 1], (sums[ends] - sums[starts]) / (ends - starts)

@@ -1,0 +1,104 @@
+"""`run.py report --live`: the report from a small server of this machine's own, which the page asks for news."""
+
+import http.server
+import json
+import threading
+import urllib.parse
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.errors import JaxgptError, UserError
+from jaxgpt.reports import content, page
+from jaxgpt.reports.history import History
+
+HOST = "127.0.0.1"  # nobody else reaches it, since it asks nobody who they are
+
+
+class Runs:
+    """Some runs' folders, read again where something in them changed."""
+
+    def __init__(self, folders: list[Path]):
+        self.folders = folders
+        self._histories = [History(folder / "metrics.jsonl") for folder in folders]
+        self._lock = threading.Lock()
+
+    def version(self) -> str:
+        """Another one whenever a file that is shown has changed."""
+        names = ("metrics.jsonl", "samples.txt", "config.toml", "memory_plan.json")
+        paths = [folder / name for folder in self.folders for name in names]
+        found = [path.stat() for path in paths if path.exists()]
+        return "-".join(f"{stat.st_mtime_ns:x}.{stat.st_size:x}" for stat in found)
+
+    def read(self) -> list[dict[str, Any]]:
+        """All that the page shows. UserError for damaged files."""
+        with self._lock:
+            return [
+                content.of_run(folder, history.read_all())
+                for folder, history in zip(self.folders, self._histories, strict=True)
+            ]
+
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, runs: Runs, port: int):
+        self.runs = runs
+        super().__init__((HOST, port), Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.server_port}/"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+    timeout = 30  # seconds for a request to arrive
+
+    def do_GET(self) -> None:
+        """The page, or its data, or 204 where the data are those that the page has."""
+        # A page of elsewhere may have its own name point to this machine, and would then read what is here.
+        if self.headers.get("Host", "") not in (
+            f"{HOST}:{self.server.server_port}",
+            f"localhost:{self.server.server_port}",
+        ):
+            return self._answer(HTTPStatus.FORBIDDEN, b"this server answers to its own address only\n", "text/plain")
+        parts = urllib.parse.urlsplit(self.path)
+        try:
+            if parts.path == "/":
+                return self._answer(HTTPStatus.OK, page.render(self.server.runs.read(), live=True), "text/html")
+            if parts.path == "/data.json":
+                return self._data(urllib.parse.parse_qs(parts.query).get("version", [""])[0])
+        except (JaxgptError, OSError) as error:
+            return self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"{error}\n".encode(), "text/plain")
+        return self._answer(HTTPStatus.NOT_FOUND, b"there is nothing here but /\n", "text/plain")
+
+    def _data(self, known: str) -> None:
+        version = self.server.runs.version()
+        if version == known:
+            return self._answer(HTTPStatus.NO_CONTENT, b"", "")
+        data = json.dumps({"version": version, "runs": self.server.runs.read()}, allow_nan=False, default=str)
+        return self._answer(HTTPStatus.OK, data.encode(), "application/json")
+
+    def _answer(self, status: HTTPStatus, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        if kind:
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Says nothing: a page that asks every two seconds would fill the terminal."""
+
+
+def listen(folders: list[Path], port: int) -> Server:
+    """A server that listens already. UserError where it can't."""
+    try:
+        return Server(Runs(folders), port)
+    except OSError as error:
+        raise UserError(
+            f"--port {port}: can't listen there ({error.strerror}). Another port may be free; 0 takes one that is"
+        ) from None

@@ -1,0 +1,98 @@
+"""metrics.jsonl as it grows, is cut and is damaged; and curves thinned out."""
+
+import json
+import math
+import time
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxgpt.reports import content, page
+from jaxgpt.reports.history import History, smoothed, thinned
+from jaxgpt.training.folder import read_metrics
+from tests.reports import runs
+
+
+def line(step, **values):
+    return json.dumps({"step": step, "loss": 2.0, "learning_rate": 1e-3, "skipped": 0, **values}) + "\n"
+
+
+def test_read_as_it_grows_it_is_what_it_is_read_at_once(tmp_path):
+    whole = (runs.write(tmp_path / "run") / "metrics.jsonl").read_bytes()
+    path = tmp_path / "growing.jsonl"
+    path.write_bytes(b"")
+    history = History(path)
+    for end in range(0, len(whole) + 5000, 5000):  # in the middle of lines
+        path.write_bytes(whole[:end])
+        history.read_all()
+    metrics = read_metrics(path)
+    steps = [one for one in metrics if "loss" in one]
+    assert list(history.steps) == [one["step"] for one in steps]
+    for name, column in history.columns.items():
+        expected = [math.nan if one[name] is None else one[name] for one in steps]
+        np.testing.assert_array_equal(np.array(column), expected)
+    assert history.validation == {one["step"]: one["val_loss"] for one in metrics if "val_loss" in one}
+    assert [step for step, _ in history.skipped] == [133, 200]
+
+
+def test_a_file_that_a_resumed_run_cut_is_read_anew(tmp_path):
+    """Also where it is longer again when it is looked at."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(line(step, loss=1.0) for step in range(1, 10)))
+    history = History(path).read_all()
+    path.write_text("".join(line(step, loss=3.0 if step > 5 else 1.0) for step in range(1, 15)))
+    history.read_all()
+    assert list(history.steps) == list(range(1, 15))
+    assert list(history.columns["loss"]) == [1.0] * 5 + [3.0] * 9
+
+
+def test_lines_that_are_no_metrics_are_passed_over(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    bad = ["{", "[]", "null", '{"step": "x", "learning_rate": 1}', '{"step": -1, "learning_rate": 1}', "\xff", ""]
+    bad += [line(1e400), line(10**30), line(True)[:-2], '{"step": 3, "task": {"a": 1}, "accuracy": "high"}']
+    path.write_bytes(("\n".join(bad) + "\n" + line(2, loss="<b>", grad_norm=[1], mfu=10**400)).encode("latin-1"))
+    history = History(path).read_all()
+    assert list(history.steps) == [2]
+    assert math.isnan(history.columns["loss"][0])
+    assert math.isnan(history.columns["mfu"][0])
+
+
+@given(st.lists(st.floats(-1e6, 1e6), max_size=400), st.integers(1, 40))
+def test_thinned_keeps_order_ends_and_extremes_and_makes_nothing_up(values, buckets):
+    steps, values = np.arange(len(values)), np.array(values)
+    kept, shown = thinned((steps, values), buckets)
+    assert len(kept) <= 2 * buckets + 2
+    assert (np.diff(kept) > 0).all()
+    np.testing.assert_array_equal(shown, values[kept])
+    if len(values):
+        assert (kept[0], kept[-1]) == (0, len(values) - 1)
+        assert (shown.min(), shown.max()) == (values.min(), values.max())
+
+
+def test_smoothed_is_the_mean_of_the_last_fiftieth():
+    values = np.random.default_rng(0).standard_normal(5000)
+    steps, means = smoothed((np.arange(5000), values), 50)
+    assert len(steps) <= 50
+    np.testing.assert_allclose(means, [values[max(0, step - 99) : step + 1].mean() for step in steps])
+
+
+def test_half_a_million_steps_are_a_small_page_that_is_quickly_made(tmp_path):
+    folder = runs.write(tmp_path / "long", steps=100)
+    history = History(folder / "metrics.jsonl").read_all()
+    random = np.random.default_rng(0)
+    history.steps = type(history.steps)("q", range(500_000))
+    for name in history.columns:
+        history.columns[name] = type(history.columns[name])("d", random.standard_normal(500_000))
+    page.plotly()  # which is compressed once in a process
+    before = time.process_time()
+    made = page.render([content.of_run(folder, history)])
+    assert len(made) < 3e6
+    assert time.process_time() - before < 2  # 0.2 s where nothing else runs
+
+
+def test_a_spike_is_seen_among_half_a_million():
+    values = np.ones(500_000)
+    values[123_456] = 50.0
+    steps, shown = thinned((np.arange(500_000), values))
+    assert list(steps[shown == 50.0]) == [123_456]
