@@ -194,6 +194,7 @@ def test_a_path_without_a_file_is_called_that(tmp_path):
 # Values that are refused
 
 NOT_POSITIVE = [
+    ("evaluation", "batch_size", 0),
     ("model", "layers", 0),
     ("model", "heads", 0),
     ("model", "width", 0),
@@ -216,6 +217,8 @@ NEGATIVE = [
     ("training", "sequence_length", -1),
     ("training", "seed", -1),
     ("training", "evaluate_every", -1),
+    ("evaluation", "every", -1),
+    ("evaluation", "limit", -1),
     ("training", "evaluation_batches", -1),
     ("optimizer", "warmup_steps", -1),
     ("optimizer", "final_fraction", -0.1),
