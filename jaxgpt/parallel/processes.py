@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 from jax._src import distributed  # the service's client has no public name; orbax takes it from there too
@@ -91,19 +91,17 @@ def telling() -> Iterator[None]:
 
 
 def _start(place: cluster.Place) -> None:
-    """Meets the others. UserError where process 0 can't listen; the process ends where the others don't come."""
+    """Meets the others. Where they don't come, or process 0 can't listen, that is said and the process ends."""
     # JAX would take SIGTERM for itself, and from here on: a run could not be stopped while it compiles.
     jax.config.update("jax_enable_preemption_service", False)
     who = f"process {place.process} of {place.processes} ({place.source})"
 
     def nobody_came() -> None:
-        print(
-            f"error: {who} waited {START_SECONDS} seconds for the others at {place.coordinator}. Were all of them "
-            "started, and with the same --parallel.processes? Is that the machine of process 0, and the port open?",
-            file=sys.stderr,
-            flush=True,
+        _leave(
+            f"{who} waited {START_SECONDS} seconds for the others at {place.coordinator}. Were all of them started, "
+            "and with the same --parallel.processes? Is that the machine of process 0, and the port open?",
+            RunError.status,
         )
-        os._exit(RunError.status)
 
     patience = threading.Timer(START_SECONDS, nobody_came)  # JAX's own would end with SIGABRT
     patience.daemon = True
@@ -119,9 +117,15 @@ def _start(place: cluster.Place) -> None:
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except Exception as error:  # of many types
-        raise UserError(f"{who} can't listen at {place.coordinator}: {_one_line(error)}. Is the port free?") from None
+        # Of a service that did not start something is left that would crash an ordinary end.
+        _leave(f"{who} can't listen at {place.coordinator}: {_one_line(error)}. Is the port free?", UserError.status)
     finally:
         patience.cancel()
+
+
+def _leave(message: str, status: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(status)
 
 
 # Talk

@@ -50,12 +50,15 @@ class Several:
     """Started processes, whose output is in NAME.PROCESS.log of the current folder."""
 
     def __init__(self, count: int, name: str, *more: str, devices: int = 1, script: str = "run.py", own=(), **changes):
-        place = [f"--parallel.processes={count}", f"--parallel.coordinator=127.0.0.1:{free_port()}"]
+        coordinator = f"127.0.0.1:{free_port()}"
         self.logs = [Path(f"{name}.{process}.log") for process in range(count)]
         self.processes = []
         for process, log in enumerate(self.logs):
-            command = [sys.executable, str(ROOT / script), *words(**changes | {"run__name": name}), *more, *place]
-            command += [f"--parallel.process={process}", *(own[process] if own else ())]
+            command = [sys.executable, str(ROOT / script), *words(**changes | {"run__name": name}), *more]
+            if count > 1:
+                command += [f"--parallel.processes={count}", f"--parallel.process={process}"]
+                command.append(f"--parallel.coordinator={coordinator}")
+            command += own[process] if own else ()
             with log.open("w") as output:
                 self.processes.append(
                     subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment(devices))
