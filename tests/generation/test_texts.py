@@ -114,7 +114,8 @@ def test_texts_of_a_model_do_not_depend_on_what_is_drawn_beside_them(monkeypatch
     monkeypatch.setattr(texts, "MOST_SLOTS", 2)
     params = jax.tree.map(lambda array: 10 * array, gpt2.init(MODEL, jax.random.key(0)))
     requests = [
-        texts.Request(np.arange(65, 66 + seed), Sampling(tokens=2 * seed + 1, temperature=1.0), seed) for seed in range(5)
+        texts.Request(np.arange(65, 66 + seed), Sampling(tokens=2 * seed + 1, temperature=1.0), seed)
+        for seed in range(5)
     ]
 
     def draw(chosen):
