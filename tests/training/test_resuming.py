@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import json
 import random
 import shutil
 import signal
@@ -327,7 +328,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(whole, monkeyp
 
 def test_the_checkpoint_says_all_that_the_run_was(whole):
     about = checkpoints.find(whole / "checkpoints").about
-    assert about["configuration"] == dataclasses.asdict(settings.read(whole / "config.toml"))
+    assert about["configuration"] == json.loads(json.dumps(dataclasses.asdict(settings.read(whole / "config.toml"))))
     assert about["versions"] == settings.versions()
     assert about["tokenizer"]["name"] == "characters"
     assert about["text"]["bytes"] == len(Path("text.txt").read_bytes())
