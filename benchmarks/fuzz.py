@@ -163,7 +163,8 @@ def by_atheris(inputs: int, seed: int) -> Trial:
                 reader, files, name = cases[data[0] % len(cases)]
                 result.try_one(reader, {**files, name: data[1:]})
 
-        atheris.Setup([sys.argv[0], f"-atheris_runs={inputs}", f"-seed={seed + 1}", "-max_len=60000", corpus], one)
+        limits = [f"-atheris_runs={inputs}", f"-seed={seed + 1}", "-max_len=60000", f"-artifact_prefix={corpus}/"]
+        atheris.Setup([sys.argv[0], *limits, corpus], one)
         with contextlib.suppress(SystemExit):
             atheris.Fuzz()
         return result

@@ -33,7 +33,9 @@ RESULT = Path(__file__).parent / "results" / "generation.json"
 MODEL = Model(vocabulary_size=50_257)
 PROMPT, LENGTH, UNCACHED = 32, 512, 3
 LEAST_OVER_UNCACHED, MOST_OVER_TRANSFORMERS = 10.0, 1.3
-SPREAD = 10.0  # weights times this: at initialisation all tokens are about as likely, and ties would decide
+# Matrices times this: at initialisation all tokens are about as likely, and ties would decide. With much more the model
+# would be chaotic: a difference in the last bit of an activation would become another text.
+SPREAD = 2.0
 
 
 def cached(params: gpt2.Params, prompt: np.ndarray) -> list[int]:
@@ -84,7 +86,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    stacked = jax.tree.map(lambda array: SPREAD * array, gpt2.init(MODEL, jax.random.key(0)))
+    stacked = gpt2.init(MODEL, jax.random.key(0))
+    matrices = gpt2.matrix_shaped(stacked)
+    stacked = jax.tree.map(lambda array, is_one: SPREAD * array if is_one else array, stacked, matrices)
     arrays = {name: np.asarray(array) for name, array in transformers_model.flatten(stacked).items()}
     theirs = transformers_model.make_model(MODEL, arrays).eval()
     params = gpt2.unstacked(stacked)

@@ -65,12 +65,12 @@ def train(config: Config) -> None:
         Writer(folder.checkpoints, config.checkpoint) as writer,
         Display(config.training.steps, None if processes.first() else silent()) as display,
         processes.telling(),
-        Following(folder, config, display.note),
     ):
         lines = [f"attention {attention}", *plan.lines()]
         run = _Run(config, data, folder, writer, display, program, lines, tasks, weights)
         folder.write_json("memory_plan.json", plan.as_json())  # now that there is nothing more to refuse
-        run.go()
+        with Following(folder, config, display.note):
+            run.go()
 
 
 class _Run:

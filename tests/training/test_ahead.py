@@ -71,7 +71,7 @@ def test_an_accelerator_has_what_it_reports(monkeypatch):
     def device(stats):
         return lambda: [types.SimpleNamespace(memory_stats=lambda: stats, device_kind="NVIDIA H100", platform="gpu")]
 
-    monkeypatch.setattr(jax, "devices", device({"bytes_limit": 8 * GIB, "bytes_in_use": GIB}))
+    monkeypatch.setattr(jax, "local_devices", device({"bytes_limit": 8 * GIB, "bytes_in_use": GIB}))
     assert ahead.capacity(Compute()).bytes == 7 * GIB
-    monkeypatch.setattr(jax, "devices", device(None))
+    monkeypatch.setattr(jax, "local_devices", device(None))
     assert ahead.capacity(Compute()).bytes is None

@@ -1,0 +1,78 @@
+"""The command that serves: what it refuses, and how it ends."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxgpt import cli
+from jaxgpt.generation import serving
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        *(("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True)),
+        *(("0.0.0.0", False), ("::", False), ("192.168.1.2", False), ("example.org", False), ("", False)),
+    ],
+)
+def test_what_is_this_machine_alone(host, loopback):
+    assert serving.is_loopback(host) is loopback
+
+
+def test_other_addresses_need_a_key(fails, monkeypatch, tmp_path):
+    monkeypatch.delenv(serving.KEY_VARIABLE, raising=False)
+    message = fails("serve", "--run", "x", "--host", "0.0.0.0")
+    assert message.startswith("error: --host 0.0.0.0: others could reach the server, so an API key is needed")
+    (tmp_path / "key").write_text("\n")
+    assert "there is no key in it" in fails("serve", "--run", "x", "--key-file", str(tmp_path / "key"))
+    assert "--key-file gone: can't be read" in fails("serve", "--run", "x", "--key-file", "gone")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--port", "70000"], "--port is 70000, and must be from 0 to 65535"),
+        (["--slots", "0"], "--slots is 0, and must be greater than 0"),
+        (["--port", "0"], "--run x: not a run's folder"),
+    ],
+)
+def test_options_that_cannot_be(fails, words, message):
+    assert message in fails("serve", "--run", "x", *words)
+
+
+def test_a_port_that_is_taken(fails):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"--port {port}: can't listen there (" in fails("serve", "--run", "x", "--port", str(port))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_finishes_what_has_begun_and_ends(work, number):
+    """Trained for one step, served by the command, and stopped in the middle of an answer."""
+    tiny = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.context=512", "--data.text=text.txt"]
+    tiny += ["--data.tokenizer=bytes", "--training.steps=1", "--sampling.tokens=1", "--run.name=tiny"]
+    tiny += ["--training.sequence-length=16", "--training.batch-size=2"]
+    openai = pytest.importorskip("openai", reason="openai is not installed: the extra test has it")
+    assert cli.main(tiny) == 0
+    command = [sys.executable, Path(cli.__file__).resolve().parent.parent / "run.py", "serve", "--run", "runs/tiny"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*command, "--port", "0"], text=True, **pipes) as process:
+        assert process.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
+        assert found is not None
+        with openai.OpenAI(base_url=f"{found[0]}/v1", api_key="none", max_retries=0, timeout=120) as client:
+            stream = client.completions.create(model="tiny", prompt="a", max_tokens=500, stream=True)
+            chunks = iter(stream)
+            first = next(chunks)
+            process.send_signal(number)
+            text = first.choices[0].text + "".join(chunk.choices[0].text for chunk in chunks)
+        assert len(text) > 100
+        _, err = process.communicate(timeout=60)
+        assert "Traceback" not in err
+    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGTERM)
