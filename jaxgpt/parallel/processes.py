@@ -11,6 +11,7 @@ service misses its heartbeat and ends them.
 import contextlib
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -103,6 +104,8 @@ def _start(place: cluster.Place) -> None:
             RunError.status,
         )
 
+    if place.process == 0:
+        _check_port(who, place.coordinator)
     patience = threading.Timer(START_SECONDS, nobody_came)  # JAX's own would end with SIGABRT
     patience.daemon = True
     patience.start()
@@ -118,9 +121,23 @@ def _start(place: cluster.Place) -> None:
         )
     except Exception as error:  # of many types
         # Of a service that did not start something is left that would crash an ordinary end.
-        _leave(f"{who} can't listen at {place.coordinator}: {_one_line(error)}. Is the port free?", UserError.status)
+        _leave(f"{who} could not meet the others at {place.coordinator}: {_one_line(error)}", RunError.status)
     finally:
         patience.cancel()
+
+
+def _check_port(who: str, coordinator: str) -> None:
+    """Raises UserError where process 0 can't listen. JAX's service would crash the process there."""
+    port = int(coordinator.rpartition(":")[2])
+    both = socket.has_dualstack_ipv6()
+    try:
+        socket.create_server(
+            ("::" if both else "", port),
+            family=socket.AF_INET6 if both else socket.AF_INET,
+            dualstack_ipv6=both,
+        ).close()
+    except OSError as error:
+        raise UserError(f"{who} can't listen at {coordinator}: {os.strerror(error.errno or 0)}. Is the port free?") from error
 
 
 def _leave(message: str, status: int) -> NoReturn:

@@ -38,6 +38,7 @@ def test_recomputed_gradients_are_the_kept_ones(kept, recompute):
         assert np.linalg.norm(a - b) <= 8 * np.finfo(np.float32).eps * np.linalg.norm(b)
 
 
+@pytest.mark.slow
 def test_each_level_needs_less_memory():
     """The compiled program's own temporaries, at a size where the residuals outweigh the rest."""
     model = dataclasses.replace(MODEL, layers=8, width=64, context=256)
@@ -58,6 +59,7 @@ def test_each_level_needs_less_memory():
     assert norms - block >= 0.5 * 9 * model.layers * token_bytes  # all but the input, and one block's residuals instead
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", ["none", "norms", "block"])
 def test_unrolling_changes_nothing(kept, recompute):
     unrolled = gradients(dataclasses.replace(KEEP_ALL, layers="unrolled", recompute=recompute))

@@ -20,6 +20,7 @@ from tests.parallel.several import ROOT, Several, environment, free_port, losses
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 MINUTE = 60
+IPV6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -150,14 +151,18 @@ def test_one_that_waits_in_vain():
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="where there is no IPv6 the port is taken in another way")
-def test_a_port_that_is_taken():
-    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as taken:
+@pytest.mark.parametrize("address", ["127.0.0.1", pytest.param("::", marks=IPV6)])
+def test_a_port_that_is_taken(address, capsys):
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family, dualstack_ipv6=family == socket.AF_INET6) as taken:
         port = taken.getsockname()[1]
-        done = started(0, port, seconds=200)
-    assert done.returncode == 2
-    assert f"error: process 0 of 2 (options) can't listen at 127.0.0.1:{port}: " in done.stderr
+        options = ["--parallel.processes=2", "--parallel.process=0", f"--parallel.coordinator=127.0.0.1:{port}"]
+        assert cli.main([*words(run__name="vain"), *options]) == 2
+    message = capsys.readouterr().err
+    assert message == (
+        f"error: process 0 of 2 (options) can't listen at 127.0.0.1:{port}: Address already in use. "
+        "Is the port free?\n"
+    )
     assert not Path("runs/vain").exists()
 
 

@@ -176,6 +176,7 @@ def memory():
     return arguments, temporaries, 4 * padded(shapes, 1), 4 * padded(shapes.blocks, 1) / model.layers
 
 
+@pytest.mark.slow
 def test_memory_falls_as_the_arithmetic_says(memory):
     """P bytes of parameters, D = 4 devices, two micro-batches: one's gradients, and the sum that they are added to."""
     arguments, temporaries, P, layer = memory

@@ -194,6 +194,7 @@ def test_a_refusal_names_what_would_make_it_fit():
         memory_plan.prepare(changed)
 
 
+@pytest.mark.slow
 def test_a_refusal_where_only_everything_together_fits():
     large = change(compute={"recompute": "none"}, training={"batch_size": 16})
     everything = change(compute={"recompute": "block", "dtype": "bfloat16"}, training={"batch_size": 1})
@@ -264,6 +265,7 @@ print(plan.total, resident("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's account of the process")
 def test_the_total_is_what_the_process_grows_by():
     """Within 5%, over making the state and two steps, in a process whose C library gives back what is freed."""

@@ -342,6 +342,7 @@ def test_the_checkpoint_says_all_that_the_run_was(whole):
     assert about["text"]["bytes"] == len(Path("text.txt").read_bytes())
 
 
+@pytest.mark.slow
 def test_a_run_on_token_files_goes_on_and_one_whose_files_changed_does_not(work):
     """Two sources in shares, each in several files; the file that changed is named, and the place in it."""
     for name in ("web", "books"):
