@@ -39,7 +39,7 @@ test: env $(INSTALLED)/test ## run the tests
 	@$(VENV)/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
 test-slow: env $(INSTALLED)/test ## the tests that take minutes: kills, full disks, all numbers of devices
-	@$(VENV)/bin/python -m pytest -m slow $(ARGS)
+	@$(VENV)/bin/python -m pytest -m slow -n auto --dist worksteal $(ARGS)
 
 gradcheck: env ## compare every hand-written gradient with autodiff
 	@$(RUN) gradcheck $(ARGS)

@@ -137,7 +137,9 @@ def _check_port(who: str, coordinator: str) -> None:
             dualstack_ipv6=both,
         ).close()
     except OSError as error:
-        raise UserError(f"{who} can't listen at {coordinator}: {os.strerror(error.errno or 0)}. Is the port free?") from error
+        raise UserError(
+            f"{who} can't listen at {coordinator}: {os.strerror(error.errno or 0)}. Is the port free?"
+        ) from error
 
 
 def _leave(message: str, status: int) -> NoReturn:

@@ -91,13 +91,12 @@ class Sizes:
         return self.weights + self.table + self.classifier, self.weights + self.gradients
 
 
-def prepare(config: Config) -> tuple[Config, jax.stages.Compiled, Plan]:
-    """The configuration with its recompute level chosen, its train step compiled, and the plan of it.
+def prepare(config: Config, has: Capacity) -> tuple[Config, jax.stages.Compiled, Plan]:
+    """The configuration with its recompute level chosen, its train step compiled, and the plan of it in what it `has`.
 
     "auto" takes the fastest level that fits, or the last. UserError, with what would make it fit, for a run that
     doesn't.
     """
-    has = ahead.capacity(config.compute)
     for candidate in _levels(config):
         last = candidate.compute.recompute == LEVELS[-1] or config.compute.recompute != "auto"
         if not last and has.bytes is not None and least(candidate) > has.bytes:

@@ -4,6 +4,7 @@ What a program needs is known once it is compiled: so the step is compiled from 
 very program.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable
@@ -41,9 +42,20 @@ def initial_state(config: Config, given: gpt2.Params | None = None) -> TrainStat
     In one, a run with small batches would need more for its first state than for its steps, which the plan is of. With
     `given` parameters none are drawn.
     """
-    params, rest = _first_programs(config)
-    made = jax.block_until_ready(params() if given is None else given)
+    made = jax.block_until_ready(random_params(config) if given is None else given)
+    _, rest = _first_programs(_without_recompute(config))
     return TrainState(made, *rest())
+
+
+def random_params(config: Config) -> gpt2.Params:
+    """Those of `init_state`. JAX doesn't wait until they are drawn."""
+    params, _ = _first_programs(_without_recompute(config))
+    return params()
+
+
+def _without_recompute(config: Config) -> Config:
+    """Whatever level is chosen, the first state is the same, and so are the programs that make it."""
+    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, recompute="none"))
 
 
 @functools.cache

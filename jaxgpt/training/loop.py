@@ -28,7 +28,7 @@ from jaxgpt.parallel.agreement import Agreement
 from jaxgpt.reports import memory_plan, trackers
 from jaxgpt.reports.curves import loss_curve
 from jaxgpt.reports.following import Following
-from jaxgpt.training import corpus, everywhere, flops, peaks, resuming
+from jaxgpt.training import ahead, corpus, everywhere, flops, peaks, resuming
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.decisions import Decisions
 from jaxgpt.training.display import Display, printable, silent
@@ -57,7 +57,9 @@ def train(config: Config) -> None:
     weights = initial.weights(asked, data.tokenizer)
     compute, attention = choose_attention(asked.model, asked.compute, asked.training.sequence_length)
     tasks = Tasks(asked, data.tokenizer)
-    config, program, plan = memory_plan.prepare(dataclasses.replace(asked, compute=compute))
+    has = ahead.capacity(compute)  # before there is anything of the run's
+    drawn = _drawn_meanwhile(dataclasses.replace(asked, compute=compute), has, weights)
+    config, program, plan = memory_plan.prepare(dataclasses.replace(asked, compute=compute), has)
     processes.wait_for_all("compiled")  # before the first collective, which waits less long
     with (
         # The folder's config.toml keeps what was asked for, since another machine would choose otherwise.
@@ -67,10 +69,22 @@ def train(config: Config) -> None:
         processes.telling(),
     ):
         lines = [f"attention {attention}", *plan.lines()]
-        run = _Run(config, data, folder, writer, display, program, lines, tasks, weights)
+        run = _Run(config, data, folder, writer, display, program, lines, tasks, weights or drawn)
         folder.write_json("memory_plan.json", plan.as_json())  # now that there is nothing more to refuse
         with Following(folder, config, display.note):
             run.go()
+
+
+def _drawn_meanwhile(config: Config, has: ahead.Capacity, weights: Source | None) -> gpt2.Params | None:
+    """The random parameters that a new run begins with, drawn while the train step is compiled or read from the cache.
+
+    None where that isn't known yet, or where the plan may refuse the run for them alone.
+    """
+    shapes, _ = ahead.shapes(config)
+    need = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes.params))
+    if weights or config.run.resume != "never" or processes.count() > 1 or (has.bytes is not None and need > has.bytes):
+        return None
+    return ahead.random_params(config)
 
 
 class _Run:
@@ -86,7 +100,7 @@ class _Run:
         train_step: jax.stages.Compiled,
         chosen: list[str],
         tasks: Tasks,
-        weights: Source | None,
+        first: Source | gpt2.Params | None,
     ):
         self.config, self.data, self.folder, self.writer, self.display = config, data, folder, writer, display
         self.train_step = train_step
@@ -98,7 +112,7 @@ class _Run:
         self.placement = Placement(config)
         self.layout = self.placement.layout
         self.rows = self.layout.own_rows(config.training.batch_size)
-        self.state, self.notes = self._first_state(weights)
+        self.state, self.notes = self._first_state(first)
         self.done = int(self.state.step)  # steps dispatched
         self.clock = 0.0  # when the last step's metrics were read
         self.stop = Stop(config.checkpoint.stop_minutes_before_end)
@@ -106,12 +120,12 @@ class _Run:
         self.flops_per_token = flops.per_token(config.model, config.training.sequence_length)
         self.peak = peaks.peak(config.compute, self.layout.devices)
 
-    def _first_state(self, weights: Source | None) -> tuple[TrainState, list[str]]:
+    def _first_state(self, first: Source | gpt2.Params | None) -> tuple[TrainState, list[str]]:
         """The state to begin from, and what is to be said of where it comes from."""
-        if weights:
-            return self.placement.first_state(weights.load()), initial.lines(weights)
+        if isinstance(first, Source):
+            return self.placement.first_state(first.load()), initial.lines(first)
         if not self.folder.resumes:
-            return self.placement.first_state(), []
+            return ahead.initial_state(self.config, first), []
         saved, notes = resuming.resume(self.folder, self.data, self.placement.saved_shapes())
         return self.placement.from_saved(saved), notes
 

@@ -160,8 +160,7 @@ def test_a_port_that_is_taken(address, capsys):
         assert cli.main([*words(run__name="vain"), *options]) == 2
     message = capsys.readouterr().err
     assert message == (
-        f"error: process 0 of 2 (options) can't listen at 127.0.0.1:{port}: Address already in use. "
-        "Is the port free?\n"
+        f"error: process 0 of 2 (options) can't listen at 127.0.0.1:{port}: Address already in use. Is the port free?\n"
     )
     assert not Path("runs/vain").exists()
 

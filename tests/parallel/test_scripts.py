@@ -1,4 +1,4 @@
-"""The scripts for clusters, as far as they can be tried without one: what they run, and what they do with its status."""
+"""The scripts for clusters, as far as they can be tried without one: what they run, and what its status does."""
 
 import os
 import subprocess

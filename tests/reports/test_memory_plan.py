@@ -58,6 +58,10 @@ def plan(config: Config) -> memory_plan.Plan:
     return memory_plan.make(config, ahead.compile_step(config), Capacity(None, ""))
 
 
+def prepare(config: Config) -> tuple[Config, jax.stages.Compiled, memory_plan.Plan]:
+    return memory_plan.prepare(config, ahead.capacity(config.compute))
+
+
 def test_the_total_is_the_compiled_programs():
     found: Any = ahead.compile_step(CONFIG).memory_analysis()
     expected = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
@@ -140,7 +144,7 @@ def test_auto_takes_the_fastest_level_that_fits():
     totals = {level: plan(change(compute={"recompute": level})).total for level in memory_plan.LEVELS}
     auto = change(compute={"recompute": "auto"})
     for level in ("none", "norms", "block"):
-        chosen, program, made = memory_plan.prepare(limited(auto, totals[level]))
+        chosen, program, made = prepare(limited(auto, totals[level]))
         assert chosen.compute.recompute == level
         assert made.total == totals[level]
         assert program is ahead.compile_step(chosen)  # the loop runs what was measured
@@ -153,7 +157,7 @@ def test_auto_compiles_nothing_that_cannot_fit(monkeypatch):
     compiled = []
     compile_step = ahead.compile_step
     monkeypatch.setattr(ahead, "compile_step", lambda config: compiled.append(config) or compile_step(config))
-    memory_plan.prepare(limited(most, room))
+    prepare(limited(most, room))
     assert [config.compute.recompute for config in compiled] == ["block"]
 
 
@@ -176,7 +180,7 @@ def test_a_refusal_names_what_would_make_it_fit():
     total = plan(large).total
     small = limited(large, 0.8 * total)
     with pytest.raises(UserError) as refused:
-        memory_plan.prepare(small)
+        prepare(small)
     message = str(refused.value)
     assert message.startswith(f"the train step needs {total / 2**20:,.0f} MiB, and {0.8 * total / 2**20:,.0f} MiB is")
     rows = options_in(message)
@@ -191,7 +195,7 @@ def test_a_refusal_names_what_would_make_it_fit():
             kind = type(getattr(getattr(small, section), key))
             changed = change(changed, **{section: {key: kind(value)}})
         assert changed.training.batch_size * changed.training.micro_batches == 32
-        memory_plan.prepare(changed)
+        prepare(changed)
 
 
 @pytest.mark.slow
@@ -200,7 +204,7 @@ def test_a_refusal_where_only_everything_together_fits():
     everything = change(compute={"recompute": "block", "dtype": "bfloat16"}, training={"batch_size": 1})
     everything = change(everything, training={"micro_batches": 16})
     with pytest.raises(UserError) as refused:
-        memory_plan.prepare(limited(large, plan(everything).total + 1000))
+        prepare(limited(large, plan(everything).total + 1000))
     (row,) = options_in(str(refused.value))
     options = "--compute.dtype --compute.recompute --training.batch-size --training.micro-batches"
     assert row[0][::2] == options.split()
@@ -208,7 +212,7 @@ def test_a_refusal_where_only_everything_together_fits():
 
 def test_a_refusal_where_nothing_fits():
     with pytest.raises(UserError, match="No option makes this model fit"):
-        memory_plan.prepare(limited(CONFIG, PARAMETERS))
+        prepare(limited(CONFIG, PARAMETERS))
 
 
 # In a run
@@ -251,7 +255,7 @@ config = Config(
     training=Training(batch_size=2, sequence_length=128),
     compute=Compute(dtype="bfloat16"),
 )
-config, program, plan = memory_plan.prepare(config)
+config, program, plan = memory_plan.prepare(config, ahead.capacity(config.compute))
 jax.block_until_ready(ahead.initial_state(config))  # compiles; what the compiler itself takes is not the program's
 tokens = np.random.default_rng(0).integers(0, 64000, (1, 2, 128), dtype=np.int32)
 ctypes.CDLL(None).malloc_trim(0)
