@@ -254,8 +254,9 @@ def walk(
     """`body(carry, block, *more's parts)`, which returns (carry, output), over all layers: (carry, outputs).
 
     Over stacked blocks a loop, which is compiled once and copies each layer out of the stack and its outputs into one;
-    over blocks apart its turns written out, which is compiled L times and copies nothing. There a block may be gathered
-    while the one before it computes, which hides the network's time and has two of them in memory.
+    over blocks apart its turns written out, which is traced once (jit), compiled L times (inline) and copies nothing.
+    There a block may be gathered while the one before it computes, which hides the network's time and has two of them in
+    memory.
     """
     if isinstance(blocks, Block):
 
@@ -264,6 +265,7 @@ def walk(
             return body(carry, _gathered(gather, block, carry), *parts)
 
         return lax.scan(turn, carry, (blocks, *more), reverse=reverse)
+    body = jax.jit(body, inline=True)
     order = range(len(blocks))[:: -1 if reverse else 1]
     outputs: dict[int, Any] = {}
     following = _gathered(gather, blocks[order[0]], carry)

@@ -26,7 +26,6 @@ from jaxgpt.models import gpt2
 from jaxgpt.parallel import mesh, processes
 from jaxgpt.parallel.agreement import Agreement
 from jaxgpt.reports import memory_plan, trackers
-from jaxgpt.reports.curves import loss_curve
 from jaxgpt.reports.following import Following
 from jaxgpt.training import ahead, corpus, everywhere, flops, peaks, resuming
 from jaxgpt.training.corpus import Corpus
@@ -282,6 +281,8 @@ class _Run:
         return self.placement.to_save(self.state), resuming.about(self.folder, self.data)
 
     def _draw_curve(self) -> Path:
+        from jaxgpt.reports.curves import loss_curve  # here: a start doesn't wait three quarters of a second for it
+
         with self.folder.writing("loss.png") as path:
             loss_curve(read_metrics(self.folder.path / "metrics.jsonl"), self.config.run.name, path)
         return path
