@@ -255,8 +255,8 @@ def walk(
 
     Over stacked blocks a loop, which is compiled once and copies each layer out of the stack and its outputs into one;
     over blocks apart its turns written out, which is traced once (jit), compiled L times (inline) and copies nothing.
-    There a block may be gathered while the one before it computes, which hides the network's time and has two of them in
-    memory.
+    There a block may be gathered while the one before it computes: that hides the network's time and has two of them
+    in memory.
     """
     if isinstance(blocks, Block):
 
