@@ -19,7 +19,7 @@ INSTALLING := $(VENV)/installing
 $(shell if [ -e $(INSTALLING) ] || [ ! -x $(VENV)/bin/python ]; then rm -rf $(INSTALLED); fi)
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-slow gradcheck lint bench notebooks test-notebooks constraints clean
+.PHONY: help env train test test-slow gradcheck lint bench notebooks test-notebooks docs constraints clean
 # Two pips must not write into one .venv.
 .NOTPARALLEL:
 
@@ -59,12 +59,17 @@ notebooks: env $(INSTALLED)/notebooks ## open the notebooks in JupyterLab
 test-notebooks: env $(INSTALLED)/notebooks ## run the notebooks; with ARGS=--overwrite keep what they print and draw
 	@$(VENV)/bin/python -m pytest --nbmake --nbmake-timeout=180 --durations=0 notebooks $(ARGS)
 
+docs: env $(INSTALLED)/docs ## build the documentation into build/docs; any warning is an error
+	@$(VENV)/bin/python -m docs.site.configuration
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml $(ARGS)
+	@echo "build/docs/index.html"
+
 constraints: ## pin the newest releases that pyproject.toml allows (needs uv)
 	uv pip compile pyproject.toml --universal --all-extras --upgrade --no-annotate --quiet \
 	    --custom-compile-command "make constraints" --output-file constraints.txt
 
 clean: ## remove .venv, .venv-notebooks and caches; runs/ stays
-	rm -rf .venv .venv-notebooks *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-notebooks build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Creates .venv unless there is a usable one. Debian and Ubuntu ship Python without venv: it then leaves half a .venv.

@@ -1,15 +1,16 @@
-"""The commands.
+"""The commands, each with a --help of its own.
+Where none is named a run is trained.
 
-python run.py [--config NAME] [options]     train
-python run.py prepare SOURCE                make token files of text of any size, or of a data set by name
-python run.py generate --run runs/NAME      draw text from a trained model
-python run.py serve --run runs/NAME         answer requests as OpenAI's completions API does
-python run.py evaluate --run runs/NAME      its loss, or its accuracy on HellaSwag, MMLU and others
-python run.py report runs/A runs/B          a page that shows how runs are doing; --live serves it
-python run.py convert FROM TO               weights between runs, Hugging Face's folders and llm.c's files
-python run.py verify --model M --state S    compare the forward and backward with what llm.c wrote down
-python run.py gradcheck                     compare every hand-written gradient with jax.grad
-python run.py bench                         measure a training step beside jax.grad's and PyTorch's
+    python run.py [--config NAME] [options]     train
+    python run.py prepare SOURCE                make token files of text of any size, or of a data set by name
+    python run.py generate --run runs/NAME      draw text from a trained model
+    python run.py serve --run runs/NAME         answer requests as OpenAI's completions API does
+    python run.py evaluate --run runs/NAME      its loss, or its accuracy on HellaSwag, MMLU and others
+    python run.py report runs/A runs/B          a page that shows how runs are doing; --live serves it
+    python run.py convert FROM TO               weights between runs, Hugging Face's folders and llm.c's files
+    python run.py verify --model M --state S    compare the forward and backward with what llm.c wrote down
+    python run.py gradcheck                     compare every hand-written gradient with jax.grad
+    python run.py bench                         measure a training step beside jax.grad's and PyTorch's
 """
 
 import errno
@@ -38,9 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = "train" if not words or words[0].startswith("-") else words.pop(0)
     try:
         if command not in COMMANDS:
+            is_config = command in settings.config_names()
+            near = f"; did you mean --config {command}?" if is_config else settings.nearest(command, COMMANDS)
             raise UserError(
-                f"{command}: there is no such command{settings.nearest(command, COMMANDS)} "
-                f"There are: {', '.join(COMMANDS)}; see python run.py --help"
+                f"{command}: there is no such command{near} There are: {', '.join(COMMANDS)}; see python run.py --help"
             )
         return COMMANDS[command](words)
     except JaxgptError as error:
@@ -77,9 +79,7 @@ def train(words: list[str]) -> int:
     if not config.run.name:
         config = replace(config, run=replace(config.run, name=path.stem))
     settings.check_processes(config.parallel)
-    from jaxgpt.parallel import (
-        processes,
-    )  # here, because importing JAX and Orbax takes a second that --help doesn't wait
+    from jaxgpt.parallel import processes  # here: importing JAX and Orbax takes a second that --help doesn't wait
 
     with processes.together(config.parallel):  # before JAX looks at its devices, as it does to read weights
         if config.training.init_from:
@@ -104,6 +104,11 @@ def _written_out(words: list[str]) -> list[str]:
     result = []
     for word, following in zip(words, [*words, "--"][1:], strict=True):
         if word == "--resume":
+            if not following.startswith("-") and following not in ("never", "always", "auto"):
+                which = (
+                    "which run it is --run.name says, or the config's name; --resume goes on with it, and --resume auto"
+                )
+                raise UserError(f"--resume {following}: {which} also begins one")
             result += ["--run.resume", *(["always"] if following.startswith("-") else [])]
         else:
             result.append(f"--run.resume={word.removeprefix('--resume=')}" if word.startswith("--resume=") else word)
@@ -231,9 +236,8 @@ def gradcheck(words: list[str]) -> int:
     options = tyro.cli(Gradcheck, args=words, prog="run.py gradcheck")
     from jaxgpt import gradcheck_report
 
-    return gradcheck_report.report(
-        options.config or None, options.dtype, Path(options.chart) if options.chart else None
-    )
+    chart = Path(options.chart) if options.chart else None
+    return gradcheck_report.report(options.config or None, options.dtype, chart)
 
 
 Implementation = Literal["ours", "jax.grad", "torch", "torch.compile"]
@@ -268,8 +272,7 @@ class Bench:
 def bench(words: list[str]) -> int:
     """Prints tables, draws a chart, writes JSON; 1 if the implementations don't agree."""
     name, rest = _take(words, "--config")
-    name = name or Bench.config
-    config = settings.read(settings.find_config(name))
+    config = settings.read(settings.find_config(name := name or Bench.config))
     options = tyro.cli(Bench, default=Bench(config=name, compute=config.compute), args=rest, prog="run.py bench")
     settings.check(replace(config, compute=options.compute))
     for key in ("steps", "rounds"):

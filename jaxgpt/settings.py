@@ -41,12 +41,29 @@ def find_config(name: str) -> Path:
     if path.is_file():
         return path
     if name.endswith(".toml"):
-        raise UserError(f"--config {name}: there is no such file")
+        ours = path.stem if path.stem in config_names() else ""
+        raise UserError(
+            f"--config {name}: there is no such file" + (f"; did you mean --config {ours}?" if ours else "")
+        )
     names = config_names()
     raise UserError(
         f"--config {name}: there is no such config{nearest(name, names)} "
         f"There are: {', '.join(names)}; or give the path of a .toml file"
     )
+
+
+def runs_near(path: Path) -> str:
+    """What to add to a message that `path` is no run's folder: the one that was meant, or those that there are."""
+    for parent in path.parents:
+        if (parent / "config.toml").is_file() and parent != Path():
+            return f". The run's folder is {parent}"
+    if (found := Path("runs", path)) != path and (found / "config.toml").is_file():
+        return f"; did you mean {found}?"
+    for folder in dict.fromkeys((path, path.parent, Path("runs"))):
+        names = sorted(run.parent.name for run in folder.glob("*/config.toml"))
+        if names:
+            return f". In {folder} there are: {', '.join(names)}"
+    return ". There is no run yet: python run.py trains one"
 
 
 def read(path: Path) -> Config:
@@ -87,8 +104,9 @@ def _value(where: str, expected: Any, value: Any) -> Any:
             raise UserError(f"{where} is {value!r}, and must be a list of strings")
         return tuple(value)
     if get_origin(expected) is not None:  # Literal
-        if value not in get_args(expected):
-            raise UserError(f"{where} is {value!r}, and must be one of {', '.join(get_args(expected))}")
+        choices = get_args(expected)
+        if value not in choices or type(value) is not type(choices[0]):  # true is 1 to `in`
+            raise UserError(f"{where} is {value!r}, and must be one of {', '.join(map(str, choices))}")
         return value
     if expected is float and type(value) is int:
         return float(value)

@@ -110,7 +110,8 @@ def test_resume_as_it_is_typed(monkeypatch, words, resume):
 
 
 def test_resume_with_another_word(fails):
-    assert "invalid choice 'runs/x' for argument '--run.resume'" in fails("--resume", "runs/x")
+    assert "--resume runs/x: which run it is --run.name says, or the config's name" in fails("--resume", "runs/x")
+    assert "invalid choice 'x' for argument '--run.resume'" in fails("--run.resume", "x")
 
 
 @pytest.mark.parametrize("words", [["--run.name", "gone"], ["--run.name", "empty"]])

@@ -50,6 +50,13 @@ def test_help_lists_every_option_with_its_meaning_and_default(capsys):
         assert name in text
 
 
+def test_help_has_a_command_on_each_line(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.strip().startswith("python run.py") for line in lines) == len(cli.COMMANDS)
+
+
 def test_help_shows_the_defaults_of_the_config(capsys):
     assert "Number of transformer blocks (L). (default: 48)" in help_of(capsys, "--config", "gpt2_1558m")
 

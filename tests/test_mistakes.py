@@ -22,7 +22,18 @@ TINY = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.conte
             "error: --config gpt2_142m: there is no such config; did you mean gpt2_124m? There",
         ),
         (["--config", "no/such.toml"], "error: --config no/such.toml: there is no such file"),
+        (["--config", "quickstart.toml"], "there is no such file; did you mean --config quickstart?"),
         (["--config"], "error: --config needs a value"),
+        (["gpt2_124m"], "error: gpt2_124m: there is no such command; did you mean --config gpt2_124m?"),
+        (["--resume", "runs/x"], "--resume auto also begins one"),
+        (
+            ["generate", "--run", "x"],
+            "x: not a run's folder (it has no config.toml). There is no run yet: python",
+        ),
+        (["report", "x"], "x: there is no such folder. There is no run yet: python run.py trains one"),
+        (["prepare", "finweb-10B"], "'finweb-10B'; did you mean fineweb-10B? Data sets: tinyshakespeare"),
+        (["prepare", "text.txt", "--output", "text.txt"], "--output text.txt is a file, where a folder is to be made"),
+        (["prepare", "--verify", "."], ".: not a folder that run.py prepare made to its end (it has no manifest.json)"),
         (["gradcheck", "--config", "quikstart"], "did you mean quickstart?"),
         (["--optimizer.learning-rte", "1e-3"], "Unrecognized options: --optimizer.learning-rte, 1e-3"),
         (["--optimizer.learning-rte", "1e-3"], "Perhaps you meant: --optimizer.learning-rate FLOAT"),
@@ -51,6 +62,29 @@ def test_a_mistake_in_a_config_file(fails, work):
     assert fails("--config", "mine.toml") == "error: mine.toml: unknown key layer in [model]; did you mean layers?"
 
 
+@pytest.mark.parametrize("value", ["5", "true", "1.0", '"1"'])
+def test_a_choice_among_numbers(fails, work, value):
+    (work / "mine.toml").write_text(f"[parallel]\nzero = {value}\n")
+    assert "zero in [parallel] is " in (message := fails("--config", "mine.toml"))
+    assert message.endswith(", and must be one of 0, 1, 2, 3")
+
+
+def test_a_run_that_is_elsewhere(fails, work):
+    (work / "runs/a/checkpoints/3").mkdir(parents=True)
+    (work / "runs/a/config.toml").write_text("")
+    (work / "b").mkdir()
+    message = "--run {}: not a run's folder (it has no config.toml){}"
+    for run, hint in {
+        "a": "; did you mean runs/a?",
+        "runs": ". In runs there are: a",
+        "b": ". In runs there are: a",
+        "runs/a/checkpoints/3": ". The run's folder is runs/a",
+    }.items():
+        assert fails("generate", "--run", run) == f"error: {message.format(run, hint)}"
+    assert fails("report", "a") == "error: a: there is no such folder; did you mean runs/a?"
+    assert fails("report", "b") == "error: b: not a run's folder (it has no metrics.jsonl). In runs there are: a"
+
+
 # Values and texts that no run can use; none of them leaves a folder
 
 
@@ -72,6 +106,10 @@ def test_a_mistake_in_a_config_file(fails, work):
         (["--data.text=text.tx"], "did you mean text.txt?"),
         (["--data.text=empty.txt"], "empty.txt is empty"),
         (["--data.text=."], ". is a folder"),
+        (["--data.text=a/photo.bin"], "a/photo.bin: a .bin file is taken for tokens, and "),
+        (["--data.text=a/photo.bin"], "/a has no token files for validation: those have _val_ in their names"),
+        (["--data.text=toke"], "or a folder of token files; did you mean tokens?"),
+        (["--data.text=x/*.bin"], "there are no such files. python run.py prepare makes token files of text"),
         (["--data.text=latin1.txt"], "latin1.txt is not UTF-8 text: byte 0xe9 at offset 3"),
         (["--data.text=short.txt"], "the text has 16 tokens, and one sequence of length 16 needs 17"),
         (["--data.validation-fraction=0.001"], "the validation split has 1 tokens and needs at least 2"),
@@ -90,6 +128,10 @@ def test_a_run_that_cannot_be(fails, work, words, message):
     (work / "empty.txt").write_text("")
     (work / "latin1.txt").write_bytes("café".encode("latin-1"))
     (work / "short.txt").write_text("eighteen letters__")
+    for folder in ("a", "tokens"):
+        (work / folder).mkdir()
+    (work / "a/photo.bin").write_bytes(b"\xff\xd8")
+    (work / "tokens/a_train_000001.bin").write_bytes(b"")
     assert message in fails(*TINY, *words)
     assert not (work / "runs").exists()
 

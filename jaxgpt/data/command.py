@@ -128,6 +128,8 @@ def _report(made: Manifest, folder: Path, seconds: float) -> None:
 
 def _verify(folders: list[Path]) -> int:
     for folder in folders:
+        if not (folder / manifest.NAME).exists():
+            raise UserError(f"{folder}: not a folder that run.py prepare made to its end (it has no {manifest.NAME})")
         found = manifest.verify(folder)
         size = sum(shard.bytes for shard in found.shards)
         print(f"{folder}: all {len(found.shards)} files are what was written, {size:,} bytes")

@@ -60,6 +60,8 @@ def prepare(settings: Settings, folder: Path, processes: int) -> Manifest:
         parts.insert(0, Part("val", sources.find(settings.validation)))
     elif not settings.validation_tokens:
         settings = replace(settings, validation_tokens=_validation_tokens(settings, parts[0].size))
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder} is a file, where a folder is to be made. Give another name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with progress.locked(folder), progress.Bar(sum(part.size for part in parts)) as bar:

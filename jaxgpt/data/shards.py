@@ -94,7 +94,9 @@ def _in_folder(folder: Path, command: str) -> TokenSet:
 def _matching(pattern: str) -> TokenSet:
     paths = sorted(Path(path) for path in glob.glob(pattern, recursive=True))
     if not paths:
-        raise UserError(f"--data.text {pattern}: there are no such files")
+        raise UserError(
+            f"--data.text {pattern}: there are no such files. python run.py prepare makes token files of text"
+        )
     return _by_names(paths)
 
 
@@ -107,8 +109,9 @@ def _by_names(paths: list[Path]) -> TokenSet:
     for split, found in of.items():
         if not found:
             raise UserError(
-                f"{paths[0].parent} has no token files for {'training' if split == 'train' else 'validation'}: those "
-                f"have _{split}_ in their names, as llm.c's"
+                f"{paths[0]}: a .bin file is taken for tokens, and {paths[0].resolve().parent} has no token files for "
+                f"{'training' if split == 'train' else 'validation'}: those have _{split}_ in their names, as llm.c's. "
+                "python run.py prepare makes both of text"
             )
     return TokenSet(Shards(of["train"]), Shards(of["val"]), None)
 

@@ -113,9 +113,9 @@ def _files(source: str) -> list[File]:
         raise UserError(f"cannot read {source!r}: {getattr(error, 'strerror', None) or error}") from None
     if not found:
         nearest = difflib.get_close_matches(source, [*DATA_SETS, source], n=2)
-        hint = next((f"; did you mean {name}?" for name in nearest if name != source), "")
+        hint = next((f"; did you mean {name}?" for name in nearest if name != source), ".")
         raise UserError(
-            f"there is no file, folder or data set {source!r}{hint}. Data sets: {', '.join(DATA_SETS)}, and "
+            f"there is no file, folder or data set {source!r}{hint} Data sets: {', '.join(DATA_SETS)}, and "
             f"{HUB}owner/name for any on the Hugging Face hub"
         )
     return [_local(p) for p in found]

@@ -94,12 +94,15 @@ def _unknown(name: str) -> UserError:
     """The error for a name that is neither a text's nor a file's, with the nearest one that is."""
     folder = Path(name).parent
     exists = os.path.isdir(folder)
-    files = [str(path) for path in folder.iterdir() if path.is_file()] if exists else []
+    files = [str(path) for path in folder.iterdir() if path.is_file() or any(path.glob("*.bin"))] if exists else []
     nearest = difflib.get_close_matches(name, [*NAMES, *files], n=1)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
     where = f"no such file in {folder.resolve()}" if exists else f"there is no folder {folder}"
     names = ", ".join(NAMES)
-    return UserError(f"there is no text {name!r} ({where}): name one of {names}, or a UTF-8 text file's path{hint}")
+    return UserError(
+        f"there is no text {name!r} ({where}): name one of {names}, a data set that run.py prepare --help lists, a "
+        f"UTF-8 text file's path, or a folder of token files{hint}"
+    )
 
 
 def _decode(data: bytes, name: str) -> str:

@@ -30,9 +30,7 @@ def load(run: Path, devices: int = 0) -> Trained:
     UserError where there is no such run, no whole checkpoint of it, and where there are fewer devices.
     """
     if not (run / "config.toml").is_file():
-        names = sorted(path.parent.name for path in run.parent.glob("*/config.toml"))
-        there = f". In {run.parent} there are: {', '.join(names)}" if names else ""
-        raise UserError(f"--run {run}: not a run's folder (it has no config.toml){there}")
+        raise UserError(f"--run {run}: not a run's folder (it has no config.toml){settings.runs_near(run)}")
     config = settings.read(run / "config.toml")
     settings.check(config)
     compilation_cache.use(config.run.compilation_cache)

@@ -134,4 +134,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise UserError(f"--host {host} --port {port}: can't listen there ({error.strerror or error})") from None
+        raise UserError(
+            f"--host {host} --port {port}: can't listen there ({error.strerror or error}). Another "
+            "--port may be free; 0 takes one that is"
+        ) from None

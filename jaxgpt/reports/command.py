@@ -58,10 +58,11 @@ def _check(options: Report, folders: list[Path]) -> None:
         raise UserError(f"--output {options.output}: --live writes no file. Leave one of them away")
     for folder in folders:
         if not folder.is_dir():
-            runs = sorted(path.name for path in folder.parent.glob("*") if (path / "config.toml").is_file())
-            raise UserError(f"{folder}: there is no such folder{settings.nearest(folder.name, runs)}")
+            runs = [path.parent.name for path in folder.parent.glob("*/config.toml")]
+            near = settings.nearest(folder.name, runs)
+            raise UserError(f"{folder}: there is no such folder{settings.runs_near(folder) if near == '.' else near}")
         if not (folder / "metrics.jsonl").is_file():
-            raise UserError(f"{folder} is not a run's folder: it has no metrics.jsonl")
+            raise UserError(f"{folder}: not a run's folder (it has no metrics.jsonl){settings.runs_near(folder)}")
 
 
 def serve(server: live.Server) -> int:

@@ -30,6 +30,23 @@ from jaxgpt.training import checkpoints
 EVALUATE = "evaluate"  # lines that a command added which was no part of the training
 
 
+EXISTS = (
+    "{} exists and is left as it is. Go on with it by --resume, give the run another name with --run.name, or replace "
+    "the old one with --run.overwrite"
+)
+NOTHING_TO_RESUME = "{}: there is no checkpoint to resume from. --resume auto begins anew where there is none"
+
+
+def check_name(config: Config) -> None:
+    """UserError for a name that `RunFolder` is sure to refuse, so that nobody waits for a compilation to hear of it."""
+    path = Path(config.run.folder) / config.run.name
+    with contextlib.suppress(OSError, ValueError):  # which RunFolder tells
+        if config.run.resume == "always" and not will_resume(config):
+            raise UserError(NOTHING_TO_RESUME.format(path))
+        if config.run.resume == "never" and not config.run.overwrite and checkpoints.steps_of(path / "checkpoints"):
+            raise UserError(EXISTS.format(path))
+
+
 def will_resume(config: Config) -> bool:
     """Whether a run of this name is there to go on with, and is to be gone on with."""
     folder = Path(config.run.folder) / config.run.name / "checkpoints"
@@ -53,9 +70,7 @@ class RunFolder:
         try:
             self.resumes = will_resume(config)
             if resume == "always" and not self.resumes:
-                raise UserError(
-                    f"{self.path}: there is no checkpoint to resume from. --resume auto begins anew where there is none"
-                )
+                raise UserError(NOTHING_TO_RESUME.format(self.path))
             if self.path.exists():
                 self._lock = _locked(self.path)
             if not self.resumes:
@@ -86,10 +101,7 @@ class RunFolder:
     def _check_replaceable(self, config: Config) -> None:
         ours = (self.path / "config.toml").is_file()
         if not (config.run.overwrite or (ours and (config.run.resume == "auto" or self._is_untrained()))):
-            raise UserError(
-                f"{self.path} exists and is left as it is. Go on with it by --resume, give the run another name with "
-                "--run.name, or replace the old one with --run.overwrite"
-            )
+            raise UserError(EXISTS.format(self.path))
         if not ours:
             raise UserError(f"{self.path} is not a run's folder (it has no config.toml), so it is not replaced")
         if self.path.is_symlink():

@@ -31,7 +31,7 @@ from jaxgpt.training import ahead, corpus, everywhere, flops, peaks, resuming
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.decisions import Decisions
 from jaxgpt.training.display import Display, printable, silent
-from jaxgpt.training.folder import RunFolder, open_folder, read_metrics
+from jaxgpt.training.folder import RunFolder, check_name, open_folder, read_metrics
 from jaxgpt.training.placement import Placement
 from jaxgpt.training.saving import Writer
 from jaxgpt.training.signals import Stop
@@ -50,6 +50,7 @@ def train(config: Config) -> None:
     config = dataclasses.replace(config, parallel=parallel)
     mesh.check(config)
     trackers.check(config)
+    check_name(config)
     compilation_cache.use(config.run.compilation_cache)
     data, asked = corpus.load(config)
     everywhere.check(asked, data)

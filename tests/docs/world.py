@@ -1,0 +1,138 @@
+"""A folder in which every line of README and docs/ can be run: texts, runs that were trained, weights, a hub."""
+
+import hashlib
+import io
+import json
+import re
+import shutil
+import urllib.request
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgpt import cli
+from jaxgpt.config import Compute
+from jaxgpt.data import texts
+from jaxgpt.evaluation.tasks import TASKS
+from jaxgpt.interop import llmc_state, opening
+from jaxgpt.models import gpt2
+from tests.data.test_hub import Hub, jsonl, token_file
+from tests.docs.commands import ROOT
+from tests.evaluation.test_multiple_choice import ROWS
+from tests.evaluation.test_tasks import ARC_OF_THE_HUB
+
+TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer.\n" * 30
+RUNS = ["NAME", "A", "B", "gpt2_124m", "gpt2_124m_fineweb", "miniature"]
+
+# After a line's own options, so that it takes seconds. GPT-2's vocabulary stays, since the lines' weights have it.
+SMALL = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.context=128", "--training.steps=2"]
+SMALL += ["--training.sequence-length=16", "--training.batch-size=8", "--training.micro-batches=1"]
+SMALL += ["--training.evaluate-every=0", "--training.evaluation-batches=1", "--sampling.tokens=1"]
+SMALL += ["--evaluation.limit=2", "--evaluation.every=0", "--compute.classifier-chunk=16", "--parallel.devices=1"]
+
+PIQA = {"goal": "To open a door,", "sol1": "turn the handle.", "sol2": "eat it.", "label": 0}
+MMLU = "What is a cat?,an animal,a plant,a stone,a number,A\n"
+
+
+def build(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Makes it, and it is the current folder."""
+    patch.chdir(folder)
+    patch.delenv("JAXGPT_DATA", raising=False)
+    for name in ("book.txt", "books/one.txt", "notes/a.md", "notes/b.txt"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(TEXT, encoding="utf-8")
+    Path("prompts.txt").write_text("To be\nThe question\n", encoding="utf-8")
+    own_config()
+    Path("docs").mkdir()
+    shutil.copy(ROOT / "docs/index.md", "docs/index.md")
+    Path("latin1.txt").write_bytes("café".encode("latin-1"))
+    Path("photo.bin").write_bytes(b"\xff\xd8" * 100)
+    Path("web").mkdir()
+    arrow = pytest.importorskip("pyarrow", reason="writes zstd and Parquet with pyarrow, of the data extra")
+    with arrow.CompressedOutputStream("web/a.jsonl.zst", "zstd") as stream:
+        stream.write((json.dumps({"content": TEXT}) + "\n").encode())
+    _tasks()
+    _hub(patch, folder)
+    _runs()
+
+
+def own_config() -> None:
+    """mine.toml, as the page on configuration shows it."""
+    page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    Path("mine.toml").write_text(shown, encoding="utf-8")
+
+
+def _tasks() -> None:
+    Path("hellaswag_val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    for split in ("test", "dev"):
+        Path("data", split).mkdir(parents=True)
+        Path("data", split, f"animals_{split}.csv").write_text(5 * MMLU, encoding="utf-8")
+
+
+def _hub(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """The edge of the network: what the lines ask the Hugging Face hub for is made up, and there."""
+    library = pytest.importorskip("huggingface_hub", reason="stands in for huggingface-hub, of the data extra")
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    hub = Hub(folder / "hub")
+    split = {"data/train-0.jsonl": jsonl(*20 * [TEXT]), "data/validation-0.jsonl": jsonl(TEXT)}
+    hub.put("roneneldan/TinyStories", split)
+    hub.put("owner/name", {"configuration/split-0.jsonl": jsonl(TEXT)})
+    hub.put("HuggingFaceFW/fineweb", {"sample/10BT/0.jsonl": jsonl(*20 * [TEXT])})
+    tokens = np.arange(2000) % 50257
+    shards = {name: token_file(folder / "t", tokens) for name in ("x_val_000000.bin", "x_train_000001.bin")}
+    hub.put("kjj0/fineweb10B-gpt2", shards)
+
+    def download(repository, name, **options):
+        if name.endswith("0000.parquet"):
+            asked = (repository, str(Path(name).parent))
+            task = next(task for task in TASKS.values() if (task.repository, task.part) == asked)
+            row = {"ybisk/piqa": PIQA, "allenai/ai2_arc": ARC_OF_THE_HUB}.get(repository, {"ind": 0, **ROWS[0]})
+            path = folder / f"{Path(repository).name}.parquet"
+            if not path.exists():
+                parquet.write_table(arrow.Table.from_pylist(task.examples * [row]), path)
+            return str(path)
+        return hub.download(repository, name, **({"local_dir": ""} | options))
+
+    patch.setattr(texts, "SHAKESPEARE_SHA256", hashlib.sha256(TEXT.encode()).hexdigest())
+    patch.setattr(urllib.request, "urlopen", lambda address, timeout: io.BytesIO(TEXT.encode()))
+    patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    patch.setattr(library, "HfApi", lambda: hub)
+    patch.setattr(library, "hf_hub_download", download)
+    patch.setattr(library, "snapshot_download", lambda name, **options: str(folder / "gpt2-of-the-hub"))
+
+
+def _runs() -> None:
+    train = ["--config", "gpt2_124m", *SMALL, "--data.text=book.txt", "--run.name=quickstart"]
+    assert cli.main(train) == 0
+    for name in RUNS:
+        shutil.copytree("runs/quickstart", f"runs/{name}")
+    for name in ("books", "notes"):
+        assert cli.main(["prepare", name, "--output", f"data/{name}", "--processes", "1"]) == 0
+    for name in ("fineweb-10B", "tinystories", "pages"):
+        shutil.copytree("data/notes", f"data/{name}")
+
+
+def weights() -> None:
+    """For the hub, and in llm.c's formats, with a debug state."""
+    assert cli.main(["convert", "runs/quickstart", "gpt2-of-the-hub"]) == 0
+    assert cli.main(["convert", "runs/quickstart", "gpt2_124M.bin"]) == 0
+    (tokenizer,) = Path().glob("*tokenizer*.bin")
+    tokenizer.rename("gpt2_tokenizer.bin")
+    assert cli.main(["convert", "runs/quickstart", "gpt2_124M_bf16.bin", "--dtype", "bfloat16"]) == 0
+    source = opening.open_weights("gpt2_124M.bin")
+    model, compute, tokens = source.model, Compute(), np.arange(12, dtype=np.int32).reshape(2, 6)
+
+    @jax.jit
+    def run(params, tokens, targets):
+        logits = gpt2.forward(params, tokens, model, compute)
+        return logits, gpt2.loss_and_grads(params, tokens, targets, model, compute)
+
+    logits, (loss, grads) = run(source.load(), tokens, tokens + 1)
+    arrays = jax.tree.map(np.asarray, grads)
+    state = llmc_state.State(tokens, tokens + 1, np.asarray(logits), float(loss), arrays)
+    llmc_state.write(Path("gpt2_124M_debug_state.bin"), state)
