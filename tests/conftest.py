@@ -103,6 +103,7 @@ def work(tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 20)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.delenv("JAXGPT_DATA", raising=False)  # where `prepare` would write
     return tmp_path
 
 

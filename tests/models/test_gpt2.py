@@ -242,24 +242,25 @@ def test_heads_are_split_by_columns_and_merged_again():
 
 def test_a_block_apart_is_gathered_while_the_one_before_it_computes():
     """It may wait for what that one computes from, but not for what it computes; and never are three there at once."""
-    order = []
-    layers = [gpt2.Block(*[jnp.float32(layer)] * 6) for layer in range(3)]
+    gathered = []
 
     def gather(block):
-        order.append(f"gather {float(block.qkv):.0f}")
-        return block
+        gathered.append(block.qkv)
+        return block._replace(qkv=jnp.sin(block.qkv))
 
     def body(carry, block):
-        order.append(f"compute {float(block.qkv):.0f}")
-        return carry + 1, block.qkv
+        return carry + jnp.cos(block.qkv), block.qkv
 
-    x, outputs = gpt2.walk(body, jnp.zeros((1, 1)), tuple(layers), gather=gather)
-    assert order == ["gather 0", "gather 1", "compute 0", "gather 2", "compute 1", "compute 2"]
-    assert x == 3
-    assert [float(output) for output in outputs] == [0, 1, 2]
-    order.clear()
-    gpt2.walk(body, jnp.zeros((1, 1)), tuple(layers), gather=gather, reverse=True)
-    assert order == ["gather 2", "gather 1", "compute 2", "gather 0", "compute 1", "compute 0"]
+    layers = tuple(gpt2.Block(*[jnp.float32(layer)] * 6) for layer in range(3))
+    for reverse in (False, True):
+        gathered.clear()
+        x, outputs = gpt2.walk(body, jnp.zeros((1, 1)), layers, gather=gather, reverse=reverse)
+        assert gathered == [0, 1, 2][:: -1 if reverse else 1]
+        np.testing.assert_allclose(outputs, np.sin([0, 1, 2]), rtol=1e-6)
+        np.testing.assert_allclose(x, [[np.cos(np.sin([0, 1, 2])).sum()]], rtol=1e-6)
+        program = jax.make_jaxpr(lambda x, layers: gpt2.walk(body, x, layers, gather=gather, reverse=reverse))  # noqa: B023
+        order = [equation.primitive.name for equation in program(jnp.zeros((1, 1)), layers).eqns]
+        assert [name for name in order if name in ("sin", "cos")] == ["sin", "sin", "cos", "sin", "cos", "cos"]
 
 
 def test_documents_are_as_each_is_alone(x64):
