@@ -46,21 +46,21 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.recompute", *sys.argv[1:], "--level", level]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found[level].append(json.loads(done.stdout.splitlines()[-1]))
-    rows = [
-        {key: statistics.median(one[key] for one in rounds) for key in rounds[0]} | {"level": level}
+    medians = {
+        level: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
         for level, rounds in found.items()
-    ]
+    }
     print(f"{options.config}, {options.dtype}, B={options.batch_size} T={options.length}, {machine.cpu_name()}")
-    for row in rows:
-        times = row["step_seconds"] / rows[0]["step_seconds"]
+    most = medians[LEVELS[0]]
+    for level, row in medians.items():
         print(
-            f"{row['level']:<6} {row['step_seconds']:7.2f} s a step ({times:.3f})  "
-            f"{row['temp_bytes'] / 2**20:7.0f} MiB of temporaries ({row['temp_bytes'] / rows[0]['temp_bytes']:.2f})"
+            f"{level:<6} {row['step_seconds']:7.2f} s a step ({row['step_seconds'] / most['step_seconds']:.3f})  "
+            f"{row['temp_bytes'] / 2**20:7.0f} MiB of temporaries ({row['temp_bytes'] / most['temp_bytes']:.2f})"
         )
     if options.output:
         about = {"cpu": machine.cpu_name(), "cores": psutil.cpu_count(logical=False), **machine.versions("jax")}
         size = {key: vars(options)[key] for key in ("config", "dtype", "batch_size", "length", "rounds")}
-        options.output.write_text(json.dumps({"machine": about, **size, "levels": rows}, indent=2) + "\n")
+        options.output.write_text(json.dumps({"machine": about, **size, "levels": medians}, indent=2) + "\n")
 
 
 def configuration(options: argparse.Namespace) -> Config:
