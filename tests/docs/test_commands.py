@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -190,7 +191,10 @@ def check_make(words: list[str]) -> None:
     for word in words:
         if word.startswith("EXTRAS="):
             assert set(word.removeprefix("EXTRAS=").split()) <= extras(), word
-    done = subprocess.run(["make", "-n", "VENV=/nowhere/.venv", *words], cwd=ROOT, capture_output=True, text=True)
+    # `make test ARGS=...` hands its own words to every make below it.
+    own = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKEOVERRIDES", "ARGS")}
+    command = ["make", "-n", "VENV=/nowhere/.venv", *words]
+    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for started in re.findall(r"^/nowhere/\.venv/bin/python run\.py (.*)$", done.stdout, re.MULTILINE):
         run_no_further(Command("run", shlex.split(started)))
