@@ -105,10 +105,10 @@ def _written_out(words: list[str]) -> list[str]:
     for word, following in zip(words, [*words, "--"][1:], strict=True):
         if word == "--resume":
             if not following.startswith("-") and following not in ("never", "always", "auto"):
-                which = (
-                    "which run it is --run.name says, or the config's name; --resume goes on with it, and --resume auto"
+                raise UserError(
+                    f"--resume {following}: which run it is --run.name says, or the config's name; --resume goes on "
+                    "with it, and --resume auto also begins one"
                 )
-                raise UserError(f"--resume {following}: {which} also begins one")
             result += ["--run.resume", *(["always"] if following.startswith("-") else [])]
         else:
             result.append(f"--run.resume={word.removeprefix('--resume=')}" if word.startswith("--resume=") else word)

@@ -136,8 +136,7 @@ def windows_per_epoch(token_count: int, sequence_length: int) -> int:
     if token_count <= sequence_length:
         raise UserError(
             f"the text has {token_count:,} tokens, and one sequence of length {sequence_length:,} needs "
-            f"{sequence_length + 1:,}: choose a longer text or a shorter "
-            "--training.sequence-length"
+            f"{sequence_length + 1:,}: choose a longer text or a shorter --training.sequence-length"
         )
     return max(1, token_count // sequence_length - 1)
 

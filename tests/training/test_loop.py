@@ -386,9 +386,7 @@ def test_ctrl_c_saves_and_the_model_generates(work, capsys):
     assert len(generated) == len("the cat") + 5 + 1
 
 
-def test_ctrl_c_before_the_first_step(monkeypatch):
-    """There is nothing to save."""
-
+def test_ctrl_c_before_the_first_step_saves_nothing(monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
