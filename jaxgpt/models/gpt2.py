@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxgpt.config import Compute, Model
 from jaxgpt.kernels import cudnn_attention
 from jaxgpt.kernels.choose import attention_layer
-from jaxgpt.layers import attention, cross_entropy, embedding, gelu, layernorm, linear, residual, unembedding
+from jaxgpt.layers import attention, cross_entropy, embedding, gelu, layernorm, linear, random, residual, unembedding
 from jaxgpt.layers.numerics import not_before
 
 MATRICES = ("token", "position", "weight")  # names of the tensors that are matrices, one for each layer
@@ -82,7 +82,7 @@ def init(model: Model, key: Key[Array, ""], dtype: DTypeLike = jnp.float32) -> P
     keys = iter(jax.random.split(key, 6))
 
     def normal(*shape: int, deviation: float = 0.02) -> Float[Array, "..."]:
-        return deviation * jax.random.normal(next(keys), shape, dtype)
+        return deviation * random.normal(next(keys), shape, dtype)
 
     def dense(inputs: int, outputs: int, deviation: float = 0.02) -> linear.Params:
         return linear.Params(normal(L, inputs, outputs, deviation=deviation), jnp.zeros((L, outputs), dtype))

@@ -8,11 +8,13 @@ with t = 1 for the first step, and λ = 0 for tensors that are not to decay. Mom
 are; a bfloat16 parameter's new value is rounded at random (`rounding.py`).
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxgpt.config import Optimizer
@@ -56,22 +58,44 @@ def update(
     correction2 = 1 - options.beta2**t
 
     def one(place, param, first, second, grad, decay):
-        first = jnp.where(advance, options.beta1 * first + (1 - options.beta1) * grad, first)
-        second = jnp.where(advance, options.beta2 * second + (1 - options.beta2) * jnp.square(grad), second)
-        # Keeps the compiler from computing the moments a second time for the parameter, which would need copies of the
-        # old ones: with it, all three are written over the old ones.
-        first, second = lax.optimization_barrier((first, second))
-        direction = (first / correction1) / (jnp.sqrt(second / correction2) + options.epsilon)
-        wide = param.astype(first.dtype)
-        if decay:
-            direction = direction + options.weight_decay * wide
-        new = jnp.where(advance, wide - learning_rate * direction, wide)
-        if param.dtype == jnp.bfloat16:
-            assert key is not None
-            new = rounding.stochastic(new, jax.random.fold_in(jax.random.fold_in(key, step), place))
-        return new, first, second
+        scalars = place, step, learning_rate, correction1, correction2, advance
+        return _update_one(param, first, second, grad, key, *scalars, decay=decay, options=options)
 
     places = jax.tree.unflatten(jax.tree.structure(params), range(len(jax.tree.leaves(params))))
     updated = jax.tree.map(one, places, params, *moments, grads, decays)
     params, first, second = jax.tree.transpose(jax.tree.structure(params), None, updated)
     return params, Moments(first, second)
+
+
+@functools.partial(jax.jit, static_argnames=("decay", "options"))  # traced once for all tensors of a shape
+def _update_one(
+    param: Array,
+    first: Array,
+    second: Array,
+    grad: Array,
+    key: Key[Array, ""] | None,
+    place: ArrayLike,
+    step: ArrayLike,
+    learning_rate: ArrayLike,
+    correction1: ArrayLike,
+    correction2: ArrayLike,
+    advance: ArrayLike,
+    *,
+    decay: bool,
+    options: Optimizer,
+) -> tuple[Array, Array, Array]:
+    """One tensor's new value and moments; `place` is which of the parameters it is."""
+    first = jnp.where(advance, options.beta1 * first + (1 - options.beta1) * grad, first)
+    second = jnp.where(advance, options.beta2 * second + (1 - options.beta2) * jnp.square(grad), second)
+    # Keeps the compiler from computing the moments a second time for the parameter, which would need copies of the
+    # old ones: with it, all three are written over the old ones.
+    first, second = lax.optimization_barrier((first, second))
+    direction = (first / correction1) / (jnp.sqrt(second / correction2) + options.epsilon)
+    wide = param.astype(first.dtype)
+    if decay:
+        direction = direction + options.weight_decay * wide
+    new = jnp.where(advance, wide - learning_rate * direction, wide)
+    if param.dtype == jnp.bfloat16:
+        assert key is not None
+        new = rounding.stochastic(new, jax.random.fold_in(jax.random.fold_in(key, step), place))
+    return new, first, second

@@ -7,15 +7,16 @@ and the 16 bits are dropped. An update much smaller than a parameter's last bit 
 where rounding to nearest would lose it every time.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, BFloat16, Float32, Key
 
+from jaxgpt.layers import random
+
 
 def stochastic(x: Float32[Array, "..."], key: Key[Array, ""]) -> BFloat16[Array, "..."]:
     """NaN, infinities and what is a bfloat16 already stay what they are."""
-    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    noise = random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
     bits = lax.bitcast_convert_type(x, jnp.uint32) + noise
     rounded = lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
     return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)

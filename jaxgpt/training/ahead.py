@@ -24,6 +24,7 @@ from jaxgpt.training.step import TrainState, init_state, layout_of, make_train_s
 CGROUPS = Path("/sys/fs/cgroup")
 
 
+@functools.lru_cache
 def shapes(config: Config) -> tuple[TrainState, Batch]:
     """The shapes of a train step's arguments."""
     training = config.training

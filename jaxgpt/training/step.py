@@ -12,6 +12,7 @@ On several devices the step is one `shard_map`: each runs this on its part of ev
 `layout`'s is what crosses the network (`parallel/sharding.py`). All else is the same on each of them.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -80,6 +81,7 @@ def on_trees(change: Callable[[gpt2.Params], gpt2.Params], state: TrainState) ->
     return state._replace(params=params, moments=adamw.Moments(*moments))
 
 
+@functools.lru_cache
 def layout_of(config: Config) -> Layout:
     """How the parameters and moments lie on the devices. UserError for devices that aren't there."""
     shapes = jax.eval_shape(lambda: arrange(gpt2.init(config.model, jax.random.key(0)), config.compute))
