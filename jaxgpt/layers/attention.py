@@ -77,11 +77,11 @@ def backward(
         dp = product("bhqd,bhkd->bhqk", dout[:, :, rows], v[:, :, seen])
         ds = (p * (dp - delta[:, :, rows]) * scale).astype(q.dtype)
         dqs.append(product("bhqk,bhkd->bhqd", ds, k[:, :, seen]))
-        dks.append(product("bhqk,bhqd->bhkd", ds, q[:, :, rows]))
-        dvs.append(product("bhqk,bhqd->bhkd", p.astype(q.dtype), dout[:, :, rows]))
-    gradients = jnp.concatenate(dqs, axis=2), _sum_over_blocks(dks), _sum_over_blocks(dvs)
-    dq, dk, dv = (_swap(gradient.astype(dout.dtype)) for gradient in gradients)
-    return dq, dk, dv
+        # The transposes of ∂k and ∂v: a CPU takes half as long again for the products that give these themselves.
+        dks.append(product("bhqd,bhqk->bhdk", q[:, :, rows], ds))
+        dvs.append(product("bhqd,bhqk->bhdk", dout[:, :, rows], p.astype(q.dtype)))
+    dk, dv = (_sum_over_blocks(parts).transpose(0, 3, 1, 2).astype(dout.dtype) for parts in (dks, dvs))
+    return _swap(jnp.concatenate(dqs, axis=2).astype(dout.dtype)), dk, dv
 
 
 def output(residuals: Residuals) -> Float[Array, "B T H D"]:
@@ -89,11 +89,11 @@ def output(residuals: Residuals) -> Float[Array, "B T H D"]:
     return _swap(residuals.out)
 
 
-def _sum_over_blocks(parts: list[Float[Array, "B H _ D"]]) -> Float[Array, "B H T D"]:
+def _sum_over_blocks(parts: list[Float[Array, "B H D _"]]) -> Float[Array, "B H D T"]:
     """The sum of what each block of queries gives to the keys it sees: the first keys, and for the last block all."""
     *earlier, total = parts
     for part in earlier:
-        total = total.at[:, :, : part.shape[2]].add(part)
+        total = total.at[..., : part.shape[-1]].add(part)
     return total
 
 
