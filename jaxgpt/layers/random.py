@@ -24,8 +24,7 @@ def bits(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.uin
     """Random bits as unsigned integers of 8, 16 or 32 bits."""
     if not _counted_by_one_word(key, shape):
         return jax.random.bits(key, shape, dtype)
-    first, second = _threefry(jax.random.key_data(key), jnp.uint32(0), _places(shape))
-    return lax.convert_element_type(first ^ second, dtype)
+    return _bits_from(jnp.uint32(0), key, shape, dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))  # its many operations are traced once for a shape
@@ -33,11 +32,31 @@ def normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.f
     """Normal(0, 1): √2 erf⁻¹(u) of u uniform in (-1, 1)."""
     if dtype != jnp.float32 or not _counted_by_one_word(key, shape):
         return jax.random.normal(key, shape, dtype)
+    if len(shape) < 3:
+        return _normal_from(jnp.uint32(0), key, shape)
+    # A loop over the first axis: where its parts are all that is wanted, the compiler would write a program for each.
+    part = shape[1:]
+    return lax.map(
+        lambda place: _normal_from(place * jnp.uint32(math.prod(part)), key, part),
+        jnp.arange(shape[0], dtype=jnp.uint32),
+    )
+
+
+def _normal_from(first: UInt[Array, ""], key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
     # 23 bits below a one's exponent are a number in [1, 2).
-    ones = lax.bitcast_convert_type(bits(key, shape) >> 9 | jnp.uint32(0x3F800000), jnp.float32)
+    words = _bits_from(first, key, shape, jnp.uint32)
+    ones = lax.bitcast_convert_type(words >> 9 | jnp.uint32(0x3F800000), jnp.float32)
     least = np.nextafter(np.float32(-1), np.float32(0))
     uniform = jnp.maximum((ones - 1) * (1 - least) + least, least)
     return np.float32(np.sqrt(2)) * lax.erf_inv(uniform)
+
+
+def _bits_from(
+    first: UInt[Array, ""], key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike
+) -> UInt[Array, "..."]:
+    """Those whose place begins at `first`."""
+    words = _threefry(jax.random.key_data(key), jnp.uint32(0), first + _places(shape))
+    return lax.convert_element_type(words[0] ^ words[1], dtype)
 
 
 def _counted_by_one_word(key: Key[Array, ""], shape: tuple[int, ...]) -> bool:

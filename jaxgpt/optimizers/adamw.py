@@ -31,7 +31,7 @@ class Moments(NamedTuple):
 
 def init(params: Tree) -> Moments:
     def zeros() -> Tree:
-        return jax.tree.map(lambda param: jnp.zeros_like(param, dtype=accumulation_dtype(param.dtype)), params)
+        return jax.tree.map(lambda param: jnp.zeros(param.shape, accumulation_dtype(param.dtype)), params)
 
     return Moments(zeros(), zeros())
 

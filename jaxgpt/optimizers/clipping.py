@@ -14,8 +14,13 @@ def global_norm(grads: Any, total: Callable[[Array], Array] | None = None) -> Fl
 
     Where several devices have a part of it each, `total` gives the sum of their squares.
     """
-    squares = jnp.asarray(sum(jnp.sum(jnp.square(grad)) for grad in jax.tree.leaves(grads)))
+    squares = jnp.asarray(sum(_square(grad) for grad in jax.tree.leaves(grads)))
     return jnp.sqrt(total(squares) if total else squares)
+
+
+@jax.jit  # traced once for all gradients of a shape
+def _square(grad: Float[Array, "..."]) -> Float[Array, ""]:
+    return jnp.sum(jnp.square(grad))
 
 
 def factor(norm: Float[Array, ""], limit: float) -> Float[Array, ""]:

@@ -19,17 +19,26 @@ from jaxgpt.config import Compute, Config
 from jaxgpt.data.loader import Batch
 from jaxgpt.models import gpt2
 from jaxgpt.parallel import processes
-from jaxgpt.training.step import TrainState, init_state, layout_of, make_train_step, specs
+from jaxgpt.training.step import TrainState, init_params, init_state, layout_of, make_train_step, specs, state_of
 
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-@functools.lru_cache
 def shapes(config: Config) -> tuple[TrainState, Batch]:
     """The shapes of a train step's arguments."""
     training = config.training
     tokens = jax.ShapeDtypeStruct((training.micro_batches, training.batch_size, training.sequence_length), np.int32)
-    return jax.eval_shape(lambda: init_state(config)), Batch(tokens, tokens)  # type: ignore[arg-type]
+    return state_shapes(config), Batch(tokens, tokens)  # type: ignore[arg-type]
+
+
+def state_shapes(config: Config) -> TrainState:
+    """Those of `init_state`."""
+    return _state_shapes(_without_recompute(config))
+
+
+@functools.lru_cache
+def _state_shapes(config: Config) -> TrainState:
+    return jax.eval_shape(lambda: init_state(config))
 
 
 def compile_step(config: Config) -> jax.stages.Compiled:
@@ -59,14 +68,14 @@ def _without_recompute(config: Config) -> Config:
     return dataclasses.replace(config, compute=dataclasses.replace(config.compute, recompute="none"))
 
 
-@functools.cache
+@functools.lru_cache
 def _first_programs(config: Config) -> tuple[Callable[[], gpt2.Params], Callable[[], tuple[Any, ...]]]:
     layout = layout_of(config)
     where = layout.shardings(specs(layout))
     params, rest = (where.params, where[1:]) if where else (None, None)
     return (
-        jax.jit(lambda: init_state(config).params, out_shardings=params),
-        jax.jit(lambda: init_state(config)[1:], out_shardings=rest),
+        jax.jit(lambda: init_params(config), out_shardings=params),
+        jax.jit(lambda: state_of(state_shapes(config).params, config)[1:], out_shardings=rest),
     )
 
 

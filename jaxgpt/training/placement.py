@@ -23,7 +23,7 @@ class Placement:
         self.layout = step.layout_of(config)
         layout, mesh = self.layout, self.layout.mesh
         self._config = config
-        self._shapes = jax.eval_shape(lambda: step.init_state(config))
+        self._shapes = ahead.state_shapes(config)
         if layout.devices == 1:
             return
 

@@ -59,12 +59,21 @@ class Metrics(NamedTuple):
 
 def init_state(config: Config) -> TrainState:
     """The state before the first step; a pure function of `training.seed`."""
-    weights_key, key = jax.random.split(jax.random.key(config.training.seed))
-    params = arrange(gpt2.init(config.model, weights_key), config.compute)
-    params = jax.tree.map(lambda array: array.astype(config.compute.parameters), layout_of(config).pieces(params))
-    return TrainState(
-        params, adamw.init(params), jnp.int32(0), key, jnp.int32(0), jnp.int32(0), spikes.init(), spikes.init()
-    )
+    return state_of(init_params(config), config)
+
+
+def init_params(config: Config) -> gpt2.Params:
+    """`init_state`'s."""
+    key, _ = jax.random.split(jax.random.key(config.training.seed))
+    params = arrange(gpt2.init(config.model, key), config.compute)
+    return jax.tree.map(lambda array: array.astype(config.compute.parameters), layout_of(config).pieces(params))
+
+
+def state_of(params: gpt2.Params, config: Config) -> TrainState:
+    """The state before the first step with these parameters, of which only the shapes are read."""
+    _, key = jax.random.split(jax.random.key(config.training.seed))
+    zero = jnp.int32(0)
+    return TrainState(params, adamw.init(params), zero, key, zero, zero, spikes.init(), spikes.init())
 
 
 def arrange(stacked: gpt2.Params, compute: Compute) -> gpt2.Params:
