@@ -10,6 +10,7 @@ import pytest
 from jaxgpt.config import Config, Run
 from jaxgpt.reports import trackers
 
+wandb = pytest.importorskip("wandb", reason="the trackers extra is not installed")
 schema = pytest.importorskip("wandb.proto.wandb_internal_pb2", reason="the trackers extra is not installed")
 
 HEADER, BLOCK = 7, 32 * 1024
@@ -45,6 +46,7 @@ def test_wandb_offline_has_every_number(tmp_path, monkeypatch):
         tracker.write({"step": first, "loss": 2.5, "mfu": None, "skipped": 0})
         tracker.write({"step": first + 1, "loss": 1.5, "task": "hellaswag", "accuracy": 0.25})
         tracker.close()
+    wandb.teardown()  # as at the end of a process: until then its own one may still be writing
     read, runs = [], []
     for path in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")):
         for record in records(path):
