@@ -1,5 +1,6 @@
 """The commands, each with a --help of its own.
-Where none is named a run is trained.
+Where none is named a run is trained. --version, or -V, prints the versions of jaxgpt, Python, JAX and what else numbers
+depend on.
 
     python run.py [--config NAME] [options]     train
     python run.py prepare SOURCE                make token files of text of any size, or of a data set by name
@@ -20,12 +21,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import tyro
 
-from jaxgpt import settings
-from jaxgpt.config import Compute, Config, Sampling
+from jaxgpt import command_line, settings
+from jaxgpt.config import Config, Sampling
 from jaxgpt.errors import Interrupted, JaxgptError, UserError
 
 DEFAULT_CONFIG = "quickstart"
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = "train" if not words or words[0].startswith("-") else words.pop(0)
     try:
+        if "--version" in words or words[:1] == ["-V"]:
+            return version()
         if command not in COMMANDS:
             is_config = command in settings.config_names()
             near = f"; did you mean --config {command}?" if is_config else settings.nearest(command, COMMANDS)
@@ -60,6 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Interrupted.status
 
 
+def version() -> int:
+    """Prints what a run writes to its config.toml of the versions that it is trained with."""
+    for name, number in settings.versions().items():
+        print(name, number)
+    return 0
+
+
 @dataclass(frozen=True)
 class Train:
     """--config, beside all options of the configuration."""
@@ -71,11 +81,11 @@ class Train:
 
 def train(words: list[str]) -> int:
     """Trains a model."""
-    name, rest = _take(_written_out(words), "--config")
+    name, rest = command_line.take(command_line.written_out(words), "--config")
     path = settings.find_config(name or DEFAULT_CONFIG)
     description = f"{__doc__}\nConfigs: {', '.join(settings.config_names())}"
     defaults = Train(name or DEFAULT_CONFIG, settings.read(path))
-    config = tyro.cli(Train, default=defaults, args=rest, prog="run.py", description=description).options
+    config = command_line.read(Train, rest, "", default=defaults, description=description).options
     if not config.run.name:
         config = replace(config, run=replace(config.run, name=path.stem))
     settings.check_processes(config.parallel)
@@ -85,51 +95,12 @@ def train(words: list[str]) -> int:
         if config.training.init_from:
             from jaxgpt.interop import initial
 
-            config = initial.with_shape(config, _named(rest) | (settings.keys(path) if name else set()))
+            config = initial.with_shape(config, command_line.named(rest) | (settings.keys(path) if name else set()))
         settings.check(config)
         from jaxgpt.training import loop
 
         loop.train(config)
     return 0
-
-
-def _named(words: list[str]) -> set[str]:
-    """The options on a command line, as "section.key"."""
-    return {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
-
-
-def _written_out(words: list[str]) -> list[str]:
-    """`--resume` as `--run.resume always`, `--resume auto` as `--run.resume auto`, `--init-from` with its section."""
-    words = [f"--training.{word[2:]}" if word.partition("=")[0] == "--init-from" else word for word in words]
-    result = []
-    for word, following in zip(words, [*words, "--"][1:], strict=True):
-        if word == "--resume":
-            if not following.startswith("-") and following not in ("never", "always", "auto"):
-                raise UserError(
-                    f"--resume {following}: which run it is --run.name says, or the config's name; --resume goes on "
-                    "with it, and --resume auto also begins one"
-                )
-            result += ["--run.resume", *(["always"] if following.startswith("-") else [])]
-        else:
-            result.append(f"--run.resume={word.removeprefix('--resume=')}" if word.startswith("--resume=") else word)
-    return result
-
-
-def _take(words: list[str], option: str) -> tuple[str | None, list[str]]:
-    """The value of an option, as `--option value` or `--option=value`, and the other words."""
-    value, rest, waiting = None, [], False
-    for word in words:
-        if waiting:
-            value, waiting = word, False
-        elif word == option:
-            waiting = True
-        elif word.startswith(f"{option}="):
-            value = word.removeprefix(f"{option}=")
-        else:
-            rest.append(word)
-    if waiting:
-        raise UserError(f"{option} needs a value")
-    return value, rest
 
 
 @dataclass(frozen=True)
@@ -153,7 +124,7 @@ class Generate:
 
 def generate(words: list[str]) -> int:
     """Draws text from a trained model, to the terminal as it comes."""
-    options = tyro.cli(Generate, args=words, prog="run.py generate")
+    options = command_line.read(Generate, words, "generate")
     from jaxgpt.generation import command
 
     if options.chat and (options.prompt or options.prompts or options.samples != 1):
@@ -174,7 +145,7 @@ def serve(words: list[str]) -> int:
     """Answers requests until it is told to end."""
     from jaxgpt.generation import serving
 
-    return serving.serve(tyro.cli(serving.Serve, args=words, prog="run.py serve"))
+    return serving.serve(command_line.read(serving.Serve, words, "serve"))
 
 
 @dataclass(frozen=True)
@@ -203,7 +174,7 @@ class Evaluate:
 
 def evaluate(words: list[str]) -> int:
     """Prints the figures and adds them to the run's metrics.jsonl."""
-    options = tyro.cli(Evaluate, args=words, prog="run.py evaluate")
+    options = command_line.read(Evaluate, words, "evaluate")
     from jaxgpt.evaluation import command
 
     command.evaluate(
@@ -233,86 +204,11 @@ class Gradcheck:
 
 def gradcheck(words: list[str]) -> int:
     """Prints one row per tensor; 1 if a gradient is outside its tolerance."""
-    options = tyro.cli(Gradcheck, args=words, prog="run.py gradcheck")
+    options = command_line.read(Gradcheck, words, "gradcheck")
     from jaxgpt import gradcheck_report
 
     chart = Path(options.chart) if options.chart else None
     return gradcheck_report.report(options.config or None, options.dtype, chart)
-
-
-Implementation = Literal["ours", "jax.grad", "torch", "torch.compile"]
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Measures one training step beside jax.value_and_grad's and PyTorch's, each in a process of its own."""
-
-    config: str = "gpt2_124m"
-    """Take the model's shape and the compute options from configs/CONFIG.toml, or from the path of a .toml file."""
-    sizes: tuple[str, ...] = ("2x512",)
-    """Sequences and their length, such as 2x512 4x1024."""
-    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
-    """Compute dtypes."""
-    who: tuple[Implementation, ...] = get_args(Implementation)
-    """What to measure."""
-    steps: int = 5
-    """Steps timed in a process, after two that are not."""
-    rounds: int = 1
-    """How many times each is run, in turn, so that a drift of the machine's speed hits all alike."""
-    output: str = ""
-    """Write the figures to this JSON file."""
-    chart: str = "bench.png"
-    """Draw the bar chart to this PNG file."""
-    profile: str = ""
-    """Measure only our own step, at the first size and dtype: write a trace that XProf and Perfetto open to this folder
-    and print a table of time per layer, forward and backward."""
-    compute: Annotated[Compute, tyro.conf.arg(name="compute")] = field(default_factory=Compute)
-
-
-def bench(words: list[str]) -> int:
-    """Prints tables, draws a chart, writes JSON; 1 if the implementations don't agree."""
-    name, rest = _take(words, "--config")
-    config = settings.read(settings.find_config(name := name or Bench.config))
-    options = tyro.cli(Bench, default=Bench(config=name, compute=config.compute), args=rest, prog="run.py bench")
-    settings.check(replace(config, compute=options.compute))
-    for key in ("steps", "rounds"):
-        settings.check_number(getattr(options, key), "", key, positive=True)
-    if options.compute.recompute == "auto":
-        raise UserError("--compute.recompute auto: name the level to measure")
-    if not (options.sizes and options.dtypes and options.who):
-        raise UserError("--sizes, --dtypes and --who each need at least one value")
-    sizes = [_size(text, config.model.context) for text in options.sizes]
-    from jaxgpt.training import corpus
-
-    model = corpus.resolve_without_text(config).model
-    if options.profile:
-        from jaxgpt.reports import profile
-
-        compute = replace(options.compute, dtype=options.dtypes[0])
-        return profile.report(replace(config, model=model, compute=compute), *sizes[0], Path(options.profile))
-    from benchmarks.bench import bench as run
-
-    return run(
-        model,
-        sizes=sizes,
-        dtypes=list(options.dtypes),
-        steps=options.steps,
-        rounds=options.rounds,
-        who=list(options.who),
-        compute=options.compute,
-        output=Path(options.output) if options.output else None,
-        chart=Path(options.chart),
-    )
-
-
-def _size(text: str, context: int) -> tuple[int, int]:
-    """ "2x512" as (2, 512)."""
-    batch, _, length = text.partition("x")
-    if not (batch.isdecimal() and length.isdecimal()):
-        raise UserError(f"--sizes {text}: give sequences x length, such as 2x512")
-    if not (1 <= int(batch) <= settings.LARGEST and 1 <= int(length) <= context):
-        raise UserError(f"--sizes {text}: give at least 1 sequence, and a length from 1 to {context} for this model")
-    return int(batch), int(length)
 
 
 @dataclass(frozen=True)
@@ -338,7 +234,7 @@ class Convert:
 
 def convert(words: list[str]) -> int:
     """Converts weights, and prints what was read and written."""
-    options = tyro.cli(Convert, args=words, prog="run.py convert")
+    options = command_line.read(Convert, words, "convert")
     settings.check_number(options.shard_gib, "", "shard_gib", positive=True)
     from jaxgpt.interop.convert import convert as run
 
@@ -366,7 +262,7 @@ class Verify:
 
 def verify(words: list[str]) -> int:
     """Prints one row per tensor; 1 if one is outside its bounds."""
-    options = tyro.cli(Verify, args=words, prog="run.py verify")
+    options = command_line.read(Verify, words, "verify")
     from jaxgpt.interop.verify import verify as run
 
     return run(Path(options.model), Path(options.state))
@@ -384,6 +280,13 @@ def report(words: list[str]) -> int:
     from jaxgpt.reports import command
 
     return command.run(words)
+
+
+def bench(words: list[str]) -> int:
+    """Measures a training step beside others'."""
+    from jaxgpt import bench_command
+
+    return bench_command.run(words)
 
 
 COMMANDS = {

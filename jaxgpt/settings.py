@@ -15,7 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import tomli_w
 
-from jaxgpt import __version__
+from jaxgpt import __version__, suggestions
 from jaxgpt.config import SPIKE_WINDOW, Config, Parallel, Sampling
 from jaxgpt.errors import UserError
 
@@ -93,9 +93,19 @@ def _section(path: Path, name: str, kind: Any, table: dict[str, Any]) -> Any:
     values = {}
     for key, value in table.items():
         if key not in types:
-            raise UserError(f"{path}: unknown key {key} in [{name}]{nearest(key, types)}")
+            raise UserError(f"{path}: unknown key {key} in [{name}]{_meant(name, key)}")
         values[key] = _value(f"{path}: {key} in [{name}]", types[key], value)
     return kind(**values)
+
+
+def _meant(section: str, key: str) -> str:
+    """'; did you mean X?' or '; did you mean X in [SECTION]?' where there is such a key, and otherwise '.'"""
+    known = [f"{name}.{other}" for name, kind in get_type_hints(Config).items() for other in get_type_hints(kind)]
+    found = suggestions.meant(f"{section}.{key}", [name.replace("_", "-") for name in known])
+    if not found:
+        return "."
+    where, _, meant = found[0].replace("-", "_").partition(".")
+    return f"; did you mean {meant}{'' if where == section else f' in [{where}]'}?"
 
 
 def _value(where: str, expected: Any, value: Any) -> Any:
@@ -230,8 +240,8 @@ def _require(holds: bool, section: str, key: str, value: object, requirement: st
 
 def versions() -> dict[str, str]:
     """Of this package, of Python, and of what numbers depend on."""
-    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return packages | {"jaxgpt": __version__, "python": platform.python_version()}
+    own = {"jaxgpt": __version__, "python": platform.python_version()}
+    return own | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def write(config: Config, path: Path) -> None:

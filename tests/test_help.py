@@ -3,13 +3,16 @@
 import ast
 import dataclasses
 import itertools
+import platform
 import re
 from pathlib import Path
 from typing import get_type_hints
 
+import jax
+import jaxlib.version
 import pytest
 
-from jaxgpt import cli, config, settings
+from jaxgpt import __version__, cli, config, settings
 from jaxgpt.config import Config
 
 
@@ -76,3 +79,16 @@ def test_help_of_gradcheck(capsys):
     text = help_of(capsys, "gradcheck")
     assert "--config STR Take the shapes from" in text
     assert "--dtype {float64,float32,bfloat16} What" in text
+
+
+@pytest.mark.parametrize("words", [["--version"], ["-V"], ["generate", "--version"], ["--config", "x", "--version"]])
+def test_the_versions(capsys, words):
+    """Those that a run writes down; --help says that they can be asked for."""
+    assert cli.main(words) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["jaxgpt", __version__]
+    printed = dict(lines)
+    assert printed == settings.versions()
+    assert printed["python"] == platform.python_version()
+    assert (printed["jax"], printed["jaxlib"]) == (jax.__version__, jaxlib.version.__version__)
+    assert "--version, or -V, prints the versions" in help_of(capsys)

@@ -1,6 +1,11 @@
 """Commands that can't be followed: in what words they are refused, with status 2 and no folder left."""
 
+import re
+
 import pytest
+
+from jaxgpt import cli, command_line, suggestions
+from jaxgpt.training import loop
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
 
@@ -35,12 +40,6 @@ TINY = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.conte
         (["prepare", "text.txt", "--output", "text.txt"], "--output text.txt is a file, where a folder is to be made"),
         (["prepare", "--verify", "."], ".: not a folder that run.py prepare made to its end (it has no manifest.json)"),
         (["gradcheck", "--config", "quikstart"], "did you mean quickstart?"),
-        (["--optimizer.learning-rte", "1e-3"], "Unrecognized options: --optimizer.learning-rte, 1e-3"),
-        (["--optimizer.learning-rte", "1e-3"], "Perhaps you meant: --optimizer.learning-rate FLOAT"),
-        (["--optimizer.learning-rte=1e-3"], "--optimizer.learning-rate FLOAT"),
-        (["--learning-rate", "1e-3"], "--optimizer.learning-rate FLOAT"),
-        (["generate", "--run", "x", "--temprature", "1"], "--temperature FLOAT"),
-        (["gradcheck", "--dtpye", "float32"], "--dtype {float64,float32,bfloat16}"),
         (["--training.steps"], "Missing value for argument '--training.steps'"),
         (["--training.steps", "many"], "Error parsing --training.steps"),
         (["--training.steps", "1.5"], "Error parsing --training.steps"),
@@ -56,10 +55,112 @@ def test_a_mistake_in_the_words(fails, words, message):
     assert message in fails(*words)
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        # mistyped
+        ("--optimizer.learning-rte 1e-3", "--optimizer.learning-rate"),
+        ("--optimizer.learning-rte=1e-3", "--optimizer.learning-rate"),
+        ("--optimizer-learning-rate 1e-3", "--optimizer.learning-rate"),
+        ("--evaluation.batch-siz 4", "--evaluation.batch-size"),
+        ("--confg quickstart", "--config"),
+        ("-steps 5", "--training.steps"),
+        ("generate --run x --temprature 1", "--temperature"),
+        ("generate --temprature 1", "--temperature"),  # before what is missing
+        ("gradcheck --dtpye float32", "--dtype"),
+        ("bench --recompute none", "--compute.recompute"),
+        # without its section, or in another one
+        ("--learning-rate 1e-3", "--optimizer.learning-rate"),
+        ("--training.learning-rate 1e-3", "--optimizer.learning-rate"),
+        ("--steps 5", "--training.steps"),
+        ("--batch-size 4", "--training.batch-size or --evaluation.batch-size"),
+        ("--batch_size=4", "--training.batch-size or --evaluation.batch-size"),
+        ("--beta 0.9", "--optimizer.beta1 or --optimizer.beta2"),
+        ("--warmup 10", "--optimizer.warmup-steps"),
+        ("--no-report", "--run.no-report"),
+        ("--no-run.report", "--run.no-report"),
+        # as others call it
+        ("--lr 1e-3", "--optimizer.learning-rate"),
+        ("--optimizer.lr=1e-3", "--optimizer.learning-rate"),
+        ("--wd 0.1", "--optimizer.weight-decay"),
+        ("--grad_clip=1.0", "--optimizer.clip-norm"),
+        ("--n-layer 4", "--model.layers"),
+        ("--n_head=4", "--model.heads"),
+        ("--model.n_embd=128", "--model.width"),
+        ("--block-size 64", "--model.context"),
+        ("--vocab-size 256", "--model.vocabulary-size"),
+        ("--max_iters=2000", "--training.steps"),
+        ("--warmup_iters=100", "--optimizer.warmup-steps"),
+        ("--gradient_accumulation_steps=8", "--training.micro-batches"),
+        ("--val_loss_every 250", "--training.evaluate-every"),
+        ("--zero_stage 1", "--parallel.zero"),
+        ("--out_dir=out", "--run.folder"),
+        ("generate --run x --max_new_tokens=100", "--tokens"),
+        ("generate --run x --num_samples 3", "--samples"),
+    ],
+)
+def test_an_option_that_there_is_not(fails, typed, meant):
+    words = typed.split()
+    (word,) = (word.partition("=")[0] for word in words if word.startswith("-") and word not in ("--run", "x"))
+    assert fails(*words) == f"error: {word}: there is no such option; did you mean {meant}?"
+
+
+def test_options_that_there_are_not_are_all_said(fails):
+    assert fails("--n_layer=4", "--training.steps=5", "--foo", "1", "--n_layer=4", "--dropout", "0.1") == (
+        "error: --n_layer: there is no such option; did you mean --model.layers? "
+        "--foo: there is no such option; python run.py --help lists all "
+        "--dropout: there is no such option: the model has no dropout"
+    )
+    assert "python run.py prepare --help lists all" in fails("prepare", "text.txt", "--foo")
+
+
+def test_what_others_call_an_option_leads_to_one_of_ours():
+    """Each entry of the table, for one command or another."""
+    known = {kind: list(command_line.names(kind)) for kind in (cli.Train, cli.Generate)}
+    for other in suggestions.OTHERS:
+        found = [name for names in known.values() for name in suggestions.meant(f"--{other}", names)]
+        assert any(suggestions.OTHERS[other] in (name, name.rpartition(".")[2]) for name in found), other
+    for other in suggestions.OTHERS.keys() | suggestions.ABSENT:
+        assert not any(other in names for names in known.values()), other
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_the_options_of_a_command_are_those_of_its_help(capsys, monkeypatch, command):
+    """So that none is refused that the command's own parser would take."""
+    kinds, read = [], command_line.read
+    monkeypatch.setattr(
+        command_line, "read", lambda kind, *rest, **more: kinds.append(kind) or read(kind, *rest, **more)
+    )
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    shown = re.findall(r"^[│ ]*((?:-h, )?--[a-z].+?)(?:  |$| [A-Z{\[])", capsys.readouterr().out, re.MULTILINE)
+    listed = {name for line in shown for name in re.findall(r"--([a-z][\w.-]*)", line)}
+    assert listed == {*command_line.names(kinds[0]), "help"}
+
+
+@pytest.mark.parametrize(
+    "words", [["--run.report=False"], ["--run.report", "false"], ["--run.no-report=1"], ["--run.report="]]
+)
+def test_a_switch_that_is_given_a_value(fails, words):
+    option = words[0].partition("=")[0]
+    message = f"error: {option} takes no value: --run.report is on, and --run.no-report is off"
+    assert fails(*words) == message
+
+
+def test_values_that_look_like_options(monkeypatch):
+    configs = []
+    monkeypatch.setattr(loop, "train", configs.append)
+    assert cli.main(["--run.note=--lr 3", "--run.prompt", "--- a -b", "--model.document-start", "-1"]) == 0
+    assert (configs[0].run.note, configs[0].run.prompt, configs[0].model.document_start) == ("--lr 3", "--- a -b", -1)
+
+
 def test_a_mistake_in_a_config_file(fails, work):
     """The file, the table, the key, and the nearest one that there is."""
     (work / "mine.toml").write_text("[model]\nlayer = 2\n")
     assert fails("--config", "mine.toml") == "error: mine.toml: unknown key layer in [model]; did you mean layers?"
+    (work / "mine.toml").write_text("[training]\nlr = 0.1\n")
+    message = "error: mine.toml: unknown key lr in [training]; did you mean learning_rate in [optimizer]?"
+    assert fails("--config", "mine.toml") == message
 
 
 @pytest.mark.parametrize("value", ["5", "true", "1.0", '"1"'])

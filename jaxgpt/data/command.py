@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxgpt import settings
+from jaxgpt import command_line, settings
 from jaxgpt.data import hub, manifest, sources, token_files, tokenizers
 from jaxgpt.data.manifest import Manifest, Shard
 from jaxgpt.data.pieces import Layout
@@ -55,7 +55,7 @@ def run(words: list[str]) -> int:
     """Makes token files; prints what there is now, and how to train on it."""
     known = "\n".join(f"  {name:18}{data_set.about}" for name, data_set in DATA_SETS.items())
     description = f"{Prepare.__doc__}\n\nData sets by name:\n{known}"
-    options = tyro.cli(Prepare, args=words, prog="run.py prepare", description=description)
+    options = command_line.read(Prepare, words, "prepare", description=description)
     for key in ("vocabulary_size", "shard_tokens"):
         settings.check_number(getattr(options, key), "", key, positive=True)
     for key in ("validation_tokens", "processes"):

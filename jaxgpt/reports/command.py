@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxgpt import settings
+from jaxgpt import command_line, settings
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.reports import content, live, page
 from jaxgpt.reports.following import REPORT
@@ -31,7 +31,7 @@ class Report:
 
 def run(words: list[str]) -> int:
     """Writes or serves the page. UserError for a folder that is no run's."""
-    options = tyro.cli(Report, args=words, prog="run.py report")
+    options = command_line.read(Report, words, "report")
     folders = [Path(name) for name in dict.fromkeys(options.runs)]
     _check(options, folders)
     if options.live:

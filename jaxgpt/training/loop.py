@@ -28,10 +28,11 @@ from jaxgpt.parallel.agreement import Agreement
 from jaxgpt.reports import memory_plan, trackers
 from jaxgpt.reports.following import Following
 from jaxgpt.training import ahead, corpus, everywhere, flops, peaks, resuming
+from jaxgpt.training.checkpoints import Found
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.decisions import Decisions
 from jaxgpt.training.display import Display, printable, silent
-from jaxgpt.training.folder import RunFolder, check_name, open_folder, read_metrics
+from jaxgpt.training.folder import RunFolder, check_name, read_metrics, will_resume
 from jaxgpt.training.placement import Placement
 from jaxgpt.training.saving import Writer
 from jaxgpt.training.signals import Stop
@@ -54,25 +55,34 @@ def train(config: Config) -> None:
     compilation_cache.use(config.run.compilation_cache)
     data, asked = corpus.load(config)
     everywhere.check(asked, data)
-    weights = initial.weights(asked, data.tokenizer)
-    compute, attention = choose_attention(asked.model, asked.compute, asked.training.sequence_length)
-    tasks = Tasks(asked, data.tokenizer)
-    has = ahead.capacity(compute)  # before there is anything of the run's
-    drawn = _drawn_meanwhile(dataclasses.replace(asked, compute=compute), has, weights)
-    config, program, plan = memory_plan.prepare(dataclasses.replace(asked, compute=compute), has)
-    processes.wait_for_all("compiled")  # before the first collective, which waits less long
-    with (
-        # The folder's config.toml keeps what was asked for, since another machine would choose otherwise.
-        contextlib.closing(open_folder(asked)) as folder,
-        Writer(folder.checkpoints, config.checkpoint) as writer,
-        Display(config.training.steps, None if processes.first() else silent()) as display,
-        processes.telling(),
-    ):
-        lines = [f"attention {attention}", *plan.lines()]
-        run = _Run(config, data, folder, writer, display, program, lines, tasks, weights or drawn)
-        folder.write_json("memory_plan.json", plan.as_json())  # now that there is nothing more to refuse
-        with Following(folder, config, display.note):
-            run.go()
+    with contextlib.ExitStack() as kept:
+
+        def open_run() -> tuple[RunFolder, Found | None]:
+            # The folder's config.toml keeps what was asked for, since another machine would choose otherwise.
+            folder, found = resuming.open_run(asked, data)
+            kept.callback(folder.close)
+            return folder, found
+
+        # Before anybody waits for a compilation; a new folder is not made for a run that the plan may refuse.
+        early = open_run() if processes.talk.from_first(lambda: will_resume(asked)) else None
+        weights = initial.weights(asked, data.tokenizer)
+        compute, attention = choose_attention(asked.model, asked.compute, asked.training.sequence_length)
+        tasks = Tasks(asked, data.tokenizer)
+        has = ahead.capacity(compute)  # before there is anything of the run's
+        drawn = _drawn_meanwhile(dataclasses.replace(asked, compute=compute), has, weights)
+        config, program, plan = memory_plan.prepare(dataclasses.replace(asked, compute=compute), has)
+        processes.wait_for_all("compiled")  # before the first collective, which waits less long
+        folder, found = early or open_run()
+        with (
+            Writer(folder.checkpoints, config.checkpoint) as writer,
+            Display(config.training.steps, None if processes.first() else silent()) as display,
+            processes.telling(),
+        ):
+            lines = [f"attention {attention}", *plan.lines()]
+            run = _Run(config, data, folder, writer, display, program, lines, tasks, found or weights or drawn)
+            folder.write_json("memory_plan.json", plan.as_json())  # now that there is nothing more to refuse
+            with Following(folder, config, display.note):
+                run.go()
 
 
 def _drawn_meanwhile(config: Config, has: ahead.Capacity, weights: Source | None) -> gpt2.Params | None:
@@ -100,7 +110,7 @@ class _Run:
         train_step: jax.stages.Compiled,
         chosen: list[str],
         tasks: Tasks,
-        first: Source | gpt2.Params | None,
+        first: Found | Source | gpt2.Params | None,
     ):
         self.config, self.data, self.folder, self.writer, self.display = config, data, folder, writer, display
         self.train_step = train_step
@@ -120,13 +130,13 @@ class _Run:
         self.flops_per_token = flops.per_token(config.model, config.training.sequence_length)
         self.peak = peaks.peak(config.compute, self.layout.devices)
 
-    def _first_state(self, first: Source | gpt2.Params | None) -> tuple[TrainState, list[str]]:
+    def _first_state(self, first: Found | Source | gpt2.Params | None) -> tuple[TrainState, list[str]]:
         """The state to begin from, and what is to be said of where it comes from."""
         if isinstance(first, Source):
             return self.placement.first_state(first.load()), initial.lines(first)
-        if not self.folder.resumes:
+        if not isinstance(first, Found):
             return ahead.initial_state(self.config, first), []
-        saved, notes = resuming.resume(self.folder, self.data, self.placement.saved_shapes())
+        saved, notes = resuming.resume(self.folder, first, self.placement.saved_shapes())
         return self.placement.from_saved(saved), notes
 
     def go(self) -> None:

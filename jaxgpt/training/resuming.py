@@ -13,8 +13,9 @@ from jaxgpt.config import Config
 from jaxgpt.errors import UserError
 from jaxgpt.parallel import processes
 from jaxgpt.training import checkpoints, fingerprint, saving
+from jaxgpt.training.checkpoints import Found
 from jaxgpt.training.corpus import Corpus
-from jaxgpt.training.folder import RunFolder
+from jaxgpt.training.folder import RunFolder, open_folder
 from jaxgpt.training.step import TrainState
 
 # What would make another run of it. The text is compared by its content, and so may have moved.
@@ -37,20 +38,37 @@ def about(folder: RunFolder, data: Corpus) -> dict[str, Any]:
     }
 
 
-def resume(folder: RunFolder, data: Corpus, target: TrainState) -> tuple[TrainState, list[str]]:
-    """The state of the last whole checkpoint, with the run's files as they were then, and what is to be said of it.
+def open_run(config: Config, data: Corpus) -> tuple[RunFolder, Found | None]:
+    """The run's folder; and where it is to be resumed the checkpoint to go on from, with nothing changed yet."""
+    folder = open_folder(config)
+    try:
+        return folder, find(folder, data) if folder.resumes else None
+    except BaseException:
+        folder.close()
+        raise
 
-    `target` gives the state's shapes. UserError where there is no whole checkpoint, where this is another run's, and
-    where the text is not the one it was trained on.
+
+def find(folder: RunFolder, data: Corpus) -> Found:
+    """The last whole checkpoint.
+
+    UserError where there is none, where it is another run's, and where the text is not the one it was trained on.
     """
-    config, found = folder.config, checkpoints.find(folder.checkpoints)
-    saved = found.about
-    if "converted_from" in saved:
+    found = checkpoints.find(folder.checkpoints)
+    if "converted_from" in found.about:
         raise UserError(
-            f"{found.path}: these weights were converted from {saved['converted_from']}, and there is no run to go on "
-            "with. Begin one from them: --init-from this run's folder, and another --run.name"
+            f"{found.path}: these weights were converted from {found.about['converted_from']}, and there is no run to "
+            "go on with. Begin one from them: --init-from this run's folder, and another --run.name"
         )
-    _check(str(found.path), saved, config, data)
+    _check(str(found.path), found.about, folder.config, data)
+    return found
+
+
+def resume(folder: RunFolder, found: Found, target: TrainState) -> tuple[TrainState, list[str]]:
+    """The state of the checkpoint that was found, with the run's files as they were then, and what is to be said of it.
+
+    `target` gives the state's shapes.
+    """
+    config, saved = folder.config, found.about
     state = checkpoints.load_state(found.path, target)
     if state.nonfinite >= config.training.stop_after_nonfinite:  # the run stopped at that, and is to try again
         state = state._replace(nonfinite=state.nonfinite * 0)

@@ -78,9 +78,9 @@ def test_a_converted_run_generates_and_is_not_resumed(convert, capsys):
     assert capsys.readouterr().out.startswith("ab")
     config = settings.read(Path("runs/b/config.toml"))
     with contextlib.closing(RunFolder(replace(config, run=replace(config.run, resume="always")))) as folder:
-        nothing: Any = None  # it is refused before these are looked at
+        nothing: Any = None  # it is refused before the text is looked at
         with pytest.raises(UserError, match="these weights were converted from hf, and there is no run to go on with"):
-            resuming.resume(folder, nothing, nothing)
+            resuming.find(folder, nothing)
 
 
 def test_gpt2s_tokenizer_goes_along(convert):

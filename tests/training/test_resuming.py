@@ -19,6 +19,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jaxgpt import cli, settings
 from jaxgpt.data import loader
+from jaxgpt.errors import UserError
+from jaxgpt.reports import memory_plan
 from jaxgpt.training import checkpoints, corpus, loop, saving
 from jaxgpt.training import step as train_step
 from jaxgpt.training.folder import read_metrics
@@ -86,6 +88,12 @@ def stopped(whole):
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:-5]) + lines[-5][:10])  # the last line is half written
     return folder
+
+
+@pytest.fixture
+def not_compiled(monkeypatch):
+    """What is refused is refused before the train step would be compiled."""
+    monkeypatch.setattr(memory_plan, "prepare", None)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -196,7 +204,7 @@ def test_when_all_are_damaged_nothing_is_begun_anew(stopped):
         ({"training_batch_size": 2}, "a step had 4 sequences and has 2 (--training.batch-size times"),
     ],
 )
-def test_another_run_is_refused_with_both_values(stopped, changes, message):
+def test_another_run_is_refused_with_both_values(stopped, not_compiled, changes, message):
     before = contents(stopped)
     status, _, err = run("stopped", "--resume", **changes)
     assert status == 2
@@ -213,7 +221,7 @@ def test_another_run_is_refused_with_both_values(stopped, changes, message):
         (lambda text: text + text[:40], "it goes on after byte offset"),
     ],
 )
-def test_another_text_is_refused_by_name_and_offset(stopped, change, message):
+def test_another_text_is_refused_by_name_and_offset(stopped, not_compiled, change, message):
     text = Path("text.txt").read_text()
     Path("other.txt").write_text(change(text))
     before = contents(stopped)
@@ -221,6 +229,20 @@ def test_another_text_is_refused_by_name_and_offset(stopped, change, message):
     assert status == 2
     assert f"--data.text other.txt: not the text that runs/stopped/checkpoints/{SAVED} was trained on: {message}" in err
     assert contents(stopped) == before
+
+
+def test_a_plan_that_does_not_fit_leaves_the_run_as_it_is(stopped, monkeypatch):
+    """And open to the next, which another lock would keep out; a run that isn't there is not begun."""
+
+    def refuse(*arguments):
+        raise UserError("the train step needs more")
+
+    monkeypatch.setattr(memory_plan, "prepare", refuse)
+    before = contents(stopped)
+    for name, words in (("stopped", ["--resume"]), ("stopped", ["--resume", "auto"]), ("none", ["--resume", "auto"])):
+        assert run(name, *words)[::2] == (2, "error: the train step needs more\n")
+    assert contents(stopped) == before
+    assert not Path("runs/none").exists()
 
 
 def test_other_options_may_change_and_are_said(whole, stopped):

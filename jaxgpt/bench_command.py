@@ -1,0 +1,85 @@
+"""`run.py bench` as it is typed."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import tyro
+
+from jaxgpt import command_line, settings
+from jaxgpt.config import Compute
+from jaxgpt.errors import UserError
+
+Implementation = Literal["ours", "jax.grad", "torch", "torch.compile"]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measures one training step beside jax.value_and_grad's and PyTorch's, each in a process of its own."""
+
+    config: str = "gpt2_124m"
+    """Take the model's shape and the compute options from configs/CONFIG.toml, or from the path of a .toml file."""
+    sizes: tuple[str, ...] = ("2x512",)
+    """Sequences and their length, such as 2x512 4x1024."""
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    """Compute dtypes."""
+    who: tuple[Implementation, ...] = get_args(Implementation)
+    """What to measure."""
+    steps: int = 5
+    """Steps timed in a process, after two that are not."""
+    rounds: int = 1
+    """How many times each is run, in turn, so that a drift of the machine's speed hits all alike."""
+    output: str = ""
+    """Write the figures to this JSON file."""
+    chart: str = "bench.png"
+    """Draw the bar chart to this PNG file."""
+    profile: str = ""
+    """Measure only our own step, at the first size and dtype: write a trace that XProf and Perfetto open to this folder
+    and print a table of time per layer, forward and backward."""
+    compute: Annotated[Compute, tyro.conf.arg(name="compute")] = field(default_factory=Compute)
+
+
+def run(words: list[str]) -> int:
+    """Prints tables, draws a chart, writes JSON; 1 if the implementations don't agree."""
+    name, rest = command_line.take(words, "--config")
+    config = settings.read(settings.find_config(name := name or Bench.config))
+    options = command_line.read(Bench, rest, "bench", default=Bench(config=name, compute=config.compute))
+    settings.check(replace(config, compute=options.compute))
+    for key in ("steps", "rounds"):
+        settings.check_number(getattr(options, key), "", key, positive=True)
+    if options.compute.recompute == "auto":
+        raise UserError("--compute.recompute auto: name the level to measure")
+    if not (options.sizes and options.dtypes and options.who):
+        raise UserError("--sizes, --dtypes and --who each need at least one value")
+    sizes = [_size(text, config.model.context) for text in options.sizes]
+    from jaxgpt.training import corpus
+
+    model = corpus.resolve_without_text(config).model
+    if options.profile:
+        from jaxgpt.reports import profile
+
+        compute = replace(options.compute, dtype=options.dtypes[0])
+        return profile.report(replace(config, model=model, compute=compute), *sizes[0], Path(options.profile))
+    from benchmarks.bench import bench
+
+    return bench(
+        model,
+        sizes=sizes,
+        dtypes=list(options.dtypes),
+        steps=options.steps,
+        rounds=options.rounds,
+        who=list(options.who),
+        compute=options.compute,
+        output=Path(options.output) if options.output else None,
+        chart=Path(options.chart),
+    )
+
+
+def _size(text: str, context: int) -> tuple[int, int]:
+    """ "2x512" as (2, 512)."""
+    batch, _, length = text.partition("x")
+    if not (batch.isdecimal() and length.isdecimal()):
+        raise UserError(f"--sizes {text}: give sequences x length, such as 2x512")
+    if not (1 <= int(batch) <= settings.LARGEST and 1 <= int(length) <= context):
+        raise UserError(f"--sizes {text}: give at least 1 sequence, and a length from 1 to {context} for this model")
+    return int(batch), int(length)
