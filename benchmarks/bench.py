@@ -18,7 +18,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks import machine
-from benchmarks.peers.spec import Spec
+from benchmarks.peers.spec import STEP, Spec
 from jaxgpt.config import Compute, Model, Optimizer
 from jaxgpt.errors import RunError
 from jaxgpt.training import flops
@@ -45,6 +45,7 @@ def bench(
     dtypes: list[str],
     steps: int,
     rounds: int,
+    minutes: float,
     who: list[str],
     compute: Compute,
     output: Path | None,
@@ -52,7 +53,8 @@ def bench(
 ) -> int:
     """Measure `who` for each dtype and each (B, T) of `sizes`: print tables, draw `chart`, write JSON to `output`.
 
-    `steps` are timed in each of `rounds` processes, after untimed ones. Returns 1 where implementations disagree or one
+    `steps` are timed in each of `rounds` processes, after untimed ones, and a process that takes more than so many
+    `minutes` is stopped. Returns 1 where implementations disagree or one
     failed, and 0 otherwise. RunError where this project's own step fails.
     """
     who = available(who)
@@ -64,9 +66,9 @@ def bench(
         for batch, sequence in sizes:
             weights = Path(folder) / "weights.npz"
             spec = Spec(model, batch, sequence, "float32", steps, str(weights), OPTIMIZER, compute)
-            start("weights", spec, Path(folder))
+            start("weights", spec, Path(folder), minutes)
             for dtype in dtypes:
-                measured, agreed = measure(replace(spec, dtype=dtype), who, rounds, Path(folder))
+                measured, agreed = measure(replace(spec, dtype=dtype), who, rounds, Path(folder), minutes)
                 passed &= agreed
                 results += measured
                 if measured:
@@ -92,7 +94,7 @@ def available(who: list[str]) -> list[str]:
     return [name for name in who if MODULES[name] != "torch_gpt2"]
 
 
-def measure(spec: Spec, who: list[str], rounds: int, folder: Path) -> tuple[list[Result], bool]:
+def measure(spec: Spec, who: list[str], rounds: int, folder: Path, minutes: float) -> tuple[list[Result], bool]:
     """One result for each implementation, over all rounds; and whether all ran and agreed."""
     runs: dict[str, list[Result]] = {name: [] for name in who}
     complete = True
@@ -100,7 +102,7 @@ def measure(spec: Spec, who: list[str], rounds: int, folder: Path) -> tuple[list
         for name in list(runs):
             print(f"{spec.dtype} B={spec.batch} T={spec.sequence}, round {number + 1} of {rounds}: {name}", flush=True)
             try:
-                answer = start(MODULES[name], replace(spec, compile=name == "torch.compile"), folder)
+                answer = start(MODULES[name], replace(spec, compile=name == "torch.compile"), folder, minutes)
             except RunError as error:
                 if name == "ours":
                     raise
@@ -116,14 +118,25 @@ def measure(spec: Spec, who: list[str], rounds: int, folder: Path) -> tuple[list
     return [combine(answers) for answers in runs.values()], complete
 
 
-def start(module: str, spec: Spec, folder: Path) -> str:
-    """Run a program of `peers` and return what it printed. RunError with its last words where it fails."""
+def start(module: str, spec: Spec, folder: Path, minutes: float) -> str:
+    """Run a program of `peers` and return what it printed.
+
+    RunError with its last words where it fails, and with what it had measured where it takes more than `minutes`.
+    """
     path = folder / "spec.json"
     spec.write(path)
     command = [sys.executable, "-m", f"benchmarks.peers.{module}", "--spec", str(path)]
     # What torch.compile has compiled once is used again in later rounds of this benchmark, but not of an earlier one.
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "torch"), "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60 * minutes, check=False
+        )
+    except subprocess.TimeoutExpired as stopped:
+        lines = (stopped.stderr or b"").decode(errors="replace").splitlines()  # bytes, whatever was asked for
+        steps = [line for line in lines if line.startswith(STEP)]
+        had = f"its last {steps[-1]}" if steps else "no step was done"
+        raise RunError(f"stopped after {minutes:g} minutes (--minutes), {had}") from None
     if done.returncode:
         words = done.stderr.strip().splitlines()
         killed = "killed by the system, which may be out of memory" if done.returncode < 0 else "no message"

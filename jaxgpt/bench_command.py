@@ -29,6 +29,8 @@ class Bench:
     """Steps timed in a process, after two that are not."""
     rounds: int = 1
     """How many times each is run, in turn, so that a drift of the machine's speed hits all alike."""
+    minutes: float = 20.0
+    """How long a process may take; then it is stopped and left out."""
     output: str = ""
     """Write the figures to this JSON file."""
     chart: str = "bench.png"
@@ -45,7 +47,7 @@ def run(words: list[str]) -> int:
     config = settings.read(settings.find_config(name := name or Bench.config))
     options = command_line.read(Bench, rest, "bench", default=Bench(config=name, compute=config.compute))
     settings.check(replace(config, compute=options.compute))
-    for key in ("steps", "rounds"):
+    for key in ("steps", "rounds", "minutes"):
         settings.check_number(getattr(options, key), "", key, positive=True)
     if options.compute.recompute == "auto":
         raise UserError("--compute.recompute auto: name the level to measure")
@@ -68,6 +70,7 @@ def run(words: list[str]) -> int:
         dtypes=list(options.dtypes),
         steps=options.steps,
         rounds=options.rounds,
+        minutes=options.minutes,
         who=list(options.who),
         compute=options.compute,
         output=Path(options.output) if options.output else None,

@@ -1,12 +1,16 @@
 """The benchmark: its words, and what it makes of the answers. No implementation is started."""
 
 import itertools
+import time
 
 import pytest
 
 from benchmarks import bench
 from benchmarks.bench import agree, combine
+from benchmarks.peers.spec import Spec
 from jaxgpt import cli
+from jaxgpt.config import Compute, Model, Optimizer
+from jaxgpt.errors import RunError
 from jaxgpt.reports import profile
 
 
@@ -37,6 +41,7 @@ def answer(who="ours", **values):
     ("words", "message"),
     [
         (["--steps", "0"], "--steps is 0, and must be greater than 0"),
+        (["--minutes", "0"], "--minutes is 0.0, and must be greater than 0"),
         (["--rounds", "-1"], "--rounds is -1, and must be greater than 0"),
         (["--sizes", "2*512"], "--sizes 2*512: give sequences x length, such as 2x512"),
         (["--sizes", "0x8"], "--sizes 0x8: give at least 1 sequence, and a length from 1 to 1024 for this model"),
@@ -75,6 +80,31 @@ def test_a_profile_is_of_the_first_size_and_dtype(monkeypatch):
     assert cli.main(["bench", *words, "--profile", "trace"]) == 0
     config, batch, length, folder = seen
     assert (batch, length, folder.name, config.compute.dtype) == (2, 16, "trace", "bfloat16")
+
+
+# Processes
+
+
+@pytest.mark.parametrize(
+    ("program", "had"),
+    [
+        ("print('measured step 1: 0.100 s', file=sys.stderr, flush=True)", "its last measured step 1: 0.100 s"),
+        ("print('compiling', file=sys.stderr, flush=True)", "no step was done"),
+        ("", "no step was done"),
+    ],
+)
+def test_a_process_that_takes_too_long_is_stopped(tmp_path, monkeypatch, program, had):
+    peers = tmp_path / "benchmarks" / "peers"
+    peers.mkdir(parents=True)
+    for folder in (peers.parent, peers):
+        (folder / "__init__.py").touch()
+    (peers / "slow.py").write_text(f"import sys, time\n{program}\ntime.sleep(600)")
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    spec = Spec(Model(), 1, 8, "float32", 1, "", Optimizer(), Compute())
+    began = time.monotonic()
+    with pytest.raises(RunError, match=r"stopped after 0.05 minutes \(--minutes\), " + had):
+        bench.start("slow", spec, tmp_path, 0.05)
+    assert time.monotonic() - began < 60  # of the 600 that it sleeps
 
 
 # Answers

@@ -40,6 +40,7 @@ def run(who: str, make: Callable[[Spec, gpt2.Params], Program]) -> None:
         started = time.perf_counter()
         state, metrics = jax.block_until_ready(compiled(state, batch))
         seconds.append(time.perf_counter() - started)
+        specs.progress(seconds)
         results.append((float(metrics.loss), float(metrics.grad_norm)))
     device = jax.devices()[0]
     memory = device.memory_stats() or {}  # None on a CPU

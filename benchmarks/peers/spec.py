@@ -17,6 +17,7 @@ from pathlib import Path
 
 from jaxgpt.config import Compute, Model, Optimizer
 
+STEP = "measured step"
 WARM_UP = 2  # steps before the timed ones; the first is the one whose loss and gradient norm are reported
 
 
@@ -47,6 +48,11 @@ def read() -> Spec:
         "compute": Compute(**fields["compute"] | {"dtype": fields["dtype"]}),
     }
     return Spec(**fields)
+
+
+def progress(seconds: list[float]) -> None:
+    """Tell of the last of these steps, on stderr: all that is known of a peer that is stopped before it answers."""
+    print(f"{STEP} {len(seconds)}: {seconds[-1]:.3f} s", file=sys.stderr, flush=True)
 
 
 def report(

@@ -44,6 +44,7 @@ def measure(spec: Spec) -> None:
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started - pause)
+        specs.progress(seconds)
     assert first is not None
     timed = seconds[WARM_UP:]
     specs.report(
