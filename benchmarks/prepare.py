@@ -27,6 +27,7 @@ import tyro
 from benchmarks.machine import cpu_name, versions
 from jaxgpt.data import command, loader, manifest, shards, texts, tokenizers
 
+ROOT = Path(__file__).parent.parent
 DOCUMENT_BYTES = 3000
 
 
@@ -96,7 +97,7 @@ def time_prepare(source: Path, folder: Path, cores: int) -> tuple[Clock, int]:
     """The time of the whole command, and the number of tokens without those that separate documents."""
     words = ["prepare", str(source), "--output", str(folder), "--processes", str(cores)]
     with Clock(resource.RUSAGE_CHILDREN) as clock:
-        process = subprocess.Popen([sys.executable, "run.py", *words], stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, "run.py", *words], cwd=ROOT, stdout=subprocess.DEVNULL)
         while process.poll() is None:
             clock.peak_bytes = max(clock.peak_bytes, memory_of(process.pid))
             time.sleep(0.05)

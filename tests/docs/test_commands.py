@@ -48,7 +48,7 @@ MORE = {
     "serve": ["--port", "0"],
 }
 QUICK = {"generate", "serve", "prepare"}  # on the README, run with the quick tests
-APART = {"gradcheck", "bench"}  # gradcheck has a test of its own, and bench is benchmarks' own test's
+APART = {"gradcheck", "bench"}  # test_whole_commands.py runs them
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,9 @@ def test_what_takes_little_time_is_run(folder, no_server, capsys, monkeypatch):
 
 
 def to_run() -> list[Line]:
-    return [line for line in lines() if not line.inline and not line.message]
+    """Those of their own, and in a sentence what is whole."""
+    whole = re.compile(r"(printf .* \| )?python run\.py ")
+    return [line for line in lines() if not line.message and (not line.inline or whole.match(line.text))]
 
 
 def runner(monkeypatch: pytest.MonkeyPatch, chosen: Callable[[str], bool]) -> Callable[[Command], None]:
@@ -327,7 +329,7 @@ def test_what_trains_is_run(weights, capsys, monkeypatch):
 
     def check(command: Command) -> None:
         if not trains(command) or "--help" in command.words or "--parallel.processes" in command.words:
-            return  # processes that meet are tests/parallel/test_processes.py
+            return  # processes that meet are in test_whole_commands.py
         words = small(command.words)
         # What each option is the last time that it is given.
         same = dict(re.findall(r"(--\S+?)[ =]([^-\s]\S*|)", " ".join(words) + " "))
@@ -343,23 +345,14 @@ def test_what_trains_is_run(weights, capsys, monkeypatch):
 
 def small(words: list[str]) -> list[str]:
     """A line that trains, made small; what it is about stays."""
-    result = [*words, *world.SMALL]
+    own = "--parallel.devices" in words
+    result = [*words, *(option for option in world.SMALL if not (own and option.startswith("--parallel.devices")))]
     named = " ".join(words)
     if "--data" not in named and "fineweb" not in named and "mine.toml" not in named:
         result.append("--data.text=book.txt")
     if "--resume" not in words:
         result.append("--run.overwrite")
     return result
-
-
-@pytest.mark.slow
-def test_gradcheck_is_run(folder):
-    """In a process of its own, as it sets 64 bits for good. In float64 `.ci/run` runs it, with other tests' shapes."""
-    words = ["gradcheck", "--dtype", "bfloat16"]
-    assert any(command.words == words for line in lines() for command in commands(line))
-    done = subprocess.run([sys.executable, ROOT / "run.py", *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "gradients agree with jax.grad" in done.stdout
 
 
 @pytest.mark.slow

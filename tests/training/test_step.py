@@ -56,6 +56,13 @@ def loss_and_grads(params, batch, compute=CONFIG.compute):
     return step.batch_loss_and_grads(params, batch, MODEL, compute, step.layout_of(CONFIG))
 
 
+def test_a_first_state_made_in_no_program_can_be_donated():
+    """No two of its arrays have the same buffer, as the benchmarks make it."""
+    made = step.state_of(_init_state(CONFIG).params, CONFIG)
+    arrays = jax.tree.leaves(made._replace(params=None, key=jax.random.key_data(made.key)))
+    assert len({array.unsafe_buffer_pointer() for array in arrays}) == len(arrays) > 6
+
+
 def test_micro_batches_give_the_gradient_of_the_whole_batch():
     """However a batch is cut: also where the pieces have unequal numbers of targets, and one of them none."""
     whole = batch(1, 8)
