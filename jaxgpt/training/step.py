@@ -72,8 +72,8 @@ def init_params(config: Config) -> gpt2.Params:
 def state_of(params: gpt2.Params, config: Config) -> TrainState:
     """The state before the first step with these parameters, of which only the shapes are read."""
     _, key = jax.random.split(jax.random.key(config.training.seed))
-    zero = jnp.int32(0)
-    return TrainState(params, adamw.init(params), zero, key, zero, zero, spikes.init(), spikes.init())
+    step, nonfinite, skipped = (jnp.int32(0) for _ in range(3))  # each in memory of its own, since all is donated
+    return TrainState(params, adamw.init(params), step, key, nonfinite, skipped, spikes.init(), spikes.init())
 
 
 def arrange(stacked: gpt2.Params, compute: Compute) -> gpt2.Params:

@@ -56,6 +56,13 @@ def loss_and_grads(params, batch, compute=CONFIG.compute):
     return step.batch_loss_and_grads(params, batch, MODEL, compute, step.layout_of(CONFIG))
 
 
+def test_a_state_that_is_made_without_jit_can_be_given_away():
+    """No two of its arrays may share memory: the step would be given it twice."""
+    state = step.init_state(CONFIG)
+    state, _ = train_step()(state, batch())
+    assert int(state.step) == 1
+
+
 def test_micro_batches_give_the_gradient_of_the_whole_batch():
     """However a batch is cut: also where the pieces have unequal numbers of targets, and one of them none."""
     whole = batch(1, 8)
