@@ -72,7 +72,7 @@ def init_params(config: Config) -> gpt2.Params:
 def state_of(params: gpt2.Params, config: Config) -> TrainState:
     """The state before the first step with these parameters, of which only the shapes are read."""
     _, key = jax.random.split(jax.random.key(config.training.seed))
-    step, nonfinite, skipped = (jnp.int32(0) for _ in range(3))  # each in a buffer of its own, since they are donated
+    step, nonfinite, skipped = (jnp.int32(0) for _ in range(3))  # each in memory of its own, since all is donated
     return TrainState(params, adamw.init(params), step, key, nonfinite, skipped, spikes.init(), spikes.init())
 
 
