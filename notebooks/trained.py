@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,15 +16,16 @@ from jaxgpt.training import checkpoints
 
 RUN = Path("../runs/notebooks")
 COMMAND = (
-    "../run.py --config quickstart --training.steps 300 --training.evaluate-every 100 --training.evaluation-batches 20 "
-    f"--sampling.tokens 120 --run.folder {RUN.parent} --run.name {RUN.name} --run.overwrite"
+    "../run.py --config quickstart --training.steps 200 --optimizer.warmup-steps 80 --training.evaluate-every 100 "
+    "--training.evaluation-batches 20 --run.prompt 'Return the' --sampling.tokens 80 "
+    f"--run.folder {RUN.parent} --run.name {RUN.name} --run.overwrite"
 )
 
 
 def train() -> None:
     """Runs the command in a process of its own, and prints its lines as they come."""
     environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}  # as Jupyter sets it
-    command = [sys.executable, *COMMAND.split()]
+    command = [sys.executable, *shlex.split(COMMAND)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
         for line in run.stdout or ():
             print(line, end="")
