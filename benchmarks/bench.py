@@ -54,8 +54,8 @@ def bench(
     """Measure `who` for each dtype and each (B, T) of `sizes`: print tables, draw `chart`, write JSON to `output`.
 
     `steps` are timed in each of `rounds` processes, after untimed ones, and a process that takes more than so many
-    `minutes` is stopped. Returns 1 where implementations disagree or one
-    failed, and 0 otherwise. RunError where this project's own step fails.
+    `minutes` is stopped. Returns 1 where implementations disagree or one failed, and 0 otherwise. RunError where this
+    project's own step fails.
     """
     who = available(who)
     for path in (output, chart):

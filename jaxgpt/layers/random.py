@@ -43,8 +43,9 @@ def normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.f
 
 
 def _normal_from(first: UInt[Array, ""], key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-    # 23 bits below a one's exponent are a number in [1, 2).
+    """Those whose place begins at `first`."""
     words = _bits_from(first, key, shape, jnp.uint32)
+    # 23 bits below a one's exponent are a number in [1, 2).
     ones = lax.bitcast_convert_type(words >> 9 | jnp.uint32(0x3F800000), jnp.float32)
     least = np.nextafter(np.float32(-1), np.float32(0))
     uniform = jnp.maximum((ones - 1) * (1 - least) + least, least)
@@ -55,7 +56,7 @@ def _bits_from(
     first: UInt[Array, ""], key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike
 ) -> UInt[Array, "..."]:
     """Those whose place begins at `first`."""
-    words = _threefry(jax.random.key_data(key), jnp.uint32(0), first + _places(shape))
+    words = _threefry(jax.random.key_data(key), first + _places(shape))
     return lax.convert_element_type(words[0] ^ words[1], dtype)
 
 
@@ -72,12 +73,10 @@ def _places(shape: tuple[int, ...]) -> UInt[Array, "..."]:
     return sum(counts, jnp.zeros(shape, jnp.uint32))
 
 
-def _threefry(
-    key: UInt[Array, "2"], high: UInt[Array, "..."], low: UInt[Array, "..."]
-) -> tuple[UInt[Array, "..."], UInt[Array, "..."]]:
-    """Two random words of each pair of words."""
+def _threefry(key: UInt[Array, "2"], places: UInt[Array, "..."]) -> tuple[UInt[Array, "..."], UInt[Array, "..."]]:
+    """Two random words of each place, a counter of two words of which the higher is 0."""
     schedule = key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(PARITY)
-    x, y = high + schedule[0], low + schedule[1]
+    x, y = schedule[0], places + schedule[1]
     for turn in range(5):
         for distance in ROTATIONS[turn % 2]:
             x = x + y
