@@ -28,6 +28,7 @@ import tyro
 from jaxgpt import command_line, settings
 from jaxgpt.config import Config, Sampling
 from jaxgpt.errors import Interrupted, JaxgptError, UserError
+from jaxgpt.foreign_text import printable
 
 DEFAULT_CONFIG = "quickstart"
 
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         return COMMANDS[command](words)
     except JaxgptError as error:
-        print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
+        print(printable(str(error) if isinstance(error, Interrupted) else f"error: {error}"), file=sys.stderr)
         return error.status
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ENOSPC):

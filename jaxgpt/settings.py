@@ -8,16 +8,16 @@ import difflib
 import importlib.metadata
 import math
 import platform
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import tomli_w
 
-from jaxgpt import __version__, suggestions
+from jaxgpt import __version__, files, suggestions
 from jaxgpt.config import SPIKE_WINDOW, Config, Parallel, Sampling
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import quoted, shown
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 VERSIONS = "versions"  # the table that a run's own config.toml adds; read back, it is passed over
@@ -68,24 +68,20 @@ def runs_near(path: Path) -> str:
 
 def read(path: Path) -> Config:
     """The configuration in a TOML file. UserError for a table, a key or a value that doesn't belong there."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a TOML file: {error}") from None
+    tables = files.read_toml(path)
     tables.pop(VERSIONS, None)
     sections = {field.name: field.default_factory for field in dataclasses.fields(Config)}
     parts = {}
     for name, table in tables.items():
         if name not in sections or not isinstance(table, dict):
-            raise UserError(f"{path}: unknown table [{name}]{nearest(name, sections)}")
+            raise UserError(f"{path}: unknown table [{shown(name)}]{nearest(name, sections)}")
         parts[name] = _section(path, name, sections[name], table)
     return Config(**parts)
 
 
 def keys(path: Path) -> set[str]:
     """The options that a TOML file which was read names, as "section.key"."""
-    tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    return {f"{name}.{key}" for name, table in tables.items() for key in table}
+    return {f"{name}.{key}" for name, table in files.read_toml(path).items() for key in table}
 
 
 def _section(path: Path, name: str, kind: Any, table: dict[str, Any]) -> Any:
@@ -93,7 +89,7 @@ def _section(path: Path, name: str, kind: Any, table: dict[str, Any]) -> Any:
     values = {}
     for key, value in table.items():
         if key not in types:
-            raise UserError(f"{path}: unknown key {key} in [{name}]{_meant(name, key)}")
+            raise UserError(f"{path}: unknown key {shown(key)} in [{name}]{_meant(name, key)}")
         values[key] = _value(f"{path}: {key} in [{name}]", types[key], value)
     return kind(**values)
 
@@ -111,17 +107,17 @@ def _meant(section: str, key: str) -> str:
 def _value(where: str, expected: Any, value: Any) -> Any:
     if get_origin(expected) is tuple:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise UserError(f"{where} is {value!r}, and must be a list of strings")
+            raise UserError(f"{where} is {quoted(value)}, and must be a list of strings")
         return tuple(value)
     if get_origin(expected) is not None:  # Literal
         choices = get_args(expected)
         if value not in choices or type(value) is not type(choices[0]):  # true is 1 to `in`
-            raise UserError(f"{where} is {value!r}, and must be one of {', '.join(map(str, choices))}")
+            raise UserError(f"{where} is {quoted(value)}, and must be one of {', '.join(map(str, choices))}")
         return value
     if expected is float and type(value) is int:
         return float(value)
     if type(value) is not expected:
-        raise UserError(f"{where} is {value!r}, and must be of type {expected.__name__}")
+        raise UserError(f"{where} is {quoted(value)}, and must be of type {expected.__name__}")
     return value
 
 

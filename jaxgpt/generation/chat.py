@@ -15,11 +15,11 @@ import numpy as np
 from jaxgpt.config import Sampling
 from jaxgpt.data import loader
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import printable
 from jaxgpt.generation import texts
 from jaxgpt.generation.command import Loaded
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.sampling import only_known_tokens
-from jaxgpt.training.display import printable
 
 ASK = "> "
 

@@ -13,9 +13,9 @@ from jaxgpt.data import loader
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.evaluation import trained
+from jaxgpt.foreign_text import printable
 from jaxgpt.generation import texts
 from jaxgpt.models import gpt2
-from jaxgpt.training.display import printable
 
 
 class Loaded(NamedTuple):

@@ -6,9 +6,9 @@ from typing import Literal
 
 from rich.console import Console
 
+from jaxgpt import writing
 from jaxgpt.errors import UserError
 from jaxgpt.interop import (
-    files,
     huggingface_export,
     huggingface_tokenizer,
     llmc,
@@ -32,7 +32,7 @@ def convert(
     UserError for weights that can't be read, a target that exists, and what the target's format can't hold.
     """
     began = time.perf_counter()
-    files.check_free(to, overwrite=overwrite)
+    writing.check_free(to, overwrite=overwrite)
     source = opening.with_tokenizer(opening.open_weights(name), tokenizer)
     form = _form(form, to, source)
     dtype = _dtype(dtype, form, source)
@@ -50,7 +50,7 @@ def convert(
         if form == "llmc":
             written = _write_llmc(to, source, params, dtype, overwrite)
         else:
-            with files.new_folder(to, overwrite=overwrite) as folder:
+            with writing.new_folder(to, overwrite=overwrite) as folder:
                 if form == "huggingface":
                     huggingface_export.write(folder, params, source.model, dtype, source.tokenizer, shard_bytes)
                 else:
@@ -100,12 +100,12 @@ def _write_llmc(to: Path, source: Source, params: gpt2.Params, dtype: str, overw
     tokenizer = source.tokenizer
     beside = to.with_name(f"{to.stem}_tokenizer.bin")
     if tokenizer and tokenizer.end_of_text is not None:
-        with files.new_file(beside, overwrite=overwrite) as path:
+        with writing.new_file(beside, overwrite=overwrite) as path:
             llmc_tokenizer.write(path, tokenizer.tokens, tokenizer.end_of_text)
         written.append(beside)
     elif tokenizer:
         _say("note", f"the tokenizer {tokenizer.name} has no end-of-text token, and so no llm.c tokenizer file")
-    with files.new_file(to, overwrite=overwrite) as path:
+    with writing.new_file(to, overwrite=overwrite) as path:
         llmc.write_model(path, params, source.model, dtype)
     return written
 

@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
+from jaxgpt import files
 from jaxgpt.errors import UserError
-from jaxgpt.interop import files, huggingface, huggingface_tokenizer
+from jaxgpt.interop import huggingface, huggingface_tokenizer
 
 NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?")  # NAME, OWNER/NAME, and @REVISION
 FILES = [huggingface.CONFIG, huggingface.WEIGHTS, huggingface.INDEX, huggingface_tokenizer.FILE, "vocab.json"]

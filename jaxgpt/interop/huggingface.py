@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from jaxgpt import files
 from jaxgpt.config import Model
 from jaxgpt.errors import UserError
-from jaxgpt.interop import files, huggingface_tokenizer, tensors
+from jaxgpt.interop import huggingface_tokenizer, tensors
 from jaxgpt.interop.source import Source
 from jaxgpt.models import gpt2
 from jaxgpt.settings import LARGEST

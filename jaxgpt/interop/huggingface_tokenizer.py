@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxgpt import files
 from jaxgpt.config import Model
 from jaxgpt.data.tokenizers import GPT2, Bytes, Characters, Tokenizer, Trained
-from jaxgpt.interop import files
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<unknown>"  # of characters; no token has this name, so that nothing is read as it

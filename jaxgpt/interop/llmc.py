@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxgpt import files
 from jaxgpt.config import Model
 from jaxgpt.errors import UserError
-from jaxgpt.interop import files, tensors
+from jaxgpt.interop import tensors
 from jaxgpt.interop.source import Source
 from jaxgpt.models import gpt2
 from jaxgpt.settings import LARGEST

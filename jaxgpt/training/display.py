@@ -7,26 +7,16 @@ import contextlib
 import io
 import os
 import time
-import unicodedata
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from jaxgpt.foreign_text import printable
+
 PLAIN_SECONDS = 10  # between plain lines, where there is no terminal
 SMOOTHING = 0.9
-
-
-def printable(text: str) -> str:
-    """The text with its control characters, but for line breaks and tabs, written out: an ESC as \\x1b.
-
-    What a model draws may be any bytes; sent to a terminal as they are, some would move its cursor or change its title.
-    """
-    return "".join(
-        f"\\x{ord(character):02x}" if unicodedata.category(character) == "Cc" and character not in "\n\t" else character
-        for character in text
-    )
 
 
 class TimeLeft(ProgressColumn):

@@ -18,6 +18,7 @@ from jaxgpt.config import Config
 from jaxgpt.errors import AllFailed, Interrupted, RunError
 from jaxgpt.evaluation.in_training import Tasks
 from jaxgpt.evaluation.loss import bits_per_byte_of_one_nat, make_validation_loss
+from jaxgpt.foreign_text import printable
 from jaxgpt.generation import texts
 from jaxgpt.interop import initial
 from jaxgpt.interop.source import Source
@@ -31,7 +32,7 @@ from jaxgpt.training import ahead, corpus, everywhere, flops, peaks, resuming
 from jaxgpt.training.checkpoints import Found
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.decisions import Decisions
-from jaxgpt.training.display import Display, printable, silent
+from jaxgpt.training.display import Display, silent
 from jaxgpt.training.folder import RunFolder, check_name, read_metrics, will_resume
 from jaxgpt.training.placement import Placement
 from jaxgpt.training.saving import Writer

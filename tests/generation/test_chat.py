@@ -11,11 +11,11 @@ import pytest
 
 from jaxgpt.config import Config, Model, Sampling
 from jaxgpt.data import tokenizers
+from jaxgpt.foreign_text import printable
 from jaxgpt.generation import chat, texts
 from jaxgpt.generation.command import Loaded
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.models import gpt2
-from jaxgpt.training.display import printable
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from jaxgpt import cli, settings
+from jaxgpt import cli, settings, writing
 from jaxgpt.config import Model
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import RunError, UserError
-from jaxgpt.interop import files, llmc, llmc_tokenizer, opening, runs
+from jaxgpt.interop import llmc, llmc_tokenizer, opening, runs
 from jaxgpt.training import resuming
 from jaxgpt.training.folder import RunFolder
 from tests.interop.weights import assert_same_bits, random_params
@@ -26,7 +26,7 @@ MODEL = Model(layers=2, heads=2, width=8, context=8, vocabulary_size=256)
 def here(tmp_path, monkeypatch):
     """The current folder, with runs/a in it, which nobody trained."""
     monkeypatch.chdir(tmp_path)
-    with files.new_folder(Path("runs/a")) as folder:
+    with writing.new_folder(Path("runs/a")) as folder:
         runs.write(folder, random_params(MODEL), MODEL, "float32", tokenizers.Bytes(), run=Path("runs/a"), origin="x")
     return tmp_path
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from jaxgpt import writing
 from jaxgpt.errors import UserError
-from jaxgpt.interop import files, hub, huggingface, huggingface_export, opening
+from jaxgpt.interop import hub, huggingface, huggingface_export, opening
 from tests.interop.weights import MODEL, assert_same_bits, random_params
 
 COMMIT = "a" * 40
@@ -78,7 +79,7 @@ def server(tmp_path, monkeypatch):
 def test_a_model_by_name(server, shard_bytes):
     """Its files are downloaded, but for pickles, and not twice."""
     root, asked = server
-    with files.new_folder(root / "someone" / "tiny") as folder:
+    with writing.new_folder(root / "someone" / "tiny") as folder:
         huggingface_export.write(folder, random_params(), MODEL, "float32", None, shard_bytes)
     (root / "someone/tiny/pytorch_model.bin").write_bytes(b"\x80\x04N.")
     source = opening.open_weights("someone/tiny")
@@ -92,7 +93,7 @@ def test_a_model_by_name(server, shard_bytes):
 
 def test_a_model_of_pickles_only(server):
     root, _ = server
-    with files.new_folder(root / "someone" / "old") as folder:
+    with writing.new_folder(root / "someone" / "old") as folder:
         huggingface_export.write(folder, random_params(), MODEL, "float32", None, 1 << 30)
         (folder / huggingface.WEIGHTS).unlink()
         (folder / "pytorch_model.bin").write_bytes(b"\x80\x04N.")

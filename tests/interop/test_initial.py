@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt import cli, settings
+from jaxgpt import cli, settings, writing
 from jaxgpt.config import Compute, Config, Model, Parallel, Training
 from jaxgpt.data import tokenizers
-from jaxgpt.interop import files, huggingface_export, initial, llmc, tensors
+from jaxgpt.interop import huggingface_export, initial, llmc, tensors
 from jaxgpt.models import gpt2
 from jaxgpt.training.folder import read_metrics
 from jaxgpt.training.placement import Placement
@@ -61,7 +61,7 @@ def test_the_first_state_has_these_parameters(devices, zero, layers, parameters)
 @pytest.fixture
 def hf(work):
     """A Hugging Face folder hf, of the tokenizer bytes."""
-    with files.new_folder(Path("hf")) as folder:
+    with writing.new_folder(Path("hf")) as folder:
         huggingface_export.write(folder, random_params(MODEL), MODEL, "float32", tokenizers.Bytes(), 1 << 30)
 
 

@@ -1,54 +1,12 @@
-"""Reading files that others have made, and writing files that are there whole or not at all.
-
-What is read is data that may lie: its size is known before anything of it is believed.
-"""
+"""Writing files and folders that are on the disk whole, under their name, or not at all."""
 
 import contextlib
-import json
 import os
 import shutil
-import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from jaxgpt.errors import RunError, UserError
-
-LARGEST_JSON = 1 << 26
-
-
-def size(path: Path) -> int:
-    """A file's bytes. UserError where there is none, and for a folder, a pipe or a device, which might never end."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise UserError(f"{path}: can't be read ({getattr(error, 'strerror', None) or error})") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path}: {'a folder' if path.is_dir() else 'a special file'}, where a file is expected")
-    return status.st_size
-
-
-def read_bytes(path: Path, largest: int) -> bytes:
-    """All of a file that is to be small. UserError for one with more bytes than that."""
-    length = size(path)
-    if length > largest:
-        raise UserError(f"{path}: {length:,} bytes, where no more than {largest:,} are expected")
-    try:
-        with path.open("rb") as file:
-            return file.read(length)  # which is also what Python allocates for it
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror})") from None
-
-
-def read_json(path: Path, largest: int = LARGEST_JSON) -> dict[str, Any]:
-    """The object in a JSON file. UserError where it has none."""
-    try:
-        value = json.loads(read_bytes(path, largest).decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, a number of 5000 digits, 100,000 brackets
-        raise UserError(f"{path}: not JSON ({error}). Restore the file from where it came") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object. Restore the file from where it came")
-    return value
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:

@@ -1,0 +1,127 @@
+"""Reading files that others have made: the only way in which the package opens a file from outside.
+
+What is read is data that may lie. A file is a regular file, its size is known and bounded before anything of it is
+read, and where it belongs to a folder (a run's, a checkpoint's) no link leads out of that folder.
+"""
+
+import io
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from jaxgpt import foreign_text
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
+
+LARGEST_JSON = 1 << 26  # bytes
+LARGEST_TOML = 1 << 18
+LARGEST_TEXT = 1 << 34
+
+
+def open_file(path: Path, within: Path | None = None) -> BinaryIO:
+    """Opens a regular file to read its bytes.
+
+    Args:
+        path: The file.
+        within: The folder that the file belongs to, such as a run's: links may not lead out of it.
+
+    Raises:
+        UserError: There is none, it can't be read, it is a folder, a pipe or a device (which might never end), or a
+            link leads out of `within`.
+    """
+    try:
+        if within is not None:
+            _check_within(path, within)
+        _check_regular(path, os.stat(path).st_mode)  # opening a device may already do something
+        # What has been put in its place since could be a pipe, which would wait for its writer without O_NONBLOCK.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise _unreadable(path, error) from None
+    try:
+        _check_regular(path, os.fstat(descriptor).st_mode)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def size(path: Path, within: Path | None = None) -> int:
+    """Returns a file's bytes. UserError as `open_file` raises it."""
+    with open_file(path, within) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def is_file(path: Path, within: Path | None = None) -> bool:
+    """Returns whether there is a regular file that `open_file` would open; a link out of `within` counts as none."""
+    try:
+        if within is not None:
+            _check_within(path, within)
+        return path.is_file()
+    except (OSError, ValueError, UserError):
+        return False
+
+
+def read_bytes(path: Path, largest: int, within: Path | None = None) -> bytes:
+    """Returns all of a file. UserError for one with more than `largest` bytes, and as `open_file` raises it."""
+    with open_file(path, within) as file:
+        length = os.fstat(file.fileno()).st_size
+        if length > largest:
+            raise UserError(f"{shown(path)}: {length:,} bytes, where no more than {largest:,} are expected")
+        try:
+            data = file.read(length) if length else file.read()  # files of /proc state 0 bytes and have some
+        except OSError as error:
+            raise _unreadable(path, error) from None
+    if len(data) > largest:
+        raise UserError(f"{shown(path)}: more than the {largest:,} bytes that are expected")
+    return data
+
+
+def read_text(path: Path, largest: int = LARGEST_TEXT, within: Path | None = None) -> str:
+    """Returns a UTF-8 file's text without a byte order mark, its line ends as they are. UserError for other bytes."""
+    try:
+        return foreign_text.decode(read_bytes(path, largest, within))
+    except ValueError as error:
+        raise UserError(f"{shown(path)}: {error}; convert it to UTF-8, or name another file") from None
+
+
+def read_json(path: Path, largest: int = LARGEST_JSON, within: Path | None = None) -> dict[str, Any]:
+    """Returns the object in a JSON file. UserError where it has none."""
+    try:
+        value = foreign_text.parse_json(read_bytes(path, largest, within))
+    except ValueError as error:
+        raise UserError(f"{shown(path)}: not JSON ({error}). Restore the file from where it came") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{shown(path)}: not a JSON object. Restore the file from where it came")
+    return value
+
+
+def read_toml(path: Path, within: Path | None = None) -> dict[str, Any]:
+    """Returns the tables of a TOML file. UserError where it isn't one."""
+    try:
+        return foreign_text.parse_toml(read_bytes(path, LARGEST_TOML, within))
+    except ValueError as error:
+        raise UserError(f"{shown(path)}: not a TOML file: {error}") from None
+
+
+def text_lines(text: str) -> list[str]:
+    """Returns the lines of a text, which end at line breaks alone: \\n, \\r\\n or \\r, and not at a form feed."""
+    return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
+
+
+def _check_within(path: Path, within: Path) -> None:
+    """Raises a UserError where a link leads out of the folder."""
+    if not path.resolve().is_relative_to(within.resolve()):
+        raise UserError(f"{shown(path)}: leads out of {shown(within)} by a link, and is not followed")
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{shown(path)}: can't be read ({getattr(error, 'strerror', None) or error})")
+
+
+def _check_regular(path: Path, mode: int) -> None:
+    """Raises a UserError for what isn't a regular file."""
+    if stat.S_ISREG(mode):
+        return
+    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a special file"
+    raise UserError(f"{shown(path)}: {kind}, where a file is expected")

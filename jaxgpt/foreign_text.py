@@ -1,0 +1,151 @@
+"""Text, JSON and TOML that others have made: parsing it within limits, and showing it on a terminal.
+
+Parsing raises a ValueError with a short reason; `jaxgpt.files` makes of it a message that names the file.
+"""
+
+import json
+import re
+import tomllib
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+DEEPEST = 64  # arrays and tables within one another
+LONGEST_NUMBER = 20  # digits of an integer: all of 64 bits have no more
+LONGEST_SHOWN = 200  # characters of a value in a message
+MOST_DOTS = 256  # in a line of TOML: each could open a table within a table
+
+# What moves a terminal's cursor, reverses the order of what is read, or breaks a line where none is seen to break.
+_HIDDEN = {"Cc", "Cs", "Zl", "Zp"}
+_BREAKS = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_BIDIRECTIONAL = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def printable(text: str) -> str:
+    r"""Returns the text with control characters written out, but for line breaks and tabs: an ESC as \x1b.
+
+    Sent to a terminal as they are, some would move its cursor, change its title or hide what stands before them.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(character if character in "\n\t" else _written_out(character) for character in text)
+
+
+def shown(value: object, most: int = LONGEST_SHOWN) -> str:
+    """Returns foreign text, or a value of JSON or TOML, on one line of at most `most` characters for a message."""
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, (list, tuple, set, dict)):
+        text = f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value):,} values"
+    elif isinstance(value, int) and value.bit_length() > 64:  # which Python may refuse to write in decimal
+        text = f"a number of {value.bit_length():,} bits"
+    else:
+        text = str(value)
+    line = "".join(_BREAKS.get(character) or _written_out(character) for character in text[: most + 1])
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+def quoted(value: object) -> str:
+    """Returns `shown`, a string between quotation marks."""
+    return f"'{shown(value)}'" if isinstance(value, str) else shown(value)
+
+
+def _written_out(character: str) -> str:
+    if unicodedata.category(character) not in _HIDDEN and character not in _BIDIRECTIONAL:
+        return character
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def parse_json(text: str | bytes, constant: Callable[[str], Any] | None = None) -> Any:
+    """Returns the value of a JSON text.
+
+    Args:
+        text: The text; bytes have to be UTF-8, and may begin with a byte order mark.
+        constant: What to make of NaN, Infinity and -Infinity; without it they are floats, as in Python's json.
+
+    Raises:
+        ValueError: It is no JSON, arrays and objects lie more than `DEEPEST` within one another, or an integer has
+            more than `LONGEST_NUMBER` digits. The reason is short and has no text of the input but single characters.
+    """
+    text = decode(text) if isinstance(text, bytes) else text.removeprefix("\ufeff")
+    if text.count("[") + text.count("{") > DEEPEST:
+        _check_depth(text)
+    try:
+        return json.loads(text, parse_int=_integer, parse_constant=constant)
+    except RecursionError:
+        raise ValueError(_too_deep()) from None
+
+
+def parse_toml(text: str | bytes, parse_float: Callable[[str], Any] = float) -> dict[str, Any]:
+    """Returns the tables of a TOML text.
+
+    Args:
+        text: The text; bytes have to be UTF-8, and may begin with a byte order mark.
+        parse_float: What to make of a float's text.
+
+    Raises:
+        ValueError: It is no TOML, tables and arrays lie too deep within one another, or an integer needs more than 64
+            bits.
+    """
+    text = decode(text) if isinstance(text, bytes) else text.removeprefix("\ufeff")
+    if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+        raise ValueError(f"a line has more than {MOST_DOTS} dots")
+    try:
+        tables = tomllib.loads(text, parse_float=parse_float)
+    except RecursionError:
+        raise ValueError(_too_deep()) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(shown(error)) from None
+    except ValueError:  # an integer of more digits than Python converts
+        raise ValueError("a number has thousands of digits") from None
+    _check_values(tables)
+    return tables
+
+
+def decode(data: bytes) -> str:
+    """Returns UTF-8 bytes as text, without a byte order mark. ValueError with the offset of what isn't UTF-8."""
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start:,} ({error.reason})"
+        ) from None
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(digits):,} digits")
+    return int(digits)
+
+
+def _too_deep() -> str:
+    return f"more than {DEEPEST} arrays or objects within one another"
+
+
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*(?:"|$)|[\[{\]}]', re.DOTALL)
+
+
+def _check_depth(text: str) -> None:
+    """Raises a ValueError where JSON's arrays and objects lie too deep within one another."""
+    depth = 0
+    for found in _BRACKETS.finditer(text):
+        match found[0]:
+            case "[" | "{":
+                depth += 1
+                if depth > DEEPEST:
+                    raise ValueError(_too_deep())
+            case "]" | "}":
+                depth -= 1
+
+
+def _check_values(tables: dict[str, Any]) -> None:
+    waiting: list[tuple[Any, int]] = [(tables, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise ValueError(_too_deep())
+        if isinstance(value, (dict, list)):
+            waiting += [(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value)]
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError("a number needs more than 64 bits")
