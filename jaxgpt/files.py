@@ -36,7 +36,7 @@ def open_file(path: Path, within: Path | None = None) -> BinaryIO:
         _check_regular(path, os.stat(path).st_mode)  # opening a device may already do something
         # What has been put in its place since could be a pipe, which would wait for its writer without O_NONBLOCK.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+    except (OSError, ValueError, RuntimeError) as error:  # a zero byte in the path, links in a circle
         raise _unreadable(path, error) from None
     try:
         _check_regular(path, os.fstat(descriptor).st_mode)
@@ -58,7 +58,7 @@ def is_file(path: Path, within: Path | None = None) -> bool:
         if within is not None:
             _check_within(path, within)
         return path.is_file()
-    except (OSError, ValueError, UserError):
+    except (OSError, ValueError, RuntimeError, UserError):
         return False
 
 

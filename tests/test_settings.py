@@ -167,7 +167,7 @@ def test_every_option_is_one_on_the_command_line(trained, section, key):
         ("[run]\noverwrite = 1", r"overwrite in \[run\] is 1, and must be of type bool"),
         ("[run]\nname = 1", r"name in \[run\] is 1, and must be of type str"),
         ("[data]\ntokenizer = 'gpt3'", r"tokenizer in \[data\] is 'gpt3', and must be one of gpt2, characters, bytes"),
-        ("[compute]\ndtype = ['float32']", r"dtype in \[compute\] is \['float32'\], and must be one of"),
+        ("[compute]\ndtype = ['float32']", r"dtype in \[compute\] is a list of 1 values, and must be one of"),
         ("[model\nlayers = 2", "not a TOML file"),
         ("[model]\nlayers = 2\nlayers = 3", "not a TOML file"),
         (b"[run]\nname = '\xff'", "not a TOML file"),
