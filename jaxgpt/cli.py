@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -30,11 +30,17 @@ from jaxgpt.config import Config, Sampling
 from jaxgpt.errors import Interrupted, JaxgptError, UserError
 from jaxgpt.foreign_text import printable
 
+if TYPE_CHECKING:
+    from jaxgpt.training.loop import Observer
+
 DEFAULT_CONFIG = "quickstart"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status, as docs/resuming.md lists them."""
+def main(arguments: Sequence[str] | None = None, observers: Sequence["Observer"] = ()) -> int:
+    """Runs a command and returns its exit status, as docs/resuming.md lists them.
+
+    `observers` see the metrics of a training run, as `loop.train` says.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):  # one that can't express all of Unicode is no reason to fail
         sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -48,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(
                 f"{command}: there is no such command{near} There are: {', '.join(COMMANDS)}; see python run.py --help"
             )
-        return COMMANDS[command](words)
+        return train(words, observers) if command == "train" else COMMANDS[command](words)
     except JaxgptError as error:
         print(printable(str(error) if isinstance(error, Interrupted) else f"error: {error}"), file=sys.stderr)
         return error.status
@@ -80,8 +86,8 @@ class Train:
     options: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
-def train(words: list[str]) -> int:
-    """Trains a model."""
+def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
+    """Trains a model; `observers` are called as `loop.train` says."""
     name, rest = command_line.take(command_line.written_out(words), "--config")
     path = settings.find_config(name or DEFAULT_CONFIG)
     description = f"{__doc__}\nConfigs: {', '.join(settings.config_names())}"
@@ -100,7 +106,7 @@ def train(words: list[str]) -> int:
         settings.check(config)
         from jaxgpt.training import loop
 
-        loop.train(config)
+        loop.train(config, observers)
     return 0
 
 

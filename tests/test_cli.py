@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +103,7 @@ def test_resume_and_overwrite_exclude_each_other(fails, run):
 )
 def test_resume_as_it_is_typed(monkeypatch, words, resume):
     configs = []
-    monkeypatch.setattr(loop, "train", configs.append)
+    monkeypatch.setattr(loop, "train", lambda config, observers: configs.append(config))
     assert cli.main(words) == 0
     assert configs[0].run.resume == resume
 
@@ -124,7 +123,7 @@ def test_resume_without_anything_to_resume(fails, work, words):
 
 def test_overwrite_replaces_it(run, monkeypatch):
     """Its checkpoint is gone when training starts."""
-    monkeypatch.setattr(loop, "_Run", lambda *args: types.SimpleNamespace(go=lambda: None))
+    monkeypatch.setattr(loop, "_run", lambda trainer: None)
     assert cli.main([*TINY, "--run.name", "escapes", "--run.overwrite"]) == 0
     assert {path.name for path in run.iterdir()} == {
         "config.toml", "metrics.jsonl", "memory_plan.json", "machine.json", "report.html"

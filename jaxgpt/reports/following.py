@@ -51,14 +51,12 @@ class Following:
         except Exception as error:  # what can't be written now, metrics.jsonl will fail at too
             self.say(f"{content.MACHINE}: {error}")
         self._trackers = trackers.start(self.config, self.folder.path)
-        self.folder.watch = self._metric
         if self.config.run.report:
             self._thread = threading.Thread(target=self._work, name="report", daemon=True)
             self._thread.start()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        self.folder.watch = None
         for tracker in self._trackers:
             self._carefully(tracker, tracker.close)
         if self._thread:
@@ -71,7 +69,8 @@ class Following:
             elif error is None:
                 self.say(f"report           {self.folder.path / REPORT}")
 
-    def _metric(self, values: dict[str, Any]) -> None:
+    def observe(self, values: dict[str, Any]) -> None:
+        """Takes the values of a line of metrics.jsonl."""
         for tracker in list(self._trackers):
             self._carefully(tracker, lambda tracker=tracker: tracker.write(values))
         if "learning_rate" not in values:  # an evaluation

@@ -17,7 +17,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -64,7 +64,6 @@ class RunFolder:
         self.config = config  # as it was asked for, with what each machine decides for itself left open
         self.path = Path(config.run.folder) / config.run.name
         resume = config.run.resume
-        self.watch: Callable[[dict[str, Any]], None] | None = None  # is shown each line of metrics.jsonl
         self._lock: int | None = None
         self._file: TextIO = io.StringIO()  # metrics.jsonl, once it is open
         try:
@@ -147,8 +146,6 @@ class RunFolder:
         with self.writing("metrics.jsonl"):
             self._file.write(json.dumps(_finite_only(values)) + "\n")
             self._file.flush()
-        if self.watch:
-            self.watch(values)
 
     def sample(self, step: int, text: str) -> None:
         """Adds a text to samples.txt."""

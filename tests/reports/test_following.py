@@ -26,22 +26,28 @@ def shown(folder):
     return json.loads(text.split('id="data">')[1].split("</script>")[0])["runs"][0]
 
 
-def step(folder, number, **values):
-    folder.metric(step=number, loss=2.5, learning_rate=1e-3, grad_norm=1.0, skipped=0, step_seconds=0.5, **values)
+def metric(run, **values):
+    """A line of metrics.jsonl, as the trainer writes and shows it."""
+    run.folder.metric(**values)
+    run.observe(values)
+
+
+def step(run, number, **values):
+    metric(run, step=number, loss=2.5, learning_rate=1e-3, grad_norm=1.0, skipped=0, step_seconds=0.5, **values)
 
 
 def test_the_page_is_there_while_the_run_goes_on_and_says_at_the_end_that_it_ended(config, monkeypatch):
     monkeypatch.setattr(following, "SECONDS", 0.05)
     monkeypatch.setattr(following, "SHARE", 1e9)
     said, folder = [], RunFolder(config())
-    with Following(folder, config(), said.append):
-        step(folder, 1)
+    with Following(folder, config(), said.append) as run:
+        step(run, 1)
         until = time.monotonic() + 60
         while not (folder.path / "report.html").exists() or shown(folder)["step"] < 1:
             assert time.monotonic() < until
             time.sleep(0.02)
         assert shown(folder)["state"] == "training"
-        step(folder, 2)
+        step(run, 2)
     folder.close()
     assert shown(folder)["state"] == "finished"
     assert shown(folder)["curves"]["learning_rate"] == [[1, 2], [1e-3, 1e-3]]
@@ -53,7 +59,7 @@ def test_the_page_is_there_while_the_run_goes_on_and_says_at_the_end_that_it_end
 def test_a_run_that_failed_has_a_report_that_says_why(config):
     folder = RunFolder(config())
     run = Following(folder, config(), print).__enter__()
-    step(folder, 1)
+    step(run, 1)
     run.__exit__(RuntimeError, RuntimeError("the loss is nan"), None)
     folder.close()
     assert shown(folder)["state"] == "stopped: the loss is nan"
@@ -71,10 +77,10 @@ def test_it_takes_a_two_hundredth_of_the_time_and_no_more(config, monkeypatch):
 
     monkeypatch.setattr(following.Report, "write", write)
     folder = RunFolder(config())
-    with Following(folder, config(), print):
+    with Following(folder, config(), print) as run:
         until = time.monotonic() + 2.5
         while time.monotonic() < until:
-            folder.metric(step=1, val_loss=2.0)
+            metric(run, step=1, val_loss=2.0)
             time.sleep(0.01)
     folder.close()
     assert work[-1] == "finished"
@@ -87,16 +93,16 @@ def test_nothing_that_goes_wrong_with_it_ends_the_run(config, monkeypatch):
 
     monkeypatch.setattr(following.page, "render", fail)
     said, folder = [], RunFolder(config())
-    with Following(folder, config(), said.append):
-        step(folder, 1)
+    with Following(folder, config(), said.append) as run:
+        step(run, 1)
     folder.close()
     assert said == ["report.html: not written (No space left on device)"]
 
 
 def test_off_it_writes_none(config):
     folder = RunFolder(config(report=False))
-    with Following(folder, config(report=False), print):
-        step(folder, 1)
+    with Following(folder, config(report=False), print) as run:
+        step(run, 1)
     folder.close()
     assert not (folder.path / "report.html").exists()
 
@@ -124,9 +130,9 @@ def test_a_tracker_that_fails_is_left_and_training_goes_on(config, monkeypatch):
 
     monkeypatch.setattr(trackers, "start", lambda config, folder: [Failing()])
     said, folder = [], RunFolder(config(report=False))
-    with Following(folder, config(report=False), said.append):
-        step(folder, 1)
-        step(folder, 2)
+    with Following(folder, config(report=False), said.append) as run:
+        step(run, 1)
+        step(run, 2)
     folder.close()
     assert said == ["tensorboard: no network; nothing more is written there"]
 
@@ -138,10 +144,10 @@ def test_tensorboard_reads_what_was_written(config):
     )
     made = config(trackers="tensorboard", report=False)
     folder = RunFolder(made)
-    with Following(folder, made, print):
-        step(folder, 1, mfu=None)
-        step(folder, 2)
-        folder.metric(step=2, task="hellaswag", accuracy=0.25, examples=4)
+    with Following(folder, made, print) as run:
+        step(run, 1, mfu=None)
+        step(run, 2)
+        metric(run, step=2, task="hellaswag", accuracy=0.25, examples=4)
     folder.close()
     (path,) = (folder.path / "tensorboard").iterdir()
     read = [

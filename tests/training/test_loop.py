@@ -75,11 +75,11 @@ def words(**changes: Any) -> list[str]:
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
-def run(command: list[str], name: str) -> Finished:
+def run(command: list[str], name: str, *observers: loop.Observer) -> Finished:
     """Trains in runs/NAME of the current folder."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = cli.main([*command, "--run.name", name])
+        status = cli.main([*command, "--run.name", name], observers)
     return Finished(status, Path("runs", name).absolute(), out.getvalue(), err.getvalue())
 
 
@@ -113,21 +113,16 @@ def observed(work):
         if event == "/jax/core/compile/backend_compile_duration":
             compilations.append(event)
 
-    record = loop._Run._record
-
-    def observe(self, step, pending):
-        record(self, step, pending)
-        if pending is not None:
-            leaves = [leaf for leaf in jax.tree.leaves(self.state) if leaf.dtype == jnp.float32]
+    def observe(trainer, values):
+        if "loss" in values:
+            leaves = [leaf for leaf in jax.tree.leaves(trainer.state) if leaf.dtype == jnp.float32]
             addresses = frozenset(leaf.unsafe_buffer_pointer() for leaf in leaves)
             held = sum(array.nbytes for array in jax.live_arrays())
-            observations.append(Observation(step, len(compilations), held, addresses))
+            observations.append(Observation(values["step"], len(compilations), held, addresses))
 
     gc.collect()
     jax.monitoring.register_event_duration_secs_listener(listen)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Run, "_record", observe)
-        finished = run(words(), "first")
+    finished = run(words(), "first", observe)
     jax.monitoring.unregister_event_duration_listener(listen)
     return finished, observations
 
@@ -387,10 +382,10 @@ def test_ctrl_c_saves_and_the_model_generates(work, capsys):
 
 
 def test_ctrl_c_before_the_first_step_saves_nothing(monkeypatch):
-    def interrupted(*args):
+    def interrupted(trainer):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "_Run", interrupted)
+    monkeypatch.setattr(loop, "_run", interrupted)
     finished = run(words(), "early")
     assert finished.status == 130
     assert finished.errors == "\nstopped with Ctrl-C\n"

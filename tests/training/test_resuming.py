@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,13 @@ OPTIONS = {
 }
 
 
-def run(name: str, *more: str, **changes: Any) -> tuple[int, str, str]:
+def run(name: str, *more: str, observers: Sequence[loop.Observer] = (), **changes: Any) -> tuple[int, str, str]:
     """Trains in runs/NAME; status and what was printed. `training_steps=3` changes an option."""
     options = OPTIONS | {name.replace("_", ".", 1).replace("_", "-"): value for name, value in changes.items()}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = cli.main([*words, "--run.name", name, *more])
+        status = cli.main([*words, "--run.name", name, *more], observers)
     return status, out.getvalue(), err.getvalue()
 
 
@@ -297,18 +298,14 @@ def test_a_run_that_stopped_for_nan_can_go_on(whole, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_run_that_a_signal_stopped_goes_on(whole, monkeypatch, number, status):
+def test_a_run_that_a_signal_stopped_goes_on(whole, number, status):
     """Whatever it wrote while it ended is gone, and comes at its own time."""
-    record = loop._Run._record
 
-    def interrupt(self, step, pending):
-        record(self, step, pending)
-        if step == 7 and pending is not None:
+    def interrupt(trainer, values):
+        if values["step"] == 7 and "loss" in values:
             signal.raise_signal(number)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "_record", interrupt)
-        ended, _, err = run("signal", "--run.overwrite")
+    ended, _, err = run("signal", "--run.overwrite", observers=[interrupt])
     assert ended == status
     assert "; saved in runs/signal/checkpoints/" in err
     after = checkpoints.whole_steps(Path("runs/signal/checkpoints"))
