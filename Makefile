@@ -50,7 +50,7 @@ lint: env $(INSTALLED)/test $(INSTALLED)/lint ## check style and types
 	@$(VENV)/bin/python -m pyright
 
 bench: env $(INSTALLED)/parity ## measure the speed beside PyTorch and plain JAX
-	@$(RUN) bench $(ARGS)
+	@$(VENV)/bin/python -m benchmarks.bench $(ARGS)
 
 notebooks: env $(INSTALLED)/notebooks ## open the notebooks in JupyterLab
 	@$(VENV)/bin/python -m jupyterlab --ServerApp.root_dir=. \

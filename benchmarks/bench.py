@@ -1,233 +1,97 @@
-"""Speed and memory of a whole train step beside others', on the same weights and tokens.
+"""Measures one training step beside jax.value_and_grad's and PyTorch's.
 
-Each implementation runs in a process of its own, by turns: in every round each runs once, so that a machine that gets
-slower or faster does so for all. After the first round the losses and gradient norms are compared; what doesn't compute
-the same thing isn't measured further.
+python -m benchmarks.bench [options]; --help lists them.
 """
 
-import importlib.util
-import json
-import os
-import statistics
-import subprocess
 import sys
-import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Literal, get_args
 
-from matplotlib.figure import Figure
+import tyro
 
-from benchmarks import machine
-from benchmarks.peers.spec import STEP, Spec
-from jaxgpt.config import Compute, Model, Optimizer
-from jaxgpt.errors import RunError
-from jaxgpt.training import flops
+from benchmarks import compare
+from jaxgpt import allocator, cli, command_line, settings
+from jaxgpt.config import Compute
+from jaxgpt.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
-MODULES = {"ours": "ours", "jax.grad": "jax_grad", "torch": "torch_gpt2", "torch.compile": "torch_gpt2"}
-COLOURS = {"ours": "#1b6ca8", "jax.grad": "#e09f3e", "torch": "#9aa0a6", "torch.compile": "#5f6368"}
-OPTIMIZER = Optimizer(schedule="constant")
-# Largest relative difference of loss and gradient norm. A GPU multiplies float32 matrices as TF32, of 10 bits.
-LIMITS = {"float32": 1e-4, "bfloat16": 2e-2}
-GPU_LIMITS = {"float32": 2e-3, "bfloat16": 2e-2}
-KEYS = (
-    "who", "dtype", "batch", "sequence", "step_seconds", "tokens_per_second",
-    "temp_bytes", "peak_bytes", "compile_seconds", "loss", "grad_norm",
-)  # fmt: skip
-
-Result = dict  # a peer's answer, see peers/spec.py
+PROGRAM = "-m benchmarks.bench"  # as it is typed behind "python"
+Implementation = Literal["ours", "jax.grad", "torch", "torch.compile"]
 
 
-def bench(
-    model: Model,
-    *,
-    sizes: list[tuple[int, int]],
-    dtypes: list[str],
-    steps: int,
-    rounds: int,
-    minutes: float,
-    who: list[str],
-    compute: Compute,
-    output: Path | None,
-    chart: Path,
-) -> int:
-    """Measure `who` for each dtype and each (B, T) of `sizes`: print tables, draw `chart`, write JSON to `output`.
+@dataclass(frozen=True)
+class Bench:
+    """Measures one training step beside jax.value_and_grad's and PyTorch's, each in a process of its own."""
 
-    `steps` are timed in each of `rounds` processes, after untimed ones, and a process that takes more than so many
-    `minutes` is stopped. Returns 1 where implementations disagree or one failed, and 0 otherwise. RunError where this
-    project's own step fails.
-    """
-    who = available(who)
-    for path in (output, chart):
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-    results, passed = [], True
-    with tempfile.TemporaryDirectory(prefix="jaxgpt-bench-") as folder:
-        for batch, sequence in sizes:
-            weights = Path(folder) / "weights.npz"
-            spec = Spec(model, batch, sequence, "float32", steps, str(weights), OPTIMIZER, compute)
-            start("weights", spec, Path(folder), minutes)
-            for dtype in dtypes:
-                measured, agreed = measure(replace(spec, dtype=dtype), who, rounds, Path(folder), minutes)
-                passed &= agreed
-                results += measured
-                if measured:
-                    print(table(model, measured), flush=True)
-    if not results:
-        raise RunError("none of the implementations ran; what each said is above")
-    draw(results, model, chart)
-    print(f"chart: {chart}")
-    if output:
-        output.write_text(json.dumps([{key: result[key] for key in KEYS} for result in results], indent=2) + "\n")
-        print(f"figures: {output}")
-    return 0 if passed else 1
+    config: str = "gpt2_124m"
+    """Take the model's shape and the compute options from configs/CONFIG.toml, or from the path of a .toml file."""
+    sizes: tuple[str, ...] = ("2x512",)
+    """Sequences and their length, such as 2x512 4x1024."""
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    """Compute dtypes."""
+    who: tuple[Implementation, ...] = get_args(Implementation)
+    """What to measure."""
+    steps: int = 5
+    """Steps timed in a process, after two that are not."""
+    rounds: int = 1
+    """How many times each is run, in turn, so that a drift of the machine's speed hits all alike."""
+    minutes: float = 20.0
+    """How long a process may take; then it is stopped and left out."""
+    output: str = ""
+    """Write the figures to this JSON file."""
+    chart: str = "bench.png"
+    """Draw the bar chart to this PNG file."""
+    profile: str = ""
+    """Measure only our own step, at the first size and dtype: write a trace that XProf and Perfetto open to this folder
+    and print a table of time per layer, forward and backward."""
+    compute: Annotated[Compute, tyro.conf.arg(name="compute")] = field(default_factory=Compute)
 
 
-def available(who: list[str]) -> list[str]:
-    """Those whose packages are installed; says of the others what installs them."""
-    missing = [package for package in ("torch", "transformers") if importlib.util.find_spec(package) is None]
-    if not missing:
-        return who
-    for name in who:
-        if MODULES[name] == "torch_gpt2":
-            print(f"{name} is left out: it needs {' and '.join(missing)}; pip install -e .[parity] (or: make bench)")
-    return [name for name in who if MODULES[name] != "torch_gpt2"]
+def run(words: list[str]) -> int:
+    """Prints tables, draws a chart, writes JSON; 1 if the implementations don't agree."""
+    name, rest = command_line.take(words, "--config")
+    config = settings.read(settings.find_config(name := name or Bench.config))
+    options = command_line.read(Bench, rest, PROGRAM, default=Bench(config=name, compute=config.compute))
+    settings.check(replace(config, compute=options.compute))
+    for key in ("steps", "rounds", "minutes"):
+        settings.check_number(getattr(options, key), "", key, positive=True)
+    if options.compute.recompute == "auto":
+        raise UserError("--compute.recompute auto: name the level to measure")
+    if not (options.sizes and options.dtypes and options.who):
+        raise UserError("--sizes, --dtypes and --who each need at least one value")
+    sizes = [_size(text, config.model.context) for text in options.sizes]
+    from jaxgpt.training import corpus
+
+    model = corpus.resolve_without_text(config).model
+    if options.profile:
+        from jaxgpt.reports import profile
+
+        compute = replace(options.compute, dtype=options.dtypes[0])
+        return profile.report(replace(config, model=model, compute=compute), *sizes[0], Path(options.profile))
+    return compare.compare(
+        model,
+        sizes=sizes,
+        dtypes=list(options.dtypes),
+        steps=options.steps,
+        rounds=options.rounds,
+        minutes=options.minutes,
+        who=list(options.who),
+        compute=options.compute,
+        output=Path(options.output) if options.output else None,
+        chart=Path(options.chart),
+    )
 
 
-def measure(spec: Spec, who: list[str], rounds: int, folder: Path, minutes: float) -> tuple[list[Result], bool]:
-    """One result for each implementation, over all rounds; and whether all ran and agreed."""
-    runs: dict[str, list[Result]] = {name: [] for name in who}
-    complete = True
-    for number in range(rounds):
-        for name in list(runs):
-            print(f"{spec.dtype} B={spec.batch} T={spec.sequence}, round {number + 1} of {rounds}: {name}", flush=True)
-            try:
-                answer = start(MODULES[name], replace(spec, compile=name == "torch.compile"), folder, minutes)
-            except RunError as error:
-                if name == "ours":
-                    raise
-                print(f"{name} is left out: {error}")
-                complete = False
-                del runs[name]
-                continue
-            runs[name].append(json.loads(answer.splitlines()[-1]))
-            if number == 0 and runs[name][0]["note"]:
-                print(f"{name}: {runs[name][0]['note']}", flush=True)
-        if number == 0 and runs and not agree([first for (first,) in runs.values()]):
-            return [first for (first,) in runs.values()], False
-    return [combine(answers) for answers in runs.values()], complete
+def _size(text: str, context: int) -> tuple[int, int]:
+    """ "2x512" as (2, 512)."""
+    batch, _, length = text.partition("x")
+    if not (batch.isdecimal() and length.isdecimal()):
+        raise UserError(f"--sizes {text}: give sequences x length, such as 2x512")
+    if not (1 <= int(batch) <= settings.LARGEST and 1 <= int(length) <= context):
+        raise UserError(f"--sizes {text}: give at least 1 sequence, and a length from 1 to {context} for this model")
+    return int(batch), int(length)
 
 
-def start(module: str, spec: Spec, folder: Path, minutes: float) -> str:
-    """Run a program of `peers` and return what it printed.
-
-    RunError with its last words where it fails, and with what it had measured where it takes more than `minutes`.
-    """
-    path = folder / "spec.json"
-    spec.write(path)
-    command = [sys.executable, "-m", f"benchmarks.peers.{module}", "--spec", str(path)]
-    # What torch.compile has compiled once is used again in later rounds of this benchmark, but not of an earlier one.
-    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "torch"), "TOKENIZERS_PARALLELISM": "false"}
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60 * minutes, check=False
-        )
-    except subprocess.TimeoutExpired as stopped:
-        lines = (stopped.stderr or b"").decode(errors="replace").splitlines()  # bytes, whatever was asked for
-        steps = [line for line in lines if line.startswith(STEP)]
-        had = f"its last {steps[-1]}" if steps else "no step was done"
-        raise RunError(f"stopped after {minutes:g} minutes (--minutes), {had}") from None
-    if done.returncode:
-        words = done.stderr.strip().splitlines()
-        killed = "killed by the system, which may be out of memory" if done.returncode < 0 else "no message"
-        raise RunError(f"{module} failed: {words[-1] if words else killed}")
-    return done.stdout
-
-
-def agree(results: list[Result]) -> bool:
-    """Whether losses and gradient norms are those of the first, within the dtype's limit; says so."""
-    reference = results[0]
-    limit = (LIMITS if reference["device"] == "cpu" else GPU_LIMITS)[reference["dtype"]]
-    agreed = True
-    for result in results[1:]:
-        for key in ("loss", "grad_norm"):
-            difference = abs(result[key] - reference[key]) / abs(reference[key])
-            if not difference <= limit:  # NaN fails too
-                agreed = False
-                print(
-                    f"DISAGREEMENT: {key} of {result['who']} is {result[key]:.6g}, of {reference['who']} "
-                    f"{reference[key]:.6g}: {difference:.1e} apart, and {limit:g} is allowed"
-                )
-    if agreed and len(results) > 1:
-        print(
-            f"all agree within {limit:g}: loss {reference['loss']:.5f}, gradient norm {reference['grad_norm']:.5f}",
-            flush=True,
-        )
-    return agreed
-
-
-def combine(answers: list[Result]) -> Result:
-    """The median time and compile time over the rounds, and the largest memory.
-
-    torch.compile's first round, which compiles everything, is the one whose compile time counts.
-    """
-    first = answers[0]
-    seconds = statistics.median(answer["step_seconds"] for answer in answers)
-    return first | {
-        "step_seconds": seconds,
-        "tokens_per_second": first["batch"] * first["sequence"] / seconds,
-        "compile_seconds": max(answer["compile_seconds"] for answer in answers),
-        "peak_bytes": max(answer["peak_bytes"] for answer in answers),
-    }
-
-
-def table(model: Model, results: list[Result]) -> str:
-    """One line for each implementation. The ratio is its time to ours: above 1, ours is faster."""
-    ours = next((result["step_seconds"] for result in results if result["who"] == "ours"), None)
-    peak = next((result["peak_flops"] for result in results if result["peak_flops"]), None)
-    rate = "MFU" if peak else "TFLOP/s"
-    first = results[0]
-    lines = [
-        f"\nB={first['batch']} T={first['sequence']} {first['dtype']}, {device(first)}",
-        f"{'':14}{'step ms':>10}{'ratio':>8}{'tokens/s':>11}{rate:>9}{'compile s':>11}{'temp MiB':>10}{'peak MiB':>10}",
-    ]
-    for result in results:
-        work = result["tokens_per_second"] * flops.per_token(model, result["sequence"])
-        lines.append(
-            f"{result['who']:14}{1e3 * result['step_seconds']:10.1f}"
-            f"{'' if ours is None else format(result['step_seconds'] / ours, '.2f'):>8}"
-            f"{result['tokens_per_second']:11.0f}"
-            f"{format(work / peak, '.1%') if peak else format(work / 1e12, '.3f'):>9}"
-            f"{result['compile_seconds']:11.1f}{mebibytes(result['temp_bytes']):>10}{mebibytes(result['peak_bytes']):>10}"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def device(result: Result) -> str:
-    """The name of what the result was measured on."""
-    return machine.cpu_name() if result["device"] == "cpu" else result["device"]
-
-
-def mebibytes(count: int | None) -> str:
-    return "-" if count is None else f"{count / 2**20:.0f}"
-
-
-def draw(results: list[Result], model: Model, path: Path) -> None:
-    """Bars of tokens per second: a panel for each dtype and size."""
-    panels = list(dict.fromkeys((result["dtype"], result["batch"], result["sequence"]) for result in results))
-    figure = Figure(figsize=(1.5 + 2.6 * len(panels), 3.6), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)
-    for axis, panel in zip(axes[0], panels, strict=True):
-        shown = [result for result in results if (result["dtype"], result["batch"], result["sequence"]) == panel]
-        names = [result["who"] for result in shown]
-        bars = axis.bar(
-            names, [result["tokens_per_second"] for result in shown], color=[COLOURS[name] for name in names]
-        )
-        axis.bar_label(bars, fmt="{:,.0f}", fontsize=8)
-        axis.set_title("{}, B={}, T={}".format(*panel), fontsize=10)
-        axis.tick_params(axis="x", labelrotation=30, labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.margins(y=0.12)
-    axes[0, 0].set_ylabel("tokens/s, whole train step")
-    figure.suptitle(f"L={model.layers}, C={model.width}, V={model.vocabulary_size}: {device(results[0])}", fontsize=10)
-    figure.savefig(path, dpi=150)
+if __name__ == "__main__":
+    allocator.restart_with_settings()
+    sys.exit(cli.run(run, sys.argv[1:]))

@@ -11,14 +11,13 @@ depend on.
     python run.py convert FROM TO               weights between runs, Hugging Face's folders and llm.c's files
     python run.py verify --model M --state S    compare the forward and backward with what llm.c wrote down
     python run.py gradcheck                     compare every hand-written gradient with jax.grad
-    python run.py bench                         measure a training step beside jax.grad's and PyTorch's
 """
 
 import errno
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -45,16 +44,17 @@ def main(arguments: Sequence[str] | None = None, observers: Sequence["Observer"]
         sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = "train" if not words or words[0].startswith("-") else words.pop(0)
+    if "--version" in words or words[:1] == ["-V"]:
+        return run(lambda _: version(), words)
+    if command == "train":
+        return run(lambda words: train(words, observers), words)
+    return run(COMMANDS.get(command, lambda _: no_such_command(command)), words)
+
+
+def run(command: Callable[[list[str]], int], words: list[str]) -> int:
+    """Runs a command with the words behind its name. Returns its status, or that of the error that it ended with."""
     try:
-        if "--version" in words or words[:1] == ["-V"]:
-            return version()
-        if command not in COMMANDS:
-            is_config = command in settings.config_names()
-            near = f"; did you mean --config {command}?" if is_config else settings.nearest(command, COMMANDS)
-            raise UserError(
-                f"{command}: there is no such command{near} There are: {', '.join(COMMANDS)}; see python run.py --help"
-            )
-        return train(words, observers) if command == "train" else COMMANDS[command](words)
+        return command(words)
     except JaxgptError as error:
         print(printable(str(error) if isinstance(error, Interrupted) else f"error: {error}"), file=sys.stderr)
         return error.status
@@ -68,6 +68,20 @@ def main(arguments: Sequence[str] | None = None, observers: Sequence["Observer"]
     except KeyboardInterrupt:  # where no training step would be lost
         print("\nstopped with Ctrl-C", file=sys.stderr)
         return Interrupted.status
+
+
+def no_such_command(command: str) -> int:
+    """Raises a UserError that names the command which may have been meant."""
+    if command == "bench":
+        raise UserError(
+            "bench: not a command of the package, which doesn't hold what it compares with. In a clone: make bench, or "
+            "python -m benchmarks.bench"
+        )
+    is_config = command in settings.config_names()
+    near = f"; did you mean --config {command}?" if is_config else settings.nearest(command, COMMANDS)
+    raise UserError(
+        f"{command}: there is no such command{near} There are: {', '.join(COMMANDS)}; see python run.py --help"
+    )
 
 
 def version() -> int:
@@ -106,7 +120,7 @@ def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
         settings.check(config)
         from jaxgpt.training import loop
 
-        loop.train(config, observers)
+        loop.train(config, *observers)
     return 0
 
 
@@ -289,13 +303,6 @@ def report(words: list[str]) -> int:
     return command.run(words)
 
 
-def bench(words: list[str]) -> int:
-    """Measures a training step beside others'."""
-    from jaxgpt import bench_command
-
-    return bench_command.run(words)
-
-
 COMMANDS = {
     "train": train,
     "prepare": prepare,
@@ -306,5 +313,4 @@ COMMANDS = {
     "convert": convert,
     "verify": verify,
     "gradcheck": gradcheck,
-    "bench": bench,
 }

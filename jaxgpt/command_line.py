@@ -22,7 +22,7 @@ def read(kind: type[Options], words: list[str], command: str, **more: Any) -> Op
     UserError, with what may have been meant, for each option that there isn't. Whatever else is wrong tyro says, and
     ends with status 2 as well.
     """
-    prog = f"run.py {command}".strip()
+    prog = command if command.startswith("-m") else f"run.py {command}".strip()  # as it is typed behind "python"
     known = list(names(kind))
     unknown = [word for word in _options_of(words) if word not in OF_ALL and _name(word) not in known]
     if unknown:

@@ -113,9 +113,9 @@ def fails(capsys):
 
     from jaxgpt import cli  # not before the import hook above
 
-    def run(*words: str) -> str:
+    def run(*words: str, command=None) -> str:
         try:
-            status = cli.main(words)
+            status = cli.run(command, list(words)) if command else cli.main(words)
         except SystemExit as error:  # as the parser of the command line ends it
             status = error.code
         out, err = capsys.readouterr()

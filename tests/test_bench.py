@@ -5,10 +5,9 @@ import time
 
 import pytest
 
-from benchmarks import bench
-from benchmarks.bench import agree, combine
+from benchmarks import bench, compare
+from benchmarks.compare import agree, combine
 from benchmarks.peers.spec import Spec
-from jaxgpt import cli
 from jaxgpt.config import Compute, Model, Optimizer
 from jaxgpt.errors import RunError
 from jaxgpt.reports import profile
@@ -50,24 +49,25 @@ def answer(who="ours", **values):
         (["--config", "quikstart"], "did you mean quickstart?"),
         (["--who", "theirs"], "invalid choice"),
         (["--compute.attention-block", "0"], "--compute.attention-block is 0, and must be greater than 0"),
+        (["--recompute", "none"], "did you mean --compute.recompute?"),
         (["--compute.recompute", "auto"], "--compute.recompute auto: name the level to measure"),
     ],
 )
 def test_a_mistake_in_the_words(fails, monkeypatch, words, message):
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr(bench, "bench", None)  # nothing is measured
-    assert message in fails("bench", *words)
+    monkeypatch.setattr(compare, "compare", None)  # nothing is measured
+    assert message in fails(*words, command=bench.run)
 
 
 def test_the_words_reach_the_benchmark(monkeypatch):
     seen = {}
-    monkeypatch.setattr(bench, "bench", lambda model, **options: seen.update(model=model, **options) or 7)
+    monkeypatch.setattr(compare, "compare", lambda model, **options: seen.update(model=model, **options) or 7)
     words = ["--sizes", "2x16", "4x8", "--dtypes", "bfloat16", "--steps", "3", "--rounds", "2"]
-    assert cli.main(["bench", "--config", "quickstart", *words, "--compute.recompute", "none"]) == 7
+    assert bench.run(["--config", "quickstart", *words, "--compute.recompute", "none"]) == 7
     assert seen["sizes"] == [(2, 16), (4, 8)]
     assert seen["dtypes"] == ["bfloat16"]
     assert (seen["steps"], seen["rounds"]) == (3, 2)
-    assert seen["who"] == list(bench.MODULES)
+    assert seen["who"] == list(compare.MODULES)
     assert seen["compute"].recompute == "none"
     assert seen["model"].vocabulary_size > 0
     assert seen["output"] is None
@@ -77,9 +77,13 @@ def test_a_profile_is_of_the_first_size_and_dtype(monkeypatch):
     seen = []
     monkeypatch.setattr(profile, "report", lambda *args: seen.extend(args) or 0)
     words = ["--config", "quickstart", "--sizes", "2x16", "4x8", "--dtypes", "bfloat16", "float32"]
-    assert cli.main(["bench", *words, "--profile", "trace"]) == 0
+    assert bench.run([*words, "--profile", "trace"]) == 0
     config, batch, length, folder = seen
     assert (batch, length, folder.name, config.compute.dtype) == (2, 16, "trace", "bfloat16")
+
+
+def test_as_a_command_of_the_package_it_is_said_where_it_is(fails):
+    assert "make bench" in fails("bench", "--sizes", "2x512")
 
 
 # Processes
@@ -99,11 +103,11 @@ def test_a_process_that_takes_too_long_is_stopped(tmp_path, monkeypatch, program
     for folder in (peers.parent, peers):
         (folder / "__init__.py").touch()
     (peers / "slow.py").write_text(f"import sys, time\n{program}\ntime.sleep(600)")
-    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
     spec = Spec(Model(), 1, 8, "float32", 1, "", Optimizer(), Compute())
     began = time.monotonic()
     with pytest.raises(RunError, match=r"stopped after 0.05 minutes \(--minutes\), " + had):
-        bench.start("slow", spec, tmp_path, 0.05)
+        compare.start("slow", spec, tmp_path, 0.05)
     assert time.monotonic() - began < 60  # of the 600 that it sleeps
 
 

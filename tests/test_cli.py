@@ -103,7 +103,7 @@ def test_resume_and_overwrite_exclude_each_other(fails, run):
 )
 def test_resume_as_it_is_typed(monkeypatch, words, resume):
     configs = []
-    monkeypatch.setattr(loop, "train", lambda config, observers: configs.append(config))
+    monkeypatch.setattr(loop, "train", configs.append)
     assert cli.main(words) == 0
     assert configs[0].run.resume == resume
 

@@ -68,7 +68,6 @@ def test_a_mistake_in_the_words(fails, words, message):
         ("generate --run x --temprature 1", "--temperature"),
         ("generate --temprature 1", "--temperature"),  # before what is missing
         ("gradcheck --dtpye float32", "--dtype"),
-        ("bench --recompute none", "--compute.recompute"),
         # without its section, or in another one
         ("--learning-rate 1e-3", "--optimizer.learning-rate"),
         ("--training.learning-rate 1e-3", "--optimizer.learning-rate"),

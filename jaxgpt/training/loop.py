@@ -13,7 +13,7 @@ before it.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -42,7 +42,7 @@ from jaxgpt.training.trainer import Output, Trainer
 Observer = Callable[[Trainer, dict[str, Any]], None]
 
 
-def train(config: Config, observers: Collection[Observer] = ()) -> None:
+def train(config: Config, *observers: Observer) -> None:
     """Trains as the configuration says, in a new run folder, or going on in the one that is to be resumed.
 
     Args:

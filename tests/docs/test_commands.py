@@ -48,7 +48,7 @@ MORE = {
     "serve": ["--port", "0"],
 }
 QUICK = {"generate", "serve", "prepare"}  # on the README, run with the quick tests
-APART = {"gradcheck", "bench"}  # test_whole_commands.py runs them
+APART = {"gradcheck"}  # test_whole_commands.py runs it
 
 
 @pytest.fixture(scope="module")

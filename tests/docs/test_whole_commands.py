@@ -147,12 +147,15 @@ def small(command: Command, name: str) -> list[str]:
 # All lines
 
 
+HERE = {"benchmarks.bench", "jaxgpt.evaluation.lm_eval_adapter", "one_node.sh", "tensorboard"}
+
+
 def how(command: Command) -> str:
     """What runs it: another test file, one of the tests here, or none."""
     program = command.words[0].rpartition("/")[2] if command.kind in ("module", "script") else command.kind
     if program in NOT_RUN or (command.kind == "script" and "slurm" in program):
         return "not run"
-    if program in MODULES or program in ("jaxgpt.evaluation.lm_eval_adapter", "one_node.sh", "tensorboard"):
+    if program in MODULES or program in HERE:
         return "here"
     return "there" if command.kind in ("run", "curl") else f"{command.kind} {program} is run by no test"
 
@@ -246,10 +249,10 @@ def test_no_gradcheck_is_left_away():
 @pytest.mark.parametrize("more", [[], ["--profile", "trace"]])
 def test_bench_is_run(folder, more):
     """Ours and jax.grad, of one small model; PyTorch's part takes longer to start than all of this."""
-    known = [command.words[1:] for _, command in typed("run") if command.words[:1] == ["bench"]]
+    known = [command.words[1:] for _, command in typed("module") if command.words[0] == "benchmarks.bench"]
     assert sorted(known) == [[], ["--profile"]]
     own = "--config small.toml --sizes 2x8 --dtypes float32 --who ours jax.grad --steps 1"
-    said = run(sys.executable, ROOT / "run.py", "bench", *own.split(), *more)
+    said = run(sys.executable, "-m", "benchmarks.bench", *own.split(), *more)
     assert ("all agree within" in said) if not more else ("trace: trace" in said)
 
 
