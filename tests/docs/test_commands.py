@@ -172,7 +172,9 @@ def check_module(words: list[str]) -> None:
     assert found.origin
     source = Path(found.origin).read_text(encoding="utf-8")  # not imported: some bring PyTorch with them
     for word in rest:
-        known = any(f'"{option}"' in source for option in (word, word.removeprefix("--")))
+        key = word.removeprefix("--")
+        field = rf"^    {key.replace('-', '_')}: "  # as tyro makes an option of it
+        known = any(f'"{option}"' in source for option in (word, key)) or re.search(field, source, re.MULTILINE)
         assert known or not word.startswith("--"), f"{name} has no option {word}"
 
 
