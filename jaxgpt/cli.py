@@ -120,6 +120,8 @@ class Generate:
     """Of the first sample; the next one has the next."""
     chat: bool = False
     """Read lines from the terminal, or from a pipe, and go on with each, one text from the first line to the last."""
+    special: bool = False
+    """Take special tokens that a prompt spells out, such as <|endoftext|>, for the tokens and not for characters."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
 
 
@@ -136,9 +138,11 @@ def generate(words: list[str]) -> int:
     if options.chat:
         from jaxgpt.generation import chat
 
-        chat.chat(loaded, options.sampling, options.seed)
+        chat.chat(loaded, options.sampling, options.seed, special=options.special)
     else:
-        command.generate(loaded, prompts or ["\n"], options.samples, options.seed, options.sampling)
+        command.generate(
+            loaded, prompts or ["\n"], options.samples, options.seed, options.sampling, special=options.special
+        )
     return 0
 
 

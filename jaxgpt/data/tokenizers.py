@@ -56,8 +56,11 @@ class Tokenizer(ABC):
         return len(self.tokens)
 
     @abstractmethod
-    def encode(self, text: str) -> np.ndarray:
-        """The text's token ids, int32, 1-D. Raises UserError where the vocabulary can't express a character."""
+    def encode(self, text: str, *, special: bool = False) -> np.ndarray:
+        """The text's token ids, int32, 1-D. Raises UserError where the vocabulary can't express a character.
+
+        Special tokens in a text, such as <|endoftext|>, are the characters they consist of; with `special`, the tokens.
+        """
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of a 1-D sequence of ids; bytes that are not UTF-8 become U+FFFD. Raises UserError as `join`."""
@@ -111,7 +114,7 @@ class Characters(Tokenizer):
         self._codes = _codes(characters)
         self.tokens = [_utf8(character) for character in characters]
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str, *, special: bool = False) -> np.ndarray:
         codes = _codes(text)
         ids = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
         unknown = np.flatnonzero(self._codes[ids] != codes)
@@ -133,20 +136,21 @@ class Bytes(Tokenizer):
     name = "bytes"
     tokens = tuple(bytes([i]) for i in range(256))
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str, *, special: bool = False) -> np.ndarray:
         return np.frombuffer(_utf8(text), dtype=np.uint8).astype(np.int32)
 
 
 class BytePairs(Tokenizer):
-    """A byte-level byte-pair encoding. Special tokens in a text are encoded as the characters they consist of."""
+    """A byte-level byte-pair encoding."""
 
     def __init__(self, name: str, encoding: tiktoken.Encoding, end_of_text: int) -> None:
         self.name, self._encoding, self.end_of_text = name, encoding, end_of_text
         self.tokens = _tokens(encoding)
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str, *, special: bool = False) -> np.ndarray:
         _utf8(text)  # tiktoken would replace what UTF-8 can't express
-        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int32)
+        allowed = "all" if special else set()
+        return self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=()).astype(np.int32)
 
 
 class GPT2(BytePairs):
