@@ -199,7 +199,7 @@ def _tokens(value: Any, tokenizer: Tokenizer, vocabulary_size: int, special: boo
             400, f"prompt must be text, a list of texts, or lists of tokens from 0 to {size - 1}", param="prompt"
         )
     try:
-        tokens = prompt_tokens(value if isinstance(value, str) else "", tokenizer, special)
+        tokens = prompt_tokens(value if isinstance(value, str) else "", tokenizer, special, "it")
     except UserError as error:
         raise ApiError(400, f"prompt: {error}", param="prompt") from None
     if tokens.max() >= size:

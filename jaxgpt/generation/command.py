@@ -70,7 +70,10 @@ def generate(
 
 def prompts_in(path: Path) -> list[str]:
     """A file's lines. UserError where it can't be read or has an empty one."""
-    lines = files.text_lines(files.read_text(path, LARGEST_PROMPTS))
+    try:
+        lines = files.text_lines(files.read_text(path, LARGEST_PROMPTS))
+    except UserError as error:
+        raise UserError(f"--prompts {error}") from None
     if not lines or not all(lines):
         where = f"line {lines.index('') + 1} is empty" if lines else "it is empty"
         raise UserError(f"--prompts {shown(path)}: {where}; give one prompt on each line")
@@ -79,10 +82,7 @@ def prompts_in(path: Path) -> list[str]:
 
 def encode(prompt: str, tokenizer: Tokenizer, config: Config, special: bool) -> np.ndarray:
     """A prompt's tokens. UserError where there is none, or one that the model doesn't know."""
-    try:
-        tokens = texts.prompt_tokens(prompt, tokenizer, special)
-    except UserError as error:
-        raise UserError(f"--prompt: {error}") from None
+    tokens = texts.prompt_tokens(prompt, tokenizer, special, "--prompt")
     loader.check_vocabulary(tokens, config.model.vocabulary_size, "--prompt")
     return tokens
 

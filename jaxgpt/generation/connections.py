@@ -153,8 +153,8 @@ class Connection(H11Protocol):
                 (b"connection", b"close"),
             ]
             reason = HTTPStatus(status).phrase.encode()
-            for event in (h11.Response(status_code=status, headers=headers, reason=reason), h11.Data(data=body)):
-                self.transport.write(self.conn.send(event) or b"")
+            answer = (h11.Response(status_code=status, headers=headers, reason=reason), h11.Data(data=body))
+            self.transport.write(b"".join(self.conn.send(event) or b"" for event in answer))
         self._close()
 
     def _close(self) -> None:

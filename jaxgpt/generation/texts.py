@@ -31,13 +31,14 @@ class Request:
     until_end_of_text: bool = False
 
 
-def prompt_tokens(prompt: str, tokenizer: Tokenizer, special: bool = False) -> np.ndarray:
+def prompt_tokens(prompt: str, tokenizer: Tokenizer, special: bool, called: str) -> np.ndarray:
     """Returns a prompt's tokens. An empty prompt begins a document: it is the end-of-text token.
 
     Args:
         prompt: The text.
         tokenizer: The model's.
         special: Whether special tokens that the text spells out are taken for the tokens.
+        called: What an error calls the prompt.
 
     Raises:
         UserError: The tokenizer can't express the prompt, or it is empty and there is no end-of-text token.
@@ -47,8 +48,8 @@ def prompt_tokens(prompt: str, tokenizer: Tokenizer, special: bool = False) -> n
         return tokens
     if tokenizer.end_of_text is None:
         raise UserError(
-            f"it is empty, and the tokenizer {tokenizer.name} has no end-of-text token, which would begin a document: "
-            "give the text at least one character to begin with"
+            f"{called} is empty, and the tokenizer {tokenizer.name} has no end-of-text token, which would begin a "
+            "document: give the text at least one character to begin with"
         )
     return np.array([tokenizer.end_of_text], np.int32)
 

@@ -1,6 +1,10 @@
 """`run.py report`: its files, its server, and what it refuses."""
 
+import contextlib
+import http.client
 import json
+import socket
+import struct
 import threading
 import urllib.error
 import urllib.request
@@ -116,6 +120,32 @@ def get(url, **headers):
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read()
+
+
+def test_head_has_the_same_answer_without_its_body(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+    with contextlib.closing(connection):
+        for path in ("/", "/data.json", "/nothing"):  # on one connection, which a body would put out of step
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            expected = answer.status, answer.headers["Content-Type"], len(answer.read())
+            connection.request("HEAD", path)
+            answer = connection.getresponse()
+            assert (answer.status, answer.headers["Content-Type"], int(answer.headers["Content-Length"])) == expected
+            assert answer.read() == b""
+
+
+def test_addresses_that_are_none_and_clients_that_leave_are_no_tracebacks(server, capsys):
+    with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
+        connection.sendall(b"GET http://[ HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % server.server_port)
+        assert connection.recv(1000).startswith(b"HTTP/1.0 400")
+    for _ in range(3):
+        connection = socket.create_connection(("127.0.0.1", server.server_port))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets it
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % server.server_port)
+        connection.close()
+    assert get(server.url)[0] == 200
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_the_server_is_this_machines_alone_and_answers_to_no_other_name(server):
