@@ -5,7 +5,9 @@ repetition_penalty beside them. One that would change the answer and isn't there
 """
 
 import functools
+import itertools
 import json
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from jaxgpt.settings import nearest
 
 MOST_STOP_TEXTS = 4
 MOST_STOP_CHARACTERS = 256
+MOST_PARTS = 1000  # names and values of a body, beside the tokens of its prompts
 LONGEST_NAME = 60  # characters of what isn't known that are shown
 LEAST_SEED, MOST_SEED = -(2**63), 2**63 - 1
 ANY_SEED = -1  # as without one
@@ -62,14 +65,6 @@ def rendered(value: dict[str, Any]) -> bytes:
     return json.dumps(value, allow_nan=False).encode("ascii")
 
 
-def read(body: bytes) -> Any:
-    """Returns the JSON value of a body. ApiError where it has none."""
-    try:
-        return parse_json(body)
-    except ValueError as error:
-        raise ApiError(400, f"the body is not JSON: {shown(error)}") from None
-
-
 @dataclass(frozen=True)
 class Limits:
     """What one request may ask for."""
@@ -78,6 +73,26 @@ class Limits:
     """Tokens of prompt and answer together."""
     max_tokens: int
     texts: int
+
+
+# A JSON text's strings, numbers and words, and what opens a list or an object.
+_PARTS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|$)|[\[{]|[^\s",:\[\]{}]++', re.DOTALL)
+
+
+def read(body: bytes, limits: Limits) -> Any:
+    """Returns the JSON value of a body.
+
+    Raises:
+        ApiError: It has none, or of more parts than any request that could be answered: which is known before Python's
+            parser, for which all threads wait, makes hundreds of thousands of objects of it.
+    """
+    most = MOST_PARTS + limits.texts * limits.context
+    if next(itertools.islice(_PARTS.finditer(body), most, None), None):
+        raise ApiError(400, f"the body has more than {most} values")
+    try:
+        return parse_json(body)
+    except ValueError as error:
+        raise ApiError(400, f"the body is not JSON: {shown(error)}") from None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ CLOSING_SECONDS = 5  # for the last bytes of an answer to be taken
 LAST_SECONDS = 30  # that requests have to end when the server is told to
 LARGEST_HEAD = 1 << 14
 LONGEST_QUEUE = 1024  # connections that the system keeps until they are accepted
-SMALL_PIECE, MOST_SMALL_PIECES = 64, 4096  # bytes of a body's chunk, and how many chunks may have fewer
+SMALL_PIECE, MOST_SMALL_PIECES = 64, 1024  # bytes of a body's chunk, and how many chunks may have fewer
 
 
 class Requests(h11.Connection):

@@ -35,6 +35,7 @@ from jaxgpt.generation.rates import Rate, client_name
 from jaxgpt.generation.worker import Drawing, Worker
 
 LARGEST_BODY = 1 << 20
+SHORT_BODY = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Server:
     def __init__(self, worker: Worker, tokenizer: Tokenizer, options: Options):
         self._worker, self._tokenizer, self._options = worker, tokenizer, options
         self._rate, self._wrong_keys = Rate(options.per_minute, "requests"), Rate(options.wrong_keys, "wrong API keys")
-        self._reader = ThreadPoolExecutor(1, "requests")  # long ones may take a while, in which others are answered
+        # Long requests may take a while to become tokens, in which health is answered, and short ones are read.
+        self._short, self._long = ThreadPoolExecutor(1, "short requests"), ThreadPoolExecutor(1, "long requests")
         self._started = int(time.time())
 
     def app(self) -> Gate:
@@ -114,9 +116,9 @@ class Server:
         options = self._options
         body = await _body(request)
         asked = await asyncio.get_running_loop().run_in_executor(
-            self._reader,
+            self._short if len(body) <= SHORT_BODY else self._long,
             lambda: api.completion(
-                api.read(body), options.name, self._tokenizer, options.vocabulary_size, options.limits
+                api.read(body, options.limits), options.name, self._tokenizer, options.vocabulary_size, options.limits
             ),
         )
         if self._worker.failed:

@@ -1,7 +1,9 @@
 """`run.py report --live`: the report from a small server of this machine's own, which the page asks for news."""
 
+import contextlib
 import http.server
 import json
+import socket
 import sys
 import threading
 import urllib.parse
@@ -60,7 +62,21 @@ class Server(http.server.ThreadingHTTPServer):
 
 class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
-    timeout = 30  # seconds for a request to arrive
+    timeout: float = 30  # seconds for a request to arrive and to be answered
+
+    def handle(self) -> None:
+        """Answers the connection's request; a client that sends a byte now and then is cut off too."""
+        timer = threading.Timer(self.timeout, self._cut_off)
+        timer.daemon = True
+        timer.start()
+        try:
+            super().handle()
+        finally:
+            timer.cancel()
+
+    def _cut_off(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def do_GET(self) -> None:
         """The page, or its data, or 204 where the data are those that the page has."""

@@ -1,7 +1,9 @@
 """The server, as OpenAI's own client and a plain one see it."""
 
+import asyncio
 import contextlib
 import json
+import logging
 import socket
 import threading
 import time
@@ -17,7 +19,7 @@ from jaxgpt.data import tokenizers
 from jaxgpt.generation import api, rates, texts
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.texts import Batch
-from jaxgpt.generation.worker import Worker
+from jaxgpt.generation.worker import Job, Worker
 from jaxgpt.models import gpt2
 
 MISSING = "not installed: the extra test has it"
@@ -232,7 +234,7 @@ def test_models(client):
         ({"n": 3, "prompt": ["a", "b", "c"]}, "n", "3 texts for each of 3 prompts are more than 8 at once"),
         ({"prompt": ["a"] * 9}, "prompt", "1 texts for each of 9 prompts are more than 8 at once"),
         ({"seed": 2**63}, "seed", "must be from -9223372036854775808 to 9223372036854775807"),
-        ({"stop": ["a"] * 5000}, "stop", "stop must be a text, or up to 4 texts"),
+        ({"stop": ["a"] * 1000}, "stop", "stop must be a text, or up to 4 texts"),
         ({"stop": list("abcde")}, "stop", "stop must be a text, or up to 4 texts"),
         ({"stop": ""}, "stop", "stop must be a text"),
         ({"prompt": ""}, "prompt", "it is empty, and the tokenizer bytes has no end-of-text token"),
@@ -307,7 +309,7 @@ def in_form(body: bytes) -> dict:
     [
         (b"{", 400, "the body is not JSON"),
         (b"\xff", 400, "the body is not JSON"),
-        (b"[" * 100_000, 400, "the body is not JSON"),
+        (b"[" * 1000, 400, "the body is not JSON: more than 64 arrays or objects"),
         (b"[]", 400, "the body must be a JSON object"),
         (b"{}", 400, "model is missing"),
         (b'{"model": "tiny"}', 400, "it is empty, and the tokenizer bytes has no end-of-text token"),
@@ -316,6 +318,10 @@ def in_form(body: bytes) -> dict:
         (b'{"model": "tiny", "prompt": "a", "seed": ' + b"9" * 5000 + b"}", 400, "a number of 5,000 digits"),
         (b'{"model": "tiny", "prompt": "\\ud800"}', 400, "half a surrogate pair"),
         (b'{"model": "tiny", "prompt": "a", "temperature": NaN}', 400, "temperature is nan"),
+        (b'{"prompt": [' + b"[]," * 300_000, 400, "the body has more than 1512 values"),
+        (b'{"prompt": [' + b'"a",' * 200_000, 400, "the body has more than 1512 values"),
+        (b'{"prompt": [' + b"-1.5e3," * 100_000, 400, "the body has more than 1512 values"),
+        (b'{"prompt": "' + b'\\"' * 500_000, 400, "the body is not JSON"),  # a string without an end
         (b" " * (server.LARGEST_BODY + 1), 413, "the body is longer than"),
         (b" " * 8 * server.LARGEST_BODY, 413, "the body is longer than"),  # which it is sent to its end
     ],
@@ -514,6 +520,38 @@ def test_a_client_that_leaves_frees_its_slots(address, client, worker):
         time.sleep(0.01)
     assert worker.waiting == 0
     assert client.completions.create(model=NAME, prompt="a", max_tokens=1).usage.completion_tokens == 1
+
+
+def test_what_clients_send_is_written_out_in_the_log(capsys):
+    before = {
+        name: (logging.getLogger(name).handlers, logging.getLogger(name).propagate) for name in ("uvicorn", "asyncio")
+    }
+    try:
+        connections.log_to_stderr()
+        logging.getLogger("uvicorn.error").error("a client sent %s", "\x1b[31mred")
+        logging.getLogger("uvicorn.error").error("cancelled", exc_info=asyncio.CancelledError())
+        logging.getLogger("asyncio").warning("a warning")
+    finally:
+        for name, (handlers, propagate) in before.items():
+            logging.getLogger(name).handlers, logging.getLogger(name).propagate = handlers, propagate
+    assert capsys.readouterr().err == "ERROR: a client sent \\x1b[31mred\n"
+
+
+def test_what_has_begun_is_ended_when_its_time_is_over(worker, monkeypatch):
+    """The stream says so in its last event, and a whole answer by its status."""
+    monkeypatch.setattr(worker, "ask", lambda request, listener: Job(request, listener))  # never drawn
+    with ThreadPoolExecutor(2) as pool, listening(worker, key="") as address:
+        body = {"model": NAME, "prompt": "a"}
+        whole = pool.submit(post, address, json.dumps(body).encode())
+        streamed = json.dumps(body | {"stream": True}).encode()
+        head = POST + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(streamed)
+        stream = pool.submit(send, address, head + streamed)
+        while worker.waiting < 2:
+            time.sleep(0.01)
+        monkeypatch.setattr(connections, "LAST_SECONDS", 0.1)
+    assert whole.result()[0] == 503
+    assert b'data: {"error": {"message": "the server is ending"' in stream.result()
+    assert worker.waiting == 0
 
 
 def test_a_model_that_fails_is_said_to(capsys):

@@ -6,6 +6,7 @@ import json
 import socket
 import struct
 import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -146,6 +147,17 @@ def test_addresses_that_are_none_and_clients_that_leave_are_no_tracebacks(server
         connection.close()
     assert get(server.url)[0] == 200
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_slow_client_is_cut_off(server, monkeypatch):
+    monkeypatch.setattr(live.Handler, "timeout", 0.3)
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
+        with contextlib.suppress(OSError):
+            for byte in b"GET / HTTP/1.1":
+                connection.sendall(bytes([byte]))
+                time.sleep(0.1)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(100) == b""
 
 
 def test_the_server_is_this_machines_alone_and_answers_to_no_other_name(server):
