@@ -57,22 +57,24 @@ def _written_out(character: str) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
-def parse_json(text: str | bytes, constant: Callable[[str], Any] | None = None) -> Any:
+def parse_json(text: str | bytes, constant: Callable[[str], Any] | None = None, *, unique: bool = False) -> Any:
     """Returns the value of a JSON text.
 
     Args:
         text: The text; bytes have to be UTF-8, and may begin with a byte order mark.
         constant: What to make of NaN, Infinity and -Infinity; without it they are floats, as in Python's json.
+        unique: Whether a name twice in one object is an error; without it the last one counts.
 
     Raises:
         ValueError: It is no JSON, arrays and objects lie more than `DEEPEST` within one another, or an integer has
-            more than `LONGEST_NUMBER` digits. The reason is short and has no text of the input but single characters.
+            more than `LONGEST_NUMBER` digits. The reason is short, and fit to be printed.
     """
     text = decode(text) if isinstance(text, bytes) else text.removeprefix("\ufeff")
     if text.count("[") + text.count("{") > DEEPEST:
         _check_depth(text)
     try:
-        return json.loads(text, parse_int=_integer, parse_constant=constant)
+        hook = _unique if unique else None
+        return json.loads(text, parse_int=_integer, parse_constant=constant, object_pairs_hook=hook)
     except RecursionError:
         raise ValueError(_too_deep()) from None
 
@@ -117,6 +119,15 @@ def _integer(digits: str) -> int:
     if len(digits) > LONGEST_NUMBER:
         raise ValueError(f"a number of {len(digits):,} digits")
     return int(digits)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        name = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"{quoted(name)} is there twice")
+    return found
 
 
 def _too_deep() -> str:

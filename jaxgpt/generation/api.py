@@ -90,7 +90,7 @@ def read(body: bytes, limits: Limits) -> Any:
     if next(itertools.islice(_PARTS.finditer(body), most, None), None):
         raise ApiError(400, f"the body has more than {most} values")
     try:
-        return parse_json(body)
+        return parse_json(body, unique=True)
     except ValueError as error:
         raise ApiError(400, f"the body is not JSON: {shown(error)}") from None
 
