@@ -78,6 +78,7 @@ class _Body:
         self._crowded = bool(scope.get("state", {}).get("crowded"))
         # Such a client hasn't begun to send, and waits to be asked for it.
         self._waits = (_header(scope, b"expect") or "").lower() == "100-continue"
+        self._endless = int(_header(scope, b"content-length") or 0) > DROPPED_BYTES
         self._more = True
 
     async def receive(self) -> Message:
@@ -95,7 +96,7 @@ class _Body:
 
     async def _drop_rest(self) -> bool:
         """Reads what is left of the body. False where that is too much, or takes too long."""
-        left = DROPPED_BYTES
+        left = 0 if self._endless else DROPPED_BYTES
         try:
             async with asyncio.timeout(DROPPED_SECONDS):
                 while self._more and not self._waits and left > 0:

@@ -99,6 +99,9 @@ def test_a_body_that_is_no_request(address, body, status, message):
         (POST + b"Transfer-Encoding: chunked\r\n\r\nz\r\n", 400),
         (POST + b"Transfer-Encoding: chunked\r\n\r\n" + 5000 * b"1\r\na\r\n", 413),
         (POST + b"Connection: close\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", 415),
+        (POST + b"Content-Length: 99999999999999999999\r\n\r\n{", 413),
+        (POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n{", 400),
+        (POST + b"Content-Length: -1\r\n\r\n", 400),
         (POST + b"Expect: 100-continue\r\nContent-Length: 10000000\r\n\r\n", 413),
     ],
 )
