@@ -225,7 +225,7 @@ def test_a_link_out_of_the_folder(tmp_path):
     path = tmp_path / "hf" / huggingface.WEIGHTS
     path.rename(tmp_path / "elsewhere.safetensors")
     path.symlink_to(tmp_path / "elsewhere.safetensors")
-    with pytest.raises(UserError, match="leads out of .*hf by a link"):
+    with pytest.raises(UserError, match=r"leads out of .*hf by a link"):
         huggingface.open_folder(tmp_path / "hf")
     path.unlink()
     path.symlink_to(path)
