@@ -119,7 +119,7 @@ class HuggingFace(Tokenizer):
 def parse(text: str) -> dict[str, Any]:
     """Returns the object in a tokenizer.json. UserError where there is none, or it would break the package."""
     try:
-        content = foreign_text.parse_json(text)
+        content = foreign_text.parse_json(text, unique=True)
     except ValueError as error:
         raise UserError(f"not JSON ({error})") from None
     model = content.get("model") if isinstance(content, dict) else None

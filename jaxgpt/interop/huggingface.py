@@ -5,6 +5,7 @@ headers of the safetensors files before anything is allocated; safetensors itsel
 size.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,11 +130,10 @@ def _open(path: Path) -> Any:
     files.refuse_pointer(path, within)
     try:
         with files.open_file(path, within) as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = file.read(min(length, LARGEST_HEADER + 1))
-        if len(header) > LARGEST_HEADER:
-            raise ValueError(f"a header of {length:,} bytes")
-        foreign_text.parse_json(header, unique=True)
+            length, room = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size - 8
+            if length > min(room, LARGEST_HEADER):
+                raise ValueError(f"a header of {length:,} bytes, and {max(room, 0):,} follow")
+            foreign_text.parse_json(file.read(length), unique=True)
         return safe_open(str(path), framework="numpy")
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
