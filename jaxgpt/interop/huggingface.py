@@ -85,7 +85,7 @@ def open_folder(folder: Path) -> Source:
         tokenizer=tokenizer,
         load=lambda: _load(folder, found, model, tensors.DTYPES[dtype]),
         notes=(*notes, *huggingface_config.notes(config)),
-        unreadable_tokenizer=bool(notes),
+        unreadable_tokenizer=tokenizer is None and bool(notes),
     )
 
 

@@ -19,7 +19,7 @@ from jaxgpt.data import tokenizer_json
 from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.data.tokenizers import GPT2, Bytes, Characters, Tokenizer, Trained, gpt2_merges
 from jaxgpt.errors import UserError
-from jaxgpt.foreign_text import shown
+from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.interop import byte_level
 from jaxgpt.interop.byte_level import BYTE_OF, END_OF_TEXT
 
@@ -152,7 +152,7 @@ def read(folder: Path, model: Model, end_of_text: int | None = None) -> tuple[To
         return None, tuple(f"its tokenizer is {name} alone: save it with transformers as {FILE}" for name in other[:1])
     if tokenizer.vocabulary_size > model.vocabulary_size:
         return None, (f"its tokenizer has {tokenizer.vocabulary_size} tokens, more than the model",)
-    return tokenizer, ()
+    return tokenizer, _disagreements(folder, tokenizer)
 
 
 def read_file(path: Path) -> Tokenizer:
@@ -294,6 +294,22 @@ def _names(folder: Path) -> list[str]:
         token = token.get("content") if isinstance(token, dict) else token
         found += [token] if isinstance(token, str) else []
     return found
+
+
+def _disagreements(folder: Path, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Returns notes of what tokenizer_config.json says otherwise than tokenizer.json, whose word counts."""
+    config, notes = _config(folder, CONFIG), []
+    added = config.get("added_tokens_decoder")
+    names = (
+        [token.get("content") for token in added.values() if isinstance(token, dict)] if isinstance(added, dict) else []
+    )
+    known = tokenizer.id_of if isinstance(tokenizer, HuggingFace) else {END_OF_TEXT: tokenizer.end_of_text}.get
+    missing = [name for name in names if isinstance(name, str) and known(name) is None]
+    if missing:
+        notes.append(f"{CONFIG} adds {len(missing):,} tokens that {FILE} hasn't got: {quoted(missing[0])} first")
+    if config.get("add_prefix_space") is True and isinstance(tokenizer, GPT2 | Trained):
+        notes.append(f"{CONFIG} has add_prefix_space, and {FILE} has it not: a text begins without a space")
+    return tuple(notes)
 
 
 def _config(folder: Path, name: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from jaxgpt.interop import llmc
 
 MAGIC = 20240328
 END_OF_TEXT = 50256  # where version 1 has it
+LONGEST = 255  # bytes of a token
 
 
 class Tokens(NamedTuple):
@@ -53,9 +54,9 @@ def write(path: Path, tokens: Sequence[bytes], end_of_text: int | None, version:
     if version == 1 and end_of_text != END_OF_TEXT:
         raise UserError(f"version 1 of llm.c's tokenizer files has end-of-text at {END_OF_TEXT}, not at {end_of_text}")
     for number, token in enumerate(tokens):
-        if not 1 <= len(token) <= 255:
+        if not 1 <= len(token) <= LONGEST:
             raise UserError(
-                f"token {number} has {len(token)} bytes, and an llm.c tokenizer file can hold tokens of 1 to 255"
+                f"token {number} has {len(token)} bytes, and an llm.c tokenizer file can hold tokens of 1 to {LONGEST}"
             )
     with path.open("wb") as file:
         file.write(llmc.write_header([MAGIC, version, len(tokens), *[end_of_text] * (version == 2)]))

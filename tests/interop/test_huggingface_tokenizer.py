@@ -143,6 +143,19 @@ def test_more_tokens_than_the_model(tmp_path):
     assert notes == ("its tokenizer has 266 tokens, more than the model",)
 
 
+def test_what_the_files_say_otherwise_is_noted(tmp_path, gpt2):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(gpt2))
+    added = {"50256": {"content": "<|endoftext|>"}, "50257": {"content": "<\x1btool>"}}
+    config = {"added_tokens_decoder": added, "add_prefix_space": True, "eos_token": "<|endoftext|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer, notes = huggingface_tokenizer.read(tmp_path, MODEL)
+    assert isinstance(tokenizer, tokenizers.GPT2)
+    assert notes == (
+        r"tokenizer_config.json adds 1 tokens that tokenizer.json hasn't got: '<\x1btool>' first",
+        "tokenizer_config.json has add_prefix_space, and tokenizer.json has it not: a text begins without a space",
+    )
+
+
 # Through a run and back
 
 
@@ -150,6 +163,17 @@ def export(folder: Path, text: str, vocabulary_size: int) -> None:
     model = Model(layers=1, heads=2, width=8, context=64, vocabulary_size=vocabulary_size)
     with writing.new_folder(folder) as new:
         huggingface_export.write(new, random_params(model), model, "float32", HuggingFace(text, 2), 1 << 30)
+
+
+def test_tokens_that_an_llmc_file_cannot_hold(tmp_path, monkeypatch, capsys):
+    """Its model file is written all the same."""
+    monkeypatch.chdir(tmp_path)
+    content = json.loads(file_of(MAKERS[0]))
+    content["model"]["vocab"]["a" * 300] = 300
+    export(Path("hf"), json.dumps(content), 301)
+    assert cli.main(["convert", "hf", "m.bin"]) == 0
+    assert "the tokenizer has tokens of 0 or over 255 bytes: no llm.c tokenizer file" in capsys.readouterr().out
+    assert Path("m.bin").exists()
 
 
 @each
@@ -272,6 +296,7 @@ def test_the_tokenizer_of_weights_that_name_none(tmp_path, monkeypatch):
     export(Path("hf"), file_of(make), theirs(make).get_vocab_size())
     Path("mine.json").write_text(Path("hf/tokenizer.json").read_text(encoding="utf-8"), encoding="utf-8")
     assert cli.main(["convert", "hf", "m.bin"]) == 0
+    assert Path("m_tokenizer.bin").exists()
     for name in ("hf", "mine.json", "hf/tokenizer.json"):
         found = opening.with_tokenizer(opening.open_weights("m.bin"), name).tokenizer
         assert isinstance(found, HuggingFace)
