@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     import tokenizers
 
 LARGEST_VOCABULARY = 1 << 21
+# Of a text of n bytes some parts take more than n steps: these many times as many at most.
+LONGEST_UNIGRAM = 512  # bytes of a token, each of which is looked for at every place
+LONGEST_WORD = 256  # characters that WordPiece takes a word's beginning of, again and again
+LARGEST_GROWTH = 1024  # what replacements within replacements may make of one character
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte's name in vocabularies of SentencePiece
 
 
@@ -39,7 +43,7 @@ class HuggingFace(Tokenizer):
         """Makes it of the file's text. UserError for a file that can't be one, MissingPackage without the package."""
         content = parse(text)
         self.text, self.end_of_text = text, end_of_text
-        self._decoders = list(_types(content.get("decoder")))
+        self._decoders = [part.get("type") for part in _parts(content.get("decoder"))]
         with _quiet():
             self._tokenizer = _load(text)
             self._tokenizer.encode_special_tokens = True  # as the characters that they consist of
@@ -127,7 +131,36 @@ def parse(text: str) -> dict[str, Any]:
         raise UserError("not a tokenizer: there is no model in it")
     if model.get("dropout"):
         raise UserError("the model has dropout, with which a text gets other tokens each time: set it to null")
+    _check_costs(content, model)
     return content
+
+
+def _check_costs(content: dict[str, Any], model: dict[str, Any]) -> None:
+    """UserError where a short text would take the package very long, or very much memory."""
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, list):  # a Unigram's, with or without a type
+        names = (row[0] for row in vocabulary if isinstance(row, list) and row and isinstance(row[0], str))
+        longest = max(map(len, names), default=0)
+        if longest > LONGEST_UNIGRAM:
+            raise UserError(f"a token has {longest:,} characters, where a Unigram's have {LONGEST_UNIGRAM} at most")
+    most = model.get("max_input_chars_per_word", 0)
+    if not (type(most) is int and most <= LONGEST_WORD):
+        raise UserError(f"max_input_chars_per_word is {shown(most)}, and may be {LONGEST_WORD} at most")
+    for key in ("normalizer", "decoder"):
+        growth = 1.0
+        for part in _parts(content.get(key)):
+            growth *= _growth(part)
+        if growth > LARGEST_GROWTH:
+            raise UserError(f"its {key} replaces within what it has replaced, and makes of one character thousands")
+
+
+def _growth(part: dict[str, Any]) -> float:
+    """Returns how many characters a replacement makes of one; a regular expression may match a single one."""
+    new, pattern = part.get("content"), part.get("pattern")
+    if part.get("type") != "Replace" or not isinstance(new, str):
+        return 1.0
+    old = pattern.get("String") if isinstance(pattern, dict) else None
+    return max(1.0, len(new) / max(1, len(old) if isinstance(old, str) else 1))
 
 
 def _load(text: str) -> "tokenizers.Tokenizer":
@@ -178,15 +211,16 @@ def _fail(what: str, error: BaseException) -> NoReturn:
     raise UserError(f"tokenizer.json: {what} ({shown(error)})") from None
 
 
-def _types(part: Any) -> Iterator[str]:
-    """Yields the types of a decoder's parts."""
+def _parts(part: Any) -> Iterator[dict[str, Any]]:
+    """Yields a normaliser or decoder, or what a sequence of them consists of."""
     waiting = [part]
     while waiting:
         part = waiting.pop()
         if isinstance(part, dict):
-            yield str(part.get("type"))
-            inner = part.get("decoders")
-            waiting += inner if isinstance(inner, list) else []
+            yield part
+            for key in ("normalizers", "decoders"):
+                inner = part.get(key)
+                waiting += inner if isinstance(inner, list) else []
 
 
 def _byte_level(name: str, byte_of: dict[str, int]) -> bytes:

@@ -123,6 +123,52 @@ def test_a_file_that_is_none(change, message, capfd):
     assert capfd.readouterr() == ("", "")  # no trace of Rust's
 
 
+def replace(old: dict, new: str) -> dict:
+    return {"type": "Replace", "pattern": old, "content": new}
+
+
+def sequence(*parts: dict) -> dict:
+    return {"type": "Sequence", "normalizers": list(parts), "decoders": list(parts)}
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "message"),
+    [
+        (
+            foreign_tokenizers.unigram,
+            lambda c: c["model"]["vocab"].append(["a" * 20_000, -1.0]),
+            "a token has 20,000 characters, where a Unigram's have 512 at most",
+        ),
+        (
+            foreign_tokenizers.bert,
+            lambda c: c["model"].update(max_input_chars_per_word=10**9),
+            "max_input_chars_per_word is 1000000000, and may be 256",
+        ),
+        (
+            foreign_tokenizers.bert,
+            lambda c: c.update(normalizer=sequence(*[replace({"String": "a"}, "a" * 10)] * 30)),
+            "its normalizer replaces within what it has replaced",
+        ),
+        (
+            foreign_tokenizers.of_llama2,
+            lambda c: c.update(decoder=sequence(sequence(replace({"Regex": "a+"}, "a" * 2000)))),
+            "its decoder replaces within what it has replaced",
+        ),
+    ],
+)
+def test_what_would_take_a_short_text_very_long(make, change, message):
+    content = json.loads(file_of(make))
+    change(content)
+    with pytest.raises(UserError, match=message):
+        HuggingFace(json.dumps(content))
+
+
+def test_many_short_replacements_are_as_usual():
+    content = json.loads(file_of(foreign_tokenizers.bert))
+    content["normalizer"] = sequence(*[replace({"String": "..."}, "…"), replace({"String": "``"}, "''")] * 30)
+    assert HuggingFace(json.dumps(content)).encode("the ``quick").size
+
+
 @pytest.mark.parametrize(
     "text", ["", "null", "[]", "{", "[" * 100_000, '{"model":' * 70 + "0" + "}" * 70, '{"model":{"vocab":' + "9" * 5000]
 )

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 from jaxgpt import writing
 from jaxgpt.interop import huggingface, huggingface_export
+from jaxgpt.models import gpt2
 from tests.interop.weights import MODEL, assert_same_bits, random_params
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs/formats.md"
@@ -39,6 +40,8 @@ def test_the_lines_on_the_page(tmp_path, monkeypatch, bias):
     if bias:
         assert_same_bits(loaded, params)
     else:
+        assert isinstance(loaded.blocks, gpt2.Block)
+        assert isinstance(params.blocks, gpt2.Block)
         assert not loaded.blocks.qkv.bias.any()
         assert not loaded.final_norm.bias.any()
         assert np.array_equal(loaded.blocks.mlp_out.weight, params.blocks.mlp_out.weight)

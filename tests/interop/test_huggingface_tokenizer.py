@@ -11,7 +11,7 @@ import pytest
 
 from jaxgpt import cli, writing
 from jaxgpt.config import Config, Data, Model, Training
-from jaxgpt.data import tokenizers
+from jaxgpt.data import loader, tokenizers
 from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.errors import UserError
 from jaxgpt.interop import byte_level, huggingface_export, huggingface_tokenizer, initial, opening
@@ -46,6 +46,7 @@ def read(folder: Path, content: dict | str, **others: object):
         (folder / f"{name}.json").write_text(json.dumps(value))
     tokenizer, notes = huggingface_tokenizer.read(folder, MODEL)
     assert notes == ()
+    assert tokenizer is not None
     return tokenizer
 
 
@@ -124,8 +125,10 @@ def test_the_end_of_a_text(tmp_path):
     """By the tokenizer's own files, by the model's config.json, or by its usual name."""
     text = file_of(MAKERS[5])
     assert read(tmp_path, text).end_of_text is None
-    assert huggingface_tokenizer.read(tmp_path, MODEL, end_of_text=1)[0].end_of_text == 1
-    assert huggingface_tokenizer.read(tmp_path, MODEL, end_of_text=10**9)[0].end_of_text is None
+    for number, expected in ((1, 1), (10**9, None)):
+        tokenizer, _ = huggingface_tokenizer.read(tmp_path, MODEL, end_of_text=number)
+        assert tokenizer is not None
+        assert tokenizer.end_of_text == expected
     assert read(tmp_path, text, tokenizer_config={"eos_token": {"content": "</s>"}}).end_of_text == 2
     assert read(tmp_path, text, tokenizer_config={"eos_token": "<s>"}).end_of_text == 1
     assert (
@@ -187,7 +190,9 @@ def test_a_foreign_tokenizer_through_a_run_and_back(make, tmp_path, monkeypatch)
     assert ours.encode(TEXT, special=True).tolist() == their.encode(TEXT, add_special_tokens=False).ids
     assert cli.main(["convert", "runs/a", "back"]) == 0
     assert Path("back/tokenizer.json").read_text(encoding="utf-8") == text
-    assert opening.open_weights("back").tokenizer.state() == ours.state()
+    back = opening.open_weights("back").tokenizer
+    assert back is not None
+    assert back.state() == ours.state()
 
 
 def test_a_text_is_cut_by_the_weights_tokenizer(tmp_path, monkeypatch):
@@ -197,6 +202,7 @@ def test_a_text_is_cut_by_the_weights_tokenizer(tmp_path, monkeypatch):
     Path("text.txt").write_text(TEXT * 20, encoding="utf-8")
     config = Config(Model(1, 2, 8, 8), training=Training(init_from="hf"), data=Data(text="text.txt"))
     data, resolved = corpus.load(config, initial.tokenizer(config))
+    assert not isinstance(data.train, loader.Mixture)
     assert resolved.model.vocabulary_size == theirs(make).get_vocab_size()
     expected = HuggingFace(file_of(make)).encode(TEXT * 20)
     assert np.array_equal(np.concatenate([data.train[:], data.validation[:]]), expected)
