@@ -63,18 +63,18 @@ def parse_json(text: str | bytes, constant: Callable[[str], Any] | None = None, 
     Args:
         text: The text; bytes have to be UTF-8, and may begin with a byte order mark.
         constant: What to make of NaN, Infinity and -Infinity; without it they are floats, as in Python's json.
-        unique: Whether a name twice in one object is an error; without it the last one counts.
+        unique: Whether an object that has a key twice is refused. Otherwise the last value counts.
 
     Raises:
-        ValueError: It is no JSON, arrays and objects lie more than `DEEPEST` within one another, or an integer has
-            more than `LONGEST_NUMBER` digits. The reason is short, and fit to be printed.
+        ValueError: It is no JSON, arrays and objects lie more than `DEEPEST` within one another, an integer has more
+            than `LONGEST_NUMBER` digits, or a key is there twice. The reason is short.
     """
     text = decode(text) if isinstance(text, bytes) else text.removeprefix("\ufeff")
     if text.count("[") + text.count("{") > DEEPEST:
         _check_depth(text)
     try:
-        hook = _unique if unique else None
-        return json.loads(text, parse_int=_integer, parse_constant=constant, object_pairs_hook=hook)
+        pairs = _unique if unique else None
+        return json.loads(text, parse_int=_integer, parse_constant=constant, object_pairs_hook=pairs)
     except RecursionError:
         raise ValueError(_too_deep()) from None
 
@@ -115,19 +115,20 @@ def decode(data: bytes) -> str:
         ) from None
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object's keys and values. ValueError for a key that is there twice."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {quoted(shown(twice, 40))} is there twice")
+    return result
+
+
 def _integer(digits: str) -> int:
     if len(digits) > LONGEST_NUMBER:
         raise ValueError(f"a number of {len(digits):,} digits")
     return int(digits)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        name = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f"{quoted(name)} is there twice")
-    return found
 
 
 def _too_deep() -> str:

@@ -62,7 +62,7 @@ def address(worker):
         (b'{"model": "tiny"}', 400, "it is empty, and the tokenizer bytes has no end-of-text token"),
         (b'{"model": "\\ud800"}', 404, "there is no model '\\ud800'"),
         (b'{"model": "tiny", "prompt": "a", "\\ud800": 1}', 400, "unknown parameter '\\ud800'"),
-        (b'{"model": "tiny", "prompt": "a", "prompt": "b"}', 400, "'prompt' is there twice"),
+        (b'{"model": "tiny", "prompt": "a", "prompt": "b"}', 400, "the key 'prompt' is there twice"),
         (b'{"model": "tiny", "prompt": "a", "seed": ' + b"9" * 5000 + b"}", 400, "a number of 5,000 digits"),
         (b'{"model": "tiny", "prompt": "\\ud800"}', 400, "half a surrogate pair"),
         (b'{"model": "tiny", "prompt": "a", "temperature": NaN}', 400, "temperature is nan"),
