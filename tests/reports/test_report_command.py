@@ -129,10 +129,12 @@ def test_head_has_the_same_answer_without_its_body(server):
         for path in ("/", "/data.json", "/nothing"):  # on one connection, which a body would put out of step
             connection.request("GET", path)
             answer = connection.getresponse()
-            expected = answer.status, answer.headers["Content-Type"], len(answer.read())
+            expected = answer.status, answer.headers["Content-Type"]
+            assert len(answer.read()) == int(answer.headers["Content-Length"])
             connection.request("HEAD", path)
             answer = connection.getresponse()
-            assert (answer.status, answer.headers["Content-Type"], int(answer.headers["Content-Length"])) == expected
+            assert (answer.status, answer.headers["Content-Type"]) == expected
+            assert int(answer.headers["Content-Length"]) > 0  # not the same: the page tells how old the data are
             assert answer.read() == b""
 
 
