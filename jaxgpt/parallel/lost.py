@@ -10,7 +10,7 @@ import ctypes
 import functools
 from collections.abc import Callable, Iterator
 
-from jax._src.lib import _jax
+from jaxlib import _jax  # type: ignore[reportAttributeAccessIssue]
 
 _kept = []  # what C++ has pointers to
 
