@@ -157,7 +157,7 @@ def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
     [
         (b"", "text.txt is empty"),
         ("\ufeff".encode(), "text.txt is empty"),
-        (b"abc\xff\xfe", "text.txt is not UTF-8 text: byte 0xff at offset 3"),
+        (b"abc\xff\xfe", "text.txt is not UTF-8: byte 0xff at offset 3"),
         ("é".encode("latin-1"), "offset 0"),
         (b"ab\xe6\x9d", "byte 0xe6 at offset 2"),
     ],
