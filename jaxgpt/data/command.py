@@ -123,7 +123,7 @@ def _name(source: str) -> str:
         name = "-".join(parts[1:])
     else:
         path = Path(source)
-        while re.search(r"[*?\[]", path.name):
+        while re.search(r"[*?\[]", path.name) and not path.exists():
             path = path.parent
         name = path.resolve().name if path.is_dir() else pieces.unpacked_name(path).stem
     name = re.sub(r"[^\w.-]+", "_", name).strip("._-")

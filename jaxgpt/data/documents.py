@@ -39,7 +39,7 @@ class Rows:
         """Raises a UserError where more than `most` rows are bad."""
         if self.bad > most:
             begun = f"more than --skip-bad {most} rows are bad. The first: " if most else ""
-            raise UserError(f"{begun}{self.first_bad}. Mend it, or pass over up to so many bad rows with --skip-bad")
+            raise UserError(f"{begun}{self.first_bad}. Mend it, or have up to N bad rows left out with --skip-bad N")
 
 
 def of(piece: Piece, rows: Rows) -> Iterator[Document]:

@@ -5,6 +5,7 @@ millions of rows refer. So what a column states of its size is compared with the
 packed unusually well are read one by one.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,9 +41,9 @@ def rows(path: Path, columns: list[str] | None, first: int = 0) -> Iterator[tupl
         UserError: The file can't be read, is damaged, or states a size that no text has.
     """
     arrow, library = extra("pyarrow"), extra("pyarrow.parquet")
+    _metadata(path)
     with files.open_file(path) as raw:
-        size, head = raw.seek(0, 2), raw.seek(0) or raw.read(signatures.HEAD_BYTES)
-        number, group = 0, 0
+        size, number, group = os.fstat(raw.fileno()).st_size, 0, 0
         try:
             with library.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 16) as file:
                 for group in range(file.num_row_groups):
@@ -57,10 +58,9 @@ def rows(path: Path, columns: list[str] | None, first: int = 0) -> Iterator[tupl
                             yield number + skipped, batch.slice(skipped)
                         number += len(batch)
         except (OSError, ValueError, arrow.ArrowException) as error:  # UserError is none of these
-            reason = shown(signatures.known(head) if not head.startswith(b"PAR1") else str(error)) or "not Parquet"
             raise UserError(
-                f"cannot read {shown(path)}: damaged in row group {group}, behind row {number:,} ({reason}). Restore "
-                "it from a copy"
+                f"cannot read {shown(path)}: damaged in row group {group}, behind row {number:,} ({shown(error)}). "
+                "Restore it from a copy"
             ) from None
 
 
@@ -102,7 +102,7 @@ def _check_column(path: Path, column: str) -> None:
     if column not in schema.names:
         names = ", ".join(shown(name, 40) for name in schema.names[:20])
         raise UserError(f"{shown(path)} has no column '{shown(column)}' (--field). Its columns: {names}")
-    kind = schema.field(column).type
+    kind = schema.field(schema.names.index(column)).type
     if str(getattr(kind, "value_type", kind)) not in TEXT_TYPES or str(kind).startswith(("list", "large_list")):
         raise UserError(f"{shown(path)}: the column '{shown(column)}' has {shown(kind)}, not text (--field)")
 

@@ -16,7 +16,7 @@ from jaxgpt.data import signatures
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
-AT_ONCE = 1 << 20  # bytes that are unpacked at a time where they are passed over
+AT_ONCE = 1 << 16  # bytes that are unpacked at a time
 ZSTD_WINDOW = 31  # the logarithm of the largest window that zstd packs with: 2 GiB, by --long=31
 
 # The libraries' errors: zstd's is a plain Exception of its own, and is added where that is loaded.
@@ -57,7 +57,7 @@ class Reader:
         parts = []
         while count:
             try:
-                part = self._stream.read(count)
+                part = self._stream.read(min(count, AT_ONCE))  # of what is damaged, what stands before is counted
             except self._errors as error:
                 raise self._damaged(error) from None
             if not part:
@@ -82,7 +82,8 @@ class Reader:
             return UserError(f"cannot read {shown(self.path)} at byte offset {self.offset:,}: {reason}")
         where = f"after {self.offset:,} bytes of what is packed in it, before byte {self._raw.tell():,} of the file"
         self._raw.seek(0)
-        if about := signatures.known(self._raw.read(signatures.HEAD_BYTES)) if not self.offset else "":
+        about = signatures.known(self._raw.read(signatures.HEAD_BYTES))
+        if about and not self.offset and f"ends in {self.path.suffix.lower()}" not in about:
             reason += f"; it is {about}"
         return UserError(f"cannot read {shown(self.path)}: damaged {where} ({reason}). Restore it from a copy")
 

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgpt import settings
+from jaxgpt import files, settings
 from jaxgpt.config import Config, Sampling
 from jaxgpt.data import loader
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.evaluation import trained
-from jaxgpt.foreign_text import printable
+from jaxgpt.foreign_text import printable, shown
 from jaxgpt.generation import texts
 from jaxgpt.models import gpt2
 
@@ -64,12 +64,12 @@ def generate(loaded: Loaded, prompts: Sequence[str], samples: int, seed: int, op
 def prompts_in(path: Path) -> list[str]:
     """A file's lines. UserError where it can't be read or has an empty one."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a zero byte in the path
-        raise UserError(f"--prompts {path}: can't be read ({getattr(error, 'strerror', None) or error})") from None
+        lines = files.text_lines(files.read_text(path, files.LARGEST_JSON))
+    except UserError as error:
+        raise UserError(f"--prompts {error}") from None
     if not lines or not all(lines):
         where = f"line {lines.index('') + 1} is empty" if lines else "it is empty"
-        raise UserError(f"--prompts {path}: {where}; give one prompt on each line")
+        raise UserError(f"--prompts {shown(path)}: {where}; give one prompt on each line")
     return lines
 
 
