@@ -42,6 +42,8 @@ SKIPPED_FOLDERS = {"test", "tests", "idlelib", "turtledemo", "lib2to3", "encodin
 SKIPPED_FOLDERS |= {"site-packages", "dist-packages"}
 PIECE_CHARACTERS = 4000
 LARGEST_UNPACKED = 4 << 30  # bytes of a packed text that is trained on as it is
+SMALL_UNPACKED = 64 << 20  # which any packed text may have
+LARGEST_RATIO = 100  # of a larger one's size to that of its file
 MOST_COMPARED = 1000  # files with which a name that there isn't is compared
 CONTROL_CHARACTERS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) != "\n"}
 
@@ -118,14 +120,15 @@ def _read(name: str) -> bytes:
     path = _file(name)
     if path.suffix.lower() not in pieces.PACKED:
         return files.read_bytes(path, files.LARGEST_TEXT)
+    most = min(LARGEST_UNPACKED, max(SMALL_UNPACKED, LARGEST_RATIO * files.size(path)))
     with unpacking.opened(path) as reader:
         parts = []
         while part := reader.read(unpacking.AT_ONCE):
             parts.append(part)
-            if reader.offset > LARGEST_UNPACKED:
+            if reader.offset > most:
                 raise UserError(
-                    f"{shown(name)}: more than {_size(LARGEST_UNPACKED)} of text is packed in it. Make token files of "
-                    "it by: python run.py prepare"
+                    f"{shown(name)}: more than {_size(most)} are packed in it, which is too much to be kept in memory, "
+                    "or packed better than text is. Make token files of it by: python run.py prepare"
                 )
     return b"".join(parts)
 

@@ -51,8 +51,8 @@ def questions(task: str, path: str, shots: int = 0) -> list[Question]:
         raise UserError(f"{called}: there are no examples in it. {RESTORE}")
     if not path and len(found) != TASKS[task].examples:
         raise UserError(
-            f"{called}: downloaded, and of {len(found):,} examples, where the task {task} has {TASKS[task].examples:,}. "
-            "Delete it, and it is downloaded again; or name a file"
+            f"{called}: downloaded, and of {len(found):,} examples, where the task {task} has "
+            f"{TASKS[task].examples:,}. Delete it, and it is downloaded again; or name a file"
         )
     return found
 

@@ -1,6 +1,7 @@
 """Texts of ten shapes as people have them, of any size, the same at every call."""
 
 import base64
+import functools
 import random
 
 WORDS = ["the", "Hear", "café", "don't", "12345", "I'll", "x/y", "naïve", "e.g.", "(so)", "well,", "end.", "what?!"]
@@ -36,6 +37,7 @@ SHAPES = {
 }
 
 
+@functools.cache
 def text(shape: str, characters: int, seed: int = 0) -> str:
     """Returns a text of this shape, of at least so many characters."""
     if shape == "only line breaks":
