@@ -82,6 +82,12 @@ def prepare(settings: Settings, folder: Path, processes: int, skip_bad: int = 0)
         raise Interrupted("stopped with Ctrl-C; the same command goes on after the last whole shard") from None
 
 
+def _ending(file: sources.File) -> str:
+    """Returns the end of a file's name, which says of what kind it is and how it is packed."""
+    path = Path(file.name)
+    return pieces.unpacked_name(path).suffix + path.suffix
+
+
 class _Shards:
     """The shards of one command, written one after another."""
 
@@ -134,25 +140,36 @@ class _Shards:
     def _validation_tokens(self, tokenizer: tokenizers.Tokenizer) -> int:
         """Returns about a tenth of the text's tokens, and at most one shard's.
 
-        How many tokens there are to a byte on the disk is measured on the beginnings of some files. A text of a few
-        megabytes is counted whole.
+        How many tokens there are to a byte on the disk is measured on the beginnings of some files of each kind. A text
+        of a few megabytes is counted whole.
         """
         (part,) = self.parts
-        step = -(-len(part.files) // SAMPLED_FILES)
-        chosen = [file for file in part.files[::step] if file.is_local()] or part.files[:1]  # few to be downloaded
-        pieces_each = max(1, SAMPLED_PIECES // len(chosen))
-        tokens = sum(self._token_count(file, pieces_each, tokenizer) for file in chosen)
-        total = tokens * part.size // max(sum(file.size for file in chosen), 1)
+        total, alike = 0, itertools.groupby(sorted(part.files, key=_ending), _ending)
+        for files in (list(group) for _, group in alike):
+            local = [file for file in files if file.is_local()]
+            chosen = local[:: -(-len(local) // SAMPLED_FILES)] if local else files[:1]  # few are downloaded for this
+            pieces_each = max(2, SAMPLED_PIECES // len(chosen))
+            tokens = sum(self._token_count(file, pieces_each, tokenizer) for file in chosen)
+            total += tokens * sum(file.size for file in files) // max(sum(file.size for file in chosen), 1)
         return max(1, min(total // 10, self.settings.shard_tokens))
 
     def _token_count(self, file: sources.File, most: int, tokenizer: tokenizers.Tokenizer) -> int:
-        """Returns how many tokens a file has: counted, where it has no more than `most` pieces, or estimated."""
-        count, read = 0, 0
+        """Returns how many tokens a file has: counted, where it has no more than `most` pieces, or estimated.
+
+        How far a packed file was read runs ahead of its pieces, so what lies between the first and the last is compared.
+        """
+        counts, reads = [], []
         found = pieces.cut(file.here(), self.settings.layout, Position())
-        for piece in itertools.islice(found, most):
-            count += len(workers.tokenize_with(tokenizer, piece).tokens)
-            read = piece.read
-        return count if next(found, None) is None else count * file.size // max(read, 1)
+        for piece in found:
+            counts.append(len(workers.tokenize_with(tokenizer, piece).tokens))
+            reads.append(piece.read)
+            if len(counts) >= most and (reads[-1] > reads[0] or len(counts) >= 4 * SAMPLED_PIECES):
+                break
+        if next(found, None) is None:
+            return sum(counts)
+        if reads[-1] > reads[0]:
+            return sum(counts[1:]) * file.size // (reads[-1] - reads[0])
+        return sum(counts) * file.size // max(reads[-1], 1)
 
     def _make_part(self, number: int, pool: Pool) -> None:
         part, state = self.parts[number], self.state
