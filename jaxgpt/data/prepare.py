@@ -156,7 +156,7 @@ class _Shards:
     def _token_count(self, file: sources.File, most: int, tokenizer: tokenizers.Tokenizer) -> int:
         """Returns how many tokens a file has: counted, where it has no more than `most` pieces, or estimated.
 
-        How far a packed file was read runs ahead of its pieces, so what lies between the first and the last is compared.
+        How far a packed file was read runs ahead of its pieces, so what lies between the first and the last counts.
         """
         counts, reads = [], []
         found = pieces.cut(file.here(), self.settings.layout, Position())

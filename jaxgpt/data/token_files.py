@@ -61,6 +61,8 @@ def _check(path: Path, size: int, header: bytes) -> tuple[Format, int]:
     magic = int.from_bytes(header[:4], "little")
     if magic not in FORMATS and (about := signatures.known(header)):
         raise UserError(f"{shown(path)} is no token file, but {about}")
+    if magic not in FORMATS and path.name in ("train.bin", "val.bin") and size and size % 2 == 0:
+        raise UserError(_without_header(path))
     if len(header) < HEADER_BYTES:
         raise UserError(
             f"{shown(path)} is no token file: it ends at byte offset {len(header)}, within the header of "
@@ -68,8 +70,6 @@ def _check(path: Path, size: int, header: bytes) -> tuple[Format, int]:
         )
     magic, version, stated = (int(number) for number in np.frombuffer(header, "<u4", 3))
     form = FORMATS.get(magic)
-    if form is None and path.name in ("train.bin", "val.bin") and size % 2 == 0:
-        raise UserError(_without_header(path))
     if form is None:
         raise UserError(
             f"{shown(path)} is no token file: the magic number at byte offset 0 is {magic}, and should be {GPT2.magic} "
