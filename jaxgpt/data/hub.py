@@ -58,7 +58,7 @@ def fetch(remote: Remote, folder: str = "") -> Path:
     path = download(remote.repository, remote.name, remote.revision, folder=folder)
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
-        digest = hashlib.file_digest(file, "sha256").hexdigest() if remote.sha256 else ""
+        digest = hashlib.file_digest(file, "sha256").hexdigest() if remote.sha256 else ""  # type: ignore[arg-type]
     if size != remote.size or digest != remote.sha256:
         path.resolve().unlink()
         path.unlink(missing_ok=True)  # where it is the cache's link to what is now gone

@@ -51,7 +51,7 @@ def describe(path: Path, split: Split) -> Shard:
     """What a manifest says of a token file that is there."""
     tokens = token_files.open(path, path.parent)
     with files.open_file(path, path.parent) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         size = os.fstat(file.fileno()).st_size
     return Shard(path.name, split, len(tokens), size, digest)
 
