@@ -25,7 +25,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxgpt import command_line, settings
+from jaxgpt import command_line, environment, settings
 from jaxgpt.config import Config, Sampling
 from jaxgpt.errors import Interrupted, JaxgptError, UserError
 from jaxgpt.foreign_text import printable
@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(
                 f"{command}: there is no such command{near} There are: {', '.join(COMMANDS)}; see python run.py --help"
             )
+        environment.check()
         return COMMANDS[command](words)
     except JaxgptError as error:
         print(printable(str(error) if isinstance(error, Interrupted) else f"error: {error}"), file=sys.stderr)

@@ -16,6 +16,7 @@ from jaxgpt.data.pieces import Layout
 from jaxgpt.data.prepare import Settings, prepare
 from jaxgpt.data.sources import DATA_SETS, SHARD_TOKENS
 from jaxgpt.errors import RunError, UserError
+from jaxgpt.terminal import say
 
 
 @dataclass(frozen=True)
@@ -119,11 +120,11 @@ def cores() -> int:
 
 def _report(made: Manifest, folder: Path, seconds: float) -> None:
     documents = f" of {made.documents:,} documents" if made.documents else ""
-    print(
+    say(
         f"{made.tokens('train'):,} tokens to train on and {made.tokens('val'):,} to validate on{documents}, in "
         f"{len(made.shards)} files in {folder} ({seconds:.1f} s)"
     )
-    print(f"train on them: python run.py --data.text {folder}")
+    say(f"train on them: python run.py --data.text {folder}")
 
 
 def _verify(folders: list[Path]) -> int:
@@ -132,7 +133,7 @@ def _verify(folders: list[Path]) -> int:
             raise UserError(f"{folder}: not a folder that run.py prepare made to its end (it has no {manifest.NAME})")
         found = manifest.verify(folder)
         size = sum(shard.bytes for shard in found.shards)
-        print(f"{folder}: all {len(found.shards)} files are what was written, {size:,} bytes")
+        say(f"{folder}: all {len(found.shards)} files are what was written, {size:,} bytes")
     return 0
 
 
@@ -146,7 +147,7 @@ def ready_made(options: Prepare, data_set: sources.DataSet | None, name: str, fo
         remotes = [r for r in hub.files(data_set.ready_made) if r.name.endswith(".bin") and "/" not in r.name]
         shards = []
         for number, remote in enumerate(remotes, 1):
-            print(f"{number} of {len(remotes)}: {remote.name} ({remote.size / 1e6:,.0f} MB)", flush=True)
+            say(f"{number} of {len(remotes)}: {remote.name} ({remote.size / 1e6:,.0f} MB)", flush=True)
             path = hub.fetch(remote, folder=str(folder))
             tokens = len(token_files.open(path))
             shards.append(Shard(path.name, sources.split_of(path), tokens, remote.size, remote.sha256))

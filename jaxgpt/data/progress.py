@@ -16,6 +16,7 @@ from jaxgpt.data import manifest
 from jaxgpt.data.manifest import Shard
 from jaxgpt.data.pieces import Piece, Position
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import printable
 
 NAME = "progress.json"
 PLAIN_SECONDS = 30  # between lines, where there is no terminal
@@ -106,7 +107,7 @@ class Bar:
     """Bytes read of all there are: a live bar on a terminal, else a line now and then."""
 
     def __init__(self, size: int) -> None:
-        console = Console(highlight=False, stderr=True)
+        console = Console(highlight=False, markup=False, stderr=True)
         self._live = console.is_terminal
         self._console, self._size, self._printed, self._begun = console, size, time.monotonic(), time.monotonic()
         self._before = 0  # of the files that are done, and what an earlier start has read
@@ -130,8 +131,8 @@ class Bar:
 
     def begin(self, what: str) -> None:
         """Starts at nothing."""
-        self._what, self._before, self._begun = what, 0, time.monotonic()
-        self._progress.reset(self._task, description=what)
+        self._what, self._before, self._begun = printable(what), 0, time.monotonic()
+        self._progress.reset(self._task, description=self._what)
 
     def skip(self, size: int) -> None:
         """So many bytes were read earlier."""

@@ -30,6 +30,7 @@ from jaxgpt.config import Sampling
 from jaxgpt.evaluation import multiple_choice, trained
 from jaxgpt.evaluation.scoring import Request, Score, make_scorer
 from jaxgpt.generation import texts
+from jaxgpt.terminal import say
 
 BATCH_SIZE = 16  # where lm_eval leaves it to the model
 
@@ -125,7 +126,7 @@ def main() -> int:
     try:
         cli_evaluate()
     except JaxgptError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return error.status
     return 0
 

@@ -13,6 +13,7 @@ from jaxgpt.generation import command
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.sampling import only_known_tokens
 from jaxgpt.generation.texts import Batch
+from jaxgpt.terminal import say
 
 KEY_VARIABLE = "JAXGPT_API_KEY"
 LAST_SECONDS = 30  # that requests have to end when the server is told to
@@ -29,7 +30,7 @@ class Serve:
     port: int = 8000
     """The port; 0 takes a free one."""
     name: str = ""
-    """The model's name for clients; empty takes the run's."""
+    """The model's name for clients; empty takes the name of the run's folder."""
     key_file: str = ""
     """A file with the API key that clients must send; without it, the environment's JAXGPT_API_KEY."""
     slots: int = 4
@@ -76,7 +77,7 @@ def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> 
     decoder = Decoder(params, model, config.compute, slots=options.slots, capacity=model.context)
     del params
     worker = Worker(Batch(decoder, tokenizer))
-    name = options.name or config.run.name
+    name = options.name or Path(options.run).resolve().name
     chosen = server.Options(
         name=name,
         vocabulary_size=model.vocabulary_size,
@@ -88,10 +89,8 @@ def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> 
     )
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print(
-        f"serving   {name} at http://{shown}:{port}/v1 ({'an API key is needed' if key else 'no API key'})", flush=True
-    )
-    print(f"try       curl http://{shown}:{port}/v1/models; Ctrl-C ends it", flush=True)
+    say(f"serving   {name} at http://{shown}:{port}/v1 ({'an API key is needed' if key else 'no API key'})", flush=True)
+    say(f"try       curl http://{shown}:{port}/v1/models; Ctrl-C ends it", flush=True)
     uvicorn.Server(
         uvicorn.Config(
             server.Server(worker, tokenizer, chosen).app(),

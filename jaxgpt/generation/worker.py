@@ -1,13 +1,13 @@
 """The thread that draws a server's texts: requests come in from the event loop, and pieces of text go back to it."""
 
 import queue
-import sys
 import threading
 import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxgpt.generation.texts import Batch, Request, Text
+from jaxgpt.terminal import say
 
 
 class Event(NamedTuple):
@@ -64,7 +64,7 @@ class Worker:
                         del self._jobs[text]
                     job.listener(Event(piece, len(text.tokens), text.ended))
         except Exception:  # memory that ran out, most likely: the server says so to everybody who waits
-            traceback.print_exc(file=sys.stderr)
+            say(traceback.format_exc(), error=True)
             self.failed = True
             for job in self._jobs.values():
                 job.listener(Event("", 0, "failed"))

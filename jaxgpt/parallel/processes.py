@@ -25,6 +25,7 @@ from jax._src import distributed  # the service's client has no public name; orb
 from jaxgpt.config import Parallel
 from jaxgpt.errors import AllFailed, Interrupted, JaxgptError, RunError, UserError
 from jaxgpt.parallel import cluster
+from jaxgpt.terminal import say
 
 HEARTBEAT_SECONDS = 30  # without a heartbeat, after which a process counts as dead
 START_SECONDS = 300  # in which all processes must have come
@@ -143,7 +144,7 @@ def _check_port(who: str, coordinator: str) -> None:
 
 
 def _leave(message: str, status: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    say(f"error: {message}", error=True, flush=True)
     os._exit(status)
 
 
@@ -271,9 +272,9 @@ def _end(error: BaseException | None) -> None:
     if error and not isinstance(error, JaxgptError | KeyboardInterrupt) and not _of_another(error):
         traceback.print_exception(error)
     if failure.process == index():
-        print(f"error: {failure.message}", file=sys.stderr)
+        say(f"error: {failure.message}", error=True)
     elif first() or own is None or own.message != failure.message:
-        print(f"error: process {failure.process} failed: {failure.message}", file=sys.stderr)
+        say(f"error: process {failure.process} failed: {failure.message}", error=True)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()

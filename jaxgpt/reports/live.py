@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.errors import JaxgptError, UserError
+from jaxgpt.foreign_text import printable
 from jaxgpt.reports import content, page
 from jaxgpt.reports.history import History
 
@@ -70,7 +71,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if parts.path == "/data.json":
                 return self._data(urllib.parse.parse_qs(parts.query).get("version", [""])[0])
         except (JaxgptError, OSError) as error:
-            return self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"{error}\n".encode(), "text/plain")
+            return self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"{printable(str(error))}\n".encode(), "text/plain")
         return self._answer(HTTPStatus.NOT_FOUND, b"there is nothing here but /\n", "text/plain")
 
     def _data(self, known: str) -> None:
