@@ -148,7 +148,7 @@ def abouts() -> list[Input]:
     more = [
         {"tokenizer": {"name": "characters", "characters": " beot"}, "text": text, "lengths": {"samples.txt": 3}},
         {"tokenizer": {"name": "bytes"}, "text": {"quotas": [3, 5], "sources": [tokens, text]}, "converted_from": "x"},
-        {"configuration": {"model": dataclasses.asdict(MODEL)}},
+        {"configuration": {"model": dataclasses.asdict(MODEL)}, "tokenizer": {"name": "bytes"}},
     ]
     return [{about.FILE.as_posix(): json.dumps(common | fields).encode()} for fields in more]
 

@@ -86,7 +86,7 @@ def train(words: list[str]) -> int:
     name, rest = command_line.take(command_line.written_out(words), "--config")
     path = settings.find_config(name or DEFAULT_CONFIG)
     description = f"{__doc__}\nConfigs: {', '.join(settings.config_names())}"
-    defaults = Train(name or DEFAULT_CONFIG, settings.read(path))
+    defaults = Train(name or DEFAULT_CONFIG, settings.read_defaults(path))
     config = command_line.read(Train, rest, "", default=defaults, description=description).options
     if not config.run.name:
         config = replace(config, run=replace(config.run, name=path.stem))

@@ -75,12 +75,17 @@ def runs_near(path: Path) -> str:
 
 
 def read(path: Path) -> Config:
-    """Returns the configuration in a TOML file that the user named, or that is our own.
+    """Returns the configuration in a TOML file. UserError for a table, a key or a value that doesn't belong there."""
+    return _config(path, files.read_toml(path))
 
-    UserError for a table, a key or a value that doesn't belong there, and for a folder of compiled programs: these are
-    run, so only the command line names it.
+
+def read_defaults(path: Path) -> Config:
+    """Returns the configuration in a file that the user names by --config.
+
+    UserError as `read` raises it, and for a folder of compiled programs: these are run, and the file may be another's,
+    so only the command line names it.
     """
-    config = _config(path, files.read_toml(path))
+    config = read(path)
     if config.run.compilation_cache not in ("", "off"):
         raise UserError(
             f"{shown(path)}: compilation_cache in [run] is taken from the command line alone, since programs are run "

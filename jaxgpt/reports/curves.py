@@ -1,13 +1,10 @@
 """The loss curve of a run as a picture."""
 
-import io
 import warnings
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-
-from jaxgpt import writing
 
 
 def loss_curve(metrics: list[dict[str, Any]], title: str, path: Path) -> None:
@@ -29,10 +26,7 @@ def loss_curve(metrics: list[dict[str, Any]], title: str, path: Path) -> None:
         axes.legend()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name in letters that the font hasn't got
-        picture = io.BytesIO()
-        figure.savefig(picture, dpi=120, format="png")
-    with writing.replacing(path) as temporary:
-        temporary.write_bytes(picture.getvalue())
+        figure.savefig(path, format="png", dpi=120)  # whatever the name
 
 
 def _smoothed(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:

@@ -15,6 +15,7 @@ from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.models import gpt2
 
 FILE = Path("about", "metadata")  # within a checkpoint, as orbax names it
+OF_ONE_START = {"parallel", "evaluation", "sampling", "checkpoint", "run"}  # they change nothing of what was trained
 MOST_SHARES = 1 << 16  # sources of a mixture
 SMALLEST = 1 << 26  # bytes of parameters that need no such number of bytes on the disk
 COMPRESSED = 16  # times that parameters may be larger than their files: random numbers hardly shrink
@@ -85,17 +86,21 @@ def check_size(checkpoint: Path, about: About) -> None:
 
 
 def _configuration(where: str, saved: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The same options, each of which this version knows."""
+    """The options that this version knows. UserError for others, but for those of one start alone."""
     kinds = get_type_hints(Config)
     if "model" not in saved:
         raise UserError(f"{where}: configuration doesn't say of which model it is")
+    known = {}
     for name, table in saved.items():
         if name not in kinds:
             raise UserError(f"{where}: unknown options [{shown(name)}] in configuration")
+        if name in OF_ONE_START:
+            table = {key: value for key, value in table.items() if key in get_type_hints(kinds[name])}
         options = settings.section(where, name, kinds[name], table)
         if name == "model":
             _check_model(where, options)
-    return saved
+        known[name] = table
+    return known
 
 
 def _check_model(where: str, model: Model) -> None:

@@ -57,6 +57,14 @@ def test_an_option_of_a_newer_version_is_named_with_the_version(metadata):
         read_about(CHECKPOINT)
 
 
+def test_an_option_that_changed_nothing_of_what_was_trained_is_passed_over(metadata):
+    change(configuration=options(run={"colour": "red"}, sampling={"tokens": 7, "min_q": 0.5}))
+    configuration = read_about(CHECKPOINT)["configuration"]
+    assert configuration["sampling"]["tokens"] == 7
+    assert "min_q" not in configuration["sampling"]
+    assert "colour" not in configuration["run"]
+
+
 WRONG = [
     ({"configuration": None}, "configuration"),
     ({"configuration": {"model": []}}, "configuration"),
