@@ -106,11 +106,12 @@ def calls(tree: ast.AST) -> Iterator[str]:
 
 def openings(tree: ast.Module) -> Iterator[str]:
     """The calls that open or parse something, but for those of the package's own functions and for writing."""
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-    ours = {alias.asname or alias.name for node in imports if node.module.startswith("jaxgpt") for alias in node.names}
-    theirs = {
-        alias.asname or alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
-    }
+    ours, theirs = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxgpt"):
+            ours |= {alias.asname or alias.name for alias in node.names}
+        if isinstance(node, ast.Import):
+            theirs |= {alias.asname or alias.name for alias in node.names}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or is_writing(node):
             continue
