@@ -8,6 +8,7 @@ import difflib
 import importlib.metadata
 import math
 import platform
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -256,7 +257,7 @@ def check_processes(parallel: Parallel) -> None:
         needed = "left away where --parallel.processes is not given, or 1"
         _require(process == -1, "parallel", "process", process, needed)
     host, _, port = coordinator.rpartition(":")
-    valid = bool(host) and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16
+    valid = bool(host) and re.fullmatch("[0-9]{1,5}", port) is not None and 0 < int(port) < 2**16
     needed = "host:port, such as node1:12345, the same in all processes"
     _require(valid or (not coordinator and processes <= 1), "parallel", "coordinator", coordinator or "empty", needed)
 

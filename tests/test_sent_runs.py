@@ -182,7 +182,9 @@ def test_the_name_of_a_file_is_shown_too(run, fails, tmp_path):
 def test_numbers_that_no_computer_counts_to(run, fails):
     digits = "9" * 5000
     (run / "config.toml").write_text(f"[training]\nsteps = {digits}")
-    for words in (["generate", "--run", str(run)], ["--training.steps", digits], ["--training.steps", "9" * 30]):
+    together = ["--parallel.processes", "2", "--parallel.process", "0", "--parallel.coordinator", f"node1:{digits}"]
+    options = [["--training.steps", digits], ["--training.steps", "9" * 30], together]
+    for words in (["generate", "--run", str(run)], ["bench", "--sizes", f"{digits}x1"], *options):
         assert len(fails(*words)) < 3000
     (run / "config.toml").write_text("a = " + "[" * 10_000)
     assert "within one another" in fails("generate", "--run", str(run))
