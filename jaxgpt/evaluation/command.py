@@ -9,6 +9,7 @@ from typing import Any
 from jaxgpt import settings
 from jaxgpt.data import loader, shards, texts
 from jaxgpt.data.loader import Tokens
+from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.evaluation import multiple_choice, trained
 from jaxgpt.evaluation.loss import bits_per_byte_of_one_nat, make_validation_loss
@@ -92,7 +93,7 @@ def _validation_split(model: Trained, name: str) -> Tokens:
         config = dataclasses.replace(config, data=options)
     elif not ours:  # a path, which is read as data, and is only of use where the checkpoint knows what is in it
         say(f"text      {shown(config.data.mixture or config.data.text)}, as the run's config.toml names it")
-    data, _ = corpus.load(config)
+    data, _ = corpus.load(config, model.tokenizer if isinstance(model.tokenizer, HuggingFace) else None)
     where = f"--data {name}" if name else f"--data.text {shown(config.data.mixture or config.data.text)}"
     change = "" if name or not known else fingerprint.difference(known, data.fingerprint)
     if change:

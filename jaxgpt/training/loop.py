@@ -54,7 +54,7 @@ def train(config: Config) -> None:
     mesh.check(config)
     trackers.check(config)
     check_name(config)
-    data, asked = corpus.load(config)
+    data, asked = corpus.load(config, initial.tokenizer(config))
     everywhere.check(asked, data)
     with contextlib.ExitStack() as kept:
 
