@@ -63,6 +63,22 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 shutil.rmtree(old, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields where to write a file that takes its place when the block ends, and is then on the disk.
+
+    What was there stays until then, and stays if the block fails. A link is replaced, and not followed. OSError where
+    writing fails.
+    """
+    temporary = _beside(path, "new")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _beside(path: Path, word: str) -> Path:
     path = path.absolute()  # "." has no name
     return path.with_name(f".{path.name}.{word}-{os.getpid()}")

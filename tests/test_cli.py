@@ -306,7 +306,7 @@ def test_generate_from_a_checkpoint_that_says_nothing_of_itself(fails, run, abou
     """With checksums to it, as another program might write one."""
     (run / "checkpoints" / "0" / "about" / "metadata").write_text(about)
     checksums.write(run / "checkpoints" / "0")
-    assert "runs/escapes/checkpoints/0: this checkpoint can't be read" in fails("generate", "--run", str(run))
+    assert fails("generate", "--run", str(run)).startswith("error: runs/escapes/checkpoints/0/about/metadata: ")
 
 
 def test_generate_without_a_tokenizer_in_the_checkpoint(fails, run):

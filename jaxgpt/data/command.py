@@ -17,7 +17,8 @@ from jaxgpt.data.pieces import Layout
 from jaxgpt.data.prepare import Settings, prepare
 from jaxgpt.data.sources import DATA_SETS, SHARD_TOKENS
 from jaxgpt.errors import RunError, UserError
-from jaxgpt.foreign_text import printable, shown
+from jaxgpt.foreign_text import shown
+from jaxgpt.terminal import say
 
 LONGEST_NAME_BYTES = 200  # a file's name has no more than 255 nearly everywhere, and this is its beginning
 
@@ -136,13 +137,13 @@ def cores() -> int:
 
 def _report(made: Manifest, folder: Path, seconds: float) -> None:
     documents = f" of {made.documents:,} documents" if made.documents else ""
-    print(
+    say(
         f"{made.tokens('train'):,} tokens to train on and {made.tokens('val'):,} to validate on{documents}, in "
         f"{len(made.shards)} files in {shown(folder)} ({seconds:.1f} s)"
     )
     if made.empty_rows or made.bad_rows:
-        print(f"left out: {made.empty_rows:,} rows without text, and {made.bad_rows:,} bad ones")
-    print(f"train on them: python run.py --data.text {printable(shlex.quote(str(folder)))}")
+        say(f"left out: {made.empty_rows:,} rows without text, and {made.bad_rows:,} bad ones")
+    say(f"train on them: python run.py --data.text {shlex.quote(str(folder))}")
 
 
 def _verify(folders: list[Path]) -> int:
@@ -153,7 +154,7 @@ def _verify(folders: list[Path]) -> int:
             )
         found = manifest.verify(folder)
         size = sum(shard.bytes for shard in found.shards)
-        print(f"{shown(folder)}: all {len(found.shards)} files are what was written, {size:,} bytes")
+        say(f"{shown(folder)}: all {len(found.shards)} files are what was written, {size:,} bytes")
     return 0
 
 
@@ -167,7 +168,7 @@ def ready_made(options: Prepare, data_set: sources.DataSet | None, name: str, fo
         remotes = [r for r in hub.files(data_set.ready_made) if r.name.endswith(".bin") and "/" not in r.name]
         shards = []
         for number, remote in enumerate(remotes, 1):
-            print(f"{number} of {len(remotes)}: {shown(remote.name)} ({remote.size / 1e6:,.0f} MB)", flush=True)
+            say(f"{number} of {len(remotes)}: {shown(remote.name)} ({remote.size / 1e6:,.0f} MB)", flush=True)
             path = hub.fetch(remote, folder=str(folder))
             tokens = len(token_files.open(path))
             shards.append(Shard(path.name, sources.split_of(path), tokens, remote.size, remote.sha256))

@@ -123,7 +123,7 @@ class Bar:
     """Bytes read of all there are: a live bar on a terminal, else a line now and then."""
 
     def __init__(self, size: int) -> None:
-        console = Console(highlight=False, stderr=True)
+        console = Console(highlight=False, markup=False, stderr=True)
         self._live = console.is_terminal
         self._console, self._size, self._printed, self._begun = console, size, time.monotonic(), time.monotonic()
         self._before = 0  # of the files that are done, and what an earlier start has read
@@ -151,8 +151,8 @@ class Bar:
 
     def begin(self, what: str) -> None:
         """Starts at nothing."""
-        self._what, self._before, self._begun = what, 0, time.monotonic()
-        self._progress.reset(self._task, description=what)
+        self._what, self._before, self._begun = printable(what), 0, time.monotonic()
+        self._progress.reset(self._task, description=self._what)
 
     def skip(self, size: int) -> None:
         """So many bytes were read earlier."""

@@ -143,10 +143,7 @@ def _in_folder(folder: Path) -> list[Path]:
             (links if path.is_symlink() else found if kind_of(path) else others).append(path)
     notes = [_some(paths, what) for paths, what in ((links, "links"), (others, "files of other kinds")) if paths]
     if notes and found:
-        print(
-            printable(f"{shown(folder)}: left out are {' and '.join(notes)}; name them to prepare them"),
-            file=sys.stderr,
-        )
+        say(f"{shown(folder)}: left out are {' and '.join(notes)}; name them to prepare them", error=True)
     if not found:
         raise UserError(
             f"{shown(folder)} has no files that end in .txt, .md, .json, .jsonl or .parquet, or these and .gz, .bz2, "

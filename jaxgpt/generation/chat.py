@@ -20,6 +20,7 @@ from jaxgpt.generation import texts
 from jaxgpt.generation.command import Loaded
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.sampling import only_known_tokens
+from jaxgpt.terminal import say
 
 ASK = "> "
 
@@ -36,14 +37,14 @@ def chat(loaded: Loaded, options: Sampling, seed: int, *, special: bool = False)
     if terminal:
         with contextlib.suppress(ImportError):  # a Python without it
             import readline  # noqa: F401  # input() edits lines by it
-        print("The model goes on with what you type. Ctrl-C stops an answer, Ctrl-D ends.")
+        say("The model goes on with what you type. Ctrl-C stops an answer, Ctrl-D ends.")
     said: list[int] = []
     while (line := _read(terminal)) is not None:
         try:
             tokens = tokenizer.encode(line + "\n", special=special)
             loader.check_vocabulary(tokens, config.model.vocabulary_size, "what you typed")
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}", error=True)
             continue
         said = [*said, *tokens.tolist()]
         said = said[-max(1, model.context - options.tokens) :] if len(said) + options.tokens > model.context else said
@@ -63,7 +64,7 @@ def _answer(batch: texts.Batch, text: texts.Text) -> None:
                 sys.stdout.flush()
     except KeyboardInterrupt:
         batch.remove(text)
-    print()
+    say()
 
 
 def _read(terminal: bool) -> str | None:
@@ -73,12 +74,12 @@ def _read(terminal: bool) -> str | None:
             line = input(ASK if terminal else "")
         except EOFError:
             if terminal:
-                print()
+                say()
             return None
         except KeyboardInterrupt:
             if not terminal:
                 raise
-            print()  # what was being typed is dropped, as shells do
+            say()  # what was being typed is dropped, as shells do
             continue
         if line:
             return line

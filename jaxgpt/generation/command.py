@@ -16,6 +16,7 @@ from jaxgpt.evaluation import trained
 from jaxgpt.foreign_text import printable, shown
 from jaxgpt.generation import texts
 from jaxgpt.models import gpt2
+from jaxgpt.terminal import say
 
 LARGEST_PROMPTS = 1 << 26  # bytes of a file of them
 
@@ -32,7 +33,7 @@ def load(run: Path) -> Loaded:
     """A run's newest whole checkpoint; damaged ones are named on stderr. UserError where there is none."""
     found = trained.load(run, devices=1)
     for message in found.damaged:
-        print(message, file=sys.stderr)
+        say(message, error=True)
     return Loaded(found.config, found.params, found.tokenizer)
 
 

@@ -15,6 +15,7 @@ from jaxgpt.generation import command
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.sampling import only_known_tokens
 from jaxgpt.generation.texts import Batch
+from jaxgpt.terminal import say
 
 KEY_VARIABLE = "JAXGPT_API_KEY"
 LARGEST_KEY = 4096  # bytes
@@ -31,7 +32,7 @@ class Serve:
     port: int = 8000
     """The port; 0 takes a free one."""
     name: str = ""
-    """The model's name for clients; empty takes the run's."""
+    """The model's name for clients; empty takes the name of the run's folder."""
     key_file: str = ""
     """A file with the API key that clients must send; without it, the environment's JAXGPT_API_KEY."""
     slots: int = 4
@@ -97,7 +98,7 @@ def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> 
     model = only_known_tokens(config.model, tokenizer)
     decoder = Decoder(params, model, config.compute, slots=options.slots, capacity=model.context)
     del params
-    name = options.name or config.run.name
+    name = options.name or Path(options.run).resolve().name
     chosen = server.Options(
         name=name,
         vocabulary_size=model.vocabulary_size,
@@ -126,10 +127,10 @@ def _tell(name: str, listening: socket.socket, key: str, connections: int) -> No
     """Prints where the server is; `connections` where they are fewer than was asked for."""
     host, port = listening.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-    print(f"serving   {shown(name)} at {address} ({'an API key is needed' if key else 'no API key'})", flush=True)
+    say(f"serving   {shown(name)} at {address} ({'an API key is needed' if key else 'no API key'})", flush=True)
     if connections:
-        print(f"limit     {connections} connections at once, by the limit of open files (ulimit -n)", flush=True)
-    print(f"try       curl {address}/models; Ctrl-C ends it", flush=True)
+        say(f"limit     {connections} connections at once, by the limit of open files (ulimit -n)", flush=True)
+    say(f"try       curl {address}/models; Ctrl-C ends it", flush=True)
 
 
 def _key(options: Serve) -> str:

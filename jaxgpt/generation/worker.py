@@ -3,15 +3,14 @@
 import asyncio
 import contextlib
 import queue
-import sys
 import threading
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
-from jaxgpt.foreign_text import printable
 from jaxgpt.generation.api import ApiError
 from jaxgpt.generation.texts import Batch, Request, Text
+from jaxgpt.terminal import say
 
 LOOK_SECONDS = 0.5  # between looks whether a client that waits for its whole answer is still there
 
@@ -75,7 +74,7 @@ class Worker:
                         del self._jobs[text]
                     job.listener(Event(piece, len(text.tokens), text.ended))
         except Exception:  # memory that ran out, most likely: the server says so to everybody who waits
-            sys.stderr.write(printable(traceback.format_exc()))
+            say(traceback.format_exc(), error=True)
             self.failed = True
             for job in self._jobs.values():
                 job.listener(Event("", 0, "failed"))

@@ -23,8 +23,8 @@ from jax._src import distributed  # the service's client has no public name; orb
 
 from jaxgpt.config import Parallel
 from jaxgpt.errors import AllFailed, Interrupted, JaxgptError, RunError
-from jaxgpt.foreign_text import printable
 from jaxgpt.parallel import cluster, lost, meeting
+from jaxgpt.terminal import say
 
 HEARTBEAT_SECONDS = 30  # without a heartbeat, after which a process counts as dead
 CONNECT_SECONDS = 30  # in which JAX must have connected all processes, once they have met
@@ -121,7 +121,7 @@ def _start(place: cluster.Place) -> None:
 
 
 def _leave(message: str, status: int) -> NoReturn:
-    print(f"error: {printable(message)}", file=sys.stderr, flush=True)
+    say(f"error: {message}", error=True, flush=True)
     os._exit(status)
 
 
@@ -265,9 +265,9 @@ def _end(error: BaseException | None) -> None:
     if error and not isinstance(error, JaxgptError | KeyboardInterrupt) and not _of_another(error):
         traceback.print_exception(error)
     if failure.process == index():
-        print(f"error: {printable(failure.message)}", file=sys.stderr)
+        say(f"error: {failure.message}", error=True)
     elif first() or own is None or own.message != failure.message:
-        print(f"error: process {failure.process} failed: {printable(failure.message)}", file=sys.stderr)
+        say(f"error: process {failure.process} failed: {failure.message}", error=True)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -24,6 +24,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.models import gpt2
 from jaxgpt.parallel import processes
 from jaxgpt.training import checksums
+from jaxgpt.training.about import About, check_size, model_of, read_about
 from jaxgpt.training.step import TrainState, on_trees
 
 # Which there are
@@ -46,7 +47,7 @@ class Found(NamedTuple):
     """The newest checkpoint that is as it was written, and a message for each newer one that is not."""
 
     path: Path
-    about: dict[str, Any]
+    about: About
     damaged: list[str]
 
 
@@ -56,7 +57,7 @@ def find(folder: Path, parts: tuple[str, ...] | None = None) -> Found:
     UserError where there is none, or none that is whole.
     """
     name, damaged = processes.talk.from_first(lambda: _newest_whole(folder, parts))
-    return Found(folder / name, _about(folder / name), damaged)
+    return Found(folder / name, read_about(folder / name), damaged)
 
 
 def _newest_whole(folder: Path, parts: tuple[str, ...] | None) -> tuple[str, list[str]]:
@@ -82,15 +83,7 @@ def at(path: Path, parts: tuple[str, ...] | None = None) -> Found:
     damage = checksums.damage(path, parts)
     if damage:
         raise UserError(f"{path}: this checkpoint is not whole ({damage}). Restore it from a copy, or take another")
-    return Found(path, _about(path), [])
-
-
-def _about(path: Path) -> dict[str, Any]:
-    about = _read(path, ocp.args.Composite(about=ocp.args.JsonRestore())).about
-    configuration = about.get("configuration") if isinstance(about, dict) else None
-    if not isinstance(configuration, dict) or not isinstance(configuration.get("model"), dict):
-        raise UserError(f"{path}: this checkpoint can't be read (it doesn't say of which model it is)")
-    return about
+    return Found(path, read_about(path), [])
 
 
 def load_params(run: Path, model: Model) -> tuple[gpt2.Params, Found]:
@@ -100,13 +93,14 @@ def load_params(run: Path, model: Model) -> tuple[gpt2.Params, Found]:
     whatever the checkpoint has.
     """
     found = find(run / "checkpoints", ("params", "about"))
-    _check_same_model(found.path, found.about["configuration"]["model"], model)
+    _check_same_model(found.path, dataclasses.asdict(model_of(found.about)), model)
     return params_of(found), found
 
 
 def params_of(found: Found) -> gpt2.Params:
     """A checkpoint's parameters, in float32."""
-    saved = Model(**found.about["configuration"]["model"])
+    check_size(found.path, found.about)
+    saved = model_of(found.about)
     target = _placed(jax.eval_shape(lambda: gpt2.init(saved, jax.random.key(0))))
     return _read(found.path, ocp.args.Composite(params=ocp.args.StandardRestore(target))).params
 

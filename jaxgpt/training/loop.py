@@ -28,7 +28,7 @@ from jaxgpt.parallel import mesh, processes
 from jaxgpt.parallel.agreement import Agreement
 from jaxgpt.reports import memory_plan, trackers
 from jaxgpt.reports.following import Following
-from jaxgpt.training import ahead, corpus, everywhere, flops, peaks, resuming
+from jaxgpt.training import advice, ahead, corpus, everywhere, flops, peaks, resuming
 from jaxgpt.training.checkpoints import Found
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.decisions import Decisions
@@ -47,13 +47,13 @@ def train(config: Config) -> None:
     the end of a Slurm allocation, UserError as the data raise it, where the run can't be resumed and where it doesn't
     fit the device's memory.
     """
-    # How this process was started is none of the run's options.
+    compilation_cache.use(config.run.compilation_cache)
+    # How this process was started, and where its machine keeps programs, is none of the run's options.
     parallel = dataclasses.replace(config.parallel, processes=0, process=-1, coordinator="")
-    config = dataclasses.replace(config, parallel=parallel)
+    config = dataclasses.replace(config, parallel=parallel, run=dataclasses.replace(config.run, compilation_cache=""))
     mesh.check(config)
     trackers.check(config)
     check_name(config)
-    compilation_cache.use(config.run.compilation_cache)
     data, asked = corpus.load(config, initial.tokenizer(config))
     everywhere.check(asked, data)
     with contextlib.ExitStack() as kept:
@@ -253,9 +253,8 @@ class _Run:
         if processes.first():
             self._draw_curve()
         raise AllFailed(
-            f"step {step}: the {what} is {value}, so the run stops here; the last good state is in {saved}. Try a "
-            "lower --optimizer.learning-rate, a longer --optimizer.warmup-steps, a smaller --optimizer.clip-norm or "
-            "--compute.dtype float32"
+            f"step {step}: the {what} is {value}, so the run stops here; the last good state is in {saved}. Try "
+            f"{advice.after_nonfinite(self.config, step)}"
         )
 
     def _evaluate(self) -> float:

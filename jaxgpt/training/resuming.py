@@ -11,8 +11,10 @@ from typing import Any
 from jaxgpt import settings
 from jaxgpt.config import Config
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
 from jaxgpt.parallel import processes
 from jaxgpt.training import checkpoints, fingerprint, saving
+from jaxgpt.training.about import About
 from jaxgpt.training.checkpoints import Found
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.folder import RunFolder, open_folder
@@ -54,10 +56,10 @@ def find(folder: RunFolder, data: Corpus) -> Found:
     UserError where there is none, where it is another run's, and where the text is not the one it was trained on.
     """
     found = checkpoints.find(folder.checkpoints)
-    if "converted_from" in found.about:
+    if found.about["converted_from"]:
         raise UserError(
-            f"{found.path}: these weights were converted from {found.about['converted_from']}, and there is no run to "
-            "go on with. Begin one from them: --init-from this run's folder, and another --run.name"
+            f"{found.path}: these weights were converted from {shown(found.about['converted_from'])}, and there is no "
+            "run to go on with. Begin one from them: --init-from this run's folder, and another --run.name"
         )
     _check(str(found.path), found.about, folder.config, data)
     return found
@@ -82,10 +84,10 @@ def resume(folder: RunFolder, found: Found, target: TrainState) -> tuple[TrainSt
     return state, [*found.damaged, f"resuming after step {step}, from {found.path}", *_changes(saved, config)]
 
 
-def _check(where: str, saved: dict[str, Any], config: Config, data: Corpus) -> None:
+def _check(where: str, saved: About, config: Config, data: Corpus) -> None:
     """UserError naming both values of what must not change."""
     different = [
-        f"{settings.option(section, key)} was {old} and is {new}"
+        f"{settings.option(section, key)} was {shown(old)} and is {shown(new)}"
         for section, key, old, new in _differences(saved["configuration"], config)
         if section == "model" or key in FIXED.get(section, ())
     ]
@@ -102,7 +104,7 @@ def _check(where: str, saved: dict[str, Any], config: Config, data: Corpus) -> N
             f"{where}: this run can't be resumed with other options: {'; '.join(different)}. Give the old ones, or "
             "another --run.name to begin a new run"
         )
-    change = fingerprint.difference(saved["text"], data.fingerprint)
+    change = fingerprint.difference(saved["text"], data.fingerprint) if saved["text"] else ""
     if change:
         name = f"--data.mixture {config.data.mixture}" if config.data.mixture else f"--data.text {config.data.text}"
         raise UserError(
@@ -111,18 +113,18 @@ def _check(where: str, saved: dict[str, Any], config: Config, data: Corpus) -> N
         )
 
 
-def _changes(saved: dict[str, Any], config: Config) -> list[str]:
+def _changes(saved: About, config: Config) -> list[str]:
     """A line for each thing that differs from when the checkpoint was written, and may."""
     options = [
-        f"changed   {settings.option(section, key)} was {old} and is {new}"
+        f"changed   {settings.option(section, key)} was {shown(old)} and is {shown(new)}"
         for section, key, old, new in _differences(saved["configuration"], config)
         if section not in ("run", "checkpoint", "sampling")
     ]
     versions = settings.versions()
     return options + [
-        f"changed   {name} was {old} and is {versions[name]}: the numbers may differ in their last bits"
+        f"changed   {name} was {shown(old)} and is {versions[name]}: the numbers may differ in their last bits"
         for name, old in saved["versions"].items()
-        if versions.get(name, old) != old
+        if versions.get(name, old) != old  # `name` is one of ours
     ]
 
 

@@ -1,11 +1,11 @@
 """What ends a run early: Ctrl-C, SIGTERM, and the end of a Slurm allocation. The step under way is always finished."""
 
-import os
 import signal
 import time
 from types import FrameType
 from typing import NamedTuple
 
+from jaxgpt import environment
 from jaxgpt.errors import Interrupted, Terminated
 
 SLURM_END = "SLURM_JOB_END_TIME"  # seconds since 1970
@@ -31,8 +31,8 @@ class Stop:
 
     def __init__(self, minutes_before_end: float = 0):
         self.ending: Ending | None = None
-        end = os.environ.get(SLURM_END, "")
-        self._deadline = int(end) - 60 * minutes_before_end if minutes_before_end and end.isdecimal() else None
+        end = environment.number(SLURM_END) if minutes_before_end else None
+        self._deadline = None if end is None else end - 60 * minutes_before_end
 
     def __enter__(self) -> "Stop":
         self._previous = {number: signal.signal(number, self._received) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -46,7 +46,7 @@ def test_mistakes(work, fails, words, said):
 @pytest.mark.parametrize("damage", [b"{", b"\xff\xfe", b'x = "'])
 def test_a_damaged_file_is_named(work, fails, name, damage):
     (runs.write(work / "one", steps=2) / name).write_bytes(damage)
-    assert f"one/{name}: not a " in fails("report", "one")
+    assert f"one/{name}: not " in fails("report", "one")
 
 
 def test_a_page_that_cannot_be_written(work, capsys):
