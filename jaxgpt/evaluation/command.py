@@ -17,7 +17,7 @@ from jaxgpt.evaluation.scoring import make_scorer
 from jaxgpt.evaluation.trained import Trained
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.parallel import mesh
-from jaxgpt.training import corpus, fingerprint, folder
+from jaxgpt.training import corpus, fingerprint, metrics_file
 
 
 def evaluate(
@@ -44,7 +44,7 @@ def evaluate(
     found = {"step": model.about["step"], **found}
     print(f"{line} ({time.perf_counter() - started:.1f} s)")
     if task or not data:  # of another text the loss is no validation loss of the run's
-        message = folder.add_evaluation(run, {key: value for key, value in found.items() if key != "tokens"})
+        message = metrics_file.add_evaluation(run, {key: value for key, value in found.items() if key != "tokens"})
         if message:
             print(message, file=sys.stderr)
     if output:

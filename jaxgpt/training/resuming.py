@@ -39,28 +39,35 @@ def about(folder: RunFolder, data: Corpus) -> dict[str, Any]:
 
 
 def open_run(config: Config, data: Corpus) -> tuple[RunFolder, Found | None]:
-    """The run's folder; and where it is to be resumed the checkpoint to go on from, with nothing changed yet."""
+    """The run's folder; and where it is to be resumed the checkpoint to go on from, with nothing changed yet.
+
+    With `--resume auto` a run of which no checkpoint is whole begins anew, and what is there is kept under another
+    name: a job that is started again and again would otherwise never get further.
+    """
     folder = open_folder(config)
     try:
-        return folder, find(folder, data) if folder.resumes else None
+        found = checkpoints.search(folder.checkpoints) if folder.resumes else None
+        if isinstance(found, str):
+            if config.run.resume != "auto":
+                raise UserError(f"{found}, or begin anew with --resume auto, which keeps this run under another name")
+            folder.start_over(found)
+            return folder, None
+        if found:
+            _check_found(found, folder, data)
+        return folder, found
     except BaseException:
         folder.close()
         raise
 
 
-def find(folder: RunFolder, data: Corpus) -> Found:
-    """The last whole checkpoint.
-
-    UserError where there is none, where it is another run's, and where the text is not the one it was trained on.
-    """
-    found = checkpoints.find(folder.checkpoints)
+def _check_found(found: Found, folder: RunFolder, data: Corpus) -> None:
+    """Raises a UserError where the checkpoint is another run's, or the text is not the one it was trained on."""
     if "converted_from" in found.about:
         raise UserError(
             f"{found.path}: these weights were converted from {found.about['converted_from']}, and there is no run to "
             "go on with. Begin one from them: --init-from this run's folder, and another --run.name"
         )
     _check(str(found.path), found.about, folder.config, data)
-    return found
 
 
 def resume(folder: RunFolder, found: Found, target: TrainState) -> tuple[TrainState, list[str]]:
@@ -73,13 +80,14 @@ def resume(folder: RunFolder, found: Found, target: TrainState) -> tuple[TrainSt
     if state.nonfinite >= config.training.stop_after_nonfinite:  # the run stopped at that, and is to try again
         state = state._replace(nonfinite=state.nonfinite * 0)
     step = saved["step"]
-    folder.go_on(config, step, saved["lengths"])
+    damaged = folder.go_on(config, step, saved["lengths"])
     if processes.first():
         saving.delete_unfinished(folder.checkpoints)
         for other in checkpoints.whole_steps(folder.checkpoints):
             if other > step:  # which are not whole, and are trained again
                 saving.delete(folder.checkpoints / str(other))
-    return state, [*found.damaged, f"resuming after step {step}, from {found.path}", *_changes(saved, config)]
+    begun = f"resuming after step {step}, from {found.path}"
+    return state, [*found.damaged, begun, *damaged, *_changes(saved, config)]
 
 
 def _check(where: str, saved: dict[str, Any], config: Config, data: Corpus) -> None:
