@@ -31,8 +31,12 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         raise UserError(f"{path} exists and is left as it is. Give another name, or replace it with --overwrite")
     if path.is_symlink():
         raise UserError(f"{path} is a link, and is not replaced. Give another name")
-    if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "config.toml")):
+    if path.is_dir() and not _has_model(path):
         raise UserError(f"{path} is a folder without a model (config.json or config.toml), and is not replaced")
+
+
+def _has_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "config.toml"))
 
 
 @contextlib.contextmanager
@@ -102,6 +106,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         _remove(new)
         if path.exists():
             _remove(old)
+        elif old.exists():  # the second renaming failed
+            old.rename(path)
 
 
 def make_folder(path: Path) -> None:
@@ -261,7 +267,7 @@ def clear(path: Path) -> None:
         with contextlib.suppress(OSError, UserError):  # one that another process has locked, or that isn't ours
             check_no_link(other)
             with lock(other, "is writing it"):
-                if word == "old" and not path.exists():
+                if word == "old" and _has_model(other) and not os.path.lexists(path):
                     other.rename(path)
                     sync(path.parent)
                 else:
