@@ -19,6 +19,7 @@ import random
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +60,7 @@ class Killer:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
+        self._lock = threading.Lock()  # starting a process asks for the status of the others
         self._processes = multiprocessing.get_context("forkserver")
         self._processes.set_forkserver_preload(["jaxgpt.training.loop", "benchmarks.kill_at"])
 
@@ -69,15 +71,22 @@ class Killer:
         words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
         work = (kill_before, self.folder, _start, [*words, "--resume", "auto"])
         process = self._processes.Process(target=kill_at.run, args=work)
-        process.start()
+        with self._lock:
+            process.start()
         return process
+
+    def wait(self, process: Any) -> int:
+        """Waits for a process's end and returns its status. Of several threads, one at a time asks for it."""
+        while True:
+            with self._lock:
+                if not process.is_alive():
+                    return process.exitcode
+            time.sleep(0.01)
 
     def finish(self, name: str, steps: int = STEPS) -> Path:
         """Lets the run come to its end."""
-        process = self.start(name, steps)
-        process.join()
-        if process.exitcode:
-            raise AssertionError(f"{name} ended with status {process.exitcode}")
+        if status := self.wait(self.start(name, steps)):
+            raise AssertionError(f"{name} ended with status {status}")
         return self.folder / name
 
     def kill(self, name: str, times: int) -> collections.Counter[str]:
@@ -106,7 +115,7 @@ class Killer:
             doing["saving" if saving else "training" if trained else "starting"] += 1
         return doing
 
-    def kill_at_each_operation(self, first: int = 1, stride: int = 1) -> dict[str, Any]:
+    def kill_at_each_operation(self) -> dict[str, Any]:
         """Kills runs before each of their file operations; how many there were, and what differed afterwards.
 
         One begins and saves once; the other goes on from there to another step, saves that and deletes the first.
@@ -119,19 +128,18 @@ class Killer:
                 name = f"{what.replace(' ', '-')}-{number}"
                 if begun:
                     shutil.copytree(begun, self.folder / name)
-                process = self.start(name, steps, kill_before=number)
-                process.join()
-                if process.exitcode == 0:
+                status = self.wait(self.start(name, steps, kill_before=number))
+                if status == 0:
                     return False, ""
-                if process.exitcode != -signal.SIGKILL:
-                    return True, f"{name}: status {process.exitcode}"
+                if status != -signal.SIGKILL:
+                    return True, f"{name}: status {status}"
                 different = _difference_after(lambda: self.finish(name, steps), whole)
                 left = [path.name for path in self.folder.glob(f".{name}.*")]
-                for path in self.folder.glob(f"*{name}*"):
-                    shutil.rmtree(path)
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+                shutil.rmtree(self.folder / f"{name}.damaged-1", ignore_errors=True)
                 return True, f"{name}: {different or left}" if different or left else ""
 
-            numbers = itertools.count(first, stride)
+            numbers = itertools.count(1)
             outcomes: list[tuple[bool, str]] = []
             with concurrent.futures.ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
                 while not outcomes or outcomes[-1][0]:
