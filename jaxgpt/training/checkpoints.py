@@ -89,7 +89,7 @@ def search(folder: Path, parts: tuple[str, ...] | None = None) -> Found | str:
 def _newest_whole(folder: Path, parts: tuple[str, ...] | None) -> tuple[str, list[str]]:
     """Its name, empty if there is none, and the messages."""
     if not whole_steps(folder):
-        return "", [f"{folder}: there is no whole checkpoint. Has the run been saved yet?"]
+        return "", [f"{folder}: there is no whole checkpoint (has the run been saved yet?)"]
     damaged = []
     path, damage = folder, ""
     for step in reversed(steps_of(folder)):

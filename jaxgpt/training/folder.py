@@ -137,7 +137,7 @@ class RunFolder:
         except OSError as error:
             raise _cannot_write(self.path, error) from None
         self.resumes = False
-        self.notes = [f"{reason}. The run is kept as {kept}, and begins anew"]
+        self.notes = [f"{reason}. This run is kept as {kept}, and begins anew"]
 
     def _aside(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.name}.damaged-{number}")

@@ -39,35 +39,40 @@ def about(folder: RunFolder, data: Corpus) -> dict[str, Any]:
 
 
 def open_run(config: Config, data: Corpus) -> tuple[RunFolder, Found | None]:
-    """The run's folder; and where it is to be resumed the checkpoint to go on from, with nothing changed yet.
-
-    With `--resume auto` a run of which no checkpoint is whole begins anew, and what is there is kept under another
-    name: a job that is started again and again would otherwise never get further.
-    """
+    """The run's folder; and where it is to be resumed the checkpoint to go on from, with nothing changed yet."""
     folder = open_folder(config)
     try:
-        found = checkpoints.search(folder.checkpoints) if folder.resumes else None
-        if isinstance(found, str):
-            if config.run.resume != "auto":
-                raise UserError(f"{found}, or begin anew with --resume auto, which keeps this run under another name")
-            folder.start_over(found)
-            return folder, None
-        if found:
-            _check_found(found, folder, data)
-        return folder, found
+        return folder, find(folder, data) if folder.resumes else None
     except BaseException:
         folder.close()
         raise
 
 
-def _check_found(found: Found, folder: RunFolder, data: Corpus) -> None:
-    """Raises a UserError where the checkpoint is another run's, or the text is not the one it was trained on."""
+def find(folder: RunFolder, data: Corpus) -> Found | None:
+    """Finds the last whole checkpoint.
+
+    With `--resume auto` a run of which none is whole begins anew, and what is there is kept under another name: a job
+    that is started again and again would otherwise never get further.
+
+    Returns:
+        The checkpoint; None where the folder is a new one now.
+
+    Raises:
+        UserError: There is none, it is another run's, or the text is not the one it was trained on.
+    """
+    found = checkpoints.search(folder.checkpoints)
+    if isinstance(found, str):
+        if folder.config.run.resume != "auto":
+            raise UserError(f"{found}. --resume auto begins anew, and keeps this run under another name")
+        folder.start_over(found)
+        return None
     if "converted_from" in found.about:
         raise UserError(
             f"{found.path}: these weights were converted from {found.about['converted_from']}, and there is no run to "
             "go on with. Begin one from them: --init-from this run's folder, and another --run.name"
         )
     _check(str(found.path), found.about, folder.config, data)
+    return found
 
 
 def resume(folder: RunFolder, found: Found, target: TrainState) -> tuple[TrainState, list[str]]:

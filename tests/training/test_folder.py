@@ -494,7 +494,7 @@ def test_starting_over_keeps_what_is_there(config, tmp_path):
         folder = RunFolder(config(resume="auto"))
         folder.start_over("there is no whole checkpoint")
         kept = tmp_path / "runs" / f"one.damaged-{number}"
-        assert folder.notes == [f"there is no whole checkpoint. The run is kept as {kept}, and begins anew"]
+        assert folder.notes == [f"there is no whole checkpoint. This run is kept as {kept}, and begins anew"]
         assert not folder.resumes
         folder.metric(step=1, loss=1.0)
         with pytest.raises(UserError, match="another process is training this run"):

@@ -193,7 +193,7 @@ def test_when_all_are_damaged_only_auto_begins_anew(whole, stopped):
     kept = Path("runs/stopped.damaged-1")
     assert status == 0
     assert "(about/metadata is missing), and there is no other that is" in out
-    assert f"The run is kept as {kept}, and begins anew" in out
+    assert f"This run is kept as {kept}, and begins anew" in out
     assert {path.relative_to(kept): content for path, content in contents(kept).items()} == {
         path.relative_to(stopped): content for path, content in before.items()
     }
