@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxgpt import __version__
+from jaxgpt import __version__, writing
 from jaxgpt.data import documents, manifest, pieces, progress, sources, token_files, tokenizers, workers
 from jaxgpt.data.manifest import Manifest, Split
 from jaxgpt.data.pieces import Layout, Piece, Position
@@ -69,7 +69,7 @@ def prepare(settings: Settings, folder: Path, processes: int, skip_bad: int = 0)
         raise UserError(f"--output {shown(folder)} is a file, where a folder is to be made. Give another name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with progress.locked(folder), progress.Bar(sum(part.size for part in parts)) as bar:
+        with writing.lock(folder, "is preparing it"), progress.Bar(sum(part.size for part in parts)) as bar:
             return _Shards(settings, parts, folder, bar, skip_bad).make(processes)
     except BrokenProcessPool:
         raise RunError(

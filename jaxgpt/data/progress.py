@@ -1,9 +1,6 @@
 """How far `prepare` has come: for the next start in progress.json, and for people in a bar."""
 
-import contextlib
 import json
-import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -99,24 +96,6 @@ def _difference(before: Any, now: Any) -> str:
 
 def delete(folder: Path) -> None:
     (folder / NAME).unlink()
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """UserError where another process works in the folder. Does nothing where there are no such locks (Windows)."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UserError(f"{shown(folder)}: another process is preparing it. Wait for its end, or stop it") from None
-    finally:
-        os.close(descriptor)
 
 
 class Bar:

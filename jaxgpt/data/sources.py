@@ -8,7 +8,6 @@ import fnmatch
 import glob
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +18,8 @@ from jaxgpt.data.manifest import Split
 from jaxgpt.data.pieces import kind_of
 from jaxgpt.errors import UserError
 from jaxgpt.files import open_file
-from jaxgpt.foreign_text import printable, quoted, shown
+from jaxgpt.foreign_text import quoted, shown
+from jaxgpt.terminal import say
 
 HUB = "hf:"
 SHARD_TOKENS = 100_000_000

@@ -19,7 +19,7 @@ from jaxgpt.foreign_text import shown
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.parallel import mesh
 from jaxgpt.terminal import say
-from jaxgpt.training import corpus, fingerprint, folder
+from jaxgpt.training import corpus, fingerprint, metrics_file
 
 
 def evaluate(
@@ -46,7 +46,7 @@ def evaluate(
     found = {"step": model.about["step"], **found}
     say(f"{line} ({time.perf_counter() - started:.1f} s)")
     if task or not data:  # of another text the loss is no validation loss of the run's
-        message = folder.add_evaluation(run, {key: value for key, value in found.items() if key != "tokens"})
+        message = metrics_file.add_evaluation(run, {key: value for key, value in found.items() if key != "tokens"})
         if message:
             say(message, error=True)
     if output:

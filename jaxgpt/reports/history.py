@@ -1,7 +1,7 @@
 """A run's metrics.jsonl as columns of numbers, read as it grows, and thinned out for a picture.
 
-`training.folder.read_metrics` reads a whole file into objects; a run of 500,000 steps has 170 MB of them, and a report
-that is written again and again reads only what is new.
+`training.metrics_file.read_metrics` reads a whole file into objects; a run of 500,000 steps has 170 MB of them, and a
+report that is written again and again reads only what is new.
 """
 
 import itertools

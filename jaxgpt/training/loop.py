@@ -33,7 +33,8 @@ from jaxgpt.training.checkpoints import Found
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.decisions import Decisions
 from jaxgpt.training.display import Display, silent
-from jaxgpt.training.folder import RunFolder, check_name, read_metrics, will_resume
+from jaxgpt.training.folder import RunFolder, check_name, will_resume
+from jaxgpt.training.metrics_file import read_metrics
 from jaxgpt.training.placement import Placement
 from jaxgpt.training.saving import Writer
 from jaxgpt.training.signals import Stop
@@ -159,7 +160,7 @@ class _Run:
         self.decisions.settle()
         ending, lost = self.decisions.ending, self.decisions.lost
         where = f"after step {self.done} of {self.config.training.steps}; saved in {saved}"
-        if lost:
+        if lost and (not ending or ending.error is Interrupted):  # with its terminal a run loses its output too
             raise AllFailed(f"stopped {where}, because the output can't be written: {lost}")
         if not ending or ending.error is Interrupted:
             loss = self._evaluate()
@@ -294,9 +295,9 @@ class _Run:
     def _draw_curve(self) -> Path:
         from jaxgpt.reports.curves import loss_curve  # here: a start doesn't wait three quarters of a second for it
 
-        with self.folder.writing("loss.png") as path:
+        with self.folder.replacing("loss.png") as path:
             loss_curve(read_metrics(self.folder.path / "metrics.jsonl"), self.config.run.name, path)
-        return path
+        return self.folder.path / "loss.png"
 
     def _introduce(self) -> None:
         config, training, device = self.config, self.config.training, jax.devices()[0]
@@ -317,6 +318,7 @@ class _Run:
             *self.chosen,
             *(["order     of sums is fixed: some kernels are slower ones"] if self.fixed_order else []),
             *([f"note      {config.run.note}"] if config.run.note else []),
+            *self.folder.notes,
             *self.notes,
         ):
             self.display.note(line)

@@ -50,12 +50,24 @@ def open_run(config: Config, data: Corpus) -> tuple[RunFolder, Found | None]:
         raise
 
 
-def find(folder: RunFolder, data: Corpus) -> Found:
-    """The last whole checkpoint.
+def find(folder: RunFolder, data: Corpus) -> Found | None:
+    """Finds the last whole checkpoint.
 
-    UserError where there is none, where it is another run's, and where the text is not the one it was trained on.
+    With `--resume auto` a run of which none is whole begins anew, and what is there is kept under another name: a job
+    that is started again and again would otherwise never get further.
+
+    Returns:
+        The checkpoint; None where the folder is a new one now.
+
+    Raises:
+        UserError: There is none, it is another run's, or the text is not the one it was trained on.
     """
-    found = checkpoints.find(folder.checkpoints)
+    found = checkpoints.search(folder.checkpoints)
+    if isinstance(found, str):
+        if folder.config.run.resume != "auto":
+            raise UserError(f"{found}. --resume auto begins anew, and keeps this run under another name")
+        folder.start_over(found)
+        return None
     if found.about["converted_from"]:
         raise UserError(
             f"{found.path}: these weights were converted from {shown(found.about['converted_from'])}, and there is no "
@@ -75,13 +87,14 @@ def resume(folder: RunFolder, found: Found, target: TrainState) -> tuple[TrainSt
     if state.nonfinite >= config.training.stop_after_nonfinite:  # the run stopped at that, and is to try again
         state = state._replace(nonfinite=state.nonfinite * 0)
     step = saved["step"]
-    folder.go_on(config, step, saved["lengths"])
+    damaged = folder.go_on(config, step, saved["lengths"])
     if processes.first():
         saving.delete_unfinished(folder.checkpoints)
         for other in checkpoints.whole_steps(folder.checkpoints):
             if other > step:  # which are not whole, and are trained again
                 saving.delete(folder.checkpoints / str(other))
-    return state, [*found.damaged, f"resuming after step {step}, from {found.path}", *_changes(saved, config)]
+    begun = f"resuming after step {step}, from {found.path}"
+    return state, [*found.damaged, begun, *damaged, *_changes(saved, config)]
 
 
 def _check(where: str, saved: About, config: Config, data: Corpus) -> None:
