@@ -32,7 +32,16 @@ POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1", "HOST
 
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch):
-    for name in [*SLURM, *OPEN_MPI, *URI, *POD, "CUDA_VISIBLE_DEVICES", "JAX_COORDINATOR_PORT", "PMIX_NAMESPACE", "OMPI_VERSION"]:
+    for name in [
+        *SLURM,
+        *OPEN_MPI,
+        *URI,
+        *POD,
+        "CUDA_VISIBLE_DEVICES",
+        "JAX_COORDINATOR_PORT",
+        "PMIX_NAMESPACE",
+        "OMPI_VERSION",
+    ]:
         monkeypatch.delenv(name, raising=False)
 
 
