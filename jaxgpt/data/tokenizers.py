@@ -207,10 +207,18 @@ def _codes(text: str) -> np.ndarray:
 
 
 def _utf8(text: str) -> bytes:
-    """The text's UTF-8. Raises UserError for half a surrogate pair, which Python strings can hold and UTF-8 can't."""
+    """Returns the text's UTF-8.
+
+    Raises:
+        UserError: The text has half a surrogate pair, as which Python also has a byte of a terminal's that isn't UTF-8.
+    """
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        if 0xDC80 <= code <= 0xDCFF:
+            byte = f"byte 0x{code - 0xDC00:02x} at position {error.start}"
+            raise UserError(f"the text has a {byte}, which isn't UTF-8: write it as UTF-8") from None
         character = f"U+{ord(text[error.start]):04X} at position {error.start}"
         raise UserError(f"the text has half a surrogate pair, {character}, and is not Unicode: take it out") from None
 

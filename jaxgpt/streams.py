@@ -1,0 +1,53 @@
+"""Standard input, output and error as a command finds them: open, closed, full, or with a reader that has left."""
+
+import contextlib
+import io
+import os
+import sys
+from typing import IO, Any
+
+from jaxgpt.foreign_text import printable
+
+
+def prepare() -> None:
+    """Makes the three of them usable, whatever they are.
+
+    The null device is opened for those that are closed, as `>&-` leaves them. Else the next file that is opened gets
+    their number, and what a library prints goes into that file. What an encoding can't express is no reason to fail.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, _null(number, "w" if number else "r"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace" if number else "surrogateescape")
+
+
+def say(text: str) -> None:
+    """Prints a line on stderr, where that can be written."""
+    try:
+        print(printable(text), file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # ValueError: it was closed since
+        discard(sys.stderr)
+
+
+def discard(stream: IO[Any]) -> None:
+    """Sends what a stream has not yet written to the null device, where the interpreter's end can't fail at it."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+def _null(number: int, mode: str) -> IO[Any]:
+    """Opens the null device as the file of this number, unless another file has got that."""
+    try:
+        os.fstat(number)
+    except OSError:
+        opened = os.open(os.devnull, os.O_RDWR)
+        if opened != number:
+            os.dup2(opened, number)
+            os.close(opened)
+        os.set_inheritable(number, True)
+        return open(number, mode, encoding="utf-8", closefd=False)
+    return open(os.devnull, mode, encoding="utf-8")
