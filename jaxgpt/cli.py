@@ -93,10 +93,15 @@ def check_words(words: Sequence[str]) -> None:
     """Raises a UserError for a byte that isn't UTF-8, which Python has as a character of its own."""
     for word in words:
         found = re.search("[\ud800-\udfff]", word)
-        if found:
-            code = ord(found[0])
-            what = f"byte 0x{code - 0xDC00:02x} isn't UTF-8" if code >= 0xDC80 else "half a surrogate pair is no text"
-            raise UserError(f"{shown(word)}: its {what}. Write it as UTF-8, or rename the file that it names")
+        if found is None:
+            continue
+        if (code := ord(found[0])) < 0xDC80:
+            raise UserError(f"{shown(word)}: half a surrogate pair, {shown(found[0])}, is no text: take it out")
+        bytes_shown = re.sub("[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", word)
+        raise UserError(
+            f"{shown(bytes_shown)}: its byte 0x{code - 0xDC00:02x} isn't UTF-8. Write it as UTF-8, or rename the file "
+            "that it names"
+        )
 
 
 def version() -> int:
