@@ -35,7 +35,8 @@ SHAKESPEARE_BYTES = 1_115_394
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "turtledemo", "lib2to3", "encodings", "pydoc_data"}
 SKIPPED_FOLDERS |= {"site-packages", "dist-packages"}
 PIECE_CHARACTERS = 4000
-CONTROL_CHARACTERS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) != "\n"}
+# And the byte order mark, which a docstring of Python 3.13's library has.
+CONTROL_CHARACTERS = {code: None for code in (*range(32), *range(127, 160), 0xFEFF) if chr(code) != "\n"}
 
 
 def load(name: str) -> str:

@@ -129,12 +129,13 @@ def _cgroups_left(root: Path, membership: Path) -> list[int]:
     the kernel tells may be the host's; the root of what is mounted there is then the container's own group.
     """
     try:
-        lines = membership.read_text().splitlines()
+        lines = membership.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     left = []
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        _, _, named = line.partition(":")
+        controllers, _, path = named.partition(":")
         if "memory" in controllers.split(","):
             top, limit, usage, reclaimable = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
         elif not controllers:
