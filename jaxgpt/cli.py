@@ -16,7 +16,6 @@ depend on.
 
 import errno
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -67,7 +66,8 @@ def _of_system(error: OSError) -> str:
 
 def _command(words: list[str]) -> int:
     """Runs the command that the words name. UserError where there is none."""
-    check_words(words)
+    for word in words:
+        streams.check_typed(word)
     command = "train" if not words or words[0].startswith("-") else words.pop(0)
     if "--version" in words or words[:1] == ["-V"]:
         return version()
@@ -87,21 +87,6 @@ def _spare_processor_info() -> None:
     """Switches off the part of XLA that fails where Linux doesn't say what the processor is, as without /proc."""
     if sys.platform == "linux" and not os.access("/proc/cpuinfo", os.R_OK):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_experimental_ynn_fusion_type="
-
-
-def check_words(words: Sequence[str]) -> None:
-    """Raises a UserError for a byte that isn't UTF-8, which Python has as a character of its own."""
-    for word in words:
-        found = re.search("[\ud800-\udfff]", word)
-        if found is None:
-            continue
-        if (code := ord(found[0])) < 0xDC80:
-            raise UserError(f"{shown(word)}: half a surrogate pair, {shown(found[0])}, is no text: take it out")
-        bytes_shown = re.sub("[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", word)
-        raise UserError(
-            f"{shown(bytes_shown)}: its byte 0x{code - 0xDC00:02x} isn't UTF-8. Write it as UTF-8, or rename the file "
-            "that it names"
-        )
 
 
 def version() -> int:

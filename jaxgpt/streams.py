@@ -3,10 +3,12 @@
 import contextlib
 import io
 import os
+import re
 import sys
 from typing import IO, Any
 
-from jaxgpt.foreign_text import printable
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import printable, shown
 
 
 def prepare() -> None:
@@ -29,6 +31,23 @@ def say(text: str) -> None:
         print(printable(text), file=sys.stderr, flush=True)
     except (OSError, ValueError):  # ValueError: it was closed since
         discard(sys.stderr)
+
+
+def check_typed(text: str) -> None:
+    """Raises a UserError for a byte that isn't UTF-8, of a command line or a line that was typed.
+
+    Python has such a byte as half a surrogate pair, U+DC80 for 0x80.
+    """
+    found = re.search("[\ud800-\udfff]", text)
+    if found is None:
+        return
+    if not 0xDC80 <= (code := ord(found[0])) <= 0xDCFF:
+        raise UserError(f"{shown(text)}: half a surrogate pair, {shown(found[0])}, is no text: take it out")
+    bytes_shown = re.sub("[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", text)
+    raise UserError(
+        f"{shown(bytes_shown)}: its byte 0x{code - 0xDC00:02x} isn't UTF-8. Write it as UTF-8, or rename the file that "
+        "it names"
+    )
 
 
 def discard(stream: IO[Any]) -> None:

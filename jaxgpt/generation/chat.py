@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 
+from jaxgpt import streams
 from jaxgpt.config import Sampling
 from jaxgpt.data import loader
 from jaxgpt.errors import UserError
@@ -37,6 +38,7 @@ def chat(loaded: Loaded, options: Sampling, seed: int) -> None:
     said: list[int] = []
     while (line := _read(terminal)) is not None:
         try:
+            streams.check_typed(line)
             tokens = tokenizer.encode(line + "\n")
             loader.check_vocabulary(tokens, config.model.vocabulary_size, "what you typed")
         except UserError as error:
