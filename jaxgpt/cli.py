@@ -148,6 +148,8 @@ class Generate:
     """Of the first sample; the next one has the next."""
     chat: bool = False
     """Read lines from the terminal, or from a pipe, and go on with each, one text from the first line to the last."""
+    special: bool = False
+    """Take special tokens that a prompt spells out, such as <|endoftext|>, for the tokens and not for characters."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
 
 
@@ -164,9 +166,11 @@ def generate(words: list[str]) -> int:
     if options.chat:
         from jaxgpt.generation import chat
 
-        chat.chat(loaded, options.sampling, options.seed)
+        chat.chat(loaded, options.sampling, options.seed, special=options.special)
     else:
-        command.generate(loaded, prompts or ["\n"], options.samples, options.seed, options.sampling)
+        command.generate(
+            loaded, prompts or ["\n"], options.samples, options.seed, options.sampling, special=options.special
+        )
     return 0
 
 
@@ -254,7 +258,8 @@ class Convert:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the numbers written; auto keeps what they are."""
     tokenizer: str = ""
-    """For weights that don't say which is theirs: gpt2, bytes, or the path of an llm.c tokenizer file."""
+    """For weights that don't say which is theirs: gpt2, bytes, or the path of a tokenizer.json or an llm.c tokenizer
+    file."""
     shard_gib: float = 5.0
     """A Hugging Face model is written in files of at most so many GiB."""
     overwrite: bool = False

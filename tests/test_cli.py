@@ -17,6 +17,8 @@ import pytest
 
 from jaxgpt import cli, settings
 from jaxgpt.config import Checkpoint, Config, Data, Model, Run, Training
+from jaxgpt.data import tokenizers
+from jaxgpt.generation import texts
 from jaxgpt.generation.texts import Piece
 from jaxgpt.training import checksums, loop
 from jaxgpt.training.saving import Writer
@@ -226,6 +228,20 @@ def test_generate_stops_before_a_stop_text(run, capsys):
 )
 def test_generate_with_an_option_out_of_range(fails, run, words, message):
     assert fails("generate", "--run", str(run), *words).startswith(f"error: {message}")
+
+
+def test_special_tokens_and_empty_prompts_begin_a_document(work, monkeypatch):
+    """Of a tokenizer that has an end of text, behind the 256 bytes."""
+    configuration = Config(model=dataclasses.replace(MODEL, vocabulary_size=257), run=Run(name="special"))
+    state = tokenizers.Trained([bytes([i]) for i in range(256)]).state()
+    save(work / "special", configuration, zeros(configuration), state)
+    asked = []
+    monkeypatch.setattr(texts, "generate", lambda params, requests, *rest: asked.extend(requests) or iter(()))
+    words = ["generate", "--run", "special", "--prompt", "<|endoftext|>a", "--prompt", ""]
+    assert cli.main([*words, "--special"]) == 0
+    assert cli.main(words) == 0
+    prompts = [request.prompt.tolist() for request in asked]
+    assert prompts == [[256, ord("a")], [256], list(b"<|endoftext|>a"), [256]]
 
 
 def test_generate_on_what_is_no_run(fails, run):

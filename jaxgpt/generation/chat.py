@@ -25,8 +25,11 @@ from jaxgpt.generation.sampling import only_known_tokens
 ASK = "> "
 
 
-def chat(loaded: Loaded, options: Sampling, seed: int) -> None:
-    """Reads lines until there are no more, and answers each; from a pipe without a prompt sign."""
+def chat(loaded: Loaded, options: Sampling, seed: int, *, special: bool = False) -> None:
+    """Reads lines until there are no more, and answers each; from a pipe without a prompt sign.
+
+    `special` takes special tokens that a line spells out for the tokens.
+    """
     config, params, tokenizer = loaded
     model = only_known_tokens(config.model, tokenizer)
     decoder = Decoder(params, model, config.compute, slots=1, capacity=model.context)
@@ -39,7 +42,7 @@ def chat(loaded: Loaded, options: Sampling, seed: int) -> None:
     while (line := _read(terminal)) is not None:
         try:
             streams.check_typed(line)
-            tokens = tokenizer.encode(line + "\n")
+            tokens = tokenizer.encode(line + "\n", special=special)
             loader.check_vocabulary(tokens, config.model.vocabulary_size, "what you typed")
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
