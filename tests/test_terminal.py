@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxgpt import cli, streams
+from jaxgpt import cli, terminal
 
 ROOT = Path(cli.__file__).resolve().parent.parent
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
@@ -51,7 +51,7 @@ def test_a_reader_that_has_left_ends_the_command_silently():
 @POSIX
 def test_a_closed_stream_gives_its_number_to_no_file():
     """Else the first file that is opened would be the standard output, and get what libraries print there."""
-    program = "import sys, tempfile; from jaxgpt import streams; streams.prepare(); "
+    program = "import sys, tempfile; from jaxgpt import streams; terminal.prepare(); "
     program += "sys.exit(10 + tempfile.TemporaryFile().fileno())"
     done = shell(f"PYTHONPATH='{ROOT}' '{sys.executable}' -c '{program}' <&- >&-")
     assert done.returncode >= 13
@@ -60,7 +60,7 @@ def test_a_closed_stream_gives_its_number_to_no_file():
 
 def test_standard_input_that_is_closed_is_at_its_end(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
-    streams.prepare()
+    terminal.prepare()
     with sys.stdin as nothing:
         assert nothing.read() == ""
         assert not nothing.isatty()
