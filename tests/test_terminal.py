@@ -51,7 +51,7 @@ def test_a_reader_that_has_left_ends_the_command_silently():
 @POSIX
 def test_a_closed_stream_gives_its_number_to_no_file():
     """Else the first file that is opened would be the standard output, and get what libraries print there."""
-    program = "import sys, tempfile; from jaxgpt import streams; terminal.prepare(); "
+    program = "import sys, tempfile; from jaxgpt import terminal; terminal.prepare(); "
     program += "sys.exit(10 + tempfile.TemporaryFile().fileno())"
     done = shell(f"PYTHONPATH='{ROOT}' '{sys.executable}' -c '{program}' <&- >&-")
     assert done.returncode >= 13
@@ -96,7 +96,7 @@ def test_what_the_system_refuses_is_one_line(error, message, monkeypatch, capfd)
     def refused(words):
         raise error
 
-    monkeypatch.setattr(streams, "discard", lambda stream: None)  # it would be that of the tests
+    monkeypatch.setattr(terminal, "discard", lambda stream: None)  # it would be that of the tests
     monkeypatch.setitem(cli.COMMANDS, "report", refused)
     assert cli.main(["report"]) == 1
     assert capfd.readouterr().err == message
