@@ -1,9 +1,10 @@
 """What is fuzzed: for each reader of files from outside, valid inputs and how they are read.
 
-A reader of another format is one more entry in READERS. An input is a folder's files by name; a reader may raise
-UserError and nothing else, whatever they contain.
+A reader of another format is one more entry in READERS. An input is a folder's files by name, those in folders within
+it too; a reader may raise UserError and nothing else, whatever they contain.
 """
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Callable
@@ -13,10 +14,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxgpt.config import Model
+from jaxgpt import settings
+from jaxgpt.config import Config, Model
 from jaxgpt.data import manifest, token_files, tokenizers
 from jaxgpt.evaluation import choice_files, task_files
 from jaxgpt.interop import (
+    byte_level,
     huggingface,
     huggingface_export,
     huggingface_tokenizer,
@@ -25,6 +28,9 @@ from jaxgpt.interop import (
     llmc_tokenizer,
     tensors,
 )
+from jaxgpt.reports import content, page
+from jaxgpt.reports.history import History
+from jaxgpt.training import about, fingerprint
 
 Input = dict[str, bytes]
 MODEL = Model(layers=2, heads=2, width=8, context=6, vocabulary_size=130)
@@ -40,8 +46,10 @@ class Reader:
 def written(write: Callable[[Path], object]) -> Input:
     """The files that `write` leaves in a folder."""
     with tempfile.TemporaryDirectory() as name:
-        write(Path(name))
-        return {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
+        folder = Path(name)
+        write(folder)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def params(dtype: str = "float32"):
@@ -81,13 +89,54 @@ def folders() -> list[Input]:
 
 
 def tokenizer_files() -> list[Input]:
-    made = [tokenizers.make("bytes", ""), tokenizers.make("characters", "to be, or nöt\n")]
-    texts = [huggingface_tokenizer.files_of(tokenizer, MODEL) for tokenizer in made]
-    vocabulary = json.dumps({character: i for i, character in enumerate(huggingface_tokenizer.CHARACTER_OF)})
-    return [
-        *({name: text.encode() for name, text in files.items()} for files in texts),
-        {"vocab.json": vocabulary.encode()},
+    ours = [tokenizers.make("bytes", ""), tokenizers.make("characters", "to be, or nöt\n")]
+    made = [
+        {name: text.encode() for name, text in huggingface_tokenizer.files_of(tokenizer, MODEL).items()}
+        for tokenizer in ours
     ]
+    return [*made, *([{"tokenizer.json": text.encode()} for text in foreign_tokenizers()]), two_files()]
+
+
+def two_files() -> Input:
+    """vocab.json and merges.txt, as older versions of transformers wrote them."""
+    words = [*byte_level.CHARACTER_OF, "th", "the"]
+    vocabulary = json.dumps({word: number for number, word in enumerate(words)})
+    merges = "#version: 0.2\nt h\nth e\n"
+    config = json.dumps({"add_prefix_space": True, "eos_token": "the"})
+    texts = {"vocab.json": vocabulary, "merges.txt": merges, "tokenizer_config.json": config}
+    return {name: text.encode() for name, text in texts.items()}
+
+
+def foreign_tokenizers() -> list[str]:
+    """Of each model and most parts that the package tokenizers has, a small one."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    byte_tokens = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    pairs = Tokenizer(models.BPE(byte_tokens | {"▁": 256, "a": 257, "▁a": 258}, [("▁", "a")], byte_fallback=True))
+    pairs.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    pairs.decoder = decoders.Sequence(parts)
+    pairs.add_tokens(["<tool>"])
+    words = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
+    words.normalizer, words.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    words.decoder, words.post_processor = decoders.WordPiece(), processors.BertProcessing(("a", 1), ("[UNK]", 0))
+    likely = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁a", -1.0), ("a", -2.0)], 0, False))
+    likely.pre_tokenizer, likely.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    likely.add_special_tokens(["</s>"])
+    split = Tokenizer(models.BPE({character: byte for byte, character in enumerate(byte_level.CHARACTER_OF)}, []))
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    pattern = Regex(r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+    split.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(pattern, "isolated"), level])
+    split.decoder = decoders.ByteLevel()
+    return [tokenizer.to_str() for tokenizer in (pairs, words, likely, split)]
+
+
+def read_tokenizer(folder: Path) -> None:
+    """Reads it and, where it is there, gets tokens of a text and the text of tokens."""
+    tokenizer, _ = huggingface_tokenizer.read(folder, Model(vocabulary_size=1 << 16))
+    if tokenizer:
+        tokenizer.decode(tokenizer.encode("to be, or nöt: 123 <tool></s>\n" * 10))
+        tokenizer.join(range(min(300, tokenizer.vocabulary_size)))
 
 
 def token_shards() -> list[Input]:
@@ -104,7 +153,9 @@ def manifests() -> list[Input]:
             manifest.describe(folder / "train_000000.bin", "train"),
             manifest.describe(folder / "val_000000.bin", "val"),
         )
-        manifest.write(folder, manifest.Manifest("made up", {"name": "bytes"}, 300, None, 2, {"a": 1}, {}, shards))
+        manifest.write(
+            folder, manifest.Manifest("made up", {"name": "bytes"}, 300, None, 2, 0, 0, {"a": 1}, {}, shards)
+        )
 
     return [written(prepared)]
 
@@ -121,7 +172,70 @@ def task_lines() -> list[Input]:
     return [{"hellaswag.jsonl": ("\n".join(lines) + "\n").encode()}]
 
 
+def configurations() -> list[Input]:
+    """A config.toml as a run has it, and a short one as people write it."""
+    short = b'# mine\n[model]\nlayers = 2\n[data]\ntext = "a.txt"\n[sampling]\nstop = ["a", \'b\']\n'
+    return [written(lambda folder: settings.write(Config(model=MODEL), folder / "config.toml")), {"config.toml": short}]
+
+
+def read_configuration(folder: Path) -> None:
+    """As readers of a run do, and as training does that is given the file."""
+    settings.check_model(settings.read_trained(folder).model)
+    settings.check(settings.read(folder / "config.toml"))
+
+
+def abouts() -> list[Input]:
+    """What checkpoints say of themselves: of a text, of token files in shares, and of an older version."""
+    text = fingerprint.of(b"to be")
+    tokens = {"files": {"a_train_0.bin": text | {"sha256": ""}, "a_val_0.bin": {"bytes": 9, "samples": ["ab"]}}}
+    common = {"configuration": dataclasses.asdict(Config(model=MODEL)), "versions": settings.versions(), "step": 3}
+    more = [
+        {"tokenizer": {"name": "characters", "characters": " beot"}, "text": text, "lengths": {"samples.txt": 3}},
+        {"tokenizer": {"name": "bytes"}, "text": {"quotas": [3, 5], "sources": [tokens, text]}, "converted_from": "x"},
+        {"configuration": {"model": dataclasses.asdict(MODEL)}, "tokenizer": {"name": "bytes"}},
+    ]
+    return [{about.FILE.as_posix(): json.dumps(common | fields).encode()} for fields in more]
+
+
+def read_about(folder: Path) -> None:
+    """With all that is done with it before anything is loaded."""
+    found = about.read_about(folder)
+    about.check_size(folder, found)
+    tokenizers.from_state(found["tokenizer"])
+    if found["text"]:
+        fingerprint.difference(found["text"], fingerprint.of(b"to be or"))
+
+
+def runs() -> list[Input]:
+    """The files that a report shows."""
+    step = {"step": 1, "loss": 5.5, "learning_rate": 0.1, "grad_norm": 1.5, "skipped": 0, "tokens": 8, "mfu": None}
+    lines = [
+        step,
+        step | {"step": 2, "loss": None, "skipped": 1},
+        {"step": 2, "val_loss": 5.25, "val_bits_per_byte": 7},
+    ]
+    lines += [{"step": 2, "task": "hellaswag", "accuracy": 0.25, "accuracy_norm": None, "examples": 4}]
+    plan = {"parts": {"parameters": 800, "gradients": 800}, "total": 1600, "capacity": None, "source": "x"}
+    return [
+        configurations()[0]
+        | {
+            "metrics.jsonl": "".join(f"{json.dumps(line)}\n" for line in lines).encode(),
+            "samples.txt": "--- step 0\nto be\n\n--- step 2\nor nöt\n\n".encode(),
+            "memory_plan.json": json.dumps(plan).encode(),
+            "machine.json": json.dumps({"devices": "1 × cpu", "parameters": 800}).encode(),
+        }
+    ]
+
+
+def read_run(folder: Path) -> None:
+    """As a page."""
+    page.render([content.of_run(folder, History(folder / "metrics.jsonl").read_all())])
+
+
 READERS = [
+    Reader("config.toml", configurations, read_configuration),
+    Reader("what a checkpoint says", abouts, read_about),
+    Reader("a run's files", runs, read_run),
     Reader("token file", token_shards, lambda folder: int(token_files.open(folder / "t.bin").sum())),
     Reader("manifest", manifests, manifest.verify),
     Reader("multiple-choice file", choices, lambda folder: choice_files.read(folder / "c.bin")),
@@ -134,9 +248,5 @@ READERS = [
     Reader("llm.c state", states, lambda folder: llmc_state.read(folder / "s.bin", MODEL)),
     Reader("llm.c tokenizer", token_lists, lambda folder: llmc_tokenizer.read(folder / "t.bin")),
     Reader("Hugging Face folder", folders, lambda folder: huggingface.open_folder(folder).load()),
-    Reader(
-        "Hugging Face tokenizer",
-        tokenizer_files,
-        lambda folder: huggingface_tokenizer.read(folder, Model(vocabulary_size=256)),
-    ),
+    Reader("Hugging Face tokenizer", tokenizer_files, read_tokenizer),
 ]

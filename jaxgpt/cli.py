@@ -14,7 +14,6 @@ depend on.
 """
 
 import errno
-import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -24,15 +23,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jaxgpt import command_line, settings
+from jaxgpt import command_line, environment, out_of_memory, settings, terminal
 from jaxgpt.config import Config, Sampling
 from jaxgpt.errors import Interrupted, JaxgptError, UserError
-from jaxgpt.foreign_text import printable
+from jaxgpt.foreign_text import shown
 
 if TYPE_CHECKING:
     from jaxgpt.training.loop import Observer
 
 DEFAULT_CONFIG = "quickstart"
+WITHOUT_JAX = ("prepare", "report")
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 def main(arguments: Sequence[str] | None = None, observers: Sequence["Observer"] = ()) -> int:
@@ -40,54 +41,79 @@ def main(arguments: Sequence[str] | None = None, observers: Sequence["Observer"]
 
     `observers` see the metrics of a training run, as `loop.train` says.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # one that can't express all of Unicode is no reason to fail
-        sys.stdout.reconfigure(errors="backslashreplace")
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    command = "train" if not words or words[0].startswith("-") else words.pop(0)
-    if "--version" in words or words[:1] == ["-V"]:
-        return run(lambda _: version(), words)
-    if command == "train":
-        return run(lambda words: train(words, observers), words)
-    return run(COMMANDS.get(command, lambda _: no_such_command(command)), words)
+    return run(lambda words: _command(words, observers), list(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(command: Callable[[list[str]], int], words: list[str]) -> int:
-    """Runs a command with the words behind its name. Returns its status, or that of the error that it ended with."""
+    """Runs a command with these words. Returns its status, or that of the error that it ended with."""
+    terminal.prepare()
     try:
-        return command(words)
-    except JaxgptError as error:
-        print(printable(str(error) if isinstance(error, Interrupted) else f"error: {error}"), file=sys.stderr)
-        return error.status
+        try:
+            with out_of_memory.told():
+                for word in words:
+                    terminal.check_typed(word)
+                environment.check()
+                return command(words)
+        except JaxgptError as error:
+            terminal.say(str(error) if isinstance(error, Interrupted) else f"error: {error}", error=True)
+            return error.status
+        finally:
+            sys.stdout.flush()  # here, where it can be said that it fails
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.ENOSPC):
-            raise
-        if error.errno == errno.ENOSPC:  # and of a broken pipe nobody need hear: `head` has read enough
-            print(f"error: the output can't be written: {error.strerror}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
+        if error.errno != errno.EPIPE:  # of a broken pipe nobody need hear: `head` has read enough
+            terminal.say(f"error: {_of_system(error)}", error=True)
+        terminal.discard(sys.stdout)
         return 1
     except KeyboardInterrupt:  # where no training step would be lost
-        print("\nstopped with Ctrl-C", file=sys.stderr)
+        terminal.say("\nstopped with Ctrl-C", error=True)
         return Interrupted.status
 
 
-def no_such_command(command: str) -> int:
-    """Raises a UserError that names the command which may have been meant."""
+def _of_system(error: OSError) -> str:
+    """Returns what the system has refused: to write what is printed, which has no name, or a file."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.filename is None:
+        return f"the output can't be written: {reason}" if error.errno in UNWRITABLE else reason
+    return f"{shown(os.fsdecode(error.filename))}: {reason}"
+
+
+def _command(words: list[str], observers: Sequence["Observer"]) -> int:
+    """Runs the command that the words name. UserError where there is none."""
+    command = "train" if not words or words[0].startswith("-") else words.pop(0)
+    if "--version" in words or words[:1] == ["-V"]:
+        return version()
+    if command not in COMMANDS:
+        raise _no_such_command(command)
+    if command not in WITHOUT_JAX and command_line.OF_ALL.isdisjoint(words):
+        out_of_memory.check_limit()
+        _spare_processor_info()
+    return train(words, observers) if command == "train" else COMMANDS[command](words)
+
+
+def _no_such_command(command: str) -> UserError:
+    """Returns the error that names the command which may have been meant."""
     if command == "bench":
-        raise UserError(
+        return UserError(
             "bench: not a command of the package, which doesn't hold what it compares with. In a clone: make bench, or "
             "python -m benchmarks.bench"
         )
     is_config = command in settings.config_names()
     near = f"; did you mean --config {command}?" if is_config else settings.nearest(command, COMMANDS)
-    raise UserError(
+    return UserError(
         f"{command}: there is no such command{near} There are: {', '.join(COMMANDS)}; see python run.py --help"
     )
+
+
+def _spare_processor_info() -> None:
+    """Switches off the part of XLA that fails where Linux doesn't say what the processor is, as without /proc."""
+    if sys.platform == "linux" and not os.access("/proc/cpuinfo", os.R_OK):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_experimental_ynn_fusion_type="
 
 
 def version() -> int:
     """Prints what a run writes to its config.toml of the versions that it is trained with."""
     for name, number in settings.versions().items():
-        print(name, number)
+        terminal.say(f"{name} {number}")
     return 0
 
 
@@ -105,14 +131,17 @@ def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
     name, rest = command_line.take(command_line.written_out(words), "--config")
     path = settings.find_config(name or DEFAULT_CONFIG)
     description = f"{__doc__}\nConfigs: {', '.join(settings.config_names())}"
-    defaults = Train(name or DEFAULT_CONFIG, settings.read(path))
+    defaults = Train(name or DEFAULT_CONFIG, settings.read_defaults(path))
     config = command_line.read(Train, rest, "", default=defaults, description=description).options
     if not config.run.name:
         config = replace(config, run=replace(config.run, name=path.stem))
     settings.check_processes(config.parallel)
     from jaxgpt.parallel import processes  # here: importing JAX and Orbax takes a second that --help doesn't wait
 
-    with processes.together(config.parallel):  # before JAX looks at its devices, as it does to read weights
+    with (
+        processes.together(config.parallel),
+        out_of_memory.told(),
+    ):  # before JAX looks at its devices, as it does to read weights
         if config.training.init_from:
             from jaxgpt.interop import initial
 
@@ -140,6 +169,8 @@ class Generate:
     """Of the first sample; the next one has the next."""
     chat: bool = False
     """Read lines from the terminal, or from a pipe, and go on with each, one text from the first line to the last."""
+    special: bool = False
+    """Take special tokens that a prompt spells out, such as <|endoftext|>, for the tokens and not for characters."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
 
 
@@ -156,9 +187,11 @@ def generate(words: list[str]) -> int:
     if options.chat:
         from jaxgpt.generation import chat
 
-        chat.chat(loaded, options.sampling, options.seed)
+        chat.chat(loaded, options.sampling, options.seed, special=options.special)
     else:
-        command.generate(loaded, prompts or ["\n"], options.samples, options.seed, options.sampling)
+        command.generate(
+            loaded, prompts or ["\n"], options.samples, options.seed, options.sampling, special=options.special
+        )
     return 0
 
 
@@ -246,7 +279,8 @@ class Convert:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the numbers written; auto keeps what they are."""
     tokenizer: str = ""
-    """For weights that don't say which is theirs: gpt2, bytes, or the path of an llm.c tokenizer file."""
+    """For weights that don't say which is theirs: gpt2, bytes, or the path of a tokenizer.json or an llm.c tokenizer
+    file."""
     shard_gib: float = 5.0
     """A Hugging Face model is written in files of at most so many GiB."""
     overwrite: bool = False

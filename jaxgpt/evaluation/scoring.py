@@ -9,10 +9,9 @@ that scores don't depend on the batch size or on the devices but for rounding.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -23,6 +22,7 @@ from jaxgpt.config import Config
 from jaxgpt.layers import cross_entropy, unembedding
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import gpt2
+from jaxgpt.parallel.in_flight import in_turn
 from jaxgpt.parallel.mesh import AXIS
 from jaxgpt.training.step import cast, layout_of
 
@@ -85,15 +85,19 @@ def make_scorer(config: Config, batch_size: int) -> Scorer:
 
     def scorer(params: gpt2.Params, requests: Sequence[Request]) -> list[Score]:
         places = _places(requests)  # equal requests are scored once, and so are equal to the last bit
-        dispatched = []
-        for length, group in _by_length(places, model.context).items():
-            for start in range(0, len(group), rows):
-                part = group[start : start + rows]
+        parts = [
+            (length, group[start : start + rows])
+            for length, group in _by_length(places, model.context).items()
+            for start in range(0, len(group), rows)
+        ]
+
+        def dispatched() -> Iterator[tuple[Array, Array]]:
+            for length, part in parts:
                 batch = tuple(array[own] for array in _batch(part, rows, length, model.context))
-                dispatched.append((part, program(params, *layout.from_processes(batch, sequences))))
+                yield program(params, *layout.from_processes(batch, sequences))
+
         found: dict[Request, Score] = {}
-        for part, scores in dispatched:
-            values, greedy = jax.device_get(scores)
+        for (_, part), (values, greedy) in zip(parts, in_turn(dispatched()), strict=True):
             found |= {
                 request: Score(float(value), bool(all_greedy))
                 for request, value, all_greedy in zip(part, values, greedy, strict=False)

@@ -19,6 +19,7 @@ from jaxgpt.interop import (
 )
 from jaxgpt.interop.source import Source
 from jaxgpt.models import gpt2
+from jaxgpt.terminal import say
 
 Format = Literal["auto", "huggingface", "llmc", "run"]
 NAMES = {"huggingface": "a Hugging Face folder", "llmc": "an llm.c model file", "run": "a run's folder"}
@@ -100,9 +101,14 @@ def _write_llmc(to: Path, source: Source, params: gpt2.Params, dtype: str, overw
     tokenizer = source.tokenizer
     beside = to.with_name(f"{to.stem}_tokenizer.bin")
     if tokenizer and tokenizer.end_of_text is not None:
-        with writing.new_file(beside, overwrite=overwrite) as path:
-            llmc_tokenizer.write(path, tokenizer.tokens, tokenizer.end_of_text)
-        written.append(beside)
+        if all(1 <= len(token) <= llmc_tokenizer.LONGEST for token in tokenizer.tokens):
+            with writing.new_file(beside, overwrite=overwrite) as path:
+                llmc_tokenizer.write(path, tokenizer.tokens, tokenizer.end_of_text)
+            written.append(beside)
+        else:
+            _say(
+                "note", f"the tokenizer has tokens of 0 or over {llmc_tokenizer.LONGEST} bytes: no llm.c tokenizer file"
+            )
     elif tokenizer:
         _say("note", f"the tokenizer {tokenizer.name} has no end-of-text token, and so no llm.c tokenizer file")
     with writing.new_file(to, overwrite=overwrite) as path:
@@ -111,4 +117,4 @@ def _write_llmc(to: Path, source: Source, params: gpt2.Params, dtype: str, overw
 
 
 def _say(word: str, text: str) -> None:
-    print(f"{word:<9} {text}", flush=True)
+    say(f"{word:<9} {text}", flush=True)

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgpt import files
 from jaxgpt.config import Config
-from jaxgpt.data import loader, shards, texts, tokenizers
+from jaxgpt.data import loader, manifest, shards, texts, tokenizers
 from jaxgpt.data.feeder import Feeder
 from jaxgpt.data.loader import Tokens
 from jaxgpt.data.shards import Shards, TokenSet
@@ -34,10 +35,13 @@ class Source(NamedTuple):
     fingerprint: dict[str, Any]
 
 
-def load(config: Config) -> tuple[Corpus, Config]:
-    """The corpus, and the configuration with the sizes that follow from it filled in. UserError as the data raise."""
+def load(config: Config, own: tokenizers.Tokenizer | None = None) -> tuple[Corpus, Config]:
+    """Returns the corpus, and the configuration with the sizes that follow from it filled in. UserError as the data.
+
+    `own` is a tokenizer that came with weights, and is taken in the place of the one that the options name.
+    """
     weights = weights_of(config)
-    sources = [_source(name, config) for name in weights]
+    sources = [_source(name, config, own) for name in weights]
     tokenizer = sources[0].tokenizer
     config = resolve(config, tokenizer)
     for name, source in zip(weights, sources, strict=True):
@@ -98,25 +102,32 @@ def feed(data: Corpus, config: Config, first: int, rows: Sequence[int]) -> Feede
     return Feeder(make, first)
 
 
-def _source(name: str, config: Config) -> Source:
+def _source(name: str, config: Config, own: tokenizers.Tokenizer | None = None) -> Source:
     """UserError where there is no such text or they are no such files."""
     if found := shards.find(name):
-        tokenizer = _tokenizer_of(found, config)
+        tokenizer = own if own and not found.manifest else _tokenizer_of(found, config)
         train, validation = found.train, found.validation
         known = found.manifest.shards if found.manifest else ()
         sums = {shard.file: shard.sha256 for shard in known}
         made_of = fingerprint.of_files([*train.paths, *validation.paths], sums)
         return Source(f"{len(train.paths)} token files of {name}", tokenizer, train, validation, made_of)
     text = texts.load(name)
-    tokenizer = tokenizers.make(config.data.tokenizer, text)
+    tokenizer = own or tokenizers.make(config.data.tokenizer, text)
     train, validation = loader.split(tokenizer.encode(text), config.data.validation_fraction)
     return Source(texts.describe(name), tokenizer, train, validation, fingerprint.of(text.encode()))
 
 
 def _tokenizer_of(found: TokenSet, config: Config) -> tokenizers.Tokenizer:
-    """The one that the manifest names; of files without one, the one that the options name."""
+    """Returns the tokenizer that the manifest names; of files without one, the one that the options name."""
     if found.manifest:
-        return tokenizers.from_state(found.manifest.tokenizer)
+        tokenizer, stated = tokenizers.from_state(found.manifest.tokenizer), found.manifest.vocabulary_size
+        if tokenizer.vocabulary_size != stated:
+            raise UserError(
+                f"{found.train.paths[0].parent / manifest.NAME} is damaged: it says {stated:,} tokens, and its "
+                f"tokenizer {tokenizer.name} has {tokenizer.vocabulary_size:,}; restore it from a copy, or prepare the "
+                "data anew"
+            )
+        return tokenizer
     if config.data.tokenizer == "characters":
         raise UserError("--data.tokenizer characters: token files without a manifest don't say which characters")
     return tokenizers.make(config.data.tokenizer, "")
@@ -169,5 +180,5 @@ def _prompt(config: Config, tokenizer: tokenizers.Tokenizer, validation: Tokens)
     if config.run.prompt:
         return tokenizer.encode(config.run.prompt)
     beginning = tokenizer.decode(validation[:200])
-    lines = [line for line in beginning.splitlines()[1:] if line.strip()]
+    lines = [line for line in files.text_lines(beginning)[1:] if line.strip()]
     return tokenizer.encode(lines[0] if lines else beginning)[: config.model.context // 4 + 1]

@@ -83,14 +83,14 @@ def train(config: Config, *observers: Observer) -> None:
 
 def _complete(config: Config) -> tuple[Config, Corpus]:
     """Returns the configuration with the sizes that follow from the text filled in, and the text."""
-    # How this process was started is none of the run's options.
+    compilation_cache.use(config.run.compilation_cache)
+    # How this process was started, and where its machine keeps programs, is none of the run's options.
     parallel = dataclasses.replace(config.parallel, processes=0, process=-1, coordinator="")
-    config = dataclasses.replace(config, parallel=parallel)
+    config = dataclasses.replace(config, parallel=parallel, run=dataclasses.replace(config.run, compilation_cache=""))
     mesh.check(config)
     trackers.check(config)
     check_name(config)
-    compilation_cache.use(config.run.compilation_cache)
-    data, config = corpus.load(config)
+    data, config = corpus.load(config, initial.tokenizer(config))
     return config, data
 
 
@@ -189,7 +189,7 @@ def _run(trainer: Trainer) -> None:
     decisions.settle()
     ending, lost = decisions.ending, decisions.lost
     where = f"after step {trainer.done} of {config.training.steps}; saved in {saved}"
-    if lost:
+    if lost and (not ending or ending.error is Interrupted):  # with its terminal a run loses its output too
         raise AllFailed(f"stopped {where}, because the output can't be written: {lost}")
     if not ending or ending.error is Interrupted:
         loss = trainer.evaluate()
@@ -219,6 +219,7 @@ def _introduce(trainer: Trainer, chosen: Chosen, notes: list[str]) -> None:
         *chosen.lines(),
         *(["order     of sums is fixed: some kernels are slower ones"] if needs_fixed_order(config.compute) else []),
         *([f"note      {config.run.note}"] if config.run.note else []),
+        *trainer.folder.notes,
         *notes,
     ):
         trainer.display.note(line)

@@ -19,11 +19,12 @@ from jaxgpt.foreign_text import printable
 from jaxgpt.generation import texts
 from jaxgpt.parallel import processes
 from jaxgpt.parallel.agreement import Agreement
-from jaxgpt.training import flops, peaks, resuming
+from jaxgpt.training import advice, flops, peaks, resuming
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.decisions import Decisions
 from jaxgpt.training.display import Display
-from jaxgpt.training.folder import RunFolder, read_metrics
+from jaxgpt.training.folder import RunFolder
+from jaxgpt.training.metrics_file import read_metrics
 from jaxgpt.training.placement import Placement
 from jaxgpt.training.saving import Writer
 from jaxgpt.training.signals import Stop
@@ -165,9 +166,8 @@ class Trainer:
         if processes.first():
             self.draw_curve()
         raise AllFailed(
-            f"step {step}: the {what} is {value}, so the run stops here; the last good state is in {saved}. Try a "
-            "lower --optimizer.learning-rate, a longer --optimizer.warmup-steps, a smaller --optimizer.clip-norm or "
-            "--compute.dtype float32"
+            f"step {step}: the {what} is {value}, so the run stops here; the last good state is in {saved}. Try "
+            f"{advice.after_nonfinite(self.config, step)}"
         )
 
     def evaluate(self) -> float:
@@ -212,6 +212,6 @@ class Trainer:
         """Draws loss.png."""
         from jaxgpt.reports.curves import loss_curve  # here: a start doesn't wait three quarters of a second for it
 
-        with self.folder.writing("loss.png") as path:
+        with self.folder.replacing("loss.png") as path:
             loss_curve(read_metrics(self.folder.path / "metrics.jsonl"), self.config.run.name, path)
-        return path
+        return self.folder.path / "loss.png"

@@ -14,7 +14,7 @@ from jaxgpt.config import Compute, Config, Model, Parallel, Training
 from jaxgpt.data import tokenizers
 from jaxgpt.interop import huggingface_export, initial, llmc, tensors
 from jaxgpt.models import gpt2
-from jaxgpt.training.folder import read_metrics
+from jaxgpt.training.metrics_file import read_metrics
 from jaxgpt.training.placement import Placement
 from tests.interop.weights import assert_same_bits, random_params
 
