@@ -14,17 +14,17 @@ depend on.
 """
 
 import errno
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from jaxgpt import command_line, environment, out_of_memory, settings, terminal
-from jaxgpt.config import Config, Sampling
+from jaxgpt.config import Config
 from jaxgpt.errors import Interrupted, JaxgptError, UserError
 from jaxgpt.foreign_text import shown
 
@@ -87,7 +87,9 @@ def _command(words: list[str], observers: Sequence["Observer"]) -> int:
     if command not in WITHOUT_JAX and command_line.OF_ALL.isdisjoint(words):
         out_of_memory.check_limit()
         _spare_processor_info()
-    return train(words, observers) if command == "train" else COMMANDS[command](words)
+    if command == "train":
+        return train(words, observers)
+    return importlib.import_module(COMMANDS[command]).run(words)
 
 
 def _no_such_command(command: str) -> UserError:
@@ -153,198 +155,14 @@ def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class Generate:
-    """Draws text from a trained model."""
-
-    run: str
-    """The run's folder, such as runs/quickstart."""
-    prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="STR")] = ()
-    """What the text begins with; given several times, one text for each. Without it, a line break."""
-    prompts: str = ""
-    """A UTF-8 file with a prompt on each line."""
-    samples: int = 1
-    """How many texts to draw for each prompt; all are drawn side by side."""
-    seed: int = 0
-    """Of the first sample; the next one has the next."""
-    chat: bool = False
-    """Read lines from the terminal, or from a pipe, and go on with each, one text from the first line to the last."""
-    special: bool = False
-    """Take special tokens that a prompt spells out, such as <|endoftext|>, for the tokens and not for characters."""
-    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
-
-
-def generate(words: list[str]) -> int:
-    """Draws text from a trained model, to the terminal as it comes."""
-    options = command_line.read(Generate, words, "generate")
-    from jaxgpt.generation import command
-
-    if options.chat and (options.prompt or options.prompts or options.samples != 1):
-        raise UserError("--chat takes its prompts from what is typed: leave away --prompt, --prompts and --samples")
-    command.check(options.samples, options.seed, options.sampling)
-    prompts = [*options.prompt, *(command.prompts_in(Path(options.prompts)) if options.prompts else [])]
-    loaded = command.load(Path(options.run))
-    if options.chat:
-        from jaxgpt.generation import chat
-
-        chat.chat(loaded, options.sampling, options.seed, special=options.special)
-    else:
-        command.generate(
-            loaded, prompts or ["\n"], options.samples, options.seed, options.sampling, special=options.special
-        )
-    return 0
-
-
-def serve(words: list[str]) -> int:
-    """Answers requests until it is told to end."""
-    from jaxgpt.generation import serving
-
-    return serving.serve(command_line.read(serving.Serve, words, "serve"))
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """The loss and the bits per byte of a trained model, or its accuracy on a task."""
-
-    run: str
-    """The run's folder, such as runs/quickstart."""
-    task: str = ""
-    """hellaswag, hellaswag_llmc, mmlu, arc_easy, arc_challenge, piqa, winogrande, openbookqa or lambada; empty computes
-    the loss over the run's validation split."""
-    data: str = ""
-    """The task's file: JSON lines, CSV, Parquet, or llm.c's .bin; empty downloads it. Without a task, the text, or
-    the folder of token files, to compute the loss of."""
-    limit: int = 0
-    """Take only this many examples, or batches of the loss, from the first; 0 takes all."""
-    batch_size: int = 16
-    """Number of sequences that each device takes at once."""
-    shots: int = 0
-    """Number of answered questions before each; for mmlu only."""
-    devices: int = 0
-    """How many devices; 0 takes all there are."""
-    output: str = ""
-    """Write the figures to this JSON file."""
-
-
-def evaluate(words: list[str]) -> int:
-    """Prints the figures and adds them to the run's metrics.jsonl."""
-    options = command_line.read(Evaluate, words, "evaluate")
-    from jaxgpt.evaluation import command
-
-    command.evaluate(
-        Path(options.run),
-        options.task,
-        options.data,
-        limit=options.limit,
-        batch_size=options.batch_size,
-        shots=options.shots,
-        devices=options.devices,
-        output=Path(options.output) if options.output else None,
-    )
-    return 0
-
-
-@dataclass(frozen=True)
-class Gradcheck:
-    """Compares every hand-written gradient, layer by layer and of the whole model, with jax.grad."""
-
-    config: str = ""
-    """Take the shapes from configs/CONFIG.toml; empty checks a small model of odd sizes."""
-    dtype: Literal["float64", "float32", "bfloat16"] = "float64"
-    """What the hand-written gradients are computed in; jax.grad is always computed in float64."""
-    chart: str = ""
-    """Draw the errors beside their tolerances to this PNG file."""
-
-
-def gradcheck(words: list[str]) -> int:
-    """Prints one row per tensor; 1 if a gradient is outside its tolerance."""
-    options = command_line.read(Gradcheck, words, "gradcheck")
-    from jaxgpt import gradcheck_report
-
-    chart = Path(options.chart) if options.chart else None
-    return gradcheck_report.report(options.config or None, options.dtype, chart)
-
-
-@dataclass(frozen=True)
-class Convert:
-    """Reads weights of one format and writes another. docs/formats.md tells what is read and written."""
-
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FROM")]
-    """A run's folder, a checkpoint, a Hugging Face folder, the name of a model on its hub, or an llm.c model file."""
-    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TO")]
-    """What to write."""
-    to: Literal["auto", "huggingface", "llmc", "run"] = "auto"
-    """In which format; auto writes llm.c's where TO ends with .bin, else a Hugging Face folder from a run of ours, and
-    a run's folder from anything else."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the numbers written; auto keeps what they are."""
-    tokenizer: str = ""
-    """For weights that don't say which is theirs: gpt2, bytes, or the path of a tokenizer.json or an llm.c tokenizer
-    file."""
-    shard_gib: float = 5.0
-    """A Hugging Face model is written in files of at most so many GiB."""
-    overwrite: bool = False
-    """Replace what is at TO."""
-
-
-def convert(words: list[str]) -> int:
-    """Converts weights, and prints what was read and written."""
-    options = command_line.read(Convert, words, "convert")
-    settings.check_number(options.shard_gib, "", "shard_gib", positive=True)
-    from jaxgpt.interop.convert import convert as run
-
-    run(
-        options.source,
-        Path(options.target),
-        form=options.to,
-        dtype=options.dtype,
-        tokenizer=options.tokenizer,
-        shard_bytes=int(options.shard_gib * 2**30),
-        overwrite=options.overwrite,
-    )
-    return 0
-
-
-@dataclass(frozen=True)
-class Verify:
-    """Compares logits, loss and every gradient with llm.c's, on a batch that it has written down."""
-
-    model: str
-    """An llm.c model file in float32, such as gpt2_124M.bin."""
-    state: str
-    """The debug state that belongs to it, such as gpt2_124M_debug_state.bin."""
-
-
-def verify(words: list[str]) -> int:
-    """Prints one row per tensor; 1 if one is outside its bounds."""
-    options = command_line.read(Verify, words, "verify")
-    from jaxgpt.interop.verify import verify as run
-
-    return run(Path(options.model), Path(options.state))
-
-
-def prepare(words: list[str]) -> int:
-    """Makes token files of text."""
-    from jaxgpt.data import command
-
-    return command.run(words)
-
-
-def report(words: list[str]) -> int:
-    """Writes or serves a page that shows how runs are doing."""
-    from jaxgpt.reports import command
-
-    return command.run(words)
-
-
 COMMANDS = {
-    "train": train,
-    "prepare": prepare,
-    "generate": generate,
-    "serve": serve,
-    "evaluate": evaluate,
-    "report": report,
-    "convert": convert,
-    "verify": verify,
-    "gradcheck": gradcheck,
-}
+    "train": "jaxgpt.training.loop",
+    "prepare": "jaxgpt.data.command",
+    "generate": "jaxgpt.generation.command",
+    "serve": "jaxgpt.generation.serving",
+    "evaluate": "jaxgpt.evaluation.command",
+    "report": "jaxgpt.reports.command",
+    "convert": "jaxgpt.interop.convert",
+    "verify": "jaxgpt.interop.verify",
+    "gradcheck": "jaxgpt.gradcheck_report",
+}  # the modules, whose `run` takes the words behind the command's name

@@ -3,12 +3,14 @@
 import dataclasses
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jax
 from matplotlib.figure import Figure
 
-from jaxgpt import compilation_cache, gradcheck, settings
+from jaxgpt import command_line, compilation_cache, gradcheck, settings
 from jaxgpt.config import Compute, Model
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.models import gpt2
@@ -21,6 +23,24 @@ SMALL_COMPUTE = Compute(classifier_chunk=13, attention_block=7)
 BATCH, LENGTH = 2, 20
 LONGEST = 64  # tokens in a sequence where the shapes come from a config
 COPIES = 8  # of the parameters in float64, at the oracle's peak
+
+
+@dataclass(frozen=True)
+class Gradcheck:
+    """Compares every hand-written gradient, layer by layer and of the whole model, with jax.grad."""
+
+    config: str = ""
+    """Take the shapes from configs/CONFIG.toml; empty checks a small model of odd sizes."""
+    dtype: Literal["float64", "float32", "bfloat16"] = "float64"
+    """What the hand-written gradients are computed in; jax.grad is always computed in float64."""
+    chart: str = ""
+    """Draw the errors beside their tolerances to this PNG file."""
+
+
+def run(words: list[str]) -> int:
+    """Prints one row per tensor; 1 if a gradient is outside its tolerance."""
+    options = command_line.read(Gradcheck, words, "gradcheck")
+    return report(options.config or None, options.dtype, Path(options.chart) if options.chart else None)
 
 
 def report(config_name: str | None, dtype: str, chart: Path | None = None) -> int:

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from jaxgpt import cli, command_line, suggestions
+from jaxgpt.generation.command import Generate
 from jaxgpt.training import loop
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
@@ -115,7 +116,7 @@ def test_options_that_there_are_not_are_all_said(fails):
 
 def test_what_others_call_an_option_leads_to_one_of_ours():
     """Each entry of the table, for one command or another."""
-    known = {kind: list(command_line.names(kind)) for kind in (cli.Train, cli.Generate)}
+    known = {kind: list(command_line.names(kind)) for kind in (cli.Train, Generate)}
     for other in suggestions.OTHERS:
         found = [name for names in known.values() for name in suggestions.meant(f"--{other}", names)]
         assert any(suggestions.OTHERS[other] in (name, name.rpartition(".")[2]) for name in found), other

@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxgpt import settings
+from jaxgpt import command_line, settings
 from jaxgpt.data import loader, shards, texts
 from jaxgpt.data.loader import Tokens
 from jaxgpt.data.tokenizer_json import HuggingFace
@@ -20,6 +21,46 @@ from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.parallel import mesh
 from jaxgpt.terminal import say
 from jaxgpt.training import corpus, fingerprint, metrics_file
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """The loss and the bits per byte of a trained model, or its accuracy on a task."""
+
+    run: str
+    """The run's folder, such as runs/quickstart."""
+    task: str = ""
+    """hellaswag, hellaswag_llmc, mmlu, arc_easy, arc_challenge, piqa, winogrande, openbookqa or lambada; empty computes
+    the loss over the run's validation split."""
+    data: str = ""
+    """The task's file: JSON lines, CSV, Parquet, or llm.c's .bin; empty downloads it. Without a task, the text, or
+    the folder of token files, to compute the loss of."""
+    limit: int = 0
+    """Take only this many examples, or batches of the loss, from the first; 0 takes all."""
+    batch_size: int = 16
+    """Number of sequences that each device takes at once."""
+    shots: int = 0
+    """Number of answered questions before each; for mmlu only."""
+    devices: int = 0
+    """How many devices; 0 takes all there are."""
+    output: str = ""
+    """Write the figures to this JSON file."""
+
+
+def run(words: list[str]) -> int:
+    """Prints the figures and adds them to the run's metrics.jsonl."""
+    options = command_line.read(Evaluate, words, "evaluate")
+    evaluate(
+        Path(options.run),
+        options.task,
+        options.data,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        shots=options.shots,
+        devices=options.devices,
+        output=Path(options.output) if options.output else None,
+    )
+    return 0
 
 
 def evaluate(

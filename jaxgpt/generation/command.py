@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+import tyro
 
-from jaxgpt import files, settings
+from jaxgpt import command_line, files, settings
 from jaxgpt.config import Config, Sampling
 from jaxgpt.data import loader
 from jaxgpt.data.tokenizers import Tokenizer
@@ -19,6 +21,44 @@ from jaxgpt.models import gpt2
 from jaxgpt.terminal import say
 
 LARGEST_PROMPTS = 1 << 26  # bytes of a file of them
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Draws text from a trained model."""
+
+    run: str
+    """The run's folder, such as runs/quickstart."""
+    prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="STR")] = ()
+    """What the text begins with; given several times, one text for each. Without it, a line break."""
+    prompts: str = ""
+    """A UTF-8 file with a prompt on each line."""
+    samples: int = 1
+    """How many texts to draw for each prompt; all are drawn side by side."""
+    seed: int = 0
+    """Of the first sample; the next one has the next."""
+    chat: bool = False
+    """Read lines from the terminal, or from a pipe, and go on with each, one text from the first line to the last."""
+    special: bool = False
+    """Take special tokens that a prompt spells out, such as <|endoftext|>, for the tokens and not for characters."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
+
+
+def run(words: list[str]) -> int:
+    """Draws text from a trained model, to the terminal as it comes."""
+    options = command_line.read(Generate, words, "generate")
+    if options.chat and (options.prompt or options.prompts or options.samples != 1):
+        raise UserError("--chat takes its prompts from what is typed: leave away --prompt, --prompts and --samples")
+    check(options.samples, options.seed, options.sampling)
+    prompts = [*options.prompt, *(prompts_in(Path(options.prompts)) if options.prompts else [])] or ["\n"]
+    loaded = load(Path(options.run))
+    if options.chat:
+        from jaxgpt.generation import chat  # here: it imports this module
+
+        chat.chat(loaded, options.sampling, options.seed, special=options.special)
+    else:
+        generate(loaded, prompts, options.samples, options.seed, options.sampling, special=options.special)
+    return 0
 
 
 class Loaded(NamedTuple):

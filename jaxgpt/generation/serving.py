@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxgpt import files, settings
+from jaxgpt import command_line, files, settings
 from jaxgpt.errors import Terminated, UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.generation import command
@@ -50,6 +50,11 @@ class Serve:
     limit. Behind a proxy all clients count as one."""
     connections: int = 256
     """Connections at once, or as many as the limit of open files (ulimit -n) allows; more are answered with 503."""
+
+
+def run(words: list[str]) -> int:
+    """Answers requests until it is told to end."""
+    return serve(command_line.read(Serve, words, "serve"))
 
 
 def serve(options: Serve) -> int:

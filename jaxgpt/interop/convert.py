@@ -1,12 +1,14 @@
 """`run.py convert`: weights from any format into any other."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
 from rich.console import Console
 
-from jaxgpt import writing
+from jaxgpt import command_line, settings, writing
 from jaxgpt.errors import UserError
 from jaxgpt.interop import (
     huggingface_export,
@@ -23,6 +25,44 @@ from jaxgpt.terminal import say
 
 Format = Literal["auto", "huggingface", "llmc", "run"]
 NAMES = {"huggingface": "a Hugging Face folder", "llmc": "an llm.c model file", "run": "a run's folder"}
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Reads weights of one format and writes another. docs/formats.md tells what is read and written."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FROM")]
+    """A run's folder, a checkpoint, a Hugging Face folder, the name of a model on its hub, or an llm.c model file."""
+    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TO")]
+    """What to write."""
+    to: Literal["auto", "huggingface", "llmc", "run"] = "auto"
+    """In which format; auto writes llm.c's where TO ends with .bin, else a Hugging Face folder from a run of ours, and
+    a run's folder from anything else."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the numbers written; auto keeps what they are."""
+    tokenizer: str = ""
+    """For weights that don't say which is theirs: gpt2, bytes, or the path of a tokenizer.json or an llm.c tokenizer
+    file."""
+    shard_gib: float = 5.0
+    """A Hugging Face model is written in files of at most so many GiB."""
+    overwrite: bool = False
+    """Replace what is at TO."""
+
+
+def run(words: list[str]) -> int:
+    """Converts weights, and prints what was read and written."""
+    options = command_line.read(Convert, words, "convert")
+    settings.check_number(options.shard_gib, "", "shard_gib", positive=True)
+    convert(
+        options.source,
+        Path(options.target),
+        form=options.to,
+        dtype=options.dtype,
+        tokenizer=options.tokenizer,
+        shard_bytes=int(options.shard_gib * 2**30),
+        overwrite=options.overwrite,
+    )
+    return 0
 
 
 def convert(

@@ -1,13 +1,14 @@
 """`run.py verify`: our forward and backward beside llm.c's, on a model and a debug state that it has written."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxgpt import compilation_cache
+from jaxgpt import command_line, compilation_cache
 from jaxgpt.config import Compute, Model
 from jaxgpt.errors import UserError
 from jaxgpt.interop import llmc, llmc_state, tensors
@@ -18,6 +19,22 @@ from jaxgpt.terminal import say
 LOGITS, LOSS = 1e-3, 1e-5  # largest differences
 GRADIENT, GRADIENT_SHARE, GRADIENT_NORM = 1e-6, 0.02, 1e-4
 AT_ONCE = 1 << 22  # numbers compared at a time
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Compares logits, loss and every gradient with llm.c's, on a batch that it has written down."""
+
+    model: str
+    """An llm.c model file in float32, such as gpt2_124M.bin."""
+    state: str
+    """The debug state that belongs to it, such as gpt2_124M_debug_state.bin."""
+
+
+def run(words: list[str]) -> int:
+    """Prints one row per tensor; 1 if one is outside its bounds."""
+    options = command_line.read(Verify, words, "verify")
+    return verify(Path(options.model), Path(options.state))
 
 
 class Computed(NamedTuple):
