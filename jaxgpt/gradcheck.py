@@ -16,9 +16,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Key
 
 from jaxgpt.config import Compute, Model
+from jaxgpt.data.loader import Batch
 from jaxgpt.layers import attention, cross_entropy, embedding, gelu, layernorm, linear, residual, unembedding
 from jaxgpt.layers.numerics import accumulation_dtype
-from jaxgpt.models import gpt2
+from jaxgpt.models import family
+from jaxgpt.models.blocks import Context, unstacked
+from jaxgpt.objectives import next_token
 
 Tree = Any  # a pytree of arrays
 
@@ -93,7 +96,7 @@ def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Arra
     yield residual_case(next(keys), B, T, C)
     yield cross_entropy_case(next(keys), B * T, V, Vp)
     yield unembedding_case(next(keys), B, T, C, V, Vp, compute.classifier_chunk)
-    yield gpt2_case(next(keys), B, T, model, compute)
+    yield model_case(next(keys), B, T, model, compute)
     yield embedding_case(next(keys), B, T, C, Vp, model.context, documents=True)
     yield attention_case(next(keys), B, T, H, C // H, compute.attention_block, documents=True)
 
@@ -191,10 +194,16 @@ def cross_entropy_case(key: Key[Array, ""], N: int, V: int, Vp: int) -> Case:
 def unembedding_case(key: Key[Array, ""], B: int, T: int, C: int, V: int, Vp: int, chunk: int) -> Case:
     weight, x = _normals(key, (Vp, C), (B, T, C))
     targets = _targets(key, (B, T), V)
+    weights = jnp.asarray(*_normals(key, (B, T)))
+
+    def objective(logp, weights):
+        """Not linear, and another for each token, so that ∂loss/∂ℓ differs between them."""
+        parts = weights.astype(logp.dtype) * jnp.exp(logp)
+        return jnp.sum(parts), parts
 
     def forward(inputs):
         return unembedding.forward(
-            inputs["params"], inputs["x"], targets, 1 / targets.size, vocabulary_size=V, chunk=chunk
+            inputs["params"], inputs["x"], targets, objective, weights, vocabulary_size=V, chunk=chunk
         )
 
     def backward(inputs, dy):
@@ -205,26 +214,28 @@ def unembedding_case(key: Key[Array, ""], B: int, T: int, C: int, V: int, Vp: in
     return Case("unembedding", inputs, lambda inputs: forward(inputs)[0], backward)
 
 
-def gpt2_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: Compute) -> Case:
-    params = jax.jit(lambda: gpt2.init(model, key, jnp.float64))()
+def model_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: Compute) -> Case:
+    """A whole model of any family, under the loss of the next token."""
+    module, context = family(model), Context(model, compute)
+    params = jax.jit(lambda: module.init(model, key, jnp.float64))()
     leaves, structure = jax.tree.flatten(params)
     noise = _normals(key, *[leaf.shape for leaf in leaves])  # so that biases and scales aren't at their special values
     params = jax.tree.unflatten(
         structure, [np.asarray(leaf) + 0.02 * more for leaf, more in zip(leaves, noise, strict=True)]
     )
     if compute.layers == "unrolled":
-        params = gpt2.unstacked(params)
+        params = unstacked(params)
     tokens = _integers(key, (B, T), model.vocabulary_size)
-    targets = _targets(key, (B, T), model.vocabulary_size)
+    batch = Batch(tokens, _targets(key, (B, T), model.vocabulary_size))  # type: ignore[arg-type]
 
     def backward(params, dloss):
-        _, grads = gpt2.loss_and_grads(params, tokens, targets, model, compute)
+        _, _, grads = next_token.loss_and_grads(module, params, batch, context)
         return jax.tree.map(lambda grad: grad * dloss.astype(grad.dtype), grads)
 
     return Case(
-        "gpt2",
+        model.family,
         params,
-        lambda params: gpt2.loss(params, tokens, targets, model, compute),
+        lambda params: next_token.loss(module, params, batch, context),
         backward,
         depth=2 * model.layers + 2,
     )

@@ -23,6 +23,7 @@ from jaxgpt import gradcheck
 from jaxgpt.config import Compute, Model
 from jaxgpt.layers import attention, cross_entropy, embedding, gelu, layernorm, linear, residual, unembedding
 from jaxgpt.models import gpt2
+from jaxgpt.objectives import next_token
 
 # Small shapes at which no dropped term happens to be 0 and no dropped factor to be 1.
 MODEL = Model(layers=1, heads=2, width=4, context=4, vocabulary_size=5)
@@ -32,9 +33,13 @@ FUNCTIONS = [(module, "backward") for module in LAYERS] + [
     (attention, "_sum_over_blocks"),
     (unembedding, "forward"),  # where its gradients are computed
     (gpt2, "block_backward"),
-    (gpt2, "loss_and_grads"),
+    (gpt2, "features_backward"),
+    (next_token, "loss_and_grads"),
+    (next_token, "_classify"),
 ]
-NOT_A_GRADIENT = {"value"}  # the loss that gpt2.loss_and_grads returns beside the gradients
+# What next_token.loss_and_grads returns beside the gradients.
+NOT_A_GRADIENT = {"_with_aux(value, aux, batch, scale)", "dict(aux.metrics)"}
+PROVED_BY = {"next_token": "gpt2"}  # the case, where it is that of another
 
 
 Mutation = tuple[str, ast.AST, Any]  # what is dropped, and the node of the syntax tree that gives way to another
@@ -137,13 +142,14 @@ def cases() -> dict[str, gradcheck.Case]:
     key = jax.random.key(0)
     layers = itertools.islice(gradcheck.cases(MODEL, COMPUTE, 2, 3, key), len(LAYERS))
     of_documents = gradcheck.embedding_case(key, 2, 3, 4, 5, 4, documents=True)  # whose gradient has lines of its own
-    return {case.name: case for case in (*layers, gradcheck.gpt2_case(key, 2, 3, MODEL, Compute()), of_documents)}
+    return {case.name: case for case in (*layers, gradcheck.model_case(key, 2, 3, MODEL, Compute()), of_documents)}
 
 
 def failures(module: ModuleType) -> list[gradcheck.Row]:
     """The rows of gradcheck that fail. Without jit, since operations stay compiled from one mutant to the next."""
     with jax.disable_jit():
-        checked = [case for name, case in cases().items() if name in (layer(module), f"{layer(module)}_of_documents")]
+        name = PROVED_BY.get(layer(module), layer(module))
+        checked = [case for case in cases().values() if case.name in (name, f"{name}_of_documents")]
         return [row for case in checked for row in gradcheck.check(case, "float64") if not row.passed]
 
 

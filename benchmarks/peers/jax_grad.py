@@ -71,14 +71,14 @@ def loss(
 
 
 def make(spec: Spec, params: gpt2.Params) -> common.Program:
-    def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    def train_step(state: State, frozen: None, batch: Batch) -> tuple[State, Metrics]:
         params, moments, step = state
         value, grads = jax.value_and_grad(loss)(params, batch.tokens[0], batch.targets[0], spec.model, spec.dtype)
         grad_norm = clipping.global_norm(grads)
         factor = clipping.factor(grad_norm, spec.optimizer.clip_norm)
         grads = jax.tree.map(lambda grad: grad * factor, grads)
         rate = schedules.learning_rate(step, WARM_UP + spec.steps, spec.optimizer)
-        decays = gpt2.matrix_shaped(grads)
+        decays = gpt2.decays(grads)
         params, moments = adamw.update(params, moments, grads, decays, step, rate, spec.optimizer)
         return State(params, moments, step + 1), Metrics(value, grad_norm)
 

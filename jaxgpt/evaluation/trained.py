@@ -11,14 +11,14 @@ from jaxgpt import compilation_cache, settings
 from jaxgpt.config import Config, Model, Parallel
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
-from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import Params
 from jaxgpt.parallel import mesh
 from jaxgpt.training import checkpoints
 
 
 class Trained(NamedTuple):
     config: Config  # the run's, but for how it is divided among devices: each has all parameters
-    params: gpt2.Params
+    params: Params
     tokenizer: tokenizers.Tokenizer
     about: dict[str, Any]  # what its checkpoint says of itself
     damaged: list[str]  # a message for each newer checkpoint that isn't whole

@@ -15,14 +15,14 @@ from jaxgpt.errors import UserError
 from jaxgpt.evaluation import trained
 from jaxgpt.foreign_text import printable
 from jaxgpt.generation import texts
-from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import Params
 
 
 class Loaded(NamedTuple):
     """What text is drawn from."""
 
     config: Config
-    params: gpt2.Params
+    params: Params
     tokenizer: Tokenizer
 
 

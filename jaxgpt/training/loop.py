@@ -23,7 +23,8 @@ from jaxgpt.generation import texts
 from jaxgpt.interop import initial
 from jaxgpt.interop.source import Source
 from jaxgpt.kernels.choose import choose_attention
-from jaxgpt.models import gpt2
+from jaxgpt.models import family
+from jaxgpt.models.blocks import Params
 from jaxgpt.parallel import mesh, processes
 from jaxgpt.parallel.agreement import Agreement
 from jaxgpt.reports import memory_plan, trackers
@@ -86,12 +87,12 @@ def train(config: Config) -> None:
                 run.go()
 
 
-def _drawn_meanwhile(config: Config, has: ahead.Capacity, weights: Source | None) -> gpt2.Params | None:
+def _drawn_meanwhile(config: Config, has: ahead.Capacity, weights: Source | None) -> Params | None:
     """The random parameters that a new run begins with, drawn while the train step is compiled or read from the cache.
 
     None where that isn't known yet, or where the plan may refuse the run for them alone.
     """
-    shapes, _ = ahead.shapes(config)
+    shapes, _, _ = ahead.shapes(config)
     need = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes.params))
     if weights or config.run.resume != "never" or processes.count() > 1 or (has.bytes is not None and need > has.bytes):
         return None
@@ -111,7 +112,7 @@ class _Run:
         train_step: jax.stages.Compiled,
         chosen: list[str],
         tasks: Tasks,
-        first: Found | Source | gpt2.Params | None,
+        first: Found | Source | Params | None,
     ):
         self.config, self.data, self.folder, self.writer, self.display = config, data, folder, writer, display
         self.train_step = train_step
@@ -124,6 +125,7 @@ class _Run:
         self.layout = self.placement.layout
         self.rows = self.layout.own_rows(config.training.batch_size)
         self.state, self.notes = self._first_state(first)
+        self.frozen = None  # parameters that are not trained
         self.done = int(self.state.step)  # steps dispatched
         self.clock = 0.0  # when the last step's metrics were read
         self.stop = Stop(config.checkpoint.stop_minutes_before_end)
@@ -131,7 +133,7 @@ class _Run:
         self.flops_per_token = flops.per_token(config.model, config.training.sequence_length)
         self.peak = peaks.peak(config.compute, self.layout.devices)
 
-    def _first_state(self, first: Found | Source | gpt2.Params | None) -> tuple[TrainState, list[str]]:
+    def _first_state(self, first: Found | Source | Params | None) -> tuple[TrainState, list[str]]:
         """The state to begin from, and what is to be said of where it comes from."""
         if isinstance(first, Source):
             return self.placement.first_state(first.load()), initial.lines(first)
@@ -176,7 +178,7 @@ class _Run:
         self.clock = time.perf_counter()
         while self.done < training.steps and not self.decisions.ends():
             batch = self.layout.from_processes(self.batches.next(), BATCH_SPEC)
-            self.state, metrics = self.train_step(self.state, batch)
+            self.state, metrics = self.train_step(self.state, self.frozen, batch)
             self._record(self.done, pending)
             pending = metrics, self.batches.waited
             self.done += 1
@@ -305,9 +307,7 @@ class _Run:
         products = flops.products_per_token(config.model, training.sequence_length)
         for line in (
             f"run       {self.folder.path}",
-            f"model     GPT-2, {gpt2.parameter_count(config.model):,} parameters: {config.model.layers} layers, "
-            f"{config.model.heads} heads, width {config.model.width}, context {config.model.context}, "
-            f"vocabulary {config.model.vocabulary_size:,}",
+            f"model     {family(config.model).describe(config.model)}",
             f"text      {self.data.description}, as {self.data.tokenizer.name} tokens: {len(self.data.train):,} to "
             f"train on, {len(self.data.validation):,} to validate on",
             f"training  {training.steps:,} steps of {tokens:,} tokens, {config.compute.dtype}, on {device.device_kind} "

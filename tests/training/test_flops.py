@@ -11,6 +11,7 @@ from jax.interpreters import partial_eval
 from jaxgpt.config import Compute, Model
 from jaxgpt.models import gpt2
 from jaxgpt.training import flops
+from tests import whole
 
 GPT2_124M = Model(layers=12, heads=12, width=768, context=1024, vocabulary_size=50_257)
 SMALL = Model(layers=3, heads=2, width=12, context=20, vocabulary_size=130)
@@ -53,7 +54,7 @@ def traced_per_token(compute: Compute, batch: int, length: int) -> float:
     """What forward and backward of SMALL multiply, without what is computed for nobody."""
     params = jax.eval_shape(lambda: gpt2.init(SMALL, jax.random.key(0)))
     tokens = jax.ShapeDtypeStruct((batch, length), np.int32)
-    program = jax.make_jaxpr(lambda *inputs: gpt2.loss_and_grads(*inputs, SMALL, compute))(params, tokens, tokens)
+    program = jax.make_jaxpr(lambda *inputs: whole.loss_and_grads(*inputs, SMALL, compute))(params, tokens, tokens)
     needed, _ = partial_eval.dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars))
     return operations(needed) / (batch * length)
 
