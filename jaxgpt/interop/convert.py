@@ -36,6 +36,8 @@ def convert(
     writing.check_free(to, overwrite=overwrite)
     source = opening.with_tokenizer(opening.open_weights(name), tokenizer)
     form = _form(form, to, source)
+    if form != "run":
+        tensors.check(source.model)
     dtype = _dtype(dtype, form, source)
     _say("reading", f"{source.where}: {describe(source)}")
     for note in source.notes:
