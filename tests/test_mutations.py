@@ -35,7 +35,7 @@ FUNCTIONS = [(module, "backward") for module in LAYERS] + [
     (gpt2, "block_backward"),
     (gpt2, "features_backward"),
     (next_token, "loss_and_grads"),
-    (next_token, "_classify"),
+    (next_token, "_chunk_loss"),
 ]
 # What next_token.loss_and_grads returns beside the gradients.
 NOT_A_GRADIENT = {"_with_aux(value, aux, batch, scale)", "dict(aux.metrics)"}

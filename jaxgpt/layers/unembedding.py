@@ -64,12 +64,10 @@ def forward(
     chunk = min(chunk, tokens)
     padding = -tokens % chunk
     x_chunks = jnp.pad(x.reshape(tokens, width), ((0, padding), (0, 0))).reshape(-1, chunk, width)
-
-    def in_chunks(array: Array, filling: int) -> Array:
-        return jnp.pad(array.reshape(tokens), (0, padding), constant_values=filling).reshape(-1, chunk)
-
-    target_chunks = in_chunks(targets, cross_entropy.IGNORED)
-    more_chunks = [in_chunks(array, 0) for array in per_token]
+    target_chunks = jnp.pad(targets.reshape(tokens), (0, padding), constant_values=cross_entropy.IGNORED).reshape(
+        -1, chunk
+    )
+    more_chunks = [jnp.pad(array.reshape(tokens), (0, padding)).reshape(-1, chunk) for array in per_token]
 
     def one_chunk(carry, inputs):
         loss, dweight = carry

@@ -6,6 +6,7 @@ with scale = 1 / (number of targets). A batch that is one of several, whose loss
 of all of them. So the gradients are computed in one pass, while the logits exist.
 """
 
+import functools
 from types import ModuleType
 from typing import Any
 
@@ -62,15 +63,16 @@ def _classify(
     family: ModuleType, params: Params, x: Float[Array, "N C"], batch: Batch, context: Context, scale: Float[Array, ""]
 ) -> tuple[Float[Array, ""], unembedding.Residuals]:
     scale = jnp.asarray(scale, accumulation_dtype(x.dtype))
-
-    def likelihood(logp: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, " n"]]:
-        return -scale * jnp.sum(logp), jnp.full(logp.shape, -scale)
-
     return unembedding.forward(
         family.head(params),
         x,
         batch.targets.reshape(-1),
-        likelihood,
+        functools.partial(_chunk_loss, scale),
         vocabulary_size=context.model.vocabulary_size,
         chunk=context.compute.classifier_chunk,
     )
+
+
+def _chunk_loss(scale: Float[Array, ""], logp: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, " n"]]:
+    """A chunk's loss, and its gradient by each log-probability."""
+    return -scale * jnp.sum(logp), jnp.full(logp.shape, -scale)
