@@ -17,7 +17,19 @@ from jaxtyping import Array, Key
 
 from jaxgpt.config import Compute, Model
 from jaxgpt.data.loader import Batch
-from jaxgpt.layers import attention, cross_entropy, embedding, gelu, layernorm, linear, residual, unembedding
+from jaxgpt.layers import (
+    attention,
+    cross_entropy,
+    embedding,
+    gelu,
+    layernorm,
+    linear,
+    residual,
+    rmsnorm,
+    rotary,
+    swiglu,
+    unembedding,
+)
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Context, unstacked
@@ -86,7 +98,7 @@ def check(case: Case, dtype: DTypeLike) -> list[Row]:
 
 def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Array, ""]) -> Iterator[Case]:
     """Every layer at the shapes it has in this model, and then the whole model."""
-    keys = iter(jax.random.split(key, 11))
+    keys = iter(jax.random.split(key, 14))
     B, T, C, H, V, Vp = batch, length, model.width, model.heads, model.vocabulary_size, model.padded_vocabulary_size
     yield embedding_case(next(keys), B, T, C, Vp, model.context)
     yield linear_case(next(keys), B, T, C, 4 * C)
@@ -96,6 +108,9 @@ def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Arra
     yield residual_case(next(keys), B, T, C)
     yield cross_entropy_case(next(keys), B * T, V, Vp)
     yield unembedding_case(next(keys), B, T, C, V, Vp, compute.classifier_chunk)
+    yield rmsnorm_case(next(keys), B, T, C)
+    yield rotary_case(next(keys), B, T, H, 2 * (C // H))
+    yield swiglu_case(next(keys), B, T, 4 * C)
     yield model_case(next(keys), B, T, model, compute)
     yield embedding_case(next(keys), B, T, C, Vp, model.context, documents=True)
     yield attention_case(next(keys), B, T, H, C // H, compute.attention_block, documents=True)
@@ -127,6 +142,36 @@ def linear_case(key: Key[Array, ""], B: int, T: int, inputs: int, outputs: int) 
 def layernorm_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
     scale, bias, x = _normals(key, (C,), (C,), (B, T, C))
     return _layer_case("layernorm", layernorm, layernorm.Params(1 + scale, bias), 3 + 2 * x)
+
+
+def rmsnorm_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
+    scale, x = _normals(key, (C,), (B, T, C))
+    return _layer_case("rmsnorm", rmsnorm, rmsnorm.Params(1 + scale), 3 + 2 * x)
+
+
+def rotary_case(key: Key[Array, ""], B: int, T: int, H: int, D: int) -> Case:
+    (x,) = _normals(key, (B, T, H, D))
+    places = jnp.arange(T)[None]
+    return Case(
+        "rotary",
+        {"x": x},
+        lambda inputs: rotary.forward(inputs["x"], places),
+        lambda inputs, dy: {"x": rotary.backward(dy, places)},
+    )
+
+
+def swiglu_case(key: Key[Array, ""], B: int, T: int, F: int) -> Case:
+    gate, up = _normals(key, *[(B, T, F)] * 2)
+
+    def forward(inputs):
+        return swiglu.forward(inputs["gate"], inputs["up"])
+
+    return Case(
+        "swiglu",
+        {"gate": 2 * gate, "up": up},
+        lambda inputs: forward(inputs)[0],
+        lambda inputs, dy: dict(zip(("gate", "up"), swiglu.backward(forward(inputs)[1], dy), strict=True)),
+    )
 
 
 def _layer_case(name: str, layer: Any, params: Tree, x: Array) -> Case:

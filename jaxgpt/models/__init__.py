@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxgpt.config import Model
 from jaxgpt.layers import unembedding
-from jaxgpt.models import gpt2
+from jaxgpt.models import gpt2, llama
 from jaxgpt.models.blocks import Context, Params, inputs_of
 
 
@@ -15,6 +15,8 @@ def family(model: Model) -> ModuleType:
     match model.family:
         case "gpt2":
             return gpt2
+        case "llama":
+            return llama
 
 
 def logits(params: Params, tokens: Int[Array, "B T"], context: Context) -> Float[Array, "B T V"]:
