@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation (Zhang and Sennrich 2019, arXiv:1910.07467, equation 4).
+"""Root mean square normalisation (Zhang and Sennrich 2019, arXiv:1910.07467, equation 4).
 
     x̂ = x / σ        y = γ x̂        σ² = mean of x² over its last axis, + ε
 

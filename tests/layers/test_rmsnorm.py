@@ -14,7 +14,6 @@ B, T, C = 2, 3, 17
 @given(B=sizes, T=sizes, C=st.integers(2, 40))
 @example(B=1, T=1, C=2)
 @example(B=1, T=1, C=129)
-@example(B=3, T=2, C=1)  # one channel: y = ±γ, and dx nearly 0
 def test_gradients(assert_exact, B, T, C):
     assert_exact(gradcheck.rmsnorm_case(jax.random.key(0), B, T, C))
 
