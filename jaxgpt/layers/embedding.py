@@ -59,11 +59,9 @@ def backward(
     if token_gradient is None:
         token_gradient = jnp.zeros(params.token.shape, dtype)
     dtoken = token_gradient.at[residuals.tokens].add(dy)
-    if params.position is None:
-        return Params(dtoken)
-    dposition = jnp.zeros(params.position.shape, dtype)
-    if residuals.places is None:
+    dposition = None if params.position is None else jnp.zeros(params.position.shape, dtype)
+    if dposition is not None and residuals.places is None:
         dposition = dposition.at[: dy.shape[1]].set(jnp.sum(dy, axis=0))
-    else:
+    elif dposition is not None:
         dposition = dposition.at[residuals.places].add(dy)
     return Params(dtoken, dposition)

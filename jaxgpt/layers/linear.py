@@ -44,7 +44,5 @@ def backward(
     dx = product("...f,cf->...c", dy, params.weight).astype(dy.dtype)
     x, dy = residuals.x.reshape(-1, residuals.x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     dweight = product("nc,nf->cf", x, dy)
-    if params.bias is None:
-        return Params(dweight), dx
-    dbias = jnp.sum(dy, axis=0, dtype=accumulation_dtype(dy.dtype))
+    dbias = None if params.bias is None else jnp.sum(dy, axis=0, dtype=accumulation_dtype(dy.dtype))
     return Params(dweight, dbias), dx
