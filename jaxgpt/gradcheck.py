@@ -271,7 +271,7 @@ def model_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: Compu
     if compute.layers == "unrolled":
         params = unstacked(params)
     tokens = _integers(key, (B, T), model.vocabulary_size)
-    batch = Batch(tokens, _targets(key, (B, T), model.vocabulary_size))  # type: ignore[arg-type]
+    batch = Batch(tokens, _targets(key, (B, T), model.vocabulary_size))
 
     def backward(params, dloss):
         _, _, grads = next_token.loss_and_grads(module, params, batch, context)

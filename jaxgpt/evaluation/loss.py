@@ -52,7 +52,7 @@ def make_validation_loss(config: Config, tokens: loader.Tokens, sequence_length:
     def loss_sum(params: Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]) -> Float[Array, ""]:
         working, scale = layout.working(cast(params, config.compute)), jax.numpy.float32(1)
         context = Context(config.model, config.compute, gather=layout.gather)
-        batch = loader.Batch(tokens, targets)  # type: ignore[arg-type]
+        batch = loader.Batch(tokens, targets)
         return layout.total(next_token.loss(family(config.model), working, batch, context, scale=scale))
 
     sequences = PartitionSpec(AXIS)

@@ -226,7 +226,8 @@ def features(params: Params, inputs: Inputs, context: Context) -> tuple[Float[Ar
     """All of the model but the head, for N = B·T tokens. The parameters' dtype is the compute dtype."""
     x, embedding_residuals = embedding.forward(params.embedding, inputs.tokens)
     x = x.reshape(-1, context.model.width)  # one axis for all tokens: only attention knows of sequences
-    attend = WholeText(context, *inputs.tokens.shape, inputs.starts)
+    B, T = inputs.tokens.shape
+    attend = WholeText(context, B, T, inputs.starts)
 
     def one_block(x, block):
         y, residuals = block_forward(block, x, attend, context)
@@ -248,7 +249,8 @@ def features_backward(
     """The gradient by every parameter, in the accumulation dtype; `dhead` is the head's."""
     final_norm, dx = rmsnorm.backward(params.final_norm, residuals.final_norm, dx)
     tokens = residuals.embedding.tokens
-    attend = WholeText(context, *tokens.shape, residuals.starts)
+    B, T = tokens.shape
+    attend = WholeText(context, B, T, residuals.starts)
 
     def one_block(dx, block, residuals):
         if context.compute.recompute == "block":

@@ -28,7 +28,7 @@ def shapes(config: Config) -> tuple[TrainState, None, Batch]:
     """The shapes of a train step's arguments: the state, what is frozen (nothing), and the batch."""
     training = config.training
     tokens = jax.ShapeDtypeStruct((training.micro_batches, training.batch_size, training.sequence_length), np.int32)
-    return state_shapes(config), None, Batch(tokens, tokens)  # type: ignore[arg-type]
+    return state_shapes(config), None, Batch(tokens, tokens)
 
 
 def state_shapes(config: Config) -> TrainState:
