@@ -17,6 +17,7 @@ from jaxgpt.config import Model
 from jaxgpt.data import manifest, token_files, tokenizers
 from jaxgpt.evaluation import choice_files, task_files
 from jaxgpt.interop import (
+    byte_level,
     huggingface,
     huggingface_export,
     huggingface_tokenizer,
@@ -81,13 +82,54 @@ def folders() -> list[Input]:
 
 
 def tokenizer_files() -> list[Input]:
-    made = [tokenizers.make("bytes", ""), tokenizers.make("characters", "to be, or nöt\n")]
-    texts = [huggingface_tokenizer.files_of(tokenizer, MODEL) for tokenizer in made]
-    vocabulary = json.dumps({character: i for i, character in enumerate(huggingface_tokenizer.CHARACTER_OF)})
-    return [
-        *({name: text.encode() for name, text in files.items()} for files in texts),
-        {"vocab.json": vocabulary.encode()},
+    ours = [tokenizers.make("bytes", ""), tokenizers.make("characters", "to be, or nöt\n")]
+    made = [
+        {name: text.encode() for name, text in huggingface_tokenizer.files_of(tokenizer, MODEL).items()}
+        for tokenizer in ours
     ]
+    return [*made, *([{"tokenizer.json": text.encode()} for text in foreign_tokenizers()]), two_files()]
+
+
+def two_files() -> Input:
+    """vocab.json and merges.txt, as older versions of transformers wrote them."""
+    words = [*byte_level.CHARACTER_OF, "th", "the"]
+    vocabulary = json.dumps({word: number for number, word in enumerate(words)})
+    merges = "#version: 0.2\nt h\nth e\n"
+    config = json.dumps({"add_prefix_space": True, "eos_token": "the"})
+    texts = {"vocab.json": vocabulary, "merges.txt": merges, "tokenizer_config.json": config}
+    return {name: text.encode() for name, text in texts.items()}
+
+
+def foreign_tokenizers() -> list[str]:
+    """Of each model and most parts that the package tokenizers has, a small one."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    byte_tokens = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    pairs = Tokenizer(models.BPE(byte_tokens | {"▁": 256, "a": 257, "▁a": 258}, [("▁", "a")], byte_fallback=True))
+    pairs.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    pairs.decoder = decoders.Sequence(parts)
+    pairs.add_tokens(["<tool>"])
+    words = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
+    words.normalizer, words.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    words.decoder, words.post_processor = decoders.WordPiece(), processors.BertProcessing(("a", 1), ("[UNK]", 0))
+    likely = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁a", -1.0), ("a", -2.0)], 0, False))
+    likely.pre_tokenizer, likely.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    likely.add_special_tokens(["</s>"])
+    split = Tokenizer(models.BPE({character: byte for byte, character in enumerate(byte_level.CHARACTER_OF)}, []))
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    pattern = Regex(r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+    split.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(pattern, "isolated"), level])
+    split.decoder = decoders.ByteLevel()
+    return [tokenizer.to_str() for tokenizer in (pairs, words, likely, split)]
+
+
+def read_tokenizer(folder: Path) -> None:
+    """Reads it and, where it is there, gets tokens of a text and the text of tokens."""
+    tokenizer, _ = huggingface_tokenizer.read(folder, Model(vocabulary_size=1 << 16))
+    if tokenizer:
+        tokenizer.decode(tokenizer.encode("to be, or nöt: 123 <tool></s>\n" * 10))
+        tokenizer.join(range(min(300, tokenizer.vocabulary_size)))
 
 
 def token_shards() -> list[Input]:
@@ -134,9 +176,5 @@ READERS = [
     Reader("llm.c state", states, lambda folder: llmc_state.read(folder / "s.bin", MODEL)),
     Reader("llm.c tokenizer", token_lists, lambda folder: llmc_tokenizer.read(folder / "t.bin")),
     Reader("Hugging Face folder", folders, lambda folder: huggingface.open_folder(folder).load()),
-    Reader(
-        "Hugging Face tokenizer",
-        tokenizer_files,
-        lambda folder: huggingface_tokenizer.read(folder, Model(vocabulary_size=256)),
-    ),
+    Reader("Hugging Face tokenizer", tokenizer_files, read_tokenizer),
 ]

@@ -226,7 +226,8 @@ class Convert:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the numbers written; auto keeps what they are."""
     tokenizer: str = ""
-    """For weights that don't say which is theirs: gpt2, bytes, or the path of an llm.c tokenizer file."""
+    """For weights that don't say which is theirs: gpt2, bytes, or the path of a tokenizer.json or an llm.c tokenizer
+    file."""
     shard_gib: float = 5.0
     """A Hugging Face model is written in files of at most so many GiB."""
     overwrite: bool = False

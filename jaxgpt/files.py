@@ -17,6 +17,7 @@ from jaxgpt.foreign_text import shown
 LARGEST_JSON = 1 << 26  # bytes
 LARGEST_TOML = 1 << 18
 LARGEST_TEXT = 1 << 34
+GIT_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def open_file(path: Path, within: Path | None = None) -> BinaryIO:
@@ -74,7 +75,22 @@ def read_bytes(path: Path, largest: int, within: Path | None = None) -> bytes:
             raise _unreadable(path, error) from None
     if len(data) > largest:
         raise UserError(f"{shown(path)}: more than the {largest:,} bytes that are expected")
+    _refuse_pointer(path, data)
     return data
+
+
+def refuse_pointer(path: Path, within: Path | None = None) -> None:
+    """Raises a UserError where git-lfs would put a file, and has put only its pointer. `read_bytes` does so itself."""
+    with open_file(path, within) as file:
+        _refuse_pointer(path, file.read(len(GIT_LFS)))
+
+
+def _refuse_pointer(path: Path, beginning: bytes) -> None:
+    if beginning.startswith(GIT_LFS):
+        raise UserError(
+            f"{shown(path)}: a git-lfs pointer in the place of the file. Get the file itself: `git lfs pull` in its "
+            "folder, or download it"
+        )
 
 
 def read_text(path: Path, largest: int = LARGEST_TEXT, within: Path | None = None) -> str:
@@ -88,7 +104,7 @@ def read_text(path: Path, largest: int = LARGEST_TEXT, within: Path | None = Non
 def read_json(path: Path, largest: int = LARGEST_JSON, within: Path | None = None) -> dict[str, Any]:
     """Returns the object in a JSON file. UserError where it has none."""
     try:
-        value = foreign_text.parse_json(read_bytes(path, largest, within))
+        value = foreign_text.parse_json(read_bytes(path, largest, within), unique=True)
     except ValueError as error:
         raise UserError(f"{shown(path)}: not JSON ({error}). Restore the file from where it came") from None
     if not isinstance(value, dict):

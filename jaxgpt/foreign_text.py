@@ -57,22 +57,24 @@ def _written_out(character: str) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
-def parse_json(text: str | bytes, constant: Callable[[str], Any] | None = None) -> Any:
+def parse_json(text: str | bytes, constant: Callable[[str], Any] | None = None, *, unique: bool = False) -> Any:
     """Returns the value of a JSON text.
 
     Args:
         text: The text; bytes have to be UTF-8, and may begin with a byte order mark.
         constant: What to make of NaN, Infinity and -Infinity; without it they are floats, as in Python's json.
+        unique: Whether an object that has a key twice is refused. Otherwise the last value counts.
 
     Raises:
-        ValueError: It is no JSON, arrays and objects lie more than `DEEPEST` within one another, or an integer has
-            more than `LONGEST_NUMBER` digits. The reason is short and has no text of the input but single characters.
+        ValueError: It is no JSON, arrays and objects lie more than `DEEPEST` within one another, an integer has more
+            than `LONGEST_NUMBER` digits, or a key is there twice. The reason is short.
     """
     text = decode(text) if isinstance(text, bytes) else text.removeprefix("\ufeff")
     if text.count("[") + text.count("{") > DEEPEST:
         _check_depth(text)
     try:
-        return json.loads(text, parse_int=_integer, parse_constant=constant)
+        pairs = _unique if unique else None
+        return json.loads(text, parse_int=_integer, parse_constant=constant, object_pairs_hook=pairs)
     except RecursionError:
         raise ValueError(_too_deep()) from None
 
@@ -111,6 +113,16 @@ def decode(data: bytes) -> str:
         raise ValueError(
             f"not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start:,} ({error.reason})"
         ) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object's keys and values. ValueError for a key that is there twice."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {quoted(shown(twice, 40))} is there twice")
+    return result
 
 
 def _integer(digits: str) -> int:

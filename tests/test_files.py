@@ -81,3 +81,13 @@ def test_json_and_toml_that_are_none_name_their_file(tmp_path):
     (tmp_path / "list").write_text("[1]")
     with pytest.raises(UserError, match="not a JSON object"):
         files.read_json(tmp_path / "list")
+
+
+def test_a_git_lfs_pointer_is_told(tmp_path):
+    pointer = tmp_path / "model.bin"
+    pointer.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
+    for read in (files.refuse_pointer, files.read_json, files.read_text):
+        with pytest.raises(UserError, match=r"model.bin: a git-lfs pointer in the place of the file"):
+            read(pointer)
+    pointer.write_bytes(b"version")
+    files.refuse_pointer(pointer)

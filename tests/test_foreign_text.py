@@ -94,3 +94,9 @@ def test_the_limit_of_recursion_is_as_it_was():
         parse_json("[" * 10**6)
     assert sys.getrecursionlimit() == before
     assert before / 4 > foreign_text.DEEPEST
+
+
+def test_a_key_that_is_there_twice():
+    assert parse_json('{"a": 1, "a": 2}') == {"a": 2}
+    with pytest.raises(ValueError, match=r"the key 'x\\x1b' is there twice"):
+        parse_json('[{"b": {"x\\u001b": 1, "y": {}, "x\\u001b": 2}}]', unique=True)

@@ -14,6 +14,7 @@ import tiktoken
 import tiktoken.load
 from tiktoken_ext.openai_public import r50k_pat_str
 
+from jaxgpt import files
 from jaxgpt.data.texts import cache_folder
 from jaxgpt.errors import UserError
 
@@ -23,6 +24,7 @@ END_OF_TEXT = "<|endoftext|>"
 LLAMA3_FILE = "llama3_tokenizer.model"
 LLAMA3_REPOSITORY = ("meta-llama/Meta-Llama-3-8B", "original/tokenizer.model")
 LLAMA3_RANKS, LLAMA3_SPECIAL = 128_000, 256
+LARGEST_RANKS = 1 << 24  # bytes of the file
 LLAMA3_BEGIN_OF_TEXT = 128_000  # what llm.c puts before each document
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -45,8 +47,8 @@ def llama3() -> tiktoken.Encoding:
     """Llama 3's, from Meta's tokenizer.model. UserError where there is none, or it is something else."""
     path = _llama3_file()
     try:
-        ranks = dict(_ranks(path.read_bytes()))
-    except (OSError, ValueError) as error:
+        ranks = dict(_ranks(files.read_bytes(path, LARGEST_RANKS)))
+    except ValueError as error:
         raise UserError(f"{path} is not Llama 3's tokenizer.model: {error}") from None
     if sorted(ranks.values()) != list(range(LLAMA3_RANKS)):
         raise UserError(f"{path} is not Llama 3's tokenizer.model: it has {len(ranks):,} ranks, not {LLAMA3_RANKS:,}")
@@ -64,7 +66,7 @@ def _llama3_file() -> Path:
     own_folder = os.environ.get("JAXGPT_DATA")
     places = [Path(folder, LLAMA3_FILE) for folder in (own_folder, cache_folder()) if folder]
     for path in places:
-        if path.is_file():
+        if files.is_file(path):
             return path
     from jaxgpt.data import hub  # here, because it needs an extra that all else does without
 

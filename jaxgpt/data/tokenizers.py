@@ -8,6 +8,7 @@ the tokens' bytes and read them as UTF-8, of which one character may span severa
 - gpt2: GPT-2's byte-level byte-pair encoding (Radford et al. 2019), 50,257 tokens; encodes any text
 - cl100k, o200k, llama3: GPT-4's, GPT-4o's and Llama 3's, of the same kind with 100,277, 200,019 and 128,256 tokens
 - bpe: one of the same kind, trained on a text of one's own by `run.py prepare`
+- huggingface: any other that came with weights as a tokenizer.json (`tokenizer_json.py`)
 """
 
 import codecs
@@ -27,6 +28,7 @@ import tiktoken
 import tiktoken.load
 from tiktoken_ext.openai_public import r50k_pat_str
 
+from jaxgpt import files
 from jaxgpt.data import encodings
 from jaxgpt.errors import UserError
 
@@ -37,6 +39,7 @@ GPT2_SHA256 = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
+LARGEST_GPT2_FILE = 1 << 22
 
 
 class Tokenizer(ABC):
@@ -56,8 +59,17 @@ class Tokenizer(ABC):
         return len(self.tokens)
 
     @abstractmethod
-    def encode(self, text: str) -> np.ndarray:
-        """The text's token ids, int32, 1-D. Raises UserError where the vocabulary can't express a character."""
+    def encode(self, text: str, *, special: bool = False) -> np.ndarray:
+        """Returns the text's token ids, int32, 1-D.
+
+        Args:
+            text: What to encode.
+            special: Whether names of special tokens in it, such as <|endoftext|>, are these tokens. Otherwise they are
+                encoded as the characters that they consist of: a text can't end its document.
+
+        Raises:
+            UserError: The vocabulary can't express a character.
+        """
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of a 1-D sequence of ids; bytes that are not UTF-8 become U+FFFD. Raises UserError as `join`."""
@@ -65,14 +77,7 @@ class Tokenizer(ABC):
 
     def join(self, ids: Sequence[int] | np.ndarray) -> bytes:
         """The bytes of a 1-D sequence of ids. Raises UserError for an id outside the vocabulary."""
-        ids = np.asarray(ids, dtype=np.int64)
-        unknown = np.flatnonzero((ids < 0) | (ids >= self.vocabulary_size))
-        if unknown.size:
-            raise UserError(
-                f"token {ids[unknown[0]]} at position {unknown[0]} is not in the vocabulary of tokenizer {self.name} "
-                f"(0 to {self.vocabulary_size - 1}); decode with the tokenizer that the tokens were made with"
-            )
-        return b"".join([self.tokens[i] for i in ids.tolist()])
+        return b"".join([self.tokens[i] for i in check_ids(self, ids).tolist()])
 
     def stream_decoder(self) -> "StreamDecoder":
         """A new decoder that takes one id at a time."""
@@ -83,10 +88,23 @@ class Tokenizer(ABC):
         return {"name": self.name}
 
 
+def check_ids(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Returns a 1-D sequence of ids as an array. UserError for one outside the vocabulary."""
+    ids = np.asarray(ids, dtype=np.int64)
+    unknown = np.flatnonzero((ids < 0) | (ids >= tokenizer.vocabulary_size))
+    if unknown.size:
+        raise UserError(
+            f"token {ids[unknown[0]]} at position {unknown[0]} is not in the vocabulary of tokenizer {tokenizer.name} "
+            f"(0 to {tokenizer.vocabulary_size - 1}); decode with the tokenizer that the tokens were made with"
+        )
+    return ids
+
+
 class StreamDecoder:
     """Decodes ids one by one: `decoder(i)` is the text that i completes, and may be empty; `finish()` what is left.
 
-    All of it joined is what `Tokenizer.decode` gives for the same ids.
+    All of it joined is what `Tokenizer.decode` gives for the same ids behind others: a tokenizer.json may have it that
+    a text's first token loses the space that it begins with, and what is decoded here goes on with a text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -111,7 +129,7 @@ class Characters(Tokenizer):
         self._codes = _codes(characters)
         self.tokens = [_utf8(character) for character in characters]
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str, *, special: bool = False) -> np.ndarray:
         codes = _codes(text)
         ids = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
         unknown = np.flatnonzero(self._codes[ids] != codes)
@@ -133,20 +151,21 @@ class Bytes(Tokenizer):
     name = "bytes"
     tokens = tuple(bytes([i]) for i in range(256))
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str, *, special: bool = False) -> np.ndarray:
         return np.frombuffer(_utf8(text), dtype=np.uint8).astype(np.int32)
 
 
 class BytePairs(Tokenizer):
-    """A byte-level byte-pair encoding. Special tokens in a text are encoded as the characters they consist of."""
+    """A byte-level byte-pair encoding."""
 
     def __init__(self, name: str, encoding: tiktoken.Encoding, end_of_text: int) -> None:
         self.name, self._encoding, self.end_of_text = name, encoding, end_of_text
         self.tokens = _tokens(encoding)
 
-    def encode(self, text: str) -> np.ndarray:
-        _utf8(text)  # tiktoken would replace what UTF-8 can't express
-        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int32)
+    def encode(self, text: str, *, special: bool = False) -> np.ndarray:
+        check_unicode(text)  # tiktoken would replace what UTF-8 can't express
+        allowed = "all" if special else frozenset()
+        return self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=()).astype(np.int32)
 
 
 class GPT2(BytePairs):
@@ -196,6 +215,10 @@ def from_state(state: dict) -> Tokenizer:
     name, characters = fields.get("name"), fields.get("characters", "")
     if name == "bpe" and isinstance(fields.get("tokens"), list):
         return Trained(encodings.tokens_from_text(fields["tokens"]))
+    if name == "huggingface" and isinstance(fields.get("file"), str):
+        from jaxgpt.data.tokenizer_json import HuggingFace  # here, since it is a Tokenizer and imports this file
+
+        return HuggingFace(fields["file"], fields.get("end_of_text"))
     if not (isinstance(name, str) and isinstance(characters, str) and list(characters) == sorted(set(characters))):
         raise UserError("the saved tokenizer is damaged; restore its file from a copy, or train anew")
     return make(name, characters)
@@ -206,8 +229,13 @@ def _codes(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
+def check_unicode(text: str) -> None:
+    """Raises UserError for half a surrogate pair, which Python strings can hold and UTF-8 can't."""
+    _utf8(text)
+
+
 def _utf8(text: str) -> bytes:
-    """The text's UTF-8. Raises UserError for half a surrogate pair, which Python strings can hold and UTF-8 can't."""
+    """The text's UTF-8. Raises UserError as `check_unicode`."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -218,6 +246,12 @@ def _utf8(text: str) -> bytes:
 # GPT-2's files
 
 
+def gpt2_merges() -> list[tuple[str, str]]:
+    """Returns GPT-2's merges in their order, each byte a printable character."""
+    lines = _gpt2_file("vocab.bpe").decode().split("\n")[1:-1]
+    return [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
+
+
 @functools.cache
 def _gpt2_encoding() -> tiktoken.Encoding:
     """tiktoken's encoder.
@@ -225,10 +259,9 @@ def _gpt2_encoding() -> tiktoken.Encoding:
     vocab.bpe lists the merges in the order in which they are tried, encoder.json gives tokens their ids; both write
     each byte as a printable character.
     """
-    merges = _gpt2_file("vocab.bpe").decode().split("\n")[1:-1]
     ids = json.loads(_gpt2_file("encoder.json"))
     byte_of = encodings.printable_bytes()
-    written = [*byte_of, *(merge.replace(" ", "") for merge in merges)]
+    written = [*byte_of, *(left + right for left, right in gpt2_merges())]
     return tiktoken.Encoding(
         "gpt2",
         pat_str=r50k_pat_str,
@@ -249,7 +282,7 @@ def _gpt2_file(name: str) -> bytes:
     """GPT-2's file `name`: from a place where it already is, else downloaded into tiktoken's cache."""
     address = GPT2_FOLDER_ADDRESS + name
     for path in _gpt2_places(name, address):
-        if path.is_file():
+        if files.is_file(path):
             return _checked(path, name)
     try:
         return tiktoken.load.read_file_cached(address, GPT2_SHA256[name])
@@ -272,10 +305,7 @@ def _gpt2_places(name: str, address: str) -> list[Path]:
 
 def _checked(path: Path, name: str) -> bytes:
     """The bytes of the file at `path`. Raises UserError where it can't be read or is not GPT-2's file `name`."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read GPT-2's {name} from {path}: {error.strerror}; make the file readable") from None
+    data = files.read_bytes(path, LARGEST_GPT2_FILE)
     if hashlib.sha256(data).hexdigest() != GPT2_SHA256[name]:
         raise UserError(f"{path} is not GPT-2's {name}, or is damaged (its SHA-256 differs); delete it, and retry")
     return data

@@ -10,6 +10,7 @@ from typing import Any
 from jaxgpt import settings
 from jaxgpt.data import loader, shards, texts
 from jaxgpt.data.loader import Tokens
+from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.evaluation import multiple_choice, trained
 from jaxgpt.evaluation.loss import bits_per_byte_of_one_nat, make_validation_loss
@@ -86,7 +87,7 @@ def _validation_split(model: Trained, name: str) -> Tokens:
     if name:
         options = dataclasses.replace(config.data, text=name, mixture="", tokenizer=model.tokenizer.name)  # type: ignore[arg-type]
         config = dataclasses.replace(config, data=options)
-    data, _ = corpus.load(config)
+    data, _ = corpus.load(config, model.tokenizer if isinstance(model.tokenizer, HuggingFace) else None)
     where = f"--data {name}" if name else f"--data.text {config.data.text}"
     change = "" if name or "text" not in model.about else fingerprint.difference(model.about["text"], data.fingerprint)
     if change:

@@ -143,8 +143,13 @@ def split(context: str, completion: str, tokenizer: Tokenizer) -> Request:
 
 
 def prefix(tokenizer: Tokenizer) -> int:
-    """What comes before a text that begins with nothing: the end of another, or a line's end."""
-    return tokenizer.end_of_text if tokenizer.end_of_text is not None else int(tokenizer.encode("\n")[0])
+    """What comes before a text that begins with nothing: the end of another, or a line's end.
+
+    Some tokenizers drop a line's end; with them it is the first token that there is.
+    """
+    if tokenizer.end_of_text is not None:
+        return tokenizer.end_of_text
+    return int(next(iter(tokenizer.encode("\n")), 0))
 
 
 # Scoring

@@ -99,9 +99,14 @@ def _write_llmc(to: Path, source: Source, params: Params, dtype: str, overwrite:
     tokenizer = source.tokenizer
     beside = to.with_name(f"{to.stem}_tokenizer.bin")
     if tokenizer and tokenizer.end_of_text is not None:
-        with writing.new_file(beside, overwrite=overwrite) as path:
-            llmc_tokenizer.write(path, tokenizer.tokens, tokenizer.end_of_text)
-        written.append(beside)
+        if all(1 <= len(token) <= llmc_tokenizer.LONGEST for token in tokenizer.tokens):
+            with writing.new_file(beside, overwrite=overwrite) as path:
+                llmc_tokenizer.write(path, tokenizer.tokens, tokenizer.end_of_text)
+            written.append(beside)
+        else:
+            _say(
+                "note", f"the tokenizer has tokens of 0 or over {llmc_tokenizer.LONGEST} bytes: no llm.c tokenizer file"
+            )
     elif tokenizer:
         _say("note", f"the tokenizer {tokenizer.name} has no end-of-text token, and so no llm.c tokenizer file")
     with writing.new_file(to, overwrite=overwrite) as path:

@@ -8,7 +8,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.interop import huggingface, huggingface_tokenizer
 
 NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?")  # NAME, OWNER/NAME, and @REVISION
-FILES = [huggingface.CONFIG, huggingface.WEIGHTS, huggingface.INDEX, huggingface_tokenizer.FILE, "vocab.json"]
+FILES = [huggingface.CONFIG, huggingface.WEIGHTS, huggingface.INDEX, *huggingface_tokenizer.FILES]
 
 
 def fetch(name: str) -> Path:
@@ -44,4 +44,5 @@ def fetch(name: str) -> Path:
             f"{name}: on the Hugging Face hub this model has no safetensors. Pickles (.bin) can run code and are not "
             "read: load it with transformers and save it again, which writes safetensors"
         )
-    return download([*FILES, *huggingface.shard_names(files.read_json(folder / huggingface.INDEX), folder)])
+    index = files.read_json(folder / huggingface.INDEX, within=huggingface_tokenizer.root(folder))
+    return download([*FILES, *huggingface.shard_names(index, folder)])

@@ -1,57 +1,37 @@
-"""Hugging Face's tokenizer files: tokenizer.json, tokenizer_config.json, and for GPT-2 vocab.json and merges.txt.
+"""Hugging Face's tokenizer files, read and written: tokenizer.json, tokenizer_config.json, vocab.json and merges.txt.
 
-- gpt2, and a BPE of one's own: byte-level BPE. The merges follow from the ranks, which are the ids: the merge that
-  makes a token joins the two parts that its bytes are in when all merges before it are done.
+- gpt2, and a BPE of one's own: byte-level BPE. The merges follow from the ranks, which are the ids.
 - bytes: byte-level BPE with 256 tokens and no merge.
 - characters: one word for each character; another character is an error there, as it is here.
+- any other: the tokenizer.json itself, as the package `tokenizers` runs it, and unchanged when it is written again.
 
-Byte-level files write a byte as a printable character, the others as those from U+0100 on.
+A file is taken for one of ours only where all of it that a text's ids depend on is what we would write.
 """
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jaxgpt import files
 from jaxgpt.config import Model
-from jaxgpt.data.tokenizers import GPT2, Bytes, Characters, Tokenizer, Trained
+from jaxgpt.data import tokenizer_json
+from jaxgpt.data.tokenizer_json import HuggingFace
+from jaxgpt.data.tokenizers import GPT2, Bytes, Characters, Tokenizer, Trained, gpt2_merges
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import quoted, shown
+from jaxgpt.interop import byte_level
+from jaxgpt.interop.byte_level import BYTE_OF, END_OF_TEXT
 
-END_OF_TEXT = "<|endoftext|>"
-UNKNOWN = "<unknown>"  # of characters; no token has this name, so that nothing is read as it
 FILE = "tokenizer.json"
-
-
-def _characters_of_bytes() -> list[str]:
-    printable = {byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "}
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
-
-
-CHARACTER_OF = _characters_of_bytes()
-BYTE_OF = {character: byte for byte, character in enumerate(CHARACTER_OF)}
-
-
-def written(token: bytes) -> str:
-    """A token's bytes as byte-level files write them."""
-    return "".join(CHARACTER_OF[byte] for byte in token)
-
-
-def merges(tokens: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
-    """The pairs that make the tokens, in the order of their ids; of single bytes there is none."""
-    ranks: dict[bytes, int] = {}
-    pairs = []
-    for rank, token in enumerate(tokens):
-        if len(token) > 1:
-            parts = [token[i : i + 1] for i in range(len(token))]
-            while len(parts) > 2:
-                joined = [ranks.get(left + right, len(tokens)) for left, right in itertools.pairwise(parts)]
-                first = min(range(len(joined)), key=joined.__getitem__)
-                parts[first : first + 2] = [parts[first] + parts[first + 1]]
-            pairs.append((parts[0], parts[1]))
-        ranks[token] = rank
-    return pairs
+CONFIG = "tokenizer_config.json"
+VOCABULARY, MERGES, ADDED = "vocab.json", "merges.txt", "added_tokens.json"  # what older versions wrote
+SPECIAL = "special_tokens_map.json"
+FILES = (FILE, CONFIG, SPECIAL, VOCABULARY, MERGES, ADDED)
+OTHERS = ("tokenizer.model", "spiece.model", VOCABULARY)  # which alone don't say what the ids of a text are
+LARGEST_CONFIG = 1 << 24  # bytes
+UNKNOWN = "<unknown>"  # of characters; no token has this name, so that nothing is read as it
+GPT2_WORDS = 50256  # of its vocabulary, without the end of text
 
 
 # Writing
@@ -59,7 +39,7 @@ def merges(tokens: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
 
 def can_express(tokenizer: Tokenizer) -> bool:
     """Whether there are files for it. Of cl100k, o200k and Llama 3 the makers publish their own."""
-    return isinstance(tokenizer, GPT2 | Trained | Bytes | Characters)
+    return isinstance(tokenizer, GPT2 | Trained | Bytes | Characters | HuggingFace)
 
 
 def files_of(tokenizer: Tokenizer, model: Model) -> dict[str, str]:
@@ -70,36 +50,57 @@ def files_of(tokenizer: Tokenizer, model: Model) -> dict[str, str]:
         "clean_up_tokenization_spaces": False,
     }
     result = {}
-    if isinstance(tokenizer, GPT2 | Trained):
-        plain = tokenizer.tokens[: tokenizer.end_of_text]
-        vocabulary = {written(token): number for number, token in enumerate(plain)}
-        pairs = [(written(left), written(right)) for left, right in merges(plain)]
-        settings |= {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
-        settings |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-        content = _byte_level(vocabulary | {END_OF_TEXT: len(plain)}, pairs, cut_words=True)
-        content["added_tokens"] = [_special(END_OF_TEXT, len(plain))]
-        result["vocab.json"] = json.dumps(vocabulary | {END_OF_TEXT: len(plain)}, ensure_ascii=False)
-        result["merges.txt"] = "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in pairs)
-    elif isinstance(tokenizer, Bytes):
-        vocabulary = {written(token): number for number, token in enumerate(tokenizer.tokens)}
-        content = _byte_level(vocabulary, [], cut_words=False)
-    elif isinstance(tokenizer, Characters):
-        content = _words({token.decode(): number for number, token in enumerate(tokenizer.tokens)})
+    if isinstance(tokenizer, HuggingFace):
+        result[FILE] = tokenizer.text
+        if tokenizer.end_of_text is not None:
+            settings |= dict.fromkeys(("bos_token", "eos_token"), tokenizer.token(tokenizer.end_of_text))
+    elif can_express(tokenizer):
+        content = _content(tokenizer)
+        result[FILE] = json.dumps(content, ensure_ascii=False)
+        if isinstance(tokenizer, GPT2 | Trained):
+            settings |= {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
+            settings |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+            result[VOCABULARY] = json.dumps(content["model"]["vocab"], ensure_ascii=False)
+            pairs = "".join(f"{left} {right}\n" for left, right in content["model"]["merges"])
+            result[MERGES] = f"#version: 0.2\n{pairs}"
     else:
         return {}
-    result[FILE] = json.dumps(content, ensure_ascii=False)
-    result["tokenizer_config.json"] = json.dumps(settings, indent=2) + "\n"
+    result[CONFIG] = json.dumps(settings, indent=2) + "\n"
     return result
 
 
-def _byte_level(vocabulary: Mapping[str, int], pairs: list[tuple[str, str]], *, cut_words: bool) -> dict[str, Any]:
-    """With `cut_words` the text is first cut by GPT-2's pattern."""
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": cut_words}
+def _content(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The tokenizer.json of one of ours."""
+    if isinstance(tokenizer, GPT2 | Trained):
+        plain = tokenizer.tokens[: tokenizer.end_of_text]
+        vocabulary = {byte_level.written(token): number for number, token in enumerate(plain)}
+        pairs = gpt2_merges() if isinstance(tokenizer, GPT2) else byte_level.merges(plain)
+        content = _byte_level(vocabulary | {END_OF_TEXT: len(plain)}, pairs, [_special(END_OF_TEXT, len(plain))])
+        if 256 + len(pairs) < len(plain):  # some are words that no merges make, and are tokens when they stand alone
+            content["model"]["ignore_merges"] = True
+        return content
+    vocabulary = {token: number for number, token in enumerate(tokenizer.tokens)}
+    if isinstance(tokenizer, Bytes):
+        return _byte_level({byte_level.written(token): number for token, number in vocabulary.items()}, [], cut=False)
+    return _words({token.decode(): number for token, number in vocabulary.items()})
+
+
+def _byte_level(
+    vocabulary: dict[str, int],
+    pairs: list[tuple[str, str]],
+    added: Iterable[dict[str, Any]] = (),
+    *,
+    cut: bool = True,
+    space: bool = False,
+) -> dict[str, Any]:
+    """With `cut` the text is first cut by GPT-2's pattern; with `space` it begins with one."""
+    level = {"type": "ByteLevel", "add_prefix_space": space, "trim_offsets": True, "use_regex": cut}
     model = {"type": "BPE", "vocab": vocabulary, "merges": pairs}
-    return _empty() | {"pre_tokenizer": level, "post_processor": level, "decoder": level, "model": model}
+    parts = {"added_tokens": list(added), "pre_tokenizer": level, "post_processor": level, "decoder": level}
+    return _empty() | parts | {"model": model}
 
 
-def _words(vocabulary: Mapping[str, int]) -> dict[str, Any]:
+def _words(vocabulary: dict[str, int]) -> dict[str, Any]:
     split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
     model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN}
     return _empty() | {"pre_tokenizer": split, "decoder": {"type": "Fuse"}, "model": model}
@@ -127,50 +128,190 @@ def _special(content: str, number: int) -> dict[str, Any]:
 # Reading
 
 
-def read(folder: Path, model: Model) -> tuple[Tokenizer | None, tuple[str, ...]]:
-    """The tokenizer of a folder, where it is one of ours, and else None; and what is to be said of it."""
-    content: dict[str, Any] = {}
-    if (folder / FILE).exists():
-        content = files.read_json(folder / FILE)
-        part = content.get("model")
-        vocabulary = part.get("vocab") if isinstance(part, dict) else None
-        words = isinstance(part, dict) and part.get("type") == "WordLevel"
-    elif (folder / "vocab.json").exists():
-        vocabulary, words = files.read_json(folder / "vocab.json"), False
-    else:
-        return None, ()
-    tokenizer = (
-        _known(vocabulary, words=words) or _trained(vocabulary, content) if isinstance(vocabulary, dict) else None
-    )
+def read(folder: Path, model: Model, end_of_text: int | None = None) -> tuple[Tokenizer | None, tuple[str, ...]]:
+    """Returns the tokenizer of a folder, and what is to be said of it.
+
+    Args:
+        folder: A Hugging Face folder.
+        model: What the tokens are for, which has to have as many.
+        end_of_text: The end of text's id by the model's config.json, for tokenizers that don't name it.
+
+    Returns:
+        None in the place of a tokenizer where there are no files of one, where it has more tokens than the model, and
+        where the package `tokenizers` is needed and not there. The notes say which.
+
+    Raises:
+        UserError: A file is damaged, or none that the package reads.
+    """
+    try:
+        tokenizer = _of_folder(folder, end_of_text)
+    except tokenizer_json.MissingPackage as error:
+        return None, (str(error),)
     if tokenizer is None:
-        return None, ("its tokenizer is none of this project's",)
+        other = [name for name in OTHERS if (folder / name).exists()]
+        return None, tuple(f"its tokenizer is {name} alone: save it with transformers as {FILE}" for name in other[:1])
     if tokenizer.vocabulary_size > model.vocabulary_size:
         return None, (f"its tokenizer has {tokenizer.vocabulary_size} tokens, more than the model",)
-    return tokenizer, ()
+    return tokenizer, _disagreements(folder, tokenizer)
 
 
-def _known(vocabulary: dict[str, Any], *, words: bool) -> Tokenizer | None:
-    if words:
-        characters = "".join(sorted(vocabulary))
-        is_ours = all(len(word) == 1 for word in vocabulary) and not any("\ud800" <= c <= "\udfff" for c in characters)
-        ids = {character: number for number, character in enumerate(characters)}
-        return Characters(characters) if characters and is_ours and vocabulary == ids else None
-    if vocabulary == {character: byte for byte, character in enumerate(CHARACTER_OF)}:
-        return Bytes()
-    if vocabulary.keys() > BYTE_OF.keys() and len(vocabulary) >= 50256:
-        gpt2 = GPT2()
-        theirs = {written(token): number for number, token in enumerate(gpt2.tokens) if number != gpt2.end_of_text}
-        if theirs | {END_OF_TEXT: gpt2.end_of_text} == vocabulary | {END_OF_TEXT: gpt2.end_of_text}:
-            return gpt2
-    return None
+def read_file(path: Path) -> Tokenizer:
+    """Returns the tokenizer of a tokenizer.json, or of the folder that has one. UserError where there is none."""
+    if path.is_dir():
+        tokenizer = _of_folder(path, None)
+        if tokenizer is None:
+            raise UserError(f"{shown(path)}: a folder without {FILE}, and without {VOCABULARY} and {MERGES}")
+        return tokenizer
+    return _of_text(path, files.read_text(path, files.LARGEST_JSON), _names(path.parent), None)
 
 
-def _trained(vocabulary: dict[str, Any], content: dict[str, Any]) -> Tokenizer | None:
-    """A BPE of one's own, where its file is the very one that we would write of it."""
+def root(folder: Path) -> Path:
+    """Returns the folder that no link may lead out of; the hub's cache links from a snapshot into its own blobs."""
+    absolute = folder.absolute()
+    return absolute.parent.parent if absolute.parent.name == "snapshots" else folder
+
+
+def _of_folder(folder: Path, end_of_text: int | None) -> Tokenizer | None:
+    path, within = folder / FILE, root(folder)
+    if path.exists():
+        text = files.read_text(path, files.LARGEST_JSON, within)
+    elif (folder / VOCABULARY).exists() and (folder / MERGES).exists():
+        text = json.dumps(_of_two_files(folder, within), ensure_ascii=False)
+    else:
+        return None
+    return _of_text(path, text, _names(folder), end_of_text)
+
+
+def _of_text(path: Path, text: str, names: list[str], end_of_text: int | None) -> Tokenizer:
+    """Returns one of ours where it is the same, and else what the text is to the package `tokenizers`."""
+    try:
+        content = tokenizer_json.parse(text)
+        ours = _ours(content)
+        if ours is not None:
+            return ours
+        tokenizer = HuggingFace(text)
+        ids = [tokenizer.id_of(name) for name in names]
+        if end_of_text is not None and not 0 <= end_of_text < tokenizer.vocabulary_size:
+            end_of_text = None
+        found = [number for number in (*ids, end_of_text, tokenizer.id_of(END_OF_TEXT)) if number is not None]
+        tokenizer.end_of_text = found[0] if found else None
+        return tokenizer
+    except tokenizer_json.MissingPackage:
+        raise
+    except UserError as error:
+        raise UserError(f"{shown(path)}: {error}. Get it again from where it came") from None
+
+
+def _ours(content: dict[str, Any]) -> Tokenizer | None:
+    """Returns the tokenizer of ours for which this is as good as what we write."""
+    asked = _essential(content)
+    candidate = _candidate(asked["model"]) if asked else None
+    return candidate if candidate and _essential(_content(candidate)) == asked else None
+
+
+def _candidate(model: dict[str, Any]) -> Tokenizer | None:
+    """Returns which of ours has this vocabulary."""
+    vocabulary = model["vocab"]
+    if list(vocabulary.values()) != list(range(len(vocabulary))):
+        vocabulary = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
     words = [word for word in vocabulary if word != END_OF_TEXT]
-    if list(vocabulary.values()) != list(range(len(words) + 1)) or not vocabulary.keys() > BYTE_OF.keys():
+    if model.get("type") == "WordLevel":
+        characters = "".join(words)
+        plain = all(len(word) == 1 and not "\ud800" <= word <= "\udfff" for word in words)
+        return Characters(characters) if plain and words and words == sorted(words) else None
+    if not (vocabulary.keys() >= BYTE_OF.keys() and all(BYTE_OF.keys() >= set(word) for word in words)):
         return None
-    if words == list(vocabulary) or not all(character in BYTE_OF for word in words for character in word):
+    tokens = [bytes(map(BYTE_OF.__getitem__, word)) for word in words]
+    if len(words) == len(vocabulary):
+        return Bytes() if len(words) == 256 else None
+    if len(words) == GPT2_WORDS and (gpt2 := _gpt2()) and tokens == list(gpt2.tokens[:-1]):
+        return gpt2
+    if sum(map(len, tokens)) > byte_level.LARGEST or b"" in tokens or list(vocabulary)[-1] != END_OF_TEXT:
         return None
-    tokenizer = Trained([bytes(BYTE_OF[character] for character in word) for word in words])
-    return tokenizer if json.loads(files_of(tokenizer, Model())[FILE]) == content else None
+    return Trained(tokens)
+
+
+def _gpt2() -> GPT2 | None:
+    """Returns GPT-2's tokenizer, where its files are to be had."""
+    try:
+        return GPT2()
+    except UserError:
+        return None
+
+
+def _essential(content: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns what the ids of a text and the text of ids depend on, in one form; None where it has no such form."""
+    model, before, after = content.get("model"), content.get("pre_tokenizer"), content.get("decoder")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not (isinstance(model, dict) and isinstance(vocabulary, dict) and isinstance(before, dict)):
+        return None
+    if not (isinstance(after, dict) and all(type(number) is int for number in vocabulary.values())):
+        return None
+    if before.get("type") == "ByteLevel":  # offsets are not asked for
+        before = {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True, **before, "trim_offsets": True}
+    if after.get("type") == "ByteLevel":  # it has no options when it decodes
+        after = {"type": "ByteLevel"}
+    # Options that are off, and what would stand for an unknown character, where every byte is known.
+    unused = ("unk_token", "fuse_unk") if model.get("type", "BPE") == "BPE" else ()
+    options = {key: value for key, value in model.items() if value not in (None, False, "") and key not in unused}
+    merges = model.get("merges", [])
+    options |= {"type": model.get("type", "BPE"), "merges": _pairs(merges) if isinstance(merges, list) else merges}
+    added = content.get("added_tokens") or []
+    if isinstance(added, list) and all(isinstance(token, dict) for token in added):  # there is no normaliser
+        added = [{key: value for key, value in token.items() if key != "normalized"} for token in added]
+    parts = {"added_tokens": added, "pre_tokenizer": before, "decoder": after, "model": options}
+    return parts | {"normalizer": content.get("normalizer")}
+
+
+def _pairs(merges: list[Any]) -> list[Any]:
+    """Returns merges as pairs, which older files write as one text with a space."""
+    split = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges)
+    return [tuple(merge) if isinstance(merge, list | tuple) else merge for merge in split]
+
+
+def _of_two_files(folder: Path, within: Path) -> dict[str, Any]:
+    """Returns the tokenizer.json that transformers makes of vocab.json and merges.txt."""
+    vocabulary = files.read_json(folder / VOCABULARY, within=within)
+    text = files.read_text(folder / MERGES, files.LARGEST_JSON, within)
+    lines = [line for line in files.text_lines(text) if line and not line.startswith("#version")]
+    pairs = [tuple(line.split(" ")) for line in lines]
+    wrong = next((number for number, pair in enumerate(pairs) if len(pair) != 2), None)
+    if wrong is not None:
+        raise UserError(f"{shown(folder / MERGES)}: merge {wrong + 1:,} is not two parts with a space between them")
+    added = {END_OF_TEXT: vocabulary[END_OF_TEXT]} if END_OF_TEXT in vocabulary else {}
+    if (folder / ADDED).exists():
+        added |= files.read_json(folder / ADDED, LARGEST_CONFIG, within)
+    tokens = [_special(name, number) for name, number in added.items()]
+    space = _config(folder, CONFIG).get("add_prefix_space") is True
+    return _byte_level(vocabulary, pairs, tokens, space=space)  # type: ignore[arg-type]
+
+
+def _names(folder: Path) -> list[str]:
+    """Returns what the folder's files call the end of a text, if they do."""
+    found = []
+    for file in (CONFIG, SPECIAL):
+        token = _config(folder, file).get("eos_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        found += [token] if isinstance(token, str) else []
+    return found
+
+
+def _disagreements(folder: Path, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Returns notes of what tokenizer_config.json says otherwise than tokenizer.json, whose word counts."""
+    config, notes = _config(folder, CONFIG), []
+    added = config.get("added_tokens_decoder")
+    names = (
+        [token.get("content") for token in added.values() if isinstance(token, dict)] if isinstance(added, dict) else []
+    )
+    known = tokenizer.id_of if isinstance(tokenizer, HuggingFace) else {END_OF_TEXT: tokenizer.end_of_text}.get
+    missing = [name for name in names if isinstance(name, str) and known(name) is None]
+    if missing:
+        notes.append(f"{CONFIG} adds {len(missing):,} tokens that {FILE} hasn't got: {quoted(missing[0])} first")
+    if config.get("add_prefix_space") is True and isinstance(tokenizer, GPT2 | Trained):
+        notes.append(f"{CONFIG} has add_prefix_space, and {FILE} has it not: a text begins without a space")
+    return tuple(notes)
+
+
+def _config(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    return files.read_json(path, LARGEST_CONFIG, root(folder)) if path.exists() else {}

@@ -10,11 +10,14 @@ from typing import Any
 
 from jaxgpt import settings
 from jaxgpt.config import Config, Model
+from jaxgpt.data import tokenizers
+from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.data.tokenizers import NAMES, Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.interop import opening
 from jaxgpt.interop.convert import describe
 from jaxgpt.interop.source import Source
+from jaxgpt.training import checkpoints
 from jaxgpt.training.folder import will_resume
 
 
@@ -37,6 +40,21 @@ def with_shape(config: Config, given: set[str]) -> Config:
     if "data.tokenizer" not in given and tokenizer in NAMES:  # or it is one's own, which token files bring along
         config = replace(config, data=replace(config.data, tokenizer=tokenizer))
     return replace(config, model=model)
+
+
+def tokenizer(config: Config) -> Tokenizer | None:
+    """Returns the tokenizer.json of `training.init_from`, whose tokens the run's text is to be cut into.
+
+    A run that is resumed has it in its checkpoint. None for a tokenizer that the options can name.
+    """
+    if not config.training.init_from:
+        return None
+    if will_resume(config):
+        folder = Path(config.run.folder) / config.run.name / "checkpoints"
+        found = tokenizers.from_state(checkpoints.find(folder, ("about",)).about["tokenizer"])
+    else:
+        found = opening.open_weights(config.training.init_from).tokenizer
+    return found if isinstance(found, HuggingFace) else None
 
 
 def weights(config: Config, tokenizer: Tokenizer) -> Source | None:

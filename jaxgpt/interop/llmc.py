@@ -9,13 +9,14 @@ All little-endian. Token tables of other Vp than ours are read too: rows from V 
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxgpt import files
 from jaxgpt.config import Model
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
 from jaxgpt.interop import tensors
 from jaxgpt.interop.source import Source
 from jaxgpt.models.blocks import Params
@@ -36,19 +37,18 @@ class Header(NamedTuple):
 
 def read_header(path: Path, magic: int, versions: tuple[int, ...], kind: str) -> Header:
     """UserError where the file is none of this kind and of one of these versions."""
+    files.refuse_pointer(path)
     length = files.size(path)
-    if length < HEADER_BYTES:
-        raise UserError(f"{path}: {length} bytes, and {kind} begins with a header of {HEADER_BYTES}")
-    try:
-        with path.open("rb") as file:
-            numbers = np.frombuffer(file.read(HEADER_BYTES), "<i4").tolist()
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror})") from None
+    with files.open_file(path) as file:
+        beginning = file.read(HEADER_BYTES)
+    if len(beginning) < HEADER_BYTES:
+        raise UserError(f"{shown(path)}: {length} bytes, and {kind} begins with a header of {HEADER_BYTES}")
+    numbers = np.frombuffer(beginning, "<i4").tolist()
     if numbers[0] != magic:
-        raise UserError(f"{path}: not {kind}: it begins with {numbers[0]}, and {magic} is expected at byte 0")
+        raise UserError(f"{shown(path)}: not {kind}: it begins with {numbers[0]}, and {magic} is expected at byte 0")
     if numbers[1] not in versions:
         expected = " or ".join(map(str, versions))
-        raise UserError(f"{path}: {kind} of version {numbers[1]} (at byte 4); version {expected} can be read")
+        raise UserError(f"{shown(path)}: {kind} of version {numbers[1]} (at byte 4); version {expected} can be read")
     return Header(numbers, length)
 
 
@@ -62,13 +62,13 @@ def check_size(path: Path, found: int, expected: int, what: str) -> None:
     """UserError where a file is not as long as its header says. Both are plain ints, and so can't overflow."""
     if found != expected:
         problem = "is cut off or damaged" if found < expected else "has bytes that its header doesn't speak of"
-        raise UserError(f"{path}: {found:,} bytes, and {what} takes {expected:,}: the file {problem}")
+        raise UserError(f"{shown(path)}: {found:,} bytes, and {what} takes {expected:,}: the file {problem}")
 
 
 def positive(path: Path, number: int, place: int, what: str, largest: int = LARGEST) -> int:
     """A number of the header that must be in [1, largest]. UserError, with its byte, where it isn't."""
     if not 1 <= number <= largest:
-        raise UserError(f"{path}: {what} is {number} (at byte {4 * place}), and must be from 1 to {largest}")
+        raise UserError(f"{shown(path)}: {what} is {number} (at byte {4 * place}), and must be from 1 to {largest}")
     return number
 
 
@@ -84,9 +84,9 @@ def open_model(path: Path) -> Source:
         positive(path, number, place, what) for place, (number, what) in enumerate(zip(shape, names, strict=True), 2)
     )
     if rows < V:
-        raise UserError(f"{path}: Vp is {rows} (at byte 28), less than the vocabulary of {V}")
+        raise UserError(f"{shown(path)}: Vp is {rows} (at byte 28), less than the vocabulary of {V}")
     if C % heads:
-        raise UserError(f"{path}: the width is {C} (at byte 24), and {heads} heads don't divide it")
+        raise UserError(f"{shown(path)}: the width is {C} (at byte 24), and {heads} heads don't divide it")
     model = Model(layers=L, heads=heads, width=C, context=T, vocabulary_size=V)
     dtype = tensors.DTYPES[DTYPES[version]]
     numbers = tensors.count(model) + (rows - model.padded_vocabulary_size) * C
@@ -101,9 +101,15 @@ def open_model(path: Path) -> Source:
     )
 
 
+def memory_map(path: Path, dtype: Any) -> np.ndarray:
+    """Returns all of a file as an array that is read from the disk where it is looked at."""
+    with files.open_file(path) as file:
+        return np.memmap(file, dtype, mode="r")
+
+
 def read_tensors(path: Path, offset: int, model: Model, rows: int, dtype: np.dtype) -> Params:
     """The tensors that begin at a byte of a file whose size has been checked, as ours are. `rows` is the file's Vp."""
-    mapped = np.memmap(path, np.uint8, mode="r")
+    mapped = memory_map(path, np.uint8)
     arrays = {}
     for tensor in tensors.TENSORS:
         shape = list(tensors.shape(tensor, model))

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxgpt.config import Model
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
 from jaxgpt.interop import llmc, tensors
 from jaxgpt.models.blocks import Params
 
@@ -37,17 +38,19 @@ def read(path: Path, model: Model) -> State:
     header = llmc.read_header(path, MAGIC, (VERSION,), "an llm.c debug state")
     B, T = (llmc.positive(path, header.numbers[place], place, what) for place, what in ((2, "B"), (3, "T")))
     if model.context < T:
-        raise UserError(f"{path}: T is {T} (at byte 12), and the model's context is {model.context}")
+        raise UserError(f"{shown(path)}: T is {T} (at byte 12), and the model's context is {model.context}")
     V, count = model.vocabulary_size, tensors.count(model)
     expected = llmc.HEADER_BYTES + 4 * (2 * B * T + B * T * V + 1 + count)
     llmc.check_size(path, header.file_bytes, expected, f"a state of {B} x {T} tokens of this model")
-    mapped = np.memmap(path, "<i4", mode="r")[llmc.HEADER_BYTES // 4 :]
+    mapped = llmc.memory_map(path, "<i4")[llmc.HEADER_BYTES // 4 :]
     tokens, targets = (np.array(mapped[i * B * T : (i + 1) * B * T]).reshape(B, T) for i in range(2))
     for what, ids in (("token", tokens), ("target", targets)):
         outside = np.flatnonzero((ids < 0) | (ids >= V))
         if outside.size:
             place = int(outside[0])
-            raise UserError(f"{path}: {what} {ids.flat[place]} at position {place} is not in the vocabulary of {V}")
+            raise UserError(
+                f"{shown(path)}: {what} {ids.flat[place]} at position {place} is not in the vocabulary of {V}"
+            )
     floats = mapped[2 * B * T :].view("<f4")
     end = B * T * V
     grads = llmc.read_tensors(path, expected - 4 * count, model, model.padded_vocabulary_size, FLOAT32)

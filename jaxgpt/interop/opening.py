@@ -4,12 +4,18 @@ import dataclasses
 import os
 from pathlib import Path
 
+from jaxgpt import files
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
-from jaxgpt.interop import hub, huggingface, llmc, llmc_tokenizer, runs
+from jaxgpt.foreign_text import quoted, shown
+from jaxgpt.interop import hub, huggingface, huggingface_tokenizer, llmc, llmc_tokenizer, runs
 from jaxgpt.interop.source import Source
 
 GPT2_VOCABULARY = 50257
+# Files that can run code, by their names and, whatever their names are, by their first bytes.
+PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+ZIP, PROTOCOLS = b"PK\x03\x04", (b"\x02", b"\x03", b"\x04", b"\x05")
+OTHERS = {".h5": "TensorFlow's format", ".msgpack": "Flax's format", ".gguf": "llama.cpp's format", ".onnx": "ONNX"}
 
 
 def open_weights(name: str) -> Source:
@@ -18,34 +24,41 @@ def open_weights(name: str) -> Source:
     UserError where there are none that can be read.
     """
     source = _open(name)
-    if source.tokenizer is None and not source.notes and source.model.vocabulary_size == GPT2_VOCABULARY:
+    unnamed = source.tokenizer is None and not source.unreadable_tokenizer
+    if unnamed and source.model.vocabulary_size == GPT2_VOCABULARY:
         note = f"its tokenizer is taken to be GPT-2's, since it has {GPT2_VOCABULARY:,} tokens"
-        return dataclasses.replace(source, tokenizer=tokenizers.make("gpt2", ""), notes=(note,))
+        return dataclasses.replace(source, tokenizer=tokenizers.make("gpt2", ""), notes=(note, *source.notes))
     return source
 
 
 def _open(name: str) -> Source:
     path = Path(name)
     try:
-        if path.is_file():
-            return _open_file(path)
         if path.is_dir():
             return _open_folder(path)
+        if path.exists():
+            return _open_file(path)
     except PermissionError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror})") from None
+        raise UserError(f"{shown(path)}: can't be read ({error.strerror})") from None
     except ValueError:  # a zero byte
-        raise UserError(f"{name!r} is no path") from None
+        raise UserError(f"{quoted(name)} is no path") from None
     first = path.parts[0] if path.parts else ""
     if hub.NAME.fullmatch(name) and not (len(path.parts) > 1 and os.path.exists(first)):
         return huggingface.open_folder(hub.fetch(name))
-    raise UserError(f"{name}: there is no such file or folder{_beside(path)}")
+    raise UserError(f"{shown(name)}: there is no such file or folder{_beside(path)}")
 
 
 def _open_file(path: Path) -> Source:
     if path.suffix in (".safetensors", ".json"):
-        raise UserError(f"{path}: give the folder that it is in, {path.parent}")
-    if path.suffix in (".pt", ".pth", ".pkl", ".ckpt"):
-        raise UserError(f"{path}: a pickle, which can run code and is not read")
+        raise UserError(f"{shown(path)}: give the folder that it is in, {shown(path.parent)}")
+    if path.suffix in OTHERS:
+        raise UserError(
+            f"{shown(path)}: {OTHERS[path.suffix]} is not read: load it with transformers and save it again"
+        )
+    with files.open_file(path) as file:
+        beginning = file.read(4)
+    if path.suffix in PICKLES or beginning == ZIP or (beginning[:1] == b"\x80" and beginning[1:2] in PROTOCOLS):
+        raise _pickle(path)
     return llmc.open_model(path)
 
 
@@ -56,33 +69,54 @@ def _open_folder(path: Path) -> Source:
         return huggingface.open_folder(path)
     if (path / "params").is_dir() and path.name.isdecimal():
         return runs.open_checkpoint(path)
+    pickled = [file for file in sorted(path.iterdir()) if file.suffix in PICKLES]
+    if pickled:
+        raise _pickle(pickled[0])
     raise UserError(
-        f"{path}: a folder without weights that can be read. A run's folder has config.toml, a Hugging Face folder "
-        f"config.json, a checkpoint params/"
+        f"{shown(path)}: a folder without weights that can be read. A run's folder has config.toml, a Hugging Face "
+        "folder config.json, a checkpoint params/"
+    )
+
+
+def _pickle(path: Path) -> UserError:
+    of_nanogpt = ", as nanoGPT writes its checkpoints" if path.name == "ckpt.pt" else ""
+    return UserError(
+        f"{shown(path)}: a pickle, which can run code and is not read{of_nanogpt}. Make safetensors of it where it was "
+        'trained: docs/formats.md has the lines, under "From a pickle"'
     )
 
 
 def _beside(path: Path) -> str:
     names = sorted(p.name for p in path.parent.glob("*") if not p.name.startswith("."))[:20]
-    return f". In {path.parent} there are: {', '.join(names)}" if names else ""
+    return f". In {shown(path.parent)} there are: {', '.join(shown(name, 60) for name in names)}" if names else ""
 
 
 def with_tokenizer(source: Source, name: str) -> Source:
-    """The same weights with the tokenizer that the user names: "gpt2", "bytes", or the path of an llm.c tokenizer file.
+    """Returns the same weights with the tokenizer that the user names.
 
-    UserError where it doesn't fit.
+    Args:
+        source: The weights.
+        name: "gpt2", "bytes", or the path of a tokenizer.json, of a folder that has one, or of an llm.c tokenizer file.
+
+    Raises:
+        UserError: It doesn't fit.
     """
     if not name:
         return source
-    if Path(name).is_file():
-        tokenizer = _same_tokens(name, llmc_tokenizer.read(Path(name)))
-    elif name in ("gpt2", "bytes"):
+    path = Path(name)
+    if name in ("gpt2", "bytes"):
         tokenizer = tokenizers.make(name, "")
+    elif path.is_dir() or path.suffix == ".json":
+        tokenizer = huggingface_tokenizer.read_file(path)
+    elif path.exists():
+        tokenizer = _same_tokens(name, llmc_tokenizer.read(path))
     else:
-        raise UserError(f"--tokenizer {name}: give gpt2, bytes or the path of an llm.c tokenizer file")
+        raise UserError(
+            f"--tokenizer {shown(name)}: give gpt2, bytes, or the path of a tokenizer.json or an llm.c tokenizer file"
+        )
     if tokenizer.vocabulary_size > source.model.vocabulary_size:
         raise UserError(
-            f"--tokenizer {name} has {tokenizer.vocabulary_size:,} tokens, and {source.where} has "
+            f"--tokenizer {shown(name)} has {tokenizer.vocabulary_size:,} tokens, and {shown(source.where)} has "
             f"{source.model.vocabulary_size:,}"
         )
     return dataclasses.replace(source, tokenizer=tokenizer)
@@ -92,6 +126,6 @@ def _same_tokens(name: str, found: llmc_tokenizer.Tokens) -> tokenizers.Tokenize
     gpt2 = tokenizers.make("gpt2", "")
     if tuple(gpt2.tokens) != found.tokens:
         raise UserError(
-            f"--tokenizer {name}: its {len(found.tokens):,} tokens are not GPT-2's, which are all it may have"
+            f"--tokenizer {shown(name)}: its {len(found.tokens):,} tokens are not GPT-2's, which are all it may have"
         )
     return gpt2

@@ -19,3 +19,4 @@ class Source:
     tokenizer: Tokenizer | None  # None where the files don't say, or one that this project hasn't got
     load: Callable[[], Params]  # stacked NumPy arrays of that dtype
     notes: tuple[str, ...] = ()  # what else is to be said
+    unreadable_tokenizer: bool = False  # whether they have one that isn't to be had here, as the notes say

@@ -35,10 +35,13 @@ class Source(NamedTuple):
     fingerprint: dict[str, Any]
 
 
-def load(config: Config) -> tuple[Corpus, Config]:
-    """The corpus, and the configuration with the sizes that follow from it filled in. UserError as the data raise."""
+def load(config: Config, own: tokenizers.Tokenizer | None = None) -> tuple[Corpus, Config]:
+    """Returns the corpus, and the configuration with the sizes that follow from it filled in. UserError as the data.
+
+    `own` is a tokenizer that came with weights, and is taken in the place of the one that the options name.
+    """
     weights = weights_of(config)
-    sources = [_source(name, config) for name in weights]
+    sources = [_source(name, config, own) for name in weights]
     tokenizer = sources[0].tokenizer
     config = resolve(config, tokenizer)
     for name, source in zip(weights, sources, strict=True):
@@ -99,17 +102,17 @@ def feed(data: Corpus, config: Config, first: int, rows: Sequence[int]) -> Feede
     return Feeder(make, first)
 
 
-def _source(name: str, config: Config) -> Source:
+def _source(name: str, config: Config, own: tokenizers.Tokenizer | None = None) -> Source:
     """UserError where there is no such text or they are no such files."""
     if found := shards.find(name):
-        tokenizer = _tokenizer_of(found, config)
+        tokenizer = own if own and not found.manifest else _tokenizer_of(found, config)
         train, validation = found.train, found.validation
         known = found.manifest.shards if found.manifest else ()
         sums = {shard.file: shard.sha256 for shard in known}
         made_of = fingerprint.of_files([*train.paths, *validation.paths], sums)
         return Source(f"{len(train.paths)} token files of {name}", tokenizer, train, validation, made_of)
     text = texts.load(name)
-    tokenizer = tokenizers.make(config.data.tokenizer, text)
+    tokenizer = own or tokenizers.make(config.data.tokenizer, text)
     train, validation = loader.split(tokenizer.encode(text), config.data.validation_fraction)
     return Source(texts.describe(name), tokenizer, train, validation, fingerprint.of(text.encode()))
 

@@ -55,7 +55,7 @@ def train(config: Config) -> None:
     trackers.check(config)
     check_name(config)
     compilation_cache.use(config.run.compilation_cache)
-    data, asked = corpus.load(config)
+    data, asked = corpus.load(config, initial.tokenizer(config))
     everywhere.check(asked, data)
     with contextlib.ExitStack() as kept:
 

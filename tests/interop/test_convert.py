@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,9 +168,39 @@ def test_what_cannot_be_converted(convert, fails):
     assert "runs/nix: there is no such file or folder. In runs there are: a" in fails("convert", "runs/nix", "x")
     Path("empty").mkdir()
     assert "empty: a folder without weights that can be read" in fails("convert", "empty", "x")
-    Path("model.pt").write_bytes(b"\x80\x04N.")
-    assert "model.pt: a pickle, which can run code and is not read" in fails("convert", "model.pt", "x")
-    assert names() == {"runs", "m.bin", "empty", "model.pt"}
+    assert names() == {"runs", "m.bin", "empty"}
+
+
+TORCH = b"PK\x03\x04\0\0\0\0" + b"archive/data.pkl"
+PICKLE = b"\x80\x04cos\nsystem\n(S'touch executed'\ntR."
+
+
+@pytest.mark.parametrize("content", [TORCH, PICKLE, b""])
+@pytest.mark.parametrize("name", ["ckpt.pt", "model.pth", "weights.pkl", "last.ckpt", "pytorch_model.bin", "model"])
+def test_pickles_are_named_and_never_opened(here, fails, name, content):
+    """By their names, and by their first bytes whatever their names are."""
+    Path("out").mkdir()
+    Path("out", name).write_bytes(content)
+    message = fails("convert", f"out/{name}", "x")
+    if content or ("." in name and name != "pytorch_model.bin"):
+        assert f"out/{name}: a pickle, which can run code and is not read" in message
+        assert 'docs/formats.md has the lines, under "From a pickle"' in message
+    assert ("as nanoGPT writes its checkpoints" in message) == (name == "ckpt.pt")
+    folder = fails("convert", "out", "x")
+    assert ("is a pickle" in folder or "a pickle, which" in folder) == (name not in ("model", "pytorch_model.bin"))
+    assert not Path("executed").exists()
+
+
+def test_other_files_that_are_no_weights(here, fails):
+    os.mkfifo("pipe.bin")
+    assert "pipe.bin: a pipe, where a file is expected" in fails("convert", "pipe.bin", "x")
+    Path("zero.bin").symlink_to("/dev/zero")
+    assert "zero.bin: a special file, where a file is expected" in fails("convert", "zero.bin", "x")
+    Path("m.gguf").write_bytes(b"GGUF")
+    assert "m.gguf: llama.cpp's format is not read" in fails("convert", "m.gguf", "x")
+    Path("m.bin").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 497772544\n")
+    assert "m.bin: a git-lfs pointer in the place of the file" in fails("convert", "m.bin", "x")
+    assert r"no\x1b[2J such: there is no such file" in fails("convert", "no\x1b[2J such", "x")
 
 
 def test_a_damaged_checkpoint(convert, fails):

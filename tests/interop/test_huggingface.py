@@ -150,6 +150,28 @@ def test_the_exported_tokenizer_and_pipeline(tmp_path, transformers, name):
 # What is refused
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.transformer."])
+def test_what_other_programs_put_before_a_name_is_taken_off(tmp_path, prefix):
+    """torch.compile's and DistributedDataParallel's, as in state dictionaries that were saved without unwrapping."""
+    params = export(tmp_path / "hf")
+    path = tmp_path / "hf" / huggingface.WEIGHTS
+    save_file({prefix + name: array for name, array in load_file(path).items()}, path)
+    assert_same_bits(huggingface.open_folder(tmp_path / "hf").load(), params)
+
+
+def test_the_head_alone_is_the_token_table(tmp_path):
+    params = export(tmp_path / "hf")
+    path = tmp_path / "hf" / huggingface.WEIGHTS
+    named = load_file(path)
+    named["lm_head.weight"] = named.pop("transformer.wte.weight")
+    save_file(named, path)
+    assert_same_bits(huggingface.open_folder(tmp_path / "hf").load(), params)
+    del named["lm_head.weight"]
+    save_file(named, path)
+    with pytest.raises(UserError, match=r"the tensor wte.weight is missing"):
+        huggingface.open_folder(tmp_path / "hf")
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -162,7 +184,7 @@ def test_the_exported_tokenizer_and_pipeline(tmp_path, transformers, name):
         ({"n_embd": 2**31 - 2}, "by config.json"),
         ({"n_head": 3}, "n_embd is 16, and 3 heads (n_head) don't divide it"),
         ({"vocab_size": 151}, "[150, 16], and [151, 16] by config.json"),
-        ({"n_positions": "12"}, "n_positions is 12, and must be a whole number"),
+        ({"n_positions": "12"}, "n_positions is '12', and must be a whole number"),
         ({"n_inner": 32}, "n_inner is 32; this project's GPT-2 has four times n_embd"),
         ({"activation_function": "relu"}, "activation_function is relu; this project's GPT-2 has gelu_new"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings is False; this project's GPT-2 has True"),
@@ -204,7 +226,7 @@ def test_a_link_out_of_the_folder(tmp_path):
     path = tmp_path / "hf" / huggingface.WEIGHTS
     path.rename(tmp_path / "elsewhere.safetensors")
     path.symlink_to(tmp_path / "elsewhere.safetensors")
-    with pytest.raises(UserError, match="is a link out of its folder"):
+    with pytest.raises(UserError, match=r"leads out of .*hf by a link"):
         huggingface.open_folder(tmp_path / "hf")
     path.unlink()
     path.symlink_to(path)
@@ -226,6 +248,64 @@ def test_a_pickle_is_not_read(tmp_path):
     (tmp_path / "hf" / huggingface.WEIGHTS).unlink()
     (tmp_path / "hf" / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
     with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, which can run code and is not read"):
+        huggingface.open_folder(tmp_path / "hf")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 548105171\n"
+
+
+@pytest.mark.parametrize("name", [huggingface.WEIGHTS, huggingface.CONFIG, "tokenizer.json"])
+def test_a_git_lfs_pointer(tmp_path, name):
+    export(tmp_path / "hf", tokenizer=tokenizers.Bytes(), model=Model(1, 1, 8, 8, 256))
+    (tmp_path / "hf" / name).write_bytes(POINTER)
+    with pytest.raises(UserError, match=rf"{name}: a git-lfs pointer .*: `git lfs pull` in its folder"):
+        huggingface.open_folder(tmp_path / "hf")
+
+
+def linear_names(named):
+    """nanoGPT's: matrices as torch.nn.Linear has them."""
+    of_linear = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+    return {name: array.T.copy() if name.endswith(of_linear) else array for name, array in named.items()}
+
+
+def test_matrices_that_lie_the_other_way(tmp_path):
+    export(tmp_path / "hf")
+    path = tmp_path / "hf" / huggingface.WEIGHTS
+    save_file(linear_names(load_file(path)), path)
+    with pytest.raises(
+        UserError, match=r"\[48, 16\], and \[16, 48\] by config.json: as nn.Linear and nanoGPT store it"
+    ):
+        huggingface.open_folder(tmp_path / "hf")
+
+
+def safetensors_file(header: bytes, data: bytes = b"") -> bytes:
+    return len(header).to_bytes(8, "little") + header + data
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 8,
+        (2**63).to_bytes(8, "little") + b"{}",
+        safetensors_file(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":'
+                         b"[0,4]}}", b"1234"),
+        safetensors_file(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":'
+                         b"[2,6]}}", b"123456"),
+        safetensors_file(b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,4]}}', b"1234"),
+        safetensors_file(b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,4]}}', b"1234"),
+        safetensors_file(b'{"a":{"dtype":"F32","shape":[1e999],"data_offsets":[0,4]}}', b"1234"),
+        safetensors_file(b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', b"1234"),
+        safetensors_file(b'{"a":{"dtype":"X7","shape":[1],"data_offsets":[0,4]}}', b"1234"),
+        safetensors_file(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}', b"1234"),
+        safetensors_file(b'{"a":' + b"[" * 100_000, b"1234"),
+        safetensors_file(b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,4]}}', b"1234"),
+    ],
+)  # fmt: skip
+def test_a_header_that_lies(tmp_path, content):
+    export(tmp_path / "hf")
+    (tmp_path / "hf" / huggingface.WEIGHTS).write_bytes(content)
+    with pytest.raises(UserError, match="not a whole safetensors file"):
         huggingface.open_folder(tmp_path / "hf")
 
 

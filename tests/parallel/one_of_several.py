@@ -31,8 +31,8 @@ class Recorded:
 def main() -> int:
     load, recorded = corpus.load, []
 
-    def recording(config):
-        data, config = load(config)
+    def recording(config, own=None):
+        data, config = load(config, own)
         recorded.append(Recorded(data.train))
         return data._replace(train=recorded[0]), config
 

@@ -1,0 +1,230 @@
+"""Any tokenizer that Hugging Face's package `tokenizers` reads from a tokenizer.json, with the ids that it gives.
+
+Normalisers, pre-tokenizers and added tokens are the file's. Special tokens are not put around a text, as they aren't
+here for any tokenizer, and truncation and padding are off. The file's text is the tokenizer's state, unchanged.
+"""
+
+import contextlib
+import functools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from jaxgpt import foreign_text
+from jaxgpt.data import encodings
+from jaxgpt.data.tokenizers import Tokenizer, check_ids, check_unicode
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
+
+if TYPE_CHECKING:
+    import tokenizers
+
+LARGEST_VOCABULARY = 1 << 21
+# Of a text of n bytes some parts take more than n steps: these many times as many at most.
+LONGEST_UNIGRAM = 512  # bytes of a token, each of which is looked for at every place
+LONGEST_WORD = 256  # characters that WordPiece takes a word's beginning of, again and again
+LARGEST_GROWTH = 1024  # what replacements within replacements may make of one character
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte's name in vocabularies of SentencePiece
+
+
+class MissingPackage(UserError):
+    """The package `tokenizers` is not installed."""
+
+
+class HuggingFace(Tokenizer):
+    """A tokenizer.json, as the package `tokenizers` runs it."""
+
+    name = "huggingface"
+
+    def __init__(self, text: str, end_of_text: int | None = None) -> None:
+        """Makes it of the file's text. UserError for a file that can't be one, MissingPackage without the package."""
+        content = parse(text)
+        self.text, self.end_of_text = text, end_of_text
+        self._decoders = [part.get("type") for part in _parts(content.get("decoder"))]
+        with _quiet():
+            self._tokenizer = _load(text)
+            self._tokenizer.encode_special_tokens = True  # as the characters that they consist of
+        self._size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
+        if not 1 <= self._size <= LARGEST_VOCABULARY:
+            raise UserError(f"ids up to {self._size - 1:,}, where a tokenizer has from 1 to {LARGEST_VOCABULARY:,} ids")
+        if end_of_text is not None and not (type(end_of_text) is int and 0 <= end_of_text < self._size):
+            raise UserError(f"the end of text is token {shown(end_of_text)}, and there are {self._size:,} tokens")
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self._size
+
+    def encode(self, text: str, *, special: bool = False) -> np.ndarray:
+        check_unicode(text)
+        tokenizer = self._with_special if special else self._tokenizer
+        with _errors("can't encode the text"):
+            # Without offsets, which take more memory than the ids.
+            return np.array(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Returns the text as `tokenizers` decodes it: some drop the space that the first token begins with."""
+        checked = check_ids(self, ids).tolist()
+        with _errors("can't decode the tokens"):
+            return self._tokenizer.decode(checked, skip_special_tokens=False)
+
+    def token(self, token_id: int) -> str | None:
+        """Returns a token as the file writes it."""
+        return self._tokenizer.id_to_token(token_id)
+
+    def id_of(self, token: str) -> int | None:
+        """Returns a token's id."""
+        return self._tokenizer.token_to_id(token)
+
+    @functools.cached_property
+    def tokens(self) -> Sequence[bytes]:  # type: ignore[override]
+        """The bytes that each token adds to a text that goes on with it; none for ids without a token."""
+        names = [self._tokenizer.id_to_token(number) for number in range(self._size)]
+        if "ByteLevel" in self._decoders:
+            byte_of = encodings.printable_bytes()
+            return tuple(_byte_level(name or "", byte_of) for name in names)
+        with _errors("can't decode its tokens"):
+            added = self._after_another()
+        of_bytes = "ByteFallback" in self._decoders
+        for number, name in enumerate(names):
+            if of_bytes and name and (match := BYTE.fullmatch(name)):
+                added[number] = bytes.fromhex(match[1])
+            elif name is None:
+                added[number] = b""
+        return tuple(added)
+
+    def state(self) -> dict:
+        return {"name": self.name, "file": self.text, "end_of_text": self.end_of_text}
+
+    @functools.cached_property
+    def _with_special(self) -> "tokenizers.Tokenizer":
+        """A second one, since which tokens are found is a property of the whole object, and threads share it."""
+        return _load(self.text)
+
+    def _after_another(self) -> list[bytes]:
+        """Returns what each token adds to a word that stands before it."""
+
+        def decode(ids: list[list[int]]) -> list[str]:
+            return self._tokenizer.decode_batch(ids, skip_special_tokens=False)
+
+        alone = decode([[number] for number in range(self._size)])
+        word = next((number for number, text in enumerate(alone) if text.isascii() and text.isalnum()), None)
+        if word is None:
+            return [text.encode() for text in alone]
+        behind = decode([[word, number] for number in range(self._size)])
+        return [
+            (both.removeprefix(alone[word]) if both.startswith(alone[word]) else text).encode()
+            for text, both in zip(alone, behind, strict=True)
+        ]
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Returns the object in a tokenizer.json. UserError where there is none, or it would break the package."""
+    try:
+        content = foreign_text.parse_json(text, unique=True)
+    except ValueError as error:
+        raise UserError(f"not JSON ({error})") from None
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict):
+        raise UserError("not a tokenizer: there is no model in it")
+    if model.get("dropout"):
+        raise UserError("the model has dropout, with which a text gets other tokens each time: set it to null")
+    _check_costs(content, model)
+    return content
+
+
+def _check_costs(content: dict[str, Any], model: dict[str, Any]) -> None:
+    """UserError where a short text would take the package very long, or very much memory."""
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, list):  # a Unigram's, with or without a type
+        names = (row[0] for row in vocabulary if isinstance(row, list) and row and isinstance(row[0], str))
+        longest = max(map(len, names), default=0)
+        if longest > LONGEST_UNIGRAM:
+            raise UserError(f"a token has {longest:,} characters, where a Unigram's have {LONGEST_UNIGRAM} at most")
+    most = model.get("max_input_chars_per_word", 0)
+    if not (type(most) is int and most <= LONGEST_WORD):
+        raise UserError(f"max_input_chars_per_word is {shown(most)}, and may be {LONGEST_WORD} at most")
+    for key in ("normalizer", "decoder"):
+        growth = 1.0
+        for part in _parts(content.get(key)):
+            growth *= _growth(part)
+        if growth > LARGEST_GROWTH:
+            raise UserError(f"its {key} replaces within what it has replaced, and makes of one character thousands")
+
+
+def _growth(part: dict[str, Any]) -> float:
+    """Returns how many characters a replacement makes of one; a regular expression may match a single one."""
+    new, pattern = part.get("content"), part.get("pattern")
+    if part.get("type") != "Replace" or not isinstance(new, str):
+        return 1.0
+    old = pattern.get("String") if isinstance(pattern, dict) else None
+    return max(1.0, len(new) / max(1, len(old) if isinstance(old, str) else 1))
+
+
+def _load(text: str) -> "tokenizers.Tokenizer":
+    # Its threads are of no use for one text, and with them it warns of every later fork.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        import tokenizers
+    except ImportError:
+        raise MissingPackage("this tokenizer needs the extra `data`: make env EXTRAS=data") from None
+    with _errors("the package tokenizers can't read it"):
+        loaded = tokenizers.Tokenizer.from_str(text)
+        loaded.no_truncation()
+        loaded.no_padding()
+        return loaded
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what Rust prints of a panic from the terminal; the message is in the exception."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed: nothing can be printed
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextlib.contextmanager
+def _errors(what: str) -> Iterator[None]:
+    """Turns what the package raises into a UserError: exceptions of no special type, and Rust's panics."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        _fail(what, error)
+
+
+def _fail(what: str, error: BaseException) -> NoReturn:
+    raise UserError(f"tokenizer.json: {what} ({shown(error)})") from None
+
+
+def _parts(part: Any) -> Iterator[dict[str, Any]]:
+    """Yields a normaliser or decoder, or what a sequence of them consists of."""
+    waiting = [part]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            yield part
+            for key in ("normalizers", "decoders"):
+                inner = part.get(key)
+                waiting += inner if isinstance(inner, list) else []
+
+
+def _byte_level(name: str, byte_of: dict[str, int]) -> bytes:
+    """Returns a token's bytes; added tokens may have characters that stand for no byte, and are then read as text."""
+    if all(character in byte_of for character in name):
+        return bytes(byte_of[character] for character in name)
+    return name.encode("utf-8", "replace")

@@ -1,0 +1,128 @@
+"""Hugging Face's config.json of a GPT-2: the model that it describes, and what in it would make another model.
+
+Every key of `transformers.GPT2Config` is in one of the tables here. A key that changes the mathematics is honoured or
+refused; one that is in no table is named in a note.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.config import Model
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import quoted, shown
+from jaxgpt.settings import LARGEST
+
+# The sizes by GPT-2's own names, with the other names that they may have, and transformers' default.
+SIZES: dict[str, tuple[tuple[str, ...], int]] = {
+    "n_layer": (("num_hidden_layers",), 12),
+    "n_head": (("num_attention_heads",), 12),
+    "n_embd": (("hidden_size",), 768),
+    "n_positions": (("max_position_embeddings", "n_ctx"), 1024),
+    "vocab_size": ((), 50257),
+}
+# What our GPT-2 is, and another value would make another model. Absent ones have transformers' defaults, the first.
+# The names of GELU are of one function, by its approximation with tanh.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python_tanh", "gelu_accurate"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "is_causal": (True,),
+    "tie_word_embeddings": (True,),
+    "quantization_config": (None,),
+    "pruned_heads": (None, {}),
+    "auto_map": (None, {}),  # code that the model's makers ship along computes something else
+}
+# What changes no logit of GPT2LMHeadModel at inference: initialisation, dropout, heads of other models, how much is
+# returned, the precision of attention's sums (ours are float32), where the file is from, and generation's defaults.
+WITHOUT_EFFECT = """
+_attn_implementation_autoset _name_or_path _num_labels add_bos_token architectures attn_implementation attn_pdrop
+bos_token_id chunk_size_feed_forward dtype embd_pdrop eos_token_id finetuning_task gradient_checkpointing id2label
+initializer_range is_decoder label2id model_type n_inner num_labels output_attentions output_hidden_states
+output_past pad_token_id prefix problem_type reorder_and_upcast_attn resid_pdrop return_dict return_dict_in_generate
+sep_token_id summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+task_specific_params tokenizer_class torch_dtype torchscript transformers_version use_bfloat16 use_cache
+bad_words_ids begin_suppress_tokens cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample
+early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
+length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
+output_scores remove_invalid_values repetition_penalty suppress_tokens temperature tf_legacy_loss
+tie_encoder_decoder top_k top_p typical_p
+"""
+_ALIASES = {alias for aliases, _ in SIZES.values() for alias in aliases}
+KNOWN = _ALIASES | SIZES.keys() | FIXED.keys() | set(WITHOUT_EFFECT.split())
+
+
+def model_of(path: Path, config: dict[str, Any]) -> Model:
+    """Returns the model that a config.json describes.
+
+    Raises:
+        UserError: Our GPT-2 can't be that model. The message names the key.
+    """
+    kind = config.get("model_type", "gpt2")
+    if kind != "gpt2":
+        raise UserError(f"{shown(path)}: model_type is {quoted(kind)}; this version reads GPT-2 models")
+    sizes = {key: _size(path, config, key) for key in SIZES}
+    for key, allowed in FIXED.items():
+        value = config.get(key, allowed[0])
+        if not any(value == other and _kind(value) == _kind(other) for other in allowed):
+            raise UserError(f"{shown(path)}: {key} is {shown(value)}; this project's GPT-2 has {shown(allowed[0])}")
+    inner = config.get("n_inner")
+    if inner is not None and (type(inner) is not int or inner != 4 * sizes["n_embd"]):
+        raise UserError(f"{shown(path)}: n_inner is {shown(inner)}; this project's GPT-2 has four times n_embd")
+    if sizes["n_embd"] % sizes["n_head"]:
+        raise UserError(
+            f"{shown(path)}: n_embd is {sizes['n_embd']}, and {sizes['n_head']} heads (n_head) don't divide it"
+        )
+    _check_architecture(path, config)
+    return Model(
+        layers=sizes["n_layer"],
+        heads=sizes["n_head"],
+        width=sizes["n_embd"],
+        context=sizes["n_positions"],
+        vocabulary_size=sizes["vocab_size"],
+    )
+
+
+def notes(config: dict[str, Any]) -> tuple[str, ...]:
+    """Returns what is to be said of keys that are in no table."""
+    unknown = sorted(config.keys() - KNOWN)
+    if not unknown:
+        return ()
+    more = f" and {len(unknown) - 8:,} more" if len(unknown) > 8 else ""
+    names = ", ".join(shown(key, 40) for key in unknown[:8])
+    return (f"config.json has keys that transformers' GPT-2 doesn't know, and that are passed over: {names}{more}",)
+
+
+def end_of_text(config: dict[str, Any]) -> int | None:
+    """Returns the id that config.json gives the end of a text; the first, where it gives several."""
+    value = config.get("eos_token_id")
+    value = value[0] if isinstance(value, list) and value else value
+    return value if type(value) is int else None
+
+
+def _size(path: Path, config: dict[str, Any], key: str) -> int:
+    """Returns a size by whichever of its names it has. UserError where two of them disagree."""
+    aliases, default = SIZES[key]
+    given = {name: config[name] for name in (key, *aliases) if name in config}
+    for name, value in given.items():
+        if type(value) is not int or not 1 <= value <= LARGEST:
+            raise UserError(f"{shown(path)}: {name} is {quoted(value)}, and must be a whole number from 1 to {LARGEST}")
+    if len(set(given.values())) > 1:
+        both = " and ".join(f"{name} is {value}" for name, value in given.items())
+        raise UserError(f"{shown(path)}: {both}, which are names of one size: take one of them out")
+    return next(iter(given.values()), default)
+
+
+def _kind(value: Any) -> type:
+    """Returns the type of a JSON value, all numbers being of one; true is no number."""
+    return float if type(value) is int else type(value)
+
+
+def _check_architecture(path: Path, config: dict[str, Any]) -> None:
+    """UserError where the file names the class of another model than GPT-2."""
+    names = config.get("architectures") or []
+    if not (isinstance(names, list) and all(isinstance(name, str) and name.startswith("GPT2") for name in names)):
+        value = names[0] if isinstance(names, list) and len(names) == 1 else names
+        raise UserError(f"{shown(path)}: architectures is {quoted(value)}; this version reads GPT2LMHeadModel")
