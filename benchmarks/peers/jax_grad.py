@@ -40,6 +40,7 @@ def norm(params: layernorm.Params, x: Float[Array, "B T C"]) -> Float[Array, "B 
 
 
 def dense(params: linear.Params, x: Float[Array, "B T in"]) -> Float[Array, "B T out"]:
+    assert params.bias is not None
     return x @ params.weight + params.bias
 
 
@@ -61,6 +62,7 @@ def loss(
 ) -> Float[Array, ""]:
     """Mean cross-entropy. The parameters are float32; the activations, and the weights they meet, of `dtype`."""
     params = jax.tree.map(lambda array: array.astype(dtype), params)
+    assert params.embedding.position is not None
     x = params.embedding.token[tokens] + params.embedding.position[: tokens.shape[1]]
     assert isinstance(params.blocks, gpt2.Block)  # stacked
     x, _ = lax.scan(lambda x, layer: (block(layer, x, model.heads), None), x, params.blocks)
