@@ -1,25 +1,33 @@
 """What a run survives, and what a checkpoint costs it.
 
-python -m benchmarks.faults [--kills 40] [--output benchmarks/results/faults.json]
+python -m benchmarks.faults [--kills 200] [--output benchmarks/results/faults.json]
 
 A run is killed with SIGKILL at random moments, again and again, and each time started anew with --resume auto; at its
-end it is compared, bit for bit, with one that was left alone. Then GPT-2 124M is saved while it trains.
+end it is compared, bit for bit, with one that was left alone. Then runs are killed at each of their operations on
+files, the first, the second and so on to the last: in a start, in the first save, in going on and in a later save. Each
+is started once more and compared. Last, GPT-2 124M is saved while it trains.
 """
 
 import argparse
 import collections
+import concurrent.futures
 import itertools
 import json
 import multiprocessing
 import os
 import random
+import shutil
+import signal
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import kill_at
 from jaxgpt import cli
 
 STEPS = 1500
@@ -52,20 +60,33 @@ class Killer:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
+        self._lock = threading.Lock()  # starting a process asks for the status of the others
         self._processes = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload(["jaxgpt.training.loop"])
+        self._processes.set_forkserver_preload(["jaxgpt.training.loop", "benchmarks.kill_at"])
 
-    def start(self, name: str) -> Any:
+    def start(self, name: str, steps: int = STEPS, kill_before: int = 0) -> Any:
+        """Starts a run of so many steps, or goes on with it; with `kill_before` it dies before that file operation."""
         options = OPTIONS | {"run.name": name, "run.folder": self.folder, "data.text": self.folder / "text.txt"}
+        options |= {"training.steps": steps}
         words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-        process = self._processes.Process(target=cli.main, args=([*words, "--resume", "auto"],))
-        process.start()
+        work = (kill_before, self.folder, _start, [*words, "--resume", "auto"])
+        process = self._processes.Process(target=kill_at.run, args=work)
+        with self._lock:
+            process.start()
         return process
 
-    def finish(self, name: str) -> Path:
+    def wait(self, process: Any) -> int:
+        """Waits for a process's end and returns its status. Of several threads, one at a time asks for it."""
+        while True:
+            with self._lock:
+                if not process.is_alive():
+                    return process.exitcode
+            time.sleep(0.01)
+
+    def finish(self, name: str, steps: int = STEPS) -> Path:
         """Lets the run come to its end."""
-        process = self.start(name)
-        process.join()
+        if status := self.wait(self.start(name, steps)):
+            raise AssertionError(f"{name} ended with status {status}")
         return self.folder / name
 
     def kill(self, name: str, times: int) -> collections.Counter[str]:
@@ -93,6 +114,51 @@ class Killer:
             saving = trained and any(not (path / "SHA256SUMS").is_file() for path in checkpoints.glob("*"))
             doing["saving" if saving else "training" if trained else "starting"] += 1
         return doing
+
+    def kill_at_each_operation(self) -> dict[str, Any]:
+        """Kills runs before each of their file operations; how many there were, and what differed afterwards.
+
+        One begins and saves once; the other goes on from there to another step, saves that and deletes the first.
+        """
+        one, two = self.finish("one", 1), self.finish("two", 2)
+        results: dict[str, Any] = {}
+        for what, begun, whole, steps in (("beginning", None, one, 1), ("going on", one, two, 2)):
+
+            def kill(number: int, what=what, begun=begun, whole=whole, steps=steps) -> tuple[bool, str]:
+                name = f"{what.replace(' ', '-')}-{number}"
+                if begun:
+                    shutil.copytree(begun, self.folder / name)
+                status = self.wait(self.start(name, steps, kill_before=number))
+                if status == 0:
+                    return False, ""
+                if status != -signal.SIGKILL:
+                    return True, f"{name}: status {status}"
+                different = _difference_after(lambda: self.finish(name, steps), whole)
+                left = [path.name for path in self.folder.glob(f".{name}.*")]
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+                shutil.rmtree(self.folder / f"{name}.damaged-1", ignore_errors=True)
+                return True, f"{name}: {different or left}" if different or left else ""
+
+            numbers = itertools.count(1)
+            outcomes: list[tuple[bool, str]] = []
+            with concurrent.futures.ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+                while not outcomes or outcomes[-1][0]:
+                    outcomes += pool.map(kill, itertools.islice(numbers, 16))
+            killed = [different for was_killed, different in outcomes if was_killed]
+            results[what] = {"kills": len(killed), "different": [different for different in killed if different]}
+        return results
+
+
+def _start(words: list[str]) -> None:
+    raise SystemExit(cli.main(words))
+
+
+def _difference_after(finish: Callable[[], Path], whole: Path) -> str:
+    """What differs between a run that comes to its end and a whole one, or why it doesn't."""
+    try:
+        return difference(finish(), whole)
+    except Exception as error:  # which is a difference too
+        return f"{type(error).__name__}: {error}"
 
 
 def _newest(checkpoints: Path) -> int:
@@ -192,7 +258,7 @@ def cost_of_saving(config_name: str, folder: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--config", default="gpt2_124m", help="the model whose saving is timed")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/faults.json"))
     options = parser.parse_args()
@@ -206,6 +272,7 @@ def main() -> None:
             "killed_while": dict(doing),
             "bit_identical": not different,
             "different": different,
+            "at_each_operation": killer.kill_at_each_operation(),
             "saving": {"config": options.config} | cost_of_saving(options.config, Path(folder)),
         }
     options.output.write_text(json.dumps(result, indent=2) + "\n")

@@ -16,6 +16,7 @@ import contextlib
 import json
 import random
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -52,7 +53,7 @@ class Trial:
     def try_one(self, reader: Reader, mutated: Mutated) -> str:
         """How one input ended: "read", "refused", or what is wrong with the reader."""
         for path in self.folder.iterdir():
-            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         size = lay_out(mutated, self.folder)
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]

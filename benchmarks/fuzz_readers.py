@@ -1,9 +1,10 @@
 """What is fuzzed: for each reader of files from outside, valid inputs and how they are read.
 
-A reader of another format is one more entry in READERS. An input is a folder's files by name; a reader may raise
-UserError and nothing else, whatever they contain.
+A reader of another format is one more entry in READERS. An input is a folder's files by name, those in folders within
+it too; a reader may raise UserError and nothing else, whatever they contain.
 """
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxgpt.config import Model
+from jaxgpt import settings
+from jaxgpt.config import Config, Model
 from jaxgpt.data import manifest, token_files, tokenizers
 from jaxgpt.evaluation import choice_files, task_files
 from jaxgpt.interop import (
@@ -26,6 +28,9 @@ from jaxgpt.interop import (
     llmc_tokenizer,
     tensors,
 )
+from jaxgpt.reports import content, page
+from jaxgpt.reports.history import History
+from jaxgpt.training import about, fingerprint
 
 Input = dict[str, bytes]
 MODEL = Model(layers=2, heads=2, width=8, context=6, vocabulary_size=130)
@@ -41,8 +46,10 @@ class Reader:
 def written(write: Callable[[Path], object]) -> Input:
     """The files that `write` leaves in a folder."""
     with tempfile.TemporaryDirectory() as name:
-        write(Path(name))
-        return {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
+        folder = Path(name)
+        write(folder)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def params(dtype: str = "float32"):
@@ -163,7 +170,70 @@ def task_lines() -> list[Input]:
     return [{"hellaswag.jsonl": ("\n".join(lines) + "\n").encode()}]
 
 
+def configurations() -> list[Input]:
+    """A config.toml as a run has it, and a short one as people write it."""
+    short = b'# mine\n[model]\nlayers = 2\n[data]\ntext = "a.txt"\n[sampling]\nstop = ["a", \'b\']\n'
+    return [written(lambda folder: settings.write(Config(model=MODEL), folder / "config.toml")), {"config.toml": short}]
+
+
+def read_configuration(folder: Path) -> None:
+    """As readers of a run do, and as training does that is given the file."""
+    settings.check_model(settings.read_trained(folder).model)
+    settings.check(settings.read(folder / "config.toml"))
+
+
+def abouts() -> list[Input]:
+    """What checkpoints say of themselves: of a text, of token files in shares, and of an older version."""
+    text = fingerprint.of(b"to be")
+    tokens = {"files": {"a_train_0.bin": text | {"sha256": ""}, "a_val_0.bin": {"bytes": 9, "samples": ["ab"]}}}
+    common = {"configuration": dataclasses.asdict(Config(model=MODEL)), "versions": settings.versions(), "step": 3}
+    more = [
+        {"tokenizer": {"name": "characters", "characters": " beot"}, "text": text, "lengths": {"samples.txt": 3}},
+        {"tokenizer": {"name": "bytes"}, "text": {"quotas": [3, 5], "sources": [tokens, text]}, "converted_from": "x"},
+        {"configuration": {"model": dataclasses.asdict(MODEL)}, "tokenizer": {"name": "bytes"}},
+    ]
+    return [{about.FILE.as_posix(): json.dumps(common | fields).encode()} for fields in more]
+
+
+def read_about(folder: Path) -> None:
+    """With all that is done with it before anything is loaded."""
+    found = about.read_about(folder)
+    about.check_size(folder, found)
+    tokenizers.from_state(found["tokenizer"])
+    if found["text"]:
+        fingerprint.difference(found["text"], fingerprint.of(b"to be or"))
+
+
+def runs() -> list[Input]:
+    """The files that a report shows."""
+    step = {"step": 1, "loss": 5.5, "learning_rate": 0.1, "grad_norm": 1.5, "skipped": 0, "tokens": 8, "mfu": None}
+    lines = [
+        step,
+        step | {"step": 2, "loss": None, "skipped": 1},
+        {"step": 2, "val_loss": 5.25, "val_bits_per_byte": 7},
+    ]
+    lines += [{"step": 2, "task": "hellaswag", "accuracy": 0.25, "accuracy_norm": None, "examples": 4}]
+    plan = {"parts": {"parameters": 800, "gradients": 800}, "total": 1600, "capacity": None, "source": "x"}
+    return [
+        configurations()[0]
+        | {
+            "metrics.jsonl": "".join(f"{json.dumps(line)}\n" for line in lines).encode(),
+            "samples.txt": "--- step 0\nto be\n\n--- step 2\nor nöt\n\n".encode(),
+            "memory_plan.json": json.dumps(plan).encode(),
+            "machine.json": json.dumps({"devices": "1 × cpu", "parameters": 800}).encode(),
+        }
+    ]
+
+
+def read_run(folder: Path) -> None:
+    """As a page."""
+    page.render([content.of_run(folder, History(folder / "metrics.jsonl").read_all())])
+
+
 READERS = [
+    Reader("config.toml", configurations, read_configuration),
+    Reader("what a checkpoint says", abouts, read_about),
+    Reader("a run's files", runs, read_run),
     Reader("token file", token_shards, lambda folder: int(token_files.open(folder / "t.bin").sum())),
     Reader("manifest", manifests, manifest.verify),
     Reader("multiple-choice file", choices, lambda folder: choice_files.read(folder / "c.bin")),

@@ -30,7 +30,9 @@ def mutate(seed: Input, choose: random.Random) -> Mutated:
             continue
         if choose.random() < 0.02:
             result[name] = choose.choice(SPECIAL)
-        elif name.endswith((".json", ".jsonl")):
+        elif name.endswith(".toml"):
+            result[name] = choose.choice((_bytes, _text, _toml, _toml))(content, choose)
+        elif name.endswith((".json", ".jsonl", "metadata")):
             result[name] = choose.choice((_bytes, _text, _text, _text))(content, choose)
         elif name.endswith(".safetensors"):
             result[name] = choose.choice((_bytes, _header, _safetensors, _safetensors))(content, choose)
@@ -98,6 +100,25 @@ def _text(content: bytes, choose: random.Random) -> bytes:
     return (text[: where.start()] + choose.choice(values) + text[where.end() :]).encode("utf-8", "surrogatepass")
 
 
+def _toml(content: bytes, choose: random.Random) -> bytes:
+    """A line more that TOML has ways of its own for, or tables within tables without end."""
+    many = choose.choice((10, 100, 3000, 50_000))
+    lines = [
+        "[" + "a." * many + "a]",
+        "a." * many + "a = 1",
+        "a = " + "[" * many,
+        "a = " + "{a=" * many,
+        "[[model]]",
+        "[model.layers]",
+        "a = " + choose.choice(["9" * many, "0x" + "f" * many, "1e999", "nan", "-inf", "1979-05-27", "07:32:00", "_"]),
+        f'"{choose.choice(WORDS)}" = 1',
+        f'[data]\ntext = """{choose.choice(WORDS)}""" \n',
+        "\ufeff" if choose.random() < 0.5 else "\x1b[31m = 1",
+    ]
+    place = choose.choice([0, len(content), content.find(b"\n") + 1])
+    return content[:place] + choose.choice(lines).encode() + b"\n" + content[place:]
+
+
 def _safetensors(content: bytes, choose: random.Random) -> bytes:
     """A change in the JSON at the beginning, whose length is then told right, or nearly."""
     if len(content) < 8:
@@ -112,6 +133,7 @@ def lay_out(mutated: Mutated, folder: Path) -> int:
     """Writes an input's files into an empty folder; returns their bytes."""
     for name, content in mutated.items():
         path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, bytes):
             path.write_bytes(content)
             continue
@@ -125,5 +147,5 @@ def lay_out(mutated: Mutated, folder: Path) -> int:
             case "link out":
                 path.symlink_to("/etc/passwd")
             case "link to itself":
-                path.symlink_to(name)
+                path.symlink_to(path.name)
     return sum(len(content) for content in mutated.values() if isinstance(content, bytes))

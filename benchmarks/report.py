@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks import machine
 from jaxgpt import allocator
-from jaxgpt.training.folder import read_metrics
+from jaxgpt.training.metrics_file import read_metrics
 
 
 def main() -> None:

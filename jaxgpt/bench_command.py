@@ -1,5 +1,6 @@
 """`run.py bench` as it is typed."""
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -9,6 +10,7 @@ import tyro
 from jaxgpt import command_line, settings
 from jaxgpt.config import Compute
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
 
 Implementation = Literal["ours", "jax.grad", "torch", "torch.compile"]
 
@@ -81,8 +83,8 @@ def run(words: list[str]) -> int:
 def _size(text: str, context: int) -> tuple[int, int]:
     """ "2x512" as (2, 512)."""
     batch, _, length = text.partition("x")
-    if not (batch.isdecimal() and length.isdecimal()):
-        raise UserError(f"--sizes {text}: give sequences x length, such as 2x512")
+    if not all(re.fullmatch("[0-9]{1,10}", number) for number in (batch, length)):
+        raise UserError(f"--sizes {shown(text)}: give sequences x length, such as 2x512")
     if not (1 <= int(batch) <= settings.LARGEST and 1 <= int(length) <= context):
         raise UserError(f"--sizes {text}: give at least 1 sequence, and a length from 1 to {context} for this model")
     return int(batch), int(length)

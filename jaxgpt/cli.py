@@ -25,7 +25,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxgpt import command_line, settings
+from jaxgpt import command_line, environment, settings
 from jaxgpt.config import Config, Sampling
 from jaxgpt.errors import Interrupted, JaxgptError, UserError
 from jaxgpt.foreign_text import printable
@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(
                 f"{command}: there is no such command{near} There are: {', '.join(COMMANDS)}; see python run.py --help"
             )
+        environment.check()
         return COMMANDS[command](words)
     except JaxgptError as error:
         print(printable(str(error) if isinstance(error, Interrupted) else f"error: {error}"), file=sys.stderr)
@@ -85,7 +86,7 @@ def train(words: list[str]) -> int:
     name, rest = command_line.take(command_line.written_out(words), "--config")
     path = settings.find_config(name or DEFAULT_CONFIG)
     description = f"{__doc__}\nConfigs: {', '.join(settings.config_names())}"
-    defaults = Train(name or DEFAULT_CONFIG, settings.read(path))
+    defaults = Train(name or DEFAULT_CONFIG, settings.read_defaults(path))
     config = command_line.read(Train, rest, "", default=defaults, description=description).options
     if not config.run.name:
         config = replace(config, run=replace(config.run, name=path.stem))
@@ -120,6 +121,8 @@ class Generate:
     """Of the first sample; the next one has the next."""
     chat: bool = False
     """Read lines from the terminal, or from a pipe, and go on with each, one text from the first line to the last."""
+    special: bool = False
+    """Take special tokens that a prompt spells out, such as <|endoftext|>, for the tokens and not for characters."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
 
 
@@ -136,9 +139,11 @@ def generate(words: list[str]) -> int:
     if options.chat:
         from jaxgpt.generation import chat
 
-        chat.chat(loaded, options.sampling, options.seed)
+        chat.chat(loaded, options.sampling, options.seed, special=options.special)
     else:
-        command.generate(loaded, prompts or ["\n"], options.samples, options.seed, options.sampling)
+        command.generate(
+            loaded, prompts or ["\n"], options.samples, options.seed, options.sampling, special=options.special
+        )
     return 0
 
 

@@ -239,7 +239,7 @@ class Run:
     """"tensorboard", "wandb" or both, apart by a comma: where the numbers of metrics.jsonl go as well."""
     compilation_cache: str = ""
     """Where compiled programs are kept, so that the next start is fast; empty is in the user's cache folder, off
-    nowhere."""
+    nowhere. Only the command line names a folder, since what is in it is run."""
 
 
 @dataclass(frozen=True)

@@ -37,3 +37,9 @@ class Terminated(Interrupted):
     """Stopped by SIGTERM, or before the end of a Slurm allocation. Exit status 143, as shells have it."""
 
     status = 143
+
+
+class HungUp(Terminated):
+    """Stopped by SIGHUP, as when the terminal is closed. Exit status 129, as shells have it."""
+
+    status = 129

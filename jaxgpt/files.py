@@ -8,7 +8,7 @@ import io
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from jaxgpt import foreign_text
 from jaxgpt.errors import UserError
@@ -20,7 +20,7 @@ LARGEST_TEXT = 1 << 34
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
 
 
-def open_file(path: Path, within: Path | None = None) -> BinaryIO:
+def open_file(path: Path, within: Path | None = None) -> io.BufferedReader:
     """Opens a regular file to read its bytes.
 
     Args:

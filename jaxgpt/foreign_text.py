@@ -135,7 +135,7 @@ def _too_deep() -> str:
     return f"more than {DEEPEST} arrays or objects within one another"
 
 
-_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*(?:"|$)|[\[{\]}]', re.DOTALL)
+_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|$)|[\[{\]}]', re.DOTALL)
 
 
 def _check_depth(text: str) -> None:

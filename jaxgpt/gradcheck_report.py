@@ -12,6 +12,7 @@ from jaxgpt import compilation_cache, gradcheck, settings
 from jaxgpt.config import Compute, Model
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.models import family
+from jaxgpt.terminal import say
 from jaxgpt.training.corpus import resolve_without_text
 
 # Without --config: odd sizes everywhere, a vocabulary that is padded, chunks and blocks that do not divide.
@@ -28,27 +29,27 @@ def report(config_name: str | None, dtype: str, chart: Path | None = None) -> in
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_default_matmul_precision", "highest")
     compilation_cache.use("")
-    print(
+    say(
         f"{family(model).parameter_count(model):,} parameters, {batch} sequences of {length} tokens, "
         f"by hand in {dtype}, jax.grad in float64, on {jax.devices()[0].platform}\n"
     )
-    print(f"{'tensor':<38} {'relative error':>14} {'tolerance':>10}")
+    say(f"{'tensor':<38} {'relative error':>14} {'tolerance':>10}")
     rows: list[gradcheck.Row] = []
     for case in gradcheck.cases(model, compute, batch, length, jax.random.key(0)):
         for row in gradcheck.check(case, dtype):
-            print(
+            say(
                 f"{row.tensor:<38} {row.error:>14.2e} {row.tolerance:>10.1e}  {'ok' if row.passed else 'FAILED'}",
                 flush=True,
             )
             rows.append(row)
     failed, total = sum(not row.passed for row in rows), len(rows)
-    print(f"\n{total - failed} of {total} gradients agree with jax.grad" + (f"; {failed} FAILED" if failed else ""))
+    say(f"\n{total - failed} of {total} gradients agree with jax.grad" + (f"; {failed} FAILED" if failed else ""))
     if chart:
         try:
             draw(rows, dtype, chart)
         except (OSError, ValueError) as error:  # ValueError: a format that matplotlib hasn't got
             raise RunError(f"--chart {chart}: writing failed ({getattr(error, 'strerror', None) or error})") from error
-        print(f"chart: {chart}")
+        say(f"chart: {chart}")
     return 1 if failed else 0
 
 

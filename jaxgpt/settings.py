@@ -8,6 +8,7 @@ import difflib
 import importlib.metadata
 import math
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 import tomli_w
 
 from jaxgpt import __version__, files, suggestions
-from jaxgpt.config import SPIKE_WINDOW, Config, Parallel, Sampling
+from jaxgpt.config import SPIKE_WINDOW, Config, Model, Parallel, Sampling
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 
@@ -23,6 +24,14 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 VERSIONS = "versions"  # the table that a run's own config.toml adds; read back, it is passed over
 PACKAGES = ("jax", "jaxlib", "numpy", "orbax-checkpoint", "tiktoken")
 LARGEST = 2**31 - 1  # steps, seeds and sizes become int32 on the device
+# What a command that reads a run takes from its config.toml: what the model is, how it is computed, and what it was
+# trained on. Where files go, who is told and which processes meet is for the reader's own command line to say.
+OF_A_TRAINED_MODEL: dict[str, set[str] | None] = {
+    "model": None,  # all of it
+    "compute": None,
+    "data": None,
+    "training": {"sequence_length"},
+}
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
@@ -67,15 +76,51 @@ def runs_near(path: Path) -> str:
 
 
 def read(path: Path) -> Config:
-    """The configuration in a TOML file. UserError for a table, a key or a value that doesn't belong there."""
-    tables = files.read_toml(path)
-    tables.pop(VERSIONS, None)
+    """Returns the configuration in a TOML file. UserError for a table, a key or a value that doesn't belong there."""
+    return _config(path, files.read_toml(path))
+
+
+def read_defaults(path: Path) -> Config:
+    """Returns the configuration in a file that the user names by --config.
+
+    UserError as `read` raises it, and for a folder of compiled programs: these are run, and the file may be another's,
+    so only the command line names it.
+    """
+    config = read(path)
+    if config.run.compilation_cache not in ("", "off"):
+        raise UserError(
+            f"{shown(path)}: compilation_cache in [run] is taken from the command line alone, since programs are run "
+            "from there: remove the line, and give --run.compilation-cache"
+        )
+    return config
+
+
+def read_trained(run: Path) -> Config:
+    """Returns what a run's config.toml says of its model and its text; all its other options are the defaults.
+
+    The run may be of someone else's: nothing in it names a folder to write to or to load programs from, a tracker,
+    a process or a file to begin from. UserError as `read` raises it.
+    """
+    path = run / "config.toml"
+    tables = {}
+    for name, table in files.read_toml(path, within=run).items():
+        kept = OF_A_TRAINED_MODEL.get(name, set())
+        if kept and isinstance(table, dict):
+            table = {key: value for key, value in table.items() if key in kept}
+        if kept is None or kept:
+            tables[name] = table
+    return _config(path, tables)
+
+
+def _config(path: Path, tables: dict[str, Any]) -> Config:
     sections = {field.name: field.default_factory for field in dataclasses.fields(Config)}
     parts = {}
     for name, table in tables.items():
+        if name == VERSIONS:
+            continue
         if name not in sections or not isinstance(table, dict):
-            raise UserError(f"{path}: unknown table [{shown(name)}]{nearest(name, sections)}")
-        parts[name] = _section(path, name, sections[name], table)
+            raise UserError(f"{shown(path)}: unknown table [{shown(name)}]{nearest(name, sections)}")
+        parts[name] = section(shown(path), name, sections[name], table)
     return Config(**parts)
 
 
@@ -84,13 +129,14 @@ def keys(path: Path) -> set[str]:
     return {f"{name}.{key}" for name, table in files.read_toml(path).items() for key in table}
 
 
-def _section(path: Path, name: str, kind: Any, table: dict[str, Any]) -> Any:
+def section(where: str, name: str, kind: Any, table: dict[str, Any]) -> Any:
+    """Returns the options of one table. UserError for a key or a value that doesn't belong there."""
     types = get_type_hints(kind)
     values = {}
     for key, value in table.items():
         if key not in types:
-            raise UserError(f"{path}: unknown key {shown(key)} in [{name}]{_meant(name, key)}")
-        values[key] = _value(f"{path}: {key} in [{name}]", types[key], value)
+            raise UserError(f"{where}: unknown key {shown(key)} in [{name}]{_meant(name, key)}")
+        values[key] = _value(f"{where}: {key} in [{name}]", types[key], value)
     return kind(**values)
 
 
@@ -163,8 +209,8 @@ def _as_json(value: Any) -> Any:
 
 def check(config: Config) -> None:
     """UserError, naming the option, for a value that no run could use."""
+    check_model(config.model)
     positive = {
-        "model": ("layers", "heads", "width", "context"),
         "compute": ("classifier_chunk", "attention_block"),
         "training": ("steps", "batch_size", "micro_batches", "stop_after_nonfinite"),
         "evaluation": ("batch_size",),
@@ -173,7 +219,6 @@ def check(config: Config) -> None:
     }
     not_negative = {
         "parallel": ("devices", "processes"),
-        "model": ("vocabulary_size",),
         "compute": ("memory_limit_gib",),
         "training": ("sequence_length", "seed", "evaluate_every", "evaluation_batches"),
         "evaluation": ("every", "limit"),
@@ -188,20 +233,6 @@ def check(config: Config) -> None:
         for key in keys:
             check_number(getattr(getattr(config, section), key), section, key)
     model, data, training, optimizer = config.model, config.data, config.training, config.optimizer
-    _require(
-        model.width % model.heads == 0,
-        "model",
-        "width",
-        model.width,
-        f"divisible by the number of heads, {model.heads} (--model.heads)",
-    )
-    _require(
-        -1 <= model.document_start <= LARGEST,
-        "model",
-        "document_start",
-        model.document_start,
-        f"a token, or -1 for none, and at most {LARGEST}",
-    )
     _require(
         training.sequence_length <= model.context,
         "training",
@@ -230,6 +261,27 @@ def check(config: Config) -> None:
     )
 
 
+def check_model(model: Model) -> None:
+    """UserError, naming the option, for a shape that no model has."""
+    for key in ("layers", "heads", "width", "context"):
+        check_number(getattr(model, key), "model", key, positive=True)
+    check_number(model.vocabulary_size, "model", "vocabulary_size")
+    _require(
+        model.width % model.heads == 0,
+        "model",
+        "width",
+        model.width,
+        f"divisible by the number of heads, {model.heads} (--model.heads)",
+    )
+    _require(
+        -1 <= model.document_start <= LARGEST,
+        "model",
+        "document_start",
+        model.document_start,
+        f"a token, or -1 for none, and at most {LARGEST}",
+    )
+
+
 def check_processes(parallel: Parallel) -> None:
     """That each process can know which one it is, and where the others are."""
     processes, process, coordinator = parallel.processes, parallel.process, parallel.coordinator
@@ -240,7 +292,7 @@ def check_processes(parallel: Parallel) -> None:
         needed = "left away where --parallel.processes is not given, or 1"
         _require(process == -1, "parallel", "process", process, needed)
     host, _, port = coordinator.rpartition(":")
-    valid = bool(host) and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16
+    valid = bool(host) and re.fullmatch("[0-9]{1,5}", port) is not None and 0 < int(port) < 2**16
     needed = "host:port, such as node1:12345, the same in all processes"
     _require(valid or (not coordinator and processes <= 1), "parallel", "coordinator", coordinator or "empty", needed)
 
@@ -266,7 +318,7 @@ def check_number(value: float, section: str, key: str, *, positive: bool = False
 
 def _require(holds: bool, section: str, key: str, value: object, requirement: str) -> None:
     if not holds:  # NaN fails every comparison, and so ends here too
-        raise UserError(f"{option(section, key)} is {value}, and must be {requirement}")
+        raise UserError(f"{option(section, key)} is {shown(value)}, and must be {requirement}")
 
 
 def versions() -> dict[str, str]:

@@ -1,44 +1,57 @@
-"""Writing files and folders that are on the disk whole, under their name, or not at all."""
+"""Writing files and folders that are on the disk whole, under their name, or not at all.
+
+What is new is written beside its place, under a name that begins with a dot, and flushed to the disk. Then it is
+renamed and the folder around it is flushed, and only then what it replaces is deleted. A name is written to under a
+lock, so that what a killed process has left beside it can be told from what another is writing, and is cleared away.
+
+Nothing here follows a link that lies in the place of what is written.
+"""
 
 import contextlib
+import errno
 import os
+import re
+import secrets
 import shutil
+import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from jaxgpt.errors import RunError, UserError
+from jaxgpt.foreign_text import shown
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
-    """UserError where something is there that is not to be replaced, or is not of our making."""
+    """Raises a UserError where something is there that is not to be replaced, or is not of our making."""
     if not (path.exists() or path.is_symlink()):
         return
     if not overwrite:
         raise UserError(f"{path} exists and is left as it is. Give another name, or replace it with --overwrite")
     if path.is_symlink():
         raise UserError(f"{path} is a link, and is not replaced. Give another name")
-    if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "config.toml")):
+    if path.is_dir() and not _has_model(path):
         raise UserError(f"{path} is a folder without a model (config.json or config.toml), and is not replaced")
+
+
+def _has_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "config.toml"))
 
 
 @contextlib.contextmanager
 def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yields where to write; when the block ends the file is on the disk under its name, and if it fails there is none.
 
-    UserError as `check_free` raises it, RunError where writing fails.
+    UserError as `check_free` raises it, and where another process writes it; RunError where writing fails.
     """
     check_free(path, overwrite=overwrite)
     if path.is_dir():
         raise UserError(f"{path} is a folder, where a file is to be written. Give another name")
-    temporary = _beside(path, "new")
-    with _writing(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(path), reserved(path):
+        check_free(path, overwrite=overwrite)  # it may have been made meanwhile
+        with replacing(path) as temporary:
             yield temporary
-            _sync(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -47,25 +60,233 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     check_free(path, overwrite=overwrite)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, where a folder is to be written. Give another name")
-    new, old = _beside(path, "new"), _beside(path, "old")
-    with _writing(path):
-        try:
-            new.mkdir(parents=True)
+    with _writing(path), reserved(path):
+        check_free(path, overwrite=overwrite)  # it may have been made, or put back, meanwhile
+        with replacing_folder(path) as new:
             yield new
-            for file in [*new.rglob("*"), new]:
-                _sync(file)
-            if path.exists():
-                path.rename(old)
-            new.rename(path)
+
+
+# Putting a file or a folder in its place
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields where to write a file that takes its place when the block ends, and is then on the disk.
+
+    What was there stays until then, and stays if the block fails. A link is replaced, and not followed. OSError where
+    writing fails.
+    """
+    temporary = _beside(path, "new")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.absolute().parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder, which is empty when it is yielded. To be called with the name `reserved`.
+
+    Two renamings are needed to replace a folder. A process that is killed between them leaves the old one under
+    another name, and the next to reserve the name puts it back.
+    """
+    new, old = _beside(path, "new"), _beside(path, "old")
+    try:
+        make_folder(new)
+        yield new
+        sync_tree(new)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+        sync(new.parent)
+    finally:
+        _remove(new)
+        if path.exists():
+            _remove(old)
+        elif old.exists():  # the second renaming failed
+            old.rename(path)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder that must not be there yet, and those above it that are missing; all are on the disk."""
+    missing = [parent for parent in path.absolute().parents if not parent.exists()]
+    path.mkdir(parents=True)
+    for made in [path, *missing]:
+        sync(made.absolute().parent)
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """Opens a file to write behind its end; it is made where there is none.
+
+    OSError where it is a link, hard ones included, since what is written would be written elsewhere too, and where it
+    is a pipe or a device.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    check_no_link(path)
+    descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o666)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(descriptor)
+        raise OSError(errno.ELOOP, "it is a link to another file, or a pipe or a device")
+    return os.fdopen(descriptor, "ab")
+
+
+def check_no_link(path: Path) -> None:
+    """Raises an OSError where the path is a symbolic link."""
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link, and is not followed")
+
+
+# Flushing
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content, or the names in a folder, are on the disk.
+
+    A folder that can't be flushed is passed over: Windows and some network file systems have no way to do it, and one
+    may be writable and not readable.
+    """
+    is_folder = path.is_dir()
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
         finally:
-            shutil.rmtree(new, ignore_errors=True)
-            if path.exists():
-                shutil.rmtree(old, ignore_errors=True)
+            os.close(descriptor)
+    except OSError as error:
+        if not (is_folder and error.errno in (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF)):
+            raise
+
+
+def sync_tree(folder: Path) -> None:
+    """Waits until a folder and all in it are on the disk."""
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            if (path := Path(root, name)).is_file() and not path.is_symlink():
+                sync(path)
+        sync(Path(root))
+
+
+# Locks
+
+
+class Lock:
+    """A lock on a file or a folder, until it is closed or the process ends."""
+
+    def __init__(self, descriptor: int | None):
+        self._descriptor = descriptor
+
+    @property
+    def held(self) -> bool:
+        """Whether it keeps others out: there are no such locks on Windows and on some network file systems."""
+        return self._descriptor is not None
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def lock(path: Path, does: str, *, make: bool = False) -> Lock:
+    """Locks a file or a folder, or with `make` a file that is made where there is none.
+
+    Args:
+        path: What to lock.
+        does: What another process does that has locked it, for the message: "is training this run".
+        make: Whether to make an empty file where there is none.
+
+    Raises:
+        UserError: Another process has locked it.
+        OSError: It can't be opened.
+    """
+    if sys.platform == "win32":
+        return Lock(None)
+    import fcntl
+
+    while True:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (os.O_CREAT | os.O_NOFOLLOW if make else 0), 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if isinstance(error, BlockingIOError):
+                raise UserError(f"{shown(str(path))}: another process {does}. Wait for its end, or stop it") from None
+            return Lock(None)
+        if _is_at(descriptor, path):
+            return Lock(descriptor)
+        os.close(descriptor)  # it was renamed or deleted before it was locked: what is there now counts
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether what is open is what the path leads to."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def reserved(path: Path) -> Iterator[None]:
+    """Keeps other processes from making or replacing what has this name, and clears away what killed ones have left.
+
+    The lock is on a file beside it, since what is replaced can't be locked before it is there. UserError where another
+    process has reserved the name.
+    """
+    path = path.absolute()
+    if not path.parent.exists():
+        make_folder(path.parent)
+    guard = path.with_name(f".{path.name}.lock")
+    with lock(guard, "is making it", make=True) as held:
+        try:
+            if held.held:
+                clear(path)
+            yield
+        finally:
+            if held.held:  # and nobody else's
+                with contextlib.suppress(OSError):
+                    guard.unlink()
+
+
+def clear(path: Path) -> None:
+    """Deletes what killed processes have left beside a name; a folder they were about to replace is put back.
+
+    To be called under a lock that keeps others from writing what has this name.
+    """
+    left = re.compile(rf"\.{re.escape(path.name)}\.(new|old)-[0-9a-f]+")
+    found = [(other, match[1]) for other in path.parent.iterdir() if (match := left.fullmatch(other.name))]
+    for other, word in sorted(found):
+        with contextlib.suppress(OSError, UserError):  # one that another process has locked, or that isn't ours
+            check_no_link(other)
+            with lock(other, "is writing it"):
+                if word == "old" and _has_model(other) and not os.path.lexists(path):
+                    other.rename(path)
+                    sync(path.parent)
+                else:
+                    _remove(other)
+
+
+def _remove(path: Path) -> None:
+    """Deletes a file or a folder, if it is there and can be deleted."""
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _beside(path: Path, word: str) -> Path:
+    """Returns a new hidden name in the same folder."""
     path = path.absolute()  # "." has no name
-    return path.with_name(f".{path.name}.{word}-{os.getpid()}")
+    return path.with_name(f".{path.name}.{word}-{secrets.token_hex(4)}")
 
 
 @contextlib.contextmanager
@@ -73,12 +294,10 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"{path}: writing failed ({error.strerror or error}). Is the disk full?") from error
+        raise failure(path, error) from error
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def failure(path: Path, error: OSError) -> RunError:
+    """Returns the error for a file or a folder that can't be written."""
+    advice = "Put the file itself in its place" if error.errno == errno.ELOOP else "Is the disk full?"
+    return RunError(f"{path}: writing failed ({error.strerror or error}). {advice}")

@@ -17,6 +17,8 @@ import pytest
 
 from jaxgpt import cli, settings
 from jaxgpt.config import Checkpoint, Config, Data, Model, Run, Training
+from jaxgpt.data import tokenizers
+from jaxgpt.generation import texts
 from jaxgpt.generation.texts import Piece
 from jaxgpt.training import checksums, loop
 from jaxgpt.training.saving import Writer
@@ -228,6 +230,20 @@ def test_generate_with_an_option_out_of_range(fails, run, words, message):
     assert fails("generate", "--run", str(run), *words).startswith(f"error: {message}")
 
 
+def test_special_tokens_and_empty_prompts_begin_a_document(work, monkeypatch):
+    """Of a tokenizer that has an end of text, behind the 256 bytes."""
+    configuration = Config(model=dataclasses.replace(MODEL, vocabulary_size=257), run=Run(name="special"))
+    state = tokenizers.Trained([bytes([i]) for i in range(256)]).state()
+    save(work / "special", configuration, zeros(configuration), state)
+    asked = []
+    monkeypatch.setattr(texts, "generate", lambda params, requests, *rest: asked.extend(requests) or iter(()))
+    words = ["generate", "--run", "special", "--prompt", "<|endoftext|>a", "--prompt", ""]
+    assert cli.main([*words, "--special"]) == 0
+    assert cli.main(words) == 0
+    prompts = [request.prompt.tolist() for request in asked]
+    assert prompts == [[256, ord("a")], [256], list(b"<|endoftext|>a"), [256]]
+
+
 def test_generate_on_what_is_no_run(fails, run):
     """The runs that there are beside it are named."""
     message = fails("generate", "--run", "runs/escape")
@@ -290,7 +306,7 @@ def test_generate_from_a_checkpoint_that_says_nothing_of_itself(fails, run, abou
     """With checksums to it, as another program might write one."""
     (run / "checkpoints" / "0" / "about" / "metadata").write_text(about)
     checksums.write(run / "checkpoints" / "0")
-    assert "runs/escapes/checkpoints/0: this checkpoint can't be read" in fails("generate", "--run", str(run))
+    assert fails("generate", "--run", str(run)).startswith("error: runs/escapes/checkpoints/0/about/metadata: ")
 
 
 def test_generate_without_a_tokenizer_in_the_checkpoint(fails, run):

@@ -1,9 +1,11 @@
 """Faults as they happen: processes that are killed, a disk that is full, a reader that leaves. `make test-slow`."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,47 @@ def test_sigterm_ends_a_run_with_its_status_and_it_goes_on_to_the_same_bits(kill
     assert "stopping by SIGTERM: saving" in out
     assert err.startswith("stopped by SIGTERM after step ")
     assert faults.difference(killer.finish("terminated"), whole) == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such terminals")
+def test_closing_the_terminal_saves_the_run(killer, whole):
+    """Nothing can be printed any more, and SIGHUP comes."""
+    import pty
+
+    master, terminal = pty.openpty()
+    words = ["setsid", "--ctty", *command(killer, "--run.name", "hung-up", "--training.evaluate-every", "500")]
+    with subprocess.Popen(words, stdin=terminal, stdout=terminal, stderr=subprocess.PIPE, text=True) as process:
+        os.close(terminal)
+        while not (killer.folder / "hung-up" / "checkpoints").exists():
+            os.read(master, 4096)
+            assert process.poll() is None
+        os.close(master)
+        _, err = process.communicate()
+    assert process.returncode == 129
+    assert err.startswith("stopped by SIGHUP after step ")
+    assert faults.difference(killer.finish("hung-up"), whole) == ""
+
+
+def test_a_run_whose_folder_is_deleted_stops_within_a_step(killer):
+    folder = killer.folder / "deleted"
+    with start(killer, "deleted", "--checkpoint.every-steps", "0", "--training.steps", "1000000") as process:
+        while "learning_rate" not in faults._text(folder / "metrics.jsonl"):
+            assert process.poll() is None
+            time.sleep(0.05)
+        shutil.rmtree(folder)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.startswith(f"error: {folder}")  # or its metrics.jsonl, which may be the first to go
+    assert err.endswith(" was deleted or moved while the run trains, so the run stops here\n")
+    assert err.count("\n") == 1
+    assert not folder.exists()
+
+
+def test_killed_at_each_operation_a_run_ends_with_the_same_bits(killer):
+    """On files: in a start, in the first save, in going on and in a later save."""
+    for what, found in killer.kill_at_each_operation().items():
+        assert found["different"] == [], what
+        assert found["kills"] > 40
 
 
 def test_a_reader_that_leaves_stops_the_run_which_is_saved(killer, whole):

@@ -211,7 +211,7 @@ def test_a_run_that_is_elsewhere(fails, work):
         (["--data.text=a/photo.bin"], "/a has no token files for validation: those have _val_ in their names"),
         (["--data.text=toke"], "or a folder of token files; did you mean tokens?"),
         (["--data.text=x/*.bin"], "there are no such files. python run.py prepare makes token files of text"),
-        (["--data.text=latin1.txt"], "latin1.txt is not UTF-8 text: byte 0xe9 at offset 3"),
+        (["--data.text=latin1.txt"], "latin1.txt is not UTF-8: byte 0xe9 at offset 3"),
         (["--data.text=short.txt"], "the text has 16 tokens, and one sequence of length 16 needs 17"),
         (["--data.validation-fraction=0.001"], "the validation split has 1 tokens and needs at least 2"),
         (

@@ -5,11 +5,14 @@ a file counts only with the size and the SHA-256 that the hub states for it.
 """
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxgpt.data.pieces import extra
+from jaxgpt.data.unpacking import extra
 from jaxgpt.errors import UserError
+from jaxgpt.files import open_file
+from jaxgpt.foreign_text import shown
 
 CONVERTED = "refs/convert/parquet"  # the branch on which the hub keeps a Parquet copy of what has another form
 
@@ -53,9 +56,9 @@ def download(repository: str, name: str, revision: str = "main", *, kind: str = 
 def fetch(remote: Remote, folder: str = "") -> Path:
     """The file, once its size and its SHA-256 were found to be right; one that is wrong is deleted."""
     path = download(remote.repository, remote.name, remote.revision, folder=folder)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest() if remote.sha256 else ""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        digest = hashlib.file_digest(file, "sha256").hexdigest() if remote.sha256 else ""  # type: ignore[arg-type]
     if size != remote.size or digest != remote.sha256:
         path.resolve().unlink()
         path.unlink(missing_ok=True)  # where it is the cache's link to what is now gone
@@ -78,4 +81,4 @@ def _errors(library: Any) -> tuple[type[Exception], ...]:
 
 def _first(error: Exception) -> str:
     """The first line of a message that may have many."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return shown((str(error).strip().splitlines() or [type(error).__name__])[0])

@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from jaxgpt import files
 from jaxgpt.data import token_files
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import quoted, shown
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -35,6 +37,8 @@ class Manifest:
     vocabulary_size: int
     end_of_text: int | None  # the token before each document, if there is one
     documents: int  # 0 where nobody counted them
+    empty_rows: int  # of JSON and Parquet, that had no text and were left out
+    bad_rows: int  # that had something else than text, or were damaged, and were left out
     settings: dict[str, Any]  # of the command that made the files
     versions: dict[str, str]
     shards: tuple[Shard, ...]
@@ -45,10 +49,11 @@ class Manifest:
 
 def describe(path: Path, split: Split) -> Shard:
     """What a manifest says of a token file that is there."""
-    tokens = token_files.open(path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Shard(path.name, split, len(tokens), path.stat().st_size, digest)
+    tokens = token_files.open(path, path.parent)
+    with files.open_file(path, path.parent) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        size = os.fstat(file.fileno()).st_size
+    return Shard(path.name, split, len(tokens), size, digest)
 
 
 def write(folder: Path, manifest: Manifest) -> None:
@@ -67,28 +72,20 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def read_json(path: Path) -> Any:
-    """UserError where it is no JSON file, or a very large one."""
-    try:
-        token_files.refuse_special(path)
-        if path.stat().st_size > LARGEST_BYTES:
-            raise UserError(f"{path} has more than {LARGEST_BYTES:,} bytes")
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON file: {error}") from None
-
-
 def read(folder: Path) -> Manifest:
     """UserError where there is none or it is damaged. The files it names are not looked at."""
     path = folder / NAME
-    fields = read_json(path)
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-        raise UserError(f"{path} is not a manifest of format {FORMAT}, which this version of jaxgpt writes and reads")
+    fields = files.read_json(path, LARGEST_BYTES, folder)
+    if fields.get("format") != FORMAT:
+        raise UserError(
+            f"{shown(path)} is not a manifest of format {FORMAT}, which this version of jaxgpt writes and reads"
+        )
     shards = fields.get("shards")
     if not isinstance(shards, list):
-        raise UserError(f"{path} is damaged: it has no list of shards")
+        raise UserError(f"{shown(path)} is damaged: it has no list of shards")
+    found = tuple(shard(path, entry) for entry in shards)
+    if len({entry.file for entry in found}) < len(found):
+        raise UserError(f"{shown(path)} is damaged: it names one file twice")
     end_of_text = fields.get("end_of_text")
     return Manifest(
         name=_field(path, fields, "name", str),
@@ -96,21 +93,25 @@ def read(folder: Path) -> Manifest:
         vocabulary_size=_field(path, fields, "vocabulary_size", int),
         end_of_text=None if end_of_text is None else _field(path, fields, "end_of_text", int),
         documents=_field(path, fields, "documents", int),
+        empty_rows=_field(path, {"empty_rows": 0} | fields, "empty_rows", int),
+        bad_rows=_field(path, {"bad_rows": 0} | fields, "bad_rows", int),
         settings=_field(path, fields, "settings", dict),
         versions=_field(path, fields, "versions", dict),
-        shards=tuple(shard(path, entry) for entry in shards),
+        shards=found,
     )
 
 
 def shard(path: Path, entry: Any) -> Shard:
     """A shard as the JSON file `path` tells of it. UserError where it is damaged."""
     if not isinstance(entry, dict):
-        raise UserError(f"{path} is damaged: a shard in it is {entry!r:.80}")
+        raise UserError(f"{shown(path)} is damaged: a shard in it is {quoted(entry)}")
     file, split = _field(path, entry, "file", str), _field(path, entry, "split", str)
     if split not in get_args(Split):
-        raise UserError(f"{path} is damaged: the split of {file} is {split!r:.80}")
+        raise UserError(f"{shown(path)} is damaged: the split of {shown(file)} is {quoted(split)}")
     if file != Path(file).name or file in ("", ".", "..") or any(character in file for character in "/\\:\0"):
-        raise UserError(f"{path} names the shard {file!r:.80}, which is not the name of a file in the same folder")
+        raise UserError(
+            f"{shown(path)} names the shard {quoted(file)}, which is not the name of a file in the same folder"
+        )
     tokens, size = _field(path, entry, "tokens", int), _field(path, entry, "bytes", int)
     return Shard(file, split, tokens, size, _field(path, entry, "sha256", str))
 
@@ -118,7 +119,7 @@ def shard(path: Path, entry: Any) -> Shard:
 def _field(path: Path, fields: dict[str, Any], key: str, kind: type) -> Any:
     value = fields.get(key)
     if type(value) is not kind or (isinstance(value, int) and value < 0):
-        raise UserError(f"{path} is damaged: {key} is {value!r:.80}, and should be of type {kind.__name__}")
+        raise UserError(f"{shown(path)} is damaged: {key} is {quoted(value)}, and should be of type {kind.__name__}")
     return value
 
 
@@ -130,7 +131,8 @@ def verify(folder: Path) -> Manifest:
         now = describe(path, expected.split)
         if now != expected:
             raise UserError(
-                f"{path} is not what was written: it has {now.tokens:,} tokens and SHA-256 {now.sha256}, and {NAME} "
-                f"says {expected.tokens:,} and {expected.sha256}; restore it from a copy, or prepare it anew"
+                f"{shown(path)} is not what was written: it has {now.tokens:,} tokens and SHA-256 {now.sha256}, and "
+                f"{NAME} says {expected.tokens:,} and {shown(expected.sha256)}; restore it from a copy, or prepare "
+                "it anew"
             )
     return found

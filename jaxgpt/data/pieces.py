@@ -1,38 +1,36 @@
 """Files of text cut into pieces of about a megabyte, which several processes can tokenize, each on its own.
 
 What comes out doesn't depend on where the pieces end: they end where a document does, or in a document at a place where
-every tokenizer here ends a token too, that is behind a line break with a letter or a digit on its other side and no
-white space on this one. Where 64 MiB have neither, they end anyway.
+every tokenizer here ends a token too (`safe_cuts`). Where 4 MiB have neither, they end anyway. A piece depends on the
+file from its beginning on, so that the pieces from any piece's beginning are the same as before.
 
 - text: a file is one document, or documents with a separator between them
-- jsonl: a line is an object, whose field is a document
-- parquet: a row is a document; a row group is a piece
+- jsonl: a line is a row, an object whose field is a document
+- json: a list of such rows, or one on each line
+- parquet: a row is a document
 """
 
-import contextlib
-import gzip
-import io
-import json
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+from jaxgpt.data import json_rows, parquet, safe_cuts, signatures, unpacking
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
 
 PIECE_BYTES = 1 << 20
-LONGEST_BYTES = 64 << 20
-TAIL_BYTES = 1 << 16  # where a place to cut is looked for first
+LONGEST_WORD_BYTES = 4 << 20  # of a text without a place to cut
+LONGEST_ROW_BYTES = 64 << 20
 
-Kind = Literal["text", "jsonl", "parquet"]
+Kind = Literal["text", "jsonl", "json", "parquet"]
 SUFFIXES: dict[str, Kind] = {
     **dict.fromkeys((".txt", ".text", ".md"), "text"),
     **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+    ".json": "json",
     ".parquet": "parquet",
 }
-PACKED = (".gz", ".zst")
-CUT = re.compile(r"\S\n(?=\w)")
+PACKED = (".gz", ".bz2", ".xz", ".zst")
 
 
 class Layout(NamedTuple):
@@ -46,7 +44,7 @@ class Position(NamedTuple):
     """Where a piece begins."""
 
     file: int = 0  # its number among the files
-    offset: int = 0  # in bytes, of what is in the file once it is unpacked; for Parquet the number of the row group
+    offset: int = 0  # in bytes, of what is in the file once it is unpacked; for Parquet the number of the row
     begins: bool = True  # whether a document begins here
 
 
@@ -55,193 +53,169 @@ class Piece(NamedTuple):
     kind: Kind
     layout: Layout
     position: Position
-    data: bytes  # none of a Parquet file: who tokenizes it reads it
+    data: bytes  # none of a Parquet file, which has `values`
     read: int  # how many of the file's bytes were read up to its end, as they are on the disk
+    values: tuple[parquet.Value, ...] = ()
+
+    def size(self) -> int:
+        """Returns about how many bytes it takes in memory."""
+        return len(self.data) + sum(len(value.text or "") for value in self.values)
+
+    def emptied(self) -> "Piece":
+        """Returns the piece without its text."""
+        return self._replace(data=b"", values=())
 
 
 def kind_of(path: Path) -> Kind | None:
-    """By the end of its name, without that of a packed file; None where that tells nothing."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in PACKED:
-        suffixes.pop()
-    return SUFFIXES.get(suffixes[-1]) if suffixes else None
+    """Returns a file's kind by the end of its name, without that of a packed file; None where that tells nothing."""
+    return SUFFIXES.get(unpacked_name(path).suffix.lower())
+
+
+def unpacked_name(path: Path) -> Path:
+    """Returns the path without the end that says how it is packed."""
+    return path.with_suffix("") if path.suffix.lower() in PACKED else path
+
+
+def separators(separator: str) -> re.Pattern[str]:
+    r"""Returns a pattern that finds a separator, whose line breaks may be \r\n in the text."""
+    return re.compile(r"\r?\n".join(re.escape(part) for part in separator.replace("\r\n", "\n").split("\n")))
 
 
 def cut(path: Path, layout: Layout, start: Position) -> Iterator[Piece]:
-    """The pieces of a file from `start` on. UserError where it can't be read or is damaged."""
+    """Yields the pieces of a file from `start` on. UserError where it can't be read or is damaged."""
     kind = kind_of(path) or "text"
     if kind == "parquet":
-        groups, size = parquet_file(path).num_row_groups, path.stat().st_size
-        for group in range(start.offset, groups):
-            position = start._replace(offset=group)
-            yield Piece(str(path), kind, layout, position, b"", size * (group + 1) // groups)
+        yield from _parquet_pieces(path, layout, start)
         return
-    with _reading(path), path.open("rb") as raw, _unpacked(path, raw) as stream:
-        _skip(stream, start.offset)
-        data, position = b"", start
-        while True:
-            more = stream.read(PIECE_BYTES - len(data) % PIECE_BYTES)
-            data += more
-            end, begins = (len(data), True) if not more else _end(data, kind, layout.separator, path, position)
-            if end:
-                yield Piece(str(path), kind, layout, position, data[:end], raw.tell())
-                position = Position(position.file, position.offset + end, begins)
-                data = data[end:]
-            if not more:
-                return
+    head = unpacking.head(path)
+    signatures.check_text(path, head)
+    with unpacking.opened(path) as reader:
+        if kind == "json" and head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+            reader.skip(start.offset or head.index(b"[") + 1)
+            cutter: _Cutter = _ListCutter(path)
+        else:
+            kind = "jsonl" if kind == "json" else kind
+            reader.skip(start.offset)
+            cutter = _LineCutter(path) if kind == "jsonl" else _TextCutter(layout.separator)
+        yield from _pieces(reader, cutter, Piece(str(path), kind, layout, start, b"", 0))
 
 
-def _end(data: bytes, kind: Kind, separator: str, path: Path, position: Position) -> tuple[int, bool]:
-    """Where a piece that begins with `data` ends, and whether a document begins there; 0 if it needs more data."""
-    if not data or len(data) % PIECE_BYTES:  # a file may give less than it was asked for
-        return 0, False
-    if kind == "jsonl":
-        end = data.rfind(b"\n") + 1
-        if not end and len(data) >= LONGEST_BYTES:
-            raise UserError(f"{path}: the line at byte offset {position.offset} is longer than {LONGEST_BYTES:,} bytes")
-        return end, True
-    if separator:
-        ends = [match.end() for match in re.finditer(re.escape(separator.encode()), data)]
-        if ends:
-            return ends[-1], True
-    end = _safe_end(data, len(data) - TAIL_BYTES) or _safe_end(data, 0)
-    if not end and len(data) >= LONGEST_BYTES:
-        end = _character_start(data, len(data) - 1)
-    return end, False
+def _pieces(reader: unpacking.Reader, cutter: "_Cutter", first: Piece) -> Iterator[Piece]:
+    """Yields the pieces that begin where the reader is."""
+    data, place = b"", 0  # what was read, and where in it the next piece begins
+    wanted, begins = PIECE_BYTES, first.position.begins
+    while True:
+        if place + wanted > len(data):
+            data, place = data[place:] + reader.read(place + wanted - len(data)), 0
+        window, offset = data[place : place + wanted], reader.offset - len(data) + place
+        at_end = len(window) < wanted
+        end, next_begins = cutter.end(window, offset, at_end)
+        if not end and not at_end:
+            wanted *= 2  # so that what is looked through again and again is no more than what there is
+            continue
+        if end:
+            position = Position(first.position.file, offset, begins)
+            yield first._replace(position=position, data=window[:end], read=reader.packed_offset())
+        if at_end:
+            return
+        place, wanted, begins = place + end, PIECE_BYTES, next_begins
 
 
-def _safe_end(data: bytes, start: int) -> int:
-    """The last place to cut at behind `start`; 0 if there is none."""
-    start = _character_start(data, max(start, 0))
-    tail = data[start:].decode("utf-8", "surrogateescape")
-    last = 0
-    for match in CUT.finditer(tail):
-        last = match.end()
-    return start + len(tail[:last].encode("utf-8", "surrogateescape")) if last else 0
+class _Cutter:
+    """Finds where a piece ends, of one kind of file."""
+
+    def end(self, data: bytes, offset: int, at_end: bool) -> tuple[int, bool]:
+        """Returns where a piece that begins with `data` ends, and whether a document begins there.
+
+        Args:
+            data: What comes next in the file.
+            offset: Where it begins in the file.
+            at_end: Whether it reaches to the file's end. If not, 0 for the place means that more data are needed.
+        """
+        raise NotImplementedError
 
 
-def _character_start(data: bytes, place: int) -> int:
-    """The first byte of the UTF-8 character that the byte at `place` is of."""
-    while place and 0x80 <= data[place] < 0xC0:
-        place -= 1
-    return place
+class _TextCutter(_Cutter):
+    def __init__(self, separator: str) -> None:
+        self._pattern = re.compile(separators(separator).pattern.encode()) if separator else None
+        # A separator that is not wholly in the data yet may begin in their last bytes.
+        self._longest = len(separator.encode()) + separator.count("\n")
+
+    def end(self, data: bytes, offset: int, at_end: bool) -> tuple[int, bool]:
+        if at_end:
+            return len(data), True
+        if self._pattern:
+            ends = [match.end() for match in self._pattern.finditer(data)]
+            if ends:
+                return ends[-1], True
+        end = safe_cuts.last(data, len(data) - self._longest)
+        if not end and len(data) >= LONGEST_WORD_BYTES:
+            end = safe_cuts.character_start(data, len(data) - 1)
+        return end, False
 
 
-def _skip(stream: BinaryIO, count: int) -> None:
-    if isinstance(stream, io.BufferedReader):  # of a file that is not packed
-        stream.seek(count)
-        return
-    while count and (skipped := len(stream.read(min(count, PIECE_BYTES)))):
-        count -= skipped
+class _LineCutter(_Cutter):
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def end(self, data: bytes, offset: int, at_end: bool) -> tuple[int, bool]:
+        end = len(data) if at_end else data.rfind(b"\n") + 1
+        return _checked(self._path, end, data, offset, "line")
 
 
-@contextlib.contextmanager
-def _unpacked(path: Path, raw: BinaryIO) -> Iterator[BinaryIO]:
-    """What is in the file, of the kind of packing that its name tells."""
-    if path.suffix.lower() == ".gz":
-        with gzip.GzipFile(fileobj=raw) as stream:
-            yield stream  # type: ignore[misc]
-    elif path.suffix.lower() == ".zst":
-        yield extra("pyarrow").CompressedInputStream(raw, "zstd")
-    else:
-        yield raw
+class _ListCutter(_Cutter):
+    """Cuts behind a comma between the rows of a list in JSON, or at its end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._ended = False
+
+    def end(self, data: bytes, offset: int, at_end: bool) -> tuple[int, bool]:
+        if self._ended:  # in the data before
+            return self._rest(data, offset, 0)
+        end, self._ended = json_rows.last_end(data)
+        if self._ended:
+            return self._rest(data, offset, end)
+        if at_end:
+            raise UserError(
+                f"{shown(self._path)}: the list of rows doesn't end before the file does, at byte offset "
+                f"{offset + len(data):,}. Restore it from a copy"
+            )
+        return _checked(self._path, end, data, offset, "row")
+
+    def _rest(self, data: bytes, offset: int, end: int) -> tuple[int, bool]:
+        if data[end:].strip():
+            raise UserError(
+                f"{shown(self._path)}, at byte offset {offset + end:,}: something stands behind the list of rows. "
+                "Write one row on each line, or one list"
+            )
+        return len(data), True
 
 
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """UserError where what is done in it fails to read the file."""
-    try:
-        yield
-    except (OSError, EOFError, ValueError, zlib.error) as error:  # pyarrow's are OSError or ValueError
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-
-
-def extra(module: str) -> Any:
-    """A module of the extra `data`."""
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UserError(f"this needs the package {module}, of the extra `data`: make env EXTRAS=data") from None
-
-
-def parquet_file(path: Path) -> Any:
-    parquet = extra("pyarrow.parquet")
-    with _reading(path):
-        return parquet.ParquetFile(path)
-
-
-# From a piece to its documents
-
-
-class Document(NamedTuple):
-    text: str
-    begins: bool  # False for the rest of one that began in an earlier piece
-
-
-def documents(piece: Piece) -> Iterator[Document]:
-    """What is in a piece, but for empty documents. UserError, with file and byte offset, where it is damaged."""
-    if piece.kind == "parquet":
-        texts = _parquet_texts(piece)
-    elif piece.kind == "jsonl":
-        texts = _jsonl_texts(piece)
-    else:
-        yield from _text_documents(piece)
-        return
-    for text in texts:
-        if text:
-            yield Document(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), True)
-
-
-def _text_documents(piece: Piece) -> Iterator[Document]:
-    separator, begins = piece.layout.separator, piece.position.begins
-    text = _decoded(piece.data, piece.path, piece.position.offset)
-    if piece.position.offset == 0:
-        text = text.removeprefix("\ufeff")
-    parts = text.split(separator) if separator else [text]
-    kept = separator if separator.isspace() else ""
-    for i, part in enumerate(parts):
-        document = part + kept if i < len(parts) - 1 else part
-        if document:
-            yield Document(document, begins)
-        begins = True
-
-
-def _jsonl_texts(piece: Piece) -> Iterator[str]:
-    offset, field = piece.position.offset, piece.layout.field
-    for line in piece.data.split(b"\n"):
-        where = f"{piece.path}, at byte offset {offset}"
-        try:
-            value = json.loads(line) if line.strip() else {field: ""}
-        except ValueError as error:
-            raise UserError(f"{where}: the line is no JSON: {error}") from None
-        if not isinstance(value, dict) or not isinstance(value.get(field), str):
-            fields = ", ".join(sorted(value)[:20]) if isinstance(value, dict) else "none"
-            raise UserError(f"{where}: the object has no text in a field {field!r} (--field). Its fields: {fields}")
-        yield value[field]
-        offset += len(line) + 1
-
-
-def _parquet_texts(piece: Piece) -> Iterator[str]:
-    file, column = parquet_file(Path(piece.path)), piece.layout.field
-    if column not in file.schema_arrow.names:
+def _checked(path: Path, end: int, data: bytes, offset: int, what: str) -> tuple[int, bool]:
+    """Returns the end. UserError for a row that is too long to be kept in memory."""
+    if not end and len(data) >= LONGEST_ROW_BYTES:
         raise UserError(
-            f"{piece.path} has no column {column!r} (--field). Its columns: {', '.join(file.schema_arrow.names)}"
+            f"{shown(path)}: the {what} at byte offset {offset:,} is longer than {LONGEST_ROW_BYTES:,} bytes"
         )
-    with _reading(Path(piece.path)):
-        for batch in file.iter_batches(256, row_groups=[piece.position.offset], columns=[column]):
-            for text in batch.column(0).to_pylist():
-                if not isinstance(text, str | None):
-                    raise UserError(f"{piece.path}: the column {column} has {type(text).__name__}, not text (--field)")
-                yield text or ""
+    return end, True
 
 
-def _decoded(data: bytes, path: str, offset: int) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text: byte 0x{data[error.start]:02x} at byte offset {offset + error.start} "
-            f"({error.reason}); convert it to UTF-8, or leave it out"
-        ) from None
+def _parquet_pieces(path: Path, layout: Layout, start: Position) -> Iterator[Piece]:
+    size, row_count = path.stat().st_size, max(parquet.row_count(path), 1)
+    values, held = [], 0
+    for value in parquet.texts(path, layout.field, start.offset):
+        if values and held >= PIECE_BYTES:
+            yield _parquet_piece(path, layout, start, values, size * value.row // row_count)
+            values, held = [], 0
+        values.append(value)
+        held += len(value.text or "")
+        if held > LONGEST_ROW_BYTES + PIECE_BYTES:
+            raise UserError(f"{shown(path)}: row {value.row:,} is longer than {LONGEST_ROW_BYTES:,} characters")
+    if values:
+        yield _parquet_piece(path, layout, start, values, size)
+
+
+def _parquet_piece(path: Path, layout: Layout, start: Position, values: list[parquet.Value], read: int) -> Piece:
+    position = Position(start.file, values[0].row)
+    return Piece(str(path), "parquet", layout, position, b"", read, tuple(values))

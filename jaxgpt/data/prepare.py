@@ -7,18 +7,24 @@ any number of processes. At most a few pieces for each process are in memory. Af
 place where the next begins, go to progress.json: killed at any moment, the same command goes on from there.
 """
 
+import itertools
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxgpt import __version__
-from jaxgpt.data import manifest, pieces, progress, sources, token_files, tokenizers, workers
+from jaxgpt import __version__, writing
+from jaxgpt.data import documents, manifest, pieces, progress, sources, token_files, tokenizers, workers
 from jaxgpt.data.manifest import Manifest, Split
 from jaxgpt.data.pieces import Layout, Piece, Position
 from jaxgpt.data.workers import Pool, Tokenized
 from jaxgpt.errors import Interrupted, RunError, UserError
+from jaxgpt.foreign_text import shown
+
+PIECES = 2  # the version of how files are cut into pieces, which an unfinished folder is gone on with by
+SAMPLED_FILES = 8  # on which the tokens to a byte are measured
+SAMPLED_PIECES = 4
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Settings:
     name: str
     sources: tuple[str, ...]
     validation: tuple[str, ...]  # sources; where there are none, the first tokens are for validation
-    validation_tokens: int
+    validation_tokens: int  # 0: a tenth
     shard_tokens: int
     tokenizer: str
     vocabulary_size: int  # of a BPE that is to be trained
@@ -46,52 +52,56 @@ class Part(NamedTuple):
         return sum(file.size for file in self.files)
 
 
-def prepare(settings: Settings, folder: Path, processes: int) -> Manifest:
+def prepare(settings: Settings, folder: Path, processes: int, skip_bad: int = 0) -> Manifest:
     """Makes the token files of `settings` in `folder`, or goes on making them, and writes the manifest.
 
-    UserError for what can't be read, RunError where a process or the disk fails, Interrupted after Ctrl-C.
+    At most `skip_bad` rows that have no text are passed over. UserError for what can't be read, RunError where a
+    process or the disk fails, Interrupted after Ctrl-C.
     """
     if (folder / manifest.NAME).exists():
         raise UserError(
-            f"{folder} is prepared already (it has a {manifest.NAME}). Name another --output, or delete it first"
+            f"{shown(folder)} is prepared already (it has a {manifest.NAME}). Name another --output, or delete it first"
         )
     parts = [Part("train" if settings.validation else None, sources.find(settings.sources))]
     if settings.validation:
         parts.insert(0, Part("val", sources.find(settings.validation)))
-    elif not settings.validation_tokens:
-        settings = replace(settings, validation_tokens=_validation_tokens(settings, parts[0].size))
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output {folder} is a file, where a folder is to be made. Give another name")
+        raise UserError(f"--output {shown(folder)} is a file, where a folder is to be made. Give another name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with progress.locked(folder), progress.Bar(sum(part.size for part in parts)) as bar:
-            return _Shards(settings, parts, folder, bar).make(processes)
+        with writing.lock(folder, "is preparing it"), progress.Bar(sum(part.size for part in parts)) as bar:
+            return _Shards(settings, parts, folder, bar, skip_bad).make(processes)
     except BrokenProcessPool:
         raise RunError(
             "a process that tokenizes was killed, as it happens where memory is short: give fewer with --processes. "
             "The same command goes on where it stopped"
         ) from None
     except OSError as error:
-        raise RunError(f"{folder}: writing failed ({error.strerror}). Is the disk full?") from None
+        raise RunError(f"{shown(folder)}: writing failed ({error.strerror}). Is the disk full?") from None
     except KeyboardInterrupt:
         raise Interrupted("stopped with Ctrl-C; the same command goes on after the last whole shard") from None
 
 
-def _validation_tokens(settings: Settings, size: int) -> int:
-    """About a tenth of the text, by its size on the disk, and at most one shard."""
-    bytes_per_token = 1 if settings.tokenizer in ("bytes", "characters") else 4
-    return max(1, min(size // (10 * bytes_per_token), settings.shard_tokens))
+def _ending(file: sources.File) -> str:
+    """Returns the end of a file's name, which says of what kind it is and how it is packed."""
+    path = Path(file.name)
+    return pieces.unpacked_name(path).suffix + path.suffix
 
 
 class _Shards:
     """The shards of one command, written one after another."""
 
-    def __init__(self, settings: Settings, parts: list[Part], folder: Path, bar: progress.Bar) -> None:
-        self.settings, self.parts, self.folder, self.bar = settings, parts, folder, bar
+    def __init__(self, settings: Settings, parts: list[Part], folder: Path, bar: progress.Bar, skip_bad: int) -> None:
+        self.settings, self.parts, self.folder, self.bar, self.skip_bad = settings, parts, folder, bar, skip_bad
         inputs = [[file.name, file.size, file.modified] for part in parts for file in part.files]
-        self.made_from = {"settings": asdict(settings) | {"layout": settings.layout._asdict()}, "inputs": inputs}
+        self.made_from = {
+            "pieces": PIECES,
+            "settings": asdict(settings) | {"layout": settings.layout._asdict()},
+            "inputs": inputs,
+        }
         self.state = progress.load(folder, self.made_from)  # as of the last whole shard
         self.documents = self.state.documents
+        self.rows = documents.Rows(self.state.empty, self.state.bad)
         self.writer: token_files.Writer | None = None
         self.split: Split = "val"
         self.room = 0  # how many tokens the shard that is being written takes
@@ -114,10 +124,52 @@ class _Shards:
             self.bar.begin("reading for the vocabulary")
             texts = (piece for part in self.parts for piece in self._pieces(part, Position()))
             settings = self.settings
-            made = workers.make_tokenizer(settings.tokenizer, settings.vocabulary_size, texts, processes)
-            self.state = self.state._replace(tokenizer=made.state())
+            made = workers.make_tokenizer(settings.tokenizer, settings.vocabulary_size, texts, processes, self.skip_bad)
+            if made.left_out:
+                self.bar.say(
+                    f"{made.left_out:,} characters in words of more than {workers.LONGEST_WORD:,} were left out of the "
+                    "tokenizer's training"
+                )
+            validation = settings.validation_tokens
+            if not settings.validation and not validation:
+                validation = self._validation_tokens(made.tokenizer)
+            self.state = self.state._replace(tokenizer=made.tokenizer.state(), validation_tokens=validation)
             progress.save(self.folder, self.made_from, self.state)
         return tokenizers.from_state(self.state.tokenizer or {})
+
+    def _validation_tokens(self, tokenizer: tokenizers.Tokenizer) -> int:
+        """Returns about a tenth of the text's tokens, and at most one shard's.
+
+        How many tokens there are to a byte on the disk is measured on the beginnings of some files of each kind. A text
+        of a few megabytes is counted whole.
+        """
+        (part,) = self.parts
+        total, alike = 0, itertools.groupby(sorted(part.files, key=_ending), _ending)
+        for files in (list(group) for _, group in alike):
+            local = [file for file in files if file.is_local()]
+            chosen = local[:: -(-len(local) // SAMPLED_FILES)] if local else files[:1]  # few are downloaded for this
+            pieces_each = max(2, SAMPLED_PIECES // len(chosen))
+            tokens = sum(self._token_count(file, pieces_each, tokenizer) for file in chosen)
+            total += tokens * sum(file.size for file in files) // max(sum(file.size for file in chosen), 1)
+        return max(1, min(total // 10, self.settings.shard_tokens))
+
+    def _token_count(self, file: sources.File, most: int, tokenizer: tokenizers.Tokenizer) -> int:
+        """Returns how many tokens a file has: counted, where it has no more than `most` pieces, or estimated.
+
+        How far a packed file was read runs ahead of its pieces, so what lies between the first and the last counts.
+        """
+        counts, reads = [], []
+        found = pieces.cut(file.here(), self.settings.layout, Position())
+        for piece in found:
+            counts.append(len(workers.tokenize_with(tokenizer, piece).tokens))
+            reads.append(piece.read)
+            if len(counts) >= most and (reads[-1] > reads[0] or len(counts) >= 4 * SAMPLED_PIECES):
+                break
+        if next(found, None) is None:
+            return sum(counts)
+        if reads[-1] > reads[0]:
+            return sum(counts[1:]) * file.size // (reads[-1] - reads[0])
+        return sum(counts) * file.size // max(reads[-1], 1)
 
     def _make_part(self, number: int, pool: Pool) -> None:
         part, state = self.parts[number], self.state
@@ -139,6 +191,9 @@ class _Shards:
 
     def _add(self, number: int, piece: Piece, result: Tokenized, skip: int) -> None:
         """Writes the piece's tokens behind the first `skip`, which earlier shards have."""
+        rows = replace(self.rows)
+        rows.add(result.rows)
+        rows.check(self.skip_bad)
         place = skip
         while place < len(result.tokens):
             writer = self.writer or self._begin_shard(self.parts[number].split)
@@ -148,12 +203,13 @@ class _Shards:
             if writer.count == self.room:
                 self._end_shard(number, piece.position, place)
         self.documents += result.documents
+        self.rows = rows
 
     def _begin_shard(self, split: Split | None) -> token_files.Writer:
         room = self.settings.shard_tokens
         if split is None:
             validation = sum(shard.tokens for shard in self.state.shards if shard.split == "val")
-            left = self.settings.validation_tokens - validation
+            left = self.state.validation_tokens - validation
             split, room = ("val", min(room, left)) if left else ("train", room)
         name = f"{self.settings.name}_{split}_{len(self.state.shards):06}.bin"
         self.split, self.room = split, room
@@ -167,7 +223,15 @@ class _Shards:
             self.writer.close()
             shards = (*shards, manifest.describe(self.writer.path, self.split))
             self.writer = None
-        self.state = progress.State(self.state.tokenizer, part, position, tokens, self.documents, shards)
+        self.state = self.state._replace(
+            part=part,
+            position=position,
+            tokens=tokens,
+            documents=self.documents,
+            empty=self.rows.empty,
+            bad=self.rows.bad,
+            shards=shards,
+        )
         progress.save(self.folder, self.made_from, self.state)
 
     def _conclude(self, tokenizer: tokenizers.Tokenizer) -> Manifest:
@@ -177,15 +241,29 @@ class _Shards:
             vocabulary_size=tokenizer.vocabulary_size,
             end_of_text=tokenizer.end_of_text,
             documents=self.state.documents,
+            empty_rows=self.rows.empty,
+            bad_rows=self.rows.bad,
             settings=self.made_from["settings"],
             versions={"jaxgpt": __version__, **workers.versions(self.settings.tokenizer)},
             shards=self.state.shards,
         )
+        self._check_tokens(made)
+        manifest.write(self.folder, made)
+        progress.delete(self.folder)
+        return made
+
+    def _check_tokens(self, made: Manifest) -> None:
+        """UserError where there is nothing to train on."""
+        names = [file.name for part in self.parts for file in part.files]
+        where = shown(names[0]) if len(names) == 1 else f"{shown(names[0])} and {len(names) - 1:,} other files"
+        if not made.tokens("train") and not made.tokens("val"):
+            rows = made.empty_rows + made.bad_rows
+            why = f"none of {rows:,} rows has text in the field '{shown(self.settings.layout.field)}'"
+            raise UserError(
+                f"{where}: {why if rows else 'empty'}. Name a file with text in it{', or its --field' if rows else ''}"
+            )
         if not made.tokens("train"):
             raise UserError(
                 f"the text has {made.tokens('val'):,} tokens, and all of them are for validation: give more text, or "
                 "fewer --validation-tokens"
             )
-        manifest.write(self.folder, made)
-        progress.delete(self.folder)
-        return made

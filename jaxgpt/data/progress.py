@@ -1,9 +1,6 @@
 """How far `prepare` has come: for the next start in progress.json, and for people in a bar."""
 
-import contextlib
 import json
-import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,10 +9,12 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from jaxgpt import files
 from jaxgpt.data import manifest
 from jaxgpt.data.manifest import Shard
 from jaxgpt.data.pieces import Piece, Position
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import printable, quoted, shown
 
 NAME = "progress.json"
 PLAIN_SECONDS = 30  # between lines, where there is no terminal
@@ -29,6 +28,9 @@ class State(NamedTuple):
     position: Position = Position()  # of the piece in which the next shard begins
     tokens: int = 0  # of that piece, which are in earlier shards
     documents: int = 0  # that began before that piece
+    empty: int = 0  # rows before that piece
+    bad: int = 0
+    validation_tokens: int = 0
     shards: tuple[Shard, ...] = ()
 
 
@@ -45,68 +47,62 @@ def load(folder: Path, made_from: dict[str, Any]) -> State:
     path = folder / NAME
     if not path.exists():
         if any(folder.glob("*.bin")):
-            raise UserError(f"{folder} has token files, and no {NAME} to go on from: name another --output")
+            raise UserError(f"{shown(folder)} has token files, and no {NAME} to go on from: name another --output")
         return State()
-    saved = manifest.read_json(path)
+    saved = files.read_json(path, manifest.LARGEST_BYTES, folder)
+    made_from = json.loads(json.dumps(made_from))  # as it was saved: lists for tuples
     try:
-        made_from = json.loads(json.dumps(made_from))  # as it was saved: lists for tuples
-        before, tokenizer, part = saved["made_from"], saved["tokenizer"], int(saved["part"])
+        before, shards = dict(saved["made_from"]), tuple(manifest.shard(path, entry) for entry in saved["shards"])
+        if before != made_from and not shards:
+            return State()  # nothing was made yet
+        if before.get("pieces") != made_from["pieces"]:
+            raise UserError(f"{shown(folder)} was begun by another version of jaxgpt: delete the folder and begin anew")
         file, offset, begins = saved["position"]
-        position = Position(int(file), int(offset), bool(begins))
-        tokens, documents = int(saved["tokens"]), int(saved["documents"])
-        shards = tuple(manifest.shard(path, entry) for entry in saved["shards"])
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is damaged: delete the folder and begin anew") from None
+        state = State(
+            tokenizer=saved["tokenizer"],
+            part=int(saved["part"]),
+            position=Position(int(file), int(offset), bool(begins)),
+            shards=shards,
+            **{name: int(saved[name]) for name in ("tokens", "documents", "empty", "bad", "validation_tokens")},
+        )
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise UserError(f"{shown(path)} is damaged: delete the folder and begin anew") from None
     for key, value in made_from.items():
         if before.get(key) != value:
             raise UserError(
-                f"{folder} was begun with other {key}: {_difference(before.get(key), value)}. Give the old ones, name "
-                "another --output, or delete the folder"
+                f"{shown(folder)} was begun with other {key}: {_difference(before.get(key), value)}. Give the old "
+                "ones, name another --output, or delete the folder"
             )
     for shard in shards:
         file = folder / shard.file
-        if not file.is_file() or file.stat().st_size != shard.bytes:
-            raise UserError(f"{file} is not as it was written: delete the folder {folder} and begin anew")
-    return State(tokenizer, part, position, tokens, documents, shards)
+        if not files.is_file(file, folder) or files.size(file, folder) != shard.bytes:
+            raise UserError(f"{shown(file)} is not as it was written: delete the folder {shown(folder)} and begin anew")
+    return state
 
 
 def _difference(before: Any, now: Any) -> str:
     """What differs, in few words."""
     if isinstance(before, dict) and isinstance(now, dict):
-        return ", ".join(f"{key} {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key])
+        changed = [key for key in now if before.get(key) != now[key]]
+        return ", ".join(f"{key} {quoted(before.get(key))}, now {quoted(now[key])}" for key in changed)
     if isinstance(before, list) and isinstance(now, list):
         pairs = zip(before, now, strict=False)
-        return next((f"{old}, now {new}" for old, new in pairs if old != new), f"{len(before)}, now {len(now)}")
-    return f"{before!r}, now {now!r}"
+        changed = ((old, new) for old, new in pairs if old != new)
+        return next(
+            (f"{shown(str(old))}, now {shown(str(new))}" for old, new in changed), f"{len(before)}, now {len(now)}"
+        )
+    return f"{quoted(before)}, now {quoted(now)}"
 
 
 def delete(folder: Path) -> None:
     (folder / NAME).unlink()
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """UserError where another process works in the folder. Does nothing where there are no such locks (Windows)."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UserError(f"{folder}: another process is preparing it. Wait for its end, or stop it") from None
-    finally:
-        os.close(descriptor)
-
-
 class Bar:
     """Bytes read of all there are: a live bar on a terminal, else a line now and then."""
 
     def __init__(self, size: int) -> None:
-        console = Console(highlight=False, stderr=True)
+        console = Console(highlight=False, markup=False, stderr=True)
         self._live = console.is_terminal
         self._console, self._size, self._printed, self._begun = console, size, time.monotonic(), time.monotonic()
         self._before = 0  # of the files that are done, and what an earlier start has read
@@ -128,10 +124,14 @@ class Bar:
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
+    def say(self, line: str) -> None:
+        """Prints a line, above the bar where there is one."""
+        self._console.print(printable(line), markup=False, soft_wrap=True)
+
     def begin(self, what: str) -> None:
         """Starts at nothing."""
-        self._what, self._before, self._begun = what, 0, time.monotonic()
-        self._progress.reset(self._task, description=what)
+        self._what, self._before, self._begun = printable(what), 0, time.monotonic()
+        self._progress.reset(self._task, description=self._what)
 
     def skip(self, size: int) -> None:
         """So many bytes were read earlier."""

@@ -6,6 +6,7 @@ data/notes   data/fineweb10B/   'shards/edu_fineweb_*.bin'   fineweb-10B
 import bisect
 import glob
 import itertools
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from jaxgpt.data import manifest, progress, sources, texts, token_files
 from jaxgpt.data.manifest import Manifest
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import quoted, shown
 
 
 class Shards:
@@ -24,15 +26,15 @@ class Shards:
     A slice is read from the disk when it is taken; places are 64-bit numbers.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], within: Path | None = None) -> None:
         self.paths = tuple(paths)
-        self._files = [token_files.open(path) for path in paths]
+        self._files = [token_files.open(path, within) for path in paths]
         self._ends = list(itertools.accumulate(len(file) for file in self._files))
         types = {file.dtype for file in self._files}
         if len(types) > 1:
             raise UserError(
-                f"{paths[0].parent} has token files of {' and '.join(sorted(map(str, types)))}: give those of one "
-                "tokenizer"
+                f"{shown(paths[0].parent)} has token files of {' and '.join(sorted(map(str, types)))}: give those of "
+                "one tokenizer"
             )
 
     def __len__(self) -> int:
@@ -73,20 +75,22 @@ def find(name: str) -> TokenSet | None:
         if path.suffix == ".bin" or (re.search(r"[*?\[]", name) and not path.exists()):
             return _matching(name)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise UserError(f"cannot read {name!r}: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"cannot read {quoted(name)}: {getattr(error, 'strerror', None) or error}") from None
     return None
 
 
 def _in_folder(folder: Path, command: str) -> TokenSet:
-    if (folder / manifest.NAME).exists():
+    if os.path.lexists(folder / manifest.NAME):
         return _by_manifest(folder, manifest.read(folder))
-    if (folder / progress.NAME).exists():
-        raise UserError(f"{folder} is not prepared to its end: the command that began it goes on where it stopped")
+    if os.path.lexists(folder / progress.NAME):
+        raise UserError(
+            f"{shown(folder)} is not prepared to its end: the command that began it goes on where it stopped"
+        )
     paths = sorted(folder.glob("*.bin"))
     if not paths:
         raise UserError(
-            f"{folder} is a folder, and has no token files (.bin). Make some of the text in it by: python run.py "
-            f"{command}"
+            f"{shown(folder)} is a folder, and has no token files (.bin). Make some of the text in it by: python "
+            f"run.py {shown(command)}"
         )
     return _by_names(paths)
 
@@ -95,7 +99,7 @@ def _matching(pattern: str) -> TokenSet:
     paths = sorted(Path(path) for path in glob.glob(pattern, recursive=True))
     if not paths:
         raise UserError(
-            f"--data.text {pattern}: there are no such files. python run.py prepare makes token files of text"
+            f"--data.text {shown(pattern)}: there are no such files. python run.py prepare makes token files of text"
         )
     return _by_names(paths)
 
@@ -109,9 +113,9 @@ def _by_names(paths: list[Path]) -> TokenSet:
     for split, found in of.items():
         if not found:
             raise UserError(
-                f"{paths[0]}: a .bin file is taken for tokens, and {paths[0].resolve().parent} has no token files for "
-                f"{'training' if split == 'train' else 'validation'}: those have _{split}_ in their names, as llm.c's. "
-                "python run.py prepare makes both of text"
+                f"{shown(paths[0])}: a .bin file is taken for tokens, and {shown(paths[0].resolve().parent)} has no "
+                f"token files for {'training' if split == 'train' else 'validation'}: those have _{split}_ in their "
+                "names, as llm.c's. python run.py prepare makes both of text"
             )
     return TokenSet(Shards(of["train"]), Shards(of["val"]), None)
 
@@ -120,15 +124,15 @@ def _by_manifest(folder: Path, found: Manifest) -> TokenSet:
     """The files that the manifest names, which must be there, each with as many tokens as it says."""
     for shard in found.shards:
         path = folder / shard.file
-        count = len(token_files.open(path))
+        count = len(token_files.open(path, folder))
         if count != shard.tokens:
             raise UserError(
-                f"{path} is not what was prepared: it has {count:,} tokens, and {manifest.NAME} says {shard.tokens:,}; "
-                "restore it from a copy, or prepare it anew"
+                f"{shown(path)} is not what was prepared: it has {count:,} tokens, and {manifest.NAME} says "
+                f"{shard.tokens:,}; restore it from a copy, or prepare it anew"
             )
     train, validation = (
         [folder / shard.file for shard in found.shards if shard.split == split] for split in ("train", "val")
     )
     if not (train and validation):
-        raise UserError(f"{folder / manifest.NAME} names no files to train on, or none to validate on")
-    return TokenSet(Shards(train), Shards(validation), found)
+        raise UserError(f"{shown(folder / manifest.NAME)} names no files to train on, or none to validate on")
+    return TokenSet(Shards(train, folder), Shards(validation, folder), found)

@@ -17,6 +17,9 @@ from jaxgpt.data import hub, texts
 from jaxgpt.data.manifest import Split
 from jaxgpt.data.pieces import kind_of
 from jaxgpt.errors import UserError
+from jaxgpt.files import open_file
+from jaxgpt.foreign_text import quoted, shown
+from jaxgpt.terminal import say
 
 HUB = "hf:"
 SHARD_TOKENS = 100_000_000
@@ -80,6 +83,10 @@ class File(NamedTuple):
     modified: int  # nanoseconds since 1970; 0 on the hub, where a commit never changes
     place: Path | hub.Remote
 
+    def is_local(self) -> bool:
+        """Returns whether it is on this machine, and not on the hub."""
+        return isinstance(self.place, Path)
+
     def here(self) -> Path:
         """Its path; what is on the hub is downloaded first."""
         return self.place if isinstance(self.place, Path) else hub.fetch(self.place)
@@ -101,28 +108,67 @@ def _files(source: str) -> list[File]:
     path = Path(source)
     try:
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.is_file() and kind_of(p) and not p.name.startswith("."))
-            if not found:
-                raise UserError(
-                    f"{source} has no files that end in .txt, .md, .jsonl or .parquet, or these and .gz, .zst"
-                )
-        else:
-            found = [path] if path.is_file() else sorted(Path(p) for p in glob.glob(source, recursive=True))
-            found = [p for p in found if p.is_file()]
+            return [_local(p) for p in _in_folder(path)]
+        if path.exists() and not path.is_file():
+            raise UserError(
+                f"{shown(source)} is a pipe or a device, which can be read once at most, and a preparation that goes "
+                "on after an interruption reads it again: write it to a file first, and name that"
+            )
+        found = [path] if path.is_file() else sorted(Path(p) for p in glob.glob(source, recursive=True))
+        found = [p for p in found if p.is_file()]
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {source!r}: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"cannot read {quoted(source)}: {getattr(error, 'strerror', None) or error}") from None
     if not found:
         nearest = difflib.get_close_matches(source, [*DATA_SETS, source], n=2)
         hint = next((f"; did you mean {name}?" for name in nearest if name != source), ".")
         raise UserError(
-            f"there is no file, folder or data set {source!r}{hint} Data sets: {', '.join(DATA_SETS)}, and "
+            f"there is no file, folder or data set {quoted(source)}{hint} Data sets: {', '.join(DATA_SETS)}, and "
             f"{HUB}owner/name for any on the Hugging Face hub"
         )
     return [_local(p) for p in found]
 
 
+def _in_folder(folder: Path) -> list[Path]:
+    """Returns the files of text in a folder and those within it, sorted, and prints what is left out.
+
+    Hidden files and folders are no part of it, such as .git. Links are left out: what they lead to may lie in the
+    folder as well, or be none of its owner's. UserError for a folder that can't be read, and where there are none.
+    """
+    found, links, others = [], [], []
+    for place, folders, names in os.walk(folder, onerror=_raise):
+        here = Path(place)
+        links += [here / name for name in folders if not name.startswith(".") and (here / name).is_symlink()]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # a link is not gone into
+        for path in (here / name for name in names if not name.startswith(".")):
+            (links if path.is_symlink() else found if kind_of(path) else others).append(path)
+    notes = [_some(paths, what) for paths, what in ((links, "links"), (others, "files of other kinds")) if paths]
+    if notes and found:
+        say(f"{shown(folder)}: left out are {' and '.join(notes)}; name them to prepare them", error=True)
+    if not found:
+        raise UserError(
+            f"{shown(folder)} has no files that end in .txt, .md, .json, .jsonl or .parquet, or these and .gz, .bz2, "
+            f".xz, .zst{'; it has ' + ' and '.join(notes) if notes else ''}. Files are also named by a pattern, such "
+            "as 'notes/*.log'"
+        )
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    """Has `os.walk` stop at a folder that it can't read."""
+    raise UserError(
+        f"cannot read {shown(str(error.filename))}: {error.strerror}. Let it be read, or name the files beside it"
+    )
+
+
+def _some(paths: list[Path], what: str) -> str:
+    """Returns the number of files, and the names of the first."""
+    names = ", ".join(shown(path, 60) for path in sorted(paths)[:3])
+    return f"{len(paths):,} {what} ({names}{', ...' if len(paths) > 3 else ''})"
+
+
 def _local(path: Path) -> File:
-    status = path.stat()
+    with open_file(path) as file:  # here, rather than after an hour, it is told that it can't be read
+        status = os.fstat(file.fileno())
     return File(str(path), status.st_size, status.st_mtime_ns, path)
 
 
@@ -132,7 +178,7 @@ def _on_the_hub(source: str) -> list[hub.Remote]:
     owner, _, rest = rest.partition("/")
     name, _, folder = rest.partition("/")
     if not owner or not name:
-        raise UserError(f"{source}: give {HUB}owner/name, {HUB}owner/name/folder or {HUB}owner/name:split")
+        raise UserError(f"{shown(source)}: give {HUB}owner/name, {HUB}owner/name/folder or {HUB}owner/name:split")
     repository, split = f"{owner}/{name}", split or "train"
     for revision in ("main", hub.CONVERTED):
         inside = [r for r in hub.files(repository, revision) if not folder or r.name.startswith(f"{folder}/")]
@@ -142,7 +188,9 @@ def _on_the_hub(source: str) -> list[hub.Remote]:
             if of_split or (found and split == "train"):  # where nothing is named for it, all is for training
                 return of_split or found
     where = f" in {folder}" if folder else ""
-    raise UserError(f"{source}: {repository} has no Parquet or JSON lines files{where} for the split {split}")
+    raise UserError(
+        f"{shown(source)}: {shown(repository)} has no Parquet or JSON lines files{shown(where)} for the split {split}"
+    )
 
 
 def here(files: Sequence[File]) -> Iterator[Path]:

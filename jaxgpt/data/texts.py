@@ -2,7 +2,7 @@
 
 - embedded: prose that ships with CPython, the language reference and the standard library's docstrings
 - tinyshakespeare: 40,000 lines of Shakespeare (Karpathy 2015, github.com/karpathy/char-rnn)
-- anything else: the path of a UTF-8 text file
+- anything else: the path of a UTF-8 text file, which may be packed: .gz, .bz2, .xz, .zst
 """
 
 import ast
@@ -12,9 +12,12 @@ import functools
 import hashlib
 import http.client
 import inspect
+import itertools
 import os
 import random
 import re
+import shlex
+import stat
 import sys
 import sysconfig
 import urllib.request
@@ -23,7 +26,10 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from jaxgpt import files, foreign_text
+from jaxgpt.data import pieces, signatures, unpacking
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import quoted, shown
 
 NAMES = ("embedded", "tinyshakespeare")
 
@@ -35,14 +41,18 @@ SHAKESPEARE_BYTES = 1_115_394
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "turtledemo", "lib2to3", "encodings", "pydoc_data"}
 SKIPPED_FOLDERS |= {"site-packages", "dist-packages"}
 PIECE_CHARACTERS = 4000
+LARGEST_UNPACKED = 4 << 30  # bytes of a packed text that is trained on as it is
+SMALL_UNPACKED = 64 << 20  # which any packed text may have
+LARGEST_RATIO = 100  # of a larger one's size to that of its file
+MOST_COMPARED = 1000  # files with which a name that there isn't is compared
 CONTROL_CHARACTERS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) != "\n"}
 
 
 def load(name: str) -> str:
-    """The whole text called `name`: "embedded", "tinyshakespeare", or the path of a UTF-8 file.
+    """Returns the whole text called `name`: "embedded", "tinyshakespeare", or the path of a UTF-8 file.
 
-    A file's text is returned as it is, but for a leading byte order mark. Raises UserError where there is no such text,
-    or it is empty, not UTF-8, damaged, or can't be downloaded.
+    A file's text is returned as it is, but for a leading byte order mark. UserError where there is no such text, or it
+    is empty, not UTF-8, damaged, of a kind that `run.py prepare` reads, or can't be downloaded.
     """
     if name == "embedded":
         return _embedded()
@@ -52,14 +62,17 @@ def load(name: str) -> str:
 
 
 def describe(name: str) -> str:
-    """What the text called `name` is and its size, in one phrase. Nothing is downloaded. Raises UserError as `load`."""
+    """Returns what the text called `name` is and its size, in one phrase. UserError where there is no such text.
+
+    Nothing is downloaded, and of a file only the size is looked at.
+    """
     if name == "embedded":
         parts = "the language reference" + (" and the standard library's docstrings" if _library_files() else "")
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         return f"text that ships with Python {version}: {parts} ({_size(len(_embedded().encode()))})"
     if name == "tinyshakespeare":
         return f"tiny Shakespeare, 40,000 lines from his plays ({_size(SHAKESPEARE_BYTES)})"
-    return f"the file {name} ({_size(len(_read(name)))})"
+    return f"the file {shown(name)} ({_size(files.size(_file(name)))})"
 
 
 def cache_folder() -> Path:
@@ -77,45 +90,76 @@ def _size(count: int) -> str:
 # A user's file
 
 
-def _read(name: str) -> bytes:
-    """The bytes of the file `name`; a UserError where it can't be read."""
-    path = Path(name)
+def _file(name: str) -> Path:
+    """Returns the path of the file `name`. UserError where it is no regular file of text."""
+    path, called = Path(name), shown(name)
     try:
-        return path.read_bytes()
+        mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in the path
         raise _unknown(name) from None
     except OSError as error:
-        if os.path.isdir(path):
-            raise UserError(f"{name} is a folder, and a text is one file: name a UTF-8 text file in it") from None
-        raise UserError(f"cannot read {name}: {error.strerror}; name a UTF-8 text file that can be read") from None
+        raise UserError(f"cannot read {called}: {error.strerror}; name a UTF-8 text file that can be read") from None
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{called} is a folder, and a text is one file: name a UTF-8 text file in it")
+    if not stat.S_ISREG(mode):
+        raise UserError(
+            f"{called} is a pipe or a device, which can be read once at most, and a run that goes on after an "
+            "interruption reads its text again: write it to a file first, and name that"
+        )
+    if pieces.kind_of(path) in ("json", "jsonl", "parquet"):
+        output = shlex.quote(shown(f"data/{path.name.partition('.')[0]}"))
+        raise UserError(
+            f"{called} has rows with fields, and is no plain text. Make token files of it by: python run.py prepare "
+            f"{shlex.quote(called)} --output {output}, and train on them: --data.text {output}"
+        )
+    return path
+
+
+def _read(name: str) -> bytes:
+    """Returns the bytes of the file `name`, unpacked. UserError where it can't be read, or has too many."""
+    path = _file(name)
+    if path.suffix.lower() not in pieces.PACKED:
+        return files.read_bytes(path, files.LARGEST_TEXT)
+    most = min(LARGEST_UNPACKED, max(SMALL_UNPACKED, LARGEST_RATIO * files.size(path)))
+    with unpacking.opened(path) as reader:
+        parts = []
+        while part := reader.read(unpacking.AT_ONCE):
+            parts.append(part)
+            if reader.offset > most:
+                raise UserError(
+                    f"{shown(name)}: more than {_size(most)} are packed in it, which is too much to be kept in memory, "
+                    "or packed better than text is. Make token files of it by: python run.py prepare"
+                )
+    return b"".join(parts)
 
 
 def _unknown(name: str) -> UserError:
-    """The error for a name that is neither a text's nor a file's, with the nearest one that is."""
+    """Returns the error for a name that is neither a text's nor a file's, with the nearest one that is."""
     folder = Path(name).parent
     exists = os.path.isdir(folder)
-    files = [str(path) for path in folder.iterdir() if path.is_file() or any(path.glob("*.bin"))] if exists else []
-    nearest = difflib.get_close_matches(name, [*NAMES, *files], n=1)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    where = f"no such file in {folder.resolve()}" if exists else f"there is no folder {folder}"
+    beside: list[str] = []
+    with contextlib.suppress(OSError):  # a folder that can't be read
+        entries = itertools.islice(folder.iterdir() if exists else (), MOST_COMPARED)
+        beside = [str(path) for path in entries if path.is_file() or any(path.glob("*.bin"))]
+    nearest = difflib.get_close_matches(name, [*NAMES, *beside], n=1)
+    hint = f"; did you mean {shown(nearest[0])}?" if nearest else ""
+    where = f"no such file in {shown(folder.resolve())}" if exists else f"there is no folder {shown(folder)}"
     names = ", ".join(NAMES)
     return UserError(
-        f"there is no text {name!r} ({where}): name one of {names}, a data set that run.py prepare --help lists, a "
-        f"UTF-8 text file's path, or a folder of token files{hint}"
+        f"there is no text {quoted(name)} ({where}): name one of {names}, a data set that run.py prepare --help lists, "
+        f"a UTF-8 text file's path, or a folder of token files{hint}"
     )
 
 
 def _decode(data: bytes, name: str) -> str:
-    """UTF-8 bytes as text, without a byte order mark; a UserError with the offset of a byte that is not UTF-8."""
+    """Returns UTF-8 bytes as text, without a byte order mark. UserError for what is no text, or is empty."""
+    signatures.check_text(Path(name), data[: signatures.HEAD_BYTES])
     try:
-        text = data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{name} is not UTF-8 text: byte 0x{data[error.start]:02x} at offset {error.start} ({error.reason}); "
-            f"convert it to UTF-8, or name another file"
-        ) from None
+        text = foreign_text.decode(data)
+    except ValueError as error:
+        raise UserError(f"{shown(name)} is {error}; convert it to UTF-8, or name another file") from None
     if not text:
-        raise UserError(f"{name} is empty; name a file with text in it")
+        raise UserError(f"{shown(name)} is empty; name a file with text in it")
     return text
 
 
@@ -187,8 +231,8 @@ def _embedded() -> str:
     changes.
     """
     cached = cache_folder() / f"embedded-{_library_state()}.txt"
-    with contextlib.suppress(OSError, ValueError):  # absent, not UTF-8, or without the first line
-        checksum, text = cached.read_bytes().split(b"\n", 1)
+    with contextlib.suppress(UserError, ValueError):  # absent, not UTF-8, or without the first line
+        checksum, text = files.read_bytes(cached, files.LARGEST_JSON).split(b"\n", 1)
         if checksum.decode() == hashlib.sha256(text).hexdigest():
             return text.decode("utf-8")
     text = _read_embedded()

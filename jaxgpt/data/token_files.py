@@ -15,7 +15,10 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from jaxgpt import files
+from jaxgpt.data import signatures
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
 
 HEADER_BYTES = 1024
 
@@ -36,60 +39,66 @@ def format_for(vocabulary_size: int) -> Format:
     return GPT2 if vocabulary_size <= 1 << 16 else LLAMA3
 
 
-def open(path: Path | str) -> np.ndarray:
-    """The tokens of a file, 1-D, uint16 or uint32, as a read-only memory map: nothing is read but the header.
+def open(path: Path | str, within: Path | None = None) -> np.ndarray:
+    """Returns the tokens of a file, 1-D, uint16 or uint32, as a read-only memory map: only the header is read.
 
-    UserError where the file can't be read, is no token file, or has not the size that its header says.
+    UserError where the file can't be read, is no token file, or has not the size that its header says; and where it is
+    a link that leads out of the folder `within`.
     """
     path = Path(path)
-    try:
-        size, header = _size_and_header(path)
-        form, count = _check(path, size, header)
-        return np.memmap(path, form.dtype, "r", offset=HEADER_BYTES, shape=(count,))
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path, or what shrank since it was checked
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read the token file {path}: {reason}") from None
-
-
-def refuse_special(path: Path) -> None:
-    """UserError for a pipe or a device, which may never end. OSError, ValueError where the path can't be looked at."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise UserError(f"{path} is a pipe or a device, where a file is expected")
-
-
-def _size_and_header(path: Path) -> tuple[int, bytes]:
-    refuse_special(path)
-    with path.open("rb") as file:
-        return os.fstat(file.fileno()).st_size, file.read(HEADER_BYTES)
+    with files.open_file(path, within) as file:
+        try:
+            header = file.read(HEADER_BYTES)
+            form, count = _check(path, os.fstat(file.fileno()).st_size, header)
+            return np.memmap(file, form.dtype, "r", offset=HEADER_BYTES, shape=(count,))  # type: ignore[arg-type]
+        except (OSError, ValueError) as error:  # ValueError: what shrank since it was checked
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot read the token file {shown(path)}: {reason}") from None
 
 
 def _check(path: Path, size: int, header: bytes) -> tuple[Format, int]:
     """The format, and the count of the tokens that are really there."""
+    magic = int.from_bytes(header[:4], "little")
+    if magic not in FORMATS and (about := signatures.known(header)):
+        raise UserError(f"{shown(path)} is no token file, but {about}")
+    if magic not in FORMATS and path.name in ("train.bin", "val.bin") and size and size % 2 == 0:
+        raise UserError(_without_header(path))
     if len(header) < HEADER_BYTES:
         raise UserError(
-            f"{path} is no token file: it ends at byte offset {len(header)}, within the header of {HEADER_BYTES} bytes"
+            f"{shown(path)} is no token file: it ends at byte offset {len(header)}, within the header of "
+            f"{HEADER_BYTES} bytes"
         )
     magic, version, stated = (int(number) for number in np.frombuffer(header, "<u4", 3))
     form = FORMATS.get(magic)
     if form is None:
         raise UserError(
-            f"{path} is no token file: the magic number at byte offset 0 is {magic}, and should be {GPT2.magic} "
+            f"{shown(path)} is no token file: the magic number at byte offset 0 is {magic}, and should be {GPT2.magic} "
             f"(uint16) or {LLAMA3.magic} (uint32)"
         )
     if version != form.version:
         raise UserError(
-            f"{path}: the version at byte offset 4 is {version}, and token files of magic number {magic} have version "
-            f"{form.version}: it was written by another program, or is damaged"
+            f"{shown(path)}: the version at byte offset 4 is {version}, and token files of magic number {magic} have "
+            f"version {form.version}: it was written by another program, or is damaged"
         )
     count, rest = divmod(size - HEADER_BYTES, form.dtype.itemsize)
     if rest or count & 0xFFFFFFFF != stated:
         raise UserError(
-            f"{path} is damaged: its header promises {stated:,} tokens, that is {_bytes(form, stated):,} bytes, and it "
-            f"has {size:,}; restore it from a copy, or prepare it anew"
+            f"{shown(path)} is damaged: its header promises {stated:,} tokens, that is {_bytes(form, stated):,} bytes, "
+            f"and it has {size:,}; restore it from a copy, or prepare it anew"
         )
     if not count:
-        raise UserError(f"{path} has no tokens")
+        raise UserError(f"{shown(path)} has no tokens")
     return form, count
+
+
+def _without_header(path: Path) -> str:
+    new = path.with_name(f"tokens_{path.name}")
+    return (
+        f"{shown(path)} has no header, as nanoGPT's train.bin and val.bin have none. Write a token file with one, and "
+        "move the old one away: python -c 'import numpy, pathlib; from jaxgpt.data import token_files as t; "
+        f't.write(pathlib.Path("{shown(new)}"), numpy.memmap("{shown(path)}", "<u2"), t.GPT2)\'; or make it of the '
+        "text by: python run.py prepare"
+    )
 
 
 def _bytes(form: Format, count: int) -> int:

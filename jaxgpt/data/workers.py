@@ -1,5 +1,6 @@
 """What `prepare` has several processes do: pieces to tokens, and to the characters they have."""
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -10,12 +11,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgpt.data import encodings, pieces, token_files, tokenizers
+from jaxgpt.data import documents, encodings, pieces, token_files, tokenizers
+from jaxgpt.data.documents import Rows
 from jaxgpt.data.pieces import Piece
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
 
 PIECES_AHEAD = 4  # for each process
 TRAINED_ON_BYTES = 1 << 30  # of which a BPE is made: from its beginning on, no more of the text is read
+LONGEST_WORD = 1000  # characters of a word that a BPE is trained on
+
+# Each kind of word is looked for where one begins, so that the search takes time in proportion to the text.
+LONG_WORD = re.compile(
+    "|".join(rf"(?<!{kind}){kind}{{{LONGEST_WORD + 1}}}{kind}*+" for kind in (r"[!-~]", r"\w", r"\s", r"[^\w\s]"))
+)
 
 _tokenizer: tokenizers.Tokenizer | None = None  # a process's own
 
@@ -23,6 +32,7 @@ _tokenizer: tokenizers.Tokenizer | None = None  # a process's own
 class Tokenized(NamedTuple):
     tokens: np.ndarray  # of the token file's dtype
     documents: int
+    rows: Rows
 
 
 class Pool:
@@ -38,18 +48,24 @@ class Pool:
             self._executor = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(tokenizer,))
 
     def map(self, function: Callable[[Piece], Any], items: Iterable[Piece]) -> Iterator[tuple[Piece, Any]]:
-        """Each piece (without its data) and its result, in order. Few pieces are read before they are asked for."""
+        """Yields each piece without its text, and its result, in order.
+
+        Few pieces are read before they are asked for, and of long ones fewer.
+        """
         if self._executor is None:
             for piece in items:
-                yield piece._replace(data=b""), function(piece)
+                yield piece.emptied(), function(piece)
             return
-        waiting = deque()
+        most = PIECES_AHEAD * self._processes
+        waiting, held = deque(), 0
         for piece in items:
-            waiting.append((piece._replace(data=b""), self._executor.submit(function, piece)))
-            if len(waiting) > PIECES_AHEAD * self._processes:
-                done, future = waiting.popleft()
+            waiting.append((piece.emptied(), piece.size(), self._executor.submit(function, piece)))
+            held += waiting[-1][1]
+            while len(waiting) > most or (waiting and held > most * pieces.PIECE_BYTES):
+                done, size, future = waiting.popleft()
                 yield done, future.result()
-        for done, future in waiting:
+                held -= size
+        for done, _, future in waiting:
             yield done, future.result()
 
     def __enter__(self) -> "Pool":
@@ -66,53 +82,83 @@ def _begin(tokenizer: dict[str, Any] | None) -> None:
 
 
 def tokenize(piece: Piece) -> Tokenized:
-    """The piece's documents, each behind the token that separates them where the vocabulary has one."""
-    tokenizer = _tokenizer
-    assert tokenizer is not None
-    parts, documents = [], 0
-    for document in pieces.documents(piece):
+    """Returns the piece's documents, each behind the token that separates them where the vocabulary has one."""
+    assert _tokenizer is not None
+    return tokenize_with(_tokenizer, piece)
+
+
+def tokenize_with(tokenizer: tokenizers.Tokenizer, piece: Piece) -> Tokenized:
+    """Does what `tokenize` does, with this tokenizer."""
+    parts, count, rows = [], 0, Rows()
+    for document in documents.of(piece, rows):
         if document.begins:
-            documents += 1
+            count += 1
             if tokenizer.end_of_text is not None:
                 parts.append([tokenizer.end_of_text])
         parts.append(_encode(tokenizer, document.text, piece))
     dtype = token_files.format_for(tokenizer.vocabulary_size).dtype
-    return Tokenized(np.concatenate([np.asarray(part, dtype) for part in parts] or [np.empty(0, dtype)]), documents)
+    tokens = np.concatenate([np.asarray(part, dtype) for part in parts] or [np.empty(0, dtype)])
+    return Tokenized(tokens, count, rows)
 
 
 def _encode(tokenizer: tokenizers.Tokenizer, text: str, piece: Piece) -> np.ndarray:
     try:
         return tokenizer.encode(text)
     except UserError as error:
-        raise UserError(f"{piece.path}, in the part that begins at {piece.position.offset}: {error}") from None
+        raise UserError(f"{shown(piece.path)}, in the part that begins at {piece.position.offset:,}: {error}") from None
 
 
 def characters(piece: Piece) -> set[str]:
-    return {character for document in pieces.documents(piece) for character in document.text}
+    """Returns the characters of a piece."""
+    return set().union(*(document.text for document in documents.of(piece, Rows())))
 
 
 # The vocabulary
 
 
-def make_tokenizer(name: str, vocabulary_size: int, texts: Iterable[Piece], processes: int) -> tokenizers.Tokenizer:
-    """The tokenizer called `name`; what is made from the text itself reads `texts`, and others don't."""
+class Made(NamedTuple):
+    tokenizer: tokenizers.Tokenizer
+    left_out: int = 0  # characters of words that a BPE wasn't trained on
+
+
+def make_tokenizer(name: str, vocabulary_size: int, texts: Iterable[Piece], processes: int, skip_bad: int) -> Made:
+    """Returns the tokenizer called `name`; what is made from the text itself reads `texts`, and others don't."""
     if name == "characters":
         with Pool(processes) as pool:
             found = set().union(*(result for _, result in pool.map(characters, texts)))
-        return tokenizers.make(name, "".join(found))
+        if not found:
+            raise UserError("there is no text to make the tokenizer characters of: all files or rows are empty")
+        return Made(tokenizers.make(name, "".join(found)))
     if name == "bpe":
-        return tokenizers.Trained(encodings.train(_sample(texts), vocabulary_size))
-    return tokenizers.make(name, "")
+        sample = Sample(texts, skip_bad)
+        return Made(tokenizers.Trained(encodings.train(sample, vocabulary_size)), sample.left_out)
+    return Made(tokenizers.make(name, ""))
 
 
-def _sample(texts: Iterable[Piece]) -> Iterator[str]:
-    left = TRAINED_ON_BYTES
-    for piece in texts:
-        for document in pieces.documents(piece):
-            yield document.text
-            left -= len(document.text)
-        if left <= 0:
-            return
+class Sample:
+    """The text that a BPE is trained on, which is iterated over once.
+
+    Training takes time in proportion to a word's length for each pair that is joined in it, so what is too long for a
+    word (a picture in base64) is left out.
+
+    Attributes:
+        left_out: How many characters of such words were left out so far.
+    """
+
+    def __init__(self, texts: Iterable[Piece], skip_bad: int) -> None:
+        self.left_out, self._texts, self._skip_bad = 0, texts, skip_bad
+
+    def __iter__(self) -> Iterator[str]:
+        left, rows = TRAINED_ON_BYTES, Rows()
+        for piece in self._texts:
+            for document in documents.of(piece, rows):
+                text = LONG_WORD.sub("", document.text)
+                self.left_out += len(document.text) - len(text)
+                yield text
+                left -= len(document.text)
+            rows.check(self._skip_bad)
+            if left <= 0:
+                return
 
 
 def versions(tokenizer: str) -> dict[str, str]:

@@ -13,10 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxgpt import files
 from jaxgpt.errors import RunError, UserError
+from jaxgpt.foreign_text import shown
 
 MAGIC, VERSION = 20240522, 1
 HEADER_BYTES = 1024
+LARGEST_BYTES = 1 << 30
 START = 65535
 HEADING = 5  # numbers before an example's context
 WHAT_TO_DO = "Make the file anew, or restore it from a copy"
@@ -32,27 +35,20 @@ class Example(NamedTuple):
 
 def read(path: Path) -> list[Example]:
     """All examples. UserError, with the byte, where the file is not what its numbers say."""
-    try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise UserError(f"{path}: not a file")
-        with path.open("rb") as file:
-            data = file.read(size)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise UserError(f"{path}: can't be read ({getattr(error, 'strerror', None) or error})") from None
+    data = files.read_bytes(path, LARGEST_BYTES)
     if len(data) < HEADER_BYTES:
-        raise UserError(f"{path}: {len(data)} bytes, and the header alone has {HEADER_BYTES}. {WHAT_TO_DO}")
+        raise UserError(f"{shown(path)}: {len(data)} bytes, and the header alone has {HEADER_BYTES}. {WHAT_TO_DO}")
     magic, version, count, longest = np.frombuffer(data, "<i4", 4).tolist()
     if magic != MAGIC or version != VERSION:
         raise UserError(
-            f"{path}: its header begins with {magic}, {version}, and llm.c's multiple-choice files with {MAGIC}, "
-            f"{VERSION}. {WHAT_TO_DO}"
+            f"{shown(path)}: its header begins with {magic}, {version}, and llm.c's multiple-choice files with "
+            f"{MAGIC}, {VERSION}. {WHAT_TO_DO}"
         )
     room = len(data) - HEADER_BYTES
     if not (0 <= count <= room // (2 * HEADING) and 0 <= longest <= room) or room % 2:
         raise UserError(
-            f"{path}: the header says {count} examples of up to {longest} bytes, which don't fit in the {room} bytes "
-            f"after it. {WHAT_TO_DO}"
+            f"{shown(path)}: the header says {count} examples of up to {longest} bytes, which don't fit in the {room} "
+            f"bytes after it. {WHAT_TO_DO}"
         )
     stream = np.frombuffer(data, "<u2", offset=HEADER_BYTES)
     place, examples = 0, []
@@ -60,7 +56,9 @@ def read(path: Path) -> list[Example]:
         example, place = _example(path, stream, place, index, longest)
         examples.append(example)
     if place != len(stream):
-        raise UserError(f"{path}: {2 * (len(stream) - place)} bytes more than its {count} examples have. {WHAT_TO_DO}")
+        raise UserError(
+            f"{shown(path)}: {2 * (len(stream) - place)} bytes more than its {count} examples have. {WHAT_TO_DO}"
+        )
     return examples
 
 
@@ -68,7 +66,7 @@ def _example(path: Path, stream: np.ndarray, place: int, index: int, longest: in
     """The example at `place`, and the place after it."""
 
     def wrong(what: str, at: int) -> UserError:
-        return UserError(f"{path}: example {index} at byte {HEADER_BYTES + 2 * at}: {what}. {WHAT_TO_DO}")
+        return UserError(f"{shown(path)}: example {index} at byte {HEADER_BYTES + 2 * at}: {what}. {WHAT_TO_DO}")
 
     if place + HEADING > len(stream):
         raise wrong("the file ends there", place)
@@ -102,8 +100,8 @@ def write(path: Path, examples: Sequence[Example]) -> None:
         heading = [START, size, index, example.label, len(example.completions)]
         if not all(map(len, parts)) or max(*heading, *body.tolist()) > START or index == START:
             raise UserError(
-                f"{path}: example {index} can't be written: its tokens are to be of GPT-2's vocabulary, none of its "
-                f"parts empty, all of it below 64 KiB, and its number below {START}"
+                f"{shown(path)}: example {index} can't be written: its tokens are to be of GPT-2's vocabulary, none of "
+                f"its parts empty, all of it below 64 KiB, and its number below {START}"
             )
         pieces.append(np.concatenate([heading, body]).astype("<u2").tobytes())
     header = np.zeros(HEADER_BYTES // 4, "<i4")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ from jaxgpt.evaluation import multiple_choice, trained
 from jaxgpt.evaluation.loss import bits_per_byte_of_one_nat, make_validation_loss
 from jaxgpt.evaluation.scoring import make_scorer
 from jaxgpt.evaluation.trained import Trained
+from jaxgpt.foreign_text import shown
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.parallel import mesh
-from jaxgpt.training import corpus, fingerprint, folder
+from jaxgpt.terminal import say
+from jaxgpt.training import corpus, fingerprint, metrics_file
 
 
 def evaluate(
@@ -34,7 +35,7 @@ def evaluate(
         multiple_choice.task_files.check_name(task, data)
     model = trained.load(run, devices)
     for message in model.damaged:
-        print(message, file=sys.stderr)
+        say(message, error=True)
     started = time.perf_counter()
     if task:
         examples = multiple_choice.load(task, data, model.tokenizer, model.config.model, limit=limit, shots=shots)
@@ -43,11 +44,11 @@ def evaluate(
     else:
         line, found = _loss(model, data, limit, batch_size)
     found = {"step": model.about["step"], **found}
-    print(f"{line} ({time.perf_counter() - started:.1f} s)")
+    say(f"{line} ({time.perf_counter() - started:.1f} s)")
     if task or not data:  # of another text the loss is no validation loss of the run's
-        message = folder.add_evaluation(run, {key: value for key, value in found.items() if key != "tokens"})
+        message = metrics_file.add_evaluation(run, {key: value for key, value in found.items() if key != "tokens"})
         if message:
-            print(message, file=sys.stderr)
+            say(message, error=True)
     if output:
         try:
             output.write_text(json.dumps({"run": str(run), "data": data, **found}, indent=2) + "\n", encoding="utf-8")
@@ -83,13 +84,18 @@ def _loss(model: Trained, data: str, limit: int, batch_size: int) -> tuple[str, 
 def _validation_split(model: Trained, name: str) -> Tokens:
     """Of the token files `name`, or of what the run was trained on. UserError where that is no longer what it was, and
     where the tokens are another tokenizer's."""
-    config = model.config
+    config, known = model.config, model.about["text"]
+    ours = not config.data.mixture and config.data.text in texts.NAMES
+    if not (name or known or ours):
+        raise UserError("--run: its checkpoint doesn't say on which text it was trained. Name one with --data")
     if name:
         options = dataclasses.replace(config.data, text=name, mixture="", tokenizer=model.tokenizer.name)  # type: ignore[arg-type]
         config = dataclasses.replace(config, data=options)
+    elif not ours:  # a path, which is read as data, and is only of use where the checkpoint knows what is in it
+        say(f"text      {shown(config.data.mixture or config.data.text)}, as the run's config.toml names it")
     data, _ = corpus.load(config, model.tokenizer if isinstance(model.tokenizer, HuggingFace) else None)
-    where = f"--data {name}" if name else f"--data.text {config.data.text}"
-    change = "" if name or "text" not in model.about else fingerprint.difference(model.about["text"], data.fingerprint)
+    where = f"--data {name}" if name else f"--data.text {shown(config.data.mixture or config.data.text)}"
+    change = "" if name or not known else fingerprint.difference(known, data.fingerprint)
     if change:
         raise UserError(
             f"{where}: not the text that the run was trained on: {change}. Restore the text, or name one with --data"

@@ -8,6 +8,7 @@ of the context, text up to a stop) is lm_eval's; the answers are those of `scori
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ except ImportError as error:
 from jaxgpt.config import Sampling
 from jaxgpt.evaluation import multiple_choice, trained
 from jaxgpt.evaluation.scoring import Request, Score, make_scorer
+from jaxgpt.foreign_text import shown
 from jaxgpt.generation import texts
+from jaxgpt.terminal import say
 
 BATCH_SIZE = 16  # where lm_eval leaves it to the model
 
@@ -42,10 +45,10 @@ class JaxGPT(LM):
         self, run: str, devices: int = 0, batch_size: int | str = BATCH_SIZE, max_gen_toks: int = 256, **others: Any
     ):
         super().__init__()  # `others` are what lm_eval hands to every model: max_batch_size, device
-        self.model = trained.load(Path(run), int(devices))
-        size = str(batch_size)
-        self.scorer = make_scorer(self.model.config, int(size) if size.isdecimal() and int(size) else BATCH_SIZE)
-        self.max_gen_toks = int(max_gen_toks)
+        self.model = trained.load(Path(run), _whole("devices", devices))
+        size = 0 if str(batch_size).startswith("auto") else _whole("batch_size", batch_size)
+        self.scorer = make_scorer(self.model.config, size or BATCH_SIZE)
+        self.max_gen_toks = _whole("max_gen_toks", max_gen_toks)
 
     @property
     def max_length(self) -> int:
@@ -119,13 +122,21 @@ class JaxGPT(LM):
         return self.scorer(self.model.params, requests)
 
 
+def _whole(name: str, value: int | str) -> int:
+    """Returns a number of --model_args, which lm_eval may leave as text. UserError where it is none."""
+    text = str(value)
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise UserError(f"--model_args {name}={shown(text)}: must be a whole number of at most nine digits")
+    return int(text)
+
+
 def main() -> int:
     """lm_eval's command; mistakes about the run are reported as this project reports them."""
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # it would fork for its bootstraps, which JAX's threads forbid
     try:
         cli_evaluate()
     except JaxgptError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return error.status
     return 0
 

@@ -10,7 +10,6 @@ A token's bytes are its own, also where it is a part of a character; the end of 
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -24,6 +23,7 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Context, Params
 from jaxgpt.objectives import next_token
+from jaxgpt.parallel.in_flight import in_turn
 from jaxgpt.parallel.mesh import AXIS
 from jaxgpt.training.step import cast, layout_of
 
@@ -59,8 +59,8 @@ def make_validation_loss(config: Config, tokens: loader.Tokens, sequence_length:
     batch_loss = layout.jit(loss_sum, in_specs=(layout.specs(), sequences, sequences), out_specs=PartitionSpec())
 
     def validation_loss(params: Params) -> float:
-        sums: list[Any] = [batch_loss(params, *layout.from_processes(batch, sequences)) for batch in batches()]
-        return float(np.sum(jax.device_get(sums), dtype=np.float64) / count)
+        sums = in_turn(batch_loss(params, *layout.from_processes(batch, sequences)) for batch in batches())
+        return float(np.sum(list(sums), dtype=np.float64) / count)
 
     return validation_loss
 

@@ -9,10 +9,9 @@ that scores don't depend on the batch size or on the devices but for rounding.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -24,6 +23,7 @@ from jaxgpt.layers import cross_entropy, unembedding
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Context, Params, inputs_of
+from jaxgpt.parallel.in_flight import in_turn
 from jaxgpt.parallel.mesh import AXIS
 from jaxgpt.training.step import cast, layout_of
 
@@ -86,15 +86,19 @@ def make_scorer(config: Config, batch_size: int) -> Scorer:
 
     def scorer(params: Params, requests: Sequence[Request]) -> list[Score]:
         places = _places(requests)  # equal requests are scored once, and so are equal to the last bit
-        dispatched = []
-        for length, group in _by_length(places, model.context).items():
-            for start in range(0, len(group), rows):
-                part = group[start : start + rows]
+        parts = [
+            (length, group[start : start + rows])
+            for length, group in _by_length(places, model.context).items()
+            for start in range(0, len(group), rows)
+        ]
+
+        def dispatched() -> Iterator[tuple[Array, Array]]:
+            for length, part in parts:
                 batch = tuple(array[own] for array in _batch(part, rows, length, model.context))
-                dispatched.append((part, program(params, *layout.from_processes(batch, sequences))))
+                yield program(params, *layout.from_processes(batch, sequences))
+
         found: dict[Request, Score] = {}
-        for part, scores in dispatched:
-            values, greedy = jax.device_get(scores)
+        for (_, part), (values, greedy) in zip(parts, in_turn(dispatched()), strict=True):
             found |= {
                 request: Score(float(value), bool(all_greedy))
                 for request, value, all_greedy in zip(part, values, greedy, strict=False)

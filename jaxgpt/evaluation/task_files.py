@@ -8,18 +8,22 @@ FILE.parquet    as on the Hugging Face hub
 """
 
 import csv
-import json
+import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.data.token_files import refuse_special
+from jaxgpt import files, foreign_text
+from jaxgpt.data import parquet
 from jaxgpt.errors import UserError
 from jaxgpt.evaluation.tasks import TASKS, Malformed, Question, Row
+from jaxgpt.foreign_text import shown as written
 from jaxgpt.settings import nearest
 
 CONVERTED = "refs/convert/parquet"  # the revision where the hub keeps every data set as Parquet
 MMLU_FIELDS = 6
+LARGEST_BYTES = 1 << 28  # of a task's file
 RESTORE = "Restore the file from where it came"
 
 
@@ -33,7 +37,7 @@ def questions(task: str, path: str, shots: int = 0) -> list[Question]:
     if shots and task != "mmlu":
         raise UserError(f"--shots {shots}: only the task mmlu has questions to show before the one that is asked")
     where = Path(path) if path else _downloaded(task, TASKS[task].part)
-    found = []
+    found, called = [], written(where)
     shown = _development(where, path, shots) if shots else {}
     for number, row in enumerate(_rows(where), 1):
         try:
@@ -41,13 +45,14 @@ def questions(task: str, path: str, shots: int = 0) -> list[Question]:
                 row = {**row, "shown": _shown(row, shown, shots)}
             found.append(TASKS[task].question(row))
         except Malformed as error:
-            raise UserError(f"{where}: example {number}: {error}. Is it a file of the task {task}? {RESTORE}") from None
+            why = written(error)
+            raise UserError(f"{called}: example {number}: {why}. Is it a file of the task {task}? {RESTORE}") from None
     if not found:
-        raise UserError(f"{where}: there are no examples in it. {RESTORE}")
+        raise UserError(f"{called}: there are no examples in it. {RESTORE}")
     if not path and len(found) != TASKS[task].examples:
         raise UserError(
-            f"{where}: downloaded, and of {len(found):,} examples, where the task {task} has {TASKS[task].examples:,}. "
-            "Delete it, and it is downloaded again; or name a file"
+            f"{called}: downloaded, and of {len(found):,} examples, where the task {task} has "
+            f"{TASKS[task].examples:,}. Delete it, and it is downloaded again; or name a file"
         )
     return found
 
@@ -55,7 +60,7 @@ def questions(task: str, path: str, shots: int = 0) -> list[Question]:
 def check_name(task: str, path: str) -> None:
     """UserError for a task that there isn't; a file of llm.c's may be of any."""
     if task not in TASKS and not (task and path.endswith(".bin")):
-        raise UserError(f"there is no task {task}{nearest(task, TASKS)} There are: {', '.join(TASKS)}")
+        raise UserError(f"there is no task {written(task)}{nearest(task, TASKS)} There are: {', '.join(TASKS)}")
 
 
 # MMLU's answered examples
@@ -69,8 +74,8 @@ def _development(where: Path, path: str, shots: int) -> dict[str, list[Row]]:
         folder = where.with_name("dev")
     else:
         raise UserError(
-            f"--shots {shots}: {where} is not MMLU's folder test, beside which its folder dev has examples to "
-            "show. Unpack all of MMLU, and name its folder test"
+            f"--shots {shots}: {written(where)} is not MMLU's folder test, beside which its folder dev has "
+            "examples to show. Unpack all of MMLU, and name its folder test"
         )
     found: dict[str, list[Row]] = {}
     for row in _rows(folder):
@@ -82,7 +87,7 @@ def _shown(row: Row, development: dict[str, list[Row]], shots: int) -> list[Row]
     rows = development.get(str(row.get("subject")), [])
     if len(rows) < shots:
         raise Malformed(
-            f"of its subject, {row.get('subject')}, there are {len(rows)} examples to show, and not {shots}"
+            f"of its subject, {written(row.get('subject'))}, there are {len(rows)} examples to show, and not {shots}"
         )
     return rows[:shots]
 
@@ -94,41 +99,38 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a file, or of all CSV files in a folder."""
     readers = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
     try:
-        files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+        found = sorted(path.glob("*.csv")) if path.is_dir() else [path]
     except ValueError:  # a zero byte in the path
-        files = [path]
-    if not files:
-        raise UserError(f"{path}: a folder without CSV files. Name a file")
-    for file in files:
+        found = [path]
+    if not found:
+        raise UserError(f"{written(path)}: a folder without CSV files. Name a file")
+    for file in found:
         if file.suffix not in readers:
-            raise UserError(f"{file}: not a kind of file that is read here: {', '.join(readers)}, or llm.c's .bin")
-        try:
-            refuse_special(file)
-            yield from readers[file.suffix](file)
-        except (OSError, UnicodeDecodeError, ValueError) as error:
-            raise UserError(f"{file}: can't be read ({getattr(error, 'strerror', None) or error})") from None
+            raise UserError(
+                f"{written(file)}: not a kind of file that is read here: {', '.join(readers)}, or llm.c's .bin"
+            )
+        yield from readers[file.suffix](file)
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
     rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}: line {number} is not JSON ({error}). {RESTORE}") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}: line {number} is not a JSON object. {RESTORE}")
-            rows.append(row)
+    for number, line in enumerate(files.text_lines(files.read_text(path, LARGEST_BYTES)), 1):
+        if not line.strip():
+            continue
+        try:
+            row = foreign_text.parse_json(line)
+        except ValueError as error:
+            raise UserError(f"{written(path)}: line {number} is not JSON ({written(error)}). {RESTORE}") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{written(path)}: line {number} is not a JSON object. {RESTORE}")
+        rows.append(row)
     labels = path.with_name(f"{path.stem}-labels.lst")
-    if not labels.is_file():
+    if not os.path.lexists(labels):
         yield from rows
         return
-    answers = labels.read_text(encoding="utf-8").split()
+    answers = files.read_text(labels, LARGEST_BYTES).split()
     if len(answers) != len(rows):
-        raise UserError(f"{labels}: {len(answers)} labels for {len(rows)} examples. {RESTORE}")
+        raise UserError(f"{written(labels)}: {len(answers)} labels for {len(rows)} examples. {RESTORE}")
     for row, answer in zip(rows, answers, strict=True):
         yield {"label": answer, "answer": answer, **row}
 
@@ -137,29 +139,29 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     subject = path.stem
     for split in ("_test", "_dev", "_val"):
         subject = subject.removesuffix(split)
-    with path.open(encoding="utf-8", newline="") as file:
-        try:
-            for number, fields in enumerate(csv.reader(file), 1):
-                if len(fields) != MMLU_FIELDS:
-                    raise UserError(f"{path}: row {number} has {len(fields)} fields, and {MMLU_FIELDS} are expected")
-                question, *choices, answer = fields
-                yield {"question": question, "choices": choices, "answer": answer, "subject": subject}
-        except csv.Error as error:
-            raise UserError(f"{path}: not CSV ({error}). {RESTORE}") from None
+    try:
+        lines = csv.reader(io.StringIO(files.read_text(path, LARGEST_BYTES), newline=""))
+        for number, fields in enumerate(lines, 1):
+            if len(fields) != MMLU_FIELDS:
+                raise UserError(
+                    f"{written(path)}: row {number} has {len(fields)} fields, and {MMLU_FIELDS} are expected"
+                )
+            question, *choices, answer = fields
+            yield {"question": question, "choices": choices, "answer": answer, "subject": subject}
+    except csv.Error as error:
+        raise UserError(f"{written(path)}: not CSV ({error}). {RESTORE}") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        import pyarrow as arrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError(f"{path}: to read Parquet the package pyarrow is needed: make env EXTRAS=data") from None
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from batch.to_pylist()
-    except arrow.ArrowException as error:
-        raise UserError(f"{path}: not Parquet ({str(error).splitlines()[0]}). {RESTORE}") from None
+    read = 0
+    for _, batch in parquet.rows(path, None):
+        read += batch.nbytes
+        if read > LARGEST_BYTES:
+            raise UserError(f"{written(path)}: more than the {LARGEST_BYTES:,} bytes that a task may have. {RESTORE}")
+        try:
+            yield from batch.to_pylist()
+        except (ValueError, OverflowError) as error:  # text that isn't UTF-8, times out of range
+            raise UserError(f"{written(path)}: a row can't be read ({written(error)}). {RESTORE}") from None
 
 
 # Downloading

@@ -21,6 +21,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from jaxgpt.foreign_text import quoted, shown
+
 LETTERS = "ABCD"
 
 
@@ -69,7 +71,7 @@ def _asked(contexts: str | list[str], choices: list[str], label: int) -> Questio
 def _text(row: Row, key: str) -> str:
     value = row.get(key)
     if not isinstance(value, str):
-        raise Malformed(f"{key} is missing" if value is None else f"{key} is {value!r}, and must be a text")
+        raise Malformed(f"{key} is missing" if value is None else f"{key} is {quoted(value)}, and must be a text")
     return value
 
 
@@ -86,7 +88,9 @@ def _number(row: Row, key: str) -> int:
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
         return int(value)
     if type(value) is not int:
-        raise Malformed(f"{key} is missing" if value in (None, "") else f"{key} is {value!r}, and must be a number")
+        raise Malformed(
+            f"{key} is missing" if value in (None, "") else f"{key} is {quoted(value)}, and must be a number"
+        )
     return value
 
 
@@ -165,7 +169,7 @@ def _stem_and_choices(row: Row, stem: str) -> tuple[str, list[str], int]:
             raise Malformed("choices is missing, or not an object")
     answers, labels, key = _texts(named, "text"), _texts(named, "label"), _text(row, "answerKey").strip()
     if key not in labels or len(labels) != len(answers):
-        raise Malformed(f"answerKey {key!r} is not among the choices' labels, {', '.join(labels)}")
+        raise Malformed(f"answerKey {quoted(key)} is not among the choices' labels, {shown(', '.join(labels))}")
     return text, answers, labels.index(key)
 
 

@@ -4,6 +4,10 @@ The parameters are OpenAI's (https://platform.openai.com/docs/api-reference/comp
 repetition_penalty beside them. One that would change the answer and isn't there is refused, never passed over.
 """
 
+import functools
+import itertools
+import json
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,15 +18,19 @@ import numpy as np
 from jaxgpt.config import Sampling
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
-from jaxgpt.generation.texts import Request
+from jaxgpt.foreign_text import parse_json, quoted, shown
+from jaxgpt.generation.texts import Request, prompt_tokens
 from jaxgpt.settings import nearest
 
 MOST_STOP_TEXTS = 4
 MOST_STOP_CHARACTERS = 256
-SEEDS = 2**31
+MOST_PARTS = 1000  # names and values of a body, beside the tokens of its prompts
+LONGEST_NAME = 60  # characters of what isn't known that are shown
+LEAST_SEED, MOST_SEED = -(2**63), 2**63 - 1
+ANY_SEED = -1  # as without one
 # Known, and left away or one of these, since anything else can't be done.
 NOT_OFFERED: dict[str, tuple[Any, ...]] = {
-    "best_of": (None, 1),
+    "best_of": (None, 1),  # and `n`
     "frequency_penalty": (None, 0),
     "logit_bias": (None, {}),
     "logprobs": (None,),
@@ -34,14 +42,27 @@ NOT_OFFERED: dict[str, tuple[Any, ...]] = {
 class ApiError(Exception):
     """An answer that is an error, in OpenAI's form."""
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int = 0,  # seconds
+    ):
         super().__init__(message)
-        self.status, self.param, self.code = status, param, code
+        self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
 
     def body(self) -> dict[str, Any]:
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+def rendered(value: dict[str, Any]) -> bytes:
+    """Returns a value as JSON in ASCII, which can express any text: half a surrogate pair too."""
+    return json.dumps(value, allow_nan=False).encode("ascii")
 
 
 @dataclass(frozen=True)
@@ -52,6 +73,26 @@ class Limits:
     """Tokens of prompt and answer together."""
     max_tokens: int
     texts: int
+
+
+# A JSON text's strings, numbers and words, and what opens a list or an object.
+_PARTS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|$)|[\[{]|[^\s",:\[\]{}]++', re.DOTALL)
+
+
+def read(body: bytes, limits: Limits) -> Any:
+    """Returns the JSON value of a body.
+
+    Raises:
+        ApiError: It has none, or of more parts than any request that could be answered: which is known before Python's
+            parser, for which all threads wait, makes hundreds of thousands of objects of it.
+    """
+    most = MOST_PARTS + limits.texts * limits.context
+    if next(itertools.islice(_PARTS.finditer(body), most, None), None):
+        raise ApiError(400, f"the body has more than {most} values")
+    try:
+        return parse_json(body, unique=True)
+    except ValueError as error:
+        raise ApiError(400, f"the body is not JSON: {shown(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -71,47 +112,53 @@ def completion(body: Any, name: str, tokenizer: Tokenizer, vocabulary_size: int,
         raise ApiError(400, "the body must be a JSON object")
     take = _Taker(body)
     model = take("model", str, None)
+    if model is None:
+        raise ApiError(400, "model is missing", param="model")
     if model != name:
-        raise ApiError(404, f"there is no model {_short(model)}: it is {name!r}", param="model", code="model_not_found")
-    max_tokens = take.number("max_tokens", int, 16, 0, limits.max_tokens)
-    prompts = _prompts(take("prompt", (str, list), None), tokenizer, vocabulary_size)
+        message = f"there is no model {quoted(model)}: it is {quoted(name)}"
+        raise ApiError(404, message, param="model", code="model_not_found")
+    max_tokens = take.number("max_tokens", int, min(16, limits.max_tokens), 0, limits.max_tokens)
+    values = _prompt_values(take("prompt", (str, list), ""))
     n = take.number("n", int, 1, 1, limits.texts)
-    if n * len(prompts) > limits.texts:
-        raise ApiError(400, f"{n} texts for {len(prompts)} prompts are more than {limits.texts} at once", param="n")
-    for tokens in prompts:
-        if len(tokens) + max_tokens > limits.context:
-            raise ApiError(
-                400,
-                f"the prompt's {len(tokens)} tokens and max_tokens, {max_tokens}, are more than the model's context of "
-                f"{limits.context} tokens",
-                param="prompt",
-                code="context_length_exceeded",
-            )
-    sampling = Sampling(
-        tokens=max_tokens,
+    if n * len(values) > limits.texts:
+        param = "n" if len(values) <= limits.texts else "prompt"
+        raise ApiError(
+            400, f"{n} texts for each of {len(values)} prompts are more than {limits.texts} at once", param=param
+        )
+    special = take("allow_special", bool, False)
+    prompts = [_tokens(value, tokenizer, vocabulary_size, special, limits.context - max_tokens) for value in values]
+    sampling = _sampling(take, max_tokens)
+    seed = take.number("seed", int, ANY_SEED, LEAST_SEED, MOST_SEED)
+    first = secrets.randbits(63) if seed == ANY_SEED else seed
+    stream, echo = take("stream", bool, False), take("echo", bool, False)
+    include_usage = _Taker(take("stream_options", dict, {}))("include_usage", bool, False)
+    take("user", str, "")
+    for key, allowed in NOT_OFFERED.items():
+        value = take(key, object, None)
+        if isinstance(value, bool) or (value not in allowed and (key, value) != ("best_of", n)):
+            raise ApiError(400, f"{key} is not offered: leave it away", param=key, code="unsupported_parameter")
+    take.refuse_others()
+    requests = [
+        Request(tokens, sampling, first + number, until_end_of_text=True) for tokens in prompts for number in range(n)
+    ]
+    repeated = [
+        tokenizer.decode(tokens) if echo and len(value) else ""
+        for value, tokens in zip(values, prompts, strict=True)
+        for _ in range(n)
+    ]
+    return Completion(requests, repeated, sum(map(len, prompts)), stream, include_usage)
+
+
+def _sampling(take: "_Taker", tokens: int) -> Sampling:
+    return Sampling(
+        tokens=tokens,
         temperature=float(take.number("temperature", float, 1.0, 0, 2)),
         top_k=take.number("top_k", int, 0, 0, 2**31 - 1),
-        top_p=float(take.number("top_p", float, 1.0, 0, 1)) or 1e-6,  # 0 is the likeliest alone
+        top_p=float(take.number("top_p", float, 1.0, 0, 1)),
         min_p=float(take.number("min_p", float, 0.0, 0, 1)),
         repetition_penalty=float(take.number("repetition_penalty", float, 1.0, 0.01, 100)),
         stop=_stop(take("stop", (str, list), [])),
     )
-    seed = take.number("seed", int, None, 0, SEEDS - 1)
-    first = secrets.randbelow(SEEDS) if seed is None else seed
-    stream, echo = take("stream", bool, False), take("echo", bool, False)
-    include_usage = bool(take("stream_options", dict, {}).get("include_usage"))
-    take("user", str, "")
-    for key, allowed in NOT_OFFERED.items():
-        if take(key, object, None) not in allowed:
-            raise ApiError(400, f"{key} is not offered: leave it away", param=key, code="unsupported_parameter")
-    take.refuse_others()
-    requests = [
-        Request(tokens, sampling, (first + number) % SEEDS, until_end_of_text=True)
-        for tokens in prompts
-        for number in range(n)
-    ]
-    repeated = [tokenizer.decode(request.prompt) if echo else "" for request in requests]
-    return Completion(requests, repeated, sum(map(len, prompts)), stream, include_usage)
 
 
 class _Taker:
@@ -125,56 +172,67 @@ class _Taker:
         self._known.append(key)
         value = self._body.pop(key, None)
         if value is None:
-            if default is None and key in ("model", "prompt"):
-                raise ApiError(400, f"{key} is missing", param=key)
             return default
         if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
-            raise ApiError(400, f"{key} is {_short(value)}, which is of the wrong type", param=key)
+            raise ApiError(400, f"{key} is {quoted(value)}, which is of the wrong type", param=key)
         return value
 
     def number(self, key: str, kind: type, default: Any, least: float, most: float) -> Any:
         value = self(key, int if kind is int else (int, float), default)
-        if value is not None and not least <= value <= most:  # NaN too
-            raise ApiError(400, f"{key} is {_short(value)}, and must be from {least} to {most}", param=key)
+        if not least <= value <= most:  # NaN too
+            raise ApiError(400, f"{key} is {quoted(value)}, and must be from {least} to {most}", param=key)
         return value
 
     def refuse_others(self) -> None:
         for key in self._body:
-            raise ApiError(
-                400, f"unknown parameter {_short(key)}{nearest(key, self._known)}", param=key, code="unknown_parameter"
-            )
+            name = shown(key, LONGEST_NAME)
+            near = nearest(key, self._known) if len(key) <= LONGEST_NAME else "."
+            raise ApiError(400, f"unknown parameter '{name}'{near}", param=name, code="unknown_parameter")
 
 
-def _prompts(value: str | list, tokenizer: Tokenizer, vocabulary_size: int) -> list[np.ndarray]:
-    """A text, texts, tokens, or lists of tokens: the tokens of each prompt."""
-    values = [value] if isinstance(value, str) or (value and all(map(_is_token, value))) else value
-    if not values:
+def _prompt_values(value: str | list) -> list[str | list]:
+    """A text, texts, tokens, or lists of tokens: each prompt as a text or a list."""
+    if isinstance(value, list) and not value:
         raise ApiError(400, "prompt is empty", param="prompt")
-    return [_tokens(value, tokenizer, vocabulary_size) for value in values]
+    return [value] if isinstance(value, str) or all(map(_is_token, value)) else value
 
 
 def _is_token(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _tokens(value: Any, tokenizer: Tokenizer, vocabulary_size: int) -> np.ndarray:
+def _tokens(value: Any, tokenizer: Tokenizer, vocabulary_size: int, special: bool, most: int) -> np.ndarray:
+    """A prompt's tokens. ApiError for more than `most`, which of a long text is known before it is cut into them."""
     size = min(vocabulary_size, tokenizer.vocabulary_size)
-    if isinstance(value, str):
-        try:
-            tokens = tokenizer.encode(value)
-        except UserError as error:
-            raise ApiError(400, f"prompt: {error}", param="prompt") from None
-    elif isinstance(value, list) and all(map(_is_token, value)) and all(0 <= token < size for token in value):
-        tokens = np.array(value, np.int32)
-    else:
+    if isinstance(value, (str, list)) and len(value) > most * (_longest(tokenizer) if isinstance(value, str) else 1):
+        kind = "characters" if isinstance(value, str) else "tokens"
+        raise _too_long(f"{len(value)} {kind}", most)
+    if isinstance(value, list) and all(_is_token(token) and 0 <= token < size for token in value) and value:
+        return np.array(value, np.int32)
+    if not (isinstance(value, str) or value == []):
         raise ApiError(
             400, f"prompt must be text, a list of texts, or lists of tokens from 0 to {size - 1}", param="prompt"
         )
-    if not len(tokens):
-        raise ApiError(400, "prompt is empty: give it at least one token", param="prompt")
+    try:
+        tokens = prompt_tokens(value if isinstance(value, str) else "", tokenizer, special, "it")
+    except UserError as error:
+        raise ApiError(400, f"prompt: {error}", param="prompt") from None
     if tokens.max() >= size:
         raise ApiError(400, f"prompt has a token that the model doesn't know: {tokens.max()}", param="prompt")
+    if len(tokens) > most:
+        raise _too_long(f"{len(tokens)} tokens", most)
     return tokens
+
+
+def _too_long(what: str, most: int) -> ApiError:
+    message = f"the prompt's {what} are too many: the model's context leaves {most} tokens beside max_tokens"
+    return ApiError(400, message, param="prompt", code="context_length_exceeded")
+
+
+@functools.lru_cache(maxsize=4)
+def _longest(tokenizer: Tokenizer) -> int:
+    """Bytes of the longest token, which no token has more characters than."""
+    return max(map(len, tokenizer.tokens))
 
 
 def _stop(value: str | list) -> tuple[str, ...]:
@@ -187,8 +245,3 @@ def _stop(value: str | list) -> tuple[str, ...]:
             param="stop",
         )
     return tuple(texts)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -20,12 +20,16 @@ from jaxgpt.generation import texts
 from jaxgpt.generation.command import Loaded
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.sampling import only_known_tokens
+from jaxgpt.terminal import say
 
 ASK = "> "
 
 
-def chat(loaded: Loaded, options: Sampling, seed: int) -> None:
-    """Reads lines until there are no more, and answers each; from a pipe without a prompt sign."""
+def chat(loaded: Loaded, options: Sampling, seed: int, *, special: bool = False) -> None:
+    """Reads lines until there are no more, and answers each; from a pipe without a prompt sign.
+
+    `special` takes special tokens that a line spells out for the tokens.
+    """
     config, params, tokenizer = loaded
     model = only_known_tokens(config.model, tokenizer)
     decoder = Decoder(params, model, config.compute, slots=1, capacity=model.context)
@@ -33,14 +37,14 @@ def chat(loaded: Loaded, options: Sampling, seed: int) -> None:
     if terminal:
         with contextlib.suppress(ImportError):  # a Python without it
             import readline  # noqa: F401  # input() edits lines by it
-        print("The model goes on with what you type. Ctrl-C stops an answer, Ctrl-D ends.")
+        say("The model goes on with what you type. Ctrl-C stops an answer, Ctrl-D ends.")
     said: list[int] = []
     while (line := _read(terminal)) is not None:
         try:
-            tokens = tokenizer.encode(line + "\n")
+            tokens = tokenizer.encode(line + "\n", special=special)
             loader.check_vocabulary(tokens, config.model.vocabulary_size, "what you typed")
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}", error=True)
             continue
         said = [*said, *tokens.tolist()]
         said = said[-max(1, model.context - options.tokens) :] if len(said) + options.tokens > model.context else said
@@ -60,7 +64,7 @@ def _answer(batch: texts.Batch, text: texts.Text) -> None:
                 sys.stdout.flush()
     except KeyboardInterrupt:
         batch.remove(text)
-    print()
+    say()
 
 
 def _read(terminal: bool) -> str | None:
@@ -70,12 +74,12 @@ def _read(terminal: bool) -> str | None:
             line = input(ASK if terminal else "")
         except EOFError:
             if terminal:
-                print()
+                say()
             return None
         except KeyboardInterrupt:
             if not terminal:
                 raise
-            print()  # what was being typed is dropped, as shells do
+            say()  # what was being typed is dropped, as shells do
             continue
         if line:
             return line

@@ -7,15 +7,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgpt import settings
+from jaxgpt import files, settings
 from jaxgpt.config import Config, Sampling
 from jaxgpt.data import loader
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.evaluation import trained
-from jaxgpt.foreign_text import printable
+from jaxgpt.foreign_text import printable, shown
 from jaxgpt.generation import texts
 from jaxgpt.models.blocks import Params
+from jaxgpt.terminal import say
+
+LARGEST_PROMPTS = 1 << 26  # bytes of a file of them
 
 
 class Loaded(NamedTuple):
@@ -30,7 +33,7 @@ def load(run: Path) -> Loaded:
     """A run's newest whole checkpoint; damaged ones are named on stderr. UserError where there is none."""
     found = trained.load(run, devices=1)
     for message in found.damaged:
-        print(message, file=sys.stderr)
+        say(message, error=True)
     return Loaded(found.config, found.params, found.tokenizer)
 
 
@@ -42,10 +45,15 @@ def check(samples: int, seed: int, options: Sampling) -> None:
     settings.check_sampling(options, "")
 
 
-def generate(loaded: Loaded, prompts: Sequence[str], samples: int, seed: int, options: Sampling) -> None:
-    """Prints `samples` texts that begin with each prompt. UserError for a prompt that the model can't take."""
+def generate(
+    loaded: Loaded, prompts: Sequence[str], samples: int, seed: int, options: Sampling, *, special: bool = False
+) -> None:
+    """Prints `samples` texts that begin with each prompt. UserError for a prompt that the model can't take.
+
+    `special` takes special tokens that a prompt spells out for the tokens.
+    """
     config, params, tokenizer = loaded
-    begun = [(prompt, encode(prompt, tokenizer, config)) for prompt in prompts]
+    begun = [(prompt, encode(prompt, tokenizer, config, special)) for prompt in prompts]
     headings = [
         *(["prompt {0}"] if len(prompts) > 1 else []),
         *(["sample {1}"] if samples > 1 else []),
@@ -64,20 +72,18 @@ def generate(loaded: Loaded, prompts: Sequence[str], samples: int, seed: int, op
 def prompts_in(path: Path) -> list[str]:
     """A file's lines. UserError where it can't be read or has an empty one."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a zero byte in the path
-        raise UserError(f"--prompts {path}: can't be read ({getattr(error, 'strerror', None) or error})") from None
+        lines = files.text_lines(files.read_text(path, LARGEST_PROMPTS))
+    except UserError as error:
+        raise UserError(f"--prompts {error}") from None
     if not lines or not all(lines):
         where = f"line {lines.index('') + 1} is empty" if lines else "it is empty"
-        raise UserError(f"--prompts {path}: {where}; give one prompt on each line")
+        raise UserError(f"--prompts {shown(path)}: {where}; give one prompt on each line")
     return lines
 
 
-def encode(prompt: str, tokenizer: Tokenizer, config: Config) -> np.ndarray:
+def encode(prompt: str, tokenizer: Tokenizer, config: Config, special: bool) -> np.ndarray:
     """A prompt's tokens. UserError where there is none, or one that the model doesn't know."""
-    tokens = tokenizer.encode(prompt)
-    if not len(tokens):
-        raise UserError("--prompt is empty: give the text at least one character to begin with")
+    tokens = texts.prompt_tokens(prompt, tokenizer, special, "--prompt")
     loader.check_vocabulary(tokens, config.model.vocabulary_size, "--prompt")
     return tokens
 

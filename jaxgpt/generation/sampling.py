@@ -18,10 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxgpt.config import Model, Sampling
 from jaxgpt.data.tokenizers import Tokenizer
+
+LEAST_TEMPERATURE = 1e-30  # below it the likeliest token is taken
+LEAST_TOP_P = 1e-6
 
 
 class Settings(NamedTuple):
@@ -30,7 +33,7 @@ class Settings(NamedTuple):
     Temperature 0 takes the likeliest; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 change nothing.
     """
 
-    seed: Int[Array, " B"]
+    seed: UInt32[Array, "B 2"]  # the upper and the lower half of 64 bits
     temperature: Float[Array, " B"]
     top_k: Int[Array, " B"]
     top_p: Float[Array, " B"]
@@ -39,7 +42,7 @@ class Settings(NamedTuple):
 
 
 def settings(options: Sequence[tuple[Sampling, int]]) -> Settings:
-    """Of texts' options and seeds, as arrays."""
+    """Of texts' options and seeds, as arrays. A seed has 64 bits, with or without a sign."""
     columns = {
         name: np.array(
             [getattr(sampling, name) for sampling, _ in options], np.int32 if name == "top_k" else np.float32
@@ -47,7 +50,11 @@ def settings(options: Sequence[tuple[Sampling, int]]) -> Settings:
         for name in Settings._fields
         if name != "seed"
     }
-    return Settings(seed=np.array([seed for _, seed in options], np.int32), **columns)  # type: ignore[arg-type]
+    # Logits divided by less would be infinite; and some token has to be left.
+    columns["temperature"][columns["temperature"] < LEAST_TEMPERATURE] = 0
+    columns["top_p"] = np.maximum(columns["top_p"], LEAST_TOP_P)
+    seeds = np.array([divmod(seed % 2**64, 2**32) for _, seed in options], np.uint32)
+    return Settings(seed=seeds, **columns)  # type: ignore[arg-type]
 
 
 def only_known_tokens(model: Model, tokenizer: Tokenizer) -> Model:
@@ -72,7 +79,8 @@ def draw(
             jnp.any(cut), _smallest_kept, lambda scaled, _: jnp.full(len(scaled), -jnp.inf), scaled, settings
         )
         smallest = jnp.maximum(smallest, jnp.max(scaled, axis=-1) + jnp.log(settings.min_p))
-        keys = jax.vmap(lambda seed, place: jax.random.fold_in(jax.random.key(seed), place))(settings.seed, places)
+        keys = jax.random.wrap_key_data(settings.seed, impl="threefry2x32")  # below 2³¹ as jax.random.key has them
+        keys = jax.vmap(jax.random.fold_in)(keys, places)
         kept = jnp.where(scaled >= smallest[:, None], scaled, -jnp.inf)
         drawn = jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
         return jnp.where(settings.temperature > 0, drawn, likeliest)

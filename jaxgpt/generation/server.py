@@ -5,36 +5,37 @@ GET  /v1/models          the one model
 GET  /health             whether texts can be drawn; needs no key
 
 Texts of all requests are drawn side by side in the slots of one cache, as they become free. The event loop only reads
-and writes; a thread draws (`worker.py`). Needs the extra `serve` (starlette and uvicorn).
+and writes; one thread makes tokens of what is asked for (`api.py`), another draws (`worker.py`). Needs the extra
+`serve` (starlette and uvicorn).
 """
 
 import asyncio
-import collections
-import contextlib
+import hashlib
 import hmac
-import json
-import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.generation import api
 from jaxgpt.generation.api import ApiError, Completion
-from jaxgpt.generation.worker import Event, Worker
+from jaxgpt.generation.gate import Gate
+from jaxgpt.generation.rates import Rate, client_name
+from jaxgpt.generation.worker import Drawing, Worker
 
 LARGEST_BODY = 1 << 20
-LOOK_SECONDS = 0.5  # between looks whether a client that waits for its whole answer is still there
+SHORT_BODY = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -54,29 +55,8 @@ class Options:
     loopback: bool
     """Whether the server listens on this machine alone: then names of other machines in Host are refused, with which a
     page in a browser could reach it."""
-
-
-class Rate:
-    """Counts requests of the last minute, by client."""
-
-    def __init__(self, per_minute: int):
-        self._per_minute = per_minute
-        self._times: dict[str, collections.deque[float]] = {}
-
-    def check(self, client: str, now: float) -> None:
-        """ApiError for one too many."""
-        if not self._per_minute:
-            return
-        self._times = {name: times for name, times in self._times.items() if times[-1] > now - 60}
-        times = self._times.setdefault(client, collections.deque())
-        while times and times[0] <= now - 60:
-            times.popleft()
-        if len(times) >= self._per_minute:
-            wait = math.ceil(times[0] + 60 - now)
-            raise ApiError(
-                429, f"more than {self._per_minute} requests in a minute: wait {wait} seconds", code=f"{wait}"
-            )
-        times.append(now)
+    wrong_keys: int = 20
+    """Wrong keys of one client in a minute; 0 for no limit."""
 
 
 class Server:
@@ -84,25 +64,37 @@ class Server:
 
     def __init__(self, worker: Worker, tokenizer: Tokenizer, options: Options):
         self._worker, self._tokenizer, self._options = worker, tokenizer, options
-        self._rate = Rate(options.per_minute)
+        self._rate, self._wrong_keys = Rate(options.per_minute, "requests"), Rate(options.wrong_keys, "wrong API keys")
+        # Long requests may take a while to become tokens, in which health is answered, and short ones are read.
+        self._short, self._long = ThreadPoolExecutor(1, "short requests"), ThreadPoolExecutor(1, "long requests")
         self._started = int(time.time())
 
-    def app(self) -> Starlette:
-        hosts = ["localhost", "127.0.0.1", "[::1]", "::1"] if self._options.loopback else ["*"]
-        return Starlette(
+    def app(self) -> Gate:
+        app = Starlette(
             routes=[
                 Route("/health", self.health),
                 Route("/v1/models", self.models),
                 Route("/v1/models/{name:path}", self.models),
                 Route("/v1/completions", self.completions, methods=["POST"]),
             ],
-            middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)],
-            exception_handlers={ApiError: _error, HTTPException: _http_error, Exception: _failure},  # type: ignore[dict-item]
+            exception_handlers={  # type: ignore[arg-type]
+                ApiError: _error,
+                HTTPException: _http_error,
+                ClientDisconnect: _gone,
+                Exception: _failure,
+            },
         )
+        app.router.redirect_slashes = False
+        return Gate(app, self._options.loopback, error_response)
+
+    def end(self) -> None:
+        """Ends what is being drawn: who waits for it is told."""
+        for drawing in self._worker.drawings:
+            drawing.fail(ApiError(503, "the server is ending"))
 
     async def health(self, request: Request) -> Response:
         failed = self._worker.failed
-        return JSONResponse(
+        return _Json(
             {"status": "failed" if failed else "ok", "texts": self._worker.waiting}, status_code=503 if failed else 200
         )
 
@@ -111,108 +103,124 @@ class Server:
         model = {"id": self._options.name, "object": "model", "created": self._started, "owned_by": "jaxgpt"}
         name = request.path_params.get("name")
         if name is None:
-            return JSONResponse({"object": "list", "data": [model]})
+            return _Json({"object": "list", "data": [model]})
         if name != self._options.name:
-            raise ApiError(404, f"there is no model {name!r}", param="model", code="model_not_found")
-        return JSONResponse(model)
+            raise ApiError(404, f"there is no model {quoted(name)}", param="model", code="model_not_found")
+        return _Json(model)
 
     async def completions(self, request: Request) -> Response:
         self._check_key(request)
-        self._rate.check(request.client.host if request.client else "", time.monotonic())
+        client, now = _client(request), time.monotonic()
+        self._rate.check(client, now)
+        self._rate.count(client, now)
         options = self._options
-        body = await _json(request)
-        asked = api.completion(body, options.name, self._tokenizer, options.vocabulary_size, options.limits)
+        body = await _body(request)
+        asked = await asyncio.get_running_loop().run_in_executor(
+            self._short if len(body) <= SHORT_BODY else self._long,
+            lambda: api.completion(
+                api.read(body, options.limits), options.name, self._tokenizer, options.vocabulary_size, options.limits
+            ),
+        )
         if self._worker.failed:
             raise ApiError(500, "the model failed; the server's log says why")
         if self._worker.waiting + len(asked.requests) > options.waiting:
-            raise ApiError(429, "too many texts are waiting: try again later", code="1")
+            raise ApiError(
+                429, "too many texts are waiting: try again later", code="rate_limit_exceeded", retry_after=1
+            )
         answer = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": options.name,
         }
+        drawing = Drawing(self._worker, asked.requests)
         if asked.stream:
-            events = self._stream(asked, answer)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        return JSONResponse(await self._whole(asked, answer, request))
+            return _Events(drawing, _stream(drawing, asked, answer))
+        with drawing:
+            return _Json(await _whole(drawing, asked, answer, request))
 
     def _check_key(self, request: Request) -> None:
         if not self._options.key:
             return
+        client, now = _client(request), time.monotonic()
+        self._wrong_keys.check(client, now)
         kind, _, key = request.headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), self._options.key.encode()):
-            raise ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
-
-    async def _events(self, asked: Completion, request: Request | None = None) -> AsyncGenerator[tuple[int, Event]]:
-        """Pieces of all texts as they come, until all have ended; with `request`, until its client has left."""
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Event]]()
-
-        def listener(number: int):
-            return lambda event: loop.call_soon_threadsafe(events.put_nowait, (number, event))
-
-        jobs = {number: self._worker.ask(one, listener(number)) for number, one in enumerate(asked.requests)}
-        self._worker.waiting += len(jobs)
-        try:
-            while jobs:
-                try:
-                    number, event = await asyncio.wait_for(events.get(), LOOK_SECONDS if request else None)
-                except TimeoutError:
-                    if request and await request.is_disconnected():
-                        return
-                    continue
-                if event.ended == "failed":
-                    raise ApiError(500, "the model failed; the server's log says why")
-                if event.ended:
-                    del jobs[number]
-                    self._worker.waiting -= 1
-                yield number, event
-        finally:
-            self._worker.waiting -= len(jobs)
-            for job in jobs.values():
-                self._worker.cancel(job)
-
-    async def _whole(self, asked: Completion, answer: dict[str, Any], request: Request) -> dict[str, Any]:
-        said, tokens, ends = list(asked.prompts), [0] * len(asked.requests), [""] * len(asked.requests)
-        async with contextlib.aclosing(self._events(asked, request)) as events:
-            async for number, event in events:
-                said[number] += event.piece
-                tokens[number], ends[number] = event.tokens, event.ended
-        choices = [_choice(number, text, end) for number, (text, end) in enumerate(zip(said, ends, strict=True))]
-        return answer | {"choices": choices, "usage": _usage(asked, sum(tokens))}
-
-    async def _stream(self, asked: Completion, answer: dict[str, Any]) -> AsyncIterator[str]:
-        tokens = [0] * len(asked.requests)
-        for number, prompt in enumerate(asked.prompts):
-            if prompt:
-                yield _data(answer | {"choices": [_choice(number, prompt, "")]})
-        try:
-            async with contextlib.aclosing(self._events(asked)) as events:
-                async for number, event in events:
-                    tokens[number] = event.tokens
-                    if event.piece or event.ended:
-                        yield _data(answer | {"choices": [_choice(number, event.piece, event.ended)]})
-        except ApiError as error:  # the answer has begun, so its status can't say so
-            yield _data(error.body())
+        if kind.lower() == "bearer" and hmac.compare_digest(_digest(key.strip()), _digest(self._options.key)):
             return
-        if asked.include_usage:
-            yield _data(answer | {"choices": [], "usage": _usage(asked, sum(tokens))})
-        yield "data: [DONE]\n\n"
+        if key:
+            self._wrong_keys.count(client, now)
+        raise ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
 
 
-async def _json(request: Request) -> Any:
-    """The body. ApiError where it is none, or too large."""
+async def _whole(drawing: Drawing, asked: Completion, answer: dict[str, Any], request: Request) -> dict[str, Any]:
+    said, tokens, ends = list(asked.prompts), [0] * len(asked.requests), [""] * len(asked.requests)
+    async for number, event in drawing.events(request.is_disconnected):
+        said[number] += event.piece
+        tokens[number], ends[number] = event.tokens, event.ended
+    choices = [_choice(number, text, end) for number, (text, end) in enumerate(zip(said, ends, strict=True))]
+    return answer | {"choices": choices, "usage": _usage(asked, sum(tokens))}
+
+
+async def _stream(drawing: Drawing, asked: Completion, answer: dict[str, Any]) -> AsyncIterator[bytes]:
+    tokens = [0] * len(asked.requests)
+    for number, prompt in enumerate(asked.prompts):
+        if prompt:
+            yield _data(answer | {"choices": [_choice(number, prompt, "")]})
+    try:
+        async for number, event in drawing.events():
+            tokens[number] = event.tokens
+            if event.piece or event.ended:
+                yield _data(answer | {"choices": [_choice(number, event.piece, event.ended)]})
+    except ApiError as error:  # the answer has begun, so its status can't say so
+        yield _data(error.body())
+        return
+    if asked.include_usage:
+        yield _data(answer | {"choices": [], "usage": _usage(asked, sum(tokens))})
+    yield b"data: [DONE]\n\n"
+
+
+class _Json(JSONResponse):
+    def render(self, content: Any) -> bytes:
+        return api.rendered(content)
+
+
+class _Events(StreamingResponse):
+    """A stream of a drawing, which ends with it, also where it has not begun."""
+
+    def __init__(self, drawing: Drawing, content: AsyncIterator[bytes]):
+        super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._drawing = drawing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._drawing:
+            await super().__call__(scope, receive, send)
+
+
+async def _body(request: Request) -> bytes:
+    """Returns the body. ApiError where it is no JSON, or too large."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "the body must be JSON, with Content-Type: application/json")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise ApiError(415, "the body must be sent as it is, without Content-Encoding")
+    too_large = ApiError(413, f"the body is longer than {LARGEST_BODY} bytes")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and (len(length) > 20 or int(length) > LARGEST_BODY):
+        raise too_large
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > LARGEST_BODY:
-            raise ApiError(413, f"the body is longer than {LARGEST_BODY} bytes")
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        raise ApiError(400, "the body is not JSON") from None
+            raise too_large
+    return bytes(body)
+
+
+def _client(request: Request) -> str:
+    return client_name(request.client.host) if request.client else ""
+
+
+def _digest(key: str) -> bytes:
+    """Returns bytes of one length for keys of any, so that comparing tells nothing of the length either."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
 def _choice(number: int, text: str, ended: str) -> dict[str, Any]:
@@ -224,20 +232,32 @@ def _usage(asked: Completion, tokens: int) -> dict[str, int]:
     return {"prompt_tokens": asked.prompt_tokens, "completion_tokens": tokens, "total_tokens": total}
 
 
-def _data(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value)}\n\n"
+def _data(value: dict[str, Any]) -> bytes:
+    return b"data: " + api.rendered(value) + b"\n\n"
+
+
+def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
+    """Returns an error as an answer."""
+    more = dict(headers or {})
+    if error.retry_after:
+        more["Retry-After"] = str(error.retry_after)
+    if error.status == 401:
+        more["WWW-Authenticate"] = "Bearer"
+    return _Json(error.body(), status_code=error.status, headers=more)
 
 
 async def _error(request: Request, error: ApiError) -> Response:
-    headers = {"Retry-After": error.code or "1"} if error.status == 429 else {}
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+    return error_response(error)
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    return await _error(request, ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+    message = f"{request.method} {shown(request.scope['path'])}: {error.detail}"
+    return error_response(ApiError(error.status_code, message), error.headers)
+
+
+async def _gone(request: Request, error: ClientDisconnect) -> Response:
+    return Response()  # which nobody receives
 
 
 async def _failure(request: Request, error: Exception) -> Response:
-    return await _error(request, ApiError(500, "the server failed; its log says why"))
+    return error_response(ApiError(500, "the server failed; its log says why"))

@@ -1,21 +1,24 @@
 """`run.py serve`, from its options to a server that listens: what is needed, what is refused, what is printed."""
 
+import gc
 import importlib.util
-import ipaddress
 import os
+import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxgpt import settings
-from jaxgpt.errors import UserError
+from jaxgpt import files, settings
+from jaxgpt.errors import Terminated, UserError
+from jaxgpt.foreign_text import shown
 from jaxgpt.generation import command
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.sampling import only_known_tokens
 from jaxgpt.generation.texts import Batch
+from jaxgpt.terminal import say
 
 KEY_VARIABLE = "JAXGPT_API_KEY"
-LAST_SECONDS = 30  # that requests have to end when the server is told to
+LARGEST_KEY = 4096  # bytes
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Serve:
     port: int = 8000
     """The port; 0 takes a free one."""
     name: str = ""
-    """The model's name for clients; empty takes the run's."""
+    """The model's name for clients; empty takes the name of the run's folder."""
     key_file: str = ""
     """A file with the API key that clients must send; without it, the environment's JAXGPT_API_KEY."""
     slots: int = 4
@@ -42,41 +45,60 @@ class Serve:
     """The most texts of one request: prompts times n."""
     per_minute: int = 600
     """The most requests of one client in a minute; 0 for no limit."""
+    wrong_keys: int = 20
+    """The most wrong API keys of one client in a minute, before all of its keys are refused for a while; 0 for no
+    limit. Behind a proxy all clients count as one."""
+    connections: int = 256
+    """Connections at once, or as many as the limit of open files (ulimit -n) allows; more are answered with 503."""
 
 
 def serve(options: Serve) -> int:
-    """Listens until Ctrl-C or SIGTERM; then what has begun is finished. UserError for options that can't be."""
-    for key in ("slots", "waiting", "max_tokens", "texts"):
+    """Listens until Ctrl-C or SIGTERM; then what has begun is finished.
+
+    Raises:
+        UserError: The options can't be.
+        Terminated: The server was ended by SIGTERM.
+    """
+    for key in ("slots", "waiting", "max_tokens", "texts", "connections"):
         settings.check_number(getattr(options, key), "", key, positive=True)
-    settings.check_number(options.per_minute, "", "per_minute")
+    for key in ("per_minute", "wrong_keys"):
+        settings.check_number(getattr(options, key), "", key)
     missing = [package for package in ("starlette", "uvicorn") if importlib.util.find_spec(package) is None]
     if missing:
         raise UserError(
             f"serve needs {' and '.join(missing)}: make env EXTRAS=serve (or pip install -e '.[serve]') installs it"
         )
-    key, loopback = _key(options), is_loopback(options.host)
+    from jaxgpt.generation import gate  # here, because others of the commands don't have what it needs
+
+    key, (family, address) = _key(options), _resolve(options.host, options.port)
+    loopback = gate.is_loopback(address[0])
     if not loopback and not key:
         raise UserError(
-            f"--host {options.host}: others could reach the server, so an API key is needed: name a file that has one "
-            f"by --key-file, or set {KEY_VARIABLE}"
+            f"--host {shown(options.host)}: others could reach the server, so an API key is needed: name a file that "
+            f"has one by --key-file, or set {KEY_VARIABLE}"
         )
-    listening = _listen(options.host, options.port)
-    with listening:
-        return _run(options, key, loopback, listening)
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        with _listen(options, family, address) as listening:
+            _run(options, key, loopback, listening)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
 
 
-def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> int:
-    import uvicorn  # here, because others of the commands don't have it
+def _terminated(number: int, frame: object) -> None:
+    raise Terminated("stopped by SIGTERM")
 
-    from jaxgpt.generation import api, server
+
+def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> None:
+    from jaxgpt.generation import api, connections, rates, server
     from jaxgpt.generation.worker import Worker
 
     config, params, tokenizer = command.load(Path(options.run))
     model = only_known_tokens(config.model, tokenizer)
     decoder = Decoder(params, model, config.compute, slots=options.slots, capacity=model.context)
     del params
-    worker = Worker(Batch(decoder, tokenizer))
-    name = options.name or config.run.name
+    name = options.name or Path(options.run).resolve().name
     chosen = server.Options(
         name=name,
         vocabulary_size=model.vocabulary_size,
@@ -85,56 +107,77 @@ def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> 
         per_minute=options.per_minute,
         key=key,
         loopback=loopback,
+        wrong_keys=options.wrong_keys,
     )
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    print(
-        f"serving   {name} at http://{shown}:{port}/v1 ({'an API key is needed' if key else 'no API key'})", flush=True
-    )
-    print(f"try       curl http://{shown}:{port}/v1/models; Ctrl-C ends it", flush=True)
-    uvicorn.Server(
-        uvicorn.Config(
-            server.Server(worker, tokenizer, chosen).app(),
-            log_level="warning",
-            lifespan="off",
-            timeout_graceful_shutdown=LAST_SECONDS,
-            h11_max_incomplete_event_size=1 << 16,
-            proxy_headers=False,
-            server_header=False,
-        )
-    ).run(sockets=[listening])
-    worker.stop()
-    return 0
-
-
-def is_loopback(host: str) -> bool:
+    # JAX's many objects stay. Without them a collection of garbage, for which all threads wait, is ten times as fast.
+    gc.collect()
+    gc.freeze()
+    most = rates.most_connections(options.connections)
+    worker = Worker(Batch(decoder, tokenizer))
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False  # another name, of which nobody knows where it will lead
+        answering = server.Server(worker, tokenizer, chosen)
+        _tell(name, listening, key, most if most < options.connections else 0)
+        connections.log_to_stderr()
+        connections.Listener(answering.app(), most, answering.end).run(sockets=[listening])
+    finally:
+        worker.stop()
+
+
+def _tell(name: str, listening: socket.socket, key: str, connections: int) -> None:
+    """Prints where the server is; `connections` where they are fewer than was asked for."""
+    host, port = listening.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    say(f"serving   {shown(name)} at {address} ({'an API key is needed' if key else 'no API key'})", flush=True)
+    if connections:
+        say(f"limit     {connections} connections at once, by the limit of open files (ulimit -n)", flush=True)
+    say(f"try       curl {address}/models; Ctrl-C ends it", flush=True)
 
 
 def _key(options: Serve) -> str:
-    if not options.key_file:
-        return os.environ.get(KEY_VARIABLE, "").strip()
-    try:
-        key = Path(options.key_file).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--key-file {options.key_file}: can't be read ({reason})") from None
-    if not key:
-        raise UserError(f"--key-file {options.key_file}: there is no key in it")
+    """Returns the API key, or nothing where there is to be none. UserError for one that no header can have."""
+    if options.key_file:
+        where = f"--key-file {shown(options.key_file)}"
+        try:
+            key = files.read_text(Path(options.key_file), LARGEST_KEY).strip()
+        except UserError as error:
+            raise UserError(f"--key-file {error}") from None
+        if not key:
+            raise UserError(f"{where}: there is no key in it")
+    else:
+        where, key = KEY_VARIABLE, os.environ.get(KEY_VARIABLE, "").strip()
+    if len(key) > LARGEST_KEY:
+        raise UserError(f"{where}: the key is longer than {LARGEST_KEY} characters, and no header could have it")
+    unsendable = next((i for i, character in enumerate(key) if not " " <= character <= "~"), None)
+    if unsendable is not None:
+        raise UserError(
+            f"{where}: the key has a character that can't be sent in a header, U+{ord(key[unsendable]):04X} at "
+            f"position {unsendable}: take ASCII letters and digits, on one line"
+        )
     return key
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _resolve(host: str, port: int) -> tuple[int, tuple]:
+    """Returns the family and the address to listen on. UserError where there is none."""
     if not 0 <= port <= 65535:
         raise UserError(f"--port is {port}, and must be from 0 to 65535")
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
+        family, _, _, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return family, address
+    except (OSError, ValueError) as error:  # ValueError: a name that can't be one
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"--host {shown(host)}: there is no such address ({reason}). 127.0.0.1 is this machine alone, 0.0.0.0 all "
+            "of its addresses"
+        ) from None
+
+
+def _listen(options: Serve, family: int, address: tuple) -> socket.socket:
+    try:
+        return socket.create_server(address, family=family)
     except OSError as error:
         raise UserError(
-            f"--host {host} --port {port}: can't listen there ({error.strerror or error}). Another "
-            "--port may be free; 0 takes one that is"
+            f"--host {shown(options.host)} --port {options.port}: can't listen there ({error.strerror or error}). "
+            "Another --port may be free; 0 takes one that is"
         ) from None

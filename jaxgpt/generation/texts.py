@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxgpt.config import Compute, Model, Sampling
 from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.errors import UserError
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.sampling import only_known_tokens
 from jaxgpt.models.blocks import Params
@@ -28,6 +29,29 @@ class Request:
     sampling: Sampling
     seed: int
     until_end_of_text: bool = False
+
+
+def prompt_tokens(prompt: str, tokenizer: Tokenizer, special: bool, called: str) -> np.ndarray:
+    """Returns a prompt's tokens. An empty prompt begins a document: it is the end-of-text token.
+
+    Args:
+        prompt: The text.
+        tokenizer: The model's.
+        special: Whether special tokens that the text spells out are taken for the tokens.
+        called: What an error calls the prompt.
+
+    Raises:
+        UserError: The tokenizer can't express the prompt, or it is empty and there is no end-of-text token.
+    """
+    tokens = tokenizer.encode(prompt, special=special)
+    if len(tokens):
+        return tokens
+    if tokenizer.end_of_text is None:
+        raise UserError(
+            f"{called} is empty, and the tokenizer {tokenizer.name} has no end-of-text token, which would begin a "
+            "document: give the text at least one character to begin with"
+        )
+    return np.array([tokenizer.end_of_text], np.int32)
 
 
 @dataclass(eq=False)

@@ -1,13 +1,18 @@
 """The thread that draws a server's texts: requests come in from the event loop, and pieces of text go back to it."""
 
+import asyncio
+import contextlib
 import queue
-import sys
 import threading
 import traceback
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
 
+from jaxgpt.generation.api import ApiError
 from jaxgpt.generation.texts import Batch, Request, Text
+from jaxgpt.terminal import say
+
+LOOK_SECONDS = 0.5  # between looks whether a client that waits for its whole answer is still there
 
 
 class Event(NamedTuple):
@@ -38,8 +43,13 @@ class Worker:
         self._jobs: dict[Text, Job] = {}
         self._thread = threading.Thread(target=self._run, name="texts", daemon=True)
         self.failed = False
-        self.waiting = 0  # texts that were asked for and have not ended; changed by the event loop's thread alone
+        self.drawings: set[Drawing] = set()  # changed by the event loop's thread alone
         self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Texts that were asked for and have not ended; for the event loop's thread."""
+        return sum(map(len, self.drawings))
 
     def ask(self, request: Request, listener: Listener) -> Job:
         job = Job(request, listener)
@@ -64,7 +74,7 @@ class Worker:
                         del self._jobs[text]
                     job.listener(Event(piece, len(text.tokens), text.ended))
         except Exception:  # memory that ran out, most likely: the server says so to everybody who waits
-            traceback.print_exc(file=sys.stderr)
+            say(traceback.format_exc(), error=True)
             self.failed = True
             for job in self._jobs.values():
                 job.listener(Event("", 0, "failed"))
@@ -87,3 +97,63 @@ class Worker:
             elif job.text is not None and self._jobs.pop(job.text, None):
                 self._batch.remove(job.text)
         return True
+
+
+class Drawing:
+    """The texts of one request on their way, for the event loop. A context, whose end cancels what hasn't ended."""
+
+    def __init__(self, worker: Worker, requests: Sequence[Request]):
+        self._worker = worker
+        self._queue: asyncio.Queue[tuple[int, Event] | ApiError] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def listener(number: int) -> Listener:
+            def hear(event: Event) -> None:
+                with contextlib.suppress(RuntimeError):  # the loop has been closed, so nobody waits
+                    loop.call_soon_threadsafe(self._queue.put_nowait, (number, event))
+
+            return hear
+
+        self._jobs = {number: worker.ask(request, listener(number)) for number, request in enumerate(requests)}
+        worker.drawings.add(self)
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __enter__(self) -> "Drawing":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._worker.drawings.discard(self)
+        for job in self._jobs.values():
+            self._worker.cancel(job)
+        self._jobs.clear()
+
+    def fail(self, error: ApiError) -> None:
+        """Has whoever waits for the texts get an error."""
+        self._queue.put_nowait(error)
+
+    async def events(self, has_left: Callable[[], Awaitable[bool]] | None = None) -> AsyncGenerator[tuple[int, Event]]:
+        """Yields pieces of all texts as they come, until all have ended.
+
+        Args:
+            has_left: Tells whether the client has gone, with which it ends early.
+
+        Raises:
+            ApiError: There will be no more.
+        """
+        while self._jobs:
+            try:
+                found = await asyncio.wait_for(self._queue.get(), LOOK_SECONDS if has_left else None)
+            except TimeoutError:
+                if has_left and await has_left():
+                    return
+                continue
+            if isinstance(found, ApiError):
+                raise found
+            number, event = found
+            if event.ended == "failed":
+                raise ApiError(500, "the model failed; the server's log says why")
+            if event.ended:
+                self._jobs.pop(number, None)
+            yield number, event

@@ -20,6 +20,7 @@ from jaxgpt.interop import (
 from jaxgpt.interop.source import Source
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
+from jaxgpt.terminal import say
 
 Format = Literal["auto", "huggingface", "llmc", "run"]
 NAMES = {"huggingface": "a Hugging Face folder", "llmc": "an llm.c model file", "run": "a run's folder"}
@@ -115,4 +116,4 @@ def _write_llmc(to: Path, source: Source, params: Params, dtype: str, overwrite:
 
 
 def _say(word: str, text: str) -> None:
-    print(f"{word:<9} {text}", flush=True)
+    say(f"{word:<9} {text}", flush=True)

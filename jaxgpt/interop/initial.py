@@ -29,7 +29,7 @@ def with_shape(config: Config, given: set[str]) -> Config:
     """
     named = {key: value for key, value in asdict(config.model).items() if f"model.{key}" in given and value}
     if will_resume(config):  # which refuses other options itself
-        saved = settings.read(Path(config.run.folder) / config.run.name / "config.toml")
+        saved = settings.read_trained(Path(config.run.folder) / config.run.name)
         model, tokenizer = replace(saved.model, **named), saved.data.tokenizer
     else:
         source = opening.open_weights(config.training.init_from)

@@ -14,6 +14,7 @@ from jaxgpt.interop import tensors
 from jaxgpt.interop.source import Source
 from jaxgpt.models.blocks import Params
 from jaxgpt.training import checkpoints
+from jaxgpt.training.about import model_of
 
 
 def open_run(folder: Path) -> Source:
@@ -27,8 +28,7 @@ def open_checkpoint(folder: Path) -> Source:
 
 
 def _source(found: checkpoints.Found, kind: str) -> Source:
-    saved = found.about["configuration"]
-    dtype = saved.get("compute", {}).get("parameters", "float32")
+    dtype = found.about["configuration"].get("compute", {}).get("parameters", "float32")
 
     def load() -> Params:
         params = checkpoints.params_of(found)  # in float32, which holds bfloat16 too
@@ -37,9 +37,9 @@ def _source(found: checkpoints.Found, kind: str) -> Source:
     return Source(
         where=str(found.path),
         kind=kind,
-        model=Model(**saved["model"]),
+        model=model_of(found.about),
         dtype=dtype,
-        tokenizer=tokenizers.from_state(found.about.get("tokenizer", {})),
+        tokenizer=tokenizers.from_state(found.about["tokenizer"]),
         load=load,
         notes=tuple(found.damaged),
     )

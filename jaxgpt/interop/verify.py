@@ -16,6 +16,7 @@ from jaxgpt.interop.convert import describe
 from jaxgpt.models import family, logits
 from jaxgpt.models.blocks import Context, Params
 from jaxgpt.objectives import next_token
+from jaxgpt.terminal import say
 
 LOGITS, LOSS = 1e-3, 1e-5  # largest differences
 GRADIENT, GRADIENT_SHARE, GRADIENT_NORM = 1e-6, 0.02, 1e-4
@@ -45,24 +46,24 @@ def verify(model_path: Path, state_path: Path) -> int:
     if source.dtype != "float32":
         raise UserError(f"{model_path}: weights in {source.dtype}; the bounds are for float32 (version 3)")
     state = llmc_state.read(state_path, source.model)
-    print(f"model     {source.where}: {describe(source)}")
-    print(f"state     {state_path}: {state.tokens.shape[0]} x {state.tokens.shape[1]} tokens")
+    say(f"model     {source.where}: {describe(source)}")
+    say(f"state     {state_path}: {state.tokens.shape[0]} x {state.tokens.shape[1]} tokens")
     compilation_cache.use("")
-    print(
+    say(
         f"bounds    logits {LOGITS}, loss {LOSS}; gradients {GRADIENT} + {GRADIENT_SHARE} |reference|, {GRADIENT_NORM} "
         f"in norm\n\n{'tensor':<12} {'difference':>10} {'largest':>10} {'in norm':>9} {'of bound':>9}"
     )
     failed = total = 0
     for row in rows(computed(source.load(), state, source.model), state):
         verdict = "ok" if row.passed else "FAILED"
-        print(
+        say(
             f"{row.name:<12} {row.difference:>10.2e} {row.reference:>10.2e} {row.relative:>9.1e} {row.of_bound:>9.1e}"
             f"  {verdict}",
             flush=True,
         )
         total += 1
         failed += not row.passed
-    print(f"\n{total - failed} of {total} agree with llm.c" + (f"; {failed} FAILED" if failed else ""))
+    say(f"\n{total - failed} of {total} agree with llm.c" + (f"; {failed} FAILED" if failed else ""))
     return 1 if failed else 0
 
 

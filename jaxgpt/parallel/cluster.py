@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from jax._src import clusters
 
+from jaxgpt import environment
 from jaxgpt.config import Parallel
 from jaxgpt.errors import UserError
 
@@ -44,24 +45,24 @@ def _slurm() -> Place | None:
     if not clusters.SlurmCluster.is_env_present():  # as in a batch script itself, outside of srun
         return None
     tasks = _per_node(os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
-    node = int(os.environ.get("SLURM_NODEID", "0"))
+    node = environment.needed("SLURM_NODEID", 0)
     together = tasks[node] if node < len(tasks) else 1
     return _asked(clusters.SlurmCluster, "Slurm", together)
 
 
 def _per_node(text: str) -> list[int]:
     """Slurm's "2(x3),1" as [2, 2, 2, 1]."""
-    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    found = re.findall(r"(?<!\d)([0-9]{1,6})(?!\d)(?:\(x([0-9]{1,6})\))?", text)
     return [int(tasks) for tasks, nodes in found for _ in range(int(nodes or 1))]
 
 
 def _open_mpi(coordinator: str) -> Place | None:
     if "OMPI_COMM_WORLD_SIZE" not in os.environ:
         return None
-    local, together = (int(os.environ[f"OMPI_COMM_WORLD_LOCAL_{name}"]) for name in ("RANK", "SIZE"))
+    local, together = (environment.needed(f"OMPI_COMM_WORLD_LOCAL_{name}") for name in ("RANK", "SIZE"))
     if clusters.OmpiCluster.is_env_present():
         return _asked(clusters.OmpiCluster, "Open MPI", together)
-    count, number = (int(os.environ[f"OMPI_COMM_WORLD_{name}"]) for name in ("SIZE", "RANK"))
+    count, number = (environment.needed(f"OMPI_COMM_WORLD_{name}") for name in ("SIZE", "RANK"))
     if together < count and not coordinator:
         raise UserError(
             f"this Open MPI started {count} processes on several machines and doesn't say on which: give all of them "

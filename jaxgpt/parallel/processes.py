@@ -11,7 +11,6 @@ service misses its heartbeat and ends them.
 import contextlib
 import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -23,15 +22,18 @@ import jax
 from jax._src import distributed  # the service's client has no public name; orbax takes it from there too
 
 from jaxgpt.config import Parallel
-from jaxgpt.errors import AllFailed, Interrupted, JaxgptError, RunError, UserError
-from jaxgpt.parallel import cluster
+from jaxgpt.errors import AllFailed, Interrupted, JaxgptError, RunError
+from jaxgpt.parallel import cluster, lost, meeting
+from jaxgpt.terminal import say
 
 HEARTBEAT_SECONDS = 30  # without a heartbeat, after which a process counts as dead
-START_SECONDS = 300  # in which all processes must have come
+CONNECT_SECONDS = 30  # in which JAX must have connected all processes, once they have met
 LONGEST_WAIT = 7 * 24 * 3600  # of those that wait for others, who are alive as long as their hearts beat
 LISTEN_SECONDS = 0.5
 GRACE_SECONDS = 5  # in which a process that hears of a failure may end by itself, most often of the same one
 AGREED = (AllFailed, Interrupted)  # what all processes raise at the same step
+GONE = "another process has ended, or can't be reached"
+GO_ON = "--resume goes on from the last checkpoint, on fewer processes too"
 FAILURE, HEARD = "jaxgpt/failure", "jaxgpt/heard"
 
 
@@ -92,58 +94,34 @@ def telling() -> Iterator[None]:
 
 
 def _start(place: cluster.Place) -> None:
-    """Meets the others. Where they don't come, or process 0 can't listen, that is said and the process ends."""
+    """Meets the others. Where JAX can't connect all of them, that is said and the process ends."""
     # JAX would take SIGTERM for itself, and from here on: a run could not be stopped while it compiles.
     jax.config.update("jax_enable_preemption_service", False)
-    who = f"process {place.process} of {place.processes} ({place.source})"
-
-    def nobody_came() -> None:
-        _leave(
-            f"{who} waited {START_SECONDS} seconds for the others at {place.coordinator}. Were all of them started, "
-            "and with the same --parallel.processes? Is that the machine of process 0, and the port open?",
-            RunError.status,
-        )
-
-    if place.process == 0:
-        _check_port(who, place.coordinator)
-    patience = threading.Timer(START_SECONDS, nobody_came)  # JAX's own would end with SIGABRT
+    meeting.meet(place)
+    failed = f"{meeting.who(place)} has met the others at {place.coordinator}, and JAX could not connect to them"
+    patience = threading.Timer(CONNECT_SECONDS, _leave, [failed, RunError.status])  # JAX's own would end with SIGABRT
     patience.daemon = True
     patience.start()
     try:
-        jax.distributed.initialize(
-            place.coordinator,
-            place.processes,
-            place.process,
-            place.devices,
-            cluster_detection_method="deactivate",
-            initialization_timeout=2 * START_SECONDS,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        )
+        with lost.instead_of_abort(_lost):
+            jax.distributed.initialize(
+                place.coordinator,
+                place.processes,
+                place.process,
+                place.devices,
+                cluster_detection_method="deactivate",
+                initialization_timeout=2 * CONNECT_SECONDS,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            )
     except Exception as error:  # of many types
         # Of a service that did not start something is left that would crash an ordinary end.
-        _leave(f"{who} could not meet the others at {place.coordinator}: {_one_line(error)}", RunError.status)
+        _leave(f"{failed}: {_one_line(error)}", RunError.status)
     finally:
         patience.cancel()
 
 
-def _check_port(who: str, coordinator: str) -> None:
-    """Raises UserError where process 0 can't listen. JAX's service would crash the process there."""
-    port = int(coordinator.rpartition(":")[2])
-    both = socket.has_dualstack_ipv6()
-    try:
-        socket.create_server(
-            ("::" if both else "", port),
-            family=socket.AF_INET6 if both else socket.AF_INET,
-            dualstack_ipv6=both,
-        ).close()
-    except OSError as error:
-        raise UserError(
-            f"{who} can't listen at {coordinator}: {os.strerror(error.errno or 0)}. Is the port free?"
-        ) from error
-
-
 def _leave(message: str, status: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    say(f"error: {message}", error=True, flush=True)
     os._exit(status)
 
 
@@ -211,9 +189,7 @@ def _failure(error: BaseException) -> Failure:
     if isinstance(error, JaxgptError):
         return Failure(str(error), error.status, index())
     if _of_another(error):
-        message = f"another process has ended, or can't be reached ({_one_line(error)})"
-        message += ". --resume goes on from the last checkpoint, on fewer processes too"
-        return Failure(message, RunError.status, index())
+        return Failure(f"{GONE} ({_one_line(error)}). {GO_ON}", RunError.status, index())
     return Failure(f"{type(error).__name__}: {_one_line(error)}", RunError.status, index())
 
 
@@ -261,19 +237,37 @@ class _Listener:
                 return
 
 
+def _lost() -> None:
+    """Ends this process where JAX's service is gone, or says that another process is."""
+    if _first_to_end():
+        _leave(f"{GONE}. {GO_ON}", RunError.status)
+
+
+_ending = threading.Lock()
+
+
+def _first_to_end() -> bool:
+    """Whether the thread that asks is the first that ends this process; another one's time is up when this returns."""
+    if _ending.acquire(blocking=False):
+        return True
+    time.sleep(LISTEN_SECONDS + 2 * GRACE_SECONDS)
+    return False
+
+
 def _end(error: BaseException | None) -> None:
     """Prints what was told and ends the process at once: an ordinary end would wait for the others.
 
     `error` is this process's own, None where it has none.
     """
+    _first_to_end()
     own = _failure(error) if error else None
     failure = _told() or own or Failure("another process has ended", RunError.status, index())
     if error and not isinstance(error, JaxgptError | KeyboardInterrupt) and not _of_another(error):
         traceback.print_exception(error)
     if failure.process == index():
-        print(f"error: {failure.message}", file=sys.stderr)
+        say(f"error: {failure.message}", error=True)
     elif first() or own is None or own.message != failure.message:
-        print(f"error: process {failure.process} failed: {failure.message}", file=sys.stderr)
+        say(f"error: process {failure.process} failed: {failure.message}", error=True)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()

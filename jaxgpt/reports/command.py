@@ -6,11 +6,12 @@ from typing import Annotated
 
 import tyro
 
-from jaxgpt import command_line, settings
+from jaxgpt import command_line, files, settings, writing
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.reports import content, live, page
 from jaxgpt.reports.following import REPORT
 from jaxgpt.reports.history import History
+from jaxgpt.terminal import say
 
 MOST = 16  # runs in a page: more than the curves' colours tell apart
 
@@ -39,11 +40,15 @@ def run(words: list[str]) -> int:
     path = Path(options.output) if options.output else (folders[0] / REPORT if len(folders) == 1 else Path(REPORT))
     shown = [content.of_run(folder, History(folder / "metrics.jsonl").read_all()) for folder in folders]
     try:
-        path.write_bytes(page.render(shown))
+        if options.output:
+            path.write_bytes(page.render(shown))
+        else:  # in a folder that may be of someone else's
+            with writing.replacing(path) as temporary:
+                temporary.write_bytes(page.render(shown))
     except OSError as error:
         option = f"--output {path}" if options.output else str(path)
         raise RunError(f"{option}: writing failed ({error.strerror})") from error
-    print(f"report  {path}" + ("" if page.plotly() else ", without curves: pip install plotly adds them"))
+    say(f"report  {path}" + ("" if page.plotly() else ", without curves: pip install plotly adds them"))
     return 0
 
 
@@ -61,7 +66,7 @@ def _check(options: Report, folders: list[Path]) -> None:
             runs = [path.parent.name for path in folder.parent.glob("*/config.toml")]
             near = settings.nearest(folder.name, runs)
             raise UserError(f"{folder}: there is no such folder{settings.runs_near(folder) if near == '.' else near}")
-        if not (folder / "metrics.jsonl").is_file():
+        if not files.is_file(folder / "metrics.jsonl", within=folder):
             raise UserError(f"{folder}: not a run's folder (it has no metrics.jsonl){settings.runs_near(folder)}")
 
 
@@ -69,9 +74,9 @@ def serve(server: live.Server) -> int:
     """Answers until Ctrl-C."""
     with server:
         server.runs.read()  # so that damaged files are said here
-        print(f"report  {server.url} (Ctrl-C ends it)", flush=True)
+        say(f"report  {server.url} (Ctrl-C ends it)", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            print("\nended")
+            say("\nended")
     return 0

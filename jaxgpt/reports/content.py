@@ -1,17 +1,18 @@
 """What a report shows of a run, as plain data: from the files of its folder, whether it trains or has ended."""
 
-import json
 import math
+import os
 import re
 import time
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxgpt import files
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
 from jaxgpt.reports.history import Curve, History, number, smoothed, thinned
 
 MACHINE = "machine.json"
@@ -47,7 +48,7 @@ def of_run(folder: Path, history: History, state: str = "") -> dict[str, Any]:
         "steps": steps,
         "state": state or ("finished" if steps and step >= steps else "not finished"),
         "written": time.time(),
-        "changed": history.path.stat().st_mtime,
+        "changed": history.path.lstat().st_mtime,
         "seconds_left": _plain(left),
         "tokens_per_step": history.tokens_per_step,
         "now": {name: _plain(history.recent(name)) for name in ("loss", "tokens_per_second", "mfu", "step_seconds")},
@@ -55,7 +56,7 @@ def of_run(folder: Path, history: History, state: str = "") -> dict[str, Any]:
         "curves": _curves(history),
         "tasks": {name: _points(_by_step(scores, 0)) for name, scores in history.tasks.items()},
         "baselines": _baselines(config, machine, history),
-        "plan": _json(folder / "memory_plan.json"),
+        "plan": _plan(_json(folder / "memory_plan.json")),
         "samples": _samples(folder / "samples.txt"),
         "config": {section: table for section, table in config.items() if isinstance(table, dict)},
         "versions": versions,
@@ -130,12 +131,11 @@ def _size(millions: int) -> str:
 
 def _samples(path: Path) -> list[dict[str, Any]]:
     """Texts by step, from a samples.txt. What a text says, lines like the file's own among it, stays text."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - SAMPLES_BYTES))
-            written = file.read().decode("utf-8", "replace")
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return []
+    with files.open_file(path, within=path.parent) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - SAMPLES_BYTES))
+        written = file.read(SAMPLES_BYTES).decode("utf-8", "replace")
     parts = re.split(r"^--- step (\d{1,18})\n", written, flags=re.MULTILINE)[1:]
     found = [
         {"step": int(step), "text": text.strip("\n")[:SAMPLE_CHARACTERS]}
@@ -154,25 +154,38 @@ def _get(config: dict[str, Any], section: str, key: str, otherwise: Any) -> Any:
 
 def _toml(path: Path) -> dict[str, Any]:
     """The tables of a config.toml: of any version of this package, so unknown options are no mistake here."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"), parse_float=_finite_or_text)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file, so {path.parent} is not a run's folder") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not a TOML file: {error}") from None
-
-
-def _finite_or_text(written: str) -> float | str:
-    """JSON, as which this goes into the page, has no infinity."""
-    return float(written) if math.isfinite(float(written)) else written
+    if not os.path.lexists(path):
+        raise UserError(f"{shown(path)}: there is no such file, so {shown(path.parent)} is not a run's folder")
+    return {name: _without_infinity(table) for name, table in files.read_toml(path, within=path.parent).items()}
 
 
 def _json(path: Path) -> dict[str, Any]:
     """The object in a file that may be missing: an older run's folder has not all of them."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=str)
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return {}
-    except ValueError as error:
-        raise UserError(f"{path}: not a JSON file: {error}. Without the file the report leaves it out") from None
-    return found if isinstance(found, dict) else {}
+    try:
+        return {name: _without_infinity(value) for name, value in files.read_json(path, within=path.parent).items()}
+    except UserError as error:
+        raise UserError(f"{error}. Without the file the report leaves it out") from None
+
+
+def _without_infinity(value: Any) -> Any:
+    """The same with a text for each number that JSON, as which it goes into the page, hasn't got."""
+    if isinstance(value, dict):
+        return {name: _without_infinity(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_infinity(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plan(found: dict[str, Any]) -> dict[str, Any]:
+    """A memory plan whose sizes are numbers, or none: the page calculates with them."""
+    parts = found.get("parts")
+    if not isinstance(parts, dict):
+        return {}
+    return {
+        "parts": {name: size for name, size in parts.items() if math.isfinite(number(size))},
+        "total": number(found.get("total"), 0.0),
+        "capacity": number(found.get("capacity"), 0.0),
+        **{name: str(found.get(name, "")) for name in ("source", "recompute")},
+    }

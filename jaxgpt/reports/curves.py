@@ -26,7 +26,7 @@ def loss_curve(metrics: list[dict[str, Any]], title: str, path: Path) -> None:
         axes.legend()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name in letters that the font hasn't got
-        figure.savefig(path, dpi=120)
+        figure.savefig(path, format="png", dpi=120)  # whatever the name
 
 
 def _smoothed(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:

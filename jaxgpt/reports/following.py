@@ -5,7 +5,6 @@ shares Python's lock with the loop, so it takes at most a two-hundredth of the t
 seconds of processor, it sleeps 200 times as long after it. Nothing that goes wrong here ends a run; it is said once.
 """
 
-import contextlib
 import os
 import platform
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 import jax
 import psutil
 
+from jaxgpt import writing
 from jaxgpt.config import Config
 from jaxgpt.models import family
 from jaxgpt.parallel import processes
@@ -120,17 +120,15 @@ class Report:
 
     def write(self, state: str, *, read: bool = True) -> None:
         """Writes the page, in one moment for those who read it; before that, reads all that is new."""
-        new = self.folder / f"{REPORT}.tmp"
         try:
             if read:
                 self._history.read_all()
-            new.write_bytes(page.render([content.of_run(self.folder, self._history, state)]))
-            new.replace(self.folder / REPORT)
+            written = page.render([content.of_run(self.folder, self._history, state)])
+            with writing.replacing(self.folder / REPORT) as new:
+                new.write_bytes(written)
             self.problem = ""
         except Exception as error:
             self.problem = _words(error)
-            with contextlib.suppress(OSError):
-                new.unlink(missing_ok=True)
 
 
 def _words(error: Exception) -> str:

@@ -1,17 +1,19 @@
 """A run's metrics.jsonl as columns of numbers, read as it grows, and thinned out for a picture.
 
-`training.folder.read_metrics` reads a whole file into objects; a run of 500,000 steps has 170 MB of them, and a report
-that is written again and again reads only what is new.
+`training.metrics_file.read_metrics` reads a whole file into objects; a run of 500,000 steps has 170 MB of them, and a
+report that is written again and again reads only what is new.
 """
 
 import itertools
-import json
 import math
+import os
 from array import array
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jaxgpt import files, foreign_text
 
 COLUMNS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu", "step_seconds", "data_wait_seconds")
 PIECE = 2**20  # bytes read at once
@@ -39,15 +41,15 @@ class History:
         self._skips = 0
 
     def update(self) -> bool:
-        """Reads the next piece of what is new; whether there may be more. OSError where the file can't be read."""
-        size = self.path.stat().st_size
-        with self.path.open("rb") as file:
+        """Reads the next piece of what is new; whether there may be more. UserError where the file can't be read."""
+        with files.open_file(self.path, within=self.path.parent) as file:
+            size = os.fstat(file.fileno()).st_size
             file.seek(max(0, self.read - LAST))
             if size < self.read or file.read(min(self.read, LAST)) != self._last:  # a resumed run cut it, or a new one
                 self._begin()
                 file.seek(0)
             piece = file.read(PIECE)
-            whole = piece.rfind(b"\n") + 1
+            whole = piece.rfind(b"\n") + 1 or (len(piece) if len(piece) == PIECE else 0)  # no line of ours is so long
             for line in piece[:whole].splitlines():
                 self._take(line)
             self.read += whole
@@ -62,7 +64,7 @@ class History:
 
     def _take(self, line: bytes) -> None:
         try:
-            values = json.loads(line)
+            values = foreign_text.parse_json(line)
         except ValueError:
             return
         step = values.get("step") if isinstance(values, dict) else None

@@ -1,7 +1,10 @@
 """`run.py report --live`: the report from a small server of this machine's own, which the page asks for news."""
 
+import contextlib
 import http.server
 import json
+import socket
+import sys
 import threading
 import urllib.parse
 from http import HTTPStatus
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.errors import JaxgptError, UserError
+from jaxgpt.foreign_text import printable
 from jaxgpt.reports import content, page
 from jaxgpt.reports.history import History
 
@@ -46,6 +50,11 @@ class Server(http.server.ThreadingHTTPServer):
         self.runs = runs
         super().__init__((HOST, port), Handler)
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of a client that has gone away, and prints the traceback of anything else."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
     @property
     def url(self) -> str:
         return f"http://{HOST}:{self.server_port}/"
@@ -53,7 +62,21 @@ class Server(http.server.ThreadingHTTPServer):
 
 class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
-    timeout = 30  # seconds for a request to arrive
+    timeout: float = 30  # seconds for a request to arrive and to be answered
+
+    def handle(self) -> None:
+        """Answers the connection's request; a client that sends a byte now and then is cut off too."""
+        timer = threading.Timer(self.timeout, self._cut_off)
+        timer.daemon = True
+        timer.start()
+        try:
+            super().handle()
+        finally:
+            timer.cancel()
+
+    def _cut_off(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def do_GET(self) -> None:
         """The page, or its data, or 204 where the data are those that the page has."""
@@ -63,15 +86,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
             f"localhost:{self.server.server_port}",
         ):
             return self._answer(HTTPStatus.FORBIDDEN, b"this server answers to its own address only\n", "text/plain")
-        parts = urllib.parse.urlsplit(self.path)
         try:
+            parts = urllib.parse.urlsplit(self.path)
             if parts.path == "/":
                 return self._answer(HTTPStatus.OK, page.render(self.server.runs.read(), live=True), "text/html")
             if parts.path == "/data.json":
                 return self._data(urllib.parse.parse_qs(parts.query).get("version", [""])[0])
         except (JaxgptError, OSError) as error:
-            return self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"{error}\n".encode(), "text/plain")
+            text = printable(f"{error}\n").encode("utf-8", "backslashreplace")
+            return self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, text, "text/plain")
+        except ValueError:  # an address that isn't one
+            return self._answer(HTTPStatus.BAD_REQUEST, b"the address is not one\n", "text/plain")
         return self._answer(HTTPStatus.NOT_FOUND, b"there is nothing here but /\n", "text/plain")
+
+    def do_HEAD(self) -> None:
+        """The same without its body."""
+        self.do_GET()
 
     def _data(self, known: str) -> None:
         version = self.server.runs.version()
@@ -88,7 +118,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Says nothing: a page that asks every two seconds would fill the terminal."""

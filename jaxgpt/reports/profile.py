@@ -20,6 +20,7 @@ import numpy as np
 from jaxgpt.config import Config, Parallel
 from jaxgpt.data.loader import Batch
 from jaxgpt.kernels.choose import choose_attention
+from jaxgpt.terminal import say
 from jaxgpt.training.step import init_state, make_train_step
 
 
@@ -92,12 +93,12 @@ def report(config: Config, batch: int, length: int, folder: Path, steps: int = 3
     events = trace(one_step, steps, folder)
     table = shares(events, compiled.as_text(), steps)
     total = sum(share.milliseconds for share in table)
-    print(f"{config.compute.dtype}, B={batch}, T={length}, on {jax.devices()[0].device_kind}: one step")
-    print(f"attention {attention}\n")
-    print(f"{'':<24} {'ms':>9} {'share':>6} {'operations':>11}")
+    say(f"{config.compute.dtype}, B={batch}, T={length}, on {jax.devices()[0].device_kind}: one step")
+    say(f"attention {attention}\n")
+    say(f"{'':<24} {'ms':>9} {'share':>6} {'operations':>11}")
     for share in table:
-        print(
+        say(
             f"{share.where:<24} {share.milliseconds:>9.2f} {share.milliseconds / total:>6.1%} {share.operations:>11.0f}"
         )
-    print(f"\ntrace: {folder} (open it with XProf, or its perfetto_trace.json.gz at ui.perfetto.dev)")
+    say(f"\ntrace: {folder} (open it with XProf, or its perfetto_trace.json.gz at ui.perfetto.dev)")
     return 0

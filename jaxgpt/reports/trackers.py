@@ -9,16 +9,20 @@ Both come with the `trackers` extra. They get every number of metrics.jsonl unde
 
 import dataclasses
 import importlib.util
-import json
 import math
+import os
+import re
 import secrets
 from pathlib import Path
 from typing import Any, Protocol
 
+from jaxgpt import files, writing
 from jaxgpt.config import Config
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+LONGEST_IDENTITY = 1000  # bytes
 IDENTITY = "wandb_id.txt"  # in the run's folder, so that a resumed run goes on with the same one there
 
 
@@ -59,6 +63,12 @@ def start(config: Config, folder: Path) -> list[Tracker]:
     return made
 
 
+def _check_own(folder: Path) -> None:
+    """UserError where a tracker would write somewhere else than in the run's folder."""
+    if folder.is_symlink():
+        raise UserError(f"{shown(folder)} is a link, and is not written through")
+
+
 def numbers(values: dict[str, Any]) -> dict[str, float]:
     """By name, without what is no finite number, and without the step itself."""
     prefix = f"{values['task']}/" if "task" in values else ""
@@ -75,6 +85,7 @@ class TensorBoard:
     def __init__(self, folder: Path):
         from tensorboardX import SummaryWriter  # with the extra only
 
+        _check_own(folder / "tensorboard")
         # What a run that was killed wrote behind its last checkpoint is written again: the newer event counts.
         self._writer = SummaryWriter(str(folder / "tensorboard"), flush_secs=30)
 
@@ -92,11 +103,13 @@ class WeightsAndBiases:
     def __init__(self, config: Config, folder: Path):
         import wandb  # with the extra only
 
-        path = folder / IDENTITY
-        identity = path.read_text(encoding="utf-8").strip() if path.exists() else secrets.token_hex(8)
-        path.write_text(f"{identity}\n", encoding="utf-8")
-        machine = folder / "machine.json"
-        about = {"machine": json.loads(machine.read_text(encoding="utf-8"))} if machine.exists() else {}
+        _check_own(folder / "wandb")
+        path, machine = folder / IDENTITY, folder / "machine.json"
+        known = files.read_text(path, LONGEST_IDENTITY, within=folder).strip() if os.path.lexists(path) else ""
+        identity = known if re.fullmatch("[A-Za-z0-9_-]+", known) else secrets.token_hex(8)
+        with writing.replacing(path) as temporary:
+            temporary.write_text(f"{identity}\n", encoding="utf-8")
+        about = {"machine": files.read_json(machine, within=folder)} if os.path.lexists(machine) else {}
         self._run = wandb.init(
             project="jaxgpt",
             name=config.run.name,

@@ -9,6 +9,7 @@ checkpoints/STEP/SHA256SUMS   written last: a checkpoint without it was not fini
 import contextlib
 import gc
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from jaxgpt.models import family
 from jaxgpt.models.blocks import Params, are_stacked, stacked, unstacked
 from jaxgpt.parallel import processes
 from jaxgpt.training import checksums
+from jaxgpt.training.about import About, check_size, model_of, read_about
 from jaxgpt.training.step import TrainState, on_trees
 
 # Which there are
@@ -32,13 +34,29 @@ from jaxgpt.training.step import TrainState, on_trees
 
 def whole_steps(folder: Path) -> list[int]:
     """The steps of the checkpoints that were written to their end, in order."""
-    return [step for step in steps_of(folder) if (folder / str(step) / checksums.NAME).is_file()]
+    return [step for step in steps_of(folder) if checksums.is_there(folder / str(step))]
 
 
 def steps_of(folder: Path) -> list[int]:
     """The steps of all checkpoints that have their name, which orbax gives them when all of their files are there."""
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())
+    return sorted(int(path.name) for path in folder.glob("*") if _STEP.fullmatch(path.name) and path.is_dir())
 
+
+def unfinished(folder: Path) -> list[Path]:
+    """What a killed process, or a full disk, has left half written, by the names that we and orbax give.
+
+    What else lies in the folder is the user's.
+    """
+    begun = [
+        path
+        for path in folder.glob("*")
+        if _TEMPORARY.fullmatch(path.name) or (_STEP.fullmatch(path.name) and not checksums.is_there(path))
+    ]
+    return [path for path in begun if path.is_dir() and not path.is_symlink()]
+
+
+_STEP = re.compile("0|[1-9][0-9]{0,9}")
+_TEMPORARY = re.compile(r"[0-9]{1,10}\.orbax-checkpoint-tmp(-[0-9]+)?")
 
 # Reading
 
@@ -47,7 +65,7 @@ class Found(NamedTuple):
     """The newest checkpoint that is as it was written, and a message for each newer one that is not."""
 
     path: Path
-    about: dict[str, Any]
+    about: About
     damaged: list[str]
 
 
@@ -56,14 +74,24 @@ def find(folder: Path, parts: tuple[str, ...] | None = None) -> Found:
 
     UserError where there is none, or none that is whole.
     """
-    name, damaged = processes.talk.from_first(lambda: _newest_whole(folder, parts))
-    return Found(folder / name, _about(folder / name), damaged)
+    found = search(folder, parts)
+    if isinstance(found, str):
+        raise UserError(found)
+    return found
+
+
+def search(folder: Path, parts: tuple[str, ...] | None = None) -> Found | str:
+    """`find`, but for why there is none that is whole: it is returned, and not raised."""
+    name, messages = processes.talk.from_first(lambda: _newest_whole(folder, parts))
+    if not name:
+        return messages[-1]
+    return Found(folder / name, read_about(folder / name), messages)
 
 
 def _newest_whole(folder: Path, parts: tuple[str, ...] | None) -> tuple[str, list[str]]:
-    """Its name, and the messages."""
+    """Its name, empty if there is none, and the messages."""
     if not whole_steps(folder):
-        raise UserError(f"{folder}: there is no whole checkpoint. Has the run been saved yet?")
+        return "", [f"{folder}: there is no whole checkpoint (has the run been saved yet?)"]
     damaged = []
     path, damage = folder, ""
     for step in reversed(steps_of(folder)):
@@ -72,10 +100,10 @@ def _newest_whole(folder: Path, parts: tuple[str, ...] | None) -> tuple[str, lis
         if not damage:
             return path.name, damaged
         damaged.append(f"{path}: this checkpoint is not whole ({damage}); the one before it is used")
-    raise UserError(
+    return "", [
         f"{path}: this checkpoint is not whole ({damage}), and there is no other that is. Restore it from a copy, or "
         "train anew"
-    )
+    ]
 
 
 def at(path: Path, parts: tuple[str, ...] | None = None) -> Found:
@@ -83,15 +111,7 @@ def at(path: Path, parts: tuple[str, ...] | None = None) -> Found:
     damage = checksums.damage(path, parts)
     if damage:
         raise UserError(f"{path}: this checkpoint is not whole ({damage}). Restore it from a copy, or take another")
-    return Found(path, _about(path), [])
-
-
-def _about(path: Path) -> dict[str, Any]:
-    about = _read(path, ocp.args.Composite(about=ocp.args.JsonRestore())).about
-    configuration = about.get("configuration") if isinstance(about, dict) else None
-    if not isinstance(configuration, dict) or not isinstance(configuration.get("model"), dict):
-        raise UserError(f"{path}: this checkpoint can't be read (it doesn't say of which model it is)")
-    return about
+    return Found(path, read_about(path), [])
 
 
 def load_params(run: Path, model: Model) -> tuple[Params, Found]:
@@ -101,13 +121,14 @@ def load_params(run: Path, model: Model) -> tuple[Params, Found]:
     whatever the checkpoint has.
     """
     found = find(run / "checkpoints", ("params", "about"))
-    _check_same_model(found.path, found.about["configuration"]["model"], model)
+    _check_same_model(found.path, dataclasses.asdict(model_of(found.about)), model)
     return params_of(found), found
 
 
 def params_of(found: Found) -> Params:
     """A checkpoint's parameters, in float32."""
-    saved = Model(**found.about["configuration"]["model"])
+    check_size(found.path, found.about)
+    saved = model_of(found.about)
     target = _placed(jax.eval_shape(lambda: family(saved).init(saved, jax.random.key(0))))
     return _read(found.path, ocp.args.Composite(params=ocp.args.StandardRestore(target))).params
 

@@ -6,52 +6,83 @@ was not finished.
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 
+from jaxgpt import files, writing
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
+
 NAME = "SHA256SUMS"
+LARGEST = 1 << 24  # bytes of it
 
 
 def write(folder: Path) -> None:
-    """Adds SHA256SUMS, whole or not at all, once what it speaks of is on the disk."""
+    """Adds SHA256SUMS, whole or not at all, once what it speaks of is on the disk. OSError where writing fails."""
+    writing.sync_tree(folder)
+    writing.sync(folder.absolute().parent)  # the folder's own name
     text = "".join(f"{digest}  {name}\n" for name, digest in _digests(folder).items())
-    temporary = folder / f"{NAME}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / NAME)
+    with writing.replacing(folder / NAME) as new:
+        new.write_text(text, encoding="utf-8")
+
+
+def is_there(folder: Path) -> bool:
+    """Whether the folder has a SHA256SUMS, and so was written to its end."""
+    return files.is_file(folder / NAME, within=folder)
 
 
 def damage(folder: Path, parts: tuple[str, ...] | None = None) -> str:
-    """What is wrong with the files, in words; empty if nothing is. With `parts`, only in those folders in it."""
+    """Returns what is wrong with the files, in words; empty if nothing is.
+
+    Links, pipes and devices are damage too: a checkpoint has none, and reading one may never end.
+
+    Args:
+        folder: The checkpoint.
+        parts: Those of its folders that matter, beside the files that are in none; all without it.
+    """
 
     def wanted(names: dict[str, str]) -> dict[str, str]:
-        return {name: names[name] for name in names if parts is None or name.partition("/")[0] in parts}
+        return {name: names[name] for name in names if parts is None or "/" not in name or name.split("/")[0] in parts}
 
-    try:
-        lines = (folder / NAME).read_text(encoding="utf-8").splitlines()
-        written = wanted({line[66:]: line[:64] for line in lines})
-        found = wanted(_digests(folder, parts))
-    except FileNotFoundError:
+    if not is_there(folder):
         return f"it has no {NAME}, which is written last"
-    except (OSError, UnicodeDecodeError) as error:
+    try:
+        lines = files.read_text(folder / NAME, LARGEST, within=folder).splitlines()
+        written = wanted({line[66:]: line[:64] for line in lines})
+        found = _digests(folder, parts)
+    except OSError as error:
+        return error.strerror or str(error)
+    except UserError as error:
         return str(error)
     for name in sorted(written.keys() | found.keys()):
         if name not in found:
-            return f"{name} is missing"
+            return f"{shown(name)} is missing"
         if name not in written:
-            return f"{name} is not in {NAME}"
+            return f"{shown(name)} is not in {NAME}"
         if written[name] != found[name]:
-            return f"{name} is not what was written"
+            return f"{shown(name)} is not what was written"
     return "" if found else f"{NAME} is empty"
 
 
 def _digests(folder: Path, parts: tuple[str, ...] | None = None) -> dict[str, str]:
-    """The SHA-256 of each file in the folder, or in those of its folders, but for SHA256SUMS itself."""
+    """Returns the SHA-256 of each file in the folder but SHA256SUMS itself. UserError for what is no file or folder."""
     digests = {}
-    for root in [folder] if parts is None else [folder / part for part in parts]:
-        for path in sorted(root.rglob("*")):
-            if path.is_file() and path.name not in (NAME, f"{NAME}.tmp"):
-                with path.open("rb") as file:
-                    digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    for root, folders, names in os.walk(folder, onerror=_fail):
+        if parts is not None and Path(root) == folder:
+            folders[:] = [name for name in folders if name in parts]
+        for name in [*folders, *names]:
+            path = Path(root, name)
+            mode = os.lstat(path).st_mode
+            if stat.S_ISDIR(mode):
+                continue
+            relative = path.relative_to(folder).as_posix()
+            if not stat.S_ISREG(mode):
+                raise UserError(f"{shown(relative)} is no file")
+            if relative != NAME:
+                with files.open_file(path, within=folder) as file:
+                    digests[relative] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
+
+
+def _fail(error: OSError) -> None:
+    raise error

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgpt import files
 from jaxgpt.config import Config
-from jaxgpt.data import loader, shards, texts, tokenizers
+from jaxgpt.data import loader, manifest, shards, texts, tokenizers
 from jaxgpt.data.feeder import Feeder
 from jaxgpt.data.loader import Tokens
 from jaxgpt.data.shards import Shards, TokenSet
@@ -118,9 +119,16 @@ def _source(name: str, config: Config, own: tokenizers.Tokenizer | None = None) 
 
 
 def _tokenizer_of(found: TokenSet, config: Config) -> tokenizers.Tokenizer:
-    """The one that the manifest names; of files without one, the one that the options name."""
+    """Returns the tokenizer that the manifest names; of files without one, the one that the options name."""
     if found.manifest:
-        return tokenizers.from_state(found.manifest.tokenizer)
+        tokenizer, stated = tokenizers.from_state(found.manifest.tokenizer), found.manifest.vocabulary_size
+        if tokenizer.vocabulary_size != stated:
+            raise UserError(
+                f"{found.train.paths[0].parent / manifest.NAME} is damaged: it says {stated:,} tokens, and its "
+                f"tokenizer {tokenizer.name} has {tokenizer.vocabulary_size:,}; restore it from a copy, or prepare the "
+                "data anew"
+            )
+        return tokenizer
     if config.data.tokenizer == "characters":
         raise UserError("--data.tokenizer characters: token files without a manifest don't say which characters")
     return tokenizers.make(config.data.tokenizer, "")
@@ -175,5 +183,5 @@ def _prompt(config: Config, tokenizer: tokenizers.Tokenizer, validation: Tokens)
     if config.run.prompt:
         return tokenizer.encode(config.run.prompt)
     beginning = tokenizer.decode(validation[:200])
-    lines = [line for line in beginning.splitlines()[1:] if line.strip()]
+    lines = [line for line in files.text_lines(beginning)[1:] if line.strip()]
     return tokenizer.encode(lines[0] if lines else beginning)[: config.model.context // 4 + 1]

@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import time
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
@@ -77,12 +78,19 @@ class Display:
 
     def stop(self) -> None:
         """Ends the live line; it stays as it is. Notes may follow."""
-        self._progress.stop()
+        with self._printing():
+            self._progress.stop()
 
     def note(self, text: str) -> None:
         """A line that stays; on a terminal, long ones are broken between words."""
-        try:
+        with self._printing():
             self.console.print(Text(printable(text)), soft_wrap=not self.console.is_terminal)
+
+    @contextlib.contextmanager
+    def _printing(self) -> Iterator[None]:
+        """Notes that nothing can be printed any more, where that fails."""
+        try:
+            yield
         except OSError as error:
             self.lost = error.strerror or str(error)
             self.console.quiet = True
@@ -91,7 +99,8 @@ class Display:
 
     def resume(self, step: int) -> None:
         """`step` of them are done already."""
-        self._progress.reset(self._task, completed=step, description="compiling …")
+        with self._printing():
+            self._progress.reset(self._task, completed=step, description="compiling …")
 
     def step(
         self, step: int, loss: float, tokens_per_second: float, flops_per_second: float, utilisation: float | None
@@ -107,7 +116,8 @@ class Display:
             line += f"  {self.rate:,.0f} tokens/s  "
             line += f"{flops_per_second / 1e12:.3g} TFLOP/s" if utilisation is None else f"MFU {utilisation:.1%}"
         self._compiled = True
-        self._progress.update(self._task, completed=step, description=line)
+        with self._printing():
+            self._progress.update(self._task, completed=step, description=line)
         if not self.live and time.monotonic() - self._printed >= PLAIN_SECONDS:
             self._printed = time.monotonic()
             self.note(line)

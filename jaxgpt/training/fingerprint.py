@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxgpt import files
+
 SMALLEST = 4096  # bytes
 SAMPLES = 16  # blocks of SMALLEST bytes of a file that is not read whole
 READ_WHOLE = 1 << 30  # bytes of token files
@@ -20,13 +22,14 @@ READ_WHOLE = 1 << 30  # bytes of token files
 
 def of_files(paths: Sequence[Path], sums: dict[str, str]) -> dict[str, Any]:
     """Of token files, with the SHA-256 of those that a manifest has one of."""
-    whole = sum(path.stat().st_size for path in paths) <= READ_WHOLE
-    files = {path.name: _of_file(path, whole) | {"sha256": sums.get(path.name, "")} for path in paths}
-    return {"files": files}
+    whole = sum(map(files.size, paths)) <= READ_WHOLE
+    found = {path.name: _of_file(path, whole) | {"sha256": sums.get(path.name, "")} for path in paths}
+    return {"files": found}
 
 
 def _of_file(path: Path, whole: bool) -> dict[str, Any]:
-    content = memoryview(np.memmap(path, np.uint8, "r"))  # type: ignore[arg-type]
+    with files.open_file(path) as file:
+        content = memoryview(np.memmap(file, np.uint8, "r"))  # type: ignore[arg-type]
     if whole or len(content) <= SAMPLES * SMALLEST:
         return of(content)
     samples = [_hash(content[start : start + SMALLEST]) for start in _samples(len(content))]

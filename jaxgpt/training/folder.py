@@ -4,6 +4,7 @@ config.toml      everything needed to repeat the run
 metrics.jsonl    one object a line: training metrics by step, validation losses
 memory_plan.json what the train step needs, by name
 samples.txt      text drawn from the model
+metrics.damaged  lines of metrics.jsonl that could not be read when the run was resumed
 loss.png         the loss curve
 machine.json     where the run trains
 report.html      all of this to look at
@@ -12,23 +13,24 @@ checkpoints/     by orbax
 
 import contextlib
 import io
+import itertools
 import json
-import math
 import os
-import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
-from jaxgpt import settings
+from jaxgpt import settings, writing
 from jaxgpt.config import Config
 from jaxgpt.errors import RunError, UserError
+from jaxgpt.foreign_text import quoted
 from jaxgpt.parallel import processes
-from jaxgpt.training import checkpoints
+from jaxgpt.training import checkpoints, metrics_file
 
-EVALUATE = "evaluate"  # lines that a command added which was no part of the training
-
+CONFIGURATION = "config.toml"
+SAMPLES = "samples.txt"
+GROWING = (metrics_file.NAME, SAMPLES)  # which a resumed run cuts back
+OURS = (CONFIGURATION, *GROWING, "memory_plan.json", "machine.json", "loss.png")  # what only the open run writes
 
 EXISTS = (
     "{} exists and is left as it is. Go on with it by --resume, give the run another name with --run.name, or replace "
@@ -56,128 +58,175 @@ def will_resume(config: Config) -> bool:
 class RunFolder:
     """An open run folder: a new one, or with `run.resume` one that has checkpoints, which stays as it is until `go_on`.
 
-    UserError where it can't be made or opened, where it exists and is not to be replaced, where another process trains
-    in it, and where nothing can be resumed that should be.
+    Whatever is written there is written into the folder itself: no link that lies in it is followed.
+
+    Raises:
+        UserError: It can't be made or opened, it exists and is not to be replaced, another process trains in it, or
+            nothing can be resumed that should be.
     """
 
     def __init__(self, config: Config):
         self.config = config  # as it was asked for, with what each machine decides for itself left open
         self.path = Path(config.run.folder) / config.run.name
-        resume = config.run.resume
         self.watch: Callable[[dict[str, Any]], None] | None = None  # is shown each line of metrics.jsonl
-        self._lock: int | None = None
-        self._file: TextIO = io.StringIO()  # metrics.jsonl, once it is open
+        self.notes: list[str] = []  # to be said at the start
+        self._lock = writing.Lock(None)
+        self._file: BinaryIO = io.BytesIO()  # metrics.jsonl, once it is open
         try:
-            self.resumes = will_resume(config)
-            if resume == "always" and not self.resumes:
-                raise UserError(NOTHING_TO_RESUME.format(self.path))
-            if self.path.exists():
-                self._lock = _locked(self.path)
+            self._take()
             if not self.resumes:
-                self._make(config)
+                if config.run.resume == "always":
+                    raise UserError(NOTHING_TO_RESUME.format(self.path))
+                with writing.reserved(self.path):
+                    self._take()  # another process may have made it meanwhile
+                    if not self.resumes:
+                        self._check_replaceable()
+                        self._make()
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-            self._release()
+            self._lock.close()
             raise _cannot_write(self.path, error) from None
-        except UserError:
-            self._release()
+        except BaseException:
+            self._lock.close()
             raise
 
-    def _make(self, config: Config) -> None:
-        """A new folder in the place of the old one, if there is one. Killed at any moment, it leaves no half of one."""
-        if self.path.exists():
-            self._check_replaceable(config)
-        new, old = (self.path.with_name(f".{self.path.name}.{word}-{os.getpid()}") for word in ("new", "old"))
-        new.mkdir(parents=True)
-        settings.write(config, new / "config.toml")
-        self._file = (new / "metrics.jsonl").open("w", encoding="utf-8")
-        lock = _locked(new)
-        if self.path.exists():
-            self.path.rename(old)
-        new.rename(self.path)
-        shutil.rmtree(old, ignore_errors=True)
-        self._release()
+    def _take(self) -> None:
+        """Locks the folder if it is there, and sees whether it is to be resumed."""
+        if not self._lock.held and self.path.exists():
+            self._lock = writing.lock(self.path, metrics_file.TRAINING)
+        self.resumes = will_resume(self.config)
+        if self.resumes:
+            writing.check_no_link(self.checkpoints)
+
+    def _make(self) -> None:
+        """Makes a new folder in the place of the old one, if there is one. The name has to be reserved."""
+        with writing.replacing_folder(self.path) as new:
+            settings.write(self.config, new / CONFIGURATION)
+            self._file = writing.open_to_append(new / metrics_file.NAME)
+            lock = writing.lock(new, metrics_file.TRAINING)
+        self._lock.close()
         self._lock = lock
 
-    def _check_replaceable(self, config: Config) -> None:
-        ours = (self.path / "config.toml").is_file()
-        if not (config.run.overwrite or (ours and (config.run.resume == "auto" or self._is_untrained()))):
+    def _check_replaceable(self) -> None:
+        """Raises a UserError, or an OSError for a link, where something is there that is not to be replaced."""
+        if not self.path.exists():
+            return
+        options = self.config.run
+        ours = (self.path / CONFIGURATION).is_file()
+        if not (options.overwrite or (ours and (options.resume == "auto" or self._is_untrained()))):
             raise UserError(EXISTS.format(self.path))
         if not ours:
             raise UserError(f"{self.path} is not a run's folder (it has no config.toml), so it is not replaced")
-        if self.path.is_symlink():
-            raise OSError("it is a link")
+        writing.check_no_link(self.path)
 
     def _is_untrained(self) -> bool:
         """Whether nothing would be lost: not one step was recorded, and there is no checkpoint."""
-        metrics = self.path / "metrics.jsonl"
-        recorded = metrics.is_file() and '"loss":' in metrics.read_text(encoding="utf-8")
-        return not recorded and not checkpoints.steps_of(self.checkpoints)
+        return metrics_file.is_untrained(self.path / metrics_file.NAME) and not checkpoints.steps_of(self.checkpoints)
 
-    def go_on(self, config: Config, step: int, lengths: dict[str, int]) -> None:
-        """Cuts the files back to what they were when the state after `step` was saved, and opens them."""
+    def start_over(self, reason: str) -> None:
+        """Begins anew where there is nothing to resume after all. The folder is kept under another name.
+
+        Args:
+            reason: Why nothing there can be resumed, to be said at the start.
+        """
         try:
-            metrics = self.path / "metrics.jsonl"
-            evaluations = _evaluations(metrics, lengths["metrics.jsonl"], step)
-            for name, length in lengths.items():
-                _cut(self.path / name, length)
-            lines = metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else []
-            while lines and not (lines[-1].endswith(b"\n") and json.loads(lines[-1])["step"] <= step):
-                lines.pop()  # one that was cut off, or a step after which the run had stopped for not being finite
-            _cut(metrics, sum(len(line) for line in lines))
-            settings.write(config, self.path / "config.toml.tmp")
-            (self.path / "config.toml.tmp").replace(self.path / "config.toml")
-            self._file = metrics.open("a", encoding="utf-8")
-            self._file.writelines(evaluations)
+            with writing.reserved(self.path):
+                writing.check_no_link(self.path)
+                kept = next(path for number in itertools.count(1) if not os.path.lexists(path := self._aside(number)))
+                self.path.rename(kept)
+                self._make()
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
+        self.resumes = False
+        self.notes = [f"{reason}. This run is kept as {kept}, and begins anew"]
+
+    def _aside(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.damaged-{number}")
+
+    def go_on(self, config: Config, step: int, lengths: dict[str, Any]) -> list[str]:
+        """Cuts the files back to what they were when the state after `step` was saved, and opens them.
+
+        Args:
+            config: What is asked for now, which becomes config.toml.
+            step: The step.
+            lengths: The bytes that the files had then, by name, as the checkpoint says. Names other than those of the
+                two files that grow are passed over: a checkpoint doesn't say which files are cut.
+
+        Returns:
+            Messages on what was damaged.
+        """
+        lines, texts = (_length(lengths, name) for name in GROWING)
+        try:
+            for name in OURS:
+                writing.clear(self.path / name)
+            damaged = metrics_file.cut_back(self.path / metrics_file.NAME, lines, step)
+            metrics_file.cut_text(self.path / SAMPLES, texts)
+            with self.replacing(CONFIGURATION) as path:
+                settings.write(config, path)
+            self._file = writing.open_to_append(self.path / metrics_file.NAME)
+            writing.sync(self.path)
         except (OSError, ValueError) as error:
             raise _cannot_write(self.path, error) from None
+        return damaged
 
     def lengths(self) -> dict[str, int]:
-        """How many bytes metrics.jsonl and samples.txt have, all of them on the disk."""
-        with self.writing("metrics.jsonl"):
-            os.fsync(self._file.fileno())
-        paths = {name: self.path / name for name in ("metrics.jsonl", "samples.txt")}
-        return {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
+        """Returns how many bytes metrics.jsonl and samples.txt have, all of them on the disk."""
+        result = {}
+        for name in GROWING:
+            with self.writing(name) as path:
+                if path.exists():
+                    writing.sync(path)
+                result[name] = path.stat().st_size if path.exists() else 0
+        with self.writing(""):
+            writing.sync(self.path)
+        return result
 
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
     def metric(self, **values: Any) -> None:
-        """Adds a line to metrics.jsonl, on disk when this returns. Numbers that are not finite become null."""
-        with self.writing("metrics.jsonl"):
-            self._file.write(json.dumps(_finite_only(values)) + "\n")
+        """Adds a line to metrics.jsonl, so that others can read it at once. Numbers that are not finite become null."""
+        with self.writing(metrics_file.NAME) as path:
+            if not os.path.samestat(os.fstat(self._file.fileno()), os.stat(path)):
+                self._file.close()  # an editor has put another file in its place
+                self._file = writing.open_to_append(path)
+            self._file.write(metrics_file.line(values))
             self._file.flush()
         if self.watch:
             self.watch(values)
 
     def sample(self, step: int, text: str) -> None:
         """Adds a text to samples.txt."""
-        with self.writing("samples.txt") as path, path.open("a", encoding="utf-8") as file:
-            file.write(f"--- step {step}\n{text}\n\n")
+        with self.writing(SAMPLES) as path, writing.open_to_append(path) as file:
+            file.write(f"--- step {step}\n{text}\n\n".encode())
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Writes a file of one object."""
-        with self.writing(name) as path:
+        with self.replacing(name) as path:
             path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     @contextlib.contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
+        """Yields where to write a file that takes the place of one in the folder when the block ends."""
+        with self.writing(name) as path, writing.replacing(path) as new:
+            yield new
+
+    @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """The path of a file in the folder; a RunError where writing it fails: a full disk, a folder that is gone."""
+        """Yields a file's path. RunError where writing fails: a full disk, a folder that is gone."""
         path = self.path / name
         try:
             yield path
+        except FileNotFoundError:
+            gone = self.path / metrics_file.NAME if self.path.exists() else self.path
+            raise RunError(f"{gone} was deleted or moved while the run trains, so the run stops here") from None
         except OSError as error:
-            raise RunError(f"{path}: writing failed ({error.strerror}). Is the disk full?") from error
+            raise writing.failure(path, error) from error
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # what could not be written has been reported
             self._file.close()
-        self._release()
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.close()
 
 
 class Onlooker(RunFolder):
@@ -186,8 +235,13 @@ class Onlooker(RunFolder):
     def __init__(self, config: Config, resumes: bool):
         self.config, self.resumes = config, resumes
         self.path = Path(config.run.folder) / config.run.name
+        self.notes: list[str] = []
 
-    def go_on(self, config: Config, step: int, lengths: dict[str, int]) -> None: ...
+    def start_over(self, reason: str) -> None:
+        self.resumes = False
+
+    def go_on(self, config: Config, step: int, lengths: dict[str, Any]) -> list[str]:
+        return []
 
     def lengths(self) -> dict[str, int]:
         return {}
@@ -210,72 +264,14 @@ def open_folder(config: Config) -> RunFolder:
     return folder
 
 
-def _locked(path: Path) -> int | None:
-    """A descriptor of the folder, locked while it is open. UserError where another process has locked it.
-
-    None where there are no such locks, as on Windows and on some network file systems.
-    """
-    if sys.platform == "win32":
-        return None
-    import fcntl
-
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(f"{path}: another process is training this run. Wait for its end, or stop it") from None
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+def _length(lengths: dict[str, Any], name: str) -> int:
+    """Returns a length that a checkpoint says. UserError where it isn't one."""
+    length = lengths.get(name)
+    if not isinstance(length, int) or isinstance(length, bool) or length < 0:
+        raise UserError(f"the checkpoint says that {name} had {quoted(length)} bytes. Restore it from a copy")
+    return length
 
 
 def _cannot_write(path: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or error
     return UserError(f"{path}: can't write there ({reason}). Choose another folder with --run.folder")
-
-
-def add_evaluation(run: Path, values: dict[str, Any]) -> str:
-    """Adds a line to the metrics.jsonl of a run that isn't open here; why it wasn't added, or nothing."""
-    path = run / "metrics.jsonl"
-    try:
-        lock = _locked(run)
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**_finite_only(values), "by": EVALUATE}) + "\n")
-        finally:
-            if lock is not None:
-                os.close(lock)
-    except UserError:
-        return f"{path}: not added there, because the run is being trained"
-    except OSError as error:
-        return f"{path}: not added there ({error.strerror})"
-    return ""
-
-
-def _evaluations(metrics: Path, start: int, step: int) -> list[str]:
-    """The lines behind byte `start` that `add_evaluation` added, of steps up to this one."""
-    if not metrics.exists():
-        return []
-    lines = metrics.read_bytes()[start:].decode("utf-8", "replace").splitlines(keepends=True)
-    marked = [line for line in lines if f'"by": "{EVALUATE}"' in line and line.endswith("}\n")]
-    return [line for line in marked if json.loads(line)["step"] <= step]
-
-
-def _cut(path: Path, length: int) -> None:
-    """Leaves of the file, if it is there, no more than so many bytes."""
-    if path.exists():
-        os.truncate(path, min(length, path.stat().st_size))
-
-
-def _finite_only(values: dict[str, Any]) -> dict[str, Any]:
-    """The same with null for numbers that JSON hasn't got."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
-    }
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The objects of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -29,12 +29,13 @@ from jaxgpt.parallel import mesh, processes
 from jaxgpt.parallel.agreement import Agreement
 from jaxgpt.reports import memory_plan, trackers
 from jaxgpt.reports.following import Following
-from jaxgpt.training import ahead, corpus, everywhere, flops, peaks, resuming
+from jaxgpt.training import advice, ahead, corpus, everywhere, flops, peaks, resuming
 from jaxgpt.training.checkpoints import Found
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.decisions import Decisions
 from jaxgpt.training.display import Display, silent
-from jaxgpt.training.folder import RunFolder, check_name, read_metrics, will_resume
+from jaxgpt.training.folder import RunFolder, check_name, will_resume
+from jaxgpt.training.metrics_file import read_metrics
 from jaxgpt.training.placement import Placement
 from jaxgpt.training.saving import Writer
 from jaxgpt.training.signals import Stop
@@ -48,13 +49,13 @@ def train(config: Config) -> None:
     the end of a Slurm allocation, UserError as the data raise it, where the run can't be resumed and where it doesn't
     fit the device's memory.
     """
-    # How this process was started is none of the run's options.
+    compilation_cache.use(config.run.compilation_cache)
+    # How this process was started, and where its machine keeps programs, is none of the run's options.
     parallel = dataclasses.replace(config.parallel, processes=0, process=-1, coordinator="")
-    config = dataclasses.replace(config, parallel=parallel)
+    config = dataclasses.replace(config, parallel=parallel, run=dataclasses.replace(config.run, compilation_cache=""))
     mesh.check(config)
     trackers.check(config)
     check_name(config)
-    compilation_cache.use(config.run.compilation_cache)
     data, asked = corpus.load(config, initial.tokenizer(config))
     everywhere.check(asked, data)
     with contextlib.ExitStack() as kept:
@@ -161,7 +162,7 @@ class _Run:
         self.decisions.settle()
         ending, lost = self.decisions.ending, self.decisions.lost
         where = f"after step {self.done} of {self.config.training.steps}; saved in {saved}"
-        if lost:
+        if lost and (not ending or ending.error is Interrupted):  # with its terminal a run loses its output too
             raise AllFailed(f"stopped {where}, because the output can't be written: {lost}")
         if not ending or ending.error is Interrupted:
             loss = self._evaluate()
@@ -255,9 +256,8 @@ class _Run:
         if processes.first():
             self._draw_curve()
         raise AllFailed(
-            f"step {step}: the {what} is {value}, so the run stops here; the last good state is in {saved}. Try a "
-            "lower --optimizer.learning-rate, a longer --optimizer.warmup-steps, a smaller --optimizer.clip-norm or "
-            "--compute.dtype float32"
+            f"step {step}: the {what} is {value}, so the run stops here; the last good state is in {saved}. Try "
+            f"{advice.after_nonfinite(self.config, step)}"
         )
 
     def _evaluate(self) -> float:
@@ -297,9 +297,9 @@ class _Run:
     def _draw_curve(self) -> Path:
         from jaxgpt.reports.curves import loss_curve  # here: a start doesn't wait three quarters of a second for it
 
-        with self.folder.writing("loss.png") as path:
+        with self.folder.replacing("loss.png") as path:
             loss_curve(read_metrics(self.folder.path / "metrics.jsonl"), self.config.run.name, path)
-        return path
+        return self.folder.path / "loss.png"
 
     def _introduce(self) -> None:
         config, training, device = self.config, self.config.training, jax.devices()[0]
@@ -318,6 +318,7 @@ class _Run:
             *self.chosen,
             *(["order     of sums is fixed: some kernels are slower ones"] if self.fixed_order else []),
             *([f"note      {config.run.note}"] if config.run.note else []),
+            *self.folder.notes,
             *self.notes,
         ):
             self.display.note(line)

@@ -11,8 +11,10 @@ from typing import Any
 from jaxgpt import settings
 from jaxgpt.config import Config
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
 from jaxgpt.parallel import processes
 from jaxgpt.training import checkpoints, fingerprint, saving
+from jaxgpt.training.about import About
 from jaxgpt.training.checkpoints import Found
 from jaxgpt.training.corpus import Corpus
 from jaxgpt.training.folder import RunFolder, open_folder
@@ -48,16 +50,28 @@ def open_run(config: Config, data: Corpus) -> tuple[RunFolder, Found | None]:
         raise
 
 
-def find(folder: RunFolder, data: Corpus) -> Found:
-    """The last whole checkpoint.
+def find(folder: RunFolder, data: Corpus) -> Found | None:
+    """Finds the last whole checkpoint.
 
-    UserError where there is none, where it is another run's, and where the text is not the one it was trained on.
+    With `--resume auto` a run of which none is whole begins anew, and what is there is kept under another name: a job
+    that is started again and again would otherwise never get further.
+
+    Returns:
+        The checkpoint; None where the folder is a new one now.
+
+    Raises:
+        UserError: There is none, it is another run's, or the text is not the one it was trained on.
     """
-    found = checkpoints.find(folder.checkpoints)
-    if "converted_from" in found.about:
+    found = checkpoints.search(folder.checkpoints)
+    if isinstance(found, str):
+        if folder.config.run.resume != "auto":
+            raise UserError(f"{found}. --resume auto begins anew, and keeps this run under another name")
+        folder.start_over(found)
+        return None
+    if found.about["converted_from"]:
         raise UserError(
-            f"{found.path}: these weights were converted from {found.about['converted_from']}, and there is no run to "
-            "go on with. Begin one from them: --init-from this run's folder, and another --run.name"
+            f"{found.path}: these weights were converted from {shown(found.about['converted_from'])}, and there is no "
+            "run to go on with. Begin one from them: --init-from this run's folder, and another --run.name"
         )
     _check(str(found.path), found.about, folder.config, data)
     return found
@@ -73,19 +87,20 @@ def resume(folder: RunFolder, found: Found, target: TrainState) -> tuple[TrainSt
     if state.nonfinite >= config.training.stop_after_nonfinite:  # the run stopped at that, and is to try again
         state = state._replace(nonfinite=state.nonfinite * 0)
     step = saved["step"]
-    folder.go_on(config, step, saved["lengths"])
+    damaged = folder.go_on(config, step, saved["lengths"])
     if processes.first():
         saving.delete_unfinished(folder.checkpoints)
         for other in checkpoints.whole_steps(folder.checkpoints):
             if other > step:  # which are not whole, and are trained again
                 saving.delete(folder.checkpoints / str(other))
-    return state, [*found.damaged, f"resuming after step {step}, from {found.path}", *_changes(saved, config)]
+    begun = f"resuming after step {step}, from {found.path}"
+    return state, [*found.damaged, begun, *damaged, *_changes(saved, config)]
 
 
-def _check(where: str, saved: dict[str, Any], config: Config, data: Corpus) -> None:
+def _check(where: str, saved: About, config: Config, data: Corpus) -> None:
     """UserError naming both values of what must not change."""
     different = [
-        f"{found.option} was {found.saved} and is {found.asked}"
+        f"{found.option} was {shown(found.saved)} and is {shown(found.asked)}"
         for found in settings.differences(saved["configuration"], config)
         if found.section == "model" or found.key in FIXED.get(found.section, ())
     ]
@@ -102,7 +117,7 @@ def _check(where: str, saved: dict[str, Any], config: Config, data: Corpus) -> N
             f"{where}: this run can't be resumed with other options: {'; '.join(different)}. Give the old ones, or "
             "another --run.name to begin a new run"
         )
-    change = fingerprint.difference(saved["text"], data.fingerprint)
+    change = fingerprint.difference(saved["text"], data.fingerprint) if saved["text"] else ""
     if change:
         name = f"--data.mixture {config.data.mixture}" if config.data.mixture else f"--data.text {config.data.text}"
         raise UserError(
@@ -111,16 +126,16 @@ def _check(where: str, saved: dict[str, Any], config: Config, data: Corpus) -> N
         )
 
 
-def _changes(saved: dict[str, Any], config: Config) -> list[str]:
+def _changes(saved: About, config: Config) -> list[str]:
     """A line for each thing that differs from when the checkpoint was written, and may."""
     options = [
-        f"changed   {found.option} was {found.saved} and is {found.asked}"
+        f"changed   {found.option} was {shown(found.saved)} and is {shown(found.asked)}"
         for found in settings.differences(saved["configuration"], config)
         if found.section not in ("run", "checkpoint", "sampling")
     ]
     versions = settings.versions()
     return options + [
-        f"changed   {name} was {old} and is {versions[name]}: the numbers may differ in their last bits"
+        f"changed   {name} was {shown(old)} and is {versions[name]}: the numbers may differ in their last bits"
         for name, old in saved["versions"].items()
-        if versions.get(name, old) != old
+        if versions.get(name, old) != old  # `name` is one of ours
     ]

@@ -13,6 +13,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
+from jaxgpt import writing
 from jaxgpt.config import Checkpoint
 from jaxgpt.errors import RunError
 from jaxgpt.parallel import processes
@@ -79,7 +80,7 @@ class Writer:
         step = int(state.step)
         path = self.folder.absolute() / str(step)
         self._wanted, self._clock = False, time.monotonic()
-        if not processes.talk.from_first((path / checksums.NAME).is_file):
+        if not processes.talk.from_first(lambda: checksums.is_there(path)):
             params, optimizer = checkpoints.saved_form(state)
             items = ocp.args.Composite(
                 params=ocp.args.StandardSave(params),
@@ -87,6 +88,7 @@ class Writer:
                 about=ocp.args.JsonSave(about | {"step": step}),
             )
             try:
+                writing.check_no_link(path)
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._orbax.save(path, args=items, force=True)
                 error = ""
@@ -115,6 +117,7 @@ class Writer:
             self._orbax.wait_until_finished()
             if processes.first():
                 checksums.write(path)
+                writing.sync(self.folder.absolute().parent)  # the name of a folder that the first of them made
                 steps = whole_steps(self.folder)
                 for step in set(steps) - kept(steps, self.options.keep_last, self.options.keep_every):
                     delete(self.folder / str(step))
@@ -154,13 +157,13 @@ def kept(steps: list[int], last: int, every: int) -> set[int]:
 
 
 def delete(path: Path) -> None:
-    """Deletes a checkpoint, which from the first moment on is none."""
+    """Deletes a checkpoint, its SHA256SUMS first, so that what a crash leaves of it doesn't look whole."""
     (path / checksums.NAME).unlink(missing_ok=True)
+    writing.sync(path)
     shutil.rmtree(path)
 
 
 def delete_unfinished(folder: Path) -> None:
-    """Deletes what a killed process, or a full disk, has left half written."""
-    for path in folder.glob("*"):
-        if path.is_dir() and not (path / checksums.NAME).is_file():
-            shutil.rmtree(path, ignore_errors=True)
+    """Deletes what a killed process, or a full disk, has left half written, and nothing else."""
+    for path in checkpoints.unfinished(folder):
+        shutil.rmtree(path, ignore_errors=True)

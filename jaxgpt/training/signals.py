@@ -1,13 +1,17 @@
-"""What ends a run early: Ctrl-C, SIGTERM, and the end of a Slurm allocation. The step under way is always finished."""
+"""What ends a run early: Ctrl-C, SIGTERM, a closed terminal (SIGHUP), and the end of a Slurm allocation.
 
-import os
+The step under way is always finished.
+"""
+
 import signal
 import time
 from types import FrameType
 from typing import NamedTuple
 
-from jaxgpt.errors import Interrupted, Terminated
+from jaxgpt import environment
+from jaxgpt.errors import HungUp, Interrupted, Terminated
 
+HANGUP = getattr(signal, "SIGHUP", None)  # which Windows hasn't got
 SLURM_END = "SLURM_JOB_END_TIME"  # seconds since 1970
 
 
@@ -16,26 +20,30 @@ class Ending(NamedTuple):
     error: type[Interrupted]
 
 
-CTRL_C, SIGTERM, ALLOCATION = ENDINGS = (
+CTRL_C, SIGTERM, SIGHUP, ALLOCATION = ENDINGS = (
     Ending("with Ctrl-C", Interrupted),
     Ending("by SIGTERM", Terminated),
+    Ending("by SIGHUP", HungUp),
     Ending("before the end of the Slurm allocation", Terminated),
 )
 
 
 class Stop:
-    """A context manager inside of which Ctrl-C and SIGTERM only set `ending`; a second Ctrl-C ends the process at once.
+    """A context manager inside of which signals only set `ending`; a second Ctrl-C ends the process at once.
 
-    The allocation's end counts where `minutes_before_end` is not 0.
+    The allocation's end counts where `minutes_before_end` is not 0. Under nohup SIGHUP stays ignored.
     """
 
     def __init__(self, minutes_before_end: float = 0):
         self.ending: Ending | None = None
-        end = os.environ.get(SLURM_END, "")
-        self._deadline = int(end) - 60 * minutes_before_end if minutes_before_end and end.isdecimal() else None
+        end = environment.number(SLURM_END) if minutes_before_end else None
+        self._deadline = None if end is None else end - 60 * minutes_before_end
 
     def __enter__(self) -> "Stop":
-        self._previous = {number: signal.signal(number, self._received) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
+            numbers.append(HANGUP)
+        self._previous = {number: signal.signal(number, self._received) for number in numbers}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -57,4 +65,4 @@ class Stop:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         if not self.ending:
-            self.ending = CTRL_C if number == signal.SIGINT else SIGTERM
+            self.ending = {signal.SIGINT: CTRL_C, HANGUP: SIGHUP}.get(number, SIGTERM)

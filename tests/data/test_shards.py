@@ -1,6 +1,8 @@
 """Token files as what a run trains on: found by name, read across their borders, refused where they are damaged."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxgpt import cli
-from jaxgpt.data import loader, shards, token_files
+from jaxgpt.data import loader, manifest, shards, token_files
 from jaxgpt.data.shards import Shards
 from jaxgpt.errors import UserError
 
@@ -122,7 +124,7 @@ def test_a_prepared_folder_that_changed_is_refused_at_once(prepared):
     with pytest.raises(UserError, match=f"{victim} is not what was prepared: it has 3 tokens"):
         shards.find("out")
     victim.unlink()
-    with pytest.raises(UserError, match=f"cannot read the token file {victim}"):
+    with pytest.raises(UserError, match=f"{victim}: can't be read"):
         shards.find("out")
 
 
@@ -150,3 +152,72 @@ def test_a_manifest_may_be_anything(tmp_path, data):
     (tmp_path / "manifest.json").write_bytes(data)
     with pytest.raises(UserError, match=r"manifest\.json"):
         shards.find(str(tmp_path))
+
+
+def change(folder: Path, **fields) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_manifest_does_not_lead_out_of_its_folder(prepared, tmp_path):
+    for victim in (sorted(prepared.glob("*train*"))[0], prepared / "manifest.json"):
+        kept = tmp_path / "elsewhere"
+        victim.rename(kept)
+        victim.symlink_to(kept)
+        with pytest.raises(UserError, match="leads out of out by a link"):
+            shards.find("out")
+        victim.unlink()
+        kept.rename(victim)
+    assert shards.find("out") is not None
+
+
+def test_what_a_manifest_says_is_compared_with_what_is_there(prepared):
+    whole = (prepared / "manifest.json").read_text()
+    entries = json.loads(whole)["shards"]
+    for fields, message in (
+        ({"shards": [*entries, entries[0]]}, "names one file twice"),
+        ({"shards": [entries[0] | {"tokens": 10**18}]}, "is not what was prepared"),
+        ({"documents": 10**30}, "a number of 31 digits"),
+        ({"empty_rows": "many"}, "empty_rows is 'many'"),
+        ({"settings": {"x": [[[[1]]]] * 3}, "name": "\x1b[2J"}, ""),
+        ({"versions": [{}]}, "versions is a list of 1 values"),
+    ):
+        (prepared / "manifest.json").write_text(whole)
+        change(prepared, **fields)
+        if message:
+            with pytest.raises(UserError, match=message):
+                shards.find("out")
+        else:
+            assert shards.find("out") is not None
+
+
+def test_a_vocabulary_that_is_not_the_tokenizers_is_refused(prepared, fails):
+    change(prepared, vocabulary_size=7)
+    assert "it says 7 tokens, and its tokenizer gpt2 has 50,257" in fails(
+        "--config", "quickstart", "--data.text", "out"
+    )
+
+
+def test_a_manifest_of_before_rows_were_counted_is_read(prepared):
+    path = prepared / "manifest.json"
+    fields = json.loads(path.read_text())
+    del fields["empty_rows"], fields["bad_rows"]
+    path.write_text(json.dumps(fields))
+    assert manifest.read(prepared).empty_rows == 0
+
+
+def test_nano_gpts_files_are_known_and_the_line_that_is_told_mends_them(work, fails):
+    tokens = np.arange(300, dtype="<u2")
+    tokens.tofile("train.bin")
+    tokens[:50].tofile("val.bin")
+    assert "train.bin has no header, as nanoGPT's" in fails("--config", "quickstart", "--data.text", "train.bin")
+    for name in ("train.bin", "val.bin"):
+        with pytest.raises(UserError, match=f"{name} has no header") as error:
+            token_files.open(name)
+        line = str(error.value).split("python -c '")[1].split("'; or")[0]
+        subprocess.run([sys.executable, "-c", line], check=True)
+        Path(name).unlink()
+    found = shards.find(".")
+    assert found is not None
+    assert found.train[:].tolist() == tokens.tolist()
+    assert found.validation[:].tolist() == tokens[:50].tolist()

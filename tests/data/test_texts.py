@@ -1,9 +1,12 @@
 """Names, files, the cache and the download of the training texts. Nothing is downloaded."""
 
+import bz2
+import gzip
 import hashlib
 import inspect
 import io
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -157,7 +160,7 @@ def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
     [
         (b"", "text.txt is empty"),
         ("\ufeff".encode(), "text.txt is empty"),
-        (b"abc\xff\xfe", "text.txt is not UTF-8 text: byte 0xff at offset 3"),
+        (b"abc\xff\xfe", "text.txt is not UTF-8: byte 0xff at offset 3"),
         ("é".encode("latin-1"), "offset 0"),
         (b"ab\xe6\x9d", "byte 0xe6 at offset 2"),
     ],
@@ -260,3 +263,57 @@ def test_an_interrupted_write_leaves_nothing(play: bytes, monkeypatch: pytest.Mo
 
 def test_tinyshakespeare_is_described_without_being_there() -> None:
     assert "1.1 MB" in texts.describe("tinyshakespeare")
+
+
+# Packed files, and what is no text
+
+
+@pytest.mark.parametrize("end", [".gz", ".bz2", ".xz"])
+def test_a_packed_file_is_unpacked(tmp_path: Path, end: str) -> None:
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[end]
+    path = tmp_path / f"text.txt{end}"
+    path.write_bytes(pack("\ufeffÄ\r\n東京\n".encode()))
+    assert texts.load(str(path)) == "Ä\r\n東京\n"
+    path.write_bytes(pack(b"a" * 100)[:-3])
+    with pytest.raises(UserError, match="damaged after"):
+        texts.load(str(path))
+
+
+def test_what_is_packed_better_than_text_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "SMALL_UNPACKED", 1 << 20)
+    path = tmp_path / "text.txt.gz"
+    path.write_bytes(gzip.compress(b"a" * (1 << 22)))
+    with pytest.raises(UserError, match="prepare"):
+        texts.load(str(path))
+
+
+@pytest.mark.parametrize("function", [texts.load, texts.describe])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a b.json.gz", "a.parquet"])
+def test_rows_with_fields_are_for_prepare(tmp_path: Path, function, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=r"has rows with fields.* by: python run\.py prepare .*, and train on them"):
+        function(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("function", [texts.load, texts.describe])
+def test_what_may_never_end_is_not_opened(tmp_path: Path, function) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for name in ("pipe", "endless"):
+        with pytest.raises(UserError, match="write it to a file first"):
+            function(str(tmp_path / name))
+
+
+def test_a_file_is_described_without_being_read(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    with path.open("wb") as file:
+        file.truncate(3 << 40)
+    assert texts.describe(str(path)) == f"the file {path} (3298534.9 MB)"
+
+
+def test_a_name_is_told_without_its_control_characters(tmp_path: Path) -> None:
+    (tmp_path / "x\x1b[2J.txt").write_bytes(b"\xff")
+    for name in ("x\x1b[2J.txt", "x\x1b[2J"):
+        with pytest.raises(UserError) as error:
+            texts.load(str(tmp_path / name))
+        assert str(error.value).isprintable()

@@ -96,5 +96,5 @@ def test_only_files_that_agree_with_their_header_are_read(tmp_path, data):
 
 @pytest.mark.parametrize("name", ["absent.bin", ".", "a\0b"])
 def test_what_can_not_be_read_is_said(tmp_path, name):
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match=r"can't be read|a folder, where a file"):
         token_files.open(tmp_path / name)

@@ -38,6 +38,16 @@ tokenizer = "bytes"
 MODULES = {
     "benchmarks.scaling": [],
     "benchmarks.reproducible": ["--config", "small.toml", "--length", "8", "--steps", "1"],
+    "benchmarks.starts": [
+        "--config",
+        "small.toml",
+        "--count",
+        "1",
+        "--data.text",
+        "book.txt",
+        "--training.batch-size",
+        "8",
+    ],
     "benchmarks.prepare": ["--megabytes", "1", "--rounds", "1"],
     "benchmarks.llmc_state": ["--config", "small.toml", "--batch", "1", "--length", "8"],
     "benchmarks.fuzz": ["--inputs", "300", "--engine", "mutations"],

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt import cli, settings
+from jaxgpt import cli, settings, writing
 from jaxgpt.data import tokenizers
 from jaxgpt.evaluation import multiple_choice
 from jaxgpt.evaluation.loss import bits_per_byte_of_one_nat
 from jaxgpt.evaluation.scoring import make_scorer
 from jaxgpt.parallel import mesh
-from jaxgpt.training import checkpoints, corpus, folder
-from jaxgpt.training.folder import read_metrics
+from jaxgpt.training import checkpoints, corpus, metrics_file
+from jaxgpt.training.metrics_file import read_metrics
 from tests.evaluation.test_multiple_choice import ROWS, written
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -134,22 +134,16 @@ def test_several_devices_give_the_same_numbers(work, monkeypatch, capsys):
 
 def test_a_run_that_is_being_trained_is_left_alone(work, capsys):
     before = metrics()
-    lock = folder._locked(Path("runs/a"))
-    try:
-        assert folder.add_evaluation(Path("runs/a"), {"step": 2}) == (
+    with writing.lock(Path("runs/a"), metrics_file.TRAINING):
+        assert metrics_file.add_evaluation(Path("runs/a"), {"step": 2}) == (
             "runs/a/metrics.jsonl: not added there, because the run is being trained"
         )
-    finally:
-        if lock is not None:
-            import os
-
-            os.close(lock)
     assert metrics() == before
 
 
 def test_resuming_keeps_what_evaluate_added(work):
     """And still ends with the lines of a run that was never stopped, as training writes them."""
-    assert folder.add_evaluation(Path("runs/a"), {"step": 2, "task": "mine", "accuracy": math.nan}) == ""
+    assert metrics_file.add_evaluation(Path("runs/a"), {"step": 2, "task": "mine", "accuracy": math.nan}) == ""
     added = [line for line in metrics() if "by" in line]
     assert added[-1] == {"step": 2, "task": "mine", "accuracy": None, "by": "evaluate"}
     assert cli.main([*words(**{"--training.steps": "3"}), "--resume"]) == 0

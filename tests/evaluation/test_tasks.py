@@ -256,9 +256,9 @@ def test_what_is_wrong_with_a_file(tmp_path, task, content, message):
         ("none.txt", "not a kind of file that is read here"),
         ("empty", "a folder without CSV files"),
         ("a\0.jsonl", "can't be read"),
-        ("latin.jsonl", "can't be read ('utf-8' codec"),
+        ("latin.jsonl", "not UTF-8: byte 0xe9 at offset 10"),
         ("bad.csv", "row 2 has 1 fields, and 6 are expected"),
-        ("bad.parquet", "not Parquet"),
+        ("bad.parquet", "bad.parquet: damaged (Parquet magic bytes not found"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, name, message):

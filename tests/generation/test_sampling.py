@@ -118,6 +118,15 @@ def test_temperature_0_takes_the_likeliest(frequencies, top_k, top_p):
     assert frequencies(0.0, top_k=top_k, top_p=top_p)[1] == 1
 
 
+def test_seeds_are_jaxs_keys():
+    """Those that an int32 holds as they are, others with their upper half too."""
+    seeds = [0, 1, 2**31 - 1, 2**32 + 5, -1]
+    found = sampling.settings([(Sampling(), seed) for seed in seeds]).seed
+    with jax.enable_x64(True):
+        expected = [jax.random.key_data(jax.random.key(seed)) for seed in seeds]
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_other_seeds_draw_others(frequencies):
     assert not np.array_equal(frequencies(seed=0), frequencies(seed=DRAWS))
 

@@ -1,9 +1,5 @@
-"""The server, as OpenAI's own client and a plain one see it."""
+"""The server, as OpenAI's own client sees it."""
 
-import contextlib
-import json
-import socket
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -19,18 +15,13 @@ from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.texts import Batch
 from jaxgpt.generation.worker import Worker
 from jaxgpt.models import gpt2
+from tests.generation.servers import BYTES, KEY, MISSING, NAME, listening
 
-MISSING = "not installed: the extra test has it"
 openai = pytest.importorskip("openai", reason=f"openai is {MISSING}")
-uvicorn = pytest.importorskip("uvicorn", reason=f"uvicorn is {MISSING}")
-server = pytest.importorskip("jaxgpt.generation.server", reason=f"starlette is {MISSING}")
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 MODEL = Model(layers=1, heads=2, width=16, context=64, vocabulary_size=256)
-BYTES = tokenizers.make("bytes", "")
-KEY = "a key"
-NAME = "tiny"
 
 
 @pytest.fixture(scope="module")
@@ -46,23 +37,6 @@ def worker(params):
     worker = Worker(Batch(Decoder(params, MODEL, Compute(), slots=3, capacity=64), BYTES))
     yield worker
     worker.stop()
-
-
-@contextlib.contextmanager
-def listening(worker, **options):
-    """The address of a server of that worker's texts."""
-    defaults = {"name": NAME, "vocabulary_size": 256, "limits": api.Limits(64, 60, 8), "waiting": 8, "per_minute": 0}
-    chosen = server.Options(**defaults | {"key": KEY, "loopback": True} | options)
-    app = server.Server(worker, BYTES, chosen).app()
-    running = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", ws="none"))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            running.should_exit = True
-            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +149,42 @@ def test_without_a_seed_texts_differ(client):
     assert one.choices[0].text != other.choices[0].text
 
 
+def test_seeds_have_64_bits(complete):
+    """Each another text; -1 is as none."""
+    seeds = [0, 1, 2**31, 2**32, 2**32 + 1, 2**63 - 1, -(2**63), -2]
+    assert len({complete(seed=seed, temperature=2) for seed in seeds}) == len(seeds)
+    assert complete(seed=-(2**63)) == complete(seed=-(2**63))
+    assert complete(seed=-1, temperature=2) != complete(seed=-1, temperature=2)
+    assert complete(extra_body={"seed": None}, temperature=2) != complete(extra_body={"seed": None}, temperature=2)
+
+
+def test_settings_at_their_ends(complete):
+    for options in ({"temperature": 1e-40}, {"temperature": 1, "top_p": 1e-300}):
+        assert complete(**options) == complete(temperature=0)
+
+
+def test_as_many_of_the_best_as_there_are_texts_is_all_of_them(client, complete):
+    answer = client.completions.create(model=NAME, prompt="The ", n=2, best_of=2, seed=1, max_tokens=20)
+    assert answer.choices[0].text == complete()
+
+
+def test_special_tokens_and_empty_prompts():
+    """GPT-2's tokenizer, as the model is asked for a text."""
+    gpt2_tokens = tokenizers.make("gpt2", "")
+    end = gpt2_tokens.end_of_text
+
+    def asked(**body):
+        found = api.completion({"model": NAME} | body, NAME, gpt2_tokens, 50257, api.Limits(64, 60, 8))
+        return [request.prompt.tolist() for request in found.requests]
+
+    assert asked(prompt="a<|endoftext|>b", allow_special=True) == [[64, end, 65]]
+    assert end not in asked(prompt="a<|endoftext|>b")[0]
+    for empty in ("", [""], None, [[]]):
+        assert asked(prompt=empty) == [[end]]
+    assert asked() == [[end]]
+    assert asked(prompt=["", "a"], echo=True) == [[end], [64]]
+
+
 def test_models(client):
     assert [model.id for model in client.models.list()] == [NAME]
     assert client.models.retrieve(NAME).owned_by == "jaxgpt"
@@ -192,21 +202,32 @@ def test_models(client):
         ({"max_tokens": True}, "max_tokens", "wrong type"),
         ({"max_tokens": 1.5}, "max_tokens", "wrong type"),
         ({"n": 0}, "n", "n is 0, and must be from 1 to 8"),
-        ({"n": 3, "prompt": ["a", "b", "c"]}, "n", "3 texts for 3 prompts are more than 8 at once"),
-        ({"seed": -1}, "seed", "must be from 0 to 2147483647"),
+        ({"n": 3, "prompt": ["a", "b", "c"]}, "n", "3 texts for each of 3 prompts are more than 8 at once"),
+        ({"prompt": ["a"] * 9}, "prompt", "1 texts for each of 9 prompts are more than 8 at once"),
+        ({"seed": 2**63}, "seed", "must be from -9223372036854775808 to 9223372036854775807"),
+        ({"stop": ["a"] * 1000}, "stop", "stop must be a text, or up to 4 texts"),
         ({"stop": list("abcde")}, "stop", "stop must be a text, or up to 4 texts"),
         ({"stop": ""}, "stop", "stop must be a text"),
-        ({"prompt": ""}, "prompt", "prompt is empty"),
+        ({"prompt": ""}, "prompt", "it is empty, and the tokenizer bytes has no end-of-text token"),
         ({"prompt": []}, "prompt", "prompt is empty"),
         ({"prompt": [256]}, "prompt", "lists of tokens from 0 to 255"),
         ({"prompt": ["a", 3]}, "prompt", "prompt must be text, a list of texts"),
-        ({"prompt": "a" * 60}, "prompt", "are more than the model's context of 64 tokens"),
+        (
+            {"prompt": "a" * 60},
+            "prompt",
+            "the prompt's 60 characters are too many: the model's context leaves 59 tokens",
+        ),
+        ({"prompt": [1] * 60}, "prompt", "the prompt's 60 tokens are too many: the model's context leaves 59 tokens"),
         ({"logprobs": 2}, "logprobs", "logprobs is not offered"),
         ({"logit_bias": {"3": 1}}, "logit_bias", "logit_bias is not offered"),
         ({"suffix": "end"}, "suffix", "suffix is not offered"),
         ({"best_of": 2}, "best_of", "best_of is not offered"),
+        ({"best_of": True}, "best_of", "best_of is not offered"),
+        ({"extra_body": {"stream": 1}}, "stream", "stream is 1, which is of the wrong type"),
+        ({"extra_body": {"stream_options": {"include_usage": 1}}}, "include_usage", "wrong type"),
         ({"frequency_penalty": 0.5}, "frequency_penalty", "frequency_penalty is not offered"),
         ({"extra_body": {"temprature": 1}}, "temprature", "unknown parameter 'temprature'; did you mean temperature?"),
+        ({"extra_body": {"\x1b[31m": 1}}, "\\x1b[31m", "unknown parameter '\\x1b[31m'."),
     ],
 )
 def test_what_cannot_be_done_is_refused(client, options, param, message):
@@ -232,55 +253,6 @@ def test_without_the_key_there_is_no_answer(address):
             client.models.list()
 
 
-def post(address: str, body: bytes, path: str = "/v1/completions", **headers: str) -> tuple[int, dict]:
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"} | {
-        name.replace("_", "-"): value for name, value in headers.items()
-    }
-    request = urllib.request.Request(address + path, body, headers)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        with error:
-            text = error.read().decode()
-            return error.code, json.loads(text) if text.startswith("{") else {"error": {"message": text}}
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "message"),
-    [
-        (b"{", 400, "the body is not JSON"),
-        (b"\xff", 400, "the body is not JSON"),
-        (b"[" * 100_000, 400, "the body is not JSON"),
-        (b"[]", 400, "the body must be a JSON object"),
-        (b"{}", 400, "model is missing"),
-        (b'{"model": "tiny"}', 400, "prompt is missing"),
-        (b'{"model": "tiny", "prompt": "\\ud800"}', 400, "half a surrogate pair"),
-        (b'{"model": "tiny", "prompt": "a", "temperature": NaN}', 400, "temperature is nan"),
-        (b" " * (server.LARGEST_BODY + 1), 413, "the body is longer than"),
-    ],
-)
-def test_a_body_that_is_no_request(address, body, status, message):
-    code, answer = post(address, body)
-    assert code == status
-    assert message in answer["error"]["message"]
-
-
-def test_what_a_page_in_a_browser_could_send_is_refused(address):
-    """Without asking first it can send no JSON, and by a name of its own it comes with that name."""
-    body = json.dumps({"model": NAME, "prompt": "a"}).encode()
-    assert post(address, body, Content_Type="text/plain")[0] == 415
-    assert post(address, body, Host="example.org")[0] == 400
-
-
-def test_health_needs_no_key_and_other_paths_are_not_there(address):
-    with urllib.request.urlopen(f"{address}/health") as answer:
-        assert json.load(answer) == {"status": "ok", "texts": 0}
-    status, answer = post(address, b"{}", "/v1/chat/completions")
-    assert (status, answer["error"]["type"]) == (404, "invalid_request_error")
-    assert post(address, b"{}", "/health")[0] == 405
-
-
 def test_the_rate_is_limited(worker):
     with listening(worker, per_minute=2) as address, openai_client(address) as client:
         for _ in range(2):
@@ -289,15 +261,6 @@ def test_the_rate_is_limited(worker):
             client.completions.create(model=NAME, prompt="a", max_tokens=1)
         assert 0 < int(raised.value.response.headers["Retry-After"]) <= 60
         client.models.list()
-
-
-def test_a_minute_later_a_client_may_ask_again():
-    rate = server.Rate(2)
-    for now in (0.0, 30.0):
-        rate.check("a", now)
-    for client, now, passes in (("a", 59.0, False), ("b", 59.0, True), ("a", 61.0, True), ("a", 62.0, False)):
-        with contextlib.nullcontext() if passes else pytest.raises(api.ApiError):
-            rate.check(client, now)
 
 
 def test_too_many_waiting_texts_are_refused(worker):

@@ -10,18 +10,27 @@ from pathlib import Path
 import pytest
 
 from jaxgpt import cli
-from jaxgpt.generation import serving
+from jaxgpt.errors import UserError
+from jaxgpt.generation import rates, serving
 
 
 @pytest.mark.parametrize(
     ("host", "loopback"),
     [
-        *(("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True)),
-        *(("0.0.0.0", False), ("::", False), ("192.168.1.2", False), ("example.org", False), ("", False)),
+        *(
+            ("127.0.0.1", True),
+            ("127.1.2.3:80", True),
+            ("[::1]:8000", True),
+            ("localhost", True),
+            ("LocalHost:1", True),
+        ),
+        *(("0.0.0.0", False), ("[::]", False), ("192.168.1.2", False), ("example.org", False), ("", False)),
+        *(("localhost.example.org", False), ("a@localhost", False), ("localhost/", False), ("[::1", False)),
     ],
 )
 def test_what_is_this_machine_alone(host, loopback):
-    assert serving.is_loopback(host) is loopback
+    gate = pytest.importorskip("jaxgpt.generation.gate", reason="starlette is not installed: the extra test has it")
+    assert gate.is_this_machine(host) is loopback
 
 
 def test_other_addresses_need_a_key(fails, monkeypatch, tmp_path):
@@ -34,11 +43,41 @@ def test_other_addresses_need_a_key(fails, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("clé", "can't be sent in a header, U+00E9 at position 2"),
+        ("one\ntwo", "can't be sent in a header, U+000A at position 3"),
+        ("a" * 5000, "5,000 bytes, where no more than 4,096 are expected"),
+    ],
+)
+def test_keys_that_no_client_could_send(fails, tmp_path, monkeypatch, key, message):
+    (tmp_path / "key").write_text(key, encoding="utf-8")
+    assert message in fails("serve", "--run", "x", "--key-file", str(tmp_path / "key"))
+    if len(key) < 100:
+        monkeypatch.setenv(serving.KEY_VARIABLE, key)
+        assert f"{serving.KEY_VARIABLE}: the key has a character that {message}" in fails("serve", "--run", "x")
+
+
+def test_few_open_files_leave_few_connections(monkeypatch):
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
+    for files, most in ((10_000, 100), (60 + rates.SPARE_FILES + rates.CROWD + rates.ON_THE_WAY, 50)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
+        monkeypatch.setattr(rates, "_open_files", lambda: 10)
+        assert rates.most_connections(100) == most
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (20, 20))
+    with pytest.raises(UserError, match="the limit of open files is 20"):
+        rates.most_connections(100)
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--port", "70000"], "--port is 70000, and must be from 0 to 65535"),
         (["--slots", "0"], "--slots is 0, and must be greater than 0"),
         (["--port", "0"], "--run x: not a run's folder"),
+        (["--port", "0", "--host", "127.0.0.2"], "--run x: not a run's folder"),
+        (["--host", "nowhere.invalid"], "--host nowhere.invalid: there is no such address"),
+        (["--host", "\x1b[31m"], "--host \\x1b[31m: there is no such address"),
     ],
 )
 def test_options_that_cannot_be(fails, words, message):
@@ -75,4 +114,4 @@ def test_the_command_finishes_what_has_begun_and_ends(work, number):
         assert len(text) > 100
         _, err = process.communicate(timeout=60)
         assert "Traceback" not in err
-    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGTERM)
+    assert process.returncode == (130 if number == signal.SIGINT else 143)

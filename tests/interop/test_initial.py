@@ -14,7 +14,7 @@ from jaxgpt.config import Compute, Config, Model, Parallel, Training
 from jaxgpt.data import tokenizers
 from jaxgpt.interop import huggingface_export, initial, llmc, tensors
 from jaxgpt.models import blocks
-from jaxgpt.training.folder import read_metrics
+from jaxgpt.training.metrics_file import read_metrics
 from jaxgpt.training.placement import Placement
 from tests import whole
 from tests.interop.weights import assert_same_bits, random_params
@@ -73,7 +73,10 @@ def first_loss(run: str) -> float:
 def test_training_begins_with_the_weights_and_is_resumed_without_them(hf, capsys):
     """The shape and the tokenizer are theirs: the default config has others."""
     assert cli.main([*TRAIN, "--run.name=a", "--compute.layers=scanned", "--training.steps=1"]) == 0
-    assert "weights   from hf: a Hugging Face folder, float32, GPT-2, 6,960 parameters: 2 layers" in capsys.readouterr().out
+    assert (
+        "weights   from hf: a Hugging Face folder, float32, GPT-2, 6,960 parameters: 2 layers"
+        in capsys.readouterr().out
+    )
     config = settings.read(Path("runs/a/config.toml"))
     assert (config.model, config.data.tokenizer, config.training.init_from) == (MODEL, "bytes", "hf")
     text = np.frombuffer(Path("text.txt").read_bytes(), np.uint8).astype(np.int32)

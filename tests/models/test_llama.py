@@ -17,7 +17,7 @@ from jaxgpt.data.loader import Batch
 from jaxgpt.models import blocks, llama
 from jaxgpt.models.blocks import Context
 from jaxgpt.training import step
-from jaxgpt.training.folder import read_metrics
+from jaxgpt.training.metrics_file import read_metrics
 from jaxgpt.training.placement import Placement
 from tests import whole
 

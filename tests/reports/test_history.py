@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxgpt.reports import content, page
 from jaxgpt.reports.history import History, smoothed, thinned
-from jaxgpt.training.folder import read_metrics
+from jaxgpt.training.metrics_file import read_metrics
 from tests.reports import runs
 
 
@@ -50,8 +50,15 @@ def test_a_file_that_a_resumed_run_cut_is_read_anew(tmp_path):
 def test_lines_that_are_no_metrics_are_passed_over(tmp_path):
     path = tmp_path / "metrics.jsonl"
     bad = ["{", "[]", "null", '{"step": "x", "learning_rate": 1}', '{"step": -1, "learning_rate": 1}', "\xff", ""]
-    bad += [line(1e400), line(10**30), line(True)[:-2], '{"step": 3, "task": {"a": 1}, "accuracy": "high"}']
-    path.write_bytes(("\n".join(bad) + "\n" + line(2, loss="<b>", grad_norm=[1], mfu=10**400)).encode("latin-1"))
+    bad += [
+        line(1e400),
+        line(10**30),
+        line(True)[:-2],
+        line(4, mfu=10**400),
+        "[" * 9999,
+        '{"step": 3, "task": {"a": 1}, "accuracy": "high"}',
+    ]
+    path.write_bytes(("\n".join(bad) + "\n" + line(2, loss="<b>", grad_norm=[1], mfu=1e400)).encode("latin-1"))
     history = History(path).read_all()
     assert list(history.steps) == [2]
     assert math.isnan(history.columns["loss"][0])

@@ -1,7 +1,12 @@
 """`run.py report`: its files, its server, and what it refuses."""
 
+import contextlib
+import http.client
 import json
+import socket
+import struct
 import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -41,7 +46,7 @@ def test_mistakes(work, fails, words, said):
 @pytest.mark.parametrize("damage", [b"{", b"\xff\xfe", b'x = "'])
 def test_a_damaged_file_is_named(work, fails, name, damage):
     (runs.write(work / "one", steps=2) / name).write_bytes(damage)
-    assert f"one/{name}: not a " in fails("report", "one")
+    assert f"one/{name}: not " in fails("report", "one")
 
 
 def test_a_page_that_cannot_be_written(work, capsys):
@@ -116,6 +121,45 @@ def get(url, **headers):
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read()
+
+
+def test_head_has_the_same_answer_without_its_body(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+    with contextlib.closing(connection):
+        for path in ("/", "/data.json", "/nothing"):  # on one connection, which a body would put out of step
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            expected = answer.status, answer.headers["Content-Type"]
+            assert len(answer.read()) == int(answer.headers["Content-Length"])
+            connection.request("HEAD", path)
+            answer = connection.getresponse()
+            assert (answer.status, answer.headers["Content-Type"]) == expected
+            assert int(answer.headers["Content-Length"]) > 0  # not the same: the page tells how old the data are
+            assert answer.read() == b""
+
+
+def test_addresses_that_are_none_and_clients_that_leave_are_no_tracebacks(server, capsys):
+    with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
+        connection.sendall(b"GET http://[ HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % server.server_port)
+        assert connection.recv(1000).startswith(b"HTTP/1.0 400")
+    for _ in range(3):
+        connection = socket.create_connection(("127.0.0.1", server.server_port))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets it
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % server.server_port)
+        connection.close()
+    assert get(server.url)[0] == 200
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_slow_client_is_cut_off(server, monkeypatch):
+    monkeypatch.setattr(live.Handler, "timeout", 0.3)
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
+        with contextlib.suppress(OSError):
+            for byte in b"GET / HTTP/1.1":
+                connection.sendall(bytes([byte]))
+                time.sleep(0.1)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(100) == b""
 
 
 def test_the_server_is_this_machines_alone_and_answers_to_no_other_name(server):

@@ -1,6 +1,7 @@
 """Checkpoints on the disk: what is saved comes back, whole or not at all, and what is damaged is said to be."""
 
 import dataclasses
+import os
 import shutil
 
 import jax
@@ -60,7 +61,7 @@ def test_the_parameters_come_back_bit_for_bit(state, saved):
     params, found = checkpoints.load_params(saved, MODEL)
     assert_same(params, state.params)
     assert jax.tree.structure(params) == jax.tree.structure(state.params)
-    assert found.about == ABOUT | {"step": 3}
+    assert {key: found.about[key] for key in (*ABOUT, "step")} == ABOUT | {"step": 3}
     assert found.path == saved / "checkpoints" / "3"
     assert found.damaged == []
 
@@ -189,6 +190,43 @@ def test_damage_to_any_file_is_found(saved, tmp_path, harm):
         assert str(name) in damage or name.name == checksums.NAME
     (copy := shutil.copytree(checkpoint, tmp_path / "more")).joinpath("params", "new").write_text("")
     assert checksums.damage(copy) == f"params/new is not in {checksums.NAME}"
+
+
+def pipe(path):
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def endless(path):
+    path.unlink(missing_ok=True)
+    path.symlink_to("/dev/zero")
+
+
+def elsewhere(path):
+    """A link to what was there: the content is right."""
+    path.rename(path.parents[1] / "moved")
+    path.symlink_to(path.parents[1] / "moved")
+
+
+@pytest.mark.parametrize("harm", [pipe, endless, elsewhere])
+@pytest.mark.parametrize(
+    "name", ["SHA256SUMS", "_CHECKPOINT_METADATA", "params/_METADATA", "about/metadata", "params/x"]
+)
+def test_what_is_no_file_is_damage(run, harm, name):
+    """It may lead anywhere, and reading it may never end; also where the parameters alone are read."""
+    if harm is elsewhere and name == "params/x":
+        pytest.skip("there is nothing to move")
+    harm(run / "checkpoints" / "3" / name)
+    for parts in (None, ("params", "about")):
+        with pytest.raises(UserError, match=r"not whole|there is no whole checkpoint"):
+            checkpoints.find(run / "checkpoints", parts)
+
+
+def test_a_list_of_checksums_that_is_too_large_is_not_read(run):
+    with (run / "checkpoints" / "3" / checksums.NAME).open("r+b") as file:
+        file.truncate(1 << 40)  # of which the disk has almost nothing
+    with pytest.raises(UserError, match=r"3: this checkpoint is not whole .*1,099,511,627,776 bytes"):
+        checkpoints.find(run / "checkpoints")
 
 
 def largest(checkpoint, item):

@@ -24,7 +24,7 @@ from jaxgpt.data import loader
 from jaxgpt.evaluation.loss import make_validation_loss
 from jaxgpt.training import checkpoints, corpus, loop
 from jaxgpt.training import step as train_step
-from jaxgpt.training.folder import read_metrics
+from jaxgpt.training.metrics_file import read_metrics
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -23,7 +23,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.reports import memory_plan
 from jaxgpt.training import checkpoints, corpus, loop, saving
 from jaxgpt.training import step as train_step
-from jaxgpt.training.folder import read_metrics
+from jaxgpt.training.metrics_file import read_metrics
 from jaxgpt.training.step import init_state
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -181,15 +181,63 @@ def test_the_newest_is_damaged_and_the_one_before_is_used(whole, stopped):
     assert_same_run(stopped, whole)
 
 
-def test_when_all_are_damaged_nothing_is_begun_anew(stopped):
-    """Not even by --resume auto: the fault may be the disk's, and pass."""
+def test_when_all_are_damaged_only_auto_begins_anew(whole, stopped):
+    """A job that is started again and again has to get further. What is damaged is kept: it may be repaired."""
     (stopped / "checkpoints" / str(SAVED) / "about" / "metadata").unlink()
     before = contents(stopped)
-    for words in (["--resume"], ["--resume", "auto"]):
-        status, _, err = run("stopped", *words)
-        assert status == 2
-        assert "this checkpoint is not whole (about/metadata is missing), and there is no other that is" in err
+    status, _, err = run("stopped", "--resume")
+    assert status == 2
+    assert "this checkpoint is not whole (about/metadata is missing), and there is no other that is" in err
     assert contents(stopped) == before
+    status, out, _ = run("stopped", "--resume", "auto")
+    kept = Path("runs/stopped.damaged-1")
+    assert status == 0
+    assert "(about/metadata is missing), and there is no other that is" in out
+    assert f"This run is kept as {kept}, and begins anew" in out
+    assert {path.relative_to(kept): content for path, content in contents(kept).items()} == {
+        path.relative_to(stopped): content for path, content in before.items()
+    }
+    assert_same_run(stopped, whole)
+    shutil.rmtree(kept)
+
+
+def test_a_kill_before_the_checksums_of_the_only_checkpoint_does_not_stop_a_job(whole, stopped):
+    (stopped / "checkpoints" / str(SAVED) / "SHA256SUMS").unlink()
+    assert run("stopped", "--resume")[0] == 2
+    status, out, _ = run("stopped", "--resume", "auto")
+    assert (status, "there is no whole checkpoint" in out) == (0, True)
+    assert_same_run(stopped, whole)
+    shutil.rmtree("runs/stopped.damaged-1")
+
+
+def test_resuming_leaves_what_others_have_put_beside_the_checkpoints(stopped):
+    """Only what is half written, or damaged, is deleted, and only by the names that we give."""
+    folder = stopped / "checkpoints"
+    theirs = ["my_notes", "best_model_backup", "4.old", "04", "٤", "4.orbax-checkpoint-tmp-mine", "optimizer"]
+    ours = ["2", "6", "8.orbax-checkpoint-tmp", "8.orbax-checkpoint-tmp-1700000000000000"]
+    for name in (*theirs, *ours):
+        (folder / name).mkdir()
+        (folder / name / "file").write_text("precious")
+    (folder / "5").symlink_to(folder / "my_notes")
+    (folder / "notes.txt").write_text("precious")
+    assert run("stopped", "--resume")[0] == 0
+    for name in theirs:
+        assert (folder / name / "file").read_text() == "precious"
+    assert (folder / "notes.txt").exists()
+    assert (folder / "5").is_symlink()
+    assert not any((folder / name).exists() for name in ours)
+
+
+def test_a_damaged_line_of_the_metrics_is_said_at_the_start(whole, stopped):
+    path = stopped / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2][: len(lines[2]) // 2] + b"\0" * (len(lines[2]) - len(lines[2]) // 2 - 1) + b"\n"
+    path.write_bytes(b"".join(lines))
+    status, out, _ = run("stopped", "--resume")
+    assert status == 0
+    assert f"{path}: line 3 can't be read; it is put aside into metrics.damaged" in out
+    expected = metrics(whole)
+    assert metrics(stopped) == expected[:2] + expected[3:]
 
 
 @pytest.mark.parametrize(
@@ -296,7 +344,9 @@ def test_a_run_that_stopped_for_nan_can_go_on(whole, monkeypatch):
     assert_same_run(Path("runs/nan"), Path("runs/never-nan"))
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (getattr(signal, "SIGHUP", None), 129)]
+)
 def test_a_run_that_a_signal_stopped_goes_on(whole, monkeypatch, number, status):
     """Whatever it wrote while it ended is gone, and comes at its own time."""
     record = loop._Run._record

@@ -4,14 +4,18 @@ import signal
 
 import pytest
 
-from jaxgpt.errors import Interrupted, Terminated
+from jaxgpt.errors import HungUp, Interrupted, Terminated
 from jaxgpt.training import signals
 from jaxgpt.training.signals import SLURM_END, Stop
 
 
 @pytest.mark.parametrize(
     ("number", "reason", "error", "status"),
-    [(signal.SIGINT, "with Ctrl-C", Interrupted, 130), (signal.SIGTERM, "by SIGTERM", Terminated, 143)],
+    [
+        (signal.SIGINT, "with Ctrl-C", Interrupted, 130),
+        (signal.SIGTERM, "by SIGTERM", Terminated, 143),
+        (signal.SIGHUP, "by SIGHUP", HungUp, 129),
+    ],
 )
 def test_a_signal_is_a_request(number, reason, error, status):
     before = signal.getsignal(number)
@@ -32,6 +36,16 @@ def test_only_a_second_ctrl_c_ends_the_process():
         signal.raise_signal(signal.SIGINT)
         assert stop.ending == signals.SIGTERM
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+
+
+def test_under_nohup_a_closed_terminal_is_no_reason():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.requested()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_some_minutes_before_the_end_of_the_allocation(monkeypatch):

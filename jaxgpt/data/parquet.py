@@ -1,0 +1,119 @@
+"""Texts from a column of a Parquet file, a few rows at a time: a row group need not fit into memory.
+
+A file of some hundred kilobytes can state terabytes: a page that unpacks to gigabytes, or one long text to which
+millions of rows refer. So what a column states of its size is compared with the file's, and rows of a column that is
+packed unusually well are read one by one.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxgpt import files
+from jaxgpt.data import signatures
+from jaxgpt.data.unpacking import extra
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
+
+ROWS = 16  # that are read at once
+USUAL_RATIO = 20  # of a column's size to its size on the disk
+LARGEST_RATIO = 200
+SMALL_BYTES = 64 << 20  # a column in a row group may have these, whatever its ratio
+TEXT_TYPES = ("string", "large_string", "string_view")
+
+
+class Value(NamedTuple):
+    row: int  # its number in the file
+    text: str | None
+    wrong: str = ""  # why it has no text, where that is not because it is null
+
+
+def rows(path: Path, columns: list[str] | None, first: int = 0) -> Iterator[tuple[int, Any]]:
+    """Yields batches of rows of a Parquet file, each with its first row's number.
+
+    Args:
+        path: The file.
+        columns: The columns to read; None reads all.
+        first: The row to begin with.
+
+    Raises:
+        UserError: The file can't be read, is damaged, or states a size that no text has.
+    """
+    arrow, library = extra("pyarrow"), extra("pyarrow.parquet")
+    _metadata(path)
+    with files.open_file(path) as raw:
+        size, number, group = os.fstat(raw.fileno()).st_size, 0, 0
+        try:
+            with library.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 16) as file:
+                for group in range(file.num_row_groups):
+                    about = file.metadata.row_group(group)
+                    if number + about.num_rows <= first:
+                        number += about.num_rows
+                        continue
+                    at_once = _rows_at_once(path, group, about, columns, size)
+                    for batch in file.iter_batches(at_once, row_groups=[group], columns=columns, use_threads=False):
+                        if number + len(batch) > first:
+                            skipped = max(first - number, 0)
+                            yield number + skipped, batch.slice(skipped)
+                        number += len(batch)
+        except (OSError, ValueError, arrow.ArrowException) as error:  # UserError is none of these
+            raise UserError(
+                f"cannot read {shown(path)}: damaged in row group {group}, behind row {number:,} ({shown(error)}). "
+                "Restore it from a copy"
+            ) from None
+
+
+def _rows_at_once(path: Path, group: int, about: Any, columns: list[str] | None, size: int) -> int:
+    """Returns how many rows of a row group to read at once. UserError for sizes that no text has."""
+    at_once = ROWS
+    for column in (about.column(number) for number in range(about.num_columns)):
+        if columns is not None and column.path_in_schema.split(".")[0] not in columns:
+            continue
+        stated, packed = column.total_uncompressed_size, min(column.total_compressed_size, size)
+        if stated > max(SMALL_BYTES, LARGEST_RATIO * packed) or stated < 0 or packed < 0:
+            raise UserError(
+                f"{shown(path)}: row group {group} says that its column {shown(column.path_in_schema)} has {stated:,} "
+                f"bytes, packed to {packed:,}: no text is packed that well. It is not read"
+            )
+        if stated > USUAL_RATIO * packed or about.num_rows > packed:
+            at_once = 1
+    return at_once
+
+
+def texts(path: Path, column: str, first: int = 0) -> Iterator[Value]:
+    """Yields the texts of a column from row `first` on. UserError as `rows`, and where there is no such column."""
+    _check_column(path, column)
+    for number, batch in rows(path, [column], first):
+        for row, value in enumerate(batch.column(0), number):
+            try:
+                yield Value(row, value.as_py())
+            except UnicodeDecodeError as error:
+                yield Value(row, None, f"not UTF-8 ({error.reason})")
+
+
+def row_count(path: Path) -> int:
+    """Returns how many rows a file says that it has. UserError where it is no Parquet file."""
+    return _metadata(path).num_rows
+
+
+def _check_column(path: Path, column: str) -> None:
+    schema = _metadata(path).schema.to_arrow_schema()
+    if column not in schema.names:
+        names = ", ".join(shown(name, 40) for name in schema.names[:20])
+        raise UserError(f"{shown(path)} has no column '{shown(column)}' (--field). Its columns: {names}")
+    kind = schema.field(schema.names.index(column)).type
+    if str(getattr(kind, "value_type", kind)) not in TEXT_TYPES or str(kind).startswith(("list", "large_list")):
+        raise UserError(f"{shown(path)}: the column '{shown(column)}' has {shown(kind)}, not text (--field)")
+
+
+def _metadata(path: Path) -> Any:
+    arrow, library = extra("pyarrow"), extra("pyarrow.parquet")
+    with files.open_file(path) as raw:
+        head = raw.read(signatures.HEAD_BYTES)
+        raw.seek(0)
+        try:
+            return library.read_metadata(raw)
+        except (OSError, ValueError, arrow.ArrowException) as error:
+            reason = signatures.known(head) if not head.startswith(b"PAR1") else f"damaged ({shown(error)})"
+            raise UserError(f"cannot read {shown(path)}: {reason or 'not a Parquet file'}") from None

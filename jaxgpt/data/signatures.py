@@ -1,0 +1,42 @@
+"""Kinds of files that people give for text or tokens and that are neither, known by their first bytes."""
+
+from pathlib import Path
+
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
+
+HEAD_BYTES = 1024  # of a file, by which it is known
+
+GIT_LFS = b"version https://git-lfs.github.com/spec/"
+_UTF_16 = "UTF-16 text, as Windows writes it; convert it by: iconv -f UTF-16 -t UTF-8 OLD > NEW"
+_KINDS = (
+    (GIT_LFS, "a git-lfs pointer, which stands for a file that is not here yet; fetch it by: git lfs pull"),
+    (b"\x1f\x8b", "packed with gzip; give it a name that ends in .gz"),
+    (b"BZh", "packed with bzip2; give it a name that ends in .bz2"),
+    (b"\xfd7zXZ\0", "packed with xz; give it a name that ends in .xz"),
+    (b"\x28\xb5\x2f\xfd", "packed with zstd; give it a name that ends in .zst"),
+    (b"PK\x03\x04", "a ZIP archive, as .docx, .epub and .npz are; unpack it, or export its text"),
+    (b"%PDF-", "a PDF; export its text first, for example by: pdftotext OLD.pdf NEW.txt"),
+    (b"PAR1", "a Parquet file; give it a name that ends in .parquet"),
+    (b"ARROW1", "an Arrow file; write it as Parquet or JSON lines"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x7fELF", "a program"),
+    (b"\xff\xfe", _UTF_16),
+    (b"\xfe\xff", _UTF_16),
+)
+
+
+def known(head: bytes) -> str:
+    """Returns what a file with these first bytes is, and what to do with it; empty where it may be text."""
+    for signature, about in _KINDS:
+        if head.startswith(signature):
+            return about
+    return "a tar archive; unpack it, and name the folder" if head[257:262] == b"ustar" else ""
+
+
+def check_text(path: Path, head: bytes) -> None:
+    """Raises a UserError for a file whose first bytes are no text's."""
+    if about := known(head):
+        raise UserError(f"{shown(path)} is {about}")
+    if head.count(0) * 4 > len(head):
+        raise UserError(f"{shown(path)} is no UTF-8 text, for it has many zero bytes: UTF-16 perhaps, or a binary file")

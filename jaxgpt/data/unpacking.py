@@ -1,0 +1,109 @@
+"""Reading a file's bytes, unpacked where its name says that it is packed: .gz, .bz2, .xz, .zst."""
+
+import bz2
+import contextlib
+import gzip
+import importlib
+import lzma
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from jaxgpt import files
+from jaxgpt.data import signatures
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
+
+AT_ONCE = 1 << 16  # bytes that are unpacked at a time
+ZSTD_WINDOW = 31  # the logarithm of the largest window that zstd packs with: 2 GiB, by --long=31
+
+# The libraries' errors: zstd's is a plain Exception of its own, and is added where that is loaded.
+_ERRORS: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
+
+
+class Reader:
+    """A file's bytes from its beginning on, and how far they have been read.
+
+    Attributes:
+        offset: How many bytes were read, unpacked.
+    """
+
+    def __init__(self, path: Path, raw: BinaryIO) -> None:
+        self.path, self.offset, self._raw = path, 0, raw
+        self._errors = _ERRORS
+        match path.suffix.lower():
+            case ".gz":
+                self._stream: Any = gzip.GzipFile(fileobj=raw)
+            case ".bz2":
+                self._stream = bz2.BZ2File(raw)
+            case ".xz":
+                self._stream = lzma.LZMAFile(raw)  # noqa: SIM115
+            case ".zst":
+                library = extra("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+                window = {library.DecompressionParameter.window_log_max: ZSTD_WINDOW}
+                self._stream = library.ZstdFile(raw, options=window)
+                self._errors = (*_ERRORS, library.ZstdError)
+            case _:
+                self._stream = raw
+
+    def packed_offset(self) -> int:
+        """Returns how many bytes of the file itself were read."""
+        return self._raw.tell()
+
+    def read(self, count: int) -> bytes:
+        """Returns the next `count` bytes; fewer only at the end. UserError where the file is damaged."""
+        parts = []
+        while count:
+            try:
+                part = self._stream.read(min(count, AT_ONCE))  # of what is damaged, what stands before is counted
+            except self._errors as error:
+                raise self._damaged(error) from None
+            if not part:
+                break
+            parts.append(part)
+            self.offset += len(part)
+            count -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def skip(self, count: int) -> None:
+        """Passes over `count` bytes."""
+        if self._stream is self._raw:
+            self._raw.seek(count, 1)
+            self.offset += count
+            return
+        while count and (skipped := len(self.read(min(count, AT_ONCE)))):
+            count -= skipped
+
+    def _damaged(self, error: Exception) -> UserError:
+        reason = shown(getattr(error, "strerror", None) or error)
+        if self._stream is self._raw:
+            return UserError(f"cannot read {shown(self.path)} at byte offset {self.offset:,}: {reason}")
+        where = f"after {self.offset:,} bytes of what is packed in it, before byte {self._raw.tell():,} of the file"
+        self._raw.seek(0)
+        about = signatures.known(self._raw.read(signatures.HEAD_BYTES))
+        if about and not self.offset and f"ends in {self.path.suffix.lower()}" not in about:
+            reason += f"; it is {about}"
+        return UserError(f"cannot read {shown(self.path)}: damaged {where} ({reason}). Restore it from a copy")
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Reader]:
+    """Yields a reader of the file. UserError as `files.open_file` raises it, and for a package that is missing."""
+    with files.open_file(path) as raw:
+        yield Reader(path, raw)
+
+
+def head(path: Path) -> bytes:
+    """Returns the first bytes of what is in the file, by which its kind is known."""
+    with opened(path) as reader:
+        return reader.read(signatures.HEAD_BYTES)
+
+
+def extra(module: str) -> Any:
+    """Returns a module of the extra `data`. UserError where it isn't installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(f"this needs the package {module}, of the extra `data`: make env EXTRAS=data") from None

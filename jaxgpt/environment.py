@@ -1,0 +1,41 @@
+"""Numbers in environment variables, which a scheduler sets, or anybody."""
+
+import os
+
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import quoted, shown
+
+LARGEST = 2**53  # whole numbers up to here are floats too, such as seconds since 1970
+
+
+def number(name: str) -> int | None:
+    """Returns a variable's whole number from 0 to `LARGEST`; None where it isn't set or is something else."""
+    text = os.environ.get(name, "").strip()
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(LARGEST))):
+        return None
+    return value if (value := int(text)) <= LARGEST else None
+
+
+def needed(name: str, otherwise: int | None = None) -> int:
+    """Returns the same; `otherwise` where the variable isn't set.
+
+    Raises:
+        UserError: The variable is no such number, or isn't set and has to be.
+    """
+    if name not in os.environ and otherwise is not None:
+        return otherwise
+    value = number(name)
+    if value is None:
+        is_set = f"is {quoted(os.environ[name])}" if name in os.environ else "isn't set"
+        raise UserError(f"the environment variable {name} {is_set}, and must be a whole number from 0 to {LARGEST}")
+    return value
+
+
+def check() -> None:
+    """Raises a UserError where JAX refuses one of its own variables, as it does when it is imported."""
+    if not any(name.startswith("JAX_") for name in os.environ):
+        return  # and so JAX is not imported for a --help
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:
+        raise UserError(f"an environment variable of JAX's is not as JAX wants it: {shown(error)}") from None

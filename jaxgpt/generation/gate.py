@@ -1,0 +1,106 @@
+"""The gate of the server's application: what is done with every request before and after it is answered.
+
+Refused are names of other machines in Host, by which a page in a browser could reach a server of this machine alone,
+and requests beyond the number of connections. Where an answer comes before a request's body has been read, the rest
+of the body is read first: a connection that is closed on a client that still sends takes the answer with it.
+"""
+
+import asyncio
+import ipaddress
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jaxgpt.foreign_text import quoted
+from jaxgpt.generation.api import ApiError
+
+DROPPED_SECONDS = 5
+DROPPED_BYTES = 1 << 24
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::\d{1,5})?", re.IGNORECASE)
+
+Answer = Callable[[ApiError], ASGIApp]
+
+
+class Gate:
+    """Wraps an application.
+
+    Args:
+        app: The application.
+        loopback: Whether the server listens on this machine alone.
+        answer: Makes an answer of an error.
+    """
+
+    def __init__(self, app: ASGIApp, loopback: bool, answer: Answer):
+        self._app, self._loopback, self._answer = app, loopback, answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = _Body(scope, receive, send)
+        error = self._refusal(scope)
+        await (self._answer(error) if error else self._app)(scope, body.receive, body.send)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        host = _header(scope, b"host")
+        if self._loopback and host is not None and not is_this_machine(host):  # HTTP/1.0 needs none; browsers send it
+            return ApiError(400, f"the Host header is {quoted(host)}: call the server localhost, or by its address")
+        if scope.get("state", {}).get("crowded") and scope["path"] != "/health":
+            return ApiError(503, "too many connections: try again later", retry_after=1)
+        return None
+
+
+def is_this_machine(host: str) -> bool:
+    """Returns whether a Host header names localhost or an address of the loopback interface."""
+    found = _HOST.fullmatch(host)
+    if not found:
+        return False
+    name = (found[1] or found[2]).lower()
+    return name == "localhost" or is_loopback(name)
+
+
+def is_loopback(address: str) -> bool:
+    """Returns whether an address is one of this machine alone."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
+
+
+class _Body:
+    """A request's body on its way in, and its answer on its way out."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Callable[[Any], Awaitable[None]]):
+        self._receive, self._send = receive, send
+        self._crowded = bool(scope.get("state", {}).get("crowded"))
+        # Such a client hasn't begun to send, and waits to be asked for it.
+        self._waits = (_header(scope, b"expect") or "").lower() == "100-continue"
+        self._endless = int(_header(scope, b"content-length") or 0) > DROPPED_BYTES
+        self._more = True
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._waits = False
+        self._more = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            whole = await self._drop_rest()
+            if self._crowded or not whole:
+                message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
+        await self._send(message)
+
+    async def _drop_rest(self) -> bool:
+        """Reads what is left of the body. False where that is too much, or takes too long."""
+        left = 0 if self._endless else DROPPED_BYTES
+        try:
+            async with asyncio.timeout(DROPPED_SECONDS):
+                while self._more and not self._waits and left > 0:
+                    left -= len((await self.receive()).get("body", b""))
+        except TimeoutError:
+            return False
+        return not self._more

@@ -1,0 +1,185 @@
+"""How processes find each other before JAX connects them: over one TCP connection from each to process 0.
+
+JAX waits for minutes without a word where a process is missing, and where two have the same number its C++ code aborts
+all of them. Here process 0 counts those who come, at the port where JAX's service is to listen afterwards. So it can
+name who is missing or came twice, and each end of a connection learns at once that the other has died.
+
+    process 0    "jaxgpt"
+    another      "PROCESSES PROCESS"
+    process 0    "meet", to all once all are there, or "STATUS MESSAGE", to all where they can't train together
+"""
+
+import contextlib
+import os
+import selectors
+import socket
+import time
+
+from jaxgpt.errors import JaxgptError, RunError, UserError
+from jaxgpt.parallel.cluster import Place
+
+START_SECONDS = 45  # in which all processes must have come
+GREETING_SECONDS = 2  # in which an end that is there says its first line
+RETRY_SECONDS = 0.2
+GREETING, MEET = b"jaxgpt\n", b"meet\n"
+LINE = 4096  # bytes, at most
+
+
+def meet(place: Place) -> None:
+    """Returns when all processes are there.
+
+    Raises:
+        UserError: process 0 can't listen, two processes have the same number, or not all were told the same count.
+        RunError: not all have come, or one has ended before all had.
+    """
+    if place.processes > 1:
+        (_gather if place.process == 0 else _join)(place)
+
+
+def who(place: Place) -> str:
+    return f"process {place.process} of {place.processes} ({place.source})"
+
+
+# Process 0
+
+
+def _gather(place: Place) -> None:
+    until = time.monotonic() + START_SECONDS
+    links: list[socket.socket] = []  # of all that have come, also of one that isn't welcome
+    reply = b""
+    try:
+        with _listening(place) as server, selectors.DefaultSelector() as selector:
+            selector.register(server, selectors.EVENT_READ, 0)
+            numbers: set[int] = set()
+            while len(numbers) < place.processes - 1:
+                ready = selector.select(max(until - time.monotonic(), 0))
+                if time.monotonic() >= until:
+                    raise RunError(_missing(place, numbers))
+                for key, _ in ready:
+                    if key.data:  # the others say no more than their first line
+                        raise RunError(f"process {key.data} has ended before all {place.processes} had met")
+                link = _accepted(server)
+                if link:
+                    links.append(link)
+                    number = _admitted(link, place, numbers)
+                    if number:
+                        selector.register(link, selectors.EVENT_READ, number)
+                        numbers.add(number)
+                    else:
+                        link.close()
+        reply = MEET  # now that the port is free again
+    except JaxgptError as error:
+        reply = f"{error.status} {' '.join(str(error).split())}\n".encode()[:LINE]
+        raise
+    finally:
+        for link in links:
+            with contextlib.suppress(OSError), link:  # one that has ended itself
+                link.sendall(reply)
+
+
+def _listening(place: Place) -> socket.socket:
+    port = int(place.coordinator.rpartition(":")[2])
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        return socket.create_server(("::" if both else "", port), family=family, dualstack_ipv6=both)
+    except OSError as error:
+        raise UserError(
+            f"{who(place)} can't listen at {place.coordinator}: {os.strerror(error.errno or 0)}. Is the port free?"
+        ) from error
+
+
+def _accepted(server: socket.socket) -> socket.socket | None:
+    """A connection that waits to be accepted, if there is one."""
+    server.settimeout(0)
+    try:
+        link, _ = server.accept()
+    except OSError:
+        return None
+    link.settimeout(GREETING_SECONDS)
+    return link
+
+
+def _admitted(link: socket.socket, place: Place, numbers: set[int]) -> int | None:
+    """The number of the process at the other end; None where it is no process of this program.
+
+    UserError where it can't be one of these.
+    """
+    try:
+        link.sendall(GREETING)
+        count, number = map(int, _line(link).split())
+    except (OSError, ValueError):  # a port scanner
+        return None
+    if count != place.processes:
+        raise UserError(
+            f"process {number} was started as one of {count} processes, and process 0 as one of {place.processes}: "
+            "give all of them the same --parallel.processes"
+        )
+    if number in numbers or not 0 < number < count:
+        raise UserError(f"two processes were started as number {number} of {count}: each needs a number of its own")
+    return number
+
+
+def _missing(place: Place, numbers: set[int]) -> str:
+    absent = [str(number) for number in range(1, place.processes) if number not in numbers]
+    names = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
+    return (
+        f"{who(place)} waited {START_SECONDS} seconds at {place.coordinator} for process{'es' * (len(absent) > 1)} "
+        f"{names}. Were all of them started, with that address, and is the port open to them?"
+    )
+
+
+# The others
+
+
+def _join(place: Place) -> None:
+    until = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            reply = _reply(place, until)
+            break
+        except OSError as error:  # process 0 may be about to start
+            if time.monotonic() >= until:
+                reason = error.strerror or str(error)
+                raise RunError(
+                    f"{who(place)} waited {START_SECONDS} seconds for process 0 at {place.coordinator}: {reason}. Was "
+                    "it started, is it there, with a port that is free and open, and did it not end at once?"
+                ) from None
+        time.sleep(RETRY_SECONDS)
+    if reply == MEET:
+        return
+    status, _, message = reply.decode(errors="replace").strip().partition(" ")
+    if not message:
+        raise RunError(f"process 0 has ended before all {place.processes} had met")
+    raise (UserError if status == str(UserError.status) else RunError)(f"process 0 says: {message}")
+
+
+def _reply(place: Place, until: float) -> bytes:
+    """What process 0 says when all have come; b"" where it has ended. OSError where it isn't there."""
+    host, _, port = place.coordinator.rpartition(":")
+    left = max(until - time.monotonic(), RETRY_SECONDS)
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=min(left, 10)) as link:
+        link.settimeout(GREETING_SECONDS)
+        try:
+            greeting = _line(link)
+        except TimeoutError:
+            greeting = b""
+        if greeting != GREETING:
+            raise OSError("another program listens there")
+        try:
+            link.sendall(f"{place.processes} {place.process}\n".encode())
+            link.settimeout(START_SECONDS + GREETING_SECONDS)  # process 0 may have begun to wait just now
+            return _line(link)
+        except OSError:
+            return b""
+
+
+def _line(link: socket.socket) -> bytes:
+    """The other end's next line, which is all that it says for now."""
+    line = b""
+    while not line.endswith(b"\n") and len(line) < LINE:
+        more = link.recv(LINE - len(line))
+        if not more:
+            break
+        line += more
+    return line

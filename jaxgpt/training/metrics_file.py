@@ -1,0 +1,129 @@
+"""A run's metrics.jsonl: one JSON object a line, each with its step.
+
+Lines are only added at the end while the run trains. When it is resumed the file is written anew, without what came
+after the checkpoint.
+"""
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from jaxgpt import files, writing
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import parse_json
+
+NAME = "metrics.jsonl"
+DAMAGED = "metrics.damaged"  # lines that could not be read
+TRAINING = "is training this run"
+EVALUATE = "evaluate"  # lines that a command added which was no part of the training
+
+
+def line(values: dict[str, Any]) -> bytes:
+    """Returns a line of the file. Numbers that JSON hasn't got become null."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
+    }
+    return (json.dumps(finite) + "\n").encode()
+
+
+def parse(text: bytes) -> dict[str, Any] | None:
+    """Returns a line's object; None for a line that was not written to its end, or is no object with a step."""
+    try:
+        values = parse_json(text) if text.endswith(b"\n") else None
+    except ValueError:
+        return None
+    step = values.get("step") if isinstance(values, dict) else None
+    return values if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the objects of a metrics.jsonl; lines that can't be read are passed over."""
+    with files.open_file(path, within=path.parent) as file:
+        return [values for text in file if (values := parse(text)) is not None]
+
+
+def is_untrained(path: Path) -> bool:
+    """Whether no training step was recorded."""
+    if not os.path.lexists(path):
+        return True
+    with files.open_file(path, within=path.parent) as file:
+        return not any(b'"loss":' in text for text in file)
+
+
+def cut_back(path: Path, length: int, step: int) -> list[str]:
+    """Leaves of a metrics.jsonl what it had when the state after `step` was saved, and says what was damaged.
+
+    Evaluations of steps up to this one that were added later stay. Lines that can't be read are put aside into
+    `DAMAGED`. The file is written anew, so that one that was linked here is left as it is.
+
+    Args:
+        path: The file, which need not be there.
+        length: The bytes that it had then.
+        step: The step.
+
+    Returns:
+        Messages: one if there was a damaged line, else none.
+    """
+    if not os.path.lexists(path):
+        return []
+    damaged: list[tuple[int, bytes]] = []
+    end = 0
+    with files.open_file(path, within=path.parent) as file, writing.replacing(path) as new, new.open("wb") as kept:
+        for number, text in enumerate(file, 1):
+            end += len(text)
+            values = parse(text)
+            if values is None:
+                if end <= length:
+                    damaged.append((number, text))
+            elif values["step"] <= step and (end <= length or values.get("by") == EVALUATE):
+                kept.write(text)
+        if damaged:
+            _put_aside(path.with_name(DAMAGED), [text for _, text in damaged])
+    if not damaged:
+        return []
+    first, count = damaged[0][0], len(damaged)
+    if count == 1:
+        return [f"{path}: line {first:,} can't be read; it is put aside into {DAMAGED}"]
+    return [
+        f"{path}: {count:,} lines, the first of them line {first:,}, can't be read; they are put aside into {DAMAGED}"
+    ]
+
+
+def cut_text(path: Path, length: int) -> None:
+    """Leaves the first bytes of a file, if it is there, and writes it anew for that."""
+    if not os.path.lexists(path):
+        return
+    with files.open_file(path, within=path.parent) as file, writing.replacing(path) as new, new.open("wb") as kept:
+        shutil.copyfileobj(file, kept)
+        kept.truncate(min(length, kept.tell()))
+
+
+def _put_aside(path: Path, texts: list[bytes]) -> None:
+    with writing.open_to_append(path) as file:
+        for text in texts:
+            file.write(text if text.endswith(b"\n") else text + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def add_evaluation(run: Path, values: dict[str, Any]) -> str:
+    """Adds a line to the metrics.jsonl of a run that isn't open here; returns why it wasn't added, or nothing."""
+    path = run / NAME
+    try:
+        with writing.lock(run, TRAINING), writing.open_to_append(path) as file:
+            separator = b"" if _ends_a_line(path) else b"\n"  # after a line that a killed run has left half written
+            file.write(separator + line(values | {"by": EVALUATE}))
+    except UserError:
+        return f"{path}: not added there, because the run is being trained"
+    except OSError as error:
+        return f"{path}: not added there ({error.strerror})"
+    return ""
+
+
+def _ends_a_line(path: Path) -> bool:
+    with files.open_file(path, within=path.parent) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 1))
+        return file.read() in (b"", b"\n")

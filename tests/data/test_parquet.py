@@ -1,0 +1,106 @@
+"""Parquet files: texts from any row on, by one rule for what has none, and bombs that are not unpacked."""
+
+import tracemalloc
+
+import pytest
+
+from jaxgpt.data import documents, parquet, pieces
+from jaxgpt.data.documents import Rows
+from jaxgpt.data.pieces import Layout, Position
+from jaxgpt.errors import UserError
+
+arrow = pytest.importorskip("pyarrow")
+library = pytest.importorskip("pyarrow.parquet")
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes the columns to a file, and returns its path."""
+
+    def make(columns, **options):
+        library.write_table(arrow.table(columns), tmp_path / "a.parquet", **options)
+        return tmp_path / "a.parquet"
+
+    return make
+
+
+def test_texts_are_read_from_any_row_on(write):
+    texts = [f"text {number}" * (number % 7) for number in range(500)]
+    path = write({"id": range(500), "text": texts}, row_group_size=60)
+    assert parquet.row_count(path) == 500
+    for first in (0, 1, 59, 60, 61, 499, 500):
+        found = list(parquet.texts(path, "text", first))
+        assert [(value.row, value.text) for value in found] == list(enumerate(texts))[first:]
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary"])
+def test_null_and_nothing_are_empty(write, kind):
+    values = arrow.array(["one", None, "", "two"])
+    values = values.dictionary_encode() if kind == "dictionary" else values.cast(getattr(arrow, kind)())
+    rows = Rows()
+    (piece,) = pieces.cut(write({"text": values}), Layout(), Position())
+    assert [document.text for document in documents.of(piece, rows)] == ["one", "two"]
+    assert (rows.empty, rows.bad) == (2, 0)
+
+
+def test_text_that_is_not_utf_8_is_bad(write):
+    values = arrow.Array.from_buffers(
+        arrow.string(), 2, [None, arrow.py_buffer(b"\0\0\0\0\2\0\0\0\4\0\0\0"), arrow.py_buffer(b"ok\xff\xfe")]
+    )
+    rows = Rows()
+    (piece,) = pieces.cut(write({"text": values}), Layout(), Position())
+    assert [document.text for document in documents.of(piece, rows)] == ["ok"]
+    assert rows.bad == 1
+    assert "row 1: not UTF-8" in rows.first_bad
+
+
+@pytest.mark.parametrize("values", [[1, 2], [["a"], ["b"]], [{"a": 1}, None], [b"a", b"b"]])
+def test_a_column_of_something_else_is_told(write, values):
+    with pytest.raises(UserError, match="not text"):
+        list(parquet.texts(write({"text": values}), "text"))
+
+
+def test_a_column_that_there_is_not_is_told_without_control_characters(write):
+    with pytest.raises(UserError, match=r"has no column 'text' \(--field\). Its columns: \\x1b\[2Jx"):
+        list(parquet.texts(write({"\x1b[2Jx": ["a"]}), "text"))
+
+
+def test_a_page_that_is_packed_too_well_is_not_read(write):
+    bomb = write({"text": ["x" * (1 << 20)] * 66}, compression="zstd", use_dictionary=False, data_page_size=1 << 30)
+    assert bomb.stat().st_size < 20_000
+    before = arrow.default_memory_pool().max_memory()
+    with pytest.raises(UserError, match="no text is packed that well"):
+        list(parquet.texts(bomb, "text"))
+    assert arrow.default_memory_pool().max_memory() == before
+
+
+@pytest.mark.parametrize("kind", [arrow.string(), arrow.dictionary(arrow.int32(), arrow.string())])
+def test_a_text_that_stands_in_many_rows_is_kept_once(tmp_path, kind):
+    """6 GB of text in less than a kilobyte: each row is a document, and few are in memory."""
+    table = arrow.table({"text": arrow.DictionaryArray.from_arrays([0] * 6000, ["x" * (1 << 20)])})
+    library.write_table(table, tmp_path / "a.parquet", compression="zstd", store_schema=kind != arrow.string())
+    assert (tmp_path / "a.parquet").stat().st_size < 2000
+    tracemalloc.start()
+    count = 0
+    for piece in pieces.cut(tmp_path / "a.parquet", Layout(), Position()):
+        assert piece.size() <= 2 * pieces.PIECE_BYTES
+        count += len(piece.values)
+        if count > 60:
+            break
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+    assert arrow.total_allocated_bytes() < 256 << 20
+
+
+@pytest.mark.parametrize("damage", [0, 100, -200, -20, -6])
+def test_damage_is_told(write, damage):
+    path = write({"text": [f"a text {number}" for number in range(3000)]}, compression="zstd")
+    data = bytearray(path.read_bytes())
+    data[damage : damage + 5] = b"\xff\xff\xff\xff\xff" if damage != -6 else b"\xff\xff\xff\xff\x7f"
+    path.write_bytes(data)
+    message, found = str(path), 3000
+    try:
+        found = len(list(parquet.texts(path, "text")))  # nothing may have noticed it
+    except UserError as error:
+        message = str(error)
+    assert (str(path) in message, found) == (True, 3000)

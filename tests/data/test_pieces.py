@@ -1,0 +1,162 @@
+"""Files cut into pieces: of every shape the same tokens, in memory and work that a piece bounds; rows by one rule."""
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from jaxgpt.data import documents, json_rows, pieces, safe_cuts, tokenizers, workers
+from jaxgpt.data.documents import Rows
+from jaxgpt.data.pieces import Layout, Position
+from jaxgpt.errors import UserError
+from tests.data.shapes import SHAPES, text
+
+PIECE = 1 << 14
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Pieces of 16 KiB, so that a short text has many."""
+    monkeypatch.setattr(pieces, "PIECE_BYTES", PIECE)
+    monkeypatch.setattr(pieces, "LONGEST_WORD_BYTES", 4 * PIECE)
+
+
+def write(path: Path, whole: str) -> Path:
+    path.write_bytes(whole.encode())
+    return path
+
+
+PLAIN = Layout()
+
+
+def texts_of(path: Path, layout: Layout = PLAIN, rows: Rows | None = None) -> list[str]:
+    """The documents of a file, put together again."""
+    found: list[str] = []
+    for piece in pieces.cut(path, layout, Position()):
+        for document in documents.of(piece, rows or Rows()):
+            if document.begins:
+                found.append("")
+            found[-1] += document.text
+    return found
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_tokens_of_pieces_are_those_of_the_whole(tmp_path, small, shape):
+    whole = text(shape, 3 * PIECE)
+    path, gpt2 = write(tmp_path / "a.txt", whole), tokenizers.make("gpt2", "")
+    found = list(pieces.cut(path, Layout(), Position()))
+    assert shape == "only line breaks" or len(found) > 2
+    tokens = [token for piece in found for token in workers.tokenize_with(gpt2, piece).tokens.tolist()]
+    assert tokens == [gpt2.end_of_text, *gpt2.encode(whole).tolist()]
+    for piece in found:  # from any piece on the pieces are the same
+        assert next(pieces.cut(path, Layout(), piece.position)) == piece
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(separator="\n\n\n\n\n")])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_memory_is_a_few_pieces_and_work_grows_with_the_text(tmp_path, small, monkeypatch, shape, layout):
+    """Counted: the bytes that are scanned for a place to cut at, of a text and of one of twice its size."""
+    scanned = []
+    find = safe_cuts._last_in
+    monkeypatch.setattr(safe_cuts, "_last_in", lambda data: scanned.append(len(data)) or find(data))
+    for times in (1, 2):
+        path = write(tmp_path / f"{times}.txt", text(shape, PIECE * 16) * times)
+        scanned.clear()
+        tracemalloc.start()
+        for piece in pieces.cut(path, layout, Position()):
+            assert len(piece.data) <= 4 * PIECE
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 32 * PIECE  # half of the smaller text
+        assert sum(scanned) <= (4 if shape == "only line breaks" else 1) * path.stat().st_size
+
+
+def test_a_separator_is_found_whatever_the_line_ends(tmp_path, small):
+    paragraphs = [f"{number}. " + "a b " * (number % 50) for number in range(3000)]
+    for end in ("\n", "\r\n"):
+        path = write(tmp_path / "a.txt", (2 * end).join(paragraphs))
+        found = texts_of(path, Layout(separator="\n\n"))
+        assert found == [paragraph + 2 * end for paragraph in paragraphs[:-1]] + paragraphs[-1:]
+
+
+def test_a_separator_is_never_cut_in_two(tmp_path, small):
+    """Though "d|o" or "1|x" in it would be a place to cut at."""
+    paragraphs = ["word 1x " * length for length in (3000, 2047, 2048, 10, 9000)]
+    path = write(tmp_path / "a.txt", "end 1of 2text".join(paragraphs))
+    assert texts_of(path, Layout(separator="end 1of 2text")) == paragraphs
+
+
+def rows_in(folder: Path, name: str, values: list) -> Path:
+    """A file with these values in its field `text`, as lines or as a list."""
+    rows = [json.dumps({"n": [1, {"x": "],{"}], "text": value}) for value in values]
+    return write(folder / name, "[\n" + " ,\n".join(rows) + "\n]\n" if name.endswith(".json") else "\n\r\n".join(rows))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "lines.json"])
+def test_rows_of_lines_and_of_a_list(tmp_path, small, name):
+    values = [f'text {number} "[{{\\' * (number % 300) for number in range(200)] + ["x" * 5 * PIECE]
+    path = rows_in(tmp_path, "a.jsonl" if name == "lines.json" else name, values)
+    rows = Rows()
+    assert texts_of(path.rename(tmp_path / name), rows=rows) == [value for value in values if value]
+    assert (rows.empty, rows.bad) == (1, 0)
+
+
+VALUES = ["one", None, "", 3, ["a"], {"a": 1}, True, "two"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_null_is_empty_and_other_values_are_bad(tmp_path, name):
+    rows = Rows()
+    assert texts_of(rows_in(tmp_path, name, VALUES), rows=rows) == ["one", "two"]
+    assert (rows.empty, rows.bad) == (2, 4)
+    assert "an object whose field 'text' is 3, and no text (--field)" in rows.first_bad
+    rows.check(4)
+    with pytest.raises(UserError, match="--skip-bad 3 rows are bad"):
+        rows.check(3)
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("[" * 100_000, "no JSON: more than 64 arrays"),
+        ('{"text": "' + "a" * 50, "no JSON"),
+        ("7" * 5000, "no JSON: a number of 5,000 digits"),
+        ('"text"', "'text', where an object is expected"),
+        ('{"\\u001b[2Jcontent": 1}', r"Its fields: \x1b[2Jcontent"),
+    ],
+)
+def test_rows_that_are_bad_are_told_without_their_control_characters(tmp_path, line, wrong):
+    rows = Rows()
+    assert texts_of(write(tmp_path / "a.jsonl", '{"text": "one"}\n' + line), rows=rows) == ["one"]
+    assert rows.first_bad.startswith(f"{tmp_path}/a.jsonl, at byte offset 16: ")
+    assert wrong in rows.first_bad
+    assert rows.first_bad.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [("", "the list of rows doesn't end"), ('] {"text": "b"}', "something stands behind the list"), (', "', "end")],
+)
+def test_a_list_that_is_none_is_told(tmp_path, end, message):
+    path = write(tmp_path / "a.json", '\ufeff [{"text": "a"}' + end)
+    with pytest.raises(UserError, match=message):
+        texts_of(path)
+
+
+def test_a_list_may_be_empty(tmp_path):
+    assert texts_of(write(tmp_path / "a.json", "[ ]")) == []
+
+
+def test_a_list_is_scanned_once_for_a_string_that_does_not_end():
+    assert json_rows.last_end(b'{"a": 1}, "' + b"x" * 1000) == (9, False)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    assert texts_of(write(tmp_path / "a.txt", "\ufeffone")) == ["one"]
+    assert texts_of(write(tmp_path / "a.jsonl", '\ufeff{"text": "one"}')) == ["one"]
+
+
+def test_lines_end_at_newlines_alone(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"text": "a\u0085b\u2028c"}\r\n{"text": "d\x7f"}\n')
+    assert texts_of(path) == ["a\u0085b\u2028c", "d\x7f"]

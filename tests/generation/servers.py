@@ -1,0 +1,72 @@
+"""Servers that listen on a free port in the tests' own process, and what plain clients send to them."""
+
+import contextlib
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from jaxgpt.data import tokenizers
+from jaxgpt.generation import api
+
+MISSING = "not installed: the extra test has it"
+pytest.importorskip("uvicorn", reason=f"uvicorn is {MISSING}")
+connections = pytest.importorskip("jaxgpt.generation.connections", reason=f"h11 is {MISSING}")
+server = pytest.importorskip("jaxgpt.generation.server", reason=f"starlette is {MISSING}")
+
+BYTES = tokenizers.make("bytes", "")
+KEY = "a key"
+NAME = "tiny"
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+@contextlib.contextmanager
+def listening(worker, most=100, **options):
+    """The address of a server of that worker's texts."""
+    defaults = {"name": NAME, "vocabulary_size": 256, "limits": api.Limits(64, 60, 8), "waiting": 8, "per_minute": 0}
+    chosen = server.Options(**defaults | {"key": KEY, "loopback": True} | options)
+    answering = server.Server(worker, BYTES, chosen)
+    running = connections.Listener(answering.app(), most, answering.end)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            running.should_exit = True
+            thread.join()
+
+
+def post(address: str, body: bytes, path: str = "/v1/completions", **headers: str) -> tuple[int, dict]:
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
+    request = urllib.request.Request(address + path, body, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, in_form(error.read())
+
+
+def in_form(body: bytes) -> dict:
+    """An error as OpenAI's are."""
+    answer = json.loads(body)
+    assert set(answer) == {"error"}
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+    assert answer["error"]["message"].isprintable()
+    return answer
+
+
+def send(address: str, text: bytes, pause: float = 0.0) -> bytes:
+    """What the server answers to some bytes, up to the end of the connection; `pause` seconds after each byte."""
+    with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=60) as connection:
+        for part in [text] if not pause else [bytes([byte]) for byte in text]:
+            connection.sendall(part)
+            time.sleep(pause)
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))

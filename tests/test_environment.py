@@ -1,0 +1,56 @@
+"""Numbers in environment variables."""
+
+import pytest
+
+from jaxgpt import environment
+from jaxgpt.config import Parallel
+from jaxgpt.errors import UserError
+from jaxgpt.parallel import cluster
+
+NO_NUMBERS = ["", "soon", "-1", "1.5", "9" * 5000, "٣", str(2**53 + 1), "\x1b[31m3"]
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS)
+def test_what_is_no_number(monkeypatch, text):
+    monkeypatch.setenv("SOME", text)
+    assert environment.number("SOME") is None
+    with pytest.raises(UserError, match=r"the environment variable SOME is .*, and must be a whole number"):
+        environment.needed("SOME", 3)
+
+
+def test_a_number_and_none(monkeypatch):
+    monkeypatch.setenv("SOME", f" {2**53} ")
+    assert environment.number("SOME") == environment.needed("SOME") == 2**53
+    monkeypatch.delenv("SOME")
+    assert environment.number("SOME") is None
+    assert environment.needed("SOME", 3) == 3
+    with pytest.raises(UserError, match="SOME isn't set"):
+        environment.needed("SOME")
+
+
+@pytest.mark.parametrize("number", NO_NUMBERS)
+@pytest.mark.parametrize("variable", ["SIZE", "RANK", "LOCAL_SIZE", "LOCAL_RANK"])
+def test_a_cluster_that_says_no_number(monkeypatch, variable, number):
+    for name in ("SIZE", "RANK", "LOCAL_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", number if name == variable else "1")
+    with pytest.raises(UserError, match=f"OMPI_COMM_WORLD_{variable} is"):
+        cluster.find(Parallel())
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "1(x" + "9" * 5000 + ")", "x", "1(x3"])
+def test_numbers_of_nodes_of_any_length(text):
+    assert all(count < 10**6 for count in cluster._per_node(text))
+
+
+def test_jax_refuses_its_own_variables(fails, monkeypatch):
+    """As at its import, which has happened here already."""
+
+    def refuse(name, *arguments):
+        if name == "jax":
+            raise ValueError('Invalid value "abc" for JAX flag jax_num_cpu_devices')
+        return imported(name, *arguments)
+
+    imported = __import__
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "abc")
+    monkeypatch.setattr("builtins.__import__", refuse)
+    assert 'Invalid value "abc" for JAX flag jax_num_cpu_devices' in fails("generate", "--run", "x")

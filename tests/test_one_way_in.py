@@ -1,0 +1,139 @@
+"""Files from outside are opened, parsed and shown in one way, by `files.py`, `foreign_text.py` and `terminal.py`.
+
+Every module's syntax tree is read for other ways. What is allowed is listed with the reason why it can't be a file
+that somebody sent.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxgpt
+
+PACKAGE = Path(jaxgpt.__file__).parent
+
+METHODS = {"open", "fdopen", "read_text", "read_bytes"}
+CALLS = {
+    "open",
+    "safe_open",
+    "load_file",
+    "ParquetFile",
+    *(f"np.{name}" for name in ("memmap", "fromfile", "load", "loadtxt", "genfromtxt")),
+    *(f"json.{name}" for name in ("load", "loads", "JSONDecoder")),
+    *(f"tomllib.{name}" for name in ("load", "loads")),
+    *(f"{module}.{name}" for module in ("pickle", "marshal", "shelve", "yaml") for name in ("load", "loads", "open")),
+    *(f"{module}.{name}" for module in ("csv", "zipfile", "tarfile") for name in ("reader", "ZipFile", "TarFile")),
+    *("gzip.GzipFile", "bz2.BZ2File", "lzma.LZMAFile", "linecache.getlines", "fileinput.input", "os.fdopen"),
+    "ast.literal_eval",
+    "eval",
+    "exec",
+}
+WRITING = {"w", "wb", "a", "ab", "x", "xb"}
+
+ALLOWED = {
+    ("files.py", "os.open"): "the one way",
+    ("files.py", "os.fdopen"): "the one way",
+    ("foreign_text.py", "json.loads"): "the one way",
+    ("foreign_text.py", "tomllib.loads"): "the one way",
+    ("cli.py", "os.open"): "/dev/null, to write to",
+    ("training/display.py", "os.open"): "/dev/null, to write to",
+    ("data/tokenizers.py", "json.loads"): "GPT-2's own file, whose SHA-256 is known",
+    ("interop/huggingface.py", "safe_open"): "a file that `files.py` has found to be one, whose header was checked",
+    ("interop/llmc.py", "np.memmap"): "a file that `files.py` has opened",
+    ("layers/numerics.py", "read_text"): "the system's /proc/cpuinfo",
+    ("training/ahead.py", "read_text"): "the system's /proc and /sys",
+    ("training/everywhere.py", "json.loads"): "what this process has just written itself",
+    ("parallel/processes.py", "json.loads"): "what the run's other processes say, which are its own",
+    ("reports/page.py", "read_text"): "the package's own page",
+    ("reports/page.py", "read_bytes"): "the script in plotly's package",
+    ("reports/profile.py", "gzip.open"): "the trace that this process has just written",
+    ("reports/profile.py", "json.load"): "the trace that this process has just written",
+    ("writing.py", "os.open"): "to flush to the disk what was just written",
+}
+# Readers that have yet to be made to use `files.py`.
+NOT_YET = {
+    "data/hub.py",
+    "data/manifest.py",
+    "data/pieces.py",
+    "data/progress.py",
+    "data/texts.py",
+    "data/token_files.py",
+    "evaluation/choice_files.py",
+    "evaluation/task_files.py",
+    "generation/command.py",
+    "generation/server.py",
+    "generation/serving.py",
+    "training/checksums.py",
+    "training/fingerprint.py",
+    "training/folder.py",
+}
+
+PRINTS = {
+    ("cli.py", "print"): "which writes messages by `printable` itself",
+    ("compilation_cache.py", "print"): "the user's own folder",
+    ("terminal.py", "print"): "the one way",
+}
+
+
+def test_every_file_from_outside_is_opened_and_parsed_in_one_way():
+    found = {(name, call) for name, tree in modules() for call in openings(tree)}
+    assert {(name, call) for name, call in found - ALLOWED.keys() if not is_not_yet(name)} == set()
+    assert ALLOWED.keys() - found == set(), "no longer needed"
+
+
+def test_everything_is_printed_in_one_way():
+    found = {(name, "print") for name, tree in modules() if "print" in set(calls(tree))}
+    assert found == PRINTS.keys()
+
+
+def test_other_ways_are_found():
+    source = """
+import numpy as np, gzip
+from jaxgpt.data import token_files
+def f(path):
+    open(path); path.open("rb"); path.read_text(); np.memmap(path); gzip.open(path); token_files.open(path)
+    path.open("w"); open(path, mode="w")
+"""
+    assert sorted(openings(ast.parse(source))) == ["gzip.open", "np.memmap", "open", "open", "read_text"]
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield path.relative_to(PACKAGE).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def is_not_yet(name: str) -> bool:
+    return any(name == other or name.startswith(f"{other}/") for other in NOT_YET)
+
+
+def calls(tree: ast.AST) -> Iterator[str]:
+    """What is called, in words: "open", "np.memmap", and "path.read_text" as well as "read_text"."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func)
+
+
+def openings(tree: ast.Module) -> Iterator[str]:
+    """The calls that open or parse something, but for those of the package's own functions and for writing."""
+    ours, theirs = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxgpt"):
+            ours |= {alias.asname or alias.name for alias in node.names}
+        if isinstance(node, ast.Import):
+            theirs |= {alias.asname or alias.name for alias in node.names}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or is_writing(node):
+            continue
+        name = ast.unparse(node.func)
+        base, _, last = name.rpartition(".")
+        if base in ours:
+            continue
+        if name in CALLS or last in CALLS - {"open"}:
+            yield name
+        elif base and last in METHODS:
+            yield name if base in theirs else last
+
+
+def is_writing(node: ast.Call) -> bool:
+    words = [*node.args[:2], *(word.value for word in node.keywords if word.arg == "mode")]
+    return any(isinstance(word, ast.Constant) and word.value in WRITING for word in words)
