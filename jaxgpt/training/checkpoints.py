@@ -121,7 +121,7 @@ def load_params(run: Path, model: Model) -> tuple[Params, Found]:
     whatever the checkpoint has.
     """
     found = find(run / "checkpoints", ("params", "about"))
-    _check_same_model(found.path, dataclasses.asdict(model_of(found.about)), model)
+    _check_same_model(found.path, found.about["configuration"]["model"], model)
     return params_of(found), found
 
 
