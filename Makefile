@@ -5,9 +5,13 @@ PYTHON ?= python3
 # Passed on to the command, and more of pyproject.toml's extras to install: cuda12, cuda13, parity, ...
 ARGS ?=
 EXTRAS ?=
+# What another JAX may do otherwise. Empty runs all tests.
+NEWER_TESTS ?= tests/layers tests/models tests/parallel tests/generation tests/test_gradcheck.py
 
-# The notebooks have an environment of their own: JupyterLab brings many packages that nothing else needs.
-VENV := $(if $(filter notebooks test-notebooks,$(MAKECMDGOALS)),.venv-notebooks,.venv)
+# The notebooks have an environment of their own: JupyterLab brings many packages that nothing else needs. So has a
+# second Python, with the JAX that is the newest for it.
+VENV := $(if $(filter notebooks test-notebooks,$(MAKECMDGOALS)),.venv-notebooks,$(if \
+    $(filter test-newer,$(MAKECMDGOALS)),.venv-newer,.venv))
 RUN := $(VENV)/bin/python run.py
 
 # One empty file for each extra in .venv ("core" for the package itself), written when its installation succeeded.
@@ -19,7 +23,7 @@ INSTALLING := $(VENV)/installing
 $(shell if [ -e $(INSTALLING) ] || [ ! -x $(VENV)/bin/python ]; then rm -rf $(INSTALLED); fi)
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-slow gradcheck lint bench notebooks test-notebooks docs constraints clean
+.PHONY: help env train test test-slow test-newer gradcheck lint bench notebooks test-notebooks docs constraints clean
 # Two pips must not write into one .venv.
 .NOTPARALLEL:
 
@@ -40,6 +44,10 @@ test: env $(INSTALLED)/test ## run the tests
 
 test-slow: env $(INSTALLED)/test ## the tests that take minutes: kills, full disks, all numbers of devices
 	@$(VENV)/bin/python -m pytest -m slow -n auto --dist worksteal $(ARGS)
+
+test-newer: env $(INSTALLED)/test ## tests under a second Python: make test-newer PYTHON=python3.13
+	@$(VENV)/bin/python -m pytest -n auto --dist worksteal $(NEWER_TESTS) $(ARGS)
+	@$(RUN) gradcheck
 
 gradcheck: env ## compare every hand-written gradient with autodiff
 	@$(RUN) gradcheck $(ARGS)
@@ -68,8 +76,8 @@ constraints: ## pin the newest releases that pyproject.toml allows (needs uv)
 	uv pip compile pyproject.toml --universal --all-extras --upgrade --no-annotate --quiet \
 	    --custom-compile-command "make constraints" --output-file constraints.txt
 
-clean: ## remove .venv, .venv-notebooks and caches; runs/ stays
-	rm -rf .venv .venv-notebooks build *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean: ## remove .venv, .venv-notebooks, .venv-newer and caches; runs/ stays
+	rm -rf .venv .venv-notebooks .venv-newer build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Creates .venv unless there is a usable one. Debian and Ubuntu ship Python without venv: it then leaves half a .venv.

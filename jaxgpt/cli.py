@@ -15,7 +15,6 @@ depend on.
 """
 
 import errno
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -25,50 +24,76 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxgpt import command_line, environment, settings
+from jaxgpt import command_line, environment, out_of_memory, settings, terminal
 from jaxgpt.config import Config, Sampling
 from jaxgpt.errors import Interrupted, JaxgptError, UserError
-from jaxgpt.foreign_text import printable
+from jaxgpt.foreign_text import shown
 
 DEFAULT_CONFIG = "quickstart"
+WITHOUT_JAX = ("prepare", "report")
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status, as docs/resuming.md lists them."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # one that can't express all of Unicode is no reason to fail
-        sys.stdout.reconfigure(errors="backslashreplace")
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    command = "train" if not words or words[0].startswith("-") else words.pop(0)
+    terminal.prepare()
     try:
-        if "--version" in words or words[:1] == ["-V"]:
-            return version()
-        if command not in COMMANDS:
-            is_config = command in settings.config_names()
-            near = f"; did you mean --config {command}?" if is_config else settings.nearest(command, COMMANDS)
-            raise UserError(
-                f"{command}: there is no such command{near} There are: {', '.join(COMMANDS)}; see python run.py --help"
-            )
-        environment.check()
-        return COMMANDS[command](words)
-    except JaxgptError as error:
-        print(printable(str(error) if isinstance(error, Interrupted) else f"error: {error}"), file=sys.stderr)
-        return error.status
+        try:
+            with out_of_memory.told():
+                return _command(list(sys.argv[1:] if arguments is None else arguments))
+        except JaxgptError as error:
+            terminal.say(str(error) if isinstance(error, Interrupted) else f"error: {error}", error=True)
+            return error.status
+        finally:
+            sys.stdout.flush()  # here, where it can be said that it fails
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.ENOSPC):
-            raise
-        if error.errno == errno.ENOSPC:  # and of a broken pipe nobody need hear: `head` has read enough
-            print(f"error: the output can't be written: {error.strerror}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
+        if error.errno != errno.EPIPE:  # of a broken pipe nobody need hear: `head` has read enough
+            terminal.say(f"error: {_of_system(error)}", error=True)
+        terminal.discard(sys.stdout)
         return 1
     except KeyboardInterrupt:  # where no training step would be lost
-        print("\nstopped with Ctrl-C", file=sys.stderr)
+        terminal.say("\nstopped with Ctrl-C", error=True)
         return Interrupted.status
+
+
+def _of_system(error: OSError) -> str:
+    """Returns what the system has refused: to write what is printed, which has no name, or a file."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.filename is None:
+        return f"the output can't be written: {reason}" if error.errno in UNWRITABLE else reason
+    return f"{shown(os.fsdecode(error.filename))}: {reason}"
+
+
+def _command(words: list[str]) -> int:
+    """Runs the command that the words name. UserError where there is none."""
+    for word in words:
+        terminal.check_typed(word)
+    command = "train" if not words or words[0].startswith("-") else words.pop(0)
+    if "--version" in words or words[:1] == ["-V"]:
+        return version()
+    if command not in COMMANDS:
+        is_config = command in settings.config_names()
+        near = f"; did you mean --config {command}?" if is_config else settings.nearest(command, COMMANDS)
+        raise UserError(
+            f"{command}: there is no such command{near} There are: {', '.join(COMMANDS)}; see python run.py --help"
+        )
+    environment.check()
+    if command not in WITHOUT_JAX and command_line.OF_ALL.isdisjoint(words):
+        out_of_memory.check_limit()
+        _spare_processor_info()
+    return COMMANDS[command](words)
+
+
+def _spare_processor_info() -> None:
+    """Switches off the part of XLA that fails where Linux doesn't say what the processor is, as without /proc."""
+    if sys.platform == "linux" and not os.access("/proc/cpuinfo", os.R_OK):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_experimental_ynn_fusion_type="
 
 
 def version() -> int:
     """Prints what a run writes to its config.toml of the versions that it is trained with."""
     for name, number in settings.versions().items():
-        print(name, number)
+        terminal.say(f"{name} {number}")
     return 0
 
 
@@ -93,7 +118,10 @@ def train(words: list[str]) -> int:
     settings.check_processes(config.parallel)
     from jaxgpt.parallel import processes  # here: importing JAX and Orbax takes a second that --help doesn't wait
 
-    with processes.together(config.parallel):  # before JAX looks at its devices, as it does to read weights
+    with (
+        processes.together(config.parallel),
+        out_of_memory.told(),
+    ):  # before JAX looks at its devices, as it does to read weights
         if config.training.init_from:
             from jaxgpt.interop import initial
 

@@ -1,52 +1,230 @@
 """Compiled programs kept on the disk, so that a second start needs no compiler.
 
 They are kept in compiled/ of the user's cache folder, by what they were compiled from and for: another option, another
-version of JAX or another device has programs of its own. Whoever can write to the folder can have code run: it is the
-user's own. The least recently used are deleted when all take more than LARGEST_BYTES.
+version of JAX or another device has programs of its own. Whoever can write to the folder can have code run, so it has
+to be the user's own, where nobody else can write. The least recently used are deleted when all take more than
+LARGEST_BYTES.
+
+JAX itself leaves a damaged program where it is and compiles anew at every start. Here a checksum stands before each,
+and what doesn't fit its own is replaced.
 """
 
+import contextlib
+import hashlib
 import os
-import sys
-import tempfile
+import shutil
+import stat
 from pathlib import Path
 
 import jax
+from jax._src import compilation_cache, lru_cache  # neither a cache of one's own nor its base has a public name
 
 from jaxgpt.data import texts
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
+from jaxgpt.terminal import say
 
 OFF = "off"
 LARGEST_BYTES = 4 * 2**30
 SHORTEST_SECONDS = 0.1  # a program that was compiled faster isn't kept: there are many of those
+CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
 def use(choice: str) -> None:
-    """To be called before anything is compiled; `choice` is `run.compilation_cache`.
+    """Has JAX keep what it compiles from now on. To be called before anything is compiled.
 
-    A folder that can't be written is no reason to stop: it is said on stderr, and programs are compiled anew. Where the
-    option chooses nothing, JAX's own variables hold (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE).
+    A folder that can't be written is no reason to stop: it is said on stderr, and programs are compiled anew. So it is
+    with the user's cache folder where others can write to it. Where the option chooses nothing, JAX's own variables
+    hold (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE).
+
+    Args:
+        choice: The folder, as `run.compilation_cache` has it: of the user's own words only, never of a file that may
+            come from others. Empty takes compiled/ in the user's cache folder, OFF none.
+
+    Raises:
+        UserError: Others can write to the folder that was named.
     """
-    if choice == OFF:
+    if choice == OFF or not (choice or jax.config.values["jax_enable_compilation_cache"]):
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    if not choice and (
-        jax.config.values["jax_compilation_cache_dir"] or not jax.config.values["jax_enable_compilation_cache"]
-    ):
+    of_jax = "" if choice else jax.config.values["jax_compilation_cache_dir"] or ""
+    if "://" in of_jax:  # a bucket, which JAX knows to read
         return
-    folder = Path(choice) if choice else texts.cache_folder() / "compiled"
     try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        folder = Path(choice or of_jax or texts.cache_folder() / "compiled").absolute()
+        _make(folder)
+        others = _written_by_others(folder)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        reason = getattr(error, "strerror", None) or error
-        print(
-            f"{folder}: compiled programs can't be kept there ({reason}), so each start compiles them anew; "
-            "--run.compilation-cache takes another folder",
-            file=sys.stderr,
-        )
-        jax.config.update("jax_enable_compilation_cache", False)
+        why = f"can't be kept there ({getattr(error, 'strerror', None) or error})"
+        _do_without(choice or of_jax or texts.cache_folder() / "compiled", why)
         return
-    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
-    jax.config.update("jax_compilation_cache_max_size", LARGEST_BYTES)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_SECONDS)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    if others:
+        reason, remedy = others
+        why = f"aren't kept there, since {reason}, and could have code run here"
+        remedy = f". {remedy}, or name another folder, or off: --run.compilation-cache"
+        if choice or of_jax:
+            raise UserError(f"{shown(folder)}: compiled programs {why}{remedy}")
+        _do_without(folder, why, remedy)
+        return
+    compilation_cache.get_file_cache = _opened
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if not of_jax:
+        jax.config.update("jax_compilation_cache_max_size", LARGEST_BYTES)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_SECONDS)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def _do_without(folder: object, why: str, more: str = "; --run.compilation-cache takes another folder") -> None:
+    """Says on stderr why no programs are kept."""
+    say(f"{shown(str(folder))}: compiled programs {why}, so each start compiles them anew{more}", error=True)
+    jax.config.update("jax_enable_compilation_cache", False)
+
+
+def _make(folder: Path) -> None:
+    """Makes the folder, and those above that are missing, for this user alone. OSError where it can't be written."""
+    for level in [*reversed(folder.parents), folder]:
+        if not level.exists():
+            level.mkdir(mode=0o700, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(None, "no permission to write")
+    probe = folder / f".probe-{os.getpid()}"
+    os.close(os.open(probe, os.O_CREAT | os.O_WRONLY, 0o600))
+    probe.unlink()
+
+
+def _written_by_others(folder: Path) -> tuple[str, str] | None:
+    """Returns how others can put something into the folder, or in its place, and what to do; None where they can't.
+
+    In a folder with the sticky bit, such as /tmp, nobody can rename or delete what belongs to another.
+    """
+    if not hasattr(os, "getuid"):  # Windows, where a user's folder has its own rights
+        return None
+    found = folder.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        return "it is a link, which others may have made", "Name the folder that it leads to"
+    if found.st_uid != os.geteuid():
+        return f"it is another user's (number {found.st_uid}), who can write to it", "Delete it"
+    if found.st_mode & 0o022:
+        return f"others can write to it (mode {stat.S_IMODE(found.st_mode):04o})", "Delete it, and it is made anew"
+    trusted = {0, os.geteuid(), os.stat("/").st_uid}
+    for above in dict.fromkeys([*folder.parents, *folder.resolve().parents]):  # by the links to it, and without them
+        found = above.stat()
+        writable = found.st_mode & 0o002 or (found.st_mode & 0o020 and not _own_group(found.st_gid))
+        if found.st_uid not in trusted or (writable and not found.st_mode & stat.S_ISVTX):
+            mode = f"user number {found.st_uid}'s, mode {stat.S_IMODE(found.st_mode):04o}"
+            return f"others can write to {shown(above)} ({mode})", f"`chmod go-w` {shown(above)}"
+    return None
+
+
+def _own_group(number: int) -> bool:
+    """Returns whether a group has only this user, as Debian, Ubuntu and Fedora make one for each.
+
+    Folders that are made there can be written by the group as a rule.
+    """
+    import grp
+    import pwd
+
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(number)
+    except KeyError:  # one without a name, as in a container
+        return False
+    return user.pw_gid == number and user.pw_name == group.gr_name and set(group.gr_mem) <= {user.pw_name}
+
+
+def _opened(path: str) -> tuple["CheckedCache", str]:
+    return CheckedCache(path, max_size=jax.config.values["jax_compilation_cache_max_size"]), path
+
+
+class CheckedCache(lru_cache.LRUCache):
+    """JAX's cache with a checksum before each program.
+
+    Nothing that is wrong with its files is a reason to stop: a program that can't be read is compiled anew.
+    """
+
+    off = False  # after a failure that each further program would wait for, or meet again
+
+    def get(self, key: str) -> bytes | None:
+        """Returns what `put` was given; None where nothing was, or where it is damaged."""
+        name = _name(key)
+        path = self._file(name)
+        if self.off or not os.path.lexists(path):
+            return None
+        try:
+            # What is no file is nothing that we left; reading it might never end.
+            data = super().get(name) or b"" if stat.S_ISREG(path.lstat().st_mode) else b""
+        except TimeoutError:
+            return self._give_up("another process has had its lock for long")
+        except OSError:
+            data = b""
+        checksum, program = data[:CHECKSUM_BYTES], data[CHECKSUM_BYTES:]
+        if checksum == _checksum(name, program):
+            return program
+        say(f"{shown(path)}: this compiled program is damaged, so it is compiled anew and replaced", error=True)
+        _delete(path)
+        return None
+
+    def put(self, key: str, value: bytes) -> None:
+        """Keeps a program, unless it is there."""
+        if self.off:
+            return
+        name = _name(key)
+        try:
+            super().put(name, _checksum(name, value) + value)
+            os.chmod(self._file(name), 0o600)
+        except TimeoutError:
+            self._give_up("another process has had its lock for long")
+        except OSError as error:  # such as a full disk
+            _delete(self._file(name))
+            self._give_up(error.strerror or str(error))
+
+    def _evict_if_needed(self, *, additional_size: int = 0) -> None:
+        """Deletes the least recently used programs until there is room.
+
+        JAX 0.10's own way fails for a program without the time of its use, as a kill leaves it, and for a user without
+        a name.
+        """
+        if not self.eviction_enabled:
+            return
+        found = []
+        for path in Path(self.path).glob(f"*{lru_cache._CACHE_SUFFIX}"):
+            time_file = _time_file(path)
+            used = int.from_bytes(time_file.read_bytes()[:8], "little") if time_file.is_file() else 0
+            found.append((used, path, path.lstat().st_size))
+        total = sum(size for _, _, size in found) + additional_size
+        for _, path, size in sorted(found):
+            if total <= self.max_size:
+                return
+            _delete(path)
+            total -= size
+
+    def _file(self, name: str) -> Path:
+        return Path(self.path, f"{name}{lru_cache._CACHE_SUFFIX}")
+
+    def _give_up(self, reason: str) -> None:
+        self.off = True
+        say(
+            f"{shown(self.path)}: what is compiled from here on can't be kept there ({reason}); "
+            "--run.compilation-cache takes another folder",
+            error=True,
+        )
+
+
+def _name(key: str) -> str:
+    """Returns a name that JAX's own caches, whose programs have no checksum, never look for."""
+    return f"{key}-checked"
+
+
+def _checksum(name: str, program: bytes) -> bytes:
+    return hashlib.sha256(name.encode() + program).digest()
+
+
+def _time_file(path: Path) -> Path:
+    """Returns where JAX keeps when a program was last used."""
+    return path.with_name(path.name.removesuffix(lru_cache._CACHE_SUFFIX) + lru_cache._ATIME_SUFFIX)
+
+
+def _delete(path: Path) -> None:
+    """Deletes a program, and what else may be in its place."""
+    for file in (path, _time_file(path)):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink(missing_ok=True)

@@ -1,14 +1,83 @@
-"""What the commands print: lines in which anything from outside is shown as text, never obeyed by the terminal."""
+"""Standard input, output and error: what the commands print, and what was typed.
 
+They may be open, closed, full, or have a reader that has left. Anything from outside that is printed is shown as text,
+and never obeyed by the terminal.
+"""
+
+import contextlib
+import io
+import os
+import re
 import sys
+from typing import IO, Any
 
-from jaxgpt.foreign_text import printable
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import printable, shown
+
+
+def prepare() -> None:
+    """Makes the three of them usable, whatever they are.
+
+    The null device is opened for those that are closed, as `>&-` leaves them. Else the next file that is opened gets
+    their number, and what a library prints goes into that file. What an encoding can't express is no reason to fail.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, _null(number, "w" if number else "r"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace" if number else "surrogateescape")
 
 
 def say(text: object = "", *, error: bool = False, end: str = "\n", flush: bool = False) -> None:
     """Prints a text, with control characters written out, to stdout or where `error` says so to stderr.
 
     File names, fields of files, tokens and drawn text are others' words, so the package prints by this function alone,
-    or by rich's Console with `printable` and without markup.
+    or by rich's Console with `printable` and without markup. An error that can't be printed is no further error.
     """
-    print(printable(str(text)), file=sys.stderr if error else sys.stdout, end=end, flush=flush)
+    if not error:
+        print(printable(str(text)), end=end, flush=flush)
+        return
+    try:
+        print(printable(str(text)), file=sys.stderr, end=end, flush=True)
+    except (OSError, ValueError):  # ValueError: it was closed since
+        discard(sys.stderr)
+
+
+def check_typed(text: str) -> None:
+    """Raises a UserError for a byte that isn't UTF-8, of a command line or a line that was typed.
+
+    Python has such a byte as half a surrogate pair, U+DC80 for 0x80.
+    """
+    found = re.search("[\ud800-\udfff]", text)
+    if found is None:
+        return
+    if not 0xDC80 <= (code := ord(found[0])) <= 0xDCFF:
+        raise UserError(f"{shown(text)}: half a surrogate pair, {shown(found[0])}, is no text: take it out")
+    bytes_shown = re.sub("[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", text)
+    raise UserError(
+        f"{shown(bytes_shown)}: its byte 0x{code - 0xDC00:02x} isn't UTF-8. Write it as UTF-8, or rename the file that "
+        "it names"
+    )
+
+
+def discard(stream: IO[Any]) -> None:
+    """Sends what a stream has not yet written to the null device, where the interpreter's end can't fail at it."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+def _null(number: int, mode: str) -> IO[Any]:
+    """Opens the null device as the file of this number, unless another file has got that."""
+    try:
+        os.fstat(number)
+    except OSError:
+        opened = os.open(os.devnull, os.O_RDWR)
+        if opened != number:
+            os.dup2(opened, number)
+            os.close(opened)
+        os.set_inheritable(number, True)
+        return open(number, mode, encoding="utf-8", closefd=False)
+    return open(os.devnull, mode, encoding="utf-8")

@@ -45,7 +45,8 @@ LARGEST_UNPACKED = 4 << 30  # bytes of a packed text that is trained on as it is
 SMALL_UNPACKED = 64 << 20  # which any packed text may have
 LARGEST_RATIO = 100  # of a larger one's size to that of its file
 MOST_COMPARED = 1000  # files with which a name that there isn't is compared
-CONTROL_CHARACTERS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) != "\n"}
+# And the byte order mark, which a docstring of Python 3.13's library has.
+CONTROL_CHARACTERS = {code: None for code in (*range(32), *range(127, 160), 0xFEFF) if chr(code) != "\n"}
 
 
 def load(name: str) -> str:

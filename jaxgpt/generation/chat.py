@@ -20,7 +20,7 @@ from jaxgpt.generation import texts
 from jaxgpt.generation.command import Loaded
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.sampling import only_known_tokens
-from jaxgpt.terminal import say
+from jaxgpt.terminal import check_typed, say
 
 ASK = "> "
 
@@ -41,6 +41,7 @@ def chat(loaded: Loaded, options: Sampling, seed: int, *, special: bool = False)
     said: list[int] = []
     while (line := _read(terminal)) is not None:
         try:
+            check_typed(line)
             tokens = tokenizer.encode(line + "\n", special=special)
             loader.check_vocabulary(tokens, config.model.vocabulary_size, "what you typed")
         except UserError as error:

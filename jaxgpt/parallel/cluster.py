@@ -1,7 +1,7 @@
 """Where this process stands among those that train together, as options or the cluster say.
 
 JAX knows how to ask Slurm, Open MPI and Kubernetes; here is what it leaves open: whether there are several processes at
-all, Open MPI 5, which no longer sets the variable that JAX looks for, and which devices are whose.
+all, Open MPI 5, of which it either knows nothing or asks mpi4py, and which devices are whose.
 """
 
 import os
@@ -57,19 +57,31 @@ def _per_node(text: str) -> list[int]:
 
 
 def _open_mpi(coordinator: str) -> Place | None:
+    """The place that Open MPI's variables say.
+
+    Of versions before 5 JAX knows them. Of later ones its newer versions ask mpi4py, and its older ones know nothing:
+    there the variables are read here, which needs no package and is the same under all versions of JAX.
+    """
     if "OMPI_COMM_WORLD_SIZE" not in os.environ:
         return None
-    local, together = (environment.needed(f"OMPI_COMM_WORLD_LOCAL_{name}") for name in ("RANK", "SIZE"))
-    if clusters.OmpiCluster.is_env_present():
+    count, number, together, local = (
+        environment.needed(f"OMPI_COMM_WORLD_{name}") for name in ("SIZE", "RANK", "LOCAL_SIZE", "LOCAL_RANK")
+    )
+    if "OMPI_MCA_orte_hnp_uri" in os.environ and _major(os.environ.get("OMPI_VERSION", "")) < 5:
         return _asked(clusters.OmpiCluster, "Open MPI", together)
-    count, number = (environment.needed(f"OMPI_COMM_WORLD_{name}") for name in ("SIZE", "RANK"))
     if together < count and not coordinator:
         raise UserError(
             f"this Open MPI started {count} processes on several machines and doesn't say on which: give all of them "
             f"--parallel.coordinator HOST:PORT, with the machine of process 0 and a free port there; {ALONE}"
         )
-    port = 49152 + zlib.crc32(os.environ.get("PMIX_NAMESPACE", "").encode()) % 8192
+    port = 49152 + zlib.crc32(os.environ.get("PMIX_NAMESPACE", "").encode(errors="surrogateescape")) % 8192
     return Place(coordinator or f"127.0.0.1:{port}", count, number, "Open MPI", _share(local, together))
+
+
+def _major(version: str) -> int:
+    """Returns the first number of a version such as 5.0.7; 0 for what isn't one."""
+    found = re.match("[0-9]{1,9}", version)
+    return int(found[0]) if found else 0
 
 
 def _kubernetes() -> Place | None:

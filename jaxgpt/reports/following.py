@@ -135,6 +135,13 @@ def _words(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
+def _memory() -> str:
+    try:
+        return f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
+    except Exception:  # of many types: where there is no /proc, or half of one
+        return "unknown"
+
+
 def machine(config: Config) -> dict[str, Any]:
     """Where a run trains and what of it only the process knows, for machine.json. No names of hosts or people."""
     devices = jax.devices()
@@ -142,7 +149,7 @@ def machine(config: Config) -> dict[str, Any]:
         "devices": f"{len(devices)} × {devices[0].device_kind} ({devices[0].platform})",
         "processes": processes.count(),
         "processors": f"{os.cpu_count()} × {platform.processor() or platform.machine()}",
-        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "memory": _memory(),
         "system": platform.platform(),
         "command": " ".join(Path(word).name if index == 0 else word for index, word in enumerate(sys.argv)),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),

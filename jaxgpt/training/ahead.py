@@ -4,6 +4,7 @@ What a program needs is known once it is compiled: so the step is compiled from 
 very program.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 import psutil
 
+from jaxgpt import out_of_memory
 from jaxgpt.config import Compute, Config
 from jaxgpt.data.loader import Batch
 from jaxgpt.models.blocks import Params
@@ -103,9 +105,21 @@ def _own_capacity(compute: Compute) -> Capacity:
             stats["bytes_limit"] - stats.get("bytes_in_use", 0), f"what JAX has of the {device.device_kind}"
         )
     if device.platform == "cpu":
-        left = [psutil.virtual_memory().available, *_cgroups_left(CGROUPS, Path("/proc/self/cgroup"))]
-        return Capacity(min(left), "what is available to this process")
+        left = [*_system_left(), *_cgroups_left(CGROUPS, Path("/proc/self/cgroup"))]
+        if left:
+            return Capacity(min(left), "what is available to this process")
     return Capacity(None, f"{device.device_kind} doesn't say what it has")
+
+
+def _system_left() -> list[int]:
+    """Returns the bytes that the system has left, and those of the address space under a limit of the shell's."""
+    with contextlib.suppress(Exception):  # of many types: where there is no /proc, or half of one
+        left = [psutil.virtual_memory().available]
+        limit = out_of_memory.address_space()
+        if limit is not None:
+            left.append(max(limit - psutil.Process().memory_info().vms, 0))
+        return left
+    return []
 
 
 def _cgroups_left(root: Path, membership: Path) -> list[int]:
@@ -115,12 +129,13 @@ def _cgroups_left(root: Path, membership: Path) -> list[int]:
     the kernel tells may be the host's; the root of what is mounted there is then the container's own group.
     """
     try:
-        lines = membership.read_text().splitlines()
+        lines = membership.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     left = []
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        _, _, named = line.partition(":")
+        controllers, _, path = named.partition(":")
         if "memory" in controllers.split(","):
             top, limit, usage, reclaimable = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
         elif not controllers:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from jaxgpt import settings
+from jaxgpt import out_of_memory, settings
 from jaxgpt.config import Config, Model
 from jaxgpt.errors import UserError
 from jaxgpt.models import family
@@ -206,6 +206,8 @@ def _read(path: Path, arguments: ocp.args.Composite) -> Any:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
                 return checkpointer.restore(path.absolute(), args=arguments)
         except Exception as error:  # of many types: orbax even raises Exception itself
+            if out_of_memory.is_cause(error):  # which is no damage
+                raise
             message = one_line(error)
         let_others_fail()
     raise UserError(f"{path}: this checkpoint can't be read ({message}). Restore it from a copy, or train anew")

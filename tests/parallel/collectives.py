@@ -38,13 +38,29 @@ def _walk(computations, name, times):
         if kind.removesuffix("-start") in KINDS:
             size = _bytes(result)
             if kind == "reduce-scatter":
-                size *= re.findall(r"replica_groups=\{\{([\d,]+)\}", line)[0].count(",") + 1
+                size *= group_size(line)
             yield Collective(kind, size, times)
         turns = int(re.findall(r'"known_trip_count":\{"n":"(\d+)"', line)[0]) if kind == "while" else 1
         for called in re.findall(
             r"(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)", line
         ):
             yield from _walk(computations, called, times * turns)
+
+
+def group_size(operation: str) -> int:
+    """Returns how many devices take part together, in each of the ways in which XLA writes `replica_groups`.
+
+    They are the devices themselves, {{0,1},{2,3}}; a number of groups and their size, [2,2]<=[4]; or, as
+    JAX 0.12 has it, names of a mesh's axes, mesh['a'=2,'b'=2] {'b'}.
+    """
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", operation):
+        return listed[1].count(",") + 1
+    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]<=", operation):
+        return int(counted[1])
+    if named := re.search(r"replica_groups=mesh\[(.*?)\] ?\{(.*?)\}", operation):
+        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        return math.prod(sizes[axis] for axis in re.findall(r"'(\w+)'", named[2]))
+    raise ValueError(f"groups of an unknown form: {operation}")
 
 
 def _bytes(shapes: str) -> int:

@@ -32,7 +32,16 @@ POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1", "HOST
 
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch):
-    for name in [*SLURM, *OPEN_MPI, *URI, *POD, "CUDA_VISIBLE_DEVICES", "JAX_COORDINATOR_PORT", "PMIX_NAMESPACE"]:
+    for name in [
+        *SLURM,
+        *OPEN_MPI,
+        *URI,
+        *POD,
+        "CUDA_VISIBLE_DEVICES",
+        "JAX_COORDINATOR_PORT",
+        "PMIX_NAMESPACE",
+        "OMPI_VERSION",
+    ]:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -96,9 +105,10 @@ def test_open_mpi_4(variables):
     assert place.coordinator.startswith("10.96.0.1:")
 
 
-def test_open_mpi_5_on_one_machine(variables):
-    """All processes of a job take the same port, and another job another one."""
-    variables(OPEN_MPI, OMPI_COMM_WORLD_LOCAL_SIZE="4", PMIX_NAMESPACE="prterun-a-1@1")
+@pytest.mark.parametrize("more", [{}, {"OMPI_VERSION": "5.0.7"}, {"OMPI_VERSION": "5.0.7"} | URI])
+def test_open_mpi_5_on_one_machine(variables, more):
+    """All processes of a job take the same port, and another job another one. None of it needs mpi4py."""
+    variables(OPEN_MPI, more, OMPI_COMM_WORLD_LOCAL_SIZE="4", PMIX_NAMESPACE="prterun-a-1@1")
     place = cluster.find(Parallel())
     assert place is not None
     assert place[1:] == (4, 3, "Open MPI", [1])
@@ -116,6 +126,14 @@ def test_open_mpi_5_on_several_machines_needs_the_coordinator(variables):
     with pytest.raises(UserError, match=r"started 4 processes on several machines .* --parallel.coordinator HOST:PORT"):
         cluster.find(Parallel())
     assert cluster.find(Parallel(coordinator="a:1")) == Place("a:1", 4, 3, "Open MPI", [1])
+
+
+@pytest.mark.parametrize("value", ["", "four", "-1", "٣", "9" * 5000])
+def test_open_mpi_with_a_count_that_is_none(variables, value):
+    variables(OPEN_MPI, OMPI_COMM_WORLD_LOCAL_SIZE=value)
+    with pytest.raises(UserError, match=r"OMPI_COMM_WORLD_LOCAL_SIZE is .* and must be a number") as caught:
+        cluster.find(Parallel())
+    assert len(str(caught.value)) < 400
 
 
 class Api:

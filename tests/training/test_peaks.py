@@ -50,7 +50,7 @@ def test_float32_is_never_faster_than_bfloat16():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_cpus_peak_is_measured_when_asked_for(monkeypatch, dtype):
     compute = dataclasses.replace(Compute(dtype=dtype), measure_peak=True)
-    assert 1e8 < peaks.measured(dtype, 128, 0.0) < 1e14
+    assert 1e6 < peaks.measured(dtype, 128, 0.0) < 1e14  # one product, on a machine that may be busy
     monkeypatch.setattr(peaks, "measured", lambda dtype: {"float32": 1.0, "bfloat16": 2.0}[dtype])
     assert peaks.peak(compute) == {"float32": 1.0, "bfloat16": 2.0}[dtype]
 
