@@ -230,7 +230,7 @@ def cost_of_saving(config_name: str, folder: Path) -> dict[str, float]:
     def timed_step() -> float:
         nonlocal state
         began = time.perf_counter()
-        state, metrics = step(state, batch)
+        state, metrics = step(state, None, batch)
         jax.block_until_ready(metrics)
         return time.perf_counter() - began
 

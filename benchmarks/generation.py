@@ -26,7 +26,8 @@ from benchmarks import machine
 from jaxgpt.config import Compute, Model, Sampling
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.layers import unembedding
-from jaxgpt.models import gpt2
+from jaxgpt.models import blocks, gpt2
+from jaxgpt.models.blocks import Context, Inputs
 from tests.parity import transformers_model
 
 RESULT = Path(__file__).parent / "results" / "generation.json"
@@ -49,8 +50,8 @@ def cached(params: gpt2.Params, prompt: np.ndarray) -> list[int]:
 
 @jax.jit
 def _next(params: gpt2.Params, tokens: jax.Array, last: jax.Array) -> jax.Array:
-    x, _ = gpt2.features(params, tokens, MODEL, Compute(attention="blocks"))
-    logits = unembedding.logits(unembedding.Params(params.embedding.token), x[last][None])
+    x, _, _ = gpt2.features(params, Inputs(tokens), Context(MODEL, Compute(attention="blocks")))
+    logits = unembedding.logits(gpt2.head(params), x[last][None])
     return jnp.argmax(logits[0, : MODEL.vocabulary_size])
 
 
@@ -87,11 +88,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     stacked = gpt2.init(MODEL, jax.random.key(0))
-    matrices = gpt2.matrix_shaped(stacked)
+    matrices = gpt2.decays(stacked)
     stacked = jax.tree.map(lambda array, is_one: SPREAD * array if is_one else array, stacked, matrices)
     arrays = {name: np.asarray(array) for name, array in transformers_model.flatten(stacked).items()}
     theirs = transformers_model.make_model(MODEL, arrays).eval()
-    params = gpt2.unstacked(stacked)
+    params = blocks.unstacked(stacked)
     prompt = np.random.default_rng(0).integers(MODEL.vocabulary_size, size=PROMPT).astype(np.int32)
     tokens = cached(params, prompt)  # compiles
     text = np.concatenate([prompt, np.array(tokens, np.int32)])

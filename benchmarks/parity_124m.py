@@ -25,6 +25,7 @@ from benchmarks import machine
 from jaxgpt.config import Config, Model, Optimizer, Parallel, Training
 from jaxgpt.data import loader, texts, tokenizers
 from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import arrange
 from jaxgpt.training import step
 from tests.parity import transformers_model
 
@@ -63,10 +64,10 @@ def compare(config: Config, params: gpt2.Params, batch: loader.Batch) -> Iterato
 
 def our_steps(config: Config, params: gpt2.Params, batch: loader.Batch) -> Iterator[tuple[float, float]]:
     """Loss and gradient norm of each step. `params` are copied: the train step donates its state."""
-    state = step.init_state(config)._replace(params=step.arrange(jax.tree.map(jax.numpy.copy, params), config.compute))
+    state = step.init_state(config)._replace(params=arrange(jax.tree.map(jax.numpy.copy, params), config.compute))
     train_step = step.make_train_step(config)
     for _ in range(config.training.steps):
-        state, metrics = train_step(state, batch)
+        state, metrics = train_step(state, None, batch)
         yield float(metrics.loss), float(metrics.grad_norm)
 
 

@@ -25,7 +25,7 @@ import jax
 
 from jaxgpt import settings
 from jaxgpt.config import Model
-from jaxgpt.models import gpt2
+from jaxgpt.models import blocks, gpt2
 from jaxgpt.training import flops
 
 PEAK = 989.4e12  # of an H100 SXM in bfloat16
@@ -73,7 +73,7 @@ def network_seconds(sent: dict[str, int], devices: int, nvlink: float, network: 
 def table(model: Model, name: str, mfu: float, nvlink: float, network: float) -> Iterator[dict[str, Any]]:
     """A row for each stage and number of GPUs, at the recipe's tokens a step."""
     tokens, most, stages = RECIPES[name]
-    shapes = jax.eval_shape(lambda: gpt2.unstacked(gpt2.init(model, jax.random.key(0))))
+    shapes = jax.eval_shape(lambda: blocks.unstacked(gpt2.init(model, jax.random.key(0))))
     for zero in stages:
         for devices in (8, 64, 512):
             sequences = tokens // LENGTH / devices  # of one GPU in a step

@@ -28,6 +28,8 @@ class Model:
     document_start: int = -1
     """The token that begins a document, where each is a sequence of its own; --data.document-mask takes the
     tokenizer's. -1 for none."""
+    family: Literal["gpt2", "llama"] = "gpt2"
+    """Whose blocks the model is made of: GPT-2's or Llama's."""
 
     @property
     def padded_vocabulary_size(self) -> int:

@@ -16,9 +16,24 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Key
 
 from jaxgpt.config import Compute, Model
-from jaxgpt.layers import attention, cross_entropy, embedding, gelu, layernorm, linear, residual, unembedding
+from jaxgpt.data.loader import Batch
+from jaxgpt.layers import (
+    attention,
+    cross_entropy,
+    embedding,
+    gelu,
+    layernorm,
+    linear,
+    residual,
+    rmsnorm,
+    rotary,
+    swiglu,
+    unembedding,
+)
 from jaxgpt.layers.numerics import accumulation_dtype
-from jaxgpt.models import gpt2
+from jaxgpt.models import family
+from jaxgpt.models.blocks import Context, unstacked
+from jaxgpt.objectives import next_token
 
 Tree = Any  # a pytree of arrays
 
@@ -83,7 +98,7 @@ def check(case: Case, dtype: DTypeLike) -> list[Row]:
 
 def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Array, ""]) -> Iterator[Case]:
     """Every layer at the shapes it has in this model, and then the whole model."""
-    keys = iter(jax.random.split(key, 11))
+    keys = iter(jax.random.split(key, 14))
     B, T, C, H, V, Vp = batch, length, model.width, model.heads, model.vocabulary_size, model.padded_vocabulary_size
     yield embedding_case(next(keys), B, T, C, Vp, model.context)
     yield linear_case(next(keys), B, T, C, 4 * C)
@@ -93,7 +108,10 @@ def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Arra
     yield residual_case(next(keys), B, T, C)
     yield cross_entropy_case(next(keys), B * T, V, Vp)
     yield unembedding_case(next(keys), B, T, C, V, Vp, compute.classifier_chunk)
-    yield gpt2_case(next(keys), B, T, model, compute)
+    yield rmsnorm_case(next(keys), B, T, C)
+    yield rotary_case(next(keys), B, T, H, 2 * (C // H))
+    yield swiglu_case(next(keys), B, T, 4 * C)
+    yield model_case(next(keys), B, T, model, compute)
     yield embedding_case(next(keys), B, T, C, Vp, model.context, documents=True)
     yield attention_case(next(keys), B, T, H, C // H, compute.attention_block, documents=True)
 
@@ -124,6 +142,36 @@ def linear_case(key: Key[Array, ""], B: int, T: int, inputs: int, outputs: int) 
 def layernorm_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
     scale, bias, x = _normals(key, (C,), (C,), (B, T, C))
     return _layer_case("layernorm", layernorm, layernorm.Params(1 + scale, bias), 3 + 2 * x)
+
+
+def rmsnorm_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
+    scale, x = _normals(key, (C,), (B, T, C))
+    return _layer_case("rmsnorm", rmsnorm, rmsnorm.Params(1 + scale), 3 + 2 * x)
+
+
+def rotary_case(key: Key[Array, ""], B: int, T: int, H: int, D: int) -> Case:
+    (x,) = _normals(key, (B, T, H, D))
+    places = jnp.arange(T)[None]
+    return Case(
+        "rotary",
+        {"x": x},
+        lambda inputs: rotary.forward(inputs["x"], places),
+        lambda inputs, dy: {"x": rotary.backward(dy, places)},
+    )
+
+
+def swiglu_case(key: Key[Array, ""], B: int, T: int, F: int) -> Case:
+    gate, up = _normals(key, *[(B, T, F)] * 2)
+
+    def forward(inputs):
+        return swiglu.forward(inputs["gate"], inputs["up"])
+
+    return Case(
+        "swiglu",
+        {"gate": 2 * gate, "up": up},
+        lambda inputs: forward(inputs)[0],
+        lambda inputs, dy: dict(zip(("gate", "up"), swiglu.backward(forward(inputs)[1], dy), strict=True)),
+    )
 
 
 def _layer_case(name: str, layer: Any, params: Tree, x: Array) -> Case:
@@ -191,10 +239,16 @@ def cross_entropy_case(key: Key[Array, ""], N: int, V: int, Vp: int) -> Case:
 def unembedding_case(key: Key[Array, ""], B: int, T: int, C: int, V: int, Vp: int, chunk: int) -> Case:
     weight, x = _normals(key, (Vp, C), (B, T, C))
     targets = _targets(key, (B, T), V)
+    weights = jnp.asarray(*_normals(key, (B, T)))
+
+    def objective(logp, weights):
+        """Not linear, and another for each token, so that ∂loss/∂ℓ differs between them."""
+        parts = weights.astype(logp.dtype) * jnp.exp(logp)
+        return jnp.sum(parts), parts
 
     def forward(inputs):
         return unembedding.forward(
-            inputs["params"], inputs["x"], targets, 1 / targets.size, vocabulary_size=V, chunk=chunk
+            inputs["params"], inputs["x"], targets, objective, weights, vocabulary_size=V, chunk=chunk
         )
 
     def backward(inputs, dy):
@@ -205,26 +259,28 @@ def unembedding_case(key: Key[Array, ""], B: int, T: int, C: int, V: int, Vp: in
     return Case("unembedding", inputs, lambda inputs: forward(inputs)[0], backward)
 
 
-def gpt2_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: Compute) -> Case:
-    params = jax.jit(lambda: gpt2.init(model, key, jnp.float64))()
+def model_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: Compute) -> Case:
+    """A whole model of any family, under the loss of the next token."""
+    module, context = family(model), Context(model, compute)
+    params = jax.jit(lambda: module.init(model, key, jnp.float64))()
     leaves, structure = jax.tree.flatten(params)
     noise = _normals(key, *[leaf.shape for leaf in leaves])  # so that biases and scales aren't at their special values
     params = jax.tree.unflatten(
         structure, [np.asarray(leaf) + 0.02 * more for leaf, more in zip(leaves, noise, strict=True)]
     )
     if compute.layers == "unrolled":
-        params = gpt2.unstacked(params)
+        params = unstacked(params)
     tokens = _integers(key, (B, T), model.vocabulary_size)
-    targets = _targets(key, (B, T), model.vocabulary_size)
+    batch = Batch(tokens, _targets(key, (B, T), model.vocabulary_size))
 
     def backward(params, dloss):
-        _, grads = gpt2.loss_and_grads(params, tokens, targets, model, compute)
+        _, _, grads = next_token.loss_and_grads(module, params, batch, context)
         return jax.tree.map(lambda grad: grad * dloss.astype(grad.dtype), grads)
 
     return Case(
-        "gpt2",
+        model.family,
         params,
-        lambda params: gpt2.loss(params, tokens, targets, model, compute),
+        lambda params: next_token.loss(module, params, batch, context),
         backward,
         depth=2 * model.layers + 2,
     )

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from jaxgpt import command_line, compilation_cache, gradcheck, settings
 from jaxgpt.config import Compute, Model
 from jaxgpt.errors import RunError, UserError
-from jaxgpt.models import gpt2
+from jaxgpt.models import family
 from jaxgpt.terminal import say
 from jaxgpt.training.corpus import resolve_without_text
 
@@ -50,8 +50,8 @@ def report(config_name: str | None, dtype: str, chart: Path | None = None) -> in
     jax.config.update("jax_default_matmul_precision", "highest")
     compilation_cache.use("")
     say(
-        f"{gpt2.parameter_count(model):,} parameters, {batch} sequences of {length} tokens, by hand in {dtype}, "
-        f"jax.grad in float64, on {jax.devices()[0].platform}\n"
+        f"{family(model).parameter_count(model):,} parameters, {batch} sequences of {length} tokens, "
+        f"by hand in {dtype}, jax.grad in float64, on {jax.devices()[0].platform}\n"
     )
     say(f"{'tensor':<38} {'relative error':>14} {'tolerance':>10}")
     rows: list[gradcheck.Row] = []
@@ -110,7 +110,7 @@ def _shapes(config_name: str | None) -> tuple[Model, Compute, int, int]:
 
 
 def _check_memory(config_name: str, model: Model) -> None:
-    needed = COPIES * 8 * gpt2.parameter_count(model, padded=True)
+    needed = COPIES * 8 * family(model).parameter_count(model, padded=True)
     has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > has:
         raise UserError(

@@ -9,9 +9,9 @@ import importlib.metadata
 import math
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import tomli_w
 
@@ -170,6 +170,41 @@ def _value(where: str, expected: Any, value: Any) -> Any:
 def option(section: str, key: str) -> str:
     """The name of an option on the command line; `section` is empty for the options of a command's own."""
     return f"--{section}.{key}".replace("--.", "--").replace("_", "-")
+
+
+class Difference(NamedTuple):
+    """One option that two configurations have different values of."""
+
+    section: str
+    key: str
+    saved: Any
+    asked: Any
+
+    @property
+    def option(self) -> str:
+        """Its name on the command line."""
+        return option(self.section, self.key)
+
+
+def differences(saved: Mapping[str, Mapping[str, Any]], asked: Config) -> list[Difference]:
+    """Every option in which a saved configuration, as JSON has it, differs from the one that is asked for.
+
+    An option, or a whole section, that did not exist when it was saved had its default. One that exists no more is
+    passed over.
+    """
+    found = []
+    for section, options in dataclasses.asdict(asked).items():
+        defaults = dataclasses.asdict(type(getattr(asked, section))())
+        for key, value in options.items():
+            old = saved.get(section, {}).get(key, defaults[key])
+            if _as_json(old) != _as_json(value):
+                found.append(Difference(section, key, old, value))
+    return found
+
+
+def _as_json(value: Any) -> Any:
+    """Tuples as the lists that they become in a file."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def check(config: Config) -> None:

@@ -8,6 +8,7 @@ keep the shapes, so that what catches a mutant is its numbers.
 
 import ast
 import copy
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -21,20 +22,43 @@ import pytest
 
 from jaxgpt import gradcheck
 from jaxgpt.config import Compute, Model
-from jaxgpt.layers import attention, cross_entropy, embedding, gelu, layernorm, linear, residual, unembedding
-from jaxgpt.models import gpt2
+from jaxgpt.layers import (
+    attention,
+    cross_entropy,
+    embedding,
+    gelu,
+    layernorm,
+    linear,
+    residual,
+    rmsnorm,
+    rotary,
+    swiglu,
+    unembedding,
+)
+from jaxgpt.models import gpt2, llama
+from jaxgpt.objectives import next_token
 
 # Small shapes at which no dropped term happens to be 0 and no dropped factor to be 1.
 MODEL = Model(layers=1, heads=2, width=4, context=4, vocabulary_size=5)
 COMPUTE = Compute(attention_block=2, classifier_chunk=4)
-LAYERS = [embedding, linear, layernorm, gelu, attention, residual, cross_entropy, unembedding]
+LAYERS = [
+    *(embedding, linear, layernorm, gelu, attention, residual, cross_entropy, unembedding),
+    *(rmsnorm, rotary, swiglu),
+]
 FUNCTIONS = [(module, "backward") for module in LAYERS] + [
     (attention, "_sum_over_blocks"),
     (unembedding, "forward"),  # where its gradients are computed
     (gpt2, "block_backward"),
-    (gpt2, "loss_and_grads"),
+    (gpt2, "features_backward"),
+    (llama, "block_backward"),
+    (llama, "features_backward"),
+    (next_token, "loss_and_grads"),
+    (next_token, "_chunk_loss"),
 ]
-NOT_A_GRADIENT = {"value"}  # the loss that gpt2.loss_and_grads returns beside the gradients
+# What next_token.loss_and_grads returns beside the gradients.
+NOT_A_GRADIENT = {"_with_aux(value, aux, batch, scale)", "dict(aux.metrics)"}
+FAMILIES = ("gpt2", "llama")
+PROVED_BY = {"next_token": "gpt2"}  # the case, where it is that of another
 
 
 Mutation = tuple[str, ast.AST, Any]  # what is dropped, and the node of the syntax tree that gives way to another
@@ -137,13 +161,15 @@ def cases() -> dict[str, gradcheck.Case]:
     key = jax.random.key(0)
     layers = itertools.islice(gradcheck.cases(MODEL, COMPUTE, 2, 3, key), len(LAYERS))
     of_documents = gradcheck.embedding_case(key, 2, 3, 4, 5, 4, documents=True)  # whose gradient has lines of its own
-    return {case.name: case for case in (*layers, gradcheck.gpt2_case(key, 2, 3, MODEL, Compute()), of_documents)}
+    whole = [gradcheck.model_case(key, 2, 3, dataclasses.replace(MODEL, family=name), Compute()) for name in FAMILIES]
+    return {case.name: case for case in (*layers, *whole, of_documents)}
 
 
 def failures(module: ModuleType) -> list[gradcheck.Row]:
     """The rows of gradcheck that fail. Without jit, since operations stay compiled from one mutant to the next."""
     with jax.disable_jit():
-        checked = [case for name, case in cases().items() if name in (layer(module), f"{layer(module)}_of_documents")]
+        name = PROVED_BY.get(layer(module), layer(module))
+        checked = [case for case in cases().values() if case.name in (name, f"{name}_of_documents")]
         return [row for case in checked for row in gradcheck.check(case, "float64") if not row.passed]
 
 

@@ -324,3 +324,17 @@ def test_every_option_has_its_meaning_in_its_source():
             and str(text.value.value).strip()
         }
         assert documented == {field.name for field in dataclasses.fields(kind)}
+
+
+def test_differences_of_what_a_run_saved_and_what_is_asked():
+    """As JSON has it: tuples are lists. What did not exist when it was saved had its default."""
+    saved = dataclasses.asdict(Config())
+    saved["sampling"]["stop"] = []
+    assert options.differences(saved, Config()) == []
+    del saved["model"]["family"], saved["evaluation"]
+    saved["model"] |= {"layers": 3, "no_more": 1}
+    assert options.differences(saved, Config()) == [("model", "layers", 3, 12)]
+    asked = Config(model=config.Model(layers=3, family="llama"), evaluation=config.Evaluation(limit=5))
+    found = options.differences(saved, asked)
+    assert found == [("model", "family", "gpt2", "llama"), ("evaluation", "limit", 0, 5)]
+    assert [one.option for one in found] == ["--model.family", "--evaluation.limit"]

@@ -16,7 +16,7 @@ from jaxgpt.training import peaks
 
 
 class Program(NamedTuple):
-    """A jitted step, (state, batch) to (state, metrics) with its state donated; metrics has `loss` and `grad_norm`."""
+    """A jitted step, (state, None, batch) to (state, metrics), its state donated; metrics has `loss`, `grad_norm`."""
 
     step: Any
     state: Any
@@ -33,12 +33,12 @@ def run(who: str, make: Callable[[Spec, gpt2.Params], Program]) -> None:
     del params
 
     started = time.perf_counter()
-    compiled = step.lower(state, batch).compile()
+    compiled = step.lower(state, None, batch).compile()
     compile_seconds = time.perf_counter() - started
     seconds, results = [], []
     for _ in range(specs.WARM_UP + spec.steps):
         started = time.perf_counter()
-        state, metrics = jax.block_until_ready(compiled(state, batch))
+        state, metrics = jax.block_until_ready(compiled(state, None, batch))
         seconds.append(time.perf_counter() - started)
         specs.progress(seconds)
         results.append((float(metrics.loss), float(metrics.grad_norm)))

@@ -40,6 +40,7 @@ def norm(params: layernorm.Params, x: Float[Array, "B T C"]) -> Float[Array, "B 
 
 
 def dense(params: linear.Params, x: Float[Array, "B T in"]) -> Float[Array, "B T out"]:
+    assert params.bias is not None
     return x @ params.weight + params.bias
 
 
@@ -61,6 +62,7 @@ def loss(
 ) -> Float[Array, ""]:
     """Mean cross-entropy. The parameters are float32; the activations, and the weights they meet, of `dtype`."""
     params = jax.tree.map(lambda array: array.astype(dtype), params)
+    assert params.embedding.position is not None
     x = params.embedding.token[tokens] + params.embedding.position[: tokens.shape[1]]
     assert isinstance(params.blocks, gpt2.Block)  # stacked
     x, _ = lax.scan(lambda x, layer: (block(layer, x, model.heads), None), x, params.blocks)
@@ -71,14 +73,14 @@ def loss(
 
 
 def make(spec: Spec, params: gpt2.Params) -> common.Program:
-    def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    def train_step(state: State, frozen: None, batch: Batch) -> tuple[State, Metrics]:
         params, moments, step = state
         value, grads = jax.value_and_grad(loss)(params, batch.tokens[0], batch.targets[0], spec.model, spec.dtype)
         grad_norm = clipping.global_norm(grads)
         factor = clipping.factor(grad_norm, spec.optimizer.clip_norm)
         grads = jax.tree.map(lambda grad: grad * factor, grads)
         rate = schedules.learning_rate(step, WARM_UP + spec.steps, spec.optimizer)
-        decays = gpt2.matrix_shaped(grads)
+        decays = gpt2.decays(grads)
         params, moments = adamw.update(params, moments, grads, decays, step, rate, spec.optimizer)
         return State(params, moments, step + 1), Metrics(value, grad_norm)
 

@@ -5,6 +5,7 @@ from benchmarks.peers.spec import WARM_UP, Spec
 from jaxgpt.config import Config, Parallel, Training
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import arrange
 from jaxgpt.training import step
 
 
@@ -18,7 +19,7 @@ def make(spec: Spec, params: gpt2.Params) -> common.Program:
         training=training,
         optimizer=spec.optimizer,
     )
-    state = step.init_state(config)._replace(params=step.arrange(params, compute))
+    state = step.init_state(config)._replace(params=arrange(params, compute))
     return common.Program(step.make_train_step(config), state, f"attention {attention}")
 
 

@@ -19,7 +19,7 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,8 +37,8 @@ Tokens = np.ndarray | Shards  # 1-D
 class Batch(NamedTuple):
     """The sequences of one step: A micro-batches of B sequences of T tokens, int32, and for each token the next one."""
 
-    tokens: np.ndarray
-    targets: np.ndarray
+    tokens: Any  # of NumPy; in a train step JAX's
+    targets: Any
 
 
 def split(tokens: np.ndarray, validation_fraction: float) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.evaluation import multiple_choice, task_files
 from jaxgpt.evaluation.multiple_choice import Result
 from jaxgpt.evaluation.scoring import Scorer, make_scorer
-from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import Params
 
 
 class Tasks:
@@ -23,7 +23,7 @@ class Tasks:
             for task, path in _named(options.tasks)
         ]
 
-    def results(self, config: Config, params: gpt2.Params) -> Iterator[tuple[Result, float]]:
+    def results(self, config: Config, params: Params) -> Iterator[tuple[Result, float]]:
         """Each task's result with the parameters of the train state of `config`, and the seconds it took."""
         scorer = self._scorer = self._scorer or make_scorer(config, config.evaluation.batch_size)
         for examples in self._examples:

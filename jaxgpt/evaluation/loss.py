@@ -20,7 +20,9 @@ from jaxgpt.config import Config
 from jaxgpt.data import loader
 from jaxgpt.data.loader import Tokens
 from jaxgpt.data.tokenizers import Tokenizer
-from jaxgpt.models import gpt2
+from jaxgpt.models import family
+from jaxgpt.models.blocks import Context, Params
+from jaxgpt.objectives import next_token
 from jaxgpt.parallel.in_flight import in_turn
 from jaxgpt.parallel.mesh import AXIS
 from jaxgpt.training.step import cast, layout_of
@@ -28,7 +30,7 @@ from jaxgpt.training.step import cast, layout_of
 AT_ONCE = 1 << 24  # tokens that are counted at once
 
 
-def make_validation_loss(config: Config, tokens: loader.Tokens, sequence_length: int) -> Callable[[gpt2.Params], float]:
+def make_validation_loss(config: Config, tokens: loader.Tokens, sequence_length: int) -> Callable[[Params], float]:
     """A function of a state's parameters: the mean loss in nats over every token of `tokens` that has one before it.
 
     Windows of `sequence_length` that do not overlap, the last one filled up with ignored targets, so that the mean is
@@ -47,15 +49,16 @@ def make_validation_loss(config: Config, tokens: loader.Tokens, sequence_length:
 
     count = _targets(config, tokens, sequence_length)
 
-    def loss_sum(params: gpt2.Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]) -> Float[Array, ""]:
+    def loss_sum(params: Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]) -> Float[Array, ""]:
         working, scale = layout.working(cast(params, config.compute)), jax.numpy.float32(1)
-        value = gpt2.loss(working, tokens, targets, config.model, config.compute, scale=scale, gather=layout.gather)
-        return layout.total(value)
+        context = Context(config.model, config.compute, gather=layout.gather)
+        batch = loader.Batch(tokens, targets)
+        return layout.total(next_token.loss(family(config.model), working, batch, context, scale=scale))
 
     sequences = PartitionSpec(AXIS)
     batch_loss = layout.jit(loss_sum, in_specs=(layout.specs(), sequences, sequences), out_specs=PartitionSpec())
 
-    def validation_loss(params: gpt2.Params) -> float:
+    def validation_loss(params: Params) -> float:
         sums = in_turn(batch_loss(params, *layout.from_processes(batch, sequences)) for batch in batches())
         return float(np.sum(list(sums), dtype=np.float64) / count)
 

@@ -25,7 +25,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.evaluation import choice_files, task_files
 from jaxgpt.evaluation.scoring import Request, Score, Scorer
 from jaxgpt.evaluation.tasks import TASKS, Question
-from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import Params
 
 
 class Example(NamedTuple):
@@ -155,7 +155,7 @@ def prefix(tokenizer: Tokenizer) -> int:
 # Scoring
 
 
-def evaluate(examples: Examples, scorer: Scorer, params: gpt2.Params) -> Result:
+def evaluate(examples: Examples, scorer: Scorer, params: Params) -> Result:
     """The task's result with these parameters."""
     scores = iter(scorer(params, [request for example in examples.examples for request in example.requests]))
     per_example = [[next(scores) for _ in example.requests] for example in examples.examples]

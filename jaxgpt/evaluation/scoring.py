@@ -21,7 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxgpt.config import Config
 from jaxgpt.layers import cross_entropy, unembedding
 from jaxgpt.layers.numerics import accumulation_dtype
-from jaxgpt.models import gpt2
+from jaxgpt.models import family
+from jaxgpt.models.blocks import Context, Params, inputs_of
 from jaxgpt.parallel.in_flight import in_turn
 from jaxgpt.parallel.mesh import AXIS
 from jaxgpt.training.step import cast, layout_of
@@ -42,7 +43,7 @@ class Score(NamedTuple):
     greedy: bool  # whether each of its tokens is the likeliest at its place
 
 
-Scorer = Callable[[gpt2.Params, Sequence[Request]], list[Score]]
+Scorer = Callable[[Params, Sequence[Request]], list[Score]]
 
 
 def padded_length(length: int, context: int) -> int:
@@ -68,12 +69,12 @@ def make_scorer(config: Config, batch_size: int) -> Scorer:
     model, layout = config.model, layout_of(config)
 
     def batch_scores(
-        params: gpt2.Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]
+        params: Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]
     ) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
         params = layout.working(cast(params, compute))
-        x, _ = gpt2.features(params, tokens, model, compute, gather=layout.gather)
-        head = unembedding.Params(params.embedding.token)
-        losses, likeliest = _of_tokens(head, x, targets.reshape(-1), model.vocabulary_size)
+        context = Context(model, compute, gather=layout.gather)
+        x, _, _ = family(model).features(params, inputs_of(tokens, model), context)
+        losses, likeliest = _of_tokens(family(model).head(params), x, targets.reshape(-1), model.vocabulary_size)
         losses, likeliest = losses.reshape(targets.shape), likeliest.reshape(targets.shape)
         scores = -jnp.sum(losses, axis=1), jnp.all(likeliest | (targets == cross_entropy.IGNORED), axis=1)
         return scores if layout.devices == 1 else lax.all_gather(scores, AXIS, tiled=True)
@@ -83,7 +84,7 @@ def make_scorer(config: Config, batch_size: int) -> Scorer:
     rows = batch_size * layout.devices
     own = layout.own_rows(rows)
 
-    def scorer(params: gpt2.Params, requests: Sequence[Request]) -> list[Score]:
+    def scorer(params: Params, requests: Sequence[Request]) -> list[Score]:
         places = _places(requests)  # equal requests are scored once, and so are equal to the last bit
         parts = [
             (length, group[start : start + rows])

@@ -12,7 +12,7 @@ from jaxgpt.config import Config, Parallel
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import Params
 from jaxgpt.parallel import mesh
 from jaxgpt.training import checkpoints
 from jaxgpt.training.about import About, model_of
@@ -20,7 +20,7 @@ from jaxgpt.training.about import About, model_of
 
 class Trained(NamedTuple):
     config: Config  # as `settings.read_trained` reads it, but for the devices: each has all parameters
-    params: gpt2.Params
+    params: Params
     tokenizer: tokenizers.Tokenizer
     about: About  # what its checkpoint says of itself
     damaged: list[str]  # a message for each newer checkpoint that isn't whole

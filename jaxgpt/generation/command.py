@@ -17,7 +17,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.evaluation import trained
 from jaxgpt.foreign_text import printable, shown
 from jaxgpt.generation import texts
-from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import Params
 from jaxgpt.terminal import say
 
 LARGEST_PROMPTS = 1 << 26  # bytes of a file of them
@@ -65,7 +65,7 @@ class Loaded(NamedTuple):
     """What text is drawn from."""
 
     config: Config
-    params: gpt2.Params
+    params: Params
     tokenizer: Tokenizer
 
 

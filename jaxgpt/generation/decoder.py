@@ -23,8 +23,10 @@ from jaxtyping import Array, Bool, Int
 
 from jaxgpt.config import Compute, Model, Sampling
 from jaxgpt.generation.sampling import Settings, draw, settings
-from jaxgpt.models import gpt2, gpt2_cache
-from jaxgpt.training.step import arrange, cast
+from jaxgpt.models import family
+from jaxgpt.models.attend import Cache
+from jaxgpt.models.blocks import Context, Params, are_stacked, arrange
+from jaxgpt.training.step import cast
 
 MOST_AT_ONCE = 32  # tokens of a text from one call of `decode`
 SHORTEST = 16  # prompts are padded to powers of two from here on
@@ -34,7 +36,7 @@ BURST_SECONDS = 0.05  # what a call of `decode` may take, so that text comes as 
 class Slot(NamedTuple):
     """A text on the device."""
 
-    cache: gpt2_cache.Cache
+    cache: Cache
     last: Int[Array, ""]  # the newest token, which is not in the cache yet
     length: Int[Array, ""]  # tokens in the cache
     drawn: Int[Array, ""]  # tokens drawn so far
@@ -43,8 +45,8 @@ class Slot(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("model", "compute"), donate_argnames="cache")
 def _prefill(
-    params: gpt2.Params,
-    cache: gpt2_cache.Cache,
+    params: Params,
+    cache: Cache,
     options: Settings,
     tokens: Int[Array, "1 T"],
     length: Int[Array, ""],
@@ -54,14 +56,20 @@ def _prefill(
     model: Model,
     compute: Compute,
 ) -> tuple[Slot, Int[Array, ""]]:
-    logits, cache = gpt2_cache.prefill(params, cache, tokens, length, model, compute)
+    logits, cache = family(model).prefill(params, cache, tokens, length, Context(model, compute))
     token = draw(logits, options, drawn[None], seen[None])[0]
     return Slot(cache, token, length, drawn + 1, seen.at[token].set(True)), token
 
 
-@functools.partial(jax.jit, static_argnames="model", donate_argnames="slots")
+@functools.partial(jax.jit, static_argnames=("model", "compute"), donate_argnames="slots")
 def _decode(
-    params: gpt2.Params, slots: tuple[Slot, ...], options: Settings, count: Int[Array, ""], *, model: Model
+    params: Params,
+    slots: tuple[Slot, ...],
+    options: Settings,
+    count: Int[Array, ""],
+    *,
+    model: Model,
+    compute: Compute,
 ) -> tuple[tuple[Slot, ...], Int[Array, "B N"]]:
     """`count` further tokens of each text, at most MOST_AT_ONCE; what is behind them means nothing."""
     rows = jnp.arange(len(slots))
@@ -69,7 +77,7 @@ def _decode(
 
     def step(i: Array, carry: tuple) -> tuple:
         caches, last, seen, out = carry
-        logits, caches = gpt2_cache.decode(params, caches, last, length + i, model)
+        logits, caches = family(model).decode(params, caches, last, length + i, Context(model, compute))
         tokens = draw(logits, options, drawn + i, seen)
         return caches, tokens, seen.at[rows, tokens].set(True), lax.dynamic_update_slice(out, tokens[:, None], (0, i))
 
@@ -99,20 +107,19 @@ class Decoder:
     least the model's context. Parameters are whole on each of their devices; the first one is used.
     """
 
-    def __init__(self, params: gpt2.Params, model: Model, compute: Compute, *, slots: int, capacity: int):
+    def __init__(self, params: Params, model: Model, compute: Compute, *, slots: int, capacity: int):
         self.model, self.compute = model, computed_in(compute)
         self.capacity = min(model.context, max(SHORTEST, power_of_two(capacity)))
         params = jax.tree.map(lambda array: array.addressable_data(0), params)
-        self._params = cast(
-            arrange(params, self.compute) if isinstance(params.blocks, gpt2.Block) else params, self.compute
-        )
+        arranged = arrange(params, self.compute) if are_stacked(params.blocks) else params
+        self._params = cast(arranged, self.compute)
         self._slots = [self._empty() for _ in range(slots)]
         self._texts: list[_Text | None] = [None] * slots
         self._burst = 1
 
     def _empty(self) -> Slot:
         zero, seen = jnp.int32(0), jnp.zeros(self.model.vocabulary_size, bool)
-        return Slot(gpt2_cache.init(self._params, self.capacity, self.model), zero, zero, zero, seen)
+        return Slot(family(self.model).init_cache(self._params, self.capacity, self.model), zero, zero, zero, seen)
 
     def free(self) -> list[int]:
         """The slots without a text."""
@@ -153,7 +160,12 @@ class Decoder:
         texts = [self._texts[slot] for slot in rows]
         options = settings([NOTHING if text is None else text.options for text in texts])
         changed, out = _decode(
-            self._params, tuple(self._slots[slot] for slot in rows), options, np.int32(count), model=self.model
+            self._params,
+            tuple(self._slots[slot] for slot in rows),
+            options,
+            np.int32(count),
+            model=self.model,
+            compute=self.compute,
         )
         for slot, new in zip(rows, changed, strict=True):
             self._slots[slot] = new

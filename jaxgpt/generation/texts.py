@@ -16,7 +16,7 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.sampling import only_known_tokens
-from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import Params
 
 MOST_SLOTS = 8  # texts that `generate` draws side by side
 
@@ -175,7 +175,7 @@ class Batch:
 
 
 def generate(
-    params: gpt2.Params, requests: Sequence[Request], model: Model, compute: Compute, tokenizer: Tokenizer
+    params: Params, requests: Sequence[Request], model: Model, compute: Compute, tokenizer: Tokenizer
 ) -> Iterator[Piece]:
     """Pieces of all the texts as they come."""
     longest = max(len(request.prompt) + request.sampling.tokens for request in requests)

@@ -20,7 +20,8 @@ from jaxgpt.interop import (
     tensors,
 )
 from jaxgpt.interop.source import Source
-from jaxgpt.models import gpt2
+from jaxgpt.models import family
+from jaxgpt.models.blocks import Params
 from jaxgpt.terminal import say
 
 Format = Literal["auto", "huggingface", "llmc", "run"]
@@ -76,6 +77,8 @@ def convert(
     writing.check_free(to, overwrite=overwrite)
     source = opening.with_tokenizer(opening.open_weights(name), tokenizer)
     form = _form(form, to, source)
+    if form != "run":
+        tensors.check(source.model)
     dtype = _dtype(dtype, form, source)
     _say("reading", f"{source.where}: {describe(source)}")
     for note in source.notes:
@@ -111,12 +114,8 @@ USES = {
 
 
 def describe(source: Source) -> str:
-    model = source.model
-    return (
-        f"{source.kind}, {source.dtype}, {gpt2.parameter_count(model):,} parameters: {model.layers} layers, "
-        f"{model.heads} heads, width {model.width}, context {model.context}, vocabulary {model.vocabulary_size:,}"
-        + (f", tokenizer {source.tokenizer.name}" if source.tokenizer else "")
-    )
+    tokenizer = f", tokenizer {source.tokenizer.name}" if source.tokenizer else ""
+    return f"{source.kind}, {source.dtype}, {family(source.model).describe(source.model)}{tokenizer}"
 
 
 def _form(form: Format, to: Path, source: Source) -> Format:
@@ -135,7 +134,7 @@ def _dtype(dtype: str, form: Format, source: Source) -> str:
     return "float32" if source.dtype == "float16" and form != "huggingface" else source.dtype
 
 
-def _write_llmc(to: Path, source: Source, params: gpt2.Params, dtype: str, overwrite: bool) -> list[Path]:
+def _write_llmc(to: Path, source: Source, params: Params, dtype: str, overwrite: bool) -> list[Path]:
     """The model file, and beside it the tokenizer's where the format can hold it."""
     written = [to]
     tokenizer = source.tokenizer

@@ -20,7 +20,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.interop import huggingface_config, huggingface_tokenizer, tensors
 from jaxgpt.interop.source import Source
-from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import Params
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -196,7 +196,7 @@ def _stored_shape(tensor: tensors.Tensor, model: Model) -> list[int]:
     return [model.vocabulary_size, *shape[1:]] if tensor.huggingface == TOKEN else shape
 
 
-def _load(folder: Path, found: _Tensors, model: Model, dtype: np.dtype) -> gpt2.Params:
+def _load(folder: Path, found: _Tensors, model: Model, dtype: np.dtype) -> Params:
     arrays = {}
     for tensor in tensors.TENSORS:
         array = arrays[tensor.ours] = np.empty(tensors.shape(tensor, model), dtype)

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from jaxgpt.config import Model
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.interop import huggingface, huggingface_tokenizer, tensors
-from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import Params
 
 
 def config(model: Model, dtype: str, end_of_text: int | None) -> dict[str, object]:
@@ -42,7 +42,7 @@ def config(model: Model, dtype: str, end_of_text: int | None) -> dict[str, objec
 
 
 def write(
-    folder: Path, params: gpt2.Params, model: Model, dtype: str, tokenizer: Tokenizer | None, shard_bytes: int
+    folder: Path, params: Params, model: Model, dtype: str, tokenizer: Tokenizer | None, shard_bytes: int
 ) -> None:
     """Fills an empty folder. UserError for numbers beyond what the dtype can hold."""
     end_of_text = tokenizer.end_of_text if tokenizer else None
@@ -59,7 +59,7 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_weights(folder: Path, params: gpt2.Params, model: Model, dtype: np.dtype, shard_bytes: int) -> None:
+def _write_weights(folder: Path, params: Params, model: Model, dtype: np.dtype, shard_bytes: int) -> None:
     """One file, or several of at most so many bytes (but for a tensor that alone has more) and their index."""
     shards: list[list[tuple[str, np.ndarray]]] = [[]]
     filled = total = 0
@@ -81,7 +81,7 @@ def _write_weights(folder: Path, params: gpt2.Params, model: Model, dtype: np.dt
         _write_json(folder / huggingface.INDEX, {"metadata": {"total_size": total}, "weight_map": where})
 
 
-def _named(params: gpt2.Params, model: Model) -> Iterator[tuple[str, np.ndarray]]:
+def _named(params: Params, model: Model) -> Iterator[tuple[str, np.ndarray]]:
     """Their names and arrays, views of ours."""
     for tensor, array in tensors.paired(params):
         if tensor.stacked:

@@ -6,6 +6,7 @@ asked for or on the command line, they must agree.
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from jaxgpt import settings
 from jaxgpt.config import Config, Model
@@ -97,9 +98,13 @@ def _check_tokenizer(name: str, theirs: str, ours: str) -> None:
         )
 
 
-def _check_shape(name: str, found: Model, asked: dict[str, int]) -> None:
+def _shown(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _check_shape(name: str, found: Model, asked: dict[str, Any]) -> None:
     different = [
-        f"{settings.option('model', key)} is {value:,} and they have {asdict(found)[key]:,}"
+        f"{settings.option('model', key)} is {_shown(value)} and they have {_shown(asdict(found)[key])}"
         for key, value in asked.items()
         if value != asdict(found)[key] and key != "document_start"  # which no weight is of
     ]

@@ -19,7 +19,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import tensors
 from jaxgpt.interop.source import Source
-from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import Params
 from jaxgpt.settings import LARGEST
 
 HEADER_BYTES = 1024
@@ -107,7 +107,7 @@ def memory_map(path: Path, dtype: Any) -> np.ndarray:
         return np.memmap(file, dtype, mode="r")
 
 
-def read_tensors(path: Path, offset: int, model: Model, rows: int, dtype: np.dtype) -> gpt2.Params:
+def read_tensors(path: Path, offset: int, model: Model, rows: int, dtype: np.dtype) -> Params:
     """The tensors that begin at a byte of a file whose size has been checked, as ours are. `rows` is the file's Vp."""
     mapped = memory_map(path, np.uint8)
     arrays = {}
@@ -134,7 +134,7 @@ def _as_ours(array: np.ndarray, tensor: tensors.Tensor, model: Model, dtype: np.
     return ours
 
 
-def write_model(path: Path, params: gpt2.Params, model: Model, dtype_name: str) -> int:
+def write_model(path: Path, params: Params, model: Model, dtype_name: str) -> int:
     """Writes a model file of stacked NumPy arrays, and returns its size in bytes. UserError where a number of the shape
     doesn't fit its header, and for a dtype that has no version.
     """
@@ -148,7 +148,7 @@ def write_model(path: Path, params: gpt2.Params, model: Model, dtype_name: str) 
         return file.tell()
 
 
-def tensor_bytes(params: gpt2.Params, dtype: np.dtype) -> Iterator[bytes]:
+def tensor_bytes(params: Params, dtype: np.dtype) -> Iterator[bytes]:
     """The tensors as llm.c stores them, a layer of one at a time."""
     for tensor, array in tensors.paired(params):
         for layer in array if tensor.stacked else [array]:

@@ -18,7 +18,7 @@ from jaxgpt.config import Model
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import llmc, tensors
-from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import Params
 
 MAGIC = 20240327
 VERSION = 2
@@ -30,7 +30,7 @@ class State(NamedTuple):
     targets: np.ndarray  # (B, T) int32
     logits: np.ndarray  # (B, T, V) float32, a memory map where it was read
     loss: float
-    grads: gpt2.Params  # stacked, float32
+    grads: Params  # stacked, float32
 
 
 def read(path: Path, model: Model) -> State:

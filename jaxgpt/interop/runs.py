@@ -12,7 +12,7 @@ from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.interop import tensors
 from jaxgpt.interop.source import Source
-from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import Params
 from jaxgpt.training import checkpoints
 from jaxgpt.training.about import model_of
 
@@ -30,7 +30,7 @@ def open_checkpoint(folder: Path) -> Source:
 def _source(found: checkpoints.Found, kind: str) -> Source:
     dtype = found.about["configuration"].get("compute", {}).get("parameters", "float32")
 
-    def load() -> gpt2.Params:
+    def load() -> Params:
         params = checkpoints.params_of(found)  # in float32, which holds bfloat16 too
         return jax.tree.map(lambda array: np.asarray(array).astype(tensors.DTYPES[dtype], copy=False), params)
 
@@ -47,7 +47,7 @@ def _source(found: checkpoints.Found, kind: str) -> Source:
 
 def write(
     folder: Path,
-    params: gpt2.Params,
+    params: Params,
     model: Model,
     dtype: str,
     tokenizer: tokenizers.Tokenizer | None,

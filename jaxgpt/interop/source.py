@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from jaxgpt.config import Model
 from jaxgpt.data.tokenizers import Tokenizer
-from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import Params
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,6 @@ class Source:
     model: Model
     dtype: str  # as they are stored: a name of tensors.DTYPES
     tokenizer: Tokenizer | None  # None where the files don't say, or one that this project hasn't got
-    load: Callable[[], gpt2.Params]  # stacked NumPy arrays of that dtype
+    load: Callable[[], Params]  # stacked NumPy arrays of that dtype
     notes: tuple[str, ...] = ()  # what else is to be said
     unreadable_tokenizer: bool = False  # whether they have one that isn't to be had here, as the notes say

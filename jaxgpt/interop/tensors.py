@@ -18,6 +18,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.layers import embedding, layernorm, linear
 from jaxgpt.models import gpt2
 
+FAMILY = "gpt2"  # whose tensors these are
 DTYPES = {dtype.name: dtype for dtype in map(np.dtype, (jnp.float32, jnp.bfloat16, jnp.float16))}
 
 
@@ -67,6 +68,15 @@ LAYOUT = gpt2.Params(  # a Tensor in the place of each array
     final_norm=_norm("final_norm", "lnf", "ln_f", stacked=False),
 )
 TENSORS: tuple[Tensor, ...] = tuple(jax.tree.leaves(LAYOUT))
+
+
+def check(model: Model) -> None:
+    """Raises UserError for a model whose tensors have no names here."""
+    if model.family != FAMILY:
+        raise UserError(
+            f"a model of the family {model.family} (--model.family) can't be written in this format, which has the "
+            f"tensors of {FAMILY} only. --to run writes it as a run's folder"
+        )
 
 
 def shape(tensor: Tensor, model: Model) -> tuple[int, ...]:

@@ -10,10 +10,13 @@ import numpy as np
 
 from jaxgpt import command_line, compilation_cache
 from jaxgpt.config import Compute, Model
+from jaxgpt.data.loader import Batch
 from jaxgpt.errors import UserError
 from jaxgpt.interop import llmc, llmc_state, tensors
 from jaxgpt.interop.convert import describe
-from jaxgpt.models import gpt2
+from jaxgpt.models import family, logits
+from jaxgpt.models.blocks import Context, Params
+from jaxgpt.objectives import next_token
 from jaxgpt.terminal import say
 
 LOGITS, LOSS = 1e-3, 1e-5  # largest differences
@@ -40,7 +43,7 @@ def run(words: list[str]) -> int:
 class Computed(NamedTuple):
     logits: Any  # (B, T, V)
     loss: Any
-    grads: gpt2.Params
+    grads: Params
 
 
 class Row(NamedTuple):
@@ -81,14 +84,15 @@ def verify(model_path: Path, state_path: Path) -> int:
     return 1 if failed else 0
 
 
-def computed(params: gpt2.Params, state: llmc_state.State, model: Model) -> Computed:
+def computed(params: Params, state: llmc_state.State, model: Model) -> Computed:
     """Ours, in float32."""
     compute = Compute(attention="blocks", classifier_chunk=min(Compute.classifier_chunk, state.tokens.size))
 
     @jax.jit
     def everything(params, tokens, targets):
-        logits = gpt2.forward(params, tokens, model, compute)
-        return Computed(logits, *gpt2.loss_and_grads(params, tokens, targets, model, compute))
+        context = Context(model, compute)
+        loss, _, grads = next_token.loss_and_grads(family(model), params, Batch(tokens, targets), context)
+        return Computed(logits(params, tokens, context), loss, grads)
 
     with jax.default_matmul_precision("highest"):
         return jax.tree.map(np.asarray, everything(params, state.tokens, state.targets))

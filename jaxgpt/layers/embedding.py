@@ -6,7 +6,8 @@ Backward: a row's gradient is the sum over the places that read it,
 
     ∂token[v] = Σ_{b,t: tokens[b,t] = v} ∂y[b, t]           ∂position[t] = Σ_b ∂y[b, t]
 
-With `starts`, the place where each token's document begins, a token's position is counted from there.
+With `starts`, the place where each token's document begins, a token's position is counted from there. Without a table
+of positions (None) y is the tokens' rows alone.
 """
 
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from jaxgpt.layers.numerics import accumulation_dtype
 
 class Params(NamedTuple):
     token: Float[Array, "Vp C"]
-    position: Float[Array, "context C"]
+    position: Float[Array, "context C"] | None = None
 
 
 class Residuals(NamedTuple):
@@ -33,6 +34,8 @@ def forward(
     params: Params, tokens: Int[Array, "B T"], *, starts: Int[Array, "B T"] | None = None
 ) -> tuple[Float[Array, "B T C"], Residuals]:
     """T is at most the number of position rows; tokens are in [0, Vp)."""
+    if params.position is None:
+        return params.token[tokens], Residuals(tokens)
     places = None if starts is None else jnp.arange(tokens.shape[1]) - starts
     position = params.position[: tokens.shape[1]] if places is None else params.position[places]
     return params.token[tokens] + position, Residuals(tokens, places)
@@ -56,9 +59,9 @@ def backward(
     if token_gradient is None:
         token_gradient = jnp.zeros(params.token.shape, dtype)
     dtoken = token_gradient.at[residuals.tokens].add(dy)
-    dposition = jnp.zeros(params.position.shape, dtype)
-    if residuals.places is None:
+    dposition = None if params.position is None else jnp.zeros(params.position.shape, dtype)
+    if dposition is not None and residuals.places is None:
         dposition = dposition.at[: dy.shape[1]].set(jnp.sum(dy, axis=0))
-    else:
+    elif dposition is not None:
         dposition = dposition.at[residuals.places].add(dy)
     return Params(dtoken, dposition)

@@ -5,6 +5,8 @@
 Backward (N runs over all tokens of the batch):
 
     ∂x = ∂y wᵀ           ∂w = Σ_N xᵀ ∂y           ∂b = Σ_N ∂y
+
+The bias may be left away (None), and then so is its gradient.
 """
 
 from typing import NamedTuple
@@ -18,7 +20,7 @@ from jaxgpt.layers.numerics import accumulation_dtype, product
 
 class Params(NamedTuple):
     weight: Float[Array, "in out"]
-    bias: Float[Array, "out"]
+    bias: Float[Array, "out"] | None = None
 
 
 class Residuals(NamedTuple):
@@ -28,7 +30,9 @@ class Residuals(NamedTuple):
 @jax.named_scope("linear.forward")
 def forward(params: Params, x: Float[Array, "*batch in"]) -> tuple[Float[Array, "*batch out"], Residuals]:
     """Multiplies and adds the bias in the accumulation dtype; the output has the dtype of x."""
-    y = product("...c,cf->...f", x, params.weight) + params.bias
+    y = product("...c,cf->...f", x, params.weight)
+    if params.bias is not None:
+        y = y + params.bias
     return y.astype(x.dtype), Residuals(x)
 
 
@@ -40,5 +44,5 @@ def backward(
     dx = product("...f,cf->...c", dy, params.weight).astype(dy.dtype)
     x, dy = residuals.x.reshape(-1, residuals.x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     dweight = product("nc,nf->cf", x, dy)
-    dbias = jnp.sum(dy, axis=0, dtype=accumulation_dtype(dy.dtype))
+    dbias = None if params.bias is None else jnp.sum(dy, axis=0, dtype=accumulation_dtype(dy.dtype))
     return Params(dweight, dbias), dx

@@ -1,10 +1,12 @@
-"""Unembedding fused with the softmax cross-entropy, a chunk of tokens at a time.
+"""Unembedding and softmax fused with what is minimised, a chunk of tokens at a time.
 
-    z = x Wᵀ           loss = scale Σ_N cross_entropy(z, target)
+    z = x Wᵀ           ℓ = log softmax(z)[target]           loss = Σ_chunks objective(ℓ)
 
-Backward, with ∂z from `cross_entropy` at ∂loss = scale:
+Whatever is minimised depends on the model only through ℓ, the log-probability of each token's target. So the caller
+hands over a function that makes of a chunk's ℓ its part of the loss, and ∂loss/∂ℓ. Backward, by `cross_entropy` (whose
+loss is -ℓ):
 
-    ∂x = ∂z W           ∂W = Σ_N ∂zᵀ x
+    ∂z = -∂ℓ (softmax(z) - onehot(target))           ∂x = ∂z W           ∂W = Σ_N ∂zᵀ x
 
 The logits of a whole batch are the largest array of a small model (N·Vp numbers), so only a chunk of them ever exists.
 Because the loss is one number, its gradients are known up to a factor as soon as the logits are: forward computes them
@@ -12,15 +14,20 @@ while the chunk's logits are there, keeps them as its residuals, and backward mu
 the loss alone drops the residuals, and the compiler drops the products that would have made them.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxgpt.layers import cross_entropy
 from jaxgpt.layers.numerics import accumulation_dtype, product
+
+# From the log-probabilities of a chunk's targets, and what the caller gave for each of its tokens, to the chunk's part
+# of the loss and the loss's gradient by each log-probability.
+Objective = Callable[..., tuple[Array, Array]]
 
 
 class Params(NamedTuple):
@@ -42,17 +49,17 @@ def forward(
     params: Params,
     x: Float[Array, "*batch C"],
     targets: Int[Array, "*batch"],
-    scale: Float[Array, ""] | float = 1.0,
-    *,
+    objective: Objective,
+    *per_token: Shaped[Array, "*batch"],
     vocabulary_size: int,
     chunk: int,
 ) -> tuple[Float[Array, ""], Residuals]:
-    """`scale` times the sum of the tokens' losses; scale = 1/N makes it their mean.
+    """The sum of what `objective(ℓ, *per_token's parts)` gives for the chunks, each of its (loss, ∂loss/∂ℓ).
 
-    `chunk` is the number of tokens whose logits exist at once; the last chunk is filled up with ignored targets.
+    `chunk` is the number of tokens whose logits exist at once; the last chunk is filled up with ignored targets and
+    zeros. Of an ignored target ℓ is 0, and its gradient too, whatever the objective gives.
     """
     dtype = accumulation_dtype(x.dtype)
-    scale = jnp.asarray(scale, dtype)
     tokens, width = targets.size, x.shape[-1]
     chunk = min(chunk, tokens)
     padding = -tokens % chunk
@@ -60,19 +67,20 @@ def forward(
     target_chunks = jnp.pad(targets.reshape(tokens), (0, padding), constant_values=cross_entropy.IGNORED).reshape(
         -1, chunk
     )
+    more_chunks = [jnp.pad(array.reshape(tokens), (0, padding)).reshape(-1, chunk) for array in per_token]
 
     def one_chunk(carry, inputs):
         loss, dweight = carry
-        x, targets = inputs
+        x, targets, *more = inputs
         losses, residuals = cross_entropy.forward(logits(params, x), targets, vocabulary_size=vocabulary_size)
-        dlosses = jnp.full(chunk, scale)
-        dlogits = cross_entropy.backward(residuals, dlosses, vocabulary_size=vocabulary_size).astype(x.dtype)
+        value, dlogp = objective(-losses, *more)
+        dlogits = cross_entropy.backward(residuals, -dlogp, vocabulary_size=vocabulary_size).astype(x.dtype)
         dx = product("nv,vc->nc", dlogits, params.weight).astype(x.dtype)
         dweight = dweight + product("nv,nc->vc", dlogits, x)
-        return (loss + scale * jnp.sum(losses), dweight), dx
+        return (loss + value, dweight), dx
 
     start = (jnp.zeros((), dtype), jnp.zeros(params.weight.shape, dtype))
-    (loss, dweight), dx = lax.scan(one_chunk, start, (x_chunks, target_chunks))
+    (loss, dweight), dx = lax.scan(one_chunk, start, (x_chunks, target_chunks, *more_chunks))
     return loss, Residuals(dx.reshape(-1, width)[:tokens].reshape(x.shape), dweight)
 
 

@@ -2,15 +2,13 @@
 
     x = token[tokens] + position                                   embedding
     x = x + attention(layernorm(x)),  x = x + mlp(layernorm(x))    L blocks
-    loss = cross_entropy(layernorm(x) tokenᵀ, targets)             unembedding, tied to the embedding
+    features = layernorm(x)                                        the head is the token table (tied)
 
-`loss_and_grads` is the forward pass read from its last line to its first. Blocks are stacked on a leading L axis and
-walked by one loop, or apart and written out one after another. With float32 masters the caller casts the parameters to
-the compute dtype (`training/step.py`); gradients come back in float32, float64 in float64.
+`features_backward` is `features` read from its last line to its first. With float32 masters the caller casts the
+parameters to the compute dtype (`training/step.py`); gradients come back in float32, float64 in float64.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +17,11 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from jaxgpt.config import Compute, Model
-from jaxgpt.kernels import cudnn_attention
-from jaxgpt.kernels.choose import attention_layer
-from jaxgpt.layers import attention, cross_entropy, embedding, gelu, layernorm, linear, random, residual, unembedding
+from jaxgpt.config import Model
+from jaxgpt.layers import embedding, gelu, layernorm, linear, random, residual, unembedding
 from jaxgpt.layers.numerics import not_before
+from jaxgpt.models.attend import Cache, KeptText, Layer, WholeText, empty_cache, filled_cache, merge_heads, split_heads
+from jaxgpt.models.blocks import NO_AUX, Aux, Context, Inputs, are_stacked, inputs_of, scan_blocks
 
 MATRICES = ("token", "position", "weight")  # names of the tensors that are matrices, one for each layer
 
@@ -45,13 +43,6 @@ class Params(NamedTuple):
     final_norm: layernorm.Params
 
 
-Movement = Callable[[Block], Block]  # of a block's parameters or gradients, between devices
-
-
-def as_it_is(block: Block) -> Block:
-    return block
-
-
 class BlockResiduals(NamedTuple):
     """What a block keeps; None what `compute.recompute` has computed again.
 
@@ -60,7 +51,7 @@ class BlockResiduals(NamedTuple):
 
     attention_norm: layernorm.Residuals
     qkv: linear.Residuals | None
-    attention: attention.Residuals | cudnn_attention.Residuals
+    attention: Any  # as `attend` has them
     mlp_norm: layernorm.Residuals
     mlp_in: linear.Residuals | None
     gelu: gelu.Residuals
@@ -71,6 +62,11 @@ class Residuals(NamedTuple):
     embedding: embedding.Residuals
     blocks: Any  # as the parameters' blocks are: BlockResiduals, or with recompute = "block" the blocks' inputs
     final_norm: layernorm.Residuals
+    starts: Int[Array, "B T"] | None  # the inputs'
+
+
+def check(model: Model) -> None:
+    """Raises UserError for a shape that this family can't have; all that `settings.check` lets through can be."""
 
 
 def init(model: Model, key: Key[Array, ""], dtype: DTypeLike = jnp.float32) -> Params:
@@ -106,46 +102,57 @@ def init(model: Model, key: Key[Array, ""], dtype: DTypeLike = jnp.float32) -> P
     )
 
 
-def parameter_count(model: Model, *, padded: bool = False) -> int:
-    """Number of trained numbers; `padded` counts the embedding's unused rows too."""
+def parameter_count(model: Model, *, active: bool = False, padded: bool = False) -> int:
+    """Number of parameters; `padded` counts the embedding's unused rows too. All are `active` for every token."""
     L, C, rows = model.layers, model.width, model.padded_vocabulary_size if padded else model.vocabulary_size
     block = 2 * 2 * C + (C * 3 * C + 3 * C) + (C * C + C) + (C * 4 * C + 4 * C) + (4 * C * C + C)
     return rows * C + model.context * C + L * block + 2 * C
 
 
-def matrix_shaped(params: Params) -> Params:
+def flops_per_token(model: Model, length: int, *, recompute: str = "none") -> int:
+    """Operations of the model's matrix products, forward and backward, for a token of sequences of this length.
+
+    Forward, with F = 4C and a query seeing (T+1)/2 keys on average; the backward has two products for each:
+
+        layer        2 C·3C + 2 C·C + 2·2 C·F = 24 C²      queries, keys and values; attention's output; the MLP
+        attention    2·2 C (T+1)/2            =  2 C (T+1)  q kᵀ and p v
+        classifier   2 C Vp
+
+    With recompute = "block" the backward has each block's forward once more, but for its last product.
+    """
+    C = model.width
+    attention, last = 2 * C * (length + 1), 8 * C * C
+    again = attention + 24 * C * C - last if recompute == "block" else 0
+    forward = model.layers * (24 * C * C + attention) + 2 * C * model.padded_vocabulary_size
+    return 3 * forward + model.layers * again
+
+
+def describe(model: Model) -> str:
+    """One line for people."""
+    return (
+        f"GPT-2, {parameter_count(model):,} parameters: {model.layers} layers, {model.heads} heads, width "
+        f"{model.width}, context {model.context}, vocabulary {model.vocabulary_size:,}"
+    )
+
+
+def decays(params: Params) -> Params:
     """True for the tensors that weight decay applies to: the embeddings and the blocks' weights."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].name in MATRICES, params)
 
 
-def unstacked(params: Params) -> Params:
-    """The same parameters with each block's apart."""
-    if not isinstance(params.blocks, Block):
-        return params
-    leaves, block = jax.tree.flatten(params.blocks)
-    return params._replace(blocks=tuple(jax.tree.unflatten(block, layer) for layer in zip(*leaves, strict=True)))
-
-
-def stacked(params: Params) -> Params:
-    """The same parameters with all blocks' on a leading L axis."""
-    if isinstance(params.blocks, Block):
-        return params
-    return params._replace(blocks=jax.tree.map(lambda *leaves: jnp.stack(leaves), *params.blocks))
+def head(params: Params) -> unembedding.Params:
+    """The unembedding, which is the token table."""
+    return unembedding.Params(params.embedding.token)
 
 
 def block_forward(
-    params: Block,
-    x: Float[Array, "N C"],
-    batch: int,
-    model: Model,
-    compute: Compute,
-    starts: Int[Array, "B T"] | None = None,
+    params: Block, x: Float[Array, "N C"], attend: WholeText | KeptText, context: Context
 ) -> tuple[Float[Array, "N C"], BlockResiduals]:
-    """One block on N = B·T tokens; `starts` as `document_starts` has them."""
+    """One block on N = B·T tokens, of which `attend` says what text they see."""
     normalised, attention_norm = layernorm.forward(params.attention_norm, x)
     qkv, qkv_residuals = linear.forward(params.qkv, normalised)
-    q, k, v = (split_heads(part, batch, model.heads) for part in jnp.split(qkv, 3, axis=-1))
-    mixed, attention_residuals = attention_layer(compute).forward(q, k, v, block=compute.attention_block, starts=starts)
+    q, k, v = (split_heads(part, attend.batch, context.model.heads) for part in jnp.split(qkv, 3, axis=-1))
+    mixed, attention_residuals = attend.forward(q, k, v)
     branch, _ = linear.forward(params.attention_out, merge_heads(mixed))
     x = residual.forward(x, branch)
 
@@ -154,8 +161,8 @@ def block_forward(
     activated, gelu_residuals = gelu.forward(hidden)
     branch, mlp_out = linear.forward(params.mlp_out, activated)
     x = residual.forward(x, branch)
-    keep_norms = compute.recompute != "norms"
-    keep_gelu = compute.recompute in ("none", "block")  # a block that is computed again is computed again whole
+    keep_norms = context.compute.recompute != "norms"
+    keep_gelu = context.compute.recompute in ("none", "block")  # a block that is computed again is computed again whole
     return x, BlockResiduals(
         attention_norm=attention_norm,
         qkv=qkv_residuals if keep_norms else None,
@@ -168,11 +175,7 @@ def block_forward(
 
 
 def block_backward(
-    params: Block,
-    residuals: BlockResiduals,
-    dx: Float[Array, "N C"],
-    compute: Compute,
-    starts: Int[Array, "B T"] | None = None,
+    params: Block, residuals: BlockResiduals, dx: Float[Array, "N C"], attend: WholeText
 ) -> tuple[Block, Float[Array, "N C"]]:
     """`block_forward` from its last line to its first."""
     dx, dbranch = residual.backward(dx)
@@ -187,10 +190,10 @@ def block_backward(
     dx = dx + dx_through_mlp
 
     dx, dbranch = residual.backward(dx)
-    mixed = attention_layer(compute).output(residuals.attention)
+    mixed = attend.output(residuals.attention)
     attention_out, dmixed = linear.backward(params.attention_out, linear.Residuals(merge_heads(mixed)), dbranch)
     dmixed = split_heads(dmixed, mixed.shape[0], mixed.shape[2])
-    dqkv = attention_layer(compute).backward(residuals.attention, dmixed, block=compute.attention_block, starts=starts)
+    dqkv = attend.backward(residuals.attention, dmixed)
     dqkv = jnp.concatenate([merge_heads(part) for part in dqkv], axis=-1)
     normalised = residuals.qkv or linear.Residuals(
         layernorm.output(params.attention_norm, not_before(dqkv, residuals.attention_norm))
@@ -203,159 +206,92 @@ def block_backward(
     return Block(attention_norm, qkv, attention_out, mlp_norm, mlp_in, mlp_out), dx
 
 
-def split_heads(x: Float[Array, "N C"], batch: int, heads: int) -> Float[Array, "B T H D"]:
-    """Head h takes columns hD to (h+1)D."""
-    return x.reshape(batch, x.shape[0] // batch, heads, x.shape[1] // heads)
-
-
-def merge_heads(x: Float[Array, "B T H D"]) -> Float[Array, "N C"]:
-    return x.reshape(x.shape[0] * x.shape[1], -1)
-
-
-def document_starts(tokens: Int[Array, "B T"], model: Model) -> Int[Array, "B T"] | None:
-    """Where each token's document begins; None where documents are not told apart.
-
-    A sequence that begins within a document has the rest of it as its first.
-    """
-    if model.document_start < 0:
-        return None
-    places = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-    return lax.cummax(jnp.where(tokens == model.document_start, places, 0), axis=1)
-
-
-def features(
-    params: Params, tokens: Int[Array, "B T"], model: Model, compute: Compute, *, gather: Movement = as_it_is
-) -> tuple[Float[Array, "N C"], Residuals]:
-    """All of the model but the unembedding, for N = B·T tokens. The parameters' dtype is the compute dtype.
-
-    `gather` makes a block's parameters of what `params` has in their place, shortly before that block's turn.
-    """
-    starts = document_starts(tokens, model)
-    x, embedding_residuals = embedding.forward(params.embedding, tokens, starts=starts)
-    x = x.reshape(-1, model.width)  # one axis for all tokens: only attention knows of sequences
+def features(params: Params, inputs: Inputs, context: Context) -> tuple[Float[Array, "N C"], Residuals, Aux]:
+    """All of the model but the head, for N = B·T tokens. The parameters' dtype is the compute dtype."""
+    x, embedding_residuals = embedding.forward(params.embedding, inputs.tokens, starts=inputs.starts)
+    x = x.reshape(-1, context.model.width)  # one axis for all tokens: only attention knows of sequences
+    B, T = inputs.tokens.shape
+    attend = WholeText(context, B, T, inputs.starts)
 
     def one_block(x, block):
-        y, residuals = block_forward(block, x, tokens.shape[0], model, compute, starts)
-        return y, x if compute.recompute == "block" else residuals
+        y, residuals = block_forward(block, x, attend, context)
+        return y, x if context.compute.recompute == "block" else residuals
 
-    x, blocks = walk(one_block, x, params.blocks, gather=gather)
+    x, blocks = scan_blocks(one_block, x, params.blocks, gather=context.gather)
     x, final_norm = layernorm.forward(params.final_norm, x)
-    return x, Residuals(embedding_residuals, blocks, final_norm)
+    return x, Residuals(embedding_residuals, blocks, final_norm, inputs.starts), NO_AUX
 
 
-def walk(
-    body: Callable,
-    carry: Array,
-    blocks: Block | tuple[Block, ...],
-    *more: Any,
-    gather: Movement = as_it_is,
-    reverse: bool = False,
-) -> Any:
-    """`body(carry, block, *more's parts)`, which returns (carry, output), over all layers: (carry, outputs).
-
-    Over stacked blocks a loop, which is compiled once and copies each layer out of the stack and its outputs into one;
-    over blocks apart its turns written out, which is traced once (jit), compiled L times (inline) and copies nothing.
-    There a block may be gathered while the one before it computes: that hides the network's time and has two of them
-    in memory.
-    """
-    if isinstance(blocks, Block):
-
-        def turn(carry, layer):
-            block, *parts = layer
-            return body(carry, _gathered(gather, block, carry), *parts)
-
-        return lax.scan(turn, carry, (blocks, *more), reverse=reverse)
-    body = jax.jit(body, inline=True)
-    order = range(len(blocks))[:: -1 if reverse else 1]
-    outputs: dict[int, Any] = {}
-    following = _gathered(gather, blocks[order[0]], carry)
-    for layer, after in zip(order, [*order[1:], None], strict=True):
-        block, following = following, None if after is None else _gathered(gather, blocks[after], carry)
-        carry, outputs[layer] = body(carry, block, *(part[layer] for part in more))
-    return carry, tuple(outputs[layer] for layer in range(len(blocks)))
-
-
-def _gathered(gather: Movement, block: Block, after: Array) -> Block:
-    """A block's parameters, gathered only when `after` is there, a block's input or its gradient.
-
-    Else the compiler may gather all layers first, or keep from the forward what the backward is to gather again.
-    """
-    return block if gather is as_it_is else gather(not_before(after, block))
-
-
-def forward(params: Params, tokens: Int[Array, "B T"], model: Model, compute: Compute) -> Float[Array, "B T V"]:
-    """Logits over the vocabulary at every place, in float32 at least."""
-    x, _ = features(params, tokens, model, compute)
-    logits = unembedding.logits(unembedding.Params(params.embedding.token), x)
-    return logits[:, : model.vocabulary_size].reshape(*tokens.shape, -1)
-
-
-def loss(
+def features_backward(
     params: Params,
-    tokens: Int[Array, "B T"],
-    targets: Int[Array, "B T"],
-    model: Model,
-    compute: Compute,
-    *,
-    scale: Float[Array, ""] | None = None,
-    gather: Movement = as_it_is,
-) -> Float[Array, ""]:
-    """Mean loss of the targets that are not IGNORED; with `scale`, `scale` times their sum."""
-    x, _ = features(params, tokens, model, compute, gather=gather)
-    value, _ = _classify(params, x, targets, model, compute, scale)
-    return value
-
-
-def loss_and_grads(
-    params: Params,
-    tokens: Int[Array, "B T"],
-    targets: Int[Array, "B T"],
-    model: Model,
-    compute: Compute,
-    *,
-    scale: Float[Array, ""] | None = None,
-    gather: Movement = as_it_is,
-    scatter: Movement = as_it_is,
-) -> tuple[Float[Array, ""], Params]:
-    """`loss`, and its gradient by every parameter, in the accumulation dtype.
-
-    `scatter` makes of a block's gradients, as soon as they are there, what is returned in their place.
-    """
-    starts = document_starts(tokens, model)
-    x, residuals = features(params, tokens, model, compute, gather=gather)
-    value, classifier = _classify(params, x, targets, model, compute, scale)
-
-    head, dx = unembedding.backward(classifier)
+    residuals: Residuals,
+    dx: Float[Array, "N C"],
+    dhead: unembedding.Params,
+    daux: Any,
+    context: Context,
+) -> Params:
+    """The gradient by every parameter, in the accumulation dtype; `dhead` is added to the token table's."""
     final_norm, dx = layernorm.backward(params.final_norm, residuals.final_norm, dx)
+    tokens = residuals.embedding.tokens
+    B, T = tokens.shape
+    attend = WholeText(context, B, T, residuals.starts)
 
     def one_block(dx, block, residuals):
-        if compute.recompute == "block":
+        if context.compute.recompute == "block":
             x = not_before(dx, residuals)
-            _, residuals = block_forward(block, x, tokens.shape[0], model, compute, starts)
-        grads, dx = block_backward(block, residuals, dx, compute, starts)
-        return dx, scatter(grads)
+            _, residuals = block_forward(block, x, attend, context)
+        grads, dx = block_backward(block, residuals, dx, attend)
+        return dx, context.scatter(grads)
 
-    dx, blocks = walk(one_block, dx, params.blocks, residuals.blocks, gather=gather, reverse=True)
-    dx = dx.reshape(*tokens.shape, model.width)
-    embeddings = embedding.backward(params.embedding, residuals.embedding, dx, token_gradient=head.weight)
-    return value, Params(embeddings, blocks, final_norm)
+    dx, blocks = scan_blocks(one_block, dx, params.blocks, residuals.blocks, gather=context.gather, reverse=True)
+    dx = dx.reshape(*tokens.shape, context.model.width)
+    embeddings = embedding.backward(params.embedding, residuals.embedding, dx, token_gradient=dhead.weight)
+    return Params(embeddings, blocks, final_norm)
 
 
-def _classify(
+# Drawing text, with the keys and values of the text so far kept
+
+
+def init_cache(params: Params, capacity: int, model: Model) -> Cache:
+    """An empty cache for one text of at most `capacity` tokens: in the parameters' dtype, and in layers as theirs."""
+    return empty_cache(params, model.heads, capacity, model.width // model.heads, params.embedding.token.dtype)
+
+
+def prefill(
+    params: Params, cache: Cache, tokens: Int[Array, "1 T"], length: Int[Array, ""], context: Context
+) -> tuple[Float[Array, "1 V"], Cache]:
+    """The logits after the first `length` of the tokens, and the cache with those from its beginning on.
+
+    T is at most the cache's capacity; `compute` as `filled_cache` wants it.
+    """
+    x, residuals, _ = features(params, inputs_of(tokens, context.model), context)
+    x = lax.dynamic_slice_in_dim(x, length - 1, 1)
+    return _logits(params, x, context), filled_cache(cache, residuals.blocks)
+
+
+def decode(
     params: Params,
-    x: Float[Array, "N C"],
-    targets: Int[Array, "B T"],
-    model: Model,
-    compute: Compute,
-    scale: Float[Array, ""] | None,
-) -> tuple[Float[Array, ""], unembedding.Residuals]:
-    if scale is None:
-        scale = 1 / jnp.maximum(jnp.sum(targets != cross_entropy.IGNORED), 1)
-    return unembedding.forward(
-        unembedding.Params(params.embedding.token),
-        x,
-        targets.reshape(-1),
-        scale,
-        vocabulary_size=model.vocabulary_size,
-        chunk=compute.classifier_chunk,
-    )
+    caches: tuple[Cache, ...],
+    tokens: Int[Array, " B"],
+    lengths: Int[Array, " B"],
+    context: Context,
+) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
+    """The logits after one further token of each text, and the caches with it; `lengths` are without it.
+
+    The texts share every product with a weight, so that it is read once for all of them.
+    """
+    assert params.embedding.position is not None
+    x = params.embedding.token[tokens] + params.embedding.position[lengths]
+
+    def one_block(x: Array, block: Block, *layers: Layer) -> tuple[Array, tuple[Layer, ...]]:
+        x, residuals = block_forward(block, x, KeptText(layers, lengths), context)
+        return x, residuals.attention
+
+    x, grown = scan_blocks(one_block, x, params.blocks, *caches)
+    x, _ = layernorm.forward(params.final_norm, x)
+    by_text = grown if are_stacked(params.blocks) else tuple(zip(*grown, strict=True))
+    return _logits(params, x, context), by_text
+
+
+def _logits(params: Params, x: Float[Array, "N C"], context: Context) -> Float[Array, "N V"]:
+    return unembedding.logits(head(params), x)[:, : context.model.vocabulary_size]

@@ -27,7 +27,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
-from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import BlockTransform, Params, block_shapes, identity, stacked_marks
 from jaxgpt.parallel.mesh import AXIS
 
 Tree = Any
@@ -39,7 +39,7 @@ class Layout:
 
     mesh: Mesh
     zero: int
-    shapes: gpt2.Params  # of the whole parameters
+    shapes: Params  # of the whole parameters
     reproducible: bool
 
     @property
@@ -73,13 +73,13 @@ class Layout:
 
     # Of whole arrays, outside of the step
 
-    def specs(self) -> gpt2.Params:
+    def specs(self) -> Params:
         """Which axis of the parameters, or of a moment, is divided among the devices."""
 
         def one(shape: jax.ShapeDtypeStruct, stacked: bool) -> PartitionSpec:
             return PartitionSpec(*[None] * stacked, AXIS) if self.in_pieces else PartitionSpec()
 
-        return jax.tree.map(one, self.shapes, _stacked(self.shapes))
+        return jax.tree.map(one, self.shapes, stacked_marks(self.shapes))
 
     def shardings(self, specs: Tree) -> Tree:
         """For jit; None, which is as it comes, on one device."""
@@ -93,11 +93,11 @@ class Layout:
         run = jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
         return jax.jit(run, in_shardings=self.shardings(in_specs), out_shardings=self.shardings(out_specs), **options)
 
-    def pieces(self, whole: gpt2.Params) -> gpt2.Params:
+    def pieces(self, whole: Params) -> Params:
         """All devices' pieces of the parameters, or of a moment; itself where it isn't kept in pieces."""
-        return self._split(whole, _stacked(whole)) if self.in_pieces else whole
+        return self._split(whole, stacked_marks(whole)) if self.in_pieces else whole
 
-    def whole(self, pieces: gpt2.Params) -> gpt2.Params:
+    def whole(self, pieces: Params) -> Params:
         """The inverse of `pieces`."""
         return jax.tree.map(_joined, pieces, self.shapes) if self.in_pieces else pieces
 
@@ -118,7 +118,7 @@ class Layout:
         """For the rounding of what this device updates: another on each, where each has its own pieces."""
         return jax.random.fold_in(key, lax.axis_index(AXIS)) if self.in_pieces else key
 
-    def working(self, params: gpt2.Params) -> gpt2.Params:
+    def working(self, params: Params) -> Params:
         """What the model computes with: whole parameters, with stage 3 the blocks' in pieces that `gather` joins."""
         if not self.in_pieces:
             return params
@@ -128,32 +128,32 @@ class Layout:
         return ends._replace(blocks=params.blocks)
 
     @property
-    def gather(self) -> gpt2.Movement:
+    def gather(self) -> BlockTransform:
         """One layer's parameters from what `working` gave for it."""
         if not (self.in_pieces and self.zero >= 3):
-            return gpt2.as_it_is
-        shapes = self._block_shapes()
+            return identity
+        shapes = block_shapes(self.shapes)
         return lambda block: _gathered(block, shapes)
 
     @property
-    def scatter(self) -> gpt2.Movement:
+    def scatter(self) -> BlockTransform:
         """What is kept of a micro-batch's gradients of one layer: from stage 2 on a piece of their sum."""
         if not self._early:
-            return gpt2.as_it_is
+            return identity
         return lambda grads: self._scattered(grads, jax.tree.map(lambda _: False, grads))
 
-    def scatter_ends(self, grads: gpt2.Params) -> gpt2.Params:
+    def scatter_ends(self, grads: Params) -> Params:
         """The same for what is in no layer; the layers have been seen to."""
         if not self._early:
             return grads
         ends = grads._replace(blocks=())
-        return self._scattered(ends, _stacked(ends))._replace(blocks=grads.blocks)
+        return self._scattered(ends, stacked_marks(ends))._replace(blocks=grads.blocks)
 
-    def reduce(self, grads: gpt2.Params) -> gpt2.Params:
+    def reduce(self, grads: Params) -> Params:
         """The sum over devices of a step's gradients, once; what stages 2 and 3 have summed already stays."""
         if self.devices == 1 or self._early:
             return grads
-        return self._scattered(grads, _stacked(grads)) if self.zero else lax.psum(grads, AXIS)
+        return self._scattered(grads, stacked_marks(grads)) if self.zero else lax.psum(grads, AXIS)
 
     @property
     def _early(self) -> bool:
@@ -165,20 +165,6 @@ class Layout:
             lambda array: lax.psum_scatter(array, AXIS, scatter_dimension=array.ndim - 1, tiled=True),
             self._split(grads, stacked),
         )
-
-    def _block_shapes(self) -> gpt2.Block:
-        blocks = self.shapes.blocks
-        if not isinstance(blocks, gpt2.Block):
-            return blocks[0]
-        return jax.tree.map(lambda shape: jax.ShapeDtypeStruct(shape.shape[1:], shape.dtype), blocks)
-
-
-def _stacked(params: gpt2.Params) -> gpt2.Params:
-    """Of each tensor, whether its first axis counts layers."""
-    marks = jax.tree.map(lambda _: False, params)
-    if isinstance(params.blocks, gpt2.Block):
-        marks = marks._replace(blocks=jax.tree.map(lambda _: True, params.blocks))
-    return marks
 
 
 def _filled_up(array: Array, kept: int, devices: int) -> Array:

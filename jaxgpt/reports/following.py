@@ -19,7 +19,7 @@ import psutil
 
 from jaxgpt import writing
 from jaxgpt.config import Config
-from jaxgpt.models import gpt2
+from jaxgpt.models import family
 from jaxgpt.parallel import processes
 from jaxgpt.reports import content, page, trackers
 from jaxgpt.reports.history import History
@@ -152,5 +152,5 @@ def machine(config: Config) -> dict[str, Any]:
         "system": platform.platform(),
         "command": " ".join(Path(word).name if index == 0 else word for index, word in enumerate(sys.argv)),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "parameters": gpt2.parameter_count(config.model),
+        "parameters": family(config.model).parameter_count(config.model),
     }

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jaxgpt.config import Config
 from jaxgpt.errors import UserError
 from jaxgpt.layers.numerics import accumulation_dtype
-from jaxgpt.models import gpt2
+from jaxgpt.models import family
+from jaxgpt.models.blocks import Context, Inputs
 from jaxgpt.training import ahead
 from jaxgpt.training.ahead import Capacity
 from jaxgpt.training.step import cast, layout_of
@@ -76,7 +77,7 @@ class Sizes:
     gradients: int
     weights: int  # the copy in the compute dtype; 0 where the parameters themselves serve
     activations: dict[str, int]  # by name, of all layers
-    ends: int  # residuals of the embedding and the final norm
+    ends: int  # residuals of what is in no block
     logits: int  # of one chunk
     classifier: int  # the chunk's logits and their gradient
     table: int  # the gradient of the token table
@@ -168,11 +169,14 @@ def least(config: Config) -> int:
 def measure(config: Config) -> Sizes:
     """The sizes by name on one device, from shapes: nothing is computed."""
     model, compute, training, layout = config.model, config.compute, config.training, layout_of(config)
-    state, _ = ahead.shapes(config)
+    state, _, _ = ahead.shapes(config)
     weights = jax.eval_shape(lambda params: cast(params, compute), layout.shapes)
     sequences = training.batch_size // layout.devices
     tokens = jax.ShapeDtypeStruct((sequences, training.sequence_length), jnp.int32)
-    _, residuals = jax.eval_shape(lambda params, tokens: gpt2.features(params, tokens, model, compute), weights, tokens)
+    inputs = Inputs(tokens, tokens if model.document_start >= 0 else None)  # type: ignore[arg-type]
+    _, residuals, _ = jax.eval_shape(
+        lambda params, inputs: family(model).features(params, inputs, Context(model, compute)), weights, inputs
+    )
     wide = accumulation_dtype(compute.dtype)
     gradients = sum(leaf.size * wide.itemsize for leaf in jax.tree.leaves(weights))
     chunk = min(compute.classifier_chunk, sequences * training.sequence_length)
@@ -186,7 +190,7 @@ def measure(config: Config) -> Sizes:
         gradients=gradients * (2 if training.micro_batches > 1 else 1) // (divided if layout.zero >= 2 else 1),
         weights=_bytes(whole) if copied else 0,
         activations=_by_name(residuals.blocks),
-        ends=_bytes((residuals.embedding, residuals.final_norm)),
+        ends=_bytes(residuals._replace(blocks=())),
         logits=logits * wide.itemsize,
         classifier=logits * (wide.itemsize + jnp.dtype(compute.dtype).itemsize),
         table=model.padded_vocabulary_size * model.width * wide.itemsize,

@@ -82,11 +82,11 @@ def report(config: Config, batch: int, length: int, folder: Path, steps: int = 3
     tokens = random.integers(0, config.model.vocabulary_size, (1, batch, length), dtype=np.int32)
     inputs = Batch(tokens, np.roll(tokens, -1, axis=-1))
     state = jax.jit(lambda: init_state(config))()
-    compiled = train_step.lower(state, inputs).compile()
+    compiled = train_step.lower(state, None, inputs).compile()
 
     def one_step() -> None:
         nonlocal state
-        state, metrics = compiled(state, inputs)
+        state, metrics = compiled(state, None, inputs)
         jax.block_until_ready(metrics)
 
     one_step()

@@ -12,7 +12,7 @@ from jaxgpt import __version__, files, settings
 from jaxgpt.config import Config, Model, Training
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.models import gpt2
+from jaxgpt.models import family
 
 FILE = Path("about", "metadata")  # within a checkpoint, as orbax names it
 OF_ONE_START = {"parallel", "evaluation", "sampling", "checkpoint", "run"}  # they change nothing of what was trained
@@ -76,7 +76,8 @@ def check_size(checkpoint: Path, about: About) -> None:
 
     The memory for those is taken before anything of them is read.
     """
-    stated = 4 * gpt2.parameter_count(model_of(about))
+    model = model_of(about)
+    stated = 4 * family(model).parameter_count(model)
     there = sum(path.stat().st_size for path in (checkpoint / "params").rglob("*") if path.is_file())
     if stated > SMALLEST and stated > COMPRESSED * there:
         raise UserError(
@@ -108,6 +109,7 @@ def _check_model(where: str, model: Model) -> None:
         settings.check_model(model)
         if not model.vocabulary_size:
             raise UserError("--model.vocabulary-size is 0, and must be greater than 0")
+        family(model).check(model)
     except UserError as error:
         raise UserError(f"{where}: {str(error).removeprefix('--')}") from None
 

@@ -19,18 +19,18 @@ import psutil
 from jaxgpt import out_of_memory
 from jaxgpt.config import Compute, Config
 from jaxgpt.data.loader import Batch
-from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import Params
 from jaxgpt.parallel import processes
 from jaxgpt.training.step import TrainState, init_params, init_state, layout_of, make_train_step, specs, state_of
 
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def shapes(config: Config) -> tuple[TrainState, Batch]:
-    """The shapes of a train step's arguments."""
+def shapes(config: Config) -> tuple[TrainState, None, Batch]:
+    """The shapes of a train step's arguments: the state, what is frozen (nothing), and the batch."""
     training = config.training
     tokens = jax.ShapeDtypeStruct((training.micro_batches, training.batch_size, training.sequence_length), np.int32)
-    return state_shapes(config), Batch(tokens, tokens)  # type: ignore[arg-type]
+    return state_shapes(config), None, Batch(tokens, tokens)
 
 
 def state_shapes(config: Config) -> TrainState:
@@ -48,7 +48,7 @@ def compile_step(config: Config) -> jax.stages.Compiled:
     return make_train_step(config).lower(*shapes(config)).compile()
 
 
-def initial_state(config: Config, given: gpt2.Params | None = None) -> TrainState:
+def initial_state(config: Config, given: Params | None = None) -> TrainState:
     """`init_state`, in two programs: what the random weights need while they are drawn is gone when the moments come.
 
     In one, a run with small batches would need more for its first state than for its steps, which the plan is of. With
@@ -59,7 +59,7 @@ def initial_state(config: Config, given: gpt2.Params | None = None) -> TrainStat
     return TrainState(made, *rest())
 
 
-def random_params(config: Config) -> gpt2.Params:
+def random_params(config: Config) -> Params:
     """Those of `init_state`. JAX doesn't wait until they are drawn."""
     params, _ = _first_programs(_without_recompute(config))
     return params()
@@ -71,7 +71,7 @@ def _without_recompute(config: Config) -> Config:
 
 
 @functools.lru_cache
-def _first_programs(config: Config) -> tuple[Callable[[], gpt2.Params], Callable[[], tuple[Any, ...]]]:
+def _first_programs(config: Config) -> tuple[Callable[[], Params], Callable[[], tuple[Any, ...]]]:
     layout = layout_of(config)
     where = layout.shardings(specs(layout))
     params, rest = (where.params, where[1:]) if where else (None, None)

@@ -7,7 +7,6 @@ checkpoints/STEP/SHA256SUMS   written last: a checkpoint without it was not fini
 """
 
 import contextlib
-import dataclasses
 import gc
 import logging
 import re
@@ -20,10 +19,11 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from jaxgpt import out_of_memory
-from jaxgpt.config import Model
+from jaxgpt import out_of_memory, settings
+from jaxgpt.config import Config, Model
 from jaxgpt.errors import UserError
-from jaxgpt.models import gpt2
+from jaxgpt.models import family
+from jaxgpt.models.blocks import Params, are_stacked, stacked, unstacked
 from jaxgpt.parallel import processes
 from jaxgpt.training import checksums
 from jaxgpt.training.about import About, check_size, model_of, read_about
@@ -114,26 +114,26 @@ def at(path: Path, parts: tuple[str, ...] | None = None) -> Found:
     return Found(path, read_about(path), [])
 
 
-def load_params(run: Path, model: Model) -> tuple[gpt2.Params, Found]:
+def load_params(run: Path, model: Model) -> tuple[Params, Found]:
     """The newest whole checkpoint's parameters, and where they come from.
 
     UserError as `find` raises it, and where it is another model's than `model`, whose vocabulary size may be 0 for
     whatever the checkpoint has.
     """
     found = find(run / "checkpoints", ("params", "about"))
-    _check_same_model(found.path, dataclasses.asdict(model_of(found.about)), model)
+    _check_same_model(found.path, found.about["configuration"]["model"], model)
     return params_of(found), found
 
 
-def params_of(found: Found) -> gpt2.Params:
+def params_of(found: Found) -> Params:
     """A checkpoint's parameters, in float32."""
     check_size(found.path, found.about)
     saved = model_of(found.about)
-    target = _placed(jax.eval_shape(lambda: gpt2.init(saved, jax.random.key(0))))
+    target = _placed(jax.eval_shape(lambda: family(saved).init(saved, jax.random.key(0))))
     return _read(found.path, ocp.args.Composite(params=ocp.args.StandardRestore(target))).params
 
 
-def save_params(path: Path, params: gpt2.Params, about: dict[str, Any]) -> None:
+def save_params(path: Path, params: Params, about: dict[str, Any]) -> None:
     """Writes a checkpoint of parameters alone, which nothing can be resumed from. OSError where it can't be written."""
     items = ocp.args.Composite(
         params=ocp.args.StandardSave(params), about=ocp.args.JsonSave(about | {"step": int(path.name)})
@@ -158,15 +158,15 @@ def load_state(path: Path, target: TrainState) -> TrainState:
         params=ocp.args.StandardRestore(_placed(params)), optimizer=ocp.args.StandardRestore(_placed(optimizer))
     )
     restored = _read(path, arguments)
-    return _state_form(restored.params, restored.optimizer, stacked=isinstance(target.params.blocks, gpt2.Block))
+    return _state_form(restored.params, restored.optimizer, apart=not are_stacked(target.params.blocks))
 
 
-def saved_form(state: TrainState) -> tuple[gpt2.Params, dict[str, Any]]:
+def saved_form(state: TrainState) -> tuple[Params, dict[str, Any]]:
     """The parameters, and all else; of the random key its data. Layers are stacked, however they are computed.
 
     Also of shapes.
     """
-    if not isinstance(state.params.blocks, gpt2.Block):
+    if not are_stacked(state.params.blocks):
         of_shapes = isinstance(state.step, jax.ShapeDtypeStruct)
         state = jax.eval_shape(_stacked, state) if of_shapes else _stacked(state)
     rest = state._asdict()
@@ -179,12 +179,12 @@ def saved_form(state: TrainState) -> tuple[gpt2.Params, dict[str, Any]]:
 
 
 def _stacked(state: TrainState) -> TrainState:
-    return on_trees(gpt2.stacked, state)
+    return on_trees(stacked, state)
 
 
-def _state_form(params: gpt2.Params, rest: dict[str, Any], *, stacked: bool) -> TrainState:
+def _state_form(params: Params, rest: dict[str, Any], *, apart: bool) -> TrainState:
     state = TrainState(params=params, **rest | {"key": jax.random.wrap_key_data(rest["key"])})
-    return state if stacked else on_trees(gpt2.unstacked, state)
+    return on_trees(unstacked, state) if apart else state
 
 
 def _placed(shapes: Any) -> Any:
@@ -214,13 +214,10 @@ def _read(path: Path, arguments: ocp.args.Composite) -> Any:
 
 
 def _check_same_model(where: Path, saved: dict[str, Any], model: Model) -> None:
-    expected = dataclasses.asdict(model)
-    if not expected["vocabulary_size"]:
-        del expected["vocabulary_size"]
     different = [
-        f"{key} is {saved.get(key)} there and {value} here"
-        for key, value in expected.items()
-        if saved.get(key) != value
+        f"{found.key} is {found.saved} there and {found.asked} here"
+        for found in settings.differences({"model": saved}, Config(model=model))
+        if found.section == "model" and (found.key != "vocabulary_size" or found.asked)
     ]
     if different:
         raise UserError(

@@ -13,6 +13,7 @@ from jaxgpt.data.feeder import Feeder
 from jaxgpt.data.loader import Tokens
 from jaxgpt.data.shards import Shards, TokenSet
 from jaxgpt.errors import UserError
+from jaxgpt.models import family
 from jaxgpt.training import fingerprint
 
 
@@ -168,9 +169,11 @@ def resolve(config: Config, tokenizer: tokenizers.Tokenizer) -> Config:
                 "gpt2 has one, and so have most"
             )
         document_start = tokenizer.end_of_text
+    model = dataclasses.replace(config.model, vocabulary_size=vocabulary_size, document_start=document_start)
+    family(model).check(model)
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, vocabulary_size=vocabulary_size, document_start=document_start),
+        model=model,
         training=dataclasses.replace(config.training, sequence_length=sequence_length),
     )
 

@@ -29,10 +29,8 @@ def check(config: Config, data: Corpus) -> None:
     own = json.loads(json.dumps(own))  # tuples become lists, as they do on the way
     first = processes.talk.from_first(lambda: own)
     different = [
-        f"{settings.option(section, key)} is {first['options'][section][key]} there and {value} here"
-        for section, options in own["options"].items()
-        for key, value in options.items()
-        if first["options"][section][key] != value
+        f"{found.option} is {found.saved} there and {found.asked} here"
+        for found in settings.differences(first["options"], config)
     ]
     different += [
         f"{name} is {first['versions'].get(name)} there and {version} here"

@@ -25,7 +25,8 @@ from jaxgpt.evaluation.in_training import Tasks
 from jaxgpt.interop import initial
 from jaxgpt.interop.source import Source
 from jaxgpt.kernels.choose import choose_attention
-from jaxgpt.models import gpt2
+from jaxgpt.models import family
+from jaxgpt.models.blocks import Params
 from jaxgpt.parallel import mesh, processes
 from jaxgpt.reports import memory_plan, trackers
 from jaxgpt.reports.following import Following
@@ -103,7 +104,7 @@ class Beginning(NamedTuple):
 
     checkpoint: Found | None = None
     weights: Source | None = None
-    random: gpt2.Params | None = None  # where they are drawn already, while the train step is compiled
+    random: Params | None = None  # where they are drawn already, while the train step is compiled
     folder: RunFolder | None = None
 
 
@@ -163,7 +164,7 @@ def _may_draw(config: Config, has: ahead.Capacity, beginning: Beginning) -> bool
     """
     if beginning.weights or config.run.resume != "never" or processes.count() > 1:
         return False
-    shapes, _ = ahead.shapes(config)
+    shapes, _, _ = ahead.shapes(config)
     need = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes.params))
     return has.bytes is None or need <= has.bytes
 
@@ -206,9 +207,7 @@ def _introduce(trainer: Trainer, chosen: Chosen, notes: list[str]) -> None:
     products = flops.products_per_token(config.model, config.training.sequence_length)
     for line in (
         f"run       {trainer.folder.path}",
-        f"model     GPT-2, {gpt2.parameter_count(config.model):,} parameters: {config.model.layers} layers, "
-        f"{config.model.heads} heads, width {config.model.width}, context {config.model.context}, "
-        f"vocabulary {config.model.vocabulary_size:,}",
+        f"model     {family(config.model).describe(config.model)}",
         f"text      {data.description}, as {data.tokenizer.name} tokens: {len(data.train):,} to "
         f"train on, {len(data.validation):,} to validate on",
         f"training  {config.training.steps:,} steps of {trainer.tokens:,} tokens, {config.compute.dtype}, on "

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxgpt.config import Config
-from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import Params, arrange, stacked
 from jaxgpt.parallel.sharding import first_axis_that_divides
 from jaxgpt.training import ahead, step
 from jaxgpt.training.step import TrainState, on_trees
@@ -28,10 +28,10 @@ class Placement:
             return
 
         def joined(state: TrainState) -> TrainState:
-            return on_trees(lambda pieces: gpt2.stacked(layout.whole(pieces)), state)
+            return on_trees(lambda pieces: stacked(layout.whole(pieces)), state)
 
         def split(state: TrainState) -> TrainState:
-            return on_trees(lambda whole: layout.pieces(step.arrange(whole, config.compute)), state)
+            return on_trees(lambda whole: layout.pieces(arrange(whole, config.compute)), state)
 
         shapes = jax.eval_shape(joined, self._shapes)
         everywhere = NamedSharding(mesh, PartitionSpec())
@@ -52,19 +52,19 @@ class Placement:
         processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
         return [f"parallel  {self.layout.devices} devices{processes}, ZeRO stage {self.layout.zero}"]
 
-    def first_state(self, params: gpt2.Params | None = None) -> TrainState:
+    def first_state(self, params: Params | None = None) -> TrainState:
         """The state before the first step: with random parameters, or these, whole, stacked and in NumPy's memory."""
         return ahead.initial_state(self._config, None if params is None else self._placed(params))
 
-    def _placed(self, whole: gpt2.Params) -> gpt2.Params:
+    def _placed(self, whole: Params) -> Params:
         """As the state has them."""
         dtype, layout = self._config.compute.parameters, self.layout
         if layout.devices == 1:  # a copy: the step gives its memory to the next state
-            arranged = step.arrange(whole, self._config.compute)
+            arranged = arrange(whole, self._config.compute)
             return jax.tree.map(lambda array: jnp.array(array, dtype), arranged)
 
-        def split(whole: gpt2.Params) -> gpt2.Params:
-            pieces = layout.pieces(step.arrange(whole, self._config.compute))
+        def split(whole: Params) -> Params:
+            pieces = layout.pieces(arrange(whole, self._config.compute))
             return jax.tree.map(lambda array: array.astype(dtype), pieces)
 
         between = jax.tree.map(lambda shape: shape.sharding, self._saved.params)
@@ -83,7 +83,7 @@ class Placement:
         """The state that trains on, from what was read into `saved_shapes`."""
         return state if self.layout.devices == 1 else self._split(state)
 
-    def whole_params(self, state: TrainState) -> gpt2.Params:
+    def whole_params(self, state: TrainState) -> Params:
         """All parameters, to draw text from: on every device, or of several processes on the first of this one's.
 
         All processes have to join in it, and each may then compute with them by itself.

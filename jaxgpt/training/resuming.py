@@ -100,9 +100,9 @@ def resume(folder: RunFolder, found: Found, target: TrainState) -> tuple[TrainSt
 def _check(where: str, saved: About, config: Config, data: Corpus) -> None:
     """UserError naming both values of what must not change."""
     different = [
-        f"{settings.option(section, key)} was {shown(old)} and is {shown(new)}"
-        for section, key, old, new in _differences(saved["configuration"], config)
-        if section == "model" or key in FIXED.get(section, ())
+        f"{found.option} was {shown(found.saved)} and is {shown(found.asked)}"
+        for found in settings.differences(saved["configuration"], config)
+        if found.section == "model" or found.key in FIXED.get(found.section, ())
     ]
     if saved["tokenizer"] != data.tokenizer.state() and not different:
         different.append("the tokenizer has other tokens")
@@ -129,23 +129,13 @@ def _check(where: str, saved: About, config: Config, data: Corpus) -> None:
 def _changes(saved: About, config: Config) -> list[str]:
     """A line for each thing that differs from when the checkpoint was written, and may."""
     options = [
-        f"changed   {settings.option(section, key)} was {shown(old)} and is {shown(new)}"
-        for section, key, old, new in _differences(saved["configuration"], config)
-        if section not in ("run", "checkpoint", "sampling")
+        f"changed   {found.option} was {shown(found.saved)} and is {shown(found.asked)}"
+        for found in settings.differences(saved["configuration"], config)
+        if found.section not in ("run", "checkpoint", "sampling")
     ]
     versions = settings.versions()
     return options + [
         f"changed   {name} was {shown(old)} and is {versions[name]}: the numbers may differ in their last bits"
         for name, old in saved["versions"].items()
         if versions.get(name, old) != old  # `name` is one of ours
-    ]
-
-
-def _differences(saved: dict[str, Any], config: Config) -> list[tuple[str, str, Any, Any]]:
-    """Section, key, old and new value of each option that differs; options that are new since then are passed over."""
-    return [
-        (section, key, saved[section][key], value)
-        for section, options in dataclasses.asdict(config).items()
-        for key, value in options.items()
-        if key in saved.get(section, {}) and saved[section][key] != value
     ]

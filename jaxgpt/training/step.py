@@ -1,12 +1,15 @@
 """One optimizer step, as one jitted function of arrays.
 
-    state, metrics = train_step(state, batch)
+    state, metrics = train_step(state, frozen, batch)
 
-The state is donated: its buffers become the new state's. The micro-batches of a batch are walked by a loop with a
-float32 accumulator, and each is weighted by 1/(number of targets in the whole batch), so that the sum is the gradient
-of the whole batch's mean however it is cut. A step whose loss or gradient is not finite, or is a spike (`spikes.py`),
-changes neither parameters nor moments. After `stop_after_nonfinite` steps in a row that were not finite no step changes
-anything, so that steps that were already dispatched when the loop reads of it leave the last good state alone.
+What is trained is `state.params`; `frozen` are parameters that are not, None where all are trained. Gradients, moments
+and checkpoints have only what is trained. The state is donated: its buffers become the new state's.
+
+The micro-batches of a batch are walked by a loop with a float32 accumulator, and each is weighted by 1/(number of
+targets in the whole batch), so that the sum is the gradient of the whole batch's mean however it is cut. A step whose
+loss or gradient is not finite, or is a spike (`spikes.py`), changes neither parameters nor moments. After
+`stop_after_nonfinite` steps in a row that were not finite no step changes anything, so that steps that were already
+dispatched when the loop reads of it leave the last good state alone.
 
 On several devices the step is one `shard_map`: each runs this on its part of every micro-batch's sequences, and what is
 `layout`'s is what crosses the network (`parallel/sharding.py`). All else is the same on each of them.
@@ -14,7 +17,7 @@ On several devices the step is one `shard_map`: each runs this on its part of ev
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +25,21 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxgpt.config import Compute, Config, Model
+from jaxgpt.config import Compute, Config
 from jaxgpt.data.loader import Batch
-from jaxgpt.layers import cross_entropy
-from jaxgpt.models import gpt2
+from jaxgpt.models import family
+from jaxgpt.models.blocks import Context, Params, arrange
+from jaxgpt.objectives import objective
 from jaxgpt.optimizers import adamw, clipping, schedules
 from jaxgpt.parallel import mesh, reproducible
 from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import spikes
 
-MOST_UNROLLED = 24  # layers; more take minutes to compile
 BATCH_SPEC = PartitionSpec(None, mesh.AXIS)  # of (A, B, T): the sequences are divided among the devices
 
 
 class TrainState(NamedTuple):
-    params: gpt2.Params  # of compute.parameters' dtype: float32 masters, or bfloat16 and no masters
+    params: Params  # of compute.parameters' dtype: float32 masters, or bfloat16 and no masters
     moments: adamw.Moments
     step: Int[Array, ""]
     key: Key[Array, ""]
@@ -62,29 +65,21 @@ def init_state(config: Config) -> TrainState:
     return state_of(init_params(config), config)
 
 
-def init_params(config: Config) -> gpt2.Params:
+def init_params(config: Config) -> Params:
     """`init_state`'s."""
     key, _ = jax.random.split(jax.random.key(config.training.seed))
-    params = arrange(gpt2.init(config.model, key), config.compute)
+    params = arrange(family(config.model).init(config.model, key), config.compute)
     return jax.tree.map(lambda array: array.astype(config.compute.parameters), layout_of(config).pieces(params))
 
 
-def state_of(params: gpt2.Params, config: Config) -> TrainState:
+def state_of(params: Params, config: Config) -> TrainState:
     """The state before the first step with these parameters, of which only the shapes are read."""
     _, key = jax.random.split(jax.random.key(config.training.seed))
     step, nonfinite, skipped = (jnp.int32(0) for _ in range(3))  # each in memory of its own, since all is donated
     return TrainState(params, adamw.init(params), step, key, nonfinite, skipped, spikes.init(), spikes.init())
 
 
-def arrange(stacked: gpt2.Params, compute: Compute) -> gpt2.Params:
-    """Stacked parameters, or moments, in the form that `compute.layers` asks for: the step follows their form."""
-    unroll = compute.layers == "unrolled"
-    if compute.layers == "auto":
-        unroll = len(jax.tree.leaves(stacked.blocks)[0]) <= MOST_UNROLLED and jax.default_backend() != "tpu"
-    return gpt2.unstacked(stacked) if unroll else stacked
-
-
-def on_trees(change: Callable[[gpt2.Params], gpt2.Params], state: TrainState) -> TrainState:
+def on_trees(change: Callable[[Params], Params], state: TrainState) -> TrainState:
     """The state with its parameters and both of its moments changed."""
     params, *moments = map(change, (state.params, *state.moments))
     return state._replace(params=params, moments=adamw.Moments(*moments))
@@ -93,7 +88,7 @@ def on_trees(change: Callable[[gpt2.Params], gpt2.Params], state: TrainState) ->
 @functools.lru_cache
 def layout_of(config: Config) -> Layout:
     """How the parameters and moments lie on the devices. UserError for devices that aren't there."""
-    shapes = jax.eval_shape(lambda: arrange(gpt2.init(config.model, jax.random.key(0)), config.compute))
+    shapes = jax.eval_shape(lambda: arrange(family(config.model).init(config.model, jax.random.key(0)), config.compute))
     return Layout(mesh.make(config.parallel), config.parallel.zero, shapes, config.parallel.reproducible)
 
 
@@ -108,32 +103,31 @@ def needs_fixed_order(compute: Compute) -> bool:
     return compute.deterministic and jax.default_backend() == "gpu"
 
 
-def cast(params: gpt2.Params, compute: Compute) -> gpt2.Params:
+def cast(params: Params, compute: Compute) -> Params:
     """The copy of the parameters that the activations meet."""
     return jax.tree.map(lambda array: array.astype(compute.dtype), params)
 
 
 def batch_loss_and_grads(
-    params: gpt2.Params, batch: Batch, model: Model, compute: Compute, layout: Layout
-) -> tuple[Float[Array, ""], gpt2.Params]:
-    """The mean loss of a batch of micro-batches, and its gradient in float32: of it what this device updates."""
-    count = layout.total(jnp.sum(batch.targets != cross_entropy.IGNORED))
-    scale = 1 / jnp.maximum(count, 1)
-    working = layout.working(cast(params, compute))
+    params: Params, frozen: Any, batch: Batch, config: Config, layout: Layout
+) -> tuple[Float[Array, ""], Params]:
+    """The mean loss of a batch of micro-batches, and this device's shard of its float32 gradient."""
+    model, minimised = family(config.model), objective(config)
+    scale = 1 / jnp.maximum(layout.total(minimised.count(batch)), 1)
+    working = layout.working(cast(params, config.compute))
+    context = Context(config.model, config.compute, frozen, layout.gather, layout.scatter)
 
-    def one(tokens, targets):
-        loss, grads = gpt2.loss_and_grads(
-            working, tokens, targets, model, compute, scale=scale, gather=layout.gather, scatter=layout.scatter
-        )
+    def one(batch: Batch):
+        loss, _, grads = minimised.loss_and_grads(model, working, batch, context, scale=scale)
         return loss, layout.scatter_ends(grads)
 
     def accumulate(total, micro_batch):
-        return jax.tree.map(jnp.add, total, one(*micro_batch)), None
+        return jax.tree.map(jnp.add, total, one(micro_batch)), None
 
     def over_micro_batches(batch: Batch):
         if batch.tokens.shape[0] == 1:
-            return one(batch.tokens[0], batch.targets[0])
-        shapes = jax.eval_shape(one, batch.tokens[0], batch.targets[0])
+            return one(jax.tree.map(lambda array: array[0], batch))
+        shapes = jax.eval_shape(one, jax.tree.map(lambda array: array[0], batch))
         total, _ = lax.scan(accumulate, jax.tree.map(jnp.zeros_like, shapes), batch)
         return total
 
@@ -143,12 +137,12 @@ def batch_loss_and_grads(
     return layout.total(loss), layout.reduce(grads)
 
 
-def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
     """The jitted train step of this configuration. Compiles once per shape of the batch, of which a run has one."""
     layout = layout_of(config)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        loss, grads = batch_loss_and_grads(state.params, batch, config.model, config.compute, layout)
+    def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
+        loss, grads = batch_loss_and_grads(state.params, frozen, batch, config, layout)
         norm = clipping.global_norm(grads, layout.total_of_pieces)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         factor = clipping.factor(norm, config.optimizer.clip_norm)
@@ -166,7 +160,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
             state.params,
             state.moments,
             grads,
-            gpt2.matrix_shaped(grads),
+            family(config.model).decays(grads),
             state.step,
             rate,
             config.optimizer,
@@ -184,7 +178,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
     options = {"xla_gpu_deterministic_ops": True} if needs_fixed_order(config.compute) else None
     return layout.jit(
         train_step,
-        in_specs=(state, BATCH_SPEC),
+        in_specs=(state, PartitionSpec(), BATCH_SPEC),
         out_specs=(state, PartitionSpec()),
         donate_argnums=0,
         compiler_options=options,

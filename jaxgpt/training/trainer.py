@@ -66,6 +66,7 @@ class Trainer:
         self.config, self.data, self.placement, self.tasks = config, data, placement, tasks
         self.folder, self.writer, self.display = output
         self.train_step, self.state = train_step, state
+        self.frozen = None  # parameters that are not trained
         self.observers: list[Callable[[Trainer, dict[str, Any]], None]] = []
         self.validation_loss = make_validation_loss(config, data.validation, training.sequence_length)
         self.nat = bits_per_byte_of_one_nat(config, data.validation, training.sequence_length, data.tokenizer)
@@ -93,7 +94,7 @@ class Trainer:
         self.clock = time.perf_counter()
         while self.done < self.config.training.steps and not self.decisions.ends():
             batch = self.placement.layout.from_processes(batches.next(), BATCH_SPEC)
-            self.state, metrics = self.train_step(self.state, batch)
+            self.state, metrics = self.train_step(self.state, self.frozen, batch)
             self._record(self.done, pending)
             pending = metrics, batches.waited
             self.done += 1

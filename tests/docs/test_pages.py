@@ -120,8 +120,9 @@ def test_the_tolerances_are_gradchecks():
 
 @pytest.fixture(scope="module")
 def rmsnorm():
-    """The module that the page writes."""
+    """The module that the page writes, which is the package's own."""
     (source,) = (block for block in blocks("adding_a_layer.md", "python") if block.startswith('"""Root mean'))
+    assert source.strip() == (ROOT / "jaxgpt/layers/rmsnorm.py").read_text(encoding="utf-8").strip()
     module = ModuleType("rmsnorm")
     exec(compile(source, "adding_a_layer.md", "exec"), module.__dict__)
     return module
@@ -147,7 +148,7 @@ def test_a_term_that_the_layer_of_the_page_forgot_would_be_seen(x64, rmsnorm, ca
     def without(inputs, dy):
         gradients = whole.backward(inputs, dy)
         _, residuals = rmsnorm.forward(inputs["params"], inputs["x"])
-        return gradients | {"x": dy * inputs["params"].scale * residuals.rrms}
+        return gradients | {"x": dy * inputs["params"].scale * residuals.rstd}
 
     wrong = Case("wrong", whole.inputs, whole.forward, without)
     assert [row.passed for row in gradcheck.check(wrong, "float64")] == [True, False]

@@ -17,7 +17,7 @@ from jaxgpt.config import Compute
 from jaxgpt.data import texts
 from jaxgpt.evaluation.tasks import TASKS
 from jaxgpt.interop import llmc_state, opening
-from jaxgpt.models import gpt2
+from tests import whole
 from tests.data.test_hub import Hub, jsonl, token_file
 from tests.docs.commands import ROOT
 from tests.evaluation.test_multiple_choice import ROWS
@@ -129,8 +129,8 @@ def weights() -> None:
 
     @jax.jit
     def run(params, tokens, targets):
-        logits = gpt2.forward(params, tokens, model, compute)
-        return logits, gpt2.loss_and_grads(params, tokens, targets, model, compute)
+        logits = whole.logits(params, tokens, model, compute)
+        return logits, whole.loss_and_grads(params, tokens, targets, model, compute)
 
     logits, (loss, grads) = run(source.load(), tokens, tokens + 1)
     arrays = jax.tree.map(np.asarray, grads)

@@ -12,6 +12,7 @@ import pytest
 from jaxgpt.config import Config, Model, Training
 from jaxgpt.evaluation.loss import make_validation_loss
 from jaxgpt.models import gpt2
+from tests import whole
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -29,7 +30,7 @@ def params():
 @pytest.fixture(scope="module")
 def losses(params):
     """-ln p of every target by the forward pass alone, each window on its own, in float64 from its logits on."""
-    forward = jax.jit(lambda tokens: gpt2.forward(params, tokens, CONFIG.model, CONFIG.compute))
+    forward = jax.jit(lambda tokens: whole.logits(params, tokens, CONFIG.model, CONFIG.compute))
     found = []
     for start in range(0, len(TOKENS) - 1, LENGTH):
         window = TOKENS[start : start + LENGTH + 1].astype(np.int64)

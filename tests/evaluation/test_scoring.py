@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from jaxgpt.config import Compute, Config, Model, Parallel
 from jaxgpt.evaluation.scoring import SHORTEST, Request, make_scorer, padded_length
 from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import arrange
 from jaxgpt.parallel.sharding import Layout
-from jaxgpt.training.step import arrange, layout_of
+from jaxgpt.training.step import layout_of
+from tests import whole
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -35,7 +37,7 @@ def requests(params):
     sizes = [(1, 1), (3, 2), (30, 5), (38, 2), (39, 2), (60, 30), (1, 40), (5, 40), (7, 1), (7, 1), (12, 20)]
     found = [Request(*(generator.integers(150, size=size).tolist() for size in pair)) for pair in sizes]
     found[9] = found[8]
-    forward = jax.jit(lambda tokens: gpt2.forward(params, tokens, CONFIG.model, CONFIG.compute))
+    forward = jax.jit(lambda tokens: whole.logits(params, tokens, CONFIG.model, CONFIG.compute))
     for length in (1, 4):
         text = found[1].context
         for _ in range(length):
@@ -49,7 +51,7 @@ def requests(params):
 @pytest.fixture(scope="module")
 def expected(params, requests):
     """By the logits of each sequence alone, in float64: the sum, and whether all are the largest."""
-    forward = jax.jit(lambda tokens: gpt2.forward(params, tokens, CONFIG.model, CONFIG.compute))
+    forward = jax.jit(lambda tokens: whole.logits(params, tokens, CONFIG.model, CONFIG.compute))
     found = []
     for context, completion in requests:
         sequence = [*context, *completion][-41:]

@@ -12,7 +12,9 @@ import pytest
 from jaxgpt.config import Compute, Model, Sampling
 from jaxgpt.generation import decoder
 from jaxgpt.generation.decoder import Decoder
-from jaxgpt.models import gpt2, gpt2_cache
+from jaxgpt.models import blocks, gpt2
+from jaxgpt.models.blocks import Context
+from tests import whole
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -33,7 +35,7 @@ def params():
 @pytest.fixture(scope="module")
 def uncached(params):
     """A function that draws greedily, running the whole window anew for each token."""
-    forward = jax.jit(functools.partial(gpt2.forward, model=MODEL, compute=COMPUTE))
+    forward = jax.jit(functools.partial(whole.logits, model=MODEL, compute=COMPUTE))
 
     def draw(prompt, count=TOKENS, penalty=1.0):
         window, tokens = list(map(int, prompt))[-MODEL.context :], []
@@ -101,7 +103,7 @@ def test_a_context_of_one_token():
     text = [3, slotted.start(0, [3], GREEDY, 0)]
     for _ in range(4):
         text += slotted.go_on()[0]
-    logits = jax.jit(functools.partial(gpt2.forward, model=model, compute=COMPUTE))(params, jnp.arange(7)[:, None])
+    logits = jax.jit(functools.partial(whole.logits, model=model, compute=COMPUTE))(params, jnp.arange(7)[:, None])
     follows = jnp.argmax(logits[:, 0], axis=-1).tolist()
     assert text[1:] == [follows[token] for token in text[:-1]]
 
@@ -183,24 +185,25 @@ def test_logits_are_those_of_the_whole_forward(params, dtype, layers):
     """
     compute = Compute(dtype=dtype)
     cast = jax.tree.map(lambda array: array.astype(dtype), params)
-    cast = cast if layers == "stacked" else gpt2.unstacked(cast)
-    prefill = jax.jit(functools.partial(gpt2_cache.prefill, model=MODEL, compute=compute))
-    decode = jax.jit(functools.partial(gpt2_cache.decode, model=MODEL))
+    cast = cast if layers == "stacked" else blocks.unstacked(cast)
+    context = Context(MODEL, compute)
+    prefill = jax.jit(lambda *of: gpt2.prefill(*of, context))
+    decode = jax.jit(lambda *of: gpt2.decode(*of, context))
     texts = np.random.default_rng(0).integers(20, size=(3, MODEL.context)).astype(np.int32)
-    forward = jax.jit(gpt2.forward, static_argnames=("model", "compute"))
-    exact, whole = forward(params, texts, MODEL, COMPUTE), forward(cast, texts, MODEL, compute)
-    limit = 1e-5 * float(jnp.abs(exact).max()) if dtype == "float32" else 2 * float(jnp.abs(whole - exact).max())
+    forward = jax.jit(whole.logits, static_argnames=("model", "compute"))
+    exact, rounded = forward(params, texts, MODEL, COMPUTE), forward(cast, texts, MODEL, compute)
+    limit = 1e-5 * float(jnp.abs(exact).max()) if dtype == "float32" else 2 * float(jnp.abs(rounded - exact).max())
     lengths = np.array([4, 1, 7], np.int32)
     caches = []
     for text, length in enumerate(lengths):
         padded = np.where(np.arange(8) < length, texts[text, :8], 9)[None]  # what is behind must not matter
-        logits, cache = prefill(cast, gpt2_cache.init(cast, MODEL.context, MODEL), padded, length)
+        logits, cache = prefill(cast, gpt2.init_cache(cast, MODEL.context, MODEL), padded, length)
         caches.append(cache)
-        assert jnp.abs(logits[0] - whole[text, length - 1]).max() <= limit
+        assert jnp.abs(logits[0] - rounded[text, length - 1]).max() <= limit
     for _ in range(MODEL.context - lengths.max()):
         rows = np.arange(3)
         logits, caches = decode(cast, tuple(caches), texts[rows, lengths], lengths)
-        assert jnp.abs(logits - whole[rows, lengths]).max() <= limit
+        assert jnp.abs(logits - rounded[rows, lengths]).max() <= limit
         lengths += 1
 
 

@@ -55,7 +55,7 @@ def test_all_the_way_round_changes_no_bit(convert, dtype):
     expected = random_params(MODEL, dtype)
     said = convert("runs/a", "hf", "--dtype", dtype)
     assert ("float32 is rounded to the nearest bfloat16" in said) == (dtype == "bfloat16")
-    assert "reading   runs/a/checkpoints/0: a run's checkpoint, float32, 3,872 parameters: 2 layers" in said
+    assert "reading   runs/a/checkpoints/0: a run's checkpoint, float32, GPT-2, 3,872 parameters: 2 layers" in said
     assert f"writing   hf: a Hugging Face folder, {dtype}\n" in said
     assert "has no end-of-text token, and so no llm.c tokenizer file" in convert("hf", "m.bin")
     convert("m.bin", "runs/b", "--tokenizer", "bytes")

@@ -13,6 +13,7 @@ from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.interop import huggingface, huggingface_export, tensors
 from jaxgpt.models import gpt2
+from tests import whole
 from tests.interop.weights import MODEL, assert_same_bits, random_params
 
 ONE_FILE = 1 << 30
@@ -94,7 +95,7 @@ def test_transformers_has_our_logits(tmp_path, transformers, quick_compilation, 
     tokens = np.random.default_rng(1).integers(MODEL.vocabulary_size, size=(3, 12), dtype=np.int32)
     with torch.no_grad():
         expected = theirs(input_ids=torch.from_numpy(tokens).long()).logits.numpy()
-    logits = jax.jit(lambda *of: gpt2.forward(*of, MODEL, Compute()))(params, tokens)
+    logits = jax.jit(lambda *of: whole.logits(*of, MODEL, Compute()))(params, tokens)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
 
 

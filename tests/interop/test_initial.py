@@ -13,9 +13,10 @@ from jaxgpt import cli, settings, writing
 from jaxgpt.config import Compute, Config, Model, Parallel, Training
 from jaxgpt.data import tokenizers
 from jaxgpt.interop import huggingface_export, initial, llmc, tensors
-from jaxgpt.models import gpt2
+from jaxgpt.models import blocks
 from jaxgpt.training.metrics_file import read_metrics
 from jaxgpt.training.placement import Placement
+from tests import whole
 from tests.interop.weights import assert_same_bits, random_params
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
@@ -49,7 +50,7 @@ def test_the_first_state_has_these_parameters(devices, zero, layers, parameters)
     state = placement.first_state(given)
     without = placement.first_state()
     assert jax.tree.map(lambda array: array.sharding, state) == jax.tree.map(lambda array: array.sharding, without)
-    whole = gpt2.stacked(placement.whole_params(state))
+    whole = blocks.stacked(placement.whole_params(state))
     expected = jax.tree.map(lambda array: array.astype(tensors.DTYPES[parameters]), given)
     assert_same_bits(jax.tree.map(np.asarray, whole), expected)
     for ours, theirs in zip(jax.tree.leaves(state[1:]), jax.tree.leaves(without[1:]), strict=True):
@@ -72,14 +73,17 @@ def first_loss(run: str) -> float:
 def test_training_begins_with_the_weights_and_is_resumed_without_them(hf, capsys):
     """The shape and the tokenizer are theirs: the default config has others."""
     assert cli.main([*TRAIN, "--run.name=a", "--compute.layers=scanned", "--training.steps=1"]) == 0
-    assert "weights   from hf: a Hugging Face folder, float32, 6,960 parameters: 2 layers" in capsys.readouterr().out
+    assert (
+        "weights   from hf: a Hugging Face folder, float32, GPT-2, 6,960 parameters: 2 layers"
+        in capsys.readouterr().out
+    )
     config = settings.read(Path("runs/a/config.toml"))
     assert (config.model, config.data.tokenizer, config.training.init_from) == (MODEL, "bytes", "hf")
     text = np.frombuffer(Path("text.txt").read_bytes(), np.uint8).astype(np.int32)
     validation = text[int(len(text) * 0.9) :]
     count = (len(validation) - 1) // 8 * 8  # of the targets, but for a last window that is not full
     tokens, targets = validation[:count].reshape(-1, 8), validation[1 : count + 1].reshape(-1, 8)
-    loss = jax.jit(lambda *of: gpt2.loss(*of, MODEL, Compute()))(random_params(MODEL), tokens, targets)
+    loss = jax.jit(lambda *of: whole.loss(*of, MODEL, Compute()))(random_params(MODEL), tokens, targets)
     assert first_loss("a") == pytest.approx(float(loss), rel=0.02)
     shutil.rmtree("hf")
     resumed = replace(config, model=Model(), run=replace(config.run, resume="always"))

@@ -16,6 +16,7 @@ from jaxgpt.kernels import cudnn_attention
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.layers import attention
 from jaxgpt.models import gpt2
+from tests import whole
 
 NAMES = ("out", "logsumexp", "dq", "dk", "dv")
 SHAPES = [(2, 256, 3, 64), (1, 100, 2, 128), (3, 37, 1, 8)]  # B, T, H, D
@@ -57,7 +58,7 @@ def model_errors(compute):
 
     def run(attention):
         chosen = dataclasses.replace(compute, attention=attention)
-        step = jax.jit(lambda params: gpt2.loss_and_grads(params, tokens, jnp.roll(tokens, -1, 1), MODEL, chosen))
+        step = jax.jit(lambda params: whole.loss_and_grads(params, tokens, jnp.roll(tokens, -1, 1), MODEL, chosen))
         return step(params)
 
     fused, blocks = (jax.tree.map(lambda array: np.asarray(array, np.float64), run(x)) for x in ("cudnn", "blocks"))
@@ -82,7 +83,7 @@ def main() -> int:
             failed += not fused < LIMIT
             print(f"{shape!s:18} {name:10} cuDNN {fused:.1e}  blocks {blocks:.1e}  limit {LIMIT:.1e}")
     for recompute in ("none", "block"):
-        errors = model_errors(Compute(dtype="bfloat16", recompute=recompute, layer_unroll=MODEL.layers))
+        errors = model_errors(Compute(dtype="bfloat16", recompute=recompute, layers="unrolled"))
         worst = max(errors, key=lambda name: errors[name])
         failed += not errors[worst] < 2 * LIMIT  # both are rounded
         print(f"gpt2, recompute {recompute}: at most {errors[worst]:.1e}, in {worst}; limit {2 * LIMIT:.1e}")

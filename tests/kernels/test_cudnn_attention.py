@@ -25,7 +25,8 @@ from jaxgpt.config import Compute, Model
 from jaxgpt.kernels import cudnn_attention
 from jaxgpt.layers import attention
 from jaxgpt.models import gpt2
-from jaxgpt.training.step import arrange
+from jaxgpt.models.blocks import arrange
+from tests import whole
 
 SCRIPT = Path(__file__).with_name("compare_attentions.py")
 specification = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
@@ -143,7 +144,7 @@ def test_under_shard_map_each_device_calls_it_on_its_own_sequences():
 
 
 def loss_and_grads(compute):
-    return lambda params, tokens, targets: gpt2.loss_and_grads(params, tokens, targets, MODEL, compute)
+    return lambda params, tokens, targets: whole.loss_and_grads(params, tokens, targets, MODEL, compute)
 
 
 def params(dtype, compute=Compute(layers="scanned")):  # noqa: B008  (immutable)

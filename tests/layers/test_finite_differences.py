@@ -1,5 +1,6 @@
 """Is the oracle right? Forward alone, by finite differences, against both `jax.grad` and the hand-written gradient."""
 
+import dataclasses
 import functools
 
 import jax
@@ -14,7 +15,7 @@ MODEL = Model(layers=2, heads=2, width=4, context=4, vocabulary_size=5)
 COMPUTE = Compute(attention_block=2, classifier_chunk=4)
 NAMES = [
     *("embedding", "linear", "layernorm", "gelu", "attention", "residual", "cross_entropy", "unembedding"),
-    *("gpt2", "embedding_of_documents", "attention_of_documents"),
+    *("rmsnorm", "rotary", "swiglu", "gpt2", "embedding_of_documents", "attention_of_documents"),
 ]
 
 
@@ -23,11 +24,16 @@ def cases():
     return {case.name: case for case in gradcheck.cases(MODEL, COMPUTE, 2, 3, jax.random.key(0))}
 
 
+def llama_case():
+    model = dataclasses.replace(MODEL, family="llama")
+    return gradcheck.model_case(jax.random.key(0), 2, 3, model, COMPUTE)
+
+
 def test_no_case_is_left_out(x64):
     assert list(cases()) == NAMES
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "llama"])
 def test_gradients_predict_the_change_of_the_loss(x64, name):
     """(f(x + hu) - f(x - hu)) / 2h = ∇f·u in a random direction u of each tensor, |u| = |x|, the others held still.
 
@@ -35,7 +41,7 @@ def test_gradients_predict_the_change_of_the_loss(x64, name):
     size of the terms that are summed. With h = eps^(1/3) = 6e-6 both are about h²: of |∇f| |u| times what the curvature
     is worth, for which 100 is allowed, and of |f| times the number of roundings, for which 10 is.
     """
-    case = cases()[name]
+    case = llama_case() if name == "llama" else cases()[name]
     output = jax.jit(case.forward)(case.inputs)
     rng = np.random.default_rng(0)
     dy = jnp.asarray(rng.normal(size=output.shape))

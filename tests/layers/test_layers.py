@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from jaxgpt.layers import attention, embedding, gelu, layernorm, linear, residual, unembedding
+from jaxgpt.layers import attention, embedding, gelu, layernorm, linear, residual, rmsnorm, rotary, swiglu, unembedding
 
 B, T, C, F, V, Vp = 2, 3, 4, 5, 6, 7
 
@@ -15,10 +15,26 @@ def shapes(dtype, *sizes):
     return [jax.ShapeDtypeStruct(size, dtype) for size in sizes]
 
 
+def likelihood(logp):
+    return -jnp.sum(logp), -jnp.ones_like(logp)
+
+
 def forward_and_backward(name, dtype):
     """(y, gradients of the parameters, dx) of a layer, as shapes and dtypes."""
     x, dy, tokens = *shapes(dtype, (B, T, C), (B, T, C)), jax.ShapeDtypeStruct((B, T), jnp.int32)
     match name:
+        case "rmsnorm":
+            params = rmsnorm.Params(*shapes(dtype, (C,)))
+            y, residuals = jax.eval_shape(rmsnorm.forward, params, x)
+            return params, x, y, *jax.eval_shape(rmsnorm.backward, params, residuals, y)
+        case "rotary":
+            (x,) = shapes(dtype, (B, T, 2, C))
+            places = jax.ShapeDtypeStruct((1, T), jnp.int32)
+            y = jax.eval_shape(rotary.forward, x, places)
+            return (), x, y, (), jax.eval_shape(rotary.backward, y, places)
+        case "swiglu":
+            y, residuals = jax.eval_shape(swiglu.forward, x, x)
+            return (), (x, x), y, (), jax.eval_shape(swiglu.backward, residuals, dy)
         case "linear" | "layernorm":
             layer = {"linear": linear, "layernorm": layernorm}[name]
             params = linear.Params(*shapes(dtype, (C, F), (F,))) if layer is linear else None
@@ -43,12 +59,15 @@ def forward_and_backward(name, dtype):
         case "unembedding":
             params = unembedding.Params(*shapes(dtype, (Vp, C)))
             loss, residuals = jax.eval_shape(
-                lambda *inputs: unembedding.forward(*inputs, vocabulary_size=V, chunk=2), params, x, tokens
+                lambda *inputs: unembedding.forward(*inputs, likelihood, vocabulary_size=V, chunk=2), params, x, tokens
             )
             return params, x, loss, *jax.eval_shape(unembedding.backward, residuals)
 
 
-LAYERS = ["embedding", "linear", "layernorm", "gelu", "attention", "residual", "unembedding"]
+LAYERS = [
+    *("embedding", "linear", "layernorm", "gelu", "attention", "residual", "unembedding"),
+    *("rmsnorm", "rotary", "swiglu"),
+]
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])

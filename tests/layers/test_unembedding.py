@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -30,11 +31,16 @@ def inputs(x64):
     return unembedding.Params(rng.normal(size=(Vp, C))), rng.normal(size=(B, T, C)), targets
 
 
+def summed(scale):
+    """The objective that is `scale` times the sum of the tokens' losses."""
+    return lambda logp: (-scale * jnp.sum(logp), jnp.full(logp.shape, -scale))
+
+
 def run(inputs, chunk, scale=1.0, dloss=1.0):
     """(loss, gradient by the weight, gradient by x) as NumPy arrays."""
 
     def forward_and_backward(params, x, targets, scale, dloss):
-        loss, residuals = unembedding.forward(params, x, targets, scale, vocabulary_size=V, chunk=chunk)
+        loss, residuals = unembedding.forward(params, x, targets, summed(scale), vocabulary_size=V, chunk=chunk)
         dparams, dx = unembedding.backward(residuals, dloss)
         return loss, dparams.weight, dx
 

@@ -10,7 +10,8 @@ import pytest
 from jaxgpt import gradcheck
 from jaxgpt.config import Compute, Model
 from jaxgpt.layers.cross_entropy import IGNORED
-from jaxgpt.models import gpt2
+from jaxgpt.models import attend, blocks, gpt2
+from tests import whole
 
 SMALL = Model(layers=2, heads=2, width=8, context=6, vocabulary_size=11)
 COMPUTE = Compute(attention_block=4, classifier_chunk=4)
@@ -39,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
     ids=["ones", "short", "padded", "unrolled", "documents", "documents computed again"],
 )
 def test_gradients(assert_exact, batch, length, model, compute):
-    assert_exact(gradcheck.gpt2_case(jax.random.key(0), batch, length, model, compute))
+    assert_exact(gradcheck.model_case(jax.random.key(0), batch, length, model, compute))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_parameter_counts(layers, width, heads, context, count):
 def test_weight_decay_is_for_six_tensors():
     """wte, wpe and, in each block, the weights of qkv, attention_out, mlp_in and mlp_out: llm.c's list."""
     params = jax.eval_shape(lambda key: gpt2.init(SMALL, key), jax.random.key(0))
-    decays = gpt2.matrix_shaped(params)
+    decays = gpt2.decays(params)
     assert jax.tree.structure(decays) == jax.tree.structure(params)
     paths = [path for path, decay in jax.tree.leaves_with_path(decays) if decay]
     names = {jax.tree_util.keystr(path, simple=True, separator=".") for path in paths}
@@ -120,7 +121,7 @@ def inputs():
 @functools.cache
 def compiled(compute):
     def run(params, tokens, targets, scale):
-        return gpt2.loss_and_grads(params, tokens, targets, SMALL, compute, scale=scale)
+        return whole.loss_and_grads(params, tokens, targets, SMALL, compute, scale=scale)
 
     return jax.jit(run)
 
@@ -132,7 +133,7 @@ def loss_and_grads(params, tokens, targets, scale=None, compute=COMPUTE):
 
 @jax.jit
 def _forward(params, tokens):
-    return gpt2.forward(params, tokens, SMALL, COMPUTE)
+    return whole.logits(params, tokens, SMALL, COMPUTE)
 
 
 def forward(params, tokens):
@@ -150,7 +151,7 @@ def test_float32(inputs):
     """With 32-bit numbers only, against `jax.grad`: equal but for the rounding of some 100 operations."""
 
     def loss(params, tokens, targets):
-        return gpt2.loss(params, tokens, targets, SMALL, COMPUTE)
+        return whole.loss(params, tokens, targets, SMALL, COMPUTE)
 
     oracle = jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(loss))(*inputs))
     assert_close(loss_and_grads(*inputs), oracle, 1e-5)
@@ -212,7 +213,7 @@ def test_a_new_model_knows_nothing():
 
     @jax.jit
     def loss_of_a_new_model(key, tokens, targets):
-        return gpt2.loss(gpt2.init(model, key), tokens, targets, model, COMPUTE)
+        return whole.loss(gpt2.init(model, key), tokens, targets, model, COMPUTE)
 
     # The logits' deviation is about 0.02 √C = 0.11, which costs half its square.
     assert float(loss_of_a_new_model(jax.random.key(0), tokens, targets)) == pytest.approx(math.log(300), abs=0.05)
@@ -222,7 +223,7 @@ def test_a_new_model_knows_nothing():
 def test_gradients_are_in_float32(dtype, gradient_dtype):
     def loss_and_grads(params, tokens):
         compute = dataclasses.replace(COMPUTE, dtype=dtype)
-        return gpt2.loss_and_grads(params, tokens, tokens, SMALL, compute)
+        return whole.loss_and_grads(params, tokens, tokens, SMALL, compute)
 
     params = jax.eval_shape(lambda key: gpt2.init(SMALL, key, dtype), jax.random.key(0))
     loss, grads = jax.eval_shape(loss_and_grads, params, jax.ShapeDtypeStruct((2, 4), jnp.int32))
@@ -234,10 +235,10 @@ def test_gradients_are_in_float32(dtype, gradient_dtype):
 
 def test_heads_are_split_by_columns_and_merged_again():
     x = np.arange(6 * 4, dtype=np.float32).reshape(6, 4)  # two sequences of three tokens, two heads of two columns
-    split = gpt2.split_heads(jnp.asarray(x), 2, 2)
+    split = attend.split_heads(jnp.asarray(x), 2, 2)
     assert split.shape == (2, 3, 2, 2)
     np.testing.assert_array_equal(split[1, 2, 1], x[5, 2:])
-    np.testing.assert_array_equal(gpt2.merge_heads(split), x)
+    np.testing.assert_array_equal(attend.merge_heads(split), x)
 
 
 def primitives(jaxpr) -> list[str]:
@@ -263,11 +264,11 @@ def test_a_block_apart_is_gathered_while_the_one_before_it_computes():
     layers = tuple(gpt2.Block(*[jnp.float32(layer)] * 6) for layer in range(3))
     for reverse in (False, True):
         gathered.clear()
-        x, outputs = gpt2.walk(body, jnp.zeros((1, 1)), layers, gather=gather, reverse=reverse)
+        x, outputs = blocks.scan_blocks(body, jnp.zeros((1, 1)), layers, gather=gather, reverse=reverse)
         assert gathered == [0, 1, 2][:: -1 if reverse else 1]
         np.testing.assert_allclose(outputs, np.sin([0, 1, 2]), rtol=1e-6)
         np.testing.assert_allclose(x, [[np.cos(np.sin([0, 1, 2])).sum()]], rtol=1e-6)
-        program = jax.make_jaxpr(lambda x, layers: gpt2.walk(body, x, layers, gather=gather, reverse=reverse))  # noqa: B023
+        program = jax.make_jaxpr(lambda x, layers: blocks.scan_blocks(body, x, layers, gather=gather, reverse=reverse))  # noqa: B023
         order = primitives(program(jnp.zeros((1, 1)), layers).jaxpr)
         assert [name for name in order if name in ("sin", "cos")] == ["sin", "sin", "cos", "sin", "cos", "cos"]
 
@@ -281,7 +282,9 @@ def test_documents_are_as_each_is_alone(x64):
     one = jnp.float64(1)
 
     def loss(part, model):
-        return float(gpt2.loss(params, tokens[:, part], targets[:, part], model, Compute(attention_block=3), scale=one))
+        return float(
+            whole.loss(params, tokens[:, part], targets[:, part], model, Compute(attention_block=3), scale=one)
+        )
 
     apart = [slice(0, 2), slice(2, 6), slice(6, 7), slice(7, 10)]
     plain = dataclasses.replace(model, document_start=-1)

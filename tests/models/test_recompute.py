@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxgpt.config import Compute, Model
-from jaxgpt.models import gpt2
+from jaxgpt.models import blocks, gpt2
+from tests import whole
 
 MODEL = Model(layers=3, heads=2, width=16, context=24, vocabulary_size=150)
 KEEP_ALL = Compute(recompute="none", classifier_chunk=48, attention_block=24)
@@ -17,12 +18,12 @@ KEEP_ALL = Compute(recompute="none", classifier_chunk=48, attention_block=24)
 def gradients(compute: Compute) -> gpt2.Params:
     params = jax.jit(lambda: gpt2.init(MODEL, jax.random.key(0)))()
     if compute.layers == "unrolled":
-        params = gpt2.unstacked(params)
+        params = blocks.unstacked(params)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 150, (2, 24)), jnp.int32)
-    _, grads = jax.jit(lambda params: gpt2.loss_and_grads(params, tokens, jnp.roll(tokens, -1, 1), MODEL, compute))(
+    _, grads = jax.jit(lambda params: whole.loss_and_grads(params, tokens, jnp.roll(tokens, -1, 1), MODEL, compute))(
         params
     )
-    return gpt2.stacked(grads)
+    return blocks.stacked(grads)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_each_level_needs_less_memory():
         compute = dataclasses.replace(KEEP_ALL, recompute=recompute)
         params = jax.eval_shape(lambda: gpt2.init(model, jax.random.key(0)))
         tokens = jax.ShapeDtypeStruct((8, 256), jnp.int32)
-        program = jax.jit(lambda *inputs: gpt2.loss_and_grads(*inputs, model, compute)).lower(params, tokens, tokens)
+        program = jax.jit(lambda *inputs: whole.loss_and_grads(*inputs, model, compute)).lower(params, tokens, tokens)
         memory = program.compile().memory_analysis()
         assert memory is not None
         return memory.temp_size_in_bytes
@@ -69,7 +70,7 @@ def test_unrolling_changes_nothing(kept, recompute):
 
 def test_parameters_are_stacked_and_taken_apart_without_loss():
     params = jax.jit(lambda: gpt2.init(MODEL, jax.random.key(0)))()
-    apart = gpt2.unstacked(params)
+    apart = blocks.unstacked(params)
     assert [block.qkv.weight.shape for block in tuple(apart.blocks)] == 3 * [(16, 48)]  # type: ignore[union-attr]
-    jax.tree.map(np.testing.assert_array_equal, gpt2.stacked(apart), params)
-    jax.tree.map(np.testing.assert_array_equal, gpt2.unstacked(apart), apart)
+    jax.tree.map(np.testing.assert_array_equal, blocks.stacked(apart), params)
+    jax.tree.map(np.testing.assert_array_equal, blocks.unstacked(apart), apart)

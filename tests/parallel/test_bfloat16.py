@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from jaxgpt.config import Compute, Config, Model, Optimizer, Parallel, Training
 from jaxgpt.data.loader import Batch
-from jaxgpt.models import gpt2
+from jaxgpt.models import blocks
 from jaxgpt.optimizers import rounding
 from jaxgpt.parallel.mesh import AXIS
 from jaxgpt.training import step
@@ -54,9 +54,9 @@ def trained(parameters: str, devices: int, zero: int, steps: int = 1, key: int =
     state = state._replace(params=rounded, key=jax.random.key(key))
     losses = []
     for seed in range(steps):
-        state, metrics = train_step(state, batch(seed))
+        state, metrics = train_step(state, None, batch(seed))
         losses.append(float(metrics.loss))
-    whole = gpt2.stacked(placement.to_save(state).params)
+    whole = blocks.stacked(placement.to_save(state).params)
     return losses, [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(whole)], state
 
 

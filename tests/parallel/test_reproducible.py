@@ -31,7 +31,7 @@ def run(config: Config):
     for seed in range(STEPS):
         batch = Batch(*np.random.default_rng(seed).integers(101, size=(2, 2, 16, 12), dtype=np.int32))
         batch.targets[:, :3, 1:] = IGNORED
-        state, metrics = train_step(state, batch)
+        state, metrics = train_step(state, None, batch)
         losses.append(float(metrics.loss))
     return losses, jax.tree.map(np.asarray, state._replace(key=None))
 

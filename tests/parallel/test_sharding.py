@@ -10,7 +10,7 @@ import pytest
 from benchmarks import scaling
 from jaxgpt.config import Compute, Config, Model, Optimizer, Parallel, Training
 from jaxgpt.data.loader import IGNORED, Batch
-from jaxgpt.models import gpt2
+from jaxgpt.models import blocks, gpt2
 from jaxgpt.training import step
 from jaxgpt.training.placement import Placement
 from tests.parallel.collectives import collectives
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 MODEL = Model(layers=2, heads=3, width=15, context=5, vocabulary_size=11)  # of which no size is divisible by 2, 4 or 8
 MICRO_BATCHES, SEQUENCES, STEPS = 3, 8, 20
-SHAPES = jax.eval_shape(lambda: gpt2.unstacked(gpt2.init(MODEL, jax.random.key(0))))
+SHAPES = jax.eval_shape(lambda: blocks.unstacked(gpt2.init(MODEL, jax.random.key(0))))
 STAGES = [
     pytest.param(devices, zero, marks=() if devices == 8 and zero in (0, 3) else pytest.mark.slow)
     for devices in (2, 4, 8)
@@ -58,7 +58,7 @@ def program(devices: int, zero: int, layers: str = "unrolled"):
     made = config(devices, zero, layers=layers)
     placement = Placement(made)
     train_step = step.make_train_step(made)
-    return train_step.lower(jax.eval_shape(lambda: step.init_state(made)), batch(0)).compile(), placement
+    return train_step.lower(jax.eval_shape(lambda: step.init_state(made)), None, batch(0)).compile(), placement
 
 
 @functools.cache
@@ -70,17 +70,17 @@ def run(devices: int, zero: int, layers: str = "unrolled"):
     state = placement.from_saved(state if devices > 1 else jax.tree.map(jax.numpy.asarray, arranged(state, shapes)))
     seen = []
     for seed in range(STEPS):
-        state, metrics = compiled(state, batch(seed))
+        state, metrics = compiled(state, None, batch(seed))
         seen.append((float(metrics.loss), float(metrics.grad_norm)))
         assert metrics.taken
-    return np.array(seen), jax.tree.map(np.asarray, gpt2.stacked(placement.to_save(state).params)), state
+    return np.array(seen), jax.tree.map(np.asarray, blocks.stacked(placement.to_save(state).params)), state
 
 
 def arranged(state, shapes):
-    if isinstance(shapes.params.blocks, gpt2.Block):
+    if blocks.are_stacked(shapes.params.blocks):
         return state
-    moments = state.moments._replace(**{name: gpt2.unstacked(tree) for name, tree in state.moments._asdict().items()})
-    return state._replace(params=gpt2.unstacked(state.params), moments=moments)
+    moments = state.moments._replace(**{name: blocks.unstacked(tree) for name, tree in state.moments._asdict().items()})
+    return state._replace(params=blocks.unstacked(state.params), moments=moments)
 
 
 @pytest.mark.parametrize(("devices", "zero"), STAGES)
@@ -170,7 +170,7 @@ def memory():
     for zero in range(4):
         made = Config(model=model, compute=compute, parallel=Parallel(devices=4, zero=zero), training=training)
         state = jax.eval_shape(lambda made=made: step.init_state(made))
-        found.append(step.make_train_step(made).lower(state, Batch(tokens, tokens)).compile().memory_analysis())
+        found.append(step.make_train_step(made).lower(state, None, Batch(tokens, tokens)).compile().memory_analysis())
     shapes = jax.eval_shape(lambda: gpt2.init(model, jax.random.key(0)))
     arguments, temporaries = ([getattr(one, f"{kind}_size_in_bytes") for one in found] for kind in ("argument", "temp"))
     return arguments, temporaries, 4 * padded(shapes, 1), 4 * padded(shapes.blocks, 1) / model.layers

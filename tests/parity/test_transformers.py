@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch", reason=REASON)
 pytest.importorskip("transformers", reason=REASON)
 
 from benchmarks import parity_124m  # noqa: E402
+from tests import whole  # noqa: E402
 from tests.parity import transformers_model  # noqa: E402
 
 TOLERANCE = 1e-4  # ‖a - b‖ / ‖b‖, float32
@@ -87,8 +88,8 @@ def test_logits_and_gradients_are_those_of_transformers(model: Model, batch: int
 
     @jax.jit  # one program: its compilation is most of the time
     def everything(params, tokens, targets):
-        logits = gpt2.forward(params, tokens, model, compute)
-        return logits, *gpt2.loss_and_grads(params, tokens, targets, model, compute)
+        logits = whole.logits(params, tokens, model, compute)
+        return logits, *whole.loss_and_grads(params, tokens, targets, model, compute)
 
     logits, loss, grads = everything(params, tokens, targets)
     assert_close(logits, expected_logits, "logits")

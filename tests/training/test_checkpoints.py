@@ -10,7 +10,7 @@ import pytest
 
 from jaxgpt.config import Checkpoint, Compute, Config, Model
 from jaxgpt.errors import UserError
-from jaxgpt.models import gpt2
+from jaxgpt.models import blocks, gpt2
 from jaxgpt.training import checkpoints, checksums, saving
 from jaxgpt.training.step import TrainState, init_state
 
@@ -85,7 +85,7 @@ def test_unrolled_and_scanned_runs_read_each_others(saved, tmp_path):
         restored = checkpoints.load_state(path, jax.eval_shape(lambda config=config: init_state(config)))
         assert isinstance(restored.params.blocks, gpt2.Block) == (config is CONFIG)
         for mine, theirs in zip((restored.params, *restored.moments), (apart.params, *apart.moments), strict=True):
-            assert_same(gpt2.stacked(mine), gpt2.stacked(theirs))
+            assert_same(blocks.stacked(mine), blocks.stacked(theirs))
 
 
 def test_it_comes_back_where_the_target_lies(saved):

@@ -1,5 +1,6 @@
 """Operations per token: llm.c's count, and the exact one against the products in the traced program."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 from jax.interpreters import partial_eval
 
 from jaxgpt.config import Compute, Model
-from jaxgpt.models import gpt2
+from jaxgpt.models import family
 from jaxgpt.training import flops
+from tests import whole
 
 GPT2_124M = Model(layers=12, heads=12, width=768, context=1024, vocabulary_size=50_257)
 SMALL = Model(layers=3, heads=2, width=12, context=20, vocabulary_size=130)
@@ -49,22 +51,24 @@ def operations(jaxpr: Any) -> int:
     return total
 
 
-def traced_per_token(compute: Compute, batch: int, length: int) -> float:
-    """What forward and backward of SMALL multiply, without what is computed for nobody."""
-    params = jax.eval_shape(lambda: gpt2.init(SMALL, jax.random.key(0)))
+def traced_per_token(model: Model, compute: Compute, batch: int, length: int) -> float:
+    """What forward and backward of the model multiply, without what is computed for nobody."""
+    params = jax.eval_shape(lambda: family(model).init(model, jax.random.key(0)))
     tokens = jax.ShapeDtypeStruct((batch, length), np.int32)
-    program = jax.make_jaxpr(lambda *inputs: gpt2.loss_and_grads(*inputs, SMALL, compute))(params, tokens, tokens)
+    program = jax.make_jaxpr(lambda *inputs: whole.loss_and_grads(*inputs, model, compute))(params, tokens, tokens)
     needed, _ = partial_eval.dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars))
     return operations(needed) / (batch * length)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
 @pytest.mark.parametrize("recompute", ["none", "norms", "block"])
 @pytest.mark.parametrize(("length", "block"), [(20, 20), (20, 7), (1, 7)])
-def test_the_count_is_that_of_the_program(recompute, length, block):
+def test_the_count_is_that_of_the_program(name, recompute, length, block):
     """To the last operation."""
+    model = dataclasses.replace(SMALL, family=name)
     compute = Compute(classifier_chunk=length, attention_block=block, recompute=recompute)
-    assert traced_per_token(compute, 2, length) == pytest.approx(
-        flops.hardware_per_token(SMALL, compute, length), rel=1e-12
+    assert traced_per_token(model, compute, 2, length) == pytest.approx(
+        flops.hardware_per_token(model, compute, length), rel=1e-12
     )
 
 

@@ -326,8 +326,8 @@ def test_steps_in_a_row_that_are_not_finite(first, monkeypatch):
     poisoned = [3, 7, 8, 11, 12, 13]  # steps, from 1
     loss_and_grads = train_step.batch_loss_and_grads
 
-    def poison(params, batch, *rest):
-        loss, grads = loss_and_grads(params, batch, *rest)
+    def poison(params, frozen, batch, *rest):
+        loss, grads = loss_and_grads(params, frozen, batch, *rest)
         bad = jnp.isin(jnp.sum(batch.tokens), jnp.asarray([sums[step - 1] for step in poisoned]))
         return jnp.where(bad, jnp.nan, loss), grads
 

@@ -9,8 +9,8 @@ import pytest
 
 from jaxgpt.config import Compute, Config, Model, Optimizer, Training
 from jaxgpt.data.loader import IGNORED, Batch
-from jaxgpt.models import gpt2
 from jaxgpt.training import step
+from tests import whole
 
 MODEL = Model(layers=2, heads=2, width=8, context=6, vocabulary_size=11)
 CONFIG = Config(
@@ -53,13 +53,14 @@ def assert_close(actual, expected, tolerance):
 
 @functools.partial(jax.jit, static_argnums=2)
 def loss_and_grads(params, batch, compute=CONFIG.compute):
-    return step.batch_loss_and_grads(params, batch, MODEL, compute, step.layout_of(CONFIG))
+    config = dataclasses.replace(CONFIG, compute=compute)
+    return step.batch_loss_and_grads(params, None, batch, config, step.layout_of(CONFIG))
 
 
 def test_a_state_that_is_made_without_jit_can_be_given_away():
     """No two of its arrays may share memory: the step would be given it twice."""
     state = step.init_state(CONFIG)
-    state, _ = train_step()(state, batch())
+    state, _ = train_step()(state, None, batch())
     assert int(state.step) == 1
 
 
@@ -97,7 +98,7 @@ def test_steps_equal_optax_on_the_gradient_of_jax():
     def oracle_step(params, state, batch):
         def loss(params):
             tokens, targets = (array.reshape(-1, 6) for array in batch)
-            return gpt2.loss(params, tokens, targets, MODEL, CONFIG.compute)
+            return whole.loss(params, tokens, targets, MODEL, CONFIG.compute)
 
         loss, grads = jax.value_and_grad(loss)(params)
         updates, state = optimizer.update(grads, state, params)
@@ -107,7 +108,7 @@ def test_steps_equal_optax_on_the_gradient_of_jax():
     params = jax.tree.map(jnp.asarray, state.params)
     oracle_state = optimizer.init(params)
     for seed in range(3):
-        state, metrics = train_step()(state, batch(seed=seed))
+        state, metrics = train_step()(state, None, batch(seed=seed))
         params, oracle_state, loss, norm = oracle_step(params, oracle_state, batch(seed=seed))
         assert metrics.loss == pytest.approx(float(loss), rel=1e-5)
         assert metrics.grad_norm == pytest.approx(float(norm), rel=1e-4)
@@ -125,7 +126,7 @@ def test_steps_equal_optax_on_the_gradient_of_jax():
 def test_learning_rate_in_the_metrics_follows_the_schedule():
     state, seen = new_state(), []
     for seed in range(4):
-        state, metrics = train_step()(state, batch(seed=seed))
+        state, metrics = train_step()(state, None, batch(seed=seed))
         seen.append(float(metrics.learning_rate))
     assert seen[:3] == pytest.approx([0.01, 0.02, 0.02])
     assert seen[3] < seen[2]
@@ -135,7 +136,7 @@ def test_the_state_is_donated():
     """Parameters and moments exist once: the old ones' memory is the new ones'."""
     state = jax.tree.map(jnp.asarray, new_state())
     old = jax.tree.leaves((state.params, state.moments))
-    new, _ = train_step()(state, batch())
+    new, _ = train_step()(state, None, batch())
     jax.block_until_ready(new)
     assert all(leaf.is_deleted() for leaf in old)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
@@ -144,7 +145,7 @@ def test_the_state_is_donated():
 def test_loss_falls_on_a_batch_seen_again_and_again():
     state, losses = new_state(), []
     for _ in range(20):
-        state, metrics = train_step()(state, batch())
+        state, metrics = train_step()(state, None, batch())
         losses.append(float(metrics.loss))
     assert losses[0] == pytest.approx(np.log(11), abs=0.1)
     assert losses[-1] < 0.6 * losses[0]
@@ -168,7 +169,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
     state = before = spoiled(new_state())
     seen = []
     for seed in range(4):
-        state, metrics = train_step()(state, batch(seed=seed))
+        state, metrics = train_step()(state, None, batch(seed=seed))
         assert_kept(state, before)
         assert not np.isfinite(metrics.loss)
         assert metrics.nonfinite == state.nonfinite
@@ -180,7 +181,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
 
 def test_a_finite_step_starts_the_count_again():
     before = new_state()._replace(nonfinite=np.int32(1))
-    state, metrics = train_step()(before, batch())
+    state, metrics = train_step()(before, None, batch())
     assert state.step == 1
     assert state.nonfinite == metrics.nonfinite == 0
     assert (np.asarray(state.params.embedding.token) != before.params.embedding.token).any()
@@ -189,7 +190,7 @@ def test_a_finite_step_starts_the_count_again():
 def test_a_stopped_state_takes_no_finite_step_either():
     """Steps that were dispatched before the loop read of the stop must leave the last good state alone."""
     before = new_state()._replace(nonfinite=np.int32(2), step=np.int32(5))
-    state, metrics = train_step()(before, batch())
+    state, metrics = train_step()(before, None, batch())
     assert_kept(state, before)
     assert np.isfinite(metrics.loss)
     assert (int(state.step), int(state.nonfinite)) == (5, 2)
@@ -201,7 +202,7 @@ def test_a_spike_is_skipped_and_remembered():
     flat = np.float32(0.5) + np.float32(0.001) * np.arange(step.spikes.SPIKE_WINDOW, dtype=np.float32)
     losses = step.spikes.Window(flat, np.int32(len(flat)))
     before = new_state()._replace(losses=losses)
-    state, metrics = step.make_train_step(config)(before, batch())
+    state, metrics = step.make_train_step(config)(before, None, batch())
     assert metrics.loss_z > 7.0  # ln 11, which is 2.4, among 0.5 to 0.6
     assert not metrics.taken
     assert_kept(state, before)
@@ -210,7 +211,7 @@ def test_a_spike_is_skipped_and_remembered():
     assert state.norms.values[0] == metrics.grad_norm
 
     state, metrics = train_step()(
-        new_state()._replace(losses=losses), batch()
+        new_state()._replace(losses=losses), None, batch()
     )  # without a threshold the same step is taken
     assert metrics.loss_z > 7.0
     assert metrics.taken
@@ -221,7 +222,7 @@ def test_a_gradient_norm_that_is_a_spike_is_skipped_too():
     config = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, grad_norm_spike_z=7.0))
     norms = step.spikes.Window(np.float32(1e-3) * np.arange(step.spikes.SPIKE_WINDOW, dtype=np.float32), np.int32(500))
     before = new_state()._replace(norms=norms)
-    state, metrics = step.make_train_step(config)(before, batch())
+    state, metrics = step.make_train_step(config)(before, None, batch())
     assert metrics.grad_norm_z > 7.0
     assert_kept(state, before)
     assert int(state.skipped) == 1
@@ -233,7 +234,7 @@ def test_without_targets_only_the_decay_is_left():
     nothing.targets[:] = IGNORED
     before = new_state()
     before = before._replace(params=jax.tree.map(lambda leaf: leaf + np.float32(1), before.params))
-    state, metrics = train_step()(before, nothing)
+    state, metrics = train_step()(before, None, nothing)
     assert metrics.loss == metrics.grad_norm == metrics.nonfinite == 0
     for (path, new), old in zip(jax.tree.leaves_with_path(state.params), jax.tree.leaves(before.params), strict=True):
         decayed = path[-1].name in ("weight", "token", "position")
@@ -250,7 +251,8 @@ def test_bfloat16_is_close_to_float32():
     assert_close(rounded_grads, jax.tree.map(np.asarray, grads), 0.02)
     assert {grad.dtype for grad in jax.tree.leaves(rounded_grads)} == {jnp.dtype("float32")}
 
-    state, _ = jax.eval_shape(step.make_train_step(dataclasses.replace(CONFIG, compute=compute)), new_state(), batch())
+    rounded_step = step.make_train_step(dataclasses.replace(CONFIG, compute=compute))
+    state, _ = jax.eval_shape(rounded_step, new_state(), None, batch())
     assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.moments))} == {jnp.dtype("float32")}
 
 
@@ -271,7 +273,7 @@ def test_bfloat16_parameters_train_and_repeat_bit_for_bit():
     def run():
         state, losses = jax.jit(lambda: step.init_state(config))(), []
         for _ in range(12):
-            state, metrics = train(state, batch())
+            state, metrics = train(state, None, batch())
             losses.append(float(metrics.loss))
         return state, losses
 

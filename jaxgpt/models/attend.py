@@ -1,0 +1,154 @@
+"""How the tokens of a block attend: to the text before them, or to the keys and values that were kept of it.
+
+A family's `block_forward` is handed one of these and calls its `forward(q, k, v)` on (B, T, H, D). So a block's maths
+is written once for training, prefill and decoding:
+
+    WholeText      B sequences of T tokens at once; training, scoring and prefill
+    KeptText       one further token of each of B texts, with the keys and values of the text so far kept
+
+Each text has a cache of its own, with room for S tokens. One further token at the place n of its text:
+
+    k[n], v[n] = this token's           out = Σ_{s ≤ n} softmax_s(q · k[s] / √D) v[s]
+
+What a cache holds at n and beyond is left over and never seen: it is masked until a token overwrites it.
+"""
+
+import math
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from jaxgpt.kernels.choose import attention_layer
+from jaxgpt.layers.numerics import product
+from jaxgpt.models.blocks import Context, Params, are_stacked
+
+
+class Layer(NamedTuple):
+    """One layer's part of a text's cache."""
+
+    k: Float[Array, "*L H S D"]
+    v: Float[Array, "*L H S D"]
+
+
+Cache = Layer | tuple[Layer, ...]  # as the parameters' blocks are: all on a leading L axis, or apart
+
+
+@dataclass(frozen=True)
+class WholeText:
+    """Every token of B sequences with those before it in its document."""
+
+    context: Context
+    batch: int  # B
+    length: int  # T
+    starts: Int[Array, "B T"] | None = None
+
+    @property
+    def places(self) -> Int[Array, "_ T"]:
+        """Each token's place in its document, (B, T), or (1, T) where they are the same in every sequence."""
+        places = jnp.arange(self.length)[None]
+        return places if self.starts is None else places - self.starts
+
+    @property
+    def _layer(self) -> ModuleType:
+        return attention_layer(self.context.compute)
+
+    def forward(
+        self, q: Float[Array, "B T H D"], k: Float[Array, "B T H D"], v: Float[Array, "B T H D"]
+    ) -> tuple[Float[Array, "B T H D"], Any]:
+        """Attention's output, and its residuals."""
+        return self._layer.forward(q, k, v, block=self.context.compute.attention_block, starts=self.starts)
+
+    def output(self, residuals: Any) -> Float[Array, "B T H D"]:
+        """Forward's output, from its residuals."""
+        return self._layer.output(residuals)
+
+    def backward(
+        self, residuals: Any, dout: Float[Array, "B T H D"]
+    ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H D"], Float[Array, "B T H D"]]:
+        """(dq, dk, dv)."""
+        block = self.context.compute.attention_block
+        return self._layer.backward(residuals, dout, block=block, starts=self.starts)
+
+
+@dataclass(frozen=True)
+class KeptText:
+    """One further token of each text, with what its cache keeps of the text so far."""
+
+    caches: tuple[Layer, ...]
+    lengths: Int[Array, " B"]  # tokens in each cache, below S
+
+    @property
+    def batch(self) -> int:
+        return len(self.caches)
+
+    @property
+    def places(self) -> Int[Array, "B 1"]:
+        """Each token's place in its text."""
+        return self.lengths[:, None]
+
+    def forward(
+        self, q: Float[Array, "B 1 H D"], k: Float[Array, "B 1 H D"], v: Float[Array, "B 1 H D"]
+    ) -> tuple[Float[Array, "B 1 H D"], tuple[Layer, ...]]:
+        """Attention's output, and the caches with this token."""
+        caches = tuple(
+            Layer(
+                _put_token(cache.k, k[text, 0], self.lengths[text]), _put_token(cache.v, v[text, 0], self.lengths[text])
+            )
+            for text, cache in enumerate(self.caches)
+        )
+        mixed = [_one_query(q[text, 0], cache, self.lengths[text]) for text, cache in enumerate(caches)]
+        return jnp.stack(mixed)[:, None], caches
+
+
+def split_heads(x: Float[Array, "N C"], batch: int, heads: int) -> Float[Array, "B T H D"]:
+    """Head h takes columns hD to (h+1)D."""
+    return x.reshape(batch, x.shape[0] // batch, heads, x.shape[1] // heads)
+
+
+def merge_heads(x: Float[Array, "B T H D"]) -> Float[Array, "N C"]:
+    return x.reshape(x.shape[0] * x.shape[1], -1)
+
+
+def empty_cache(params: Params, heads: int, capacity: int, head_width: int, dtype: DTypeLike) -> Cache:
+    """An empty cache for parameters, in layers as theirs are."""
+    shape = (heads, capacity, head_width)
+
+    def layer(*leading: int) -> Layer:
+        return Layer(jnp.zeros((*leading, *shape), dtype), jnp.zeros((*leading, *shape), dtype))
+
+    if are_stacked(params.blocks):
+        return layer(len(jax.tree.leaves(params.blocks)[0]))
+    return tuple(layer() for _ in params.blocks)
+
+
+def filled_cache(cache: Cache, blocks: Any) -> Cache:
+    """The cache with a prompt's keys and values from its beginning on, which are among the residuals of `features`.
+
+    `compute.attention` was "blocks", whose residuals have the heads first, and `compute.recompute` not "block". Of the
+    other residuals the compiler then computes nothing.
+    """
+
+    def put(kept: Array, new: Array) -> Array:  # (…, H, S, D) and (…, 1, H, T, D)
+        return lax.dynamic_update_slice(kept, jnp.squeeze(new, -4).astype(kept.dtype), (0,) * kept.ndim)
+
+    def put_layer(layer: Layer, residuals: Any) -> Layer:
+        return Layer(put(layer.k, residuals.attention.k), put(layer.v, residuals.attention.v))
+
+    return put_layer(cache, blocks) if isinstance(cache, Layer) else tuple(map(put_layer, cache, blocks))
+
+
+def _put_token(kept: Float[Array, "H S D"], new: Float[Array, "H D"], place: Int[Array, ""]) -> Float[Array, "H S D"]:
+    return lax.dynamic_update_slice(kept, new[:, None], (0, place, 0))
+
+
+def _one_query(q: Float[Array, "H D"], cache: Layer, length: Int[Array, ""]) -> Float[Array, "H D"]:
+    """Attention of one query to the keys up to place `length`, its own."""
+    scores = product("hd,hsd->hs", q, cache.k) / math.sqrt(q.shape[-1])
+    weights = jax.nn.softmax(jnp.where(jnp.arange(scores.shape[-1]) <= length, scores, -jnp.inf), axis=-1)
+    return product("hs,hsd->hd", weights.astype(q.dtype), cache.v).astype(q.dtype)

@@ -1,0 +1,149 @@
+"""The blocks that every model family is made of, whatever is in them, and what all families share.
+
+A family's parameters are a NamedTuple with a field `blocks`: all layers on a leading L axis ("stacked"), or a plain
+tuple of L of them ("unstacked"). Stacked blocks are walked by one loop, unstacked ones are written out one after
+another. Sharding, checkpoints and the memory plan know of a model only what stands here.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxgpt.config import Compute, Model
+from jaxgpt.layers.numerics import not_before
+
+MOST_UNROLLED = 24  # layers; more take minutes to compile
+
+Block = Any  # a family's NamedTuple of one layer's parameters
+Params = Any  # a family's NamedTuple of all of them
+BlockTransform = Callable[[Block], Block]  # moves a block's parameters or gradients between devices
+
+
+def identity(block: Block) -> Block:
+    return block
+
+
+class Context(NamedTuple):
+    """What every function of a family needs and none of them changes."""
+
+    model: Model
+    compute: Compute
+    frozen: Any = None  # parameters that are not trained; None where all are
+    gather: BlockTransform = identity  # all-gathers a block's sharded parameters just before they are used
+    scatter: BlockTransform = identity  # reduce-scatters a block's gradients as soon as they are computed
+
+
+class Inputs(NamedTuple):
+    """What a family's `features` reads."""
+
+    tokens: Int[Array, "B T"]
+    starts: Int[Array, "B T"] | None = None  # the place where each token's document begins; None: all at 0
+
+
+class Aux(NamedTuple):
+    """What a family adds to the loss itself, such as the balance of a router, and its metrics by name."""
+
+    loss: Float[Array, ""] | float = 0.0
+    metrics: Any = ()
+
+
+NO_AUX = Aux()  # of a dense model
+
+
+def inputs_of(tokens: Int[Array, "B T"], model: Model) -> Inputs:
+    """A family's inputs, with the documents told apart where `model.document_start` says how.
+
+    A sequence that begins within a document has the rest of it as its first.
+    """
+    if model.document_start < 0:
+        return Inputs(tokens)
+    places = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    return Inputs(tokens, lax.cummax(jnp.where(tokens == model.document_start, places, 0), axis=1))
+
+
+# Stacked and unstacked
+
+
+def are_stacked(blocks: Any) -> bool:
+    """Whether these blocks, or what belongs to them layer by layer, lie on a leading L axis."""
+    return type(blocks) is not tuple
+
+
+def unstacked(params: Params) -> Params:
+    """The same parameters with each block's apart."""
+    if not are_stacked(params.blocks):
+        return params
+    leaves, block = jax.tree.flatten(params.blocks)
+    return params._replace(blocks=tuple(jax.tree.unflatten(block, layer) for layer in zip(*leaves, strict=True)))
+
+
+def stacked(params: Params) -> Params:
+    """The same parameters with all blocks' on a leading L axis."""
+    if are_stacked(params.blocks):
+        return params
+    return params._replace(blocks=jax.tree.map(lambda *leaves: jnp.stack(leaves), *params.blocks))
+
+
+def arrange(params: Params, compute: Compute) -> Params:
+    """Stacked parameters, or moments, in the form that `compute.layers` asks for: the step follows their form."""
+    unroll = compute.layers == "unrolled"
+    if compute.layers == "auto":
+        unroll = len(jax.tree.leaves(params.blocks)[0]) <= MOST_UNROLLED and jax.default_backend() != "tpu"
+    return unstacked(params) if unroll else params
+
+
+def block_shapes(shapes: Params) -> Block:
+    """The shapes of one block's parameters, from those of all parameters."""
+    if not are_stacked(shapes.blocks):
+        return shapes.blocks[0]
+    return jax.tree.map(lambda shape: jax.ShapeDtypeStruct(shape.shape[1:], shape.dtype), shapes.blocks)
+
+
+def stacked_marks(params: Params) -> Params:
+    """For each tensor, whether its first axis counts layers."""
+    marks = jax.tree.map(lambda _: False, params)
+    if are_stacked(params.blocks):
+        marks = marks._replace(blocks=jax.tree.map(lambda _: True, params.blocks))
+    return marks
+
+
+# Scanning
+
+
+def scan_blocks(
+    body: Callable, carry: Array, blocks: Any, *more: Any, gather: BlockTransform = identity, reverse: bool = False
+) -> Any:
+    """`body(carry, block, *more's parts)`, which returns (carry, output), over all layers: (carry, outputs).
+
+    Over stacked blocks this is a loop, which is compiled once and copies each layer out of the stack and its outputs
+    into one. Over blocks apart its turns are written out, which is traced once (jit), compiled L times (inline) and
+    copies nothing. There a block may be gathered while the one before it computes: that hides the network's time and
+    has two of them in memory.
+    """
+    if are_stacked(blocks):
+
+        def turn(carry, layer):
+            block, *parts = layer
+            return body(carry, _gathered(gather, block, carry), *parts)
+
+        return lax.scan(turn, carry, (blocks, *more), reverse=reverse)
+    body = jax.jit(body, inline=True)
+    order = range(len(blocks))[:: -1 if reverse else 1]
+    outputs: dict[int, Any] = {}
+    following = _gathered(gather, blocks[order[0]], carry)
+    for layer, after in zip(order, [*order[1:], None], strict=True):
+        block, following = following, None if after is None else _gathered(gather, blocks[after], carry)
+        carry, outputs[layer] = body(carry, block, *(part[layer] for part in more))
+    return carry, tuple(outputs[layer] for layer in range(len(blocks)))
+
+
+def _gathered(gather: BlockTransform, block: Block, after: Array) -> Block:
+    """A block's parameters, gathered only when `after` is there, a block's input or its gradient.
+
+    Else the compiler may gather all layers first, or keep from the forward what the backward is to gather again.
+    """
+    return block if gather is identity else gather(not_before(after, block))

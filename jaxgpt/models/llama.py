@@ -1,0 +1,310 @@
+"""Llama (Touvron et al. 2023, arXiv:2302.13971), with as many key and value heads as query heads.
+
+    x = token[tokens]                                              embedding, without positions
+    x = x + attention(rmsnorm(x)),  x = x + mlp(rmsnorm(x))        L blocks; queries and keys are turned by their places
+    features = rmsnorm(x)                                          the head is a table of its own
+
+    mlp(x) = (silu(x w_gate) · x w_up) w_out                       SwiGLU
+
+No layer has a bias. `features_backward` is `features` read from its last line to its first. The parameters have the
+compute dtype; gradients come back in float32, float64 in float64.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key
+
+from jaxgpt.config import Model
+from jaxgpt.errors import UserError
+from jaxgpt.layers import embedding, linear, random, residual, rmsnorm, rotary, swiglu, unembedding
+from jaxgpt.layers.numerics import not_before
+from jaxgpt.models.attend import Cache, KeptText, Layer, WholeText, empty_cache, filled_cache, merge_heads, split_heads
+from jaxgpt.models.blocks import NO_AUX, Aux, Context, Inputs, are_stacked, inputs_of, scan_blocks
+
+MATRICES = ("token", "weight")  # names of the tensors that are matrices, one for each layer
+
+
+class Block(NamedTuple):
+    """One block's parameters. F = `feed_forward`."""
+
+    attention_norm: rmsnorm.Params
+    qkv: linear.Params  # C to 3C: queries, keys, values
+    attention_out: linear.Params  # C to C
+    mlp_norm: rmsnorm.Params
+    mlp_in: linear.Params  # C to 2F: gate, up
+    mlp_out: linear.Params  # F to C
+
+
+class Params(NamedTuple):
+    embedding: embedding.Params
+    blocks: Block | tuple[Block, ...]  # all on a leading L axis ("stacked"), or apart
+    final_norm: rmsnorm.Params
+    head: unembedding.Params
+
+
+class BlockResiduals(NamedTuple):
+    """What a block keeps; None what `compute.recompute` has computed again.
+
+    The input of `attention_out` is attention's own output, so it is not kept twice.
+    """
+
+    attention_norm: rmsnorm.Residuals
+    qkv: linear.Residuals | None
+    attention: Any  # as `attend` has them
+    mlp_norm: rmsnorm.Residuals
+    mlp_in: linear.Residuals | None
+    swiglu: swiglu.Residuals
+    mlp_out: linear.Residuals | None
+
+
+class Residuals(NamedTuple):
+    embedding: embedding.Residuals
+    blocks: Any  # as the parameters' blocks are: BlockResiduals, or with recompute = "block" the blocks' inputs
+    final_norm: rmsnorm.Residuals
+    starts: Int[Array, "B T"] | None  # the inputs'
+
+
+def check(model: Model) -> None:
+    """Raises UserError for a shape that this family can't have."""
+    if model.width // model.heads % 2:
+        raise UserError(
+            f"--model.heads is {model.heads}, which makes heads {model.width // model.heads} wide (--model.width "
+            f"{model.width}); with --model.family {model.family} their width must be even"
+        )
+
+
+def feed_forward(model: Model) -> int:
+    """F: two thirds of 4C, since there are three products rather than two, and rounded up to a multiple of 32."""
+    return -(-8 * model.width // 3 // 32) * 32
+
+
+def init(model: Model, key: Key[Array, ""], dtype: DTypeLike = jnp.float32) -> Params:
+    """Normal(0, 0.02) weights, 0.02/√(2L) for the two projections into the residual stream, scales 1.
+
+    Both tables' rows beyond the vocabulary are 0.
+    """
+    L, C, F = model.layers, model.width, feed_forward(model)
+    V, Vp = model.vocabulary_size, model.padded_vocabulary_size
+    keys = iter(jax.random.split(key, 6))
+
+    def normal(*shape: int, deviation: float = 0.02) -> Float[Array, "..."]:
+        return deviation * random.normal(next(keys), shape, dtype)
+
+    def table() -> Float[Array, "Vp C"]:
+        return jnp.where(jnp.arange(Vp)[:, None] < V, normal(Vp, C), 0)
+
+    into_stream = 0.02 / math.sqrt(2 * L)
+    return Params(
+        embedding=embedding.Params(table()),
+        blocks=Block(
+            attention_norm=rmsnorm.Params(jnp.ones((L, C), dtype)),
+            qkv=linear.Params(normal(L, C, 3 * C)),
+            attention_out=linear.Params(normal(L, C, C, deviation=into_stream)),
+            mlp_norm=rmsnorm.Params(jnp.ones((L, C), dtype)),
+            mlp_in=linear.Params(normal(L, C, 2 * F)),
+            mlp_out=linear.Params(normal(L, F, C, deviation=into_stream)),
+        ),
+        final_norm=rmsnorm.Params(jnp.ones(C, dtype)),
+        head=unembedding.Params(table()),
+    )
+
+
+def parameter_count(model: Model, *, active: bool = False, padded: bool = False) -> int:
+    """Number of parameters; `padded` counts the tables' unused rows too. All are `active` for every token."""
+    L, C, rows = model.layers, model.width, model.padded_vocabulary_size if padded else model.vocabulary_size
+    return 2 * rows * C + L * (2 * C + 4 * C * C + 3 * C * feed_forward(model)) + C
+
+
+def flops_per_token(model: Model, length: int, *, recompute: str = "none") -> int:
+    """Operations of the model's matrix products, forward and backward, for a token of sequences of this length.
+
+    Forward, with a query seeing (T+1)/2 keys on average; the backward has two products for each:
+
+        layer        2 C·3C + 2 C·C + 2·3 C·F               queries, keys and values; attention's output; the MLP
+        attention    2·2 C (T+1)/2            =  2 C (T+1)  q kᵀ and p v
+        classifier   2 C Vp
+
+    With recompute = "block" the backward has each block's forward once more, but for its last product.
+    """
+    C, F = model.width, feed_forward(model)
+    layer, attention = 8 * C * C + 6 * C * F, 2 * C * (length + 1)
+    again = layer + attention - 2 * C * F if recompute == "block" else 0
+    forward = model.layers * (layer + attention) + 2 * C * model.padded_vocabulary_size
+    return 3 * forward + model.layers * again
+
+
+def describe(model: Model) -> str:
+    """One line for people."""
+    return (
+        f"Llama, {parameter_count(model):,} parameters: {model.layers} layers, {model.heads} heads, width "
+        f"{model.width}, feed-forward {feed_forward(model)}, context {model.context}, vocabulary "
+        f"{model.vocabulary_size:,}"
+    )
+
+
+def decays(params: Params) -> Params:
+    """True for the tensors that weight decay applies to: both tables and the blocks' weights."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].name in MATRICES, params)
+
+
+def head(params: Params) -> unembedding.Params:
+    """The unembedding, a table of its own."""
+    return params.head
+
+
+def block_forward(
+    params: Block, x: Float[Array, "N C"], attend: WholeText | KeptText, context: Context
+) -> tuple[Float[Array, "N C"], BlockResiduals]:
+    """One block on N = B·T tokens, of which `attend` says what text they see."""
+    normalised, attention_norm = rmsnorm.forward(params.attention_norm, x)
+    qkv, qkv_residuals = linear.forward(params.qkv, normalised)
+    q, k, v = (split_heads(part, attend.batch, context.model.heads) for part in jnp.split(qkv, 3, axis=-1))
+    q, k = (rotary.forward(part, attend.places) for part in (q, k))
+    mixed, attention_residuals = attend.forward(q, k, v)
+    branch, _ = linear.forward(params.attention_out, merge_heads(mixed))
+    x = residual.forward(x, branch)
+
+    normalised, mlp_norm = rmsnorm.forward(params.mlp_norm, x)
+    hidden, mlp_in = linear.forward(params.mlp_in, normalised)
+    gate, up = jnp.split(hidden, 2, axis=-1)
+    activated, swiglu_residuals = swiglu.forward(gate, up)
+    branch, mlp_out = linear.forward(params.mlp_out, activated)
+    x = residual.forward(x, branch)
+    keep_norms = context.compute.recompute != "norms"
+    keep_activation = context.compute.recompute in ("none", "block")  # a block is computed again whole
+    return x, BlockResiduals(
+        attention_norm=attention_norm,
+        qkv=qkv_residuals if keep_norms else None,
+        attention=attention_residuals,
+        mlp_norm=mlp_norm,
+        mlp_in=mlp_in if keep_norms else None,
+        swiglu=swiglu_residuals,
+        mlp_out=mlp_out if keep_activation else None,
+    )
+
+
+def block_backward(
+    params: Block, residuals: BlockResiduals, dx: Float[Array, "N C"], attend: WholeText
+) -> tuple[Block, Float[Array, "N C"]]:
+    """`block_forward` from its last line to its first."""
+    dx, dbranch = residual.backward(dx)
+    activated = residuals.mlp_out or linear.Residuals(swiglu.forward(*not_before(dbranch, residuals.swiglu))[0])
+    mlp_out, dactivated = linear.backward(params.mlp_out, activated, dbranch)
+    dgate, dup = swiglu.backward(residuals.swiglu, dactivated)
+    dhidden = jnp.concatenate([dgate, dup], axis=-1)
+    normalised = residuals.mlp_in or linear.Residuals(
+        rmsnorm.output(params.mlp_norm, not_before(dhidden, residuals.mlp_norm))
+    )
+    mlp_in, dnormalised = linear.backward(params.mlp_in, normalised, dhidden)
+    mlp_norm, dx_through_mlp = rmsnorm.backward(params.mlp_norm, residuals.mlp_norm, dnormalised)
+    dx = dx + dx_through_mlp
+
+    dx, dbranch = residual.backward(dx)
+    mixed = attend.output(residuals.attention)
+    attention_out, dmixed = linear.backward(params.attention_out, linear.Residuals(merge_heads(mixed)), dbranch)
+    dmixed = split_heads(dmixed, mixed.shape[0], mixed.shape[2])
+    dq, dk, dv = attend.backward(residuals.attention, dmixed)
+    dq, dk = (rotary.backward(part, attend.places) for part in (dq, dk))
+    dqkv = jnp.concatenate([merge_heads(part) for part in (dq, dk, dv)], axis=-1)
+    normalised = residuals.qkv or linear.Residuals(
+        rmsnorm.output(params.attention_norm, not_before(dqkv, residuals.attention_norm))
+    )
+    qkv, dnormalised = linear.backward(params.qkv, normalised, dqkv)
+    attention_norm, dx_through_attention = rmsnorm.backward(
+        params.attention_norm, residuals.attention_norm, dnormalised
+    )
+    dx = dx + dx_through_attention
+    return Block(attention_norm, qkv, attention_out, mlp_norm, mlp_in, mlp_out), dx
+
+
+def features(params: Params, inputs: Inputs, context: Context) -> tuple[Float[Array, "N C"], Residuals, Aux]:
+    """All of the model but the head, for N = B·T tokens. The parameters' dtype is the compute dtype."""
+    x, embedding_residuals = embedding.forward(params.embedding, inputs.tokens)
+    x = x.reshape(-1, context.model.width)  # one axis for all tokens: only attention knows of sequences
+    B, T = inputs.tokens.shape
+    attend = WholeText(context, B, T, inputs.starts)
+
+    def one_block(x, block):
+        y, residuals = block_forward(block, x, attend, context)
+        return y, x if context.compute.recompute == "block" else residuals
+
+    x, blocks = scan_blocks(one_block, x, params.blocks, gather=context.gather)
+    x, final_norm = rmsnorm.forward(params.final_norm, x)
+    return x, Residuals(embedding_residuals, blocks, final_norm, inputs.starts), NO_AUX
+
+
+def features_backward(
+    params: Params,
+    residuals: Residuals,
+    dx: Float[Array, "N C"],
+    dhead: unembedding.Params,
+    daux: Any,
+    context: Context,
+) -> Params:
+    """The gradient by every parameter, in the accumulation dtype; `dhead` is the head's."""
+    final_norm, dx = rmsnorm.backward(params.final_norm, residuals.final_norm, dx)
+    tokens = residuals.embedding.tokens
+    B, T = tokens.shape
+    attend = WholeText(context, B, T, residuals.starts)
+
+    def one_block(dx, block, residuals):
+        if context.compute.recompute == "block":
+            x = not_before(dx, residuals)
+            _, residuals = block_forward(block, x, attend, context)
+        grads, dx = block_backward(block, residuals, dx, attend)
+        return dx, context.scatter(grads)
+
+    dx, blocks = scan_blocks(one_block, dx, params.blocks, residuals.blocks, gather=context.gather, reverse=True)
+    embeddings = embedding.backward(params.embedding, residuals.embedding, dx.reshape(*tokens.shape, -1))
+    return Params(embeddings, blocks, final_norm, dhead)
+
+
+# Drawing text, with the keys and values of the text so far kept
+
+
+def init_cache(params: Params, capacity: int, model: Model) -> Cache:
+    """An empty cache for one text of at most `capacity` tokens: in the parameters' dtype, and in layers as theirs."""
+    return empty_cache(params, model.heads, capacity, model.width // model.heads, params.embedding.token.dtype)
+
+
+def prefill(
+    params: Params, cache: Cache, tokens: Int[Array, "1 T"], length: Int[Array, ""], context: Context
+) -> tuple[Float[Array, "1 V"], Cache]:
+    """The logits after the first `length` of the tokens, and the cache with those from its beginning on.
+
+    T is at most the cache's capacity; `compute` as `filled_cache` wants it. The keys that are kept have been turned.
+    """
+    x, residuals, _ = features(params, inputs_of(tokens, context.model), context)
+    x = lax.dynamic_slice_in_dim(x, length - 1, 1)
+    return _logits(params, x, context), filled_cache(cache, residuals.blocks)
+
+
+def decode(
+    params: Params,
+    caches: tuple[Cache, ...],
+    tokens: Int[Array, " B"],
+    lengths: Int[Array, " B"],
+    context: Context,
+) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
+    """The logits after one further token of each text, and the caches with it; `lengths` are without it.
+
+    The texts share every product with a weight, so that it is read once for all of them.
+    """
+
+    def one_block(x: Array, block: Block, *layers: Layer) -> tuple[Array, tuple[Layer, ...]]:
+        x, residuals = block_forward(block, x, KeptText(layers, lengths), context)
+        return x, residuals.attention
+
+    x, grown = scan_blocks(one_block, params.embedding.token[tokens], params.blocks, *caches)
+    x, _ = rmsnorm.forward(params.final_norm, x)
+    by_text = grown if are_stacked(params.blocks) else tuple(zip(*grown, strict=True))
+    return _logits(params, x, context), by_text
+
+
+def _logits(params: Params, x: Float[Array, "N C"], context: Context) -> Float[Array, "N V"]:
+    return unembedding.logits(head(params), x)[:, : context.model.vocabulary_size]

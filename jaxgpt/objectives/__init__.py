@@ -1,0 +1,11 @@
+"""What is minimised. Each objective is a module with the same names: Batch, count, loss, loss_and_grads."""
+
+from types import ModuleType
+
+from jaxgpt.config import Config
+from jaxgpt.objectives import next_token
+
+
+def objective(config: Config) -> ModuleType:
+    """The module of what this configuration minimises."""
+    return next_token

@@ -1,0 +1,78 @@
+"""The next token: the mean of -log p(target) over all tokens that have a target.
+
+    loss = -scale Σ_i ℓ_i           ∂loss/∂ℓ_i = -scale           ℓ_i = log p(target_i)
+
+with scale = 1 / (number of targets). A batch that is one of several, whose losses are to be summed, is given the scale
+of all of them. So the gradients are computed in one pass, while the logits exist.
+"""
+
+import functools
+from types import ModuleType
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxgpt.data.loader import Batch
+from jaxgpt.layers import cross_entropy, unembedding
+from jaxgpt.layers.numerics import accumulation_dtype
+from jaxgpt.models.blocks import NO_AUX, Aux, Context, Params, inputs_of
+
+__all__ = ["Batch", "count", "loss", "loss_and_grads"]
+
+
+def count(batch: Batch) -> Int[Array, ""]:
+    """The number of tokens that the mean is over."""
+    return jnp.sum(batch.targets != cross_entropy.IGNORED)
+
+
+def loss(
+    family: ModuleType, params: Params, batch: Batch, context: Context, *, scale: Float[Array, ""] | None = None
+) -> Float[Array, ""]:
+    """The mean over this batch's targets; with `scale`, `scale` times their sum."""
+    x, _, aux = family.features(params, inputs_of(batch.tokens, context.model), context)
+    value, _ = _classify(family, params, x, batch, context, _scale(batch, scale))
+    return _with_aux(value, aux, batch, scale)
+
+
+def loss_and_grads(
+    family: ModuleType, params: Params, batch: Batch, context: Context, *, scale: Float[Array, ""] | None = None
+) -> tuple[Float[Array, ""], dict[str, Any], Params]:
+    """`loss`, metrics by name, and the loss's gradient by every parameter, in the accumulation dtype."""
+    x, residuals, aux = family.features(params, inputs_of(batch.tokens, context.model), context)
+    value, classifier = _classify(family, params, x, batch, context, _scale(batch, scale))
+    dhead, dx = unembedding.backward(classifier)
+    grads = family.features_backward(params, residuals, dx, dhead, _share(batch, scale), context)
+    return _with_aux(value, aux, batch, scale), dict(aux.metrics), grads
+
+
+def _scale(batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""]:
+    return 1 / jnp.maximum(count(batch), 1) if scale is None else scale
+
+
+def _share(batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""] | float:
+    """This batch's share of all targets, which is what the family's own loss counts with."""
+    return 1.0 if scale is None else scale * count(batch)
+
+
+def _with_aux(value: Float[Array, ""], aux: Aux, batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""]:
+    return value if aux is NO_AUX else value + _share(batch, scale) * aux.loss
+
+
+def _classify(
+    family: ModuleType, params: Params, x: Float[Array, "N C"], batch: Batch, context: Context, scale: Float[Array, ""]
+) -> tuple[Float[Array, ""], unembedding.Residuals]:
+    scale = jnp.asarray(scale, accumulation_dtype(x.dtype))
+    return unembedding.forward(
+        family.head(params),
+        x,
+        batch.targets.reshape(-1),
+        functools.partial(_chunk_loss, scale),
+        vocabulary_size=context.model.vocabulary_size,
+        chunk=context.compute.classifier_chunk,
+    )
+
+
+def _chunk_loss(scale: Float[Array, ""], logp: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, " n"]]:
+    """A chunk's loss, and its gradient by each log-probability."""
+    return -scale * jnp.sum(logp), jnp.full(logp.shape, -scale)

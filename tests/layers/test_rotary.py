@@ -1,0 +1,43 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from jaxgpt import gradcheck
+from jaxgpt.layers import rotary
+
+B, T, H, D = 2, 5, 3, 8
+
+
+@given(B=st.integers(1, 4), T=st.integers(1, 9), H=st.integers(1, 4), half=st.integers(1, 9))
+@example(B=1, T=1, H=1, half=1)
+def test_gradients(assert_exact, B, T, H, half):
+    assert_exact(gradcheck.rotary_case(jax.random.key(0), B, T, H, 2 * half))
+
+
+def test_it_is_a_product_of_complex_numbers(x64):
+    """Column i and column i + D/2 as the real and the imaginary part, times e^(i n ω)."""
+    x = np.random.default_rng(0).normal(size=(B, T, H, D))
+    places = np.array([[0, 1, 2, 3, 4], [3, 4, 0, 1, 7]])
+    turns = np.exp(1j * places[..., None, None] * 10_000.0 ** (-2 * np.arange(D // 2) / D))
+    expected = (x[..., : D // 2] + 1j * x[..., D // 2 :]) * turns
+    found = np.asarray(jax.jit(rotary.forward)(jnp.asarray(x), jnp.asarray(places)))
+    np.testing.assert_allclose(found, np.concatenate([expected.real, expected.imag], axis=-1), rtol=1e-12, atol=1e-14)
+
+
+def test_scores_depend_on_the_distance_only(x64):
+    q, k = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 1, 1, D)))
+
+    def score(of_query, of_key):
+        a, b = (rotary.forward(x, jnp.array([[n]])) for x, n in ((q, of_query), (k, of_key)))
+        return float(jnp.sum(a * b))
+
+    np.testing.assert_allclose(score(9, 4), score(105, 100), rtol=1e-12)
+    assert abs(score(9, 4) - score(9, 5)) > 1e-3
+
+
+def test_the_inverse_turns_back(x64):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(B, T, H, D)))
+    places = jnp.arange(T)[None]
+    np.testing.assert_allclose(rotary.backward(rotary.forward(x, places), places), x, rtol=1e-13, atol=1e-14)
