@@ -6,6 +6,6 @@ from jaxgpt import allocator
 
 if __name__ == "__main__":
     allocator.restart_with_settings()
-    from jaxgpt.cli import main
+    from jaxgpt.commands.cli import main
 
     sys.exit(main())

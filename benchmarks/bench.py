@@ -12,10 +12,12 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from benchmarks import compare
-from jaxgpt import allocator, cli, command_line, settings
-from jaxgpt.config import Compute
+from jaxgpt import allocator
+from jaxgpt.commands import cli, configuration
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
+from jaxgpt.options import command_line, settings
+from jaxgpt.options.config import Compute
 
 PROGRAM = "-m benchmarks.bench"  # as it is typed behind "python"
 Implementation = Literal["ours", "jax.grad", "torch", "torch.compile"]
@@ -62,9 +64,8 @@ def run(words: list[str]) -> int:
     if not (options.sizes and options.dtypes and options.who):
         raise UserError("--sizes, --dtypes and --who each need at least one value")
     sizes = [_size(text, config.model.context) for text in options.sizes]
-    from jaxgpt.training import corpus
 
-    model = corpus.resolve_without_text(config).model
+    model = configuration.without_text(config).model
     if options.profile:
         from jaxgpt.reports import profile
 

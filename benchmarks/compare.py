@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 
 from benchmarks import machine
 from benchmarks.peers.spec import STEP, Spec
-from jaxgpt.config import Compute, Model, Optimizer
 from jaxgpt.errors import RunError
+from jaxgpt.options.config import Compute, Model, Optimizer
 from jaxgpt.training import flops
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import kill_at
-from jaxgpt import cli
+from jaxgpt.commands import cli, configuration
 
 STEPS = 1500
 OPTIONS = {
@@ -62,7 +62,7 @@ class Killer:
         }
         self._lock = threading.Lock()  # starting a process asks for the status of the others
         self._processes = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload(["jaxgpt.training.loop", "benchmarks.kill_at"])
+        self._processes.set_forkserver_preload(["jaxgpt.commands.train", "benchmarks.kill_at"])
 
     def start(self, name: str, steps: int = STEPS, kill_before: int = 0) -> Any:
         """Starts a run of so many steps, or goes on with it; with `kill_before` it dies before that file operation."""
@@ -187,8 +187,8 @@ def difference(run: Path, expected: Path) -> str:
     """What differs between two runs: in the last checkpoint's arrays, the metrics or the samples; empty if nothing."""
     import jax
 
-    from jaxgpt import settings
-    from jaxgpt.training import checkpoints
+    from jaxgpt.options import settings
+    from jaxgpt.runs import checkpoints
     from jaxgpt.training.step import init_state
 
     def state(folder: Path) -> list[np.ndarray]:
@@ -214,14 +214,13 @@ def cost_of_saving(config_name: str, folder: Path) -> dict[str, float]:
     """Seconds of a step, seconds for which a save holds the loop, and until the checkpoint is whole."""
     import jax
 
-    from jaxgpt import settings
-    from jaxgpt.config import Checkpoint
     from jaxgpt.data.loader import Batch
-    from jaxgpt.training import corpus
-    from jaxgpt.training.saving import Writer
+    from jaxgpt.options import settings
+    from jaxgpt.options.config import Checkpoint
+    from jaxgpt.runs.saving import Writer
     from jaxgpt.training.step import init_state, make_train_step
 
-    config = corpus.resolve_without_text(settings.read(settings.find_config(config_name)))
+    config = configuration.without_text(settings.read(settings.find_config(config_name)))
     step = make_train_step(config)
     state = jax.jit(lambda: init_state(config))()
     shape = (1, config.training.batch_size, config.training.sequence_length)

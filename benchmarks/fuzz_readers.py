@@ -14,9 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxgpt import settings
-from jaxgpt.config import Config, Model
-from jaxgpt.data import manifest, token_files, tokenizers
+from jaxgpt.data import fingerprint, manifest, token_files, tokenizers
 from jaxgpt.evaluation import choice_files, task_files
 from jaxgpt.interop import (
     byte_level,
@@ -28,9 +26,11 @@ from jaxgpt.interop import (
     llmc_tokenizer,
     tensors,
 )
+from jaxgpt.options import settings
+from jaxgpt.options.config import Config, Model
 from jaxgpt.reports import content, page
 from jaxgpt.reports.history import History
-from jaxgpt.training import about, fingerprint
+from jaxgpt.runs import about
 
 Input = dict[str, bytes]
 MODEL = Model(layers=2, heads=2, width=8, context=6, vocabulary_size=130)

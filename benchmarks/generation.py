@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 from benchmarks import machine
-from jaxgpt.config import Compute, Model, Sampling
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.layers import unembedding
 from jaxgpt.models import blocks, gpt2
 from jaxgpt.models.blocks import Context, Inputs
+from jaxgpt.options.config import Compute, Model, Sampling
 from tests.parity import transformers_model
 
 RESULT = Path(__file__).parent / "results" / "generation.json"

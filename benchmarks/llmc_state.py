@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jaxgpt import settings
-from jaxgpt.config import Model
+from jaxgpt.commands import configuration
 from jaxgpt.interop import llmc, llmc_state, tensors
-from jaxgpt.training import corpus
+from jaxgpt.options import settings
+from jaxgpt.options.config import Model
 from tests.parity import transformers_model
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=64)
     options = parser.parse_args()
-    config = corpus.resolve_without_text(settings.read(settings.find_config(options.config)))
+    config = configuration.without_text(settings.read(settings.find_config(options.config)))
     options.folder.mkdir(parents=True, exist_ok=True)
     make(options.folder, config.model, options.batch, options.length)
 

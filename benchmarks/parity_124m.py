@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from benchmarks import machine
-from jaxgpt.config import Config, Model, Optimizer, Parallel, Training
-from jaxgpt.data import loader, texts, tokenizers
+from jaxgpt.data import corpora, loader, tokenizers
 from jaxgpt.models import gpt2
 from jaxgpt.models.blocks import arrange
+from jaxgpt.options.config import Config, Model, Optimizer, Parallel, Training
 from jaxgpt.training import step
 from tests.parity import transformers_model
 
@@ -87,7 +87,7 @@ def torch_steps(config: Config, params: gpt2.Params, batch: loader.Batch) -> Ite
 
 
 def main() -> int:
-    text = texts.load("embedded")
+    text = corpora.load("embedded")
     tokenizer = tokenizers.make("gpt2", text)
     tokens = tokenizer.encode(text[:10_000])[: BATCH_SIZE * LENGTH + 1]
     config = Config(

@@ -25,7 +25,8 @@ import psutil
 import tyro
 
 from benchmarks.machine import cpu_name, versions
-from jaxgpt.data import command, loader, manifest, shards, texts, tokenizers
+from jaxgpt.commands import prepare
+from jaxgpt.data import corpora, loader, manifest, shards, tokenizers
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT_BYTES = 3000
@@ -45,7 +46,7 @@ class Options:
 
 def documents(name: str, size: int) -> list[str]:
     """Documents of `size` bytes together, of paragraphs in a random order."""
-    paragraphs, draw = texts.load(name).split("\n\n"), random.Random(0)
+    paragraphs, draw = corpora.load(name).split("\n\n"), random.Random(0)
     made, total = [], 0
     while total < size:
         parts, length = [], 0
@@ -121,7 +122,7 @@ def time_loader(folder: Path, batches: int = 20) -> float:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    cores = command.cores()
+    cores = prepare.cores()
     made = documents(options.text, options.megabytes * 10**6)
     size = sum(len(text.encode()) for text in made)
     theirs: list[Clock] = []

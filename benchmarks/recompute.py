@@ -20,12 +20,14 @@ import numpy as np
 import psutil
 
 from benchmarks import machine
-from jaxgpt import allocator, settings
-from jaxgpt.config import Config
+from jaxgpt import allocator
+from jaxgpt.commands import configuration
 from jaxgpt.data.loader import Batch
 from jaxgpt.kernels.choose import choose_attention
-from jaxgpt.reports.memory_plan import LEVELS
-from jaxgpt.training import ahead, corpus
+from jaxgpt.options import settings
+from jaxgpt.options.config import Config
+from jaxgpt.training import compile
+from jaxgpt.training.memory_plan import LEVELS
 
 
 def main() -> None:
@@ -38,7 +40,7 @@ def main() -> None:
     parser.add_argument("--level", choices=LEVELS, help=argparse.SUPPRESS)  # in a process of its own
     options = parser.parse_args()
     if options.level:
-        print(json.dumps(measure(configuration(options))))
+        print(json.dumps(measure(configured(options))))
         return
     found: dict[str, list[dict[str, float]]] = {level: [] for level in LEVELS}
     for _ in range(options.rounds):
@@ -63,8 +65,8 @@ def main() -> None:
         options.output.write_text(json.dumps({"machine": about, **size, "levels": medians}, indent=2) + "\n")
 
 
-def configuration(options: argparse.Namespace) -> Config:
-    config = corpus.resolve_without_text(settings.read(settings.find_config(options.config)))
+def configured(options: argparse.Namespace) -> Config:
+    config = configuration.without_text(settings.read(settings.find_config(options.config)))
     training = dataclasses.replace(
         config.training, batch_size=options.batch_size, micro_batches=1, sequence_length=options.length
     )
@@ -75,7 +77,7 @@ def configuration(options: argparse.Namespace) -> Config:
 
 def measure(config: Config) -> dict[str, float]:
     """The median of three steps after one that isn't timed, and the program's temporaries."""
-    program, state = ahead.compile_step(config), ahead.initial_state(config)
+    program, state = compile.compile_step(config), compile.initial_state(config)
     shape = (1, config.training.batch_size, config.training.sequence_length)
     tokens = np.random.default_rng(0).integers(config.model.vocabulary_size, size=shape, dtype=np.int32)
     seconds = []

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks import machine
 from jaxgpt import allocator
-from jaxgpt.training.metrics_file import read_metrics
+from jaxgpt.runs.metrics_file import read_metrics
 
 
 def main() -> None:
@@ -55,9 +55,9 @@ def main() -> None:
 def measure(config: str, steps: int, *, report: bool) -> dict[str, float]:
     """One run, by the command that its users type; seconds."""
     allocator.restart_with_settings()
-    from jaxgpt import cli
-    from jaxgpt.reports import following
-    from jaxgpt.training.trainer import Trainer
+    from jaxgpt.commands import cli
+    from jaxgpt.commands.trainer import Trainer
+    from jaxgpt.reports import live_report
 
     marks: dict[str, float] = {}
     taken = 0.0
@@ -81,7 +81,9 @@ def measure(config: str, steps: int, *, report: bool) -> dict[str, float]:
             if values["step"] == steps:
                 marks["ended"] = time.perf_counter()
 
-    following.Report.read, following.Report.write = map(counted, (following.Report.read, following.Report.write))
+    live_report.Report.read, live_report.Report.write = map(
+        counted, (live_report.Report.read, live_report.Report.write)
+    )
     with tempfile.TemporaryDirectory() as folder:
         words = ["--config", config, "--training.steps", str(steps), "--run.folder", folder, "--run.name", "one"]
         status = cli.main([*words, "--run.report" if report else "--run.no-report"], [observe])

@@ -11,13 +11,14 @@ import time
 import jax
 import numpy as np
 
-from jaxgpt import settings
-from jaxgpt.config import Config, Parallel
+from jaxgpt.commands import configuration
 from jaxgpt.data.loader import Batch
 from jaxgpt.kernels.choose import choose_attention
+from jaxgpt.options import settings
+from jaxgpt.options.config import Config, Parallel
 from jaxgpt.parallel import mesh
-from jaxgpt.training import ahead, corpus
-from jaxgpt.training.placement import Placement
+from jaxgpt.training import compile
+from jaxgpt.training.resharding import Placement
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     for option, default in {"devices": 0, "batch-size": 8, "length": 256, "steps": 5}.items():
         parser.add_argument(f"--{option}", type=int, default=default)
     options = parser.parse_args()
-    config = corpus.resolve_without_text(settings.read(settings.find_config(options.config)))
+    config = configuration.without_text(settings.read(settings.find_config(options.config)))
     training = dataclasses.replace(
         config.training, batch_size=options.batch_size, micro_batches=1, sequence_length=options.length
     )
@@ -46,7 +47,7 @@ def main() -> None:
 def measure(config: Config, steps: int) -> float:
     """Seconds of a step, after one that isn't timed."""
     mesh.check(config)
-    program, state = ahead.compile_step(config), Placement(config).first_state()
+    program, state = compile.compile_step(config), Placement(config).first_state()
     shape = (1, config.training.batch_size, config.training.sequence_length)
     tokens = np.random.default_rng(0).integers(config.model.vocabulary_size, size=shape, dtype=np.int32)
     seconds = []

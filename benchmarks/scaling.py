@@ -23,9 +23,9 @@ from typing import Any
 
 import jax
 
-from jaxgpt import settings
-from jaxgpt.config import Model
 from jaxgpt.models import blocks, gpt2
+from jaxgpt.options import settings
+from jaxgpt.options.config import Model
 from jaxgpt.training import flops
 
 PEAK = 989.4e12  # of an H100 SXM in bfloat16

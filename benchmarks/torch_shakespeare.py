@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks import machine
-from jaxgpt.data import loader, texts, tokenizers
+from jaxgpt.data import corpora, loader, tokenizers
 
 LAYERS, HEADS, WIDTH, LENGTH, BATCH = 4, 4, 128, 64, 12
 PEAK, FINAL, WARM_UP = 1e-3, 1e-4, 100
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--data", default="tinyshakespeare", help="a text's name, or the path of a text file")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
-    text = texts.load(options.data)
+    text = corpora.load(options.data)
     tokenizer = tokenizers.make("characters", text)
     training, validation = loader.split(tokenizer.encode(text), 0.1)
     model = GPT(tokenizer.vocabulary_size)

@@ -19,9 +19,9 @@ from pathlib import Path
 import jax
 from jax._src import compilation_cache, lru_cache  # neither a cache of one's own nor its base has a public name
 
-from jaxgpt.data import texts
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
+from jaxgpt.paths import cache_folder
 from jaxgpt.terminal import say
 
 OFF = "off"
@@ -51,12 +51,12 @@ def use(choice: str) -> None:
     if "://" in of_jax:  # a bucket, which JAX knows to read
         return
     try:
-        folder = Path(choice or of_jax or texts.cache_folder() / "compiled").absolute()
+        folder = Path(choice or of_jax or cache_folder() / "compiled").absolute()
         _make(folder)
         others = _written_by_others(folder)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         why = f"can't be kept there ({getattr(error, 'strerror', None) or error})"
-        _do_without(choice or of_jax or texts.cache_folder() / "compiled", why)
+        _do_without(choice or of_jax or cache_folder() / "compiled", why)
         return
     if others:
         reason, remedy = others

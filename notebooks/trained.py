@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jaxgpt import settings
-from jaxgpt.config import Config
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.models import gpt2
-from jaxgpt.training import checkpoints
+from jaxgpt.options import settings
+from jaxgpt.options.config import Config
+from jaxgpt.runs import checkpoints
 
 RUN = Path("../runs/notebooks")
 COMMAND = (

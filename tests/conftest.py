@@ -87,7 +87,7 @@ def x64(quick_compilation):
 @pytest.fixture
 def assert_exact(x64):
     """A function that asserts that a gradcheck case's hand-written gradients are `jax.grad`'s, in float64."""
-    from jaxgpt import gradcheck  # not before the import hook above
+    from jaxgpt.proof import gradcheck  # not before the import hook above
 
     def check(case):
         rows = gradcheck.check(case, "float64")
@@ -111,7 +111,7 @@ def work(tmp_path, monkeypatch):
 def fails(capsys):
     """A function that runs a command which is to end with status 2, and returns its message on one line."""
 
-    from jaxgpt import cli  # not before the import hook above
+    from jaxgpt.commands import cli  # not before the import hook above
 
     def run(*words: str, command=None) -> str:
         try:

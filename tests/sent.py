@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxgpt.config import Model
 from jaxgpt.data import tokenizers
 from jaxgpt.interop import runs
 from jaxgpt.models import gpt2
-from jaxgpt.training import checksums
-from jaxgpt.training.about import FILE
+from jaxgpt.options.config import Model
+from jaxgpt.runs import checksums
+from jaxgpt.runs.about import FILE
 
 MODEL = Model(layers=1, heads=2, width=8, context=6, vocabulary_size=256)
 RUN = Path("runs", "sent")

@@ -8,8 +8,8 @@ import pytest
 from benchmarks import bench, compare
 from benchmarks.compare import agree, combine
 from benchmarks.peers.spec import Spec
-from jaxgpt.config import Compute, Model, Optimizer
 from jaxgpt.errors import RunError
+from jaxgpt.options.config import Compute, Model, Optimizer
 from jaxgpt.reports import profile
 
 

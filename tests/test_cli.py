@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxgpt import cli, settings
-from jaxgpt.config import Checkpoint, Config, Data, Model, Run, Training
+from jaxgpt.commands import cli, train
 from jaxgpt.data import tokenizers
-from jaxgpt.generation import texts
-from jaxgpt.generation.texts import Piece
-from jaxgpt.training import checksums, loop
-from jaxgpt.training.saving import Writer
+from jaxgpt.generation import batching
+from jaxgpt.generation.batching import Piece
+from jaxgpt.options import settings
+from jaxgpt.options.config import Checkpoint, Config, Data, Model, Run, Training
+from jaxgpt.runs import checksums
+from jaxgpt.runs.saving import Writer
 from jaxgpt.training.step import TrainState, init_state
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
@@ -105,7 +106,7 @@ def test_resume_and_overwrite_exclude_each_other(fails, run):
 )
 def test_resume_as_it_is_typed(monkeypatch, words, resume):
     configs = []
-    monkeypatch.setattr(loop, "train", configs.append)
+    monkeypatch.setattr(train, "train", configs.append)
     assert cli.main(words) == 0
     assert configs[0].run.resume == resume
 
@@ -125,7 +126,7 @@ def test_resume_without_anything_to_resume(fails, work, words):
 
 def test_overwrite_replaces_it(run, monkeypatch):
     """Its checkpoint is gone when training starts."""
-    monkeypatch.setattr(loop, "_run", lambda trainer: None)
+    monkeypatch.setattr(train, "_run", lambda trainer: None)
     assert cli.main([*TINY, "--run.name", "escapes", "--run.overwrite"]) == 0
     assert {path.name for path in run.iterdir()} == {
         "config.toml", "metrics.jsonl", "memory_plan.json", "machine.json", "report.html"
@@ -171,7 +172,7 @@ def test_generate_prints_each_token_as_it_comes(run, capsys, monkeypatch):
             seen.append(capsys.readouterr().out)
             yield Piece(0, letter, letter == "z")
 
-    monkeypatch.setattr("jaxgpt.generation.texts.generate", pieces)
+    monkeypatch.setattr("jaxgpt.generation.batching.generate", pieces)
     assert cli.main(["generate", "--run", str(run), "--prompt", "a"]) == 0
     assert seen == ["a", "x", "y"]
     assert capsys.readouterr().out == "z\n"
@@ -192,7 +193,7 @@ def test_samples_differ_and_the_seed_repeats_them(run, capsys):
 def test_texts_drawn_side_by_side_are_printed_one_after_another(run, capsys, monkeypatch):
     """Of the first that is not complete each piece as it comes; what comes of others meanwhile is kept."""
     drawn = [Piece(2, "c", True), Piece(0, "a", False), Piece(1, "b", False), Piece(0, "A", True), Piece(1, "B", True)]
-    monkeypatch.setattr("jaxgpt.generation.texts.generate", lambda *args: iter(drawn))
+    monkeypatch.setattr("jaxgpt.generation.batching.generate", lambda *args: iter(drawn))
     (run / "prompts").write_text("two\nthree\n")
     assert cli.main(["generate", "--run", str(run), "--prompt", "one", "--prompts", str(run / "prompts")]) == 0
     assert capsys.readouterr().out == "--- prompt 1\noneaA\n--- prompt 2\ntwobB\n--- prompt 3\nthreec\n"
@@ -235,7 +236,7 @@ def test_special_tokens_and_empty_prompts_begin_a_document(work, monkeypatch):
     state = tokenizers.Trained([bytes([i]) for i in range(256)]).state()
     save(work / "special", configuration, zeros(configuration), state)
     asked = []
-    monkeypatch.setattr(texts, "generate", lambda params, requests, *rest: asked.extend(requests) or iter(()))
+    monkeypatch.setattr(batching, "generate", lambda params, requests, *rest: asked.extend(requests) or iter(()))
     words = ["generate", "--run", "special", "--prompt", "<|endoftext|>a", "--prompt", ""]
     assert cli.main([*words, "--special"]) == 0
     assert cli.main(words) == 0
@@ -323,13 +324,13 @@ def test_ctrl_c_is_an_interrupt_and_no_error(capsys, run, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         yield Piece(0, "", True)
 
-    monkeypatch.setattr("jaxgpt.generation.texts.generate", interrupted)
+    monkeypatch.setattr("jaxgpt.generation.batching.generate", interrupted)
     assert cli.main(["generate", "--run", str(run), "--prompt", "a"]) == 130
     assert capsys.readouterr().err == "\nstopped with Ctrl-C\n"
 
 
 def entry(*words: str, **options) -> subprocess.Popen:
-    command = [sys.executable, Path(cli.__file__).resolve().parent.parent / "run.py", *words]
+    command = [sys.executable, Path(cli.__file__).resolve().parents[2] / "run.py", *words]
     return subprocess.Popen(command, stderr=subprocess.PIPE, **options)
 
 
@@ -351,7 +352,7 @@ def test_the_entry_has_the_status_of_the_command():
 
 def test_a_terminal_without_unicode_is_no_error(run, monkeypatch, capsysbinary):
     """What it can't show is written out."""
-    monkeypatch.setattr("jaxgpt.generation.texts.generate", lambda *args: iter([Piece(0, "é", True)]))
+    monkeypatch.setattr("jaxgpt.generation.batching.generate", lambda *args: iter([Piece(0, "é", True)]))
     terminal: Any = sys.stdout
     terminal.reconfigure(encoding="ascii")
     assert cli.main(["generate", "--run", str(run), "--prompt", "a"]) == 0

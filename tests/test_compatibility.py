@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxgpt import cli
+from jaxgpt.commands import cli
 
 WRITTEN = Path(__file__).parent / "compatibility"
 

@@ -10,11 +10,12 @@ import jax
 import pytest
 from jax._src import compilation_cache as jax_cache
 
-from jaxgpt import cli, compilation_cache
+from jaxgpt import compilation_cache
+from jaxgpt.commands import cli
 from jaxgpt.compilation_cache import CheckedCache
 from jaxgpt.errors import UserError
 
-ROOT = Path(cli.__file__).resolve().parent.parent
+ROOT = Path(cli.__file__).resolve().parents[2]
 OPTIONS = ["jax_compilation_cache_dir", "jax_enable_compilation_cache", "jax_compilation_cache_max_size"]
 OPTIONS += ["jax_persistent_cache_min_compile_time_secs", "jax_persistent_cache_min_entry_size_bytes"]
 

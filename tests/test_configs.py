@@ -3,10 +3,10 @@
 import jax
 import pytest
 
-from jaxgpt import settings
-from jaxgpt.data import sources, texts, tokenizers
+from jaxgpt.commands import configuration
+from jaxgpt.data import corpora, sources, tokenizers
 from jaxgpt.models import gpt2
-from jaxgpt.training import corpus
+from jaxgpt.options import settings
 
 # GPT-2's as llm.c and Hugging Face count them; GPT-3's counted once from the tensors of table 2.1's shapes, by hand.
 PARAMETERS = {
@@ -33,7 +33,7 @@ def resolved():
     def read(name):
         config = settings.read(settings.find_config(name))
         text = "abc" if config.data.tokenizer == "characters" else ""
-        return corpus.resolve(config, tokenizers.make(config.data.tokenizer, text))
+        return configuration.resolve(config, tokenizers.make(config.data.tokenizer, text))
 
     return read
 
@@ -47,7 +47,7 @@ def test_every_config_is_one_that_a_run_could_use(resolved, name):
 @pytest.mark.parametrize("name", settings.config_names())
 def test_every_config_trains_on_a_text_that_there_is(name):
     """By name: a path would be one on somebody's machine."""
-    assert settings.read(settings.find_config(name)).data.text in {*texts.NAMES, *sources.DATA_SETS}
+    assert settings.read(settings.find_config(name)).data.text in {*corpora.NAMES, *sources.DATA_SETS}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -3,8 +3,8 @@
 import pytest
 
 from jaxgpt import environment
-from jaxgpt.config import Parallel
 from jaxgpt.errors import UserError
+from jaxgpt.options.config import Parallel
 from jaxgpt.parallel import cluster
 
 NO_NUMBERS = ["", "soon", "-1", "1.5", "9" * 5000, "٣", str(2**53 + 1), "\x1b[31m3"]

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import faults
-from jaxgpt import cli
-from jaxgpt.training import checkpoints
+from jaxgpt.commands import cli
+from jaxgpt.runs import checkpoints
 
 pytestmark = pytest.mark.slow
 
-ENTRY = Path(cli.__file__).resolve().parent.parent / "run.py"
+ENTRY = Path(cli.__file__).resolve().parents[2] / "run.py"
 KILLS = 32
 IN_A_SMALL_DISK = """
 set -eu

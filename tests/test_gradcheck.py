@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxgpt import gradcheck
-from jaxgpt.config import Compute, Model
 from jaxgpt.layers import layernorm
+from jaxgpt.options.config import Compute, Model
+from jaxgpt.proof import gradcheck
 
 MODEL = Model(layers=2, heads=2, width=8, context=5, vocabulary_size=11)
 COMPUTE = Compute()

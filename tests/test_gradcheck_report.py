@@ -7,9 +7,12 @@ from typing import Any
 import jax
 import pytest
 
-from jaxgpt import cli, gradcheck, gradcheck_report, settings
+from jaxgpt.commands import cli
+from jaxgpt.commands import gradcheck as gradcheck_report
 from jaxgpt.layers import gelu
 from jaxgpt.models import gpt2
+from jaxgpt.options import settings
+from jaxgpt.proof import gradcheck
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -12,8 +12,10 @@ import jax
 import jaxlib.version
 import pytest
 
-from jaxgpt import __version__, cli, config, settings
-from jaxgpt.config import Config
+from jaxgpt import __version__
+from jaxgpt.commands import cli
+from jaxgpt.options import config, settings
+from jaxgpt.options.config import Config
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from jaxgpt import cli, command_line, suggestions
-from jaxgpt.generation.command import Generate
-from jaxgpt.training import loop
+from jaxgpt.commands import cli, train
+from jaxgpt.commands.generate import Generate
+from jaxgpt.options import command_line, suggestions
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
 
@@ -149,7 +149,7 @@ def test_a_switch_that_is_given_a_value(fails, words):
 
 def test_values_that_look_like_options(monkeypatch):
     configs = []
-    monkeypatch.setattr(loop, "train", configs.append)
+    monkeypatch.setattr(train, "train", configs.append)
     assert cli.main(["--run.note=--lr 3", "--run.prompt", "--- a -b", "--model.document-start", "-1"]) == 0
     assert (configs[0].run.note, configs[0].run.prompt, configs[0].model.document_start) == ("--lr 3", "--- a -b", -1)
 

@@ -20,8 +20,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxgpt import gradcheck
-from jaxgpt.config import Compute, Model
 from jaxgpt.layers import (
     attention,
     cross_entropy,
@@ -37,6 +35,8 @@ from jaxgpt.layers import (
 )
 from jaxgpt.models import gpt2, llama
 from jaxgpt.objectives import next_token
+from jaxgpt.options.config import Compute, Model
+from jaxgpt.proof import gradcheck
 
 # Small shapes at which no dropped term happens to be 0 and no dropped factor to be 1.
 MODEL = Model(layers=1, heads=2, width=4, context=4, vocabulary_size=5)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ORACLE = ROOT / "jaxgpt" / "gradcheck.py"
+ORACLE = ROOT / "jaxgpt" / "proof" / "gradcheck.py"
 AUTODIFF = {
     *("grad", "value_and_grad", "vjp", "jvp", "linearize", "linear_transpose", "fwd_and_bwd"),
     *("jacfwd", "jacrev", "jacobian", "hessian"),

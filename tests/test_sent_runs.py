@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from jaxgpt import cli, compilation_cache, settings
-from jaxgpt.config import Config, Training
+from jaxgpt import compilation_cache
+from jaxgpt.commands import cli, init_from
+from jaxgpt.data import fingerprint
 from jaxgpt.errors import UserError
-from jaxgpt.interop import initial
+from jaxgpt.options import settings
+from jaxgpt.options.config import Config, Training
 from jaxgpt.reports import content, trackers
-from jaxgpt.reports.following import Report
 from jaxgpt.reports.history import History
-from jaxgpt.training import fingerprint
+from jaxgpt.reports.live_report import Report
 from tests import sent
 from tests.reports import runs
 from tests.sent import MODEL, RUN
@@ -96,7 +97,7 @@ def test_evaluate_reads_the_text_of_the_run_only_where_it_is_the_same(run, fails
 
 def test_init_from_takes_no_paths_from_a_run(run):
     configure(**HOSTILE)
-    config = initial.with_shape(Config(training=Training(init_from=str(run))), set())
+    config = init_from.with_shape(Config(training=Training(init_from=str(run))), set())
     assert config.model == MODEL
     assert config.run == Config().run
 

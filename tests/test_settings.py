@@ -12,12 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgpt import cli, config
-from jaxgpt import settings as options
-from jaxgpt.config import Config
+from jaxgpt.commands import cli, init_from, train
 from jaxgpt.errors import UserError
-from jaxgpt.interop import initial
-from jaxgpt.training import loop
+from jaxgpt.options import config
+from jaxgpt.options import settings as options
+from jaxgpt.options.config import Config
 
 SECTIONS: dict[str, Any] = {field.name: field.default_factory for field in dataclasses.fields(Config)}
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -62,8 +61,10 @@ def toml(tmp_path):
 def trained(monkeypatch):
     """The configurations that `run.py` would have trained with, instead of training."""
     configs: list[Config] = []
-    monkeypatch.setattr(loop, "train", configs.append)
-    monkeypatch.setattr(initial, "with_shape", lambda config, given: config)  # looks at the weights, which aren't there
+    monkeypatch.setattr(train, "train", configs.append)
+    monkeypatch.setattr(
+        init_from, "with_shape", lambda config, given: config
+    )  # looks at the weights, which aren't there
     return configs
 
 

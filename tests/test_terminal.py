@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from jaxgpt import cli, terminal
+from jaxgpt import terminal
+from jaxgpt.commands import cli
 
-ROOT = Path(cli.__file__).resolve().parent.parent
+ROOT = Path(cli.__file__).resolve().parents[2]
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 POSIX = pytest.mark.skipif(os.name != "posix", reason="a shell's redirections")
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 from jaxgpt import models
-from jaxgpt.config import Compute, Model
 from jaxgpt.data.loader import Batch
 from jaxgpt.models.blocks import Context
 from jaxgpt.objectives import next_token
+from jaxgpt.options.config import Compute, Model
 
 
 def logits(params: Any, tokens: Any, model: Model, compute: Compute) -> Any:

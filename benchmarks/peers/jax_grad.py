@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Int
 
 from benchmarks.peers import common
 from benchmarks.peers.spec import WARM_UP, Spec
-from jaxgpt.config import Model
 from jaxgpt.data.loader import Batch
 from jaxgpt.layers import layernorm, linear
 from jaxgpt.models import gpt2
 from jaxgpt.optimizers import adamw, clipping, schedules
+from jaxgpt.options.config import Model
 
 
 class State(NamedTuple):

@@ -2,10 +2,10 @@
 
 from benchmarks.peers import common
 from benchmarks.peers.spec import WARM_UP, Spec
-from jaxgpt.config import Config, Parallel, Training
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import gpt2
 from jaxgpt.models.blocks import arrange
+from jaxgpt.options.config import Config, Parallel, Training
 from jaxgpt.training import step
 
 

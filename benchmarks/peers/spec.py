@@ -15,7 +15,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jaxgpt.config import Compute, Model, Optimizer
+from jaxgpt.options.config import Compute, Model, Optimizer
 
 STEP = "measured step"
 WARM_UP = 2  # steps before the timed ones; the first is the one whose loss and gradient norm are reported

@@ -1,7 +1,7 @@
 """docs/configuration.md, made of the options themselves: `python -m docs.site.configuration` writes it anew.
 
-The meanings are the docstrings of `jaxgpt/config.py`; what a value must be is asked of `settings.check`, by handing it
-values that might be wrong.
+The meanings are the docstrings of `jaxgpt/options/config.py`. What a value must be is asked of `settings.check`, by
+handing it values that might be wrong.
 """
 
 import ast
@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from jaxgpt import config, settings
-from jaxgpt.config import Config
 from jaxgpt.errors import UserError
+from jaxgpt.options import config, settings
+from jaxgpt.options.config import Config
 
 PAGE = Path(__file__).resolve().parents[1] / "configuration.md"
 
 HEAD = """\
 # Configuration
 
-<!-- Made by `python -m docs.site.configuration` of jaxgpt/config.py and configs/: change those, and run it. -->
+<!-- Made by `python -m docs.site.configuration` of jaxgpt/options/config.py and configs/: change those, and run it. -->
 
 A run is made from the options below. Each has a default; a TOML file, in `configs/` or of your own, holds what differs;
 the command line overrides both:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from jaxgpt.data import json_rows, pieces
-from jaxgpt.data.pieces import Piece
+from jaxgpt.data import chunks, json_rows
+from jaxgpt.data.chunks import Piece
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
@@ -74,7 +74,7 @@ def _of_text(piece: Piece) -> Iterator[Document]:
     separator, begins = piece.layout.separator, piece.position.begins
     text = _decoded(piece)
     start = 0
-    for match in pieces.separators(separator).finditer(text) if separator else ():
+    for match in chunks.separators(separator).finditer(text) if separator else ():
         document = text[start : match.end() if separator.isspace() else match.start()]
         if document:
             yield Document(document, begins)

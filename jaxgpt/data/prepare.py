@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxgpt import __version__, writing
-from jaxgpt.data import documents, manifest, pieces, progress, sources, token_files, tokenizers, workers
+from jaxgpt.data import chunks, documents, manifest, progress, sources, token_files, tokenizers, workers
+from jaxgpt.data.chunks import Layout, Piece, Position
 from jaxgpt.data.manifest import Manifest, Split
-from jaxgpt.data.pieces import Layout, Piece, Position
 from jaxgpt.data.workers import Pool, Tokenized
 from jaxgpt.errors import Interrupted, RunError, UserError
 from jaxgpt.foreign_text import shown
@@ -85,7 +85,7 @@ def prepare(settings: Settings, folder: Path, processes: int, skip_bad: int = 0)
 def _ending(file: sources.File) -> str:
     """Returns the end of a file's name, which says of what kind it is and how it is packed."""
     path = Path(file.name)
-    return pieces.unpacked_name(path).suffix + path.suffix
+    return chunks.unpacked_name(path).suffix + path.suffix
 
 
 class _Shards:
@@ -159,7 +159,7 @@ class _Shards:
         How far a packed file was read runs ahead of its pieces, so what lies between the first and the last counts.
         """
         counts, reads = [], []
-        found = pieces.cut(file.here(), self.settings.layout, Position())
+        found = chunks.cut(file.here(), self.settings.layout, Position())
         for piece in found:
             counts.append(len(workers.tokenize_with(tokenizer, piece).tokens))
             reads.append(piece.read)
@@ -187,7 +187,7 @@ class _Shards:
         self.bar.skip(sum(file.size for file in part.files[: start.file]))
         for number, path in enumerate(sources.here(part.files[start.file :]), start.file):
             beginning = start if number == start.file else Position(number)
-            yield from self.bar.watch(pieces.cut(path, self.settings.layout, beginning), part.files[number].size)
+            yield from self.bar.watch(chunks.cut(path, self.settings.layout, beginning), part.files[number].size)
 
     def _add(self, number: int, piece: Piece, result: Tokenized, skip: int) -> None:
         """Writes the piece's tokens behind the first `skip`, which earlier shards have."""

@@ -11,8 +11,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from jaxgpt import files
 from jaxgpt.data import manifest
+from jaxgpt.data.chunks import Piece, Position
 from jaxgpt.data.manifest import Shard
-from jaxgpt.data.pieces import Piece, Position
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import printable, quoted, shown
 

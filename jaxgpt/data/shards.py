@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgpt.data import manifest, progress, sources, texts, token_files
+from jaxgpt.data import corpora, manifest, progress, sources, token_files
 from jaxgpt.data.manifest import Manifest
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
@@ -60,7 +60,7 @@ class TokenSet(NamedTuple):
 
 def find(name: str) -> TokenSet | None:
     """The token files called `name`; None where it is no name of any. UserError where they are missing or damaged."""
-    if name in sources.DATA_SETS and name not in texts.NAMES:
+    if name in sources.DATA_SETS and name not in corpora.NAMES:
         folder = sources.data_folder() / name
         if not folder.is_dir():
             raise UserError(

@@ -13,9 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxgpt.data import hub, texts
+from jaxgpt.data import corpora, hub
+from jaxgpt.data.chunks import kind_of
 from jaxgpt.data.manifest import Split
-from jaxgpt.data.pieces import kind_of
 from jaxgpt.errors import UserError
 from jaxgpt.files import open_file
 from jaxgpt.foreign_text import quoted, shown
@@ -104,7 +104,7 @@ def _files(source: str) -> list[File]:
             for remote in _on_the_hub(source)
         ]
     if source == "tinyshakespeare":
-        return [_local(texts.shakespeare_file())]
+        return [_local(corpora.shakespeare_file())]
     path = Path(source)
     try:
         if path.is_dir():

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgpt.data import documents, encodings, pieces, token_files, tokenizers
+from jaxgpt.data import chunks, documents, encodings, token_files, tokenizers
+from jaxgpt.data.chunks import Piece
 from jaxgpt.data.documents import Rows
-from jaxgpt.data.pieces import Piece
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
@@ -61,7 +61,7 @@ class Pool:
         for piece in items:
             waiting.append((piece.emptied(), piece.size(), self._executor.submit(function, piece)))
             held += waiting[-1][1]
-            while len(waiting) > most or (waiting and held > most * pieces.PIECE_BYTES):
+            while len(waiting) > most or (waiting and held > most * chunks.PIECE_BYTES):
                 done, size, future = waiting.popleft()
                 yield done, future.result()
                 held -= size

@@ -3,13 +3,13 @@
 import time
 from collections.abc import Iterator
 
-from jaxgpt.config import Config
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.evaluation import multiple_choice, task_files
 from jaxgpt.evaluation.multiple_choice import Result
 from jaxgpt.evaluation.scoring import Scorer, make_scorer
 from jaxgpt.models.blocks import Params
+from jaxgpt.options.config import Config
 
 
 class Tasks:

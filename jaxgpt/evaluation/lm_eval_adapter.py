@@ -27,11 +27,12 @@ try:
 except ImportError as error:
     raise UserError(f"to be scored by lm_eval a package is needed ({error}): make env EXTRAS=lm-eval") from None
 
-from jaxgpt.config import Sampling
-from jaxgpt.evaluation import multiple_choice, trained
+from jaxgpt.evaluation import multiple_choice
 from jaxgpt.evaluation.scoring import Request, Score, make_scorer
 from jaxgpt.foreign_text import shown
-from jaxgpt.generation import texts
+from jaxgpt.generation import batching
+from jaxgpt.options.config import Sampling
+from jaxgpt.runs import loading
 from jaxgpt.terminal import say
 
 BATCH_SIZE = 16  # where lm_eval leaves it to the model
@@ -45,7 +46,7 @@ class JaxGPT(LM):
         self, run: str, devices: int = 0, batch_size: int | str = BATCH_SIZE, max_gen_toks: int = 256, **others: Any
     ):
         super().__init__()  # `others` are what lm_eval hands to every model: max_batch_size, device
-        self.model = trained.load(Path(run), _whole("devices", devices))
+        self.model = loading.load(Path(run), _whole("devices", devices))
         size = 0 if str(batch_size).startswith("auto") else _whole("batch_size", batch_size)
         self.scorer = make_scorer(self.model.config, size or BATCH_SIZE)
         self.max_gen_toks = _whole("max_gen_toks", max_gen_toks)
@@ -93,13 +94,15 @@ class JaxGPT(LM):
         tokenizer, config = self.model.tokenizer, self.model.config
         asked = [self._to_draw(*request.args[:2], seed=seed) for seed, request in enumerate(requests)]
         answers = [""] * len(requests)
-        for piece in texts.generate(self.model.params, asked, config.model, config.compute, tokenizer) if asked else ():
+        for piece in (
+            batching.generate(self.model.params, asked, config.model, config.compute, tokenizer) if asked else ()
+        ):
             answers[piece.number] += piece.text
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, answer)
         return answers
 
-    def _to_draw(self, context: str, options: dict[str, Any], seed: int) -> texts.Request:
+    def _to_draw(self, context: str, options: dict[str, Any], seed: int) -> batching.Request:
         chosen: dict[str, Any] = dict(normalize_gen_kwargs(options, self.max_gen_toks))
         tokens = min(chosen["max_gen_toks"], self.max_length - 1)
         sampling = Sampling(
@@ -112,7 +115,7 @@ class JaxGPT(LM):
         prompt = self.model.tokenizer.encode(context)[-(self.max_length - tokens) :]
         if not len(prompt):
             prompt = np.array([multiple_choice.prefix(self.model.tokenizer)], np.int32)
-        return texts.Request(prompt, sampling, seed, until_end_of_text=True)
+        return batching.Request(prompt, sampling, seed, until_end_of_text=True)
 
     def _scores(self, requests: list[Request]) -> list[Score]:
         """UserError for a continuation that is longer than the context."""

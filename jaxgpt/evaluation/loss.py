@@ -16,13 +16,13 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxgpt.config import Config
 from jaxgpt.data import loader
 from jaxgpt.data.loader import Tokens
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Context, Params
 from jaxgpt.objectives import next_token
+from jaxgpt.options.config import Config
 from jaxgpt.parallel.in_flight import in_turn
 from jaxgpt.parallel.mesh import AXIS
 from jaxgpt.training.step import cast, layout_of

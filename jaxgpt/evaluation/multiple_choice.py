@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgpt.config import Model
 from jaxgpt.data import loader
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
@@ -26,6 +25,7 @@ from jaxgpt.evaluation import choice_files, task_files
 from jaxgpt.evaluation.scoring import Request, Score, Scorer
 from jaxgpt.evaluation.tasks import TASKS, Question
 from jaxgpt.models.blocks import Params
+from jaxgpt.options.config import Model
 
 
 class Example(NamedTuple):

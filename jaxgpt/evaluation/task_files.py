@@ -19,7 +19,7 @@ from jaxgpt.data import parquet
 from jaxgpt.errors import UserError
 from jaxgpt.evaluation.tasks import TASKS, Malformed, Question, Row
 from jaxgpt.foreign_text import shown as written
-from jaxgpt.settings import nearest
+from jaxgpt.options.settings import nearest
 
 CONVERTED = "refs/convert/parquet"  # the revision where the hub keeps every data set as Parquet
 MMLU_FIELDS = 6

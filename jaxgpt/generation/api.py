@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt.config import Sampling
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import parse_json, quoted, shown
-from jaxgpt.generation.texts import Request, prompt_tokens
-from jaxgpt.settings import nearest
+from jaxgpt.generation.batching import Request, prompt_tokens
+from jaxgpt.options.config import Sampling
+from jaxgpt.options.settings import nearest
 
 MOST_STOP_TEXTS = 4
 MOST_STOP_CHARACTERS = 256

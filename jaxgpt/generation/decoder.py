@@ -21,11 +21,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from jaxgpt.config import Compute, Model, Sampling
 from jaxgpt.generation.sampling import Settings, draw, settings
 from jaxgpt.models import family
 from jaxgpt.models.attend import Cache
 from jaxgpt.models.blocks import Context, Params, are_stacked, arrange
+from jaxgpt.options.config import Compute, Model, Sampling
 from jaxgpt.training.step import cast
 
 MOST_AT_ONCE = 32  # tokens of a text from one call of `decode`

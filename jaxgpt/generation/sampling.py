@@ -20,8 +20,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from jaxgpt.config import Model, Sampling
 from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.options.config import Model, Sampling
 
 LEAST_TEMPERATURE = 1e-30  # below it the likeliest token is taken
 LEAST_TOP_P = 1e-6

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from jaxgpt.generation.api import ApiError
-from jaxgpt.generation.texts import Batch, Request, Text
+from jaxgpt.generation.batching import Batch, Request, Text
 from jaxgpt.terminal import say
 
 LOOK_SECONDS = 0.5  # between looks whether a client that waits for its whole answer is still there

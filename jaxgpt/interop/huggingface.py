@@ -15,12 +15,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxgpt import files, foreign_text
-from jaxgpt.config import Model
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.interop import huggingface_config, huggingface_tokenizer, tensors
 from jaxgpt.interop.source import Source
 from jaxgpt.models.blocks import Params
+from jaxgpt.options.config import Model
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

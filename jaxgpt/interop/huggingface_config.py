@@ -7,10 +7,10 @@ refused; one that is in no table is named in a note.
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.config import Model
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.settings import LARGEST
+from jaxgpt.options.config import Model
+from jaxgpt.options.settings import LARGEST
 
 # The sizes by GPT-2's own names, with the other names that they may have, and transformers' default.
 SIZES: dict[str, tuple[tuple[str, ...], int]] = {

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxgpt.config import Model
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.interop import huggingface, huggingface_tokenizer, tensors
 from jaxgpt.models.blocks import Params
+from jaxgpt.options.config import Model
 
 
 def config(model: Model, dtype: str, end_of_text: int | None) -> dict[str, object]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt import files
-from jaxgpt.config import Model
 from jaxgpt.data import tokenizer_json
 from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.data.tokenizers import GPT2, Bytes, Characters, Tokenizer, Trained, gpt2_merges
@@ -22,6 +21,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.interop import byte_level
 from jaxgpt.interop.byte_level import BYTE_OF, END_OF_TEXT
+from jaxgpt.options.config import Model
 
 FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxgpt import files
-from jaxgpt.config import Model
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import tensors
 from jaxgpt.interop.source import Source
 from jaxgpt.models.blocks import Params
-from jaxgpt.settings import LARGEST
+from jaxgpt.options.config import Model
+from jaxgpt.options.settings import LARGEST
 
 HEADER_BYTES = 1024
 MODEL_MAGIC = 20240326

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgpt.config import Model
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import llmc, tensors
 from jaxgpt.models.blocks import Params
+from jaxgpt.options.config import Model
 
 MAGIC = 20240327
 VERSION = 2

@@ -6,15 +6,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxgpt import settings
-from jaxgpt.config import Compute, Config, Data, Model, Run
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.interop import tensors
 from jaxgpt.interop.source import Source
 from jaxgpt.models.blocks import Params
-from jaxgpt.training import checkpoints
-from jaxgpt.training.about import model_of
+from jaxgpt.options import settings
+from jaxgpt.options.config import Compute, Config, Data, Model, Run
+from jaxgpt.runs import checkpoints
+from jaxgpt.runs.about import model_of
 
 
 def open_run(folder: Path) -> Source:

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jaxgpt.config import Model
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.models.blocks import Params
+from jaxgpt.options.config import Model
 
 
 @dataclass(frozen=True)

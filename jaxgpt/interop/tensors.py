@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt.config import Model
 from jaxgpt.errors import UserError
 from jaxgpt.layers import embedding, layernorm, linear
 from jaxgpt.models import gpt2
+from jaxgpt.options.config import Model
 
 FAMILY = "gpt2"  # whose tensors these are
 DTYPES = {dtype.name: dtype for dtype in map(np.dtype, (jnp.float32, jnp.bfloat16, jnp.float16))}

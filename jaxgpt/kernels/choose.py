@@ -10,10 +10,10 @@ from types import ModuleType
 
 import jax
 
-from jaxgpt.config import Compute, Model
 from jaxgpt.errors import UserError
 from jaxgpt.kernels import cudnn_attention
 from jaxgpt.layers import attention
+from jaxgpt.options.config import Compute, Model
 
 
 def attention_layer(compute: Compute) -> ModuleType:

@@ -4,10 +4,10 @@ from types import ModuleType
 
 from jaxtyping import Array, Float, Int
 
-from jaxgpt.config import Model
 from jaxgpt.layers import unembedding
 from jaxgpt.models import gpt2, llama
 from jaxgpt.models.blocks import Context, Params, inputs_of
+from jaxgpt.options.config import Model
 
 
 def family(model: Model) -> ModuleType:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxgpt.config import Compute, Model
 from jaxgpt.layers.numerics import not_before
+from jaxgpt.options.config import Compute, Model
 
 MOST_UNROLLED = 24  # layers; more take minutes to compile
 

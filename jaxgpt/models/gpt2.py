@@ -17,11 +17,11 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from jaxgpt.config import Model
 from jaxgpt.layers import embedding, gelu, layernorm, linear, random, residual, unembedding
 from jaxgpt.layers.numerics import not_before
 from jaxgpt.models.attend import Cache, KeptText, Layer, WholeText, empty_cache, filled_cache, merge_heads, split_heads
 from jaxgpt.models.blocks import NO_AUX, Aux, Context, Inputs, are_stacked, inputs_of, scan_blocks
+from jaxgpt.options.config import Model
 
 MATRICES = ("token", "position", "weight")  # names of the tensors that are matrices, one for each layer
 

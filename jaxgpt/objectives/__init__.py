@@ -2,8 +2,8 @@
 
 from types import ModuleType
 
-from jaxgpt.config import Config
 from jaxgpt.objectives import next_token
+from jaxgpt.options.config import Config
 
 
 def objective(config: Config) -> ModuleType:

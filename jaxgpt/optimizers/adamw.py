@@ -17,9 +17,9 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxgpt.config import Optimizer
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.optimizers import rounding
+from jaxgpt.options.config import Optimizer
 
 Tree = Any
 

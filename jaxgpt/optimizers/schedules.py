@@ -13,7 +13,7 @@ with the square root of Hägele et al. 2024, arXiv:2405.18392).
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxgpt.config import Optimizer
+from jaxgpt.options.config import Optimizer
 
 WSD_FLAT = 0.8
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from jax._src import clusters
 
 from jaxgpt import environment
-from jaxgpt.config import Parallel
 from jaxgpt.errors import UserError
+from jaxgpt.options.config import Parallel
 
 ALONE = "--parallel.processes 1 trains in this process alone"
 

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh
 
-from jaxgpt.config import Config, Parallel
 from jaxgpt.errors import UserError
+from jaxgpt.options.config import Config, Parallel
 
 AXIS = "data"
 SHARDS = 8  # virtual ones, of `parallel.reproducible`

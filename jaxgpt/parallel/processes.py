@@ -21,8 +21,8 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 from jax._src import distributed  # the service's client has no public name; orbax takes it from there too
 
-from jaxgpt.config import Parallel
 from jaxgpt.errors import AllFailed, Interrupted, JaxgptError, RunError
+from jaxgpt.options.config import Parallel
 from jaxgpt.parallel import cluster, lost, meeting
 from jaxgpt.terminal import say
 

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxgpt.config import Config, Parallel
 from jaxgpt.data.loader import Batch
 from jaxgpt.kernels.choose import choose_attention
+from jaxgpt.options.config import Config, Parallel
 from jaxgpt.terminal import say
 from jaxgpt.training.step import init_state, make_train_step
 

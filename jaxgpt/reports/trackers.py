@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jaxgpt import files, writing
-from jaxgpt.config import Config
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
+from jaxgpt.options.config import Config
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 LONGEST_IDENTITY = 1000  # bytes

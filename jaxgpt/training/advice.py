@@ -1,6 +1,6 @@
 """What a person may try after a run that failed: only what would change something."""
 
-from jaxgpt.config import Config
+from jaxgpt.options.config import Config
 
 
 def after_nonfinite(config: Config, step: int) -> str:

@@ -9,8 +9,8 @@ what this program multiplies beyond those: attention's scores computed again, th
 mask hides, and with recompute = "block" each block's forward but its last product.
 """
 
-from jaxgpt.config import Compute, Model
 from jaxgpt.models import family
+from jaxgpt.options.config import Compute, Model
 
 
 def per_token(model: Model, sequence_length: int) -> int:

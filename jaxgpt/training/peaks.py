@@ -13,7 +13,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from jaxgpt.config import Compute
+from jaxgpt.options.config import Compute
 
 PEAKS: dict[str, tuple[float | None, float]] = {
     "Tesla V100-SXM2": (None, 15.7),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxgpt.config import SPIKE_WINDOW
+from jaxgpt.options.config import SPIKE_WINDOW
 
 
 class Window(NamedTuple):

@@ -25,12 +25,12 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxgpt.config import Compute, Config
 from jaxgpt.data.loader import Batch
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Context, Params, arrange
 from jaxgpt.objectives import objective
 from jaxgpt.optimizers import adamw, clipping, schedules
+from jaxgpt.options.config import Compute, Config
 from jaxgpt.parallel import mesh, reproducible
 from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import spikes

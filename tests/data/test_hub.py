@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from jaxgpt import cli
+from jaxgpt.commands import cli
 from jaxgpt.data import hub, manifest, shards, sources, token_files
 from jaxgpt.errors import UserError
 

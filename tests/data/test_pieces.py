@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxgpt.data import documents, json_rows, pieces, safe_cuts, tokenizers, workers
+from jaxgpt.data import chunks, documents, json_rows, safe_cuts, tokenizers, workers
+from jaxgpt.data.chunks import Layout, Position
 from jaxgpt.data.documents import Rows
-from jaxgpt.data.pieces import Layout, Position
 from jaxgpt.errors import UserError
 from tests.data.shapes import SHAPES, text
 
@@ -18,8 +18,8 @@ PIECE = 1 << 14
 @pytest.fixture
 def small(monkeypatch):
     """Pieces of 16 KiB, so that a short text has many."""
-    monkeypatch.setattr(pieces, "PIECE_BYTES", PIECE)
-    monkeypatch.setattr(pieces, "LONGEST_WORD_BYTES", 4 * PIECE)
+    monkeypatch.setattr(chunks, "PIECE_BYTES", PIECE)
+    monkeypatch.setattr(chunks, "LONGEST_WORD_BYTES", 4 * PIECE)
 
 
 def write(path: Path, whole: str) -> Path:
@@ -33,7 +33,7 @@ PLAIN = Layout()
 def texts_of(path: Path, layout: Layout = PLAIN, rows: Rows | None = None) -> list[str]:
     """The documents of a file, put together again."""
     found: list[str] = []
-    for piece in pieces.cut(path, layout, Position()):
+    for piece in chunks.cut(path, layout, Position()):
         for document in documents.of(piece, rows or Rows()):
             if document.begins:
                 found.append("")
@@ -45,12 +45,12 @@ def texts_of(path: Path, layout: Layout = PLAIN, rows: Rows | None = None) -> li
 def test_the_tokens_of_pieces_are_those_of_the_whole(tmp_path, small, shape):
     whole = text(shape, 3 * PIECE)
     path, gpt2 = write(tmp_path / "a.txt", whole), tokenizers.make("gpt2", "")
-    found = list(pieces.cut(path, Layout(), Position()))
+    found = list(chunks.cut(path, Layout(), Position()))
     assert shape == "only line breaks" or len(found) > 2
     tokens = [token for piece in found for token in workers.tokenize_with(gpt2, piece).tokens.tolist()]
     assert tokens == [gpt2.end_of_text, *gpt2.encode(whole).tolist()]
     for piece in found:  # from any piece on the pieces are the same
-        assert next(pieces.cut(path, Layout(), piece.position)) == piece
+        assert next(chunks.cut(path, Layout(), piece.position)) == piece
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(separator="\n\n\n\n\n")])
@@ -64,7 +64,7 @@ def test_memory_is_a_few_pieces_and_work_grows_with_the_text(tmp_path, small, mo
         path = write(tmp_path / f"{times}.txt", text(shape, PIECE * 16) * times)
         scanned.clear()
         tracemalloc.start()
-        for piece in pieces.cut(path, layout, Position()):
+        for piece in chunks.cut(path, layout, Position()):
             assert len(piece.data) <= 4 * PIECE
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

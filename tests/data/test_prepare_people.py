@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from jaxgpt import cli
-from jaxgpt.data import command, encodings, manifest, workers
-from jaxgpt.data.pieces import Layout, Piece, Position
+from jaxgpt.commands import cli
+from jaxgpt.commands import prepare as command
+from jaxgpt.data import encodings, manifest, workers
+from jaxgpt.data.chunks import Layout, Piece, Position
 from tests.data.shapes import text
 
 TEXT = text("one line a paragraph", 300_000)
@@ -42,9 +43,9 @@ def test_a_tenth_is_for_validation_however_the_text_is_packed(work, name, tokeni
 
 def test_a_tenth_of_more_than_is_counted(work, monkeypatch):
     """From the beginnings of a few of many files, and of what is longer than them."""
-    from jaxgpt.data import pieces
+    from jaxgpt.data import chunks
 
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 1 << 12)
+    monkeypatch.setattr(chunks, "PIECE_BYTES", 1 << 12)
     Path("many").mkdir()
     for number in range(30):
         Path(f"many/{number}.txt.gz").write_bytes(gzip.compress(text("quoted", 9000, number).encode()))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxgpt import cli
+from jaxgpt.commands import cli
 from jaxgpt.data import loader, manifest, shards, token_files
 from jaxgpt.data.shards import Shards
 from jaxgpt.errors import UserError

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxgpt.data import texts
+from jaxgpt.data import corpora
 from jaxgpt.errors import UserError
+from jaxgpt.paths import cache_folder
 
 PLAY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n"
 
@@ -38,7 +39,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch) -> bytes:
     """A short stand-in that counts as tiny Shakespeare."""
-    monkeypatch.setattr(texts, "SHAKESPEARE_SHA256", hashlib.sha256(PLAY).hexdigest())
+    monkeypatch.setattr(corpora, "SHAKESPEARE_SHA256", hashlib.sha256(PLAY).hexdigest())
     return PLAY
 
 
@@ -58,7 +59,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, data: bytes) -> list[str]:
 
 
 def test_embedded_is_long_clean_prose_without_repetition() -> None:
-    text = texts.load("embedded")
+    text = corpora.load("embedded")
     assert len(text.encode()) > 1_000_000
     assert {c for c in text if not c.isprintable()} <= {"\n", "\xa0"}
     paragraphs = Counter(text.rstrip("\n").split("\n\n"))
@@ -72,15 +73,15 @@ def test_embedded_is_the_same_in_another_process() -> None:
     """Whatever the order of sets and folders there."""
     program = "from jaxgpt.data import texts; print(ascii(texts.load('embedded')))"
     environment = os.environ | {"PYTHONHASHSEED": "123"}
-    root = Path(texts.__file__).parents[2]
+    root = Path(corpora.__file__).parents[2]
     command = [sys.executable, "-W", "error", "-c", program]
     other = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
-    assert other.stdout == ascii(texts.load("embedded")) + "\n"
+    assert other.stdout == ascii(corpora.load("embedded")) + "\n"
 
 
 def test_the_end_of_embedded_is_like_the_rest() -> None:
     """The characters are about as frequent in the last tenth, which is the validation split, as before."""
-    text = texts.load("embedded")
+    text = corpora.load("embedded")
     cut = int(len(text) * 0.9)
     before, after = Counter(text[:cut]), Counter(text[cut:])
     distance = sum(abs(before[c] / cut - after[c] / (len(text) - cut)) for c in before | after) / 2
@@ -89,7 +90,7 @@ def test_the_end_of_embedded_is_like_the_rest() -> None:
 
 def test_embedded_without_library_sources_is_the_reference(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(tmp_path / "python311.zip")})
-    text = texts._embedded.__wrapped__()
+    text = corpora._embedded.__wrapped__()
     assert len(text) > 100_000
     assert "Special method names" in text
 
@@ -98,7 +99,7 @@ def test_embedded_without_anything_is_an_error(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(tmp_path)})
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(UserError, match="another text"):
-        texts._embedded.__wrapped__()
+        corpora._embedded.__wrapped__()
 
 
 def test_docstrings_are_read_without_running_the_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_docstrings_are_read_without_running_the_source(monkeypatch: pytest.Monk
     monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(tmp_path)})
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     pieces = {"Has an \\invalid escape.", "About the module.\n\nFirst\n\n  indented\n\nlast"}
-    text = texts._embedded.__wrapped__()
+    text = corpora._embedded.__wrapped__()
     assert text in {"\n\n".join(order) + "\n" for order in (sorted(pieces), sorted(pieces, reverse=True))}
 
 
@@ -122,11 +123,11 @@ def test_embedded_is_kept_for_as_long_as_the_library_is_the_same(monkeypatch, tm
     (tmp_path / "module.py").write_text('"""First."""\n')
     monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(tmp_path)})
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    read, reads = texts._read_embedded, []
-    monkeypatch.setattr(texts, "_read_embedded", lambda: reads.append(1) or read())
-    load = texts._embedded.__wrapped__
+    read, reads = corpora._read_embedded, []
+    monkeypatch.setattr(corpora, "_read_embedded", lambda: reads.append(1) or read())
+    load = corpora._embedded.__wrapped__
     assert load() == load() == "First.\n"
-    (kept,) = texts.cache_folder().iterdir()
+    (kept,) = cache_folder().iterdir()
     assert len(reads) == 1
     for damaged in (b"", b"\xff\nFirst.\n", kept.read_bytes().replace(b"First", b"Worst")):
         kept.write_bytes(damaged)
@@ -139,9 +140,9 @@ def test_embedded_is_kept_for_as_long_as_the_library_is_the_same(monkeypatch, tm
 
 
 def test_embedded_is_described_with_its_size() -> None:
-    phrase = texts.describe("embedded")
+    phrase = corpora.describe("embedded")
     assert f"Python {sys.version_info.major}.{sys.version_info.minor}" in phrase
-    assert f"({len(texts.load('embedded').encode()) / 1e6:.1f} MB)" in phrase
+    assert f"({len(corpora.load('embedded').encode()) / 1e6:.1f} MB)" in phrase
 
 
 # Files
@@ -150,9 +151,9 @@ def test_embedded_is_described_with_its_size() -> None:
 def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes("\ufeffÄ\r\n東京\n".encode())
-    assert texts.load(str(path)) == "Ä\r\n東京\n"
+    assert corpora.load(str(path)) == "Ä\r\n東京\n"
     path.write_bytes(b"a" * 12_345)
-    assert texts.describe(str(path)) == f"the file {path} (12.3 kB)"
+    assert corpora.describe(str(path)) == f"the file {path} (12.3 kB)"
 
 
 @pytest.mark.parametrize(
@@ -169,10 +170,10 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path, data: bytes, message:
     path = tmp_path / "text.txt"
     path.write_bytes(data)
     with pytest.raises(UserError, match=message):
-        texts.load(str(path))
+        corpora.load(str(path))
 
 
-@pytest.mark.parametrize("function", [texts.load, texts.describe])
+@pytest.mark.parametrize("function", [corpora.load, corpora.describe])
 def test_an_unknown_name_gets_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "novel.txt").write_text("Call me Ishmael.")
@@ -186,7 +187,7 @@ def test_an_unknown_name_gets_the_nearest(tmp_path: Path, monkeypatch: pytest.Mo
         function("nowhere/text.txt")
 
 
-@pytest.mark.parametrize("function", [texts.load, texts.describe])
+@pytest.mark.parametrize("function", [corpora.load, corpora.describe])
 def test_what_is_no_file_is_refused(tmp_path: Path, function) -> None:
     (tmp_path / "text.txt").write_text("a")
     for name, message in {
@@ -205,8 +206,8 @@ def test_what_is_no_file_is_refused(tmp_path: Path, function) -> None:
 def test_the_data_folder_comes_first(play: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tinyshakespeare.txt").write_bytes(play)
     monkeypatch.setenv("JAXGPT_DATA", str(tmp_path))
-    assert texts.load("tinyshakespeare") == play.decode()
-    assert not texts.cache_folder().exists()
+    assert corpora.load("tinyshakespeare") == play.decode()
+    assert not cache_folder().exists()
 
 
 @pytest.mark.parametrize("with_data_folder", [False, True])
@@ -216,9 +217,9 @@ def test_a_download_is_kept(
     if with_data_folder:  # that has no such file
         monkeypatch.setenv("JAXGPT_DATA", str(tmp_path))
     addresses = serve(monkeypatch, play)
-    assert texts.load("tinyshakespeare") == texts.load("tinyshakespeare") == play.decode()
-    assert addresses == [texts.SHAKESPEARE_ADDRESS]
-    assert [path.name for path in texts.cache_folder().iterdir()] == ["tinyshakespeare.txt"]
+    assert corpora.load("tinyshakespeare") == corpora.load("tinyshakespeare") == play.decode()
+    assert addresses == [corpora.SHAKESPEARE_ADDRESS]
+    assert [path.name for path in cache_folder().iterdir()] == ["tinyshakespeare.txt"]
 
 
 def test_a_damaged_file_is_refused(play: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,28 +227,28 @@ def test_a_damaged_file_is_refused(play: bytes, tmp_path: Path, monkeypatch: pyt
     path.write_bytes(play.replace(b"speak", b"Speak"))
     monkeypatch.setenv("JAXGPT_DATA", str(tmp_path))
     with pytest.raises(UserError, match=f"{path} is damaged.*delete it"):
-        texts.load("tinyshakespeare")
+        corpora.load("tinyshakespeare")
 
 
 def test_a_wrong_download_is_refused_and_not_kept(play: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(monkeypatch, b"<html>Not found</html>")
     with pytest.raises(UserError, match=r"https://.* not tiny Shakespeare.*JAXGPT_DATA"):
-        texts.load("tinyshakespeare")
-    assert not texts.cache_folder().exists()
+        corpora.load("tinyshakespeare")
+    assert not cache_folder().exists()
 
 
 def test_a_failed_download_says_what_to_do() -> None:
     with pytest.raises(UserError, match=r"cannot download https://.*no network.*JAXGPT_DATA"):
-        texts.load("tinyshakespeare")
+        corpora.load("tinyshakespeare")
 
 
 def test_a_cache_that_can_not_be_written_is_named(play: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(monkeypatch, play)
-    cache = texts.cache_folder()
+    cache = cache_folder()
     cache.parent.mkdir(parents=True, exist_ok=True)
     cache.write_text("a file where the folder should be")
     with pytest.raises(UserError, match=f"cannot .*{cache}"):
-        texts.load("tinyshakespeare")
+        corpora.load("tinyshakespeare")
 
 
 def test_an_interrupted_write_leaves_nothing(play: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,12 +258,12 @@ def test_an_interrupted_write_leaves_nothing(play: bytes, monkeypatch: pytest.Mo
     serve(monkeypatch, play)
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(UserError, match="No space left on device"):
-        texts.load("tinyshakespeare")
-    assert list(texts.cache_folder().iterdir()) == []
+        corpora.load("tinyshakespeare")
+    assert list(cache_folder().iterdir()) == []
 
 
 def test_tinyshakespeare_is_described_without_being_there() -> None:
-    assert "1.1 MB" in texts.describe("tinyshakespeare")
+    assert "1.1 MB" in corpora.describe("tinyshakespeare")
 
 
 # Packed files, and what is no text
@@ -273,21 +274,21 @@ def test_a_packed_file_is_unpacked(tmp_path: Path, end: str) -> None:
     pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[end]
     path = tmp_path / f"text.txt{end}"
     path.write_bytes(pack("\ufeffÄ\r\n東京\n".encode()))
-    assert texts.load(str(path)) == "Ä\r\n東京\n"
+    assert corpora.load(str(path)) == "Ä\r\n東京\n"
     path.write_bytes(pack(b"a" * 100)[:-3])
     with pytest.raises(UserError, match="damaged after"):
-        texts.load(str(path))
+        corpora.load(str(path))
 
 
 def test_what_is_packed_better_than_text_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(texts, "SMALL_UNPACKED", 1 << 20)
+    monkeypatch.setattr(corpora, "SMALL_UNPACKED", 1 << 20)
     path = tmp_path / "text.txt.gz"
     path.write_bytes(gzip.compress(b"a" * (1 << 22)))
     with pytest.raises(UserError, match="prepare"):
-        texts.load(str(path))
+        corpora.load(str(path))
 
 
-@pytest.mark.parametrize("function", [texts.load, texts.describe])
+@pytest.mark.parametrize("function", [corpora.load, corpora.describe])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a b.json.gz", "a.parquet"])
 def test_rows_with_fields_are_for_prepare(tmp_path: Path, function, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
@@ -295,7 +296,7 @@ def test_rows_with_fields_are_for_prepare(tmp_path: Path, function, name: str) -
         function(str(tmp_path / name))
 
 
-@pytest.mark.parametrize("function", [texts.load, texts.describe])
+@pytest.mark.parametrize("function", [corpora.load, corpora.describe])
 def test_what_may_never_end_is_not_opened(tmp_path: Path, function) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "endless").symlink_to("/dev/zero")
@@ -308,12 +309,12 @@ def test_a_file_is_described_without_being_read(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     with path.open("wb") as file:
         file.truncate(3 << 40)
-    assert texts.describe(str(path)) == f"the file {path} (3298534.9 MB)"
+    assert corpora.describe(str(path)) == f"the file {path} (3298534.9 MB)"
 
 
 def test_a_name_is_told_without_its_control_characters(tmp_path: Path) -> None:
     (tmp_path / "x\x1b[2J.txt").write_bytes(b"\xff")
     for name in ("x\x1b[2J.txt", "x\x1b[2J"):
         with pytest.raises(UserError) as error:
-            texts.load(str(tmp_path / name))
+            corpora.load(str(tmp_path / name))
         assert str(error.value).isprintable()

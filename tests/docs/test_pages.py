@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from docs.site import configuration
-from jaxgpt import gradcheck, settings
-from jaxgpt.gradcheck import Case
+from jaxgpt.commands.configuration import without_text
 from jaxgpt.models import gpt2
-from jaxgpt.training import corpus, flops
+from jaxgpt.options import settings
+from jaxgpt.proof import gradcheck
+from jaxgpt.proof.gradcheck import Case
+from jaxgpt.training import flops
 from jaxgpt.training.peaks import PEAKS
 from tests.docs.commands import PAGES, ROOT
 
@@ -63,7 +65,7 @@ def test_links_lead_to_files_and_headings(path):
 
 
 def config_of(name: str):
-    return corpus.resolve_without_text(settings.read(settings.find_config(name)))
+    return without_text(settings.read(settings.find_config(name)))
 
 
 def operations(name: str) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxgpt import cli
+from jaxgpt.commands import cli
 from tests.docs import world
 from tests.docs.commands import EXAMPLES, ROOT, Command, Line, commands, lines, words
 from tests.parallel.several import free_port
@@ -57,7 +57,7 @@ GRADCHECKS = ["--dtype bfloat16", "--config shakespeare_char", "--chart gradchec
 SMALL_GENERATION = """
 import pathlib, sys
 from benchmarks import generation
-from jaxgpt.config import Model
+from jaxgpt.options.config import Model
 generation.MODEL = Model(layers=1, heads=2, width=16, context=64, vocabulary_size=200)
 generation.PROMPT, generation.LENGTH = 4, 16
 generation.LEAST_OVER_UNCACHED, generation.MOST_OVER_TRANSFORMERS = 0.0, float("inf")

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt import cli
-from jaxgpt.config import Compute
-from jaxgpt.data import texts
+from jaxgpt.commands import cli
+from jaxgpt.data import corpora
 from jaxgpt.evaluation.tasks import TASKS
-from jaxgpt.interop import llmc_state, opening
+from jaxgpt.interop import detect_format, llmc_state
+from jaxgpt.options.config import Compute
 from tests import whole
 from tests.data.test_hub import Hub, jsonl, token_file
 from tests.docs.commands import ROOT
@@ -98,7 +98,7 @@ def _hub(patch: pytest.MonkeyPatch, folder: Path) -> None:
             return str(path)
         return hub.download(repository, name, **({"local_dir": ""} | options))
 
-    patch.setattr(texts, "SHAKESPEARE_SHA256", hashlib.sha256(TEXT.encode()).hexdigest())
+    patch.setattr(corpora, "SHAKESPEARE_SHA256", hashlib.sha256(TEXT.encode()).hexdigest())
     patch.setattr(urllib.request, "urlopen", lambda address, timeout: io.BytesIO(TEXT.encode()))
     patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     patch.setattr(library, "HfApi", lambda: hub)
@@ -124,7 +124,7 @@ def weights() -> None:
     (tokenizer,) = Path().glob("*tokenizer*.bin")
     tokenizer.rename("gpt2_tokenizer.bin")
     assert cli.main(["convert", "runs/quickstart", "gpt2_124M_bf16.bin", "--dtype", "bfloat16"]) == 0
-    source = opening.open_weights("gpt2_124M.bin")
+    source = detect_format.open_weights("gpt2_124M.bin")
     model, compute, tokens = source.model, Compute(), np.arange(12, dtype=np.int32).reshape(2, 6)
 
     @jax.jit

@@ -9,14 +9,16 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt import cli, settings, writing
+from jaxgpt import writing
+from jaxgpt.commands import cli, configuration
 from jaxgpt.data import tokenizers
 from jaxgpt.evaluation import multiple_choice
 from jaxgpt.evaluation.loss import bits_per_byte_of_one_nat
 from jaxgpt.evaluation.scoring import make_scorer
+from jaxgpt.options import settings
 from jaxgpt.parallel import mesh
-from jaxgpt.training import checkpoints, corpus, metrics_file
-from jaxgpt.training.metrics_file import read_metrics
+from jaxgpt.runs import checkpoints, metrics_file
+from jaxgpt.runs.metrics_file import read_metrics
 from tests.evaluation.test_multiple_choice import ROWS, written
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -191,7 +193,7 @@ def test_the_scores_in_training_are_those_of_the_saved_parameters(work):
     """By the parts, on all examples."""
     config = settings.read(Path("runs/a/config.toml"))
     params, found = checkpoints.load_params(Path("runs/a"), config.model)
-    data, config = corpus.load(config)
+    data, config = configuration.complete(config)
     config = dataclasses.replace(config, compute=dataclasses.replace(config.compute, layers="scanned"))
     examples = multiple_choice.load("hellaswag", "tasks.jsonl", data.tokenizer, config.model, limit=2)
     result = multiple_choice.evaluate(examples, make_scorer(config, 3), jax.device_get(params))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jaxgpt import cli
+from jaxgpt.commands import cli
 
 for package in ("lm_eval", "torch", "transformers", "accelerate"):
     pytest.importorskip(
@@ -18,7 +18,7 @@ for package in ("lm_eval", "torch", "transformers", "accelerate"):
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quickly_compiled")]
 
-ROOT = Path(cli.__file__).resolve().parent.parent
+ROOT = Path(cli.__file__).resolve().parents[2]
 TASK = """
 task: {name}
 dataset_path: json

@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt.config import Compute, Config, Model
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.evaluation import choice_files, multiple_choice
 from jaxgpt.evaluation.multiple_choice import Example, Examples
 from jaxgpt.evaluation.scoring import Request, Score, make_scorer
 from jaxgpt.models import gpt2
+from jaxgpt.options.config import Compute, Config, Model
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

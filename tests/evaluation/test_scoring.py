@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxgpt.config import Compute, Config, Model, Parallel
 from jaxgpt.evaluation.scoring import SHORTEST, Request, make_scorer, padded_length
 from jaxgpt.models import gpt2
 from jaxgpt.models.blocks import arrange
+from jaxgpt.options.config import Compute, Config, Model, Parallel
 from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training.step import layout_of
 from tests import whole

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt.config import Config, Model, Sampling
+from jaxgpt.commands import chat
+from jaxgpt.commands.generate import Loaded
 from jaxgpt.data import tokenizers
 from jaxgpt.foreign_text import printable
-from jaxgpt.generation import chat, texts
-from jaxgpt.generation.command import Loaded
+from jaxgpt.generation import batching
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.models import gpt2
+from jaxgpt.options.config import Config, Model, Sampling
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -79,7 +80,7 @@ def test_ctrl_c_ends_the_answer_alone(loaded, answers, monkeypatch):
     """What was drawn until then stays said."""
     asked = []
 
-    class Interrupted(texts.Batch):
+    class Interrupted(batching.Batch):
         def add(self, request):
             asked.append(bytes(request.prompt.tolist()))
             return super().add(request)
@@ -89,7 +90,7 @@ def test_ctrl_c_ends_the_answer_alone(loaded, answers, monkeypatch):
             if len(asked) == 1:
                 signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(texts, "Batch", Interrupted)
+    monkeypatch.setattr(batching, "Batch", Interrupted)
     answers("one\ntwo\n", Sampling(tokens=15, temperature=0.0))
     assert asked[0] == b"one\n"
     assert asked[1].startswith(b"one\n")

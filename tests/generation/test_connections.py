@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from jaxgpt.generation import api, rates
-from jaxgpt.generation.texts import Batch
+from jaxgpt.generation.batching import Batch
 from jaxgpt.generation.worker import Job, Worker
 from tests.generation.servers import BYTES, KEY, NAME, POST, connections, in_form, listening, post, send, server
 

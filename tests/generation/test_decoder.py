@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt.config import Compute, Model, Sampling
 from jaxgpt.generation import decoder
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.models import blocks, gpt2
 from jaxgpt.models.blocks import Context
+from jaxgpt.options.config import Compute, Model, Sampling
 from tests import whole
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt.config import Model, Sampling
 from jaxgpt.data import tokenizers
 from jaxgpt.generation import sampling
+from jaxgpt.options.config import Model, Sampling
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import pytest
 
-from jaxgpt.config import Compute, Model, Sampling
 from jaxgpt.data import tokenizers
-from jaxgpt.generation import api, texts
+from jaxgpt.generation import api, batching
+from jaxgpt.generation.batching import Batch
 from jaxgpt.generation.decoder import Decoder
-from jaxgpt.generation.texts import Batch
 from jaxgpt.generation.worker import Worker
 from jaxgpt.models import gpt2
+from jaxgpt.options.config import Compute, Model, Sampling
 from tests.generation.servers import BYTES, KEY, MISSING, NAME, listening
 
 openai = pytest.importorskip("openai", reason=f"openai is {MISSING}")
@@ -69,8 +69,8 @@ def complete(client):
 def test_the_text_is_the_models(params, complete):
     """What the same settings draw without a server."""
     for options in ({"temperature": 0.0}, {"temperature": 0.8, "top_p": 0.9}):
-        request = texts.Request(BYTES.encode("The "), Sampling(tokens=40, **options), 1)
-        expected = "".join(piece.text for piece in texts.generate(params, [request], MODEL, Compute(), BYTES))
+        request = batching.Request(BYTES.encode("The "), Sampling(tokens=40, **options), 1)
+        expected = "".join(piece.text for piece in batching.generate(params, [request], MODEL, Compute(), BYTES))
         assert complete(max_tokens=40, **options) == expected
 
 

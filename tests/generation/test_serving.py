@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxgpt import cli
+from jaxgpt.commands import cli, serve
 from jaxgpt.errors import UserError
-from jaxgpt.generation import rates, serving
+from jaxgpt.generation import rates
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_what_is_this_machine_alone(host, loopback):
 
 
 def test_other_addresses_need_a_key(fails, monkeypatch, tmp_path):
-    monkeypatch.delenv(serving.KEY_VARIABLE, raising=False)
+    monkeypatch.delenv(serve.KEY_VARIABLE, raising=False)
     message = fails("serve", "--run", "x", "--host", "0.0.0.0")
     assert message.startswith("error: --host 0.0.0.0: others could reach the server, so an API key is needed")
     (tmp_path / "key").write_text("\n")
@@ -54,8 +54,8 @@ def test_keys_that_no_client_could_send(fails, tmp_path, monkeypatch, key, messa
     (tmp_path / "key").write_text(key, encoding="utf-8")
     assert message in fails("serve", "--run", "x", "--key-file", str(tmp_path / "key"))
     if len(key) < 100:
-        monkeypatch.setenv(serving.KEY_VARIABLE, key)
-        assert f"{serving.KEY_VARIABLE}: the key has a character that {message}" in fails("serve", "--run", "x")
+        monkeypatch.setenv(serve.KEY_VARIABLE, key)
+        assert f"{serve.KEY_VARIABLE}: the key has a character that {message}" in fails("serve", "--run", "x")
 
 
 def test_few_open_files_leave_few_connections(monkeypatch):
@@ -99,7 +99,7 @@ def test_the_command_finishes_what_has_begun_and_ends(work, number):
     tiny += ["--training.sequence-length=16", "--training.batch-size=2"]
     openai = pytest.importorskip("openai", reason="openai is not installed: the extra test has it")
     assert cli.main(tiny) == 0
-    command = [sys.executable, Path(cli.__file__).resolve().parent.parent / "run.py", "serve", "--run", "runs/tiny"]
+    command = [sys.executable, Path(cli.__file__).resolve().parents[2] / "run.py", "serve", "--run", "runs/tiny"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([*command, "--port", "0"], text=True, **pipes) as process:
         assert process.stdout is not None

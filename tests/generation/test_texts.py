@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxgpt.config import Compute, Model, Sampling
 from jaxgpt.data import tokenizers
-from jaxgpt.generation import texts
+from jaxgpt.generation import batching
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.models import gpt2
+from jaxgpt.options.config import Compute, Model, Sampling
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -46,8 +46,8 @@ class Scripted(Decoder):
 
 def run(script: str, at_once: int, *options: Sampling, slots: int = 1) -> list[tuple[str, str]]:
     """The whole text of each request, and how it ended."""
-    batch = texts.Batch(Scripted(script.encode(), slots, at_once), BYTES)
-    requests = [batch.add(texts.Request(np.array([65]), option, 0)) for option in options]
+    batch = batching.Batch(Scripted(script.encode(), slots, at_once), BYTES)
+    requests = [batch.add(batching.Request(np.array([65]), option, 0)) for option in options]
     said = {id(text): "" for text in requests}
     while len(batch):
         for text, piece in batch.turn():
@@ -66,7 +66,7 @@ def test_a_text_ends_before_its_first_stop_text(script, stop, data):
 
 
 def test_what_cannot_be_a_stop_text_any_more_comes_at_once():
-    until = texts.UntilStop(BYTES, ("stop",))
+    until = batching.UntilStop(BYTES, ("stop",))
     assert [until(token) for token in b"a sto stone"] == [*"a ", "", "", "", "sto ", "", "", "", "ston", "e"]
     assert until.finish() == ""
 
@@ -87,8 +87,8 @@ def test_more_requests_than_slots():
 
 
 def test_a_text_that_nobody_wants_leaves_its_slot():
-    batch = texts.Batch(Scripted(b"x" * 50, 1, 2), BYTES)
-    first, second, third = (batch.add(texts.Request(np.array([65]), Sampling(tokens=9), 0)) for _ in range(3))
+    batch = batching.Batch(Scripted(b"x" * 50, 1, 2), BYTES)
+    first, second, third = (batch.add(batching.Request(np.array([65]), Sampling(tokens=9), 0)) for _ in range(3))
     list(batch.turn())
     batch.remove(second)
     batch.remove(first)
@@ -101,8 +101,8 @@ def test_the_end_of_text_ends_it_where_it_is_asked_for():
     letters = tokenizers.make("characters", "abc")
     letters.end_of_text = 2
     for ends, expected in ((True, ("ab", "stop")), (False, ("abca", "length"))):
-        batch = texts.Batch(Scripted(bytes([0, 1, 2, 0]), 1, 1), letters)
-        text = batch.add(texts.Request(np.array([0]), Sampling(tokens=4), 0, until_end_of_text=ends))
+        batch = batching.Batch(Scripted(bytes([0, 1, 2, 0]), 1, 1), letters)
+        text = batch.add(batching.Request(np.array([0]), Sampling(tokens=4), 0, until_end_of_text=ends))
         pieces = ""
         while len(batch):
             pieces += "".join(piece for _, piece in batch.turn())
@@ -111,16 +111,16 @@ def test_the_end_of_text_ends_it_where_it_is_asked_for():
 
 def test_texts_of_a_model_do_not_depend_on_what_is_drawn_beside_them(monkeypatch):
     """Five texts in two slots, and one of them alone."""
-    monkeypatch.setattr(texts, "MOST_SLOTS", 2)
+    monkeypatch.setattr(batching, "MOST_SLOTS", 2)
     params = jax.tree.map(lambda array: 10 * array, gpt2.init(MODEL, jax.random.key(0)))
     requests = [
-        texts.Request(np.arange(65, 66 + seed), Sampling(tokens=2 * seed + 1, temperature=1.0), seed)
+        batching.Request(np.arange(65, 66 + seed), Sampling(tokens=2 * seed + 1, temperature=1.0), seed)
         for seed in range(5)
     ]
 
     def draw(chosen):
         said = [""] * len(chosen)
-        for piece in texts.generate(params, chosen, MODEL, Compute(), BYTES):
+        for piece in batching.generate(params, chosen, MODEL, Compute(), BYTES):
             said[piece.number] += piece.text
         return said
 

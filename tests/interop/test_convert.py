@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from jaxgpt import cli, settings, writing
-from jaxgpt.config import Model
+from jaxgpt import writing
+from jaxgpt.commands import cli
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import RunError, UserError
-from jaxgpt.interop import llmc, llmc_tokenizer, opening, runs
-from jaxgpt.training import resuming
-from jaxgpt.training.folder import RunFolder
+from jaxgpt.interop import detect_format, llmc, llmc_tokenizer, runs
+from jaxgpt.options import settings
+from jaxgpt.options.config import Model
+from jaxgpt.runs import resuming
+from jaxgpt.runs.folder import RunFolder
 from tests.interop.weights import assert_same_bits, random_params
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -42,7 +44,7 @@ def convert(here, capsys):
 
 
 def weights(name: str):
-    return opening.open_weights(name).load()
+    return detect_format.open_weights(name).load()
 
 
 def names() -> set[str]:
@@ -65,10 +67,10 @@ def test_all_the_way_round_changes_no_bit(convert, dtype):
     assert len(list(Path("hf2").glob("*.safetensors"))) > 1
     convert("hf2", "runs/c")
     for name in ("hf", "m.bin", "runs/b", "hf2", "runs/c"):
-        source = opening.open_weights(name)
+        source = detect_format.open_weights(name)
         assert (source.model, source.dtype) == (MODEL, dtype)
         assert_same_bits(source.load(), expected)
-    assert isinstance(opening.open_weights("runs/c").tokenizer, tokenizers.Bytes)
+    assert isinstance(detect_format.open_weights("runs/c").tokenizer, tokenizers.Bytes)
     assert names() == {"runs", "hf", "hf2", "m.bin", "n.bin"}
 
 
@@ -110,10 +112,10 @@ def test_nothing_is_replaced_without_being_told(convert, fails):
     assert [path.stat().st_mtime_ns for path in (Path("hf"), Path("m.bin"))] == before
     convert("runs/a", "hf", "--overwrite", "--dtype", "float16")
     convert("runs/a", "m.bin", "--overwrite", "--dtype", "bfloat16")
-    assert opening.open_weights("hf").dtype == "float16"
-    assert opening.open_weights("m.bin").dtype == "bfloat16"
+    assert detect_format.open_weights("hf").dtype == "float16"
+    assert detect_format.open_weights("m.bin").dtype == "bfloat16"
     convert("hf", "hf", "--to", "huggingface", "--overwrite", "--dtype", "float32")
-    assert opening.open_weights("hf").dtype == "float32"
+    assert detect_format.open_weights("hf").dtype == "float32"
     assert names() == {"runs", "hf", "m.bin"}
 
 
@@ -146,7 +148,7 @@ def test_what_fails_halfway_leaves_what_was_there(convert, monkeypatch, target):
 
 
 def overwrite(target: str) -> None:
-    from jaxgpt.interop.convert import convert
+    from jaxgpt.commands.convert import convert
 
     convert("runs/a", Path(target), form="auto", dtype="auto", tokenizer="", shard_bytes=10**9, overwrite=True)
 

@@ -11,7 +11,7 @@ import pytest
 
 from jaxgpt import writing
 from jaxgpt.errors import UserError
-from jaxgpt.interop import hub, huggingface, huggingface_export, opening
+from jaxgpt.interop import detect_format, hub, huggingface, huggingface_export
 from tests.interop.weights import MODEL, assert_same_bits, random_params
 
 COMMIT = "a" * 40
@@ -82,12 +82,12 @@ def test_a_model_by_name(server, shard_bytes):
     with writing.new_folder(root / "someone" / "tiny") as folder:
         huggingface_export.write(folder, random_params(), MODEL, "float32", None, shard_bytes)
     (root / "someone/tiny/pytorch_model.bin").write_bytes(b"\x80\x04N.")
-    source = opening.open_weights("someone/tiny")
+    source = detect_format.open_weights("someone/tiny")
     assert source.model == MODEL
     assert_same_bits(source.load(), random_params())
     assert not any("pytorch_model.bin" in path for path in asked)
     asked.clear()
-    assert_same_bits(opening.open_weights("someone/tiny@main").load(), random_params())
+    assert_same_bits(detect_format.open_weights("someone/tiny@main").load(), random_params())
     assert not [path for path in asked if path.endswith(".safetensors")]
 
 
@@ -98,9 +98,9 @@ def test_a_model_of_pickles_only(server):
         (folder / huggingface.WEIGHTS).unlink()
         (folder / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
     with pytest.raises(UserError, match=r"this model has no safetensors. Pickles .* are not read"):
-        opening.open_weights("someone/old")
+        detect_format.open_weights("someone/old")
     with pytest.raises(UserError, match="someone/none: there is no such file or folder here, and from the Hugging"):
-        opening.open_weights("someone/none")
+        detect_format.open_weights("someone/none")
 
 
 def test_without_the_extra(monkeypatch):
@@ -114,5 +114,5 @@ def test_what_is_no_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "fetch", lambda name: pytest.fail(f"asked the hub for {name}"))
     with pytest.raises(UserError, match=r"there is no such|without weights"):
-        opening.open_weights(name)
+        detect_format.open_weights(name)
     assert not list(Path().iterdir())

@@ -8,11 +8,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxgpt import writing
-from jaxgpt.config import Compute, Model
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.interop import huggingface, huggingface_export, tensors
 from jaxgpt.models import gpt2
+from jaxgpt.options.config import Compute, Model
 from tests import whole
 from tests.interop.weights import MODEL, assert_same_bits, random_params
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from jaxgpt.config import Model
 from jaxgpt.errors import UserError
 from jaxgpt.interop import huggingface_config
+from jaxgpt.options.config import Model
 
 PATH = Path("hf/config.json")
 SIZES = MappingProxyType({"n_layer": 3, "n_head": 2, "n_embd": 16, "n_positions": 12, "vocab_size": 150})

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgpt import cli, writing
-from jaxgpt.config import Config, Data, Model, Training
+from jaxgpt import writing
+from jaxgpt.commands import cli, configuration, init_from
 from jaxgpt.data import loader, tokenizers
 from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.errors import UserError
-from jaxgpt.interop import byte_level, huggingface_export, huggingface_tokenizer, initial, opening
-from jaxgpt.training import corpus
+from jaxgpt.interop import byte_level, detect_format, huggingface_export, huggingface_tokenizer
+from jaxgpt.options.config import Config, Data, Model, Training
 from tests.data.foreign_tokenizers import MAKERS, TEXT, each, file_of, theirs
 from tests.interop.weights import random_params
 
@@ -185,12 +185,12 @@ def test_a_foreign_tokenizer_through_a_run_and_back(make, tmp_path, monkeypatch)
     text, their = file_of(make), theirs(make)
     export(Path("hf"), text, their.get_vocab_size())
     assert cli.main(["convert", "hf", "runs/a"]) == 0
-    ours = opening.open_weights("runs/a").tokenizer
+    ours = detect_format.open_weights("runs/a").tokenizer
     assert ours is not None
     assert ours.encode(TEXT, special=True).tolist() == their.encode(TEXT, add_special_tokens=False).ids
     assert cli.main(["convert", "runs/a", "back"]) == 0
     assert Path("back/tokenizer.json").read_text(encoding="utf-8") == text
-    back = opening.open_weights("back").tokenizer
+    back = detect_format.open_weights("back").tokenizer
     assert back is not None
     assert back.state() == ours.state()
 
@@ -201,12 +201,12 @@ def test_a_text_is_cut_by_the_weights_tokenizer(tmp_path, monkeypatch):
     export(Path("hf"), file_of(make), theirs(make).get_vocab_size())
     Path("text.txt").write_text(TEXT * 20, encoding="utf-8")
     config = Config(Model(1, 2, 8, 8), training=Training(init_from="hf"), data=Data(text="text.txt"))
-    data, resolved = corpus.load(config, initial.tokenizer(config))
+    data, resolved = configuration.complete(config, init_from.tokenizer(config))
     assert not isinstance(data.train, loader.Mixture)
     assert resolved.model.vocabulary_size == theirs(make).get_vocab_size()
     expected = HuggingFace(file_of(make)).encode(TEXT * 20)
     assert np.array_equal(np.concatenate([data.train[:], data.validation[:]]), expected)
-    assert initial.tokenizer(replace(config, training=Training())) is None
+    assert init_from.tokenizer(replace(config, training=Training())) is None
 
 
 @pytest.mark.slow
@@ -304,6 +304,6 @@ def test_the_tokenizer_of_weights_that_name_none(tmp_path, monkeypatch):
     assert cli.main(["convert", "hf", "m.bin"]) == 0
     assert Path("m_tokenizer.bin").exists()
     for name in ("hf", "mine.json", "hf/tokenizer.json"):
-        found = opening.with_tokenizer(opening.open_weights("m.bin"), name).tokenizer
+        found = detect_format.with_tokenizer(detect_format.open_weights("m.bin"), name).tokenizer
         assert isinstance(found, HuggingFace)
         assert found.text == file_of(make)

@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt import cli, settings, writing
-from jaxgpt.config import Compute, Config, Model, Parallel, Training
+from jaxgpt import writing
+from jaxgpt.commands import cli, init_from
 from jaxgpt.data import tokenizers
-from jaxgpt.interop import huggingface_export, initial, llmc, tensors
+from jaxgpt.interop import huggingface_export, llmc, tensors
 from jaxgpt.models import blocks
-from jaxgpt.training.metrics_file import read_metrics
-from jaxgpt.training.placement import Placement
+from jaxgpt.options import settings
+from jaxgpt.options.config import Compute, Config, Model, Parallel, Training
+from jaxgpt.runs.metrics_file import read_metrics
+from jaxgpt.training.resharding import Placement
 from tests import whole
 from tests.interop.weights import assert_same_bits, random_params
 
@@ -87,8 +89,8 @@ def test_training_begins_with_the_weights_and_is_resumed_without_them(hf, capsys
     assert first_loss("a") == pytest.approx(float(loss), rel=0.02)
     shutil.rmtree("hf")
     resumed = replace(config, model=Model(), run=replace(config.run, resume="always"))
-    assert initial.with_shape(resumed, set()) == replace(resumed, model=MODEL)
-    assert initial.weights(resumed, tokenizers.Bytes()) is None
+    assert init_from.with_shape(resumed, set()) == replace(resumed, model=MODEL)
+    assert init_from.weights(resumed, tokenizers.Bytes()) is None
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ import struct
 import numpy as np
 import pytest
 
-from jaxgpt.config import Model
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.interop import llmc, llmc_state, llmc_tokenizer, tensors
-from jaxgpt.interop.opening import open_weights, with_tokenizer
+from jaxgpt.interop.detect_format import open_weights, with_tokenizer
+from jaxgpt.options.config import Model
 from tests.interop.weights import MODEL, assert_same_bits, random_params
 
 ROWS = 256  # Vp of 150 tokens

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt import cli
-from jaxgpt.interop import llmc, llmc_state, tensors, verify
+from jaxgpt.commands import cli, verify
+from jaxgpt.interop import llmc, llmc_state, tensors
 from tests.interop.weights import MODEL, random_params
 
 REASON = "the states are made with PyTorch and transformers, which the parity extra installs: pip install -e .[parity]"

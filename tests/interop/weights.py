@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 
-from jaxgpt.config import Model
 from jaxgpt.interop import tensors
 from jaxgpt.models import gpt2
+from jaxgpt.options.config import Model
 
 MODEL = Model(layers=2, heads=2, width=16, context=12, vocabulary_size=150)
 

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt.config import Compute, Model
 from jaxgpt.errors import UserError
 from jaxgpt.kernels import cudnn_attention
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.layers import attention
 from jaxgpt.models import gpt2
+from jaxgpt.options.config import Compute, Model
 from tests import whole
 
 NAMES = ("out", "logsumexp", "dq", "dk", "dv")

@@ -6,13 +6,13 @@ import types
 import jax
 import pytest
 
-from jaxgpt import gradcheck_report
-from jaxgpt.config import Compute, Model, Sampling
+from jaxgpt.commands import gradcheck
 from jaxgpt.errors import UserError
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.kernels import choose, cudnn_attention
 from jaxgpt.layers import attention
 from jaxgpt.models import gpt2
+from jaxgpt.options.config import Compute, Model, Sampling
 
 MODEL = Model(layers=1, heads=12, width=768, context=1024, vocabulary_size=50_257)
 BFLOAT16 = Compute(dtype="bfloat16")
@@ -156,5 +156,5 @@ def test_samples_are_drawn_where_the_kernel_cant_run(quick_compilation):
 def test_gradcheck_of_a_config_with_the_kernel_checks_the_blocks(tmp_path):
     path = tmp_path / "gpu.toml"
     path.write_text("[compute]\nattention = 'cudnn'\n[data]\ntokenizer = 'bytes'")
-    _, compute, *_ = gradcheck_report._shapes(str(path))
+    _, compute, *_ = gradcheck._shapes(str(path))
     assert compute.attention == "blocks"

@@ -21,11 +21,11 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.interpreters import mlir
 from jax.sharding import AxisType, PartitionSpec
 
-from jaxgpt.config import Compute, Model
 from jaxgpt.kernels import cudnn_attention
 from jaxgpt.layers import attention
 from jaxgpt.models import gpt2
 from jaxgpt.models.blocks import arrange
+from jaxgpt.options.config import Compute, Model
 from tests import whole
 
 SCRIPT = Path(__file__).with_name("compare_attentions.py")

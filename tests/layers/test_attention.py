@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jaxgpt import gradcheck
 from jaxgpt.layers import attention
+from jaxgpt.proof import gradcheck
 
 sizes = st.integers(1, 4)
 B, T, H, D = 2, 5, 3, 4

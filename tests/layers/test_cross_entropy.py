@@ -6,9 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jaxgpt import gradcheck
 from jaxgpt.layers import cross_entropy
 from jaxgpt.layers.cross_entropy import IGNORED
+from jaxgpt.proof import gradcheck
 
 N, V, Vp = 5, 7, 10
 

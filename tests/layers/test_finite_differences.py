@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt import gradcheck
-from jaxgpt.config import Compute, Model
+from jaxgpt.options.config import Compute, Model
+from jaxgpt.proof import gradcheck
 
 MODEL = Model(layers=2, heads=2, width=4, context=4, vocabulary_size=5)
 COMPUTE = Compute(attention_block=2, classifier_chunk=4)

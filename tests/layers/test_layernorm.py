@@ -5,8 +5,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jaxgpt import gradcheck
 from jaxgpt.layers import layernorm
+from jaxgpt.proof import gradcheck
 
 sizes = st.integers(1, 9)
 B, T, C = 2, 3, 17

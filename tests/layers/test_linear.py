@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jaxgpt import gradcheck
 from jaxgpt.layers import linear
+from jaxgpt.proof import gradcheck
 
 sizes = st.integers(1, 9)
 

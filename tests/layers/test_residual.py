@@ -3,8 +3,8 @@ import jax.numpy as jnp
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jaxgpt import gradcheck
 from jaxgpt.layers import residual
+from jaxgpt.proof import gradcheck
 
 sizes = st.integers(1, 9)
 

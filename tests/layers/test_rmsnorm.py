@@ -4,8 +4,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jaxgpt import gradcheck
 from jaxgpt.layers import rmsnorm
+from jaxgpt.proof import gradcheck
 
 sizes = st.integers(1, 9)
 B, T, C = 2, 3, 17

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jaxgpt import gradcheck
 from jaxgpt.layers import rotary
+from jaxgpt.proof import gradcheck
 
 B, T, H, D = 2, 5, 3, 8
 

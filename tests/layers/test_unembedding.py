@@ -5,9 +5,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jaxgpt import gradcheck
 from jaxgpt.layers import unembedding
 from jaxgpt.layers.cross_entropy import IGNORED
+from jaxgpt.proof import gradcheck
 
 sizes = st.integers(1, 6)
 B, T, C, V, Vp = 2, 5, 3, 7, 10

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt import gradcheck
-from jaxgpt.config import Compute, Model
 from jaxgpt.layers.cross_entropy import IGNORED
 from jaxgpt.models import attend, blocks, gpt2
+from jaxgpt.options.config import Compute, Model
+from jaxgpt.proof import gradcheck
 from tests import whole
 
 SMALL = Model(layers=2, heads=2, width=8, context=6, vocabulary_size=11)

@@ -11,14 +11,15 @@ import pytest
 import torch
 import transformers
 
-from jaxgpt import cli, gradcheck
-from jaxgpt.config import Compute, Config, Model, Optimizer, Parallel, Training
+from jaxgpt.commands import cli
 from jaxgpt.data.loader import Batch
 from jaxgpt.models import blocks, llama
 from jaxgpt.models.blocks import Context
+from jaxgpt.options.config import Compute, Config, Model, Optimizer, Parallel, Training
+from jaxgpt.proof import gradcheck
+from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.training import step
-from jaxgpt.training.metrics_file import read_metrics
-from jaxgpt.training.placement import Placement
+from jaxgpt.training.resharding import Placement
 from tests import whole
 
 SMALL = Model(layers=2, heads=2, width=8, context=8, vocabulary_size=11, family="llama")

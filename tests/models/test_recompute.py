@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt.config import Compute, Model
 from jaxgpt.models import blocks, gpt2
+from jaxgpt.options.config import Compute, Model
 from tests import whole
 
 MODEL = Model(layers=3, heads=2, width=16, context=24, vocabulary_size=150)

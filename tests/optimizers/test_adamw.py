@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgpt.config import Optimizer
 from jaxgpt.optimizers import adamw
+from jaxgpt.options.config import Optimizer
 
 DECAYS = {"matrix": True, "vector": [False]}
 

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt.config import Optimizer
 from jaxgpt.optimizers import adamw, rounding
+from jaxgpt.options.config import Optimizer
 
 DRAWS = 4096
 

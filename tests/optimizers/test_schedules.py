@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxgpt.config import Optimizer
 from jaxgpt.optimizers import schedules
+from jaxgpt.options.config import Optimizer
 
 STEPS, WARMUP = 100, 10
 OPTIONS = Optimizer(learning_rate=0.5, warmup_steps=WARMUP, final_fraction=0.1)

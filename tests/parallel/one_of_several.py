@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgpt import cli
+from jaxgpt.commands import cli, configuration
 from jaxgpt.parallel import processes
-from jaxgpt.training import corpus
 
 
 class Recorded:
@@ -29,14 +28,14 @@ class Recorded:
 
 
 def main() -> int:
-    load, recorded = corpus.load, []
+    load, recorded = configuration.complete, []
 
     def recording(config, own=None):
         data, config = load(config, own)
         recorded.append(Recorded(data.train))
         return data._replace(train=recorded[0]), config
 
-    corpus.load = recording
+    configuration.complete = recording
     status = cli.main(sys.argv[1:])
     Path(f"reads.{processes.index()}.json").write_text(json.dumps(recorded[0].reads))
     return status

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxgpt.config import Compute, Config, Model, Optimizer, Parallel, Training
 from jaxgpt.data.loader import Batch
 from jaxgpt.models import blocks
 from jaxgpt.optimizers import rounding
+from jaxgpt.options.config import Compute, Config, Model, Optimizer, Parallel, Training
 from jaxgpt.parallel.mesh import AXIS
 from jaxgpt.training import step
-from jaxgpt.training.placement import Placement
+from jaxgpt.training.resharding import Placement
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

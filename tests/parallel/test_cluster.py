@@ -5,9 +5,9 @@ import types
 
 import pytest
 
-from jaxgpt import settings
-from jaxgpt.config import Config, Parallel
 from jaxgpt.errors import UserError
+from jaxgpt.options import settings
+from jaxgpt.options.config import Config, Parallel
 from jaxgpt.parallel import cluster
 from jaxgpt.parallel.cluster import Place
 

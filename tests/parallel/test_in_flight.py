@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from jaxgpt.config import Compute, Config, Model, Parallel, Training
 from jaxgpt.evaluation.loss import make_validation_loss
 from jaxgpt.evaluation.scoring import Request, make_scorer
+from jaxgpt.options.config import Compute, Config, Model, Parallel, Training
 from jaxgpt.parallel import in_flight
 from jaxgpt.parallel.sharding import Layout
 from tests.parallel.several import ROOT
@@ -89,7 +89,7 @@ import jax, numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxgpt.parallel.in_flight import in_turn
 from jaxgpt.training.step import layout_of
-from jaxgpt.config import Config, Model, Parallel
+from jaxgpt.options.config import Config, Model, Parallel
 layout = layout_of(Config(model=Model(layers=1, heads=1, width=8, context=8, vocabulary_size=11), parallel=Parallel(8)))
 def slow(x):
     return layout.total((x @ x.T @ x).sum()), layout.total(x.sum())

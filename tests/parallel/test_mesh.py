@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt import cli
-from jaxgpt.config import Model, Parallel
+from jaxgpt.commands import cli
 from jaxgpt.errors import UserError
+from jaxgpt.options.config import Model, Parallel
 from jaxgpt.parallel import mesh
-from jaxgpt.training import checkpoints
+from jaxgpt.runs import checkpoints
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

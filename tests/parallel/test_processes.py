@@ -14,9 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt import cli
-from jaxgpt.config import Model
-from jaxgpt.training import checkpoints
+from jaxgpt.commands import cli
+from jaxgpt.options.config import Model
+from jaxgpt.runs import checkpoints
 from tests.parallel.several import ROOT, Several, environment, free_port, losses, metrics, words
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

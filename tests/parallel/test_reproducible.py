@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt.config import Compute, Config, Model, Optimizer, Parallel, Training
 from jaxgpt.data.loader import IGNORED, Batch
 from jaxgpt.errors import UserError
+from jaxgpt.options.config import Compute, Config, Model, Optimizer, Parallel, Training
 from jaxgpt.parallel import mesh
 from jaxgpt.training import step
-from jaxgpt.training.placement import Placement
+from jaxgpt.training.resharding import Placement
 
 MODEL = Model(layers=2, heads=3, width=15, context=12, vocabulary_size=101)
 STEPS = 5

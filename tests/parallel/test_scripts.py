@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jaxgpt import cli
+from jaxgpt.commands import cli
 from jaxgpt.errors import UserError
 from tests.parallel.several import ROOT
 
@@ -22,12 +22,12 @@ def program(folder: Path, name: str, lines: str) -> None:
 @pytest.fixture
 def config(monkeypatch):
     """The configuration of a command line, read as training reads it, without training."""
+    from jaxgpt.commands import train
     from jaxgpt.parallel import processes
-    from jaxgpt.training import loop
 
     monkeypatch.setattr(processes.cluster, "find", lambda parallel: None)
     read = []
-    monkeypatch.setattr(loop, "train", read.append)
+    monkeypatch.setattr(train, "train", read.append)
 
     def of(words: list[str]):
         assert cli.main(words) == 0

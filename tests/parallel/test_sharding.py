@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from benchmarks import scaling
-from jaxgpt.config import Compute, Config, Model, Optimizer, Parallel, Training
 from jaxgpt.data.loader import IGNORED, Batch
 from jaxgpt.models import blocks, gpt2
+from jaxgpt.options.config import Compute, Config, Model, Optimizer, Parallel, Training
 from jaxgpt.training import step
-from jaxgpt.training.placement import Placement
+from jaxgpt.training.resharding import Placement
 from tests.parallel.collectives import collectives
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

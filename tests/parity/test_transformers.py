@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt.config import Compute, Config, Model, Training
 from jaxgpt.data.loader import Batch
 from jaxgpt.layers.cross_entropy import IGNORED
 from jaxgpt.models import gpt2
+from jaxgpt.options.config import Compute, Config, Model, Training
 
 REASON = "compares with PyTorch and transformers, which the parity extra installs: pip install -e .[parity]"
 torch = pytest.importorskip("torch", reason=REASON)

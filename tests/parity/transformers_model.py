@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from jaxgpt.config import Model, Optimizer
+from jaxgpt.options.config import Model, Optimizer
 
 NAMES = {
     "embedding.token": "transformer.wte.weight",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tomli_w
 
-from jaxgpt.config import Config, Data, Run, Training
+from jaxgpt.options.config import Config, Data, Run, Training
 
 HOSTILE = (
     '</script><script>document.title = "hacked"</script><img src="http://example.invalid/a.png" onerror="hacked()">'

@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from jaxgpt.config import Config, Run
 from jaxgpt.errors import UserError
-from jaxgpt.reports import following, trackers
-from jaxgpt.reports.following import Following
-from jaxgpt.training.folder import RunFolder
+from jaxgpt.options.config import Config, Run
+from jaxgpt.reports import live_report, trackers
+from jaxgpt.reports.live_report import Following
+from jaxgpt.runs.folder import RunFolder
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def step(run, number, **values):
 
 
 def test_the_page_is_there_while_the_run_goes_on_and_says_at_the_end_that_it_ended(config, monkeypatch):
-    monkeypatch.setattr(following, "SECONDS", 0.05)
-    monkeypatch.setattr(following, "SHARE", 1e9)
+    monkeypatch.setattr(live_report, "SECONDS", 0.05)
+    monkeypatch.setattr(live_report, "SHARE", 1e9)
     said, folder = [], RunFolder(config())
     with Following(folder, config(), said.append) as run:
         step(run, 1)
@@ -75,7 +75,7 @@ def test_it_takes_a_two_hundredth_of_the_time_and_no_more(config, monkeypatch):
             pass
         work.append(state)
 
-    monkeypatch.setattr(following.Report, "write", write)
+    monkeypatch.setattr(live_report.Report, "write", write)
     folder = RunFolder(config())
     with Following(folder, config(), print) as run:
         until = time.monotonic() + 2.5
@@ -91,7 +91,7 @@ def test_nothing_that_goes_wrong_with_it_ends_the_run(config, monkeypatch):
     def fail(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(following.page, "render", fail)
+    monkeypatch.setattr(live_report.page, "render", fail)
     said, folder = [], RunFolder(config())
     with Following(folder, config(), said.append) as run:
         step(run, 1)

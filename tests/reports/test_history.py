@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxgpt.reports import content, page
 from jaxgpt.reports.history import History, smoothed, thinned
-from jaxgpt.training.metrics_file import read_metrics
+from jaxgpt.runs.metrics_file import read_metrics
 from tests.reports import runs
 
 

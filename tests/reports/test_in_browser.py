@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from jaxgpt import cli
+from jaxgpt.commands import cli
 from jaxgpt.reports import live
 from tests.reports import browser as browsers
 from tests.reports import runs

@@ -14,17 +14,16 @@ from typing import Any
 import jax
 import pytest
 
-from jaxgpt import cli
-from jaxgpt.config import SPIKE_WINDOW, Compute, Config, Model, Training
+from jaxgpt.commands import cli
 from jaxgpt.errors import UserError
 from jaxgpt.models import gpt2
-from jaxgpt.reports import memory_plan
-from jaxgpt.training import ahead
-from jaxgpt.training.ahead import Capacity
+from jaxgpt.options.config import SPIKE_WINDOW, Compute, Config, Model, Training
+from jaxgpt.training import compile, memory_plan
+from jaxgpt.training.compile import Capacity
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
-ROOT = Path(cli.__file__).resolve().parent.parent
+ROOT = Path(cli.__file__).resolve().parents[2]
 MODEL = Model(layers=3, heads=2, width=16, context=32, vocabulary_size=130)
 CONFIG = Config(
     model=MODEL,
@@ -47,23 +46,23 @@ def limited(config: Config, size: float) -> Config:
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once():
     """Each program is compiled once for all tests; a limit changes none."""
-    programs = functools.cache(ahead.compile_step)
+    programs = functools.cache(compile.compile_step)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ahead, "compile_step", lambda config: programs(limited(config, 0)))
+        patch.setattr(compile, "compile_step", lambda config: programs(limited(config, 0)))
         yield
 
 
 def plan(config: Config) -> memory_plan.Plan:
     """The plan of a configuration on a device whose memory isn't known."""
-    return memory_plan.make(config, ahead.compile_step(config), Capacity(None, ""))
+    return memory_plan.make(config, compile.compile_step(config), Capacity(None, ""))
 
 
 def prepare(config: Config) -> tuple[Config, jax.stages.Compiled, memory_plan.Plan]:
-    return memory_plan.prepare(config, ahead.capacity(config.compute))
+    return memory_plan.prepare(config, compile.capacity(config.compute))
 
 
 def test_the_total_is_the_compiled_programs():
-    found: Any = ahead.compile_step(CONFIG).memory_analysis()
+    found: Any = compile.compile_step(CONFIG).memory_analysis()
     expected = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
     assert plan(CONFIG).total == expected - found.alias_size_in_bytes
 
@@ -135,7 +134,7 @@ def test_the_largest_micro_batch_fits_and_is_nearly_the_largest(batch, holds, la
     """Estimated from one compiled size, for a device that just holds another one."""
     room = plan(change(compute={"layers": layers}, training={"batch_size": holds})).total
     config = change(compute={"layers": layers}, training={"batch_size": batch})
-    estimate = memory_plan.make(config, ahead.compile_step(config), Capacity(room, "")).largest_batch_size
+    estimate = memory_plan.make(config, compile.compile_step(config), Capacity(room, "")).largest_batch_size
     assert estimate is not None
     assert 0.75 * holds <= estimate <= holds
 
@@ -147,7 +146,7 @@ def test_auto_takes_the_fastest_level_that_fits():
         chosen, program, made = prepare(limited(auto, totals[level]))
         assert chosen.compute.recompute == level
         assert made.total == totals[level]
-        assert program is ahead.compile_step(chosen)  # the loop runs what was measured
+        assert program is compile.compile_step(chosen)  # the loop runs what was measured
 
 
 def test_auto_compiles_nothing_that_cannot_fit(monkeypatch):
@@ -155,8 +154,8 @@ def test_auto_compiles_nothing_that_cannot_fit(monkeypatch):
     most = change(model={"layers": 12}, compute={"recompute": "auto", "layers": "scanned"}, training={"batch_size": 16})
     room = plan(change(most, compute={"recompute": "block"})).total
     compiled = []
-    compile_step = ahead.compile_step
-    monkeypatch.setattr(ahead, "compile_step", lambda config: compiled.append(config) or compile_step(config))
+    compile_step = compile.compile_step
+    monkeypatch.setattr(compile, "compile_step", lambda config: compiled.append(config) or compile_step(config))
     prepare(limited(most, room))
     assert [config.compute.recompute for config in compiled] == ["block"]
 
@@ -241,7 +240,7 @@ def test_a_run_that_does_not_fit_leaves_no_folder(fails, work):
 
 MEASURED = """
 import ctypes, jax, numpy as np
-from jaxgpt.config import *
+from jaxgpt.options.config import *
 from jaxgpt.data.loader import Batch
 from jaxgpt.reports import memory_plan
 from jaxgpt.training import ahead

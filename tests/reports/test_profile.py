@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxgpt.config import Compute, Config, Model, Training
 from jaxgpt.layers import gelu, linear
+from jaxgpt.options.config import Compute, Config, Model, Training
 from jaxgpt.reports import profile
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

@@ -12,7 +12,7 @@ import urllib.request
 
 import pytest
 
-from jaxgpt import cli
+from jaxgpt.commands import cli
 from jaxgpt.reports import content, live, page
 from jaxgpt.reports.history import History
 from tests.reports import runs

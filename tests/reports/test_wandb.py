@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxgpt.config import Config, Run
+from jaxgpt.options.config import Config, Run
 from jaxgpt.reports import trackers
 
 wandb = pytest.importorskip("wandb", reason="the trackers extra is not installed")

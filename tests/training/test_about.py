@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from jaxgpt.config import Model
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
-from jaxgpt.training.about import check_size, model_of, read_about
+from jaxgpt.options.config import Model
+from jaxgpt.runs.about import check_size, model_of, read_about
 from tests import sent
 from tests.sent import CHECKPOINT, METADATA, MODEL, change, options, write
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 
-from jaxgpt.config import Compute, Config, Optimizer
+from jaxgpt.options.config import Compute, Config, Optimizer
 from jaxgpt.training import advice
 
 

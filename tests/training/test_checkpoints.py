@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt.config import Checkpoint, Compute, Config, Model
 from jaxgpt.errors import UserError
 from jaxgpt.models import blocks, gpt2
-from jaxgpt.training import checkpoints, checksums, saving
+from jaxgpt.options.config import Checkpoint, Compute, Config, Model
+from jaxgpt.runs import checkpoints, checksums, saving
 from jaxgpt.training.step import TrainState, init_state
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

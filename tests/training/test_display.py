@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from jaxgpt.commands import display
+from jaxgpt.commands.display import Display
 from jaxgpt.foreign_text import printable
-from jaxgpt.training import display
-from jaxgpt.training.display import Display
 
 ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

@@ -15,9 +15,9 @@ import jax
 import pytest
 
 from jaxgpt import writing
-from jaxgpt.config import Checkpoint, Config, Model, Run
-from jaxgpt.training import saving
-from jaxgpt.training.folder import RunFolder
+from jaxgpt.options.config import Checkpoint, Config, Model, Run
+from jaxgpt.runs import saving
+from jaxgpt.runs.folder import RunFolder
 from jaxgpt.training.step import init_state
 
 pytestmark = [

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 
-from jaxgpt import settings
-from jaxgpt.config import Config
+from jaxgpt.commands import process_consistency
+from jaxgpt.data.corpus import Corpus
 from jaxgpt.errors import UserError
+from jaxgpt.options import settings
+from jaxgpt.options.config import Config
 from jaxgpt.parallel import processes
-from jaxgpt.training import everywhere
-from jaxgpt.training.corpus import Corpus
 
 
 @pytest.fixture
@@ -22,15 +22,15 @@ def package(tmp_path):
 
 
 def test_sources_are_the_code_alone(package):
-    before = everywhere.sources(package)
+    before = process_consistency.sources(package)
     assert list(before) == ["package/a.py", "package/layers/b.py", "package/layers/c.py"]
     (package / "layers" / "b.pyc").write_text("compiled")
     (package / ".#a.py").symlink_to("user@machine.123:456")  # what Emacs leaves beside a file that is edited
     (package / ".ipynb_checkpoints").mkdir()
     (package / ".ipynb_checkpoints" / "a-checkpoint.py").write_text("x = 1\n")
-    assert everywhere.sources(package) == before
+    assert process_consistency.sources(package) == before
     (package / "layers" / "b.py").write_text("x = 2\n")
-    after = everywhere.sources(package)
+    after = process_consistency.sources(package)
     assert {name for name in before if before[name] != after[name]} == {"package/layers/b.py"}
 
 
@@ -47,7 +47,7 @@ def difference(monkeypatch, change):
     monkeypatch.setattr(processes.talk, "from_first", from_first)
     data = Corpus.__new__(Corpus, *[{} if name == "fingerprint" else None for name in Corpus._fields])
     try:
-        everywhere.check(Config(), data)
+        process_consistency.check(Config(), data)
     except UserError as error:
         return str(error)
     return ""

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from jaxgpt.training import fingerprint
+from jaxgpt.data import fingerprint
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 BEFORE = json.loads(json.dumps(fingerprint.of(CONTENT)))  # as a checkpoint gives it back

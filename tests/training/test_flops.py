@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.interpreters import partial_eval
 
-from jaxgpt.config import Compute, Model
 from jaxgpt.models import family
+from jaxgpt.options.config import Compute, Model
 from jaxgpt.training import flops
 from tests import whole
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from jaxgpt import settings, writing
-from jaxgpt.config import Config, Run
+from jaxgpt import writing
 from jaxgpt.errors import RunError, UserError
-from jaxgpt.training import folder as folder_module
-from jaxgpt.training import metrics_file
-from jaxgpt.training.folder import RunFolder
-from jaxgpt.training.metrics_file import read_metrics
+from jaxgpt.options import settings
+from jaxgpt.options.config import Config, Run
+from jaxgpt.runs import folder as folder_module
+from jaxgpt.runs import metrics_file
+from jaxgpt.runs.folder import RunFolder
+from jaxgpt.runs.metrics_file import read_metrics
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import kill_at
-from jaxgpt import settings
-from jaxgpt.config import Config, Run
-from jaxgpt.training import metrics_file
-from jaxgpt.training.folder import RunFolder
-from jaxgpt.training.metrics_file import read_metrics
+from jaxgpt.options import settings
+from jaxgpt.options.config import Config, Run
+from jaxgpt.runs import metrics_file
+from jaxgpt.runs.folder import RunFolder
+from jaxgpt.runs.metrics_file import read_metrics
 
 
 def config(folder: Path, **options) -> Config:

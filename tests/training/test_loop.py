@@ -19,16 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt import cli, settings
+from jaxgpt.commands import cli, configuration, train
 from jaxgpt.data import loader
 from jaxgpt.evaluation.loss import make_validation_loss
-from jaxgpt.training import checkpoints, corpus, loop
+from jaxgpt.options import settings
+from jaxgpt.runs import checkpoints
+from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.training import step as train_step
-from jaxgpt.training.metrics_file import read_metrics
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
-ROOT = Path(cli.__file__).resolve().parent.parent
+ROOT = Path(cli.__file__).resolve().parents[2]
 STEPS = 20
 TOKENS = 4 * 16  # of one step
 OPTIONS = {
@@ -75,7 +76,7 @@ def words(**changes: Any) -> list[str]:
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
-def run(command: list[str], name: str, *observers: loop.Observer) -> Finished:
+def run(command: list[str], name: str, *observers: train.Observer) -> Finished:
     """Trains in runs/NAME of the current folder."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -206,7 +207,7 @@ def test_the_checkpoint_is_the_model_of_the_last_step(first):
     config = settings.read(first.folder / "config.toml")
     params, found = checkpoints.load_params(first.folder, config.model)
     assert found.about["step"] == STEPS
-    data, _ = corpus.load(config)
+    data, _ = configuration.complete(config)
     evaluate = make_validation_loss(config, data.validation, config.training.sequence_length)
     assert evaluate(params) == first.validation[20]
 
@@ -235,7 +236,7 @@ def test_it_tells_what_it_does_and_where_things_are(first):
 def test_generate_goes_on_where_the_run_ended(first, capsys):
     """With the run's prompt, seed and options it draws the run's last sample."""
     config = settings.read(first.folder / "config.toml")
-    data, _ = corpus.load(config)
+    data, _ = configuration.complete(config)
     prompt = data.tokenizer.decode(data.prompt)
     assert cli.main(["generate", "--run", str(first.folder), "--prompt", prompt, "--tokens", "24"]) == 0
     samples = (first.folder / "samples.txt").read_text()
@@ -319,7 +320,7 @@ def test_nan_stops_the_run_at_its_step(first):
 def test_steps_in_a_row_that_are_not_finite(first, monkeypatch):
     """With --training.stop-after-nonfinite 3, two in a row are skipped, and the third stops the run."""
     config = settings.read(first.folder / "config.toml")
-    data, _ = corpus.load(config)
+    data, _ = configuration.complete(config)
     sizes = {"micro_batches": 1, "batch_size": 4, "sequence_length": 16, "seed": config.training.seed}
     sums = [int(loader.batch_at(data.train, step=step, **sizes).tokens.sum()) for step in range(STEPS)]
     assert len(set(sums)) == STEPS  # a batch is known by the sum of its tokens
@@ -385,7 +386,7 @@ def test_ctrl_c_before_the_first_step_saves_nothing(monkeypatch):
     def interrupted(trainer):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "_run", interrupted)
+    monkeypatch.setattr(train, "_run", interrupted)
     finished = run(words(), "early")
     assert finished.status == 130
     assert finished.errors == "\nstopped with Ctrl-C\n"

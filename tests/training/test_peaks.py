@@ -6,7 +6,7 @@ import types
 import jax
 import pytest
 
-from jaxgpt.config import Compute
+from jaxgpt.options.config import Compute
 from jaxgpt.training import peaks
 
 

@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxgpt import cli, settings
+from jaxgpt.commands import cli, configuration, train
 from jaxgpt.data import loader
 from jaxgpt.errors import UserError
-from jaxgpt.reports import memory_plan
-from jaxgpt.training import checkpoints, corpus, loop, saving
+from jaxgpt.options import settings
+from jaxgpt.runs import checkpoints, saving
+from jaxgpt.runs.metrics_file import read_metrics
+from jaxgpt.training import memory_plan
 from jaxgpt.training import step as train_step
-from jaxgpt.training.metrics_file import read_metrics
 from jaxgpt.training.step import init_state
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -47,7 +48,7 @@ OPTIONS = {
 }
 
 
-def run(name: str, *more: str, observers: Sequence[loop.Observer] = (), **changes: Any) -> tuple[int, str, str]:
+def run(name: str, *more: str, observers: Sequence[train.Observer] = (), **changes: Any) -> tuple[int, str, str]:
     """Trains in runs/NAME; status and what was printed. `training_steps=3` changes an option."""
     options = OPTIONS | {name.replace("_", ".", 1).replace("_", "-"): value for name, value in changes.items()}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
@@ -322,7 +323,7 @@ def test_a_run_that_stopped_for_nan_can_go_on(whole, monkeypatch):
     in two of them no batch meets.
     """
     config = settings.read(whole / "config.toml")
-    data, _ = corpus.load(config)
+    data, _ = configuration.complete(config)
     sizes = {"micro_batches": 1, "batch_size": 4, "sequence_length": 16, "seed": 0}
     step_6 = int(loader.batch_at(data.train, step=5, **sizes).tokens.sum())  # a batch is known by this sum
     loss_and_grads = train_step.batch_loss_and_grads

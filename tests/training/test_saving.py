@@ -6,10 +6,10 @@ import time
 import jax
 import pytest
 
-from jaxgpt.config import Checkpoint, Config, Model
 from jaxgpt.errors import RunError
-from jaxgpt.training import checkpoints, checksums, saving
-from jaxgpt.training.saving import Writer
+from jaxgpt.options.config import Checkpoint, Config, Model
+from jaxgpt.runs import checkpoints, checksums, saving
+from jaxgpt.runs.saving import Writer
 from jaxgpt.training.step import init_state
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

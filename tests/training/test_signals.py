@@ -4,9 +4,9 @@ import signal
 
 import pytest
 
+from jaxgpt.commands import signals
+from jaxgpt.commands.signals import SLURM_END, Stop
 from jaxgpt.errors import HungUp, Interrupted, Terminated
-from jaxgpt.training import signals
-from jaxgpt.training.signals import SLURM_END, Stop
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgpt.config import Compute, Config, Model, Optimizer, Training
 from jaxgpt.data.loader import IGNORED, Batch
+from jaxgpt.options.config import Compute, Config, Model, Optimizer, Training
 from jaxgpt.training import step
 from tests import whole
 

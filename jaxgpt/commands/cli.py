@@ -1,0 +1,169 @@
+"""The commands, each with a --help of its own.
+Where none is named a run is trained. --version, or -V, prints the versions of jaxgpt, Python, JAX and what else numbers
+depend on.
+
+    python run.py [--config NAME] [options]     train
+    python run.py prepare SOURCE                make token files of text of any size, or of a data set by name
+    python run.py generate --run runs/NAME      draw text from a trained model
+    python run.py serve --run runs/NAME         answer requests as OpenAI's completions API does
+    python run.py evaluate --run runs/NAME      its loss, or its accuracy on HellaSwag, MMLU and others
+    python run.py report runs/A runs/B          a page that shows how runs are doing; --live serves it
+    python run.py convert FROM TO               weights between runs, Hugging Face's folders and llm.c's files
+    python run.py verify --model M --state S    compare the forward and backward with what llm.c wrote down
+    python run.py gradcheck                     compare every hand-written gradient with jax.grad
+"""
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from jaxgpt import environment, out_of_memory, terminal
+from jaxgpt.errors import Interrupted, JaxgptError, UserError
+from jaxgpt.foreign_text import shown
+from jaxgpt.options import command_line, settings
+from jaxgpt.options.config import Config
+
+if TYPE_CHECKING:
+    from jaxgpt.commands.train import Observer
+
+DEFAULT_CONFIG = "quickstart"
+WITHOUT_JAX = ("prepare", "report")
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
+
+def main(arguments: Sequence[str] | None = None, observers: Sequence["Observer"] = ()) -> int:
+    """Runs a command and returns its exit status, as docs/resuming.md lists them.
+
+    `observers` see the metrics of a training run, as `loop.train` says.
+    """
+    return run(lambda words: _command(words, observers), list(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(command: Callable[[list[str]], int], words: list[str]) -> int:
+    """Runs a command with these words. Returns its status, or that of the error that it ended with."""
+    terminal.prepare()
+    try:
+        try:
+            with out_of_memory.told():
+                for word in words:
+                    terminal.check_typed(word)
+                environment.check()
+                return command(words)
+        except JaxgptError as error:
+            terminal.say(str(error) if isinstance(error, Interrupted) else f"error: {error}", error=True)
+            return error.status
+        finally:
+            sys.stdout.flush()  # here, where it can be said that it fails
+    except OSError as error:
+        if error.errno != errno.EPIPE:  # of a broken pipe nobody need hear: `head` has read enough
+            terminal.say(f"error: {_of_system(error)}", error=True)
+        terminal.discard(sys.stdout)
+        return 1
+    except KeyboardInterrupt:  # where no training step would be lost
+        terminal.say("\nstopped with Ctrl-C", error=True)
+        return Interrupted.status
+
+
+def _of_system(error: OSError) -> str:
+    """Returns what the system has refused: to write what is printed, which has no name, or a file."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.filename is None:
+        return f"the output can't be written: {reason}" if error.errno in UNWRITABLE else reason
+    return f"{shown(os.fsdecode(error.filename))}: {reason}"
+
+
+def _command(words: list[str], observers: Sequence["Observer"]) -> int:
+    """Runs the command that the words name. UserError where there is none."""
+    command = "train" if not words or words[0].startswith("-") else words.pop(0)
+    if "--version" in words or words[:1] == ["-V"]:
+        return version()
+    if command not in COMMANDS:
+        raise _no_such_command(command)
+    if command not in WITHOUT_JAX and command_line.OF_ALL.isdisjoint(words):
+        out_of_memory.check_limit()
+        _spare_processor_info()
+    if command == "train":
+        return train(words, observers)
+    return importlib.import_module(COMMANDS[command]).run(words)
+
+
+def _no_such_command(command: str) -> UserError:
+    """Returns the error that names the command which may have been meant."""
+    if command == "bench":
+        return UserError(
+            "bench: not a command of the package, which doesn't hold what it compares with. In a clone: make bench, or "
+            "python -m benchmarks.bench"
+        )
+    is_config = command in settings.config_names()
+    near = f"; did you mean --config {command}?" if is_config else settings.nearest(command, COMMANDS)
+    return UserError(
+        f"{command}: there is no such command{near} There are: {', '.join(COMMANDS)}; see python run.py --help"
+    )
+
+
+def _spare_processor_info() -> None:
+    """Switches off the part of XLA that fails where Linux doesn't say what the processor is, as without /proc."""
+    if sys.platform == "linux" and not os.access("/proc/cpuinfo", os.R_OK):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_experimental_ynn_fusion_type="
+
+
+def version() -> int:
+    """Prints what a run writes to its config.toml of the versions that it is trained with."""
+    for name, number in settings.versions().items():
+        terminal.say(f"{name} {number}")
+    return 0
+
+
+@dataclass(frozen=True)
+class Train:
+    """--config, beside all options of the configuration."""
+
+    config: str = DEFAULT_CONFIG
+    """Take the defaults of all other options from configs/CONFIG.toml, or from the path of a .toml file."""
+    options: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+
+def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
+    """Trains a model; `observers` are called as `loop.train` says."""
+    name, rest = command_line.take(command_line.written_out(words), "--config")
+    path = settings.find_config(name or DEFAULT_CONFIG)
+    description = f"{__doc__}\nConfigs: {', '.join(settings.config_names())}"
+    defaults = Train(name or DEFAULT_CONFIG, settings.read_defaults(path))
+    config = command_line.read(Train, rest, "", default=defaults, description=description).options
+    if not config.run.name:
+        config = replace(config, run=replace(config.run, name=path.stem))
+    settings.check_processes(config.parallel)
+    from jaxgpt.parallel import processes  # here: importing JAX and Orbax takes a second that --help doesn't wait
+
+    with (
+        processes.together(config.parallel),
+        out_of_memory.told(),
+    ):  # before JAX looks at its devices, as it does to read weights
+        if config.training.init_from:
+            from jaxgpt.commands import init_from
+
+            config = init_from.with_shape(config, command_line.named(rest) | (settings.keys(path) if name else set()))
+        settings.check(config)
+        from jaxgpt.commands import train as loop
+
+        loop.train(config, *observers)
+    return 0
+
+
+COMMANDS = {
+    "train": "jaxgpt.commands.train",
+    "prepare": "jaxgpt.commands.prepare",
+    "generate": "jaxgpt.commands.generate",
+    "serve": "jaxgpt.commands.serve",
+    "evaluate": "jaxgpt.commands.evaluate",
+    "report": "jaxgpt.commands.report",
+    "convert": "jaxgpt.commands.convert",
+    "verify": "jaxgpt.commands.verify",
+    "gradcheck": "jaxgpt.commands.gradcheck",
+}  # the modules, whose `run` takes the words behind the command's name

@@ -1,0 +1,160 @@
+"""`run.py convert`: weights from any format into any other."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from jaxgpt import writing
+from jaxgpt.errors import UserError
+from jaxgpt.interop import (
+    detect_format,
+    huggingface_export,
+    huggingface_tokenizer,
+    llmc,
+    llmc_tokenizer,
+    runs,
+    tensors,
+)
+from jaxgpt.interop.source import Source
+from jaxgpt.models import family
+from jaxgpt.models.blocks import Params
+from jaxgpt.options import command_line, settings
+from jaxgpt.terminal import say
+
+Format = Literal["auto", "huggingface", "llmc", "run"]
+NAMES = {"huggingface": "a Hugging Face folder", "llmc": "an llm.c model file", "run": "a run's folder"}
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Reads weights of one format and writes another. docs/formats.md tells what is read and written."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FROM")]
+    """A run's folder, a checkpoint, a Hugging Face folder, the name of a model on its hub, or an llm.c model file."""
+    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TO")]
+    """What to write."""
+    to: Literal["auto", "huggingface", "llmc", "run"] = "auto"
+    """In which format; auto writes llm.c's where TO ends with .bin, else a Hugging Face folder from a run of ours, and
+    a run's folder from anything else."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the numbers written; auto keeps what they are."""
+    tokenizer: str = ""
+    """For weights that don't say which is theirs: gpt2, bytes, or the path of a tokenizer.json or an llm.c tokenizer
+    file."""
+    shard_gib: float = 5.0
+    """A Hugging Face model is written in files of at most so many GiB."""
+    overwrite: bool = False
+    """Replace what is at TO."""
+
+
+def run(words: list[str]) -> int:
+    """Converts weights, and prints what was read and written."""
+    options = command_line.read(Convert, words, "convert")
+    settings.check_number(options.shard_gib, "", "shard_gib", positive=True)
+    convert(
+        options.source,
+        Path(options.target),
+        form=options.to,
+        dtype=options.dtype,
+        tokenizer=options.tokenizer,
+        shard_bytes=int(options.shard_gib * 2**30),
+        overwrite=options.overwrite,
+    )
+    return 0
+
+
+def convert(
+    name: str, to: Path, *, form: Format, dtype: str, tokenizer: str, shard_bytes: int, overwrite: bool
+) -> None:
+    """Reads, writes, and prints what is read and written. What is at `to` is there whole or as it was before.
+
+    UserError for weights that can't be read, a target that exists, and what the target's format can't hold.
+    """
+    began = time.perf_counter()
+    writing.check_free(to, overwrite=overwrite)
+    source = detect_format.with_tokenizer(detect_format.open_weights(name), tokenizer)
+    form = _form(form, to, source)
+    if form != "run":
+        tensors.check(source.model)
+    dtype = _dtype(dtype, form, source)
+    _say("reading", f"{source.where}: {describe(source)}")
+    for note in source.notes:
+        _say("note", note)
+    if form == "huggingface" and source.tokenizer and not huggingface_tokenizer.can_express(source.tokenizer):
+        _say("note", f"there are no tokenizer files for {source.tokenizer.name}: take its makers' own")
+    if tensors.DTYPES[dtype].itemsize < tensors.DTYPES[source.dtype].itemsize or {dtype, source.dtype} == HALVES:
+        _say("note", f"{source.dtype} is rounded to the nearest {dtype}")
+    with Console(stderr=True).status("reading"):  # on a terminal only
+        params = source.load()
+    _say("writing", f"{to}: {NAMES[form]}, {dtype}")
+    with Console(stderr=True).status("writing"):
+        if form == "llmc":
+            written = _write_llmc(to, source, params, dtype, overwrite)
+        else:
+            with writing.new_folder(to, overwrite=overwrite) as folder:
+                if form == "huggingface":
+                    huggingface_export.write(folder, params, source.model, dtype, source.tokenizer, shard_bytes)
+                else:
+                    runs.write(folder, params, source.model, dtype, source.tokenizer, run=to, origin=source.where)
+            written = [path for path in to.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in written)
+    _say("done", f"{len(written)} files, {size:,} bytes, in {time.perf_counter() - began:.1f} s")
+    _say("use it", USES[form].format(to=to))
+
+
+HALVES = {"float16", "bfloat16"}
+USES = {
+    "huggingface": 'transformers.pipeline("text-generation", "{to}"), or python run.py --init-from {to}',
+    "llmc": "python run.py --init-from {to}, or with llm.c's own programs",
+    "run": "python run.py generate --run {to}, or python run.py --init-from {to}",
+}
+
+
+def describe(source: Source) -> str:
+    tokenizer = f", tokenizer {source.tokenizer.name}" if source.tokenizer else ""
+    return f"{source.kind}, {source.dtype}, {family(source.model).describe(source.model)}{tokenizer}"
+
+
+def _form(form: Format, to: Path, source: Source) -> Format:
+    if form != "auto":
+        return form
+    if to.suffix == ".bin":
+        return "llmc"
+    return "huggingface" if source.kind in ("a run's checkpoint", "a checkpoint") else "run"
+
+
+def _dtype(dtype: str, form: Format, source: Source) -> str:
+    if dtype == "float16" and form != "huggingface":
+        raise UserError(f"--dtype float16: {NAMES[form]} can't hold it; take float32 or bfloat16")
+    if dtype != "auto":
+        return dtype
+    return "float32" if source.dtype == "float16" and form != "huggingface" else source.dtype
+
+
+def _write_llmc(to: Path, source: Source, params: Params, dtype: str, overwrite: bool) -> list[Path]:
+    """The model file, and beside it the tokenizer's where the format can hold it."""
+    written = [to]
+    tokenizer = source.tokenizer
+    beside = to.with_name(f"{to.stem}_tokenizer.bin")
+    if tokenizer and tokenizer.end_of_text is not None:
+        if all(1 <= len(token) <= llmc_tokenizer.LONGEST for token in tokenizer.tokens):
+            with writing.new_file(beside, overwrite=overwrite) as path:
+                llmc_tokenizer.write(path, tokenizer.tokens, tokenizer.end_of_text)
+            written.append(beside)
+        else:
+            _say(
+                "note", f"the tokenizer has tokens of 0 or over {llmc_tokenizer.LONGEST} bytes: no llm.c tokenizer file"
+            )
+    elif tokenizer:
+        _say("note", f"the tokenizer {tokenizer.name} has no end-of-text token, and so no llm.c tokenizer file")
+    with writing.new_file(to, overwrite=overwrite) as path:
+        llmc.write_model(path, params, source.model, dtype)
+    return written
+
+
+def _say(word: str, text: str) -> None:
+    say(f"{word:<9} {text}", flush=True)

@@ -1,0 +1,147 @@
+"""`run.py evaluate`: the loss of a run's newest whole checkpoint, or its accuracy on a task."""
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.commands import configuration
+from jaxgpt.data import corpora, fingerprint, loader, shards
+from jaxgpt.data.loader import Tokens
+from jaxgpt.data.tokenizer_json import HuggingFace
+from jaxgpt.errors import RunError, UserError
+from jaxgpt.evaluation import multiple_choice
+from jaxgpt.evaluation.loss import bits_per_byte_of_one_nat, make_validation_loss
+from jaxgpt.evaluation.scoring import make_scorer
+from jaxgpt.foreign_text import shown
+from jaxgpt.kernels.choose import choose_attention
+from jaxgpt.options import command_line, settings
+from jaxgpt.parallel import mesh
+from jaxgpt.runs import loading, metrics_file
+from jaxgpt.runs.loading import Trained
+from jaxgpt.terminal import say
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """The loss and the bits per byte of a trained model, or its accuracy on a task."""
+
+    run: str
+    """The run's folder, such as runs/quickstart."""
+    task: str = ""
+    """hellaswag, hellaswag_llmc, mmlu, arc_easy, arc_challenge, piqa, winogrande, openbookqa or lambada; empty computes
+    the loss over the run's validation split."""
+    data: str = ""
+    """The task's file: JSON lines, CSV, Parquet, or llm.c's .bin; empty downloads it. Without a task, the text, or
+    the folder of token files, to compute the loss of."""
+    limit: int = 0
+    """Take only this many examples, or batches of the loss, from the first; 0 takes all."""
+    batch_size: int = 16
+    """Number of sequences that each device takes at once."""
+    shots: int = 0
+    """Number of answered questions before each; for mmlu only."""
+    devices: int = 0
+    """How many devices; 0 takes all there are."""
+    output: str = ""
+    """Write the figures to this JSON file."""
+
+
+def run(words: list[str]) -> int:
+    """Prints the figures and adds them to the run's metrics.jsonl."""
+    options = command_line.read(Evaluate, words, "evaluate")
+    evaluate(
+        Path(options.run),
+        options.task,
+        options.data,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        shots=options.shots,
+        devices=options.devices,
+        output=Path(options.output) if options.output else None,
+    )
+    return 0
+
+
+def evaluate(
+    run: Path, task: str, data: str, *, limit: int, batch_size: int, shots: int, devices: int, output: Path | None
+) -> None:
+    """Prints what it finds, adds it to the run's metrics.jsonl, and writes it to `output`. UserError as its parts."""
+    for key, value in {"limit": limit, "shots": shots, "devices": devices}.items():
+        settings.check_number(value, "", key)
+    settings.check_number(batch_size, "", "batch_size", positive=True)
+    if shots and not task:
+        raise UserError(f"--shots {shots}: only a task has examples to show. Name it with --task")
+    if task:
+        multiple_choice.task_files.check_name(task, data)
+    model = loading.load(run, devices)
+    for message in model.damaged:
+        say(message, error=True)
+    started = time.perf_counter()
+    if task:
+        examples = multiple_choice.load(task, data, model.tokenizer, model.config.model, limit=limit, shots=shots)
+        result = multiple_choice.evaluate(examples, make_scorer(model.config, batch_size), model.params)
+        line, found = result.line(), result.as_json()
+    else:
+        line, found = _loss(model, data, limit, batch_size)
+    found = {"step": model.about["step"], **found}
+    say(f"{line} ({time.perf_counter() - started:.1f} s)")
+    if task or not data:  # of another text the loss is no validation loss of the run's
+        message = metrics_file.add_evaluation(run, {key: value for key, value in found.items() if key != "tokens"})
+        if message:
+            say(message, error=True)
+    if output:
+        try:
+            output.write_text(json.dumps({"run": str(run), "data": data, **found}, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"--output {output}: writing failed ({error.strerror})") from error
+
+
+def _loss(model: Trained, data: str, limit: int, batch_size: int) -> tuple[str, dict[str, Any]]:
+    """A line for people, and the numbers: of the run's validation split, of all of the text `data`, or of the
+    validation split of the token files that are called so."""
+    config, tokenizer = configuration.resolve(model.config, model.tokenizer), model.tokenizer
+    if data and not shards.find(data):
+        tokens = tokenizer.encode(corpora.load(data))
+        loader.check_vocabulary(tokens, config.model.vocabulary_size, f"--data {data}")
+    else:
+        tokens = _validation_split(model, data)
+    length = config.training.sequence_length
+    compute, _ = choose_attention(config.model, config.compute, length)
+    sequences = batch_size * mesh.make(config.parallel).size
+    training = dataclasses.replace(config.training, batch_size=sequences, evaluation_batches=limit)
+    config = dataclasses.replace(config, compute=compute, training=training)
+    loss = make_validation_loss(config, tokens, length)(model.params)
+    bits = loss * bits_per_byte_of_one_nat(config, tokens, length, tokenizer)
+    count = min(len(tokens) - 1, limit * sequences * length or len(tokens))
+    what = f"the loss of {data} is" if data else "validation loss"
+    return f"{what} {loss:.4f}, {bits:.4f} bits per byte, {count:,} tokens", {
+        "val_loss": loss,
+        "val_bits_per_byte": bits,
+        "tokens": count,
+    }
+
+
+def _validation_split(model: Trained, name: str) -> Tokens:
+    """Of the token files `name`, or of what the run was trained on. UserError where that is no longer what it was, and
+    where the tokens are another tokenizer's."""
+    config, known = model.config, model.about["text"]
+    ours = not config.data.mixture and config.data.text in corpora.NAMES
+    if not (name or known or ours):
+        raise UserError("--run: its checkpoint doesn't say on which text it was trained. Name one with --data")
+    if name:
+        options = dataclasses.replace(config.data, text=name, mixture="", tokenizer=model.tokenizer.name)  # type: ignore[arg-type]
+        config = dataclasses.replace(config, data=options)
+    elif not ours:  # a path, which is read as data, and is only of use where the checkpoint knows what is in it
+        say(f"text      {shown(config.data.mixture or config.data.text)}, as the run's config.toml names it")
+    data, _ = configuration.complete(config, model.tokenizer if isinstance(model.tokenizer, HuggingFace) else None)
+    where = f"--data {name}" if name else f"--data.text {shown(config.data.mixture or config.data.text)}"
+    change = "" if name or not known else fingerprint.difference(known, data.fingerprint)
+    if change:
+        raise UserError(
+            f"{where}: not the text that the run was trained on: {change}. Restore the text, or name one with --data"
+        )
+    if data.tokenizer.state() != model.tokenizer.state():
+        raise UserError(f"{where}: its tokens are not of the tokenizer that the run was trained with")
+    return data.validation

@@ -1,0 +1,115 @@
+"""`--init-from`: a run that begins with weights from elsewhere.
+
+The model's shape and the tokenizer are those of the weights. Where the user has named them too, in a config that was
+asked for or on the command line, they must agree.
+"""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.commands.convert import describe
+from jaxgpt.data import tokenizers
+from jaxgpt.data.tokenizer_json import HuggingFace
+from jaxgpt.data.tokenizers import NAMES, Tokenizer
+from jaxgpt.errors import UserError
+from jaxgpt.interop import detect_format
+from jaxgpt.interop.source import Source
+from jaxgpt.options import settings
+from jaxgpt.options.config import Config, Model
+from jaxgpt.runs import checkpoints
+from jaxgpt.runs.folder import will_resume
+
+
+def with_shape(config: Config, given: set[str]) -> Config:
+    """The configuration with the shape and tokenizer of `training.init_from`. `given` are the options that the user
+    named, as "section.key". UserError where one of those is another.
+
+    A run that is resumed has what it had; the weights that it began with need not be there any more.
+    """
+    named = {key: value for key, value in asdict(config.model).items() if f"model.{key}" in given and value}
+    if will_resume(config):  # which refuses other options itself
+        saved = settings.read_trained(Path(config.run.folder) / config.run.name)
+        model, tokenizer = replace(saved.model, **named), saved.data.tokenizer
+    else:
+        source = detect_format.open_weights(config.training.init_from)
+        model, tokenizer = source.model, source.tokenizer.name if source.tokenizer else config.data.tokenizer
+        _check_shape(config.training.init_from, model, named)
+        if "data.tokenizer" in given and source.tokenizer:
+            _check_tokenizer(config.training.init_from, tokenizer, config.data.tokenizer)
+    if "data.tokenizer" not in given and tokenizer in NAMES:  # or it is one's own, which token files bring along
+        config = replace(config, data=replace(config.data, tokenizer=tokenizer))
+    return replace(config, model=model)
+
+
+def tokenizer(config: Config) -> Tokenizer | None:
+    """Returns the tokenizer.json of `training.init_from`, whose tokens the run's text is to be cut into.
+
+    A run that is resumed has it in its checkpoint. None for a tokenizer that the options can name.
+    """
+    if not config.training.init_from:
+        return None
+    if will_resume(config):
+        folder = Path(config.run.folder) / config.run.name / "checkpoints"
+        found = tokenizers.from_state(checkpoints.find(folder, ("about",)).about["tokenizer"])
+    else:
+        found = detect_format.open_weights(config.training.init_from).tokenizer
+    return found if isinstance(found, HuggingFace) else None
+
+
+def weights(config: Config, tokenizer: Tokenizer) -> Source | None:
+    """What `training.init_from` names, to be loaded when there is a place for it; None where nothing is to be.
+
+    UserError where it isn't of this configuration's shape or the run's tokenizer.
+    """
+    name = config.training.init_from
+    if not name or will_resume(config):
+        return None
+    run = Path(config.run.folder) / config.run.name
+    if run.resolve() in (Path(name).resolve(), *Path(name).resolve().parents):
+        raise UserError(f"--init-from {name}: in the folder that this run would replace. Give another --run.name")
+    source = detect_format.open_weights(name)
+    _check_shape(name, source.model, asdict(config.model))
+    V, Vp, has = config.model.vocabulary_size, config.model.padded_vocabulary_size, tokenizer.vocabulary_size
+    if source.tokenizer:
+        _check_tokenizer(name, source.tokenizer.name, tokenizer.name)
+        if source.tokenizer.state() != tokenizer.state():
+            raise UserError(
+                f"--init-from {name}: these weights are of the tokenizer {tokenizer.name} with other tokens, as of "
+                "another text's characters"
+            )
+    if has > V or (source.tokenizer is None and has <= Vp - 128):  # a vocabulary may have been padded
+        raise UserError(
+            f"--init-from {name}: these weights are of a vocabulary of {V:,} tokens, and the tokenizer "
+            f"{tokenizer.name} has {has:,} (--data.tokenizer)"
+        )
+    return source
+
+
+def lines(source: Source) -> list[str]:
+    """What is to be said of it at the start of a run."""
+    return [f"weights   from {source.where}: {describe(source)}", *(f"          {note}" for note in source.notes)]
+
+
+def _check_tokenizer(name: str, theirs: str, ours: str) -> None:
+    if theirs != ours:
+        raise UserError(
+            f"--init-from {name}: these weights are of the tokenizer {theirs}, and --data.tokenizer is {ours}"
+        )
+
+
+def _shown(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _check_shape(name: str, found: Model, asked: dict[str, Any]) -> None:
+    different = [
+        f"{settings.option('model', key)} is {_shown(value)} and they have {_shown(asdict(found)[key])}"
+        for key, value in asked.items()
+        if value != asdict(found)[key] and key != "document_start"  # which no weight is of
+    ]
+    if different:
+        raise UserError(
+            f"--init-from {name}: these weights are of another shape: {'; '.join(different)}. Leave these options away "
+            "(and --config, where they stand there), and the shape is that of the weights"
+        )

@@ -1,0 +1,191 @@
+"""`run.py prepare` as it is typed."""
+
+import os
+import re
+import shlex
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from jaxgpt.data import chunks, hub, manifest, sources, token_files, tokenizers
+from jaxgpt.data.chunks import Layout
+from jaxgpt.data.manifest import Manifest, Shard
+from jaxgpt.data.prepare import Settings, prepare
+from jaxgpt.data.sources import DATA_SETS, SHARD_TOKENS
+from jaxgpt.errors import RunError, UserError
+from jaxgpt.foreign_text import shown
+from jaxgpt.options import command_line, settings
+from jaxgpt.terminal import say
+
+LONGEST_NAME_BYTES = 200  # a file's name has no more than 255 nearly everywhere, and this is its beginning
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Makes token files of text: plain, JSON or Parquet, packed (.gz, .bz2, .xz, .zst) or not."""
+
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Files, folders, patterns such as 'notes/*.jsonl.gz', hf:owner/name (any data set on the Hugging Face hub, with
+    /folder and :split where it has several), or one of the data sets that are known by name."""
+    output: str = ""
+    """The folder to make; empty is the name in $JAXGPT_DATA, or in data/ where that is not set."""
+    name: str = ""
+    """What the files' names begin with; empty makes it of the first source's."""
+    tokenizer: Literal["gpt2", "cl100k", "o200k", "llama3", "bytes", "characters", "bpe"] = "gpt2"
+    """How text is cut into tokens; bpe is trained on the first gigabyte of the text itself."""
+    vocabulary_size: int = 8192
+    """Number of tokens of a bpe."""
+    field: str = "text"
+    """The field of a JSON object, or the column of a Parquet file, that has the text."""
+    skip_bad: int = 0
+    """How many rows of JSON may be damaged, or have something else than text there, and are left out. Empty ones, where
+    it is null or "", always are."""
+    separator: str = ""
+    """What stands between the documents of a text file, with \\n for a line break, which finds \\r\\n too; empty: each
+    file is one document."""
+    validation: tuple[str, ...] = ()
+    """Sources to validate on; without them, the first tokens of the text."""
+    validation_tokens: int = 0
+    """How many of them; 0 takes about a tenth of all, and at most one shard."""
+    shard_tokens: int = SHARD_TOKENS
+    """Tokens in a file."""
+    processes: int = 0
+    """How many tokenize; 0 takes one for each core. The output is the same."""
+    ready_made: bool = False
+    """Download token files that others have made of the data set, where there are some, rather than the text."""
+    verify: bool = False
+    """Prepare nothing: read every byte of the folder that is named, and compare it with its manifest."""
+
+
+def run(words: list[str]) -> int:
+    """Makes token files; prints what there is now, and how to train on it."""
+    known = "\n".join(f"  {name:18}{data_set.about}" for name, data_set in DATA_SETS.items())
+    description = f"{Prepare.__doc__}\n\nData sets by name:\n{known}"
+    options = command_line.read(Prepare, words, "prepare", description=description)
+    for key in ("vocabulary_size", "shard_tokens"):
+        settings.check_number(getattr(options, key), "", key, positive=True)
+    for key in ("validation_tokens", "processes", "skip_bad"):
+        settings.check_number(getattr(options, key), "", key)
+    if not options.sources:
+        raise UserError(f"name what to prepare: files, folders, or one of {', '.join(DATA_SETS)}")
+    if options.verify:
+        return _verify([Path(source) for source in options.sources])
+    data_set = DATA_SETS.get(options.sources[0]) if len(options.sources) == 1 else None
+    name = options.name or _name(options.sources[0])
+    if not re.fullmatch(r"[\w.-]+", name) or len(os.fsencode(name)) > LONGEST_NAME_BYTES:
+        raise UserError(
+            f"--name {shown(name)}: letters, digits and . _ - make names that every system takes, of up to "
+            f"{LONGEST_NAME_BYTES} bytes"
+        )
+    folder = Path(options.output) if options.output else sources.data_folder() / name
+    started = time.perf_counter()
+    if options.ready_made:
+        made = ready_made(options, data_set, name, folder)
+    else:
+        made = prepare(_settings(options, data_set, name), folder, options.processes or cores(), options.skip_bad)
+    _report(made, folder, time.perf_counter() - started)
+    return 0
+
+
+def _settings(options: Prepare, data_set: sources.DataSet | None, name: str) -> Settings:
+    separator = options.separator.replace("\\n", "\n").replace("\\t", "\t")
+    result = Settings(
+        name=name,
+        sources=options.sources,
+        validation=options.validation,
+        validation_tokens=options.validation_tokens,
+        shard_tokens=options.shard_tokens,
+        tokenizer=options.tokenizer,
+        vocabulary_size=options.vocabulary_size if options.tokenizer == "bpe" else 0,
+        layout=Layout(options.field, separator),
+    )
+    if data_set is None:
+        return result
+    validation = options.validation or ((data_set.validation,) if data_set.validation else ())
+    return replace(
+        result,
+        sources=(data_set.source,),
+        validation=validation,
+        validation_tokens=options.validation_tokens or data_set.validation_tokens,
+        layout=Layout(options.field, separator or data_set.separator),
+    )
+
+
+def _name(source: str) -> str:
+    """Returns tinystories for tinystories, notes for notes.jsonl.gz and notes/*.txt, name for hf:owner/name:split.
+
+    What not every system takes in a file's name becomes "_".
+    """
+    if source.startswith(sources.HUB):
+        parts = source.removeprefix(sources.HUB).partition(":")[0].split("/")
+        name = "-".join(parts[1:])
+    else:
+        path = Path(source)
+        while re.search(r"[*?\[]", path.name) and not path.exists():
+            path = path.parent
+        name = path.resolve().name if path.is_dir() else chunks.unpacked_name(path).stem
+    name = re.sub(r"[^\w.-]+", "_", name).strip("._-")
+    return os.fsencode(name)[:LONGEST_NAME_BYTES].decode("utf-8", "ignore") or "data"
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _report(made: Manifest, folder: Path, seconds: float) -> None:
+    documents = f" of {made.documents:,} documents" if made.documents else ""
+    say(
+        f"{made.tokens('train'):,} tokens to train on and {made.tokens('val'):,} to validate on{documents}, in "
+        f"{len(made.shards)} files in {shown(folder)} ({seconds:.1f} s)"
+    )
+    if made.empty_rows or made.bad_rows:
+        say(f"left out: {made.empty_rows:,} rows without text, and {made.bad_rows:,} bad ones")
+    say(f"train on them: python run.py --data.text {shlex.quote(str(folder))}")
+
+
+def _verify(folders: list[Path]) -> int:
+    for folder in folders:
+        if not (folder / manifest.NAME).exists():
+            raise UserError(
+                f"{shown(folder)}: not a folder that run.py prepare made to its end (it has no {manifest.NAME})"
+            )
+        found = manifest.verify(folder)
+        size = sum(shard.bytes for shard in found.shards)
+        say(f"{shown(folder)}: all {len(found.shards)} files are what was written, {size:,} bytes")
+    return 0
+
+
+def ready_made(options: Prepare, data_set: sources.DataSet | None, name: str, folder: Path) -> Manifest:
+    """Token files from the hub, each checked, and a manifest of them. What is there already stays."""
+    if data_set is None or not data_set.ready_made or options.tokenizer != "gpt2":
+        have = ", ".join(known for known, other in DATA_SETS.items() if other.ready_made)
+        raise UserError(f"--ready-made: there are such files with the tokenizer gpt2 only, and only of {have}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remotes = [r for r in hub.files(data_set.ready_made) if r.name.endswith(".bin") and "/" not in r.name]
+        shards = []
+        for number, remote in enumerate(remotes, 1):
+            say(f"{number} of {len(remotes)}: {shown(remote.name)} ({remote.size / 1e6:,.0f} MB)", flush=True)
+            path = hub.fetch(remote, folder=str(folder))
+            tokens = len(token_files.open(path))
+            shards.append(Shard(path.name, sources.split_of(path), tokens, remote.size, remote.sha256))
+        tokenizer = tokenizers.make("gpt2", "")
+        made = Manifest(
+            name=name,
+            tokenizer=tokenizer.state(),
+            vocabulary_size=tokenizer.vocabulary_size,
+            end_of_text=tokenizer.end_of_text,
+            documents=0,
+            empty_rows=0,
+            bad_rows=0,
+            settings={"ready_made": data_set.ready_made, "revision": remotes[0].revision if remotes else ""},
+            versions={},
+            shards=tuple(shards),
+        )
+        manifest.write(folder, made)
+    except OSError as error:
+        raise RunError(f"{shown(folder)}: writing failed ({error.strerror}). Is the disk full?") from None
+    return made

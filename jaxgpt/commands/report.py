@@ -1,0 +1,83 @@
+"""`run.py report`: one page of one run or several, written to a file or served live."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxgpt import files, writing
+from jaxgpt.errors import RunError, UserError
+from jaxgpt.options import command_line, settings
+from jaxgpt.reports import content, live, page
+from jaxgpt.reports.history import History
+from jaxgpt.reports.live_report import REPORT
+from jaxgpt.terminal import say
+
+MOST = 16  # runs in a page: more than the curves' colours tell apart
+
+
+@dataclass(frozen=True)
+class Report:
+    """Writes a page that shows how runs are doing, several laid over each other; or serves it live."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ()
+    """The runs' folders, such as runs/quickstart."""
+    output: str = ""
+    """Where to write the page; empty takes the run's own report.html, and of several runs ./report.html."""
+    live: bool = False
+    """Serve the page on this machine instead, where it updates by itself, until Ctrl-C."""
+    port: int = 8050
+    """The port to serve it at; 0 takes a free one."""
+
+
+def run(words: list[str]) -> int:
+    """Writes or serves the page. UserError for a folder that is no run's."""
+    options = command_line.read(Report, words, "report")
+    folders = [Path(name) for name in dict.fromkeys(options.runs)]
+    _check(options, folders)
+    if options.live:
+        return serve(live.listen(folders, options.port))
+    path = Path(options.output) if options.output else (folders[0] / REPORT if len(folders) == 1 else Path(REPORT))
+    shown = [content.of_run(folder, History(folder / "metrics.jsonl").read_all()) for folder in folders]
+    try:
+        if options.output:
+            path.write_bytes(page.render(shown))
+        else:  # in a folder that may be of someone else's
+            with writing.replacing(path) as temporary:
+                temporary.write_bytes(page.render(shown))
+    except OSError as error:
+        option = f"--output {path}" if options.output else str(path)
+        raise RunError(f"{option}: writing failed ({error.strerror})") from error
+    say(f"report  {path}" + ("" if page.plotly() else ", without curves: pip install plotly adds them"))
+    return 0
+
+
+def _check(options: Report, folders: list[Path]) -> None:
+    if not 0 <= options.port < 2**16:
+        raise UserError(f"--port {options.port}: must be from 0 to {2**16 - 1}")
+    if not folders:
+        raise UserError("name a run's folder, or several: python run.py report runs/NAME")
+    if len(folders) > MOST:
+        raise UserError(f"{len(folders)} runs are more than one page can tell apart; give at most {MOST}")
+    if options.live and options.output:
+        raise UserError(f"--output {options.output}: --live writes no file. Leave one of them away")
+    for folder in folders:
+        if not folder.is_dir():
+            runs = [path.parent.name for path in folder.parent.glob("*/config.toml")]
+            near = settings.nearest(folder.name, runs)
+            raise UserError(f"{folder}: there is no such folder{settings.runs_near(folder) if near == '.' else near}")
+        if not files.is_file(folder / "metrics.jsonl", within=folder):
+            raise UserError(f"{folder}: not a run's folder (it has no metrics.jsonl){settings.runs_near(folder)}")
+
+
+def serve(server: live.Server) -> int:
+    """Answers until Ctrl-C."""
+    with server:
+        server.runs.read()  # so that damaged files are said here
+        say(f"report  {server.url} (Ctrl-C ends it)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            say("\nended")
+    return 0

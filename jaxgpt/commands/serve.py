@@ -1,0 +1,189 @@
+"""`run.py serve`, from its options to a server that listens: what is needed, what is refused, what is printed."""
+
+import gc
+import importlib.util
+import os
+import signal
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxgpt import files
+from jaxgpt.commands import generate
+from jaxgpt.errors import Terminated, UserError
+from jaxgpt.foreign_text import shown
+from jaxgpt.generation.batching import Batch
+from jaxgpt.generation.decoder import Decoder
+from jaxgpt.generation.sampling import only_known_tokens
+from jaxgpt.options import command_line, settings
+from jaxgpt.terminal import say
+
+KEY_VARIABLE = "JAXGPT_API_KEY"
+LARGEST_KEY = 4096  # bytes
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Answers requests as OpenAI's completions API does."""
+
+    run: str
+    """The run's folder, such as runs/quickstart."""
+    host: str = "127.0.0.1"
+    """The address to listen on. Any but this machine's own needs an API key."""
+    port: int = 8000
+    """The port; 0 takes a free one."""
+    name: str = ""
+    """The model's name for clients; empty takes the name of the run's folder."""
+    key_file: str = ""
+    """A file with the API key that clients must send; without it, the environment's JAXGPT_API_KEY."""
+    slots: int = 4
+    """Texts drawn side by side; each has room for a whole context."""
+    waiting: int = 64
+    """Texts that may be asked for and not be finished yet; more are refused with status 429."""
+    max_tokens: int = 1024
+    """The most that a request may ask for."""
+    texts: int = 16
+    """The most texts of one request: prompts times n."""
+    per_minute: int = 600
+    """The most requests of one client in a minute; 0 for no limit."""
+    wrong_keys: int = 20
+    """The most wrong API keys of one client in a minute, before all of its keys are refused for a while; 0 for no
+    limit. Behind a proxy all clients count as one."""
+    connections: int = 256
+    """Connections at once, or as many as the limit of open files (ulimit -n) allows; more are answered with 503."""
+
+
+def run(words: list[str]) -> int:
+    """Answers requests until it is told to end."""
+    return serve(command_line.read(Serve, words, "serve"))
+
+
+def serve(options: Serve) -> int:
+    """Listens until Ctrl-C or SIGTERM; then what has begun is finished.
+
+    Raises:
+        UserError: The options can't be.
+        Terminated: The server was ended by SIGTERM.
+    """
+    for key in ("slots", "waiting", "max_tokens", "texts", "connections"):
+        settings.check_number(getattr(options, key), "", key, positive=True)
+    for key in ("per_minute", "wrong_keys"):
+        settings.check_number(getattr(options, key), "", key)
+    missing = [package for package in ("starlette", "uvicorn") if importlib.util.find_spec(package) is None]
+    if missing:
+        raise UserError(
+            f"serve needs {' and '.join(missing)}: make env EXTRAS=serve (or pip install -e '.[serve]') installs it"
+        )
+    from jaxgpt.generation import gate  # here, because others of the commands don't have what it needs
+
+    key, (family, address) = _key(options), _resolve(options.host, options.port)
+    loopback = gate.is_loopback(address[0])
+    if not loopback and not key:
+        raise UserError(
+            f"--host {shown(options.host)}: others could reach the server, so an API key is needed: name a file that "
+            f"has one by --key-file, or set {KEY_VARIABLE}"
+        )
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        with _listen(options, family, address) as listening:
+            _run(options, key, loopback, listening)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise Terminated("stopped by SIGTERM")
+
+
+def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> None:
+    from jaxgpt.generation import api, connections, rates, server
+    from jaxgpt.generation.worker import Worker
+
+    config, params, tokenizer = generate.load(Path(options.run))
+    model = only_known_tokens(config.model, tokenizer)
+    decoder = Decoder(params, model, config.compute, slots=options.slots, capacity=model.context)
+    del params
+    name = options.name or Path(options.run).resolve().name
+    chosen = server.Options(
+        name=name,
+        vocabulary_size=model.vocabulary_size,
+        limits=api.Limits(model.context, min(options.max_tokens, model.context), options.texts),
+        waiting=options.waiting,
+        per_minute=options.per_minute,
+        key=key,
+        loopback=loopback,
+        wrong_keys=options.wrong_keys,
+    )
+    # JAX's many objects stay. Without them a collection of garbage, for which all threads wait, is ten times as fast.
+    gc.collect()
+    gc.freeze()
+    most = rates.most_connections(options.connections)
+    worker = Worker(Batch(decoder, tokenizer))
+    try:
+        answering = server.Server(worker, tokenizer, chosen)
+        _tell(name, listening, key, most if most < options.connections else 0)
+        connections.log_to_stderr()
+        connections.Listener(answering.app(), most, answering.end).run(sockets=[listening])
+    finally:
+        worker.stop()
+
+
+def _tell(name: str, listening: socket.socket, key: str, connections: int) -> None:
+    """Prints where the server is; `connections` where they are fewer than was asked for."""
+    host, port = listening.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    say(f"serving   {shown(name)} at {address} ({'an API key is needed' if key else 'no API key'})", flush=True)
+    if connections:
+        say(f"limit     {connections} connections at once, by the limit of open files (ulimit -n)", flush=True)
+    say(f"try       curl {address}/models; Ctrl-C ends it", flush=True)
+
+
+def _key(options: Serve) -> str:
+    """Returns the API key, or nothing where there is to be none. UserError for one that no header can have."""
+    if options.key_file:
+        where = f"--key-file {shown(options.key_file)}"
+        try:
+            key = files.read_text(Path(options.key_file), LARGEST_KEY).strip()
+        except UserError as error:
+            raise UserError(f"--key-file {error}") from None
+        if not key:
+            raise UserError(f"{where}: there is no key in it")
+    else:
+        where, key = KEY_VARIABLE, os.environ.get(KEY_VARIABLE, "").strip()
+    if len(key) > LARGEST_KEY:
+        raise UserError(f"{where}: the key is longer than {LARGEST_KEY} characters, and no header could have it")
+    unsendable = next((i for i, character in enumerate(key) if not " " <= character <= "~"), None)
+    if unsendable is not None:
+        raise UserError(
+            f"{where}: the key has a character that can't be sent in a header, U+{ord(key[unsendable]):04X} at "
+            f"position {unsendable}: take ASCII letters and digits, on one line"
+        )
+    return key
+
+
+def _resolve(host: str, port: int) -> tuple[int, tuple]:
+    """Returns the family and the address to listen on. UserError where there is none."""
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port is {port}, and must be from 0 to 65535")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return family, address
+    except (OSError, ValueError) as error:  # ValueError: a name that can't be one
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"--host {shown(host)}: there is no such address ({reason}). 127.0.0.1 is this machine alone, 0.0.0.0 all "
+            "of its addresses"
+        ) from None
+
+
+def _listen(options: Serve, family: int, address: tuple) -> socket.socket:
+    try:
+        return socket.create_server(address, family=family)
+    except OSError as error:
+        raise UserError(
+            f"--host {shown(options.host)} --port {options.port}: can't listen there ({error.strerror or error}). "
+            "Another --port may be free; 0 takes one that is"
+        ) from None

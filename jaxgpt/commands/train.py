@@ -1,0 +1,235 @@
+"""`run.py`: what a training run does, in order.
+
+1. Complete the configuration from the weights and the text that it names, and read the text.
+2. Decide how the run begins: from its own checkpoint, from given weights, or from random ones.
+3. Compile the train step and plan its memory. What doesn't fit is refused here, before anything is written.
+4. Open the run's folder and make the first state.
+5. Train: `trainer.py` takes the steps.
+6. Save, evaluate, draw a sample and the loss curve.
+
+Everything that is compiled is compiled by the end of the first step: the validation loss and the sampler run once
+before it.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxgpt import compilation_cache
+from jaxgpt.commands import configuration, init_from, process_consistency
+from jaxgpt.commands.display import Display, silent
+from jaxgpt.commands.trainer import Output, Trainer
+from jaxgpt.data import corpus
+from jaxgpt.data.corpus import Corpus
+from jaxgpt.errors import AllFailed, Interrupted
+from jaxgpt.evaluation.in_training import Tasks
+from jaxgpt.interop.source import Source
+from jaxgpt.models import family
+from jaxgpt.models.blocks import Params
+from jaxgpt.options.config import Config
+from jaxgpt.parallel import mesh, processes
+from jaxgpt.reports import trackers
+from jaxgpt.reports.live_report import Following
+from jaxgpt.runs import resuming
+from jaxgpt.runs.checkpoints import Found
+from jaxgpt.runs.folder import RunFolder, check_name, will_resume
+from jaxgpt.runs.saving import Writer
+from jaxgpt.training import compile, flops, memory_plan
+from jaxgpt.training.resharding import Placement
+from jaxgpt.training.step import TrainState, needs_fixed_order
+
+Observer = Callable[[Trainer, dict[str, Any]], None]
+
+
+def train(config: Config, *observers: Observer) -> None:
+    """Trains as the configuration says, in a new run folder, or going on in the one that is to be resumed.
+
+    Args:
+        config: The options.
+        observers: Called with the trainer and the values of each line of metrics.jsonl once it is written.
+
+    Raises:
+        RunError: The loss became NaN, or the disk is full.
+        Interrupted: Ctrl-C; Terminated after SIGTERM and near the end of a Slurm allocation.
+        UserError: The data can't be read, the run can't be resumed, or it doesn't fit the device's memory.
+    """
+    asked, data = _complete(config)
+    process_consistency.check(asked, data)
+    with contextlib.ExitStack() as kept:
+        beginning = _begin(asked, data, kept)
+        tasks = Tasks(asked, data.tokenizer)
+        config, program, chosen, beginning = _compile(asked, beginning)
+        processes.wait_for_all("compiled")  # before the first collective, which waits less long
+        if beginning.folder is None:
+            beginning = _open(asked, data, kept, beginning)
+        folder = beginning.folder
+        assert folder is not None
+        with (
+            Writer(folder.checkpoints, config.checkpoint) as writer,
+            Display(config.training.steps, None if processes.first() else silent()) as display,
+            processes.telling(),
+        ):
+            placement = Placement(config)
+            state, notes = _first_state(config, placement, beginning)
+            trainer = Trainer(config, data, Output(folder, writer, display), program, placement, state, tasks)
+            trainer.observers += observers
+            folder.write_json("memory_plan.json", chosen.plan.as_json())  # now that nothing more is refused
+            with Following(folder, config, display.note) as following:
+                trainer.observers.append(lambda _, values: following.observe(values))
+                _introduce(trainer, chosen, notes)
+                _run(trainer)
+
+
+def _complete(config: Config) -> tuple[Config, Corpus]:
+    """Returns the configuration with the sizes that follow from the text filled in, and the text."""
+    compilation_cache.use(config.run.compilation_cache)
+    # How this process was started, and where its machine keeps programs, is none of the run's options.
+    parallel = dataclasses.replace(config.parallel, processes=0, process=-1, coordinator="")
+    config = dataclasses.replace(config, parallel=parallel, run=dataclasses.replace(config.run, compilation_cache=""))
+    mesh.check(config)
+    trackers.check(config)
+    check_name(config)
+    data, config = configuration.complete(config, init_from.tokenizer(config))
+    return config, data
+
+
+class Beginning(NamedTuple):
+    """How a run begins: from a checkpoint of its own, else with given weights, else with random ones.
+
+    The folder of a run that is resumed is open from the start, so that nobody waits for a compilation to hear that it
+    can't be; a new folder is not made for a run that the memory plan may refuse.
+    """
+
+    checkpoint: Found | None = None
+    weights: Source | None = None
+    random: Params | None = None  # where they are drawn already, while the train step is compiled
+    folder: RunFolder | None = None
+
+
+def _begin(asked: Config, data: Corpus, kept: contextlib.ExitStack) -> Beginning:
+    """Decides how the run begins. UserError where it can't be resumed, or where the weights don't fit it."""
+    if processes.talk.from_first(lambda: will_resume(asked)):
+        return _open(asked, data, kept, Beginning())
+    return Beginning(weights=init_from.weights(asked, data.tokenizer))
+
+
+def _open(asked: Config, data: Corpus, kept: contextlib.ExitStack, beginning: Beginning) -> Beginning:
+    """Opens the folder, whose config.toml keeps what was asked for, since another machine would choose otherwise."""
+    folder, found = resuming.open_run(asked, data)
+    kept.callback(folder.close)
+    return beginning._replace(folder=folder, checkpoint=found)
+
+
+def _first_state(config: Config, placement: Placement, beginning: Beginning) -> tuple[TrainState, list[str]]:
+    """Returns the state to begin from, and lines on where it comes from."""
+    if beginning.checkpoint:
+        assert beginning.folder is not None
+        saved, notes = resuming.resume(beginning.folder, beginning.checkpoint, placement.saved_shapes())
+        return placement.from_saved(saved), notes
+    if beginning.weights:
+        return placement.first_state(beginning.weights.load()), init_from.lines(beginning.weights)
+    return compile.initial_state(config, beginning.random), []
+
+
+class Chosen(NamedTuple):
+    """What was chosen for this machine, and the memory that it takes."""
+
+    attention: str
+    plan: memory_plan.Plan
+
+    def lines(self) -> list[str]:
+        return [f"attention {self.attention}", *self.plan.lines()]
+
+
+def _compile(asked: Config, beginning: Beginning) -> tuple[Config, jax.stages.Compiled, Chosen, Beginning]:
+    """Completes the configuration for this machine, attention and recompute level, with the compiled train step.
+
+    UserError, with what would make it fit, for a run that doesn't fit the device's memory.
+    """
+    config, attention = configuration.with_attention(asked)
+    has = compile.capacity(config.compute)  # before there is anything of the run's
+    if _may_draw(config, has, beginning):
+        beginning = beginning._replace(random=compile.random_params(config))
+    config, program, plan = memory_plan.prepare(config, has)
+    return config, program, Chosen(attention, plan), beginning
+
+
+def _may_draw(config: Config, has: compile.Capacity, beginning: Beginning) -> bool:
+    """Returns whether random parameters may be drawn while the train step is compiled or read from the cache.
+
+    They may not where others may be needed, or where the plan may refuse the run for them alone.
+    """
+    if beginning.weights or config.run.resume != "never" or processes.count() > 1:
+        return False
+    shapes, _, _ = compile.shapes(config)
+    need = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes.params))
+    return has.bytes is None or need <= has.bytes
+
+
+def _run(trainer: Trainer) -> None:
+    """Takes all steps, with an evaluation, a score and a sample before them and behind them."""
+    config, display, decisions = trainer.config, trainer.display, trainer.decisions
+    before = ""
+    if trainer.folder.resumes:
+        display.resume(trainer.done)
+    else:
+        before = trainer.sample()
+        trainer.evaluate()
+        trainer.score()
+    rows = trainer.placement.layout.own_rows(config.training.batch_size)
+    with trainer.stop, corpus.feed(trainer.data, config, trainer.done, rows) as batches:
+        trainer.go(batches)
+        display.stop()
+        decisions.settle()
+        if decisions.ending:
+            display.note(f"stopping {decisions.ending.reason}: saving (Ctrl-C again stops at once)")
+        saved = trainer.save()
+    decisions.settle()
+    ending, lost = decisions.ending, decisions.lost
+    where = f"after step {trainer.done} of {config.training.steps}; saved in {saved}"
+    if lost and (not ending or ending.error is Interrupted):  # with its terminal a run loses its output too
+        raise AllFailed(f"stopped {where}, because the output can't be written: {lost}")
+    if not ending or ending.error is Interrupted:
+        loss = trainer.evaluate()
+        trainer.score()
+        after = trainer.sample()
+        if processes.first():
+            _conclude(trainer, before, after, loss, saved)
+    if ending:
+        raise ending.error(f"stopped {ending.reason} {where}; --resume goes on from there")
+
+
+def _introduce(trainer: Trainer, chosen: Chosen, notes: list[str]) -> None:
+    config, data, device = trainer.config, trainer.data, jax.devices()[0]
+    products = flops.products_per_token(config.model, config.training.sequence_length)
+    for line in (
+        f"run       {trainer.folder.path}",
+        f"model     {family(config.model).describe(config.model)}",
+        f"text      {data.description}, as {data.tokenizer.name} tokens: {len(data.train):,} to "
+        f"train on, {len(data.validation):,} to validate on",
+        f"training  {config.training.steps:,} steps of {trainer.tokens:,} tokens, {config.compute.dtype}, on "
+        f"{device.device_kind} ({device.platform})",
+        f"a token   {trainer.flops_per_token:,} operations, as llm.c counts them, which "
+        f"{'MFU' if trainer.peak else 'TFLOP/s'} is of; {products:,} in matrix products",
+        *trainer.placement.words(),
+        *chosen.lines(),
+        *(["order     of sums is fixed: some kernels are slower ones"] if needs_fixed_order(config.compute) else []),
+        *([f"note      {config.run.note}"] if config.run.note else []),
+        *trainer.folder.notes,
+        *notes,
+    ):
+        trainer.display.note(line)
+
+
+def _conclude(trainer: Trainer, before: str, after: str, loss: float, saved: object) -> None:
+    note = trainer.display.note
+    for heading, text in (("before training", before), ("after training", after)):
+        if text:
+            note(f"\n--- sample {heading} ---\n{text}")
+    note(f"\nvalidation loss  {loss:.4f}")
+    note(f"loss curve       {trainer.draw_curve()}")
+    note(f"checkpoint       {saved}")
+    note(f'more text        python run.py generate --run {trainer.folder.path} --prompt "..."')

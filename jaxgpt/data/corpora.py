@@ -1,0 +1,322 @@
+"""The texts a model can be trained on, by name.
+
+- embedded: prose that ships with CPython, the language reference and the standard library's docstrings
+- tinyshakespeare: 40,000 lines of Shakespeare (Karpathy 2015, github.com/karpathy/char-rnn)
+- anything else: the path of a UTF-8 text file, which may be packed: .gz, .bz2, .xz, .zst
+"""
+
+import ast
+import contextlib
+import difflib
+import functools
+import hashlib
+import http.client
+import inspect
+import itertools
+import os
+import random
+import re
+import shlex
+import stat
+import sys
+import sysconfig
+import urllib.request
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from jaxgpt import files, foreign_text
+from jaxgpt.data import chunks as pieces
+from jaxgpt.data import signatures, unpacking
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import quoted, shown
+from jaxgpt.paths import cache_folder
+
+NAMES = ("embedded", "tinyshakespeare")
+
+SHAKESPEARE_ADDRESS = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+SHAKESPEARE_BYTES = 1_115_394
+
+# Tests, applications that happen to lie in the library, tables without prose, and packages that are not Python's own.
+SKIPPED_FOLDERS = {"test", "tests", "idlelib", "turtledemo", "lib2to3", "encodings", "pydoc_data"}
+SKIPPED_FOLDERS |= {"site-packages", "dist-packages"}
+PIECE_CHARACTERS = 4000
+LARGEST_UNPACKED = 4 << 30  # bytes of a packed text that is trained on as it is
+SMALL_UNPACKED = 64 << 20  # which any packed text may have
+LARGEST_RATIO = 100  # of a larger one's size to that of its file
+MOST_COMPARED = 1000  # files with which a name that there isn't is compared
+# And the byte order mark, which a docstring of Python 3.13's library has.
+CONTROL_CHARACTERS = {code: None for code in (*range(32), *range(127, 160), 0xFEFF) if chr(code) != "\n"}
+
+
+def load(name: str) -> str:
+    """Returns the whole text called `name`: "embedded", "tinyshakespeare", or the path of a UTF-8 file.
+
+    A file's text is returned as it is, but for a leading byte order mark. UserError where there is no such text, or it
+    is empty, not UTF-8, damaged, of a kind that `run.py prepare` reads, or can't be downloaded.
+    """
+    if name == "embedded":
+        return _embedded()
+    if name == "tinyshakespeare":
+        return _tinyshakespeare()[1].decode("utf-8")
+    return _decode(_read(name), name)
+
+
+def describe(name: str) -> str:
+    """Returns what the text called `name` is and its size, in one phrase. UserError where there is no such text.
+
+    Nothing is downloaded, and of a file only the size is looked at.
+    """
+    if name == "embedded":
+        parts = "the language reference" + (" and the standard library's docstrings" if _library_files() else "")
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        return f"text that ships with Python {version}: {parts} ({_size(len(_embedded().encode()))})"
+    if name == "tinyshakespeare":
+        return f"tiny Shakespeare, 40,000 lines from his plays ({_size(SHAKESPEARE_BYTES)})"
+    return f"the file {shown(name)} ({_size(files.size(_file(name)))})"
+
+
+def _size(count: int) -> str:
+    """A number of bytes for people: 512 bytes, 12.3 kB, 2.9 MB."""
+    if count < 1000:
+        return f"{count} bytes"
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+# A user's file
+
+
+def _file(name: str) -> Path:
+    """Returns the path of the file `name`. UserError where it is no regular file of text."""
+    path, called = Path(name), shown(name)
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in the path
+        raise _unknown(name) from None
+    except OSError as error:
+        raise UserError(f"cannot read {called}: {error.strerror}; name a UTF-8 text file that can be read") from None
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{called} is a folder, and a text is one file: name a UTF-8 text file in it")
+    if not stat.S_ISREG(mode):
+        raise UserError(
+            f"{called} is a pipe or a device, which can be read once at most, and a run that goes on after an "
+            "interruption reads its text again: write it to a file first, and name that"
+        )
+    if pieces.kind_of(path) in ("json", "jsonl", "parquet"):
+        output = shlex.quote(shown(f"data/{path.name.partition('.')[0]}"))
+        raise UserError(
+            f"{called} has rows with fields, and is no plain text. Make token files of it by: python run.py prepare "
+            f"{shlex.quote(called)} --output {output}, and train on them: --data.text {output}"
+        )
+    return path
+
+
+def _read(name: str) -> bytes:
+    """Returns the bytes of the file `name`, unpacked. UserError where it can't be read, or has too many."""
+    path = _file(name)
+    if path.suffix.lower() not in pieces.PACKED:
+        return files.read_bytes(path, files.LARGEST_TEXT)
+    most = min(LARGEST_UNPACKED, max(SMALL_UNPACKED, LARGEST_RATIO * files.size(path)))
+    with unpacking.opened(path) as reader:
+        parts = []
+        while part := reader.read(unpacking.AT_ONCE):
+            parts.append(part)
+            if reader.offset > most:
+                raise UserError(
+                    f"{shown(name)}: more than {_size(most)} are packed in it, which is too much to be kept in memory, "
+                    "or packed better than text is. Make token files of it by: python run.py prepare"
+                )
+    return b"".join(parts)
+
+
+def _unknown(name: str) -> UserError:
+    """Returns the error for a name that is neither a text's nor a file's, with the nearest one that is."""
+    folder = Path(name).parent
+    exists = os.path.isdir(folder)
+    beside: list[str] = []
+    with contextlib.suppress(OSError):  # a folder that can't be read
+        entries = itertools.islice(folder.iterdir() if exists else (), MOST_COMPARED)
+        beside = [str(path) for path in entries if path.is_file() or any(path.glob("*.bin"))]
+    nearest = difflib.get_close_matches(name, [*NAMES, *beside], n=1)
+    hint = f"; did you mean {shown(nearest[0])}?" if nearest else ""
+    where = f"no such file in {shown(folder.resolve())}" if exists else f"there is no folder {shown(folder)}"
+    names = ", ".join(NAMES)
+    return UserError(
+        f"there is no text {quoted(name)} ({where}): name one of {names}, a data set that run.py prepare --help lists, "
+        f"a UTF-8 text file's path, or a folder of token files{hint}"
+    )
+
+
+def _decode(data: bytes, name: str) -> str:
+    """Returns UTF-8 bytes as text, without a byte order mark. UserError for what is no text, or is empty."""
+    signatures.check_text(Path(name), data[: signatures.HEAD_BYTES])
+    try:
+        text = foreign_text.decode(data)
+    except ValueError as error:
+        raise UserError(f"{shown(name)} is {error}; convert it to UTF-8, or name another file") from None
+    if not text:
+        raise UserError(f"{shown(name)} is empty; name a file with text in it")
+    return text
+
+
+# Tiny Shakespeare
+
+
+def shakespeare_file() -> Path:
+    """Its path: in the JAXGPT_DATA folder, else in the cache, else downloaded into it. UserError as `load`."""
+    return _tinyshakespeare()[0]
+
+
+def _tinyshakespeare() -> tuple[Path, bytes]:
+    """The file's path and bytes."""
+    cached = cache_folder() / "tinyshakespeare.txt"
+    own_folder = os.environ.get("JAXGPT_DATA")
+    for path in ([Path(own_folder) / cached.name] if own_folder else []) + [cached]:
+        if path.exists():
+            data = _read(str(path))
+            if hashlib.sha256(data).hexdigest() != SHAKESPEARE_SHA256:
+                raise UserError(
+                    f"{path} is damaged: its SHA-256 is not tiny Shakespeare's ({len(data):,} bytes, and "
+                    f"{SHAKESPEARE_BYTES:,} are expected); delete it, and it is downloaded again"
+                )
+            return path, data
+    data = _download()
+    _write_atomically(cached, data)
+    return cached, data
+
+
+def _download() -> bytes:
+    """Fetch tiny Shakespeare; a UserError where the network or what came over it fails."""
+    by_hand = "download it by hand as tinyshakespeare.txt into a folder, and name that folder with JAXGPT_DATA"
+    try:
+        with urllib.request.urlopen(SHAKESPEARE_ADDRESS, timeout=30) as response:
+            data = response.read(SHAKESPEARE_BYTES + 1)
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f"cannot download {SHAKESPEARE_ADDRESS}: {error}; {by_hand}") from None
+    if hashlib.sha256(data).hexdigest() != SHAKESPEARE_SHA256:
+        raise UserError(f"what {SHAKESPEARE_ADDRESS} sent is not tiny Shakespeare (its SHA-256 differs); {by_hand}")
+    return data
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    """Write a file that is either absent or whole, also where several processes write it at once."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        advice = "free some space, or name another folder with XDG_CACHE_HOME"
+        raise UserError(f"cannot write {path}: {error.strerror}; {advice}") from None
+
+
+# The embedded text
+
+
+@functools.cache
+def _embedded() -> str:
+    """The reference and the docstrings as pieces of about 4,000 characters, shuffled by a fixed seed.
+
+    Shuffled, so that a validation split off the end is of the same kind as the rest; in pieces, because a few chapters
+    of the reference are so long that one of them could be most of the split. A paragraph is kept once: the reference
+    repeats whole sections, and a text in both splits would be learnt by heart. The same for the same Python release.
+
+    Parsing the library takes seconds, so what comes of it is kept in the cache folder, for as long as no file of it
+    changes.
+    """
+    cached = cache_folder() / f"embedded-{_library_state()}.txt"
+    with contextlib.suppress(UserError, ValueError):  # absent, not UTF-8, or without the first line
+        checksum, text = files.read_bytes(cached, files.LARGEST_JSON).split(b"\n", 1)
+        if checksum.decode() == hashlib.sha256(text).hexdigest():
+            return text.decode("utf-8")
+    text = _read_embedded()
+    data = text.encode("utf-8")
+    with contextlib.suppress(UserError):  # it can't be kept, and is read anew the next time
+        _write_atomically(cached, hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+    return text
+
+
+def _library_state() -> str:
+    """A name for the Python release, its library's files as they are, and how the text is made of them."""
+    found = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in _library_files()]
+    made_from = repr((sys.version, sum(map(len, _reference())), found)).encode() + Path(__file__).read_bytes()
+    return hashlib.sha256(made_from).hexdigest()[:16]
+
+
+def _read_embedded() -> str:
+    """`_embedded`, from the library."""
+    seen: set[str] = set()
+    pieces = []
+    for document in (*_reference(), *_library_docstrings()):
+        pieces += _pieces(_new_paragraphs(document, seen))
+    if not pieces:
+        raise UserError("this Python has neither pydoc_data nor its standard library's sources; choose another text")
+    random.Random(0).shuffle(pieces)
+    return "\n\n".join(pieces) + "\n"
+
+
+def _reference() -> list[str]:
+    """The chapters of the language reference that `help()` shows."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # a distribution may leave it out
+        return []
+    return [topics[name] for name in sorted(topics)]
+
+
+def _library_files() -> list[Path]:
+    """The standard library's source files, sorted; none where they are not files on the disk (a zipped library)."""
+    root = sysconfig.get_paths()["stdlib"]
+    found = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in SKIPPED_FOLDERS]
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
+    return sorted(found, key=lambda path: path.relative_to(root).parts)
+
+
+def _library_docstrings() -> Iterator[str]:
+    """One document per source file: its docstrings in order. Files that don't parse are passed over."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # parsing reports invalid escapes in others' sources
+        for path in _library_files():
+            try:
+                tree = ast.parse(path.read_bytes())
+            except (OSError, SyntaxError, ValueError):
+                continue
+            yield "\n\n".join(_docstrings(tree))
+
+
+def _docstrings(node: ast.AST) -> Iterator[str]:
+    """The docstrings of a module, class or function and of what its statements define, in source order."""
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        docstring = ast.get_docstring(node)
+        if docstring:
+            yield docstring
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt):  # expressions hold no definitions, and are most of the tree
+            yield from _docstrings(child)
+
+
+def _new_paragraphs(document: str, seen: set[str]) -> Iterator[str]:
+    """The document's paragraphs that are not in `seen`, cleaned; adds them to it."""
+    text = inspect.cleandoc(document).translate(CONTROL_CHARACTERS).encode("utf-8", "ignore").decode()
+    for paragraph in re.split(r"\n\s*\n", re.sub(r"[^\S\n]+$", "", text, flags=re.MULTILINE).strip()):
+        if paragraph and paragraph not in seen:
+            seen.add(paragraph)
+            yield paragraph
+
+
+def _pieces(paragraphs: Iterable[str]) -> Iterator[str]:
+    """Consecutive paragraphs joined by blank lines until a piece has PIECE_CHARACTERS."""
+    piece = ""
+    for paragraph in paragraphs:
+        piece = f"{piece}\n\n{paragraph}" if piece else paragraph
+        if len(piece) >= PIECE_CHARACTERS:
+            yield piece
+            piece = ""
+    if piece:
+        yield piece

@@ -1,0 +1,333 @@
+"""Options from files and the command line: reading, checking, writing.
+
+`configs/NAME.toml` holds what differs from the defaults in `config.py`; options on the command line override both.
+"""
+
+import dataclasses
+import difflib
+import importlib.metadata
+import math
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+from jaxgpt import __version__, files
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import quoted, shown
+from jaxgpt.options import suggestions
+from jaxgpt.options.config import SPIKE_WINDOW, Config, Model, Parallel, Sampling
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+VERSIONS = "versions"  # the table that a run's own config.toml adds; read back, it is passed over
+PACKAGES = ("jax", "jaxlib", "numpy", "orbax-checkpoint", "tiktoken")
+LARGEST = 2**31 - 1  # steps, seeds and sizes become int32 on the device
+# What a command that reads a run takes from its config.toml: what the model is, how it is computed, and what it was
+# trained on. Where files go, who is told and which processes meet is for the reader's own command line to say.
+OF_A_TRAINED_MODEL: dict[str, set[str] | None] = {
+    "model": None,  # all of it
+    "compute": None,
+    "data": None,
+    "training": {"sequence_length"},
+}
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """'; did you mean X?' where one of the names is close to the word, and otherwise '.'"""
+    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else "."
+
+
+def config_names() -> list[str]:
+    return sorted(path.stem for path in CONFIGS.glob("*.toml"))
+
+
+def find_config(name: str) -> Path:
+    """`configs/NAME.toml`, or the path of a TOML file. UserError if there is none."""
+    path = Path(name) if name.endswith(".toml") else CONFIGS / f"{name}.toml"
+    if path.is_file():
+        return path
+    if name.endswith(".toml"):
+        ours = path.stem if path.stem in config_names() else ""
+        raise UserError(
+            f"--config {name}: there is no such file" + (f"; did you mean --config {ours}?" if ours else "")
+        )
+    names = config_names()
+    raise UserError(
+        f"--config {name}: there is no such config{nearest(name, names)} "
+        f"There are: {', '.join(names)}; or give the path of a .toml file"
+    )
+
+
+def runs_near(path: Path) -> str:
+    """What to add to a message that `path` is no run's folder: the one that was meant, or those that there are."""
+    for parent in path.parents:
+        if (parent / "config.toml").is_file() and parent != Path():
+            return f". The run's folder is {parent}"
+    if (found := Path("runs", path)) != path and (found / "config.toml").is_file():
+        return f"; did you mean {found}?"
+    for folder in dict.fromkeys((path, path.parent, Path("runs"))):
+        names = sorted(run.parent.name for run in folder.glob("*/config.toml"))
+        if names:
+            return f". In {folder} there are: {', '.join(names)}"
+    return ". There is no run yet: python run.py trains one"
+
+
+def read(path: Path) -> Config:
+    """Returns the configuration in a TOML file. UserError for a table, a key or a value that doesn't belong there."""
+    return _config(path, files.read_toml(path))
+
+
+def read_defaults(path: Path) -> Config:
+    """Returns the configuration in a file that the user names by --config.
+
+    UserError as `read` raises it, and for a folder of compiled programs: these are run, and the file may be another's,
+    so only the command line names it.
+    """
+    config = read(path)
+    if config.run.compilation_cache not in ("", "off"):
+        raise UserError(
+            f"{shown(path)}: compilation_cache in [run] is taken from the command line alone, since programs are run "
+            "from there: remove the line, and give --run.compilation-cache"
+        )
+    return config
+
+
+def read_trained(run: Path) -> Config:
+    """Returns what a run's config.toml says of its model and its text; all its other options are the defaults.
+
+    The run may be of someone else's: nothing in it names a folder to write to or to load programs from, a tracker,
+    a process or a file to begin from. UserError as `read` raises it.
+    """
+    path = run / "config.toml"
+    tables = {}
+    for name, table in files.read_toml(path, within=run).items():
+        kept = OF_A_TRAINED_MODEL.get(name, set())
+        if kept and isinstance(table, dict):
+            table = {key: value for key, value in table.items() if key in kept}
+        if kept is None or kept:
+            tables[name] = table
+    return _config(path, tables)
+
+
+def _config(path: Path, tables: dict[str, Any]) -> Config:
+    sections = {field.name: field.default_factory for field in dataclasses.fields(Config)}
+    parts = {}
+    for name, table in tables.items():
+        if name == VERSIONS:
+            continue
+        if name not in sections or not isinstance(table, dict):
+            raise UserError(f"{shown(path)}: unknown table [{shown(name)}]{nearest(name, sections)}")
+        parts[name] = section(shown(path), name, sections[name], table)
+    return Config(**parts)
+
+
+def keys(path: Path) -> set[str]:
+    """The options that a TOML file which was read names, as "section.key"."""
+    return {f"{name}.{key}" for name, table in files.read_toml(path).items() for key in table}
+
+
+def section(where: str, name: str, kind: Any, table: dict[str, Any]) -> Any:
+    """Returns the options of one table. UserError for a key or a value that doesn't belong there."""
+    types = get_type_hints(kind)
+    values = {}
+    for key, value in table.items():
+        if key not in types:
+            raise UserError(f"{where}: unknown key {shown(key)} in [{name}]{_meant(name, key)}")
+        values[key] = _value(f"{where}: {key} in [{name}]", types[key], value)
+    return kind(**values)
+
+
+def _meant(section: str, key: str) -> str:
+    """'; did you mean X?' or '; did you mean X in [SECTION]?' where there is such a key, and otherwise '.'"""
+    known = [f"{name}.{other}" for name, kind in get_type_hints(Config).items() for other in get_type_hints(kind)]
+    found = suggestions.meant(f"{section}.{key}", [name.replace("_", "-") for name in known])
+    if not found:
+        return "."
+    where, _, meant = found[0].replace("-", "_").partition(".")
+    return f"; did you mean {meant}{'' if where == section else f' in [{where}]'}?"
+
+
+def _value(where: str, expected: Any, value: Any) -> Any:
+    if get_origin(expected) is tuple:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise UserError(f"{where} is {quoted(value)}, and must be a list of strings")
+        return tuple(value)
+    if get_origin(expected) is not None:  # Literal
+        choices = get_args(expected)
+        if value not in choices or type(value) is not type(choices[0]):  # true is 1 to `in`
+            raise UserError(f"{where} is {quoted(value)}, and must be one of {', '.join(map(str, choices))}")
+        return value
+    if expected is float and type(value) is int:
+        return float(value)
+    if type(value) is not expected:
+        raise UserError(f"{where} is {quoted(value)}, and must be of type {expected.__name__}")
+    return value
+
+
+def option(section: str, key: str) -> str:
+    """The name of an option on the command line; `section` is empty for the options of a command's own."""
+    return f"--{section}.{key}".replace("--.", "--").replace("_", "-")
+
+
+class Difference(NamedTuple):
+    """One option that two configurations have different values of."""
+
+    section: str
+    key: str
+    saved: Any
+    asked: Any
+
+    @property
+    def option(self) -> str:
+        """Its name on the command line."""
+        return option(self.section, self.key)
+
+
+def differences(saved: Mapping[str, Mapping[str, Any]], asked: Config) -> list[Difference]:
+    """Every option in which a saved configuration, as JSON has it, differs from the one that is asked for.
+
+    An option, or a whole section, that did not exist when it was saved had its default. One that exists no more is
+    passed over.
+    """
+    found = []
+    for section, options in dataclasses.asdict(asked).items():
+        defaults = dataclasses.asdict(type(getattr(asked, section))())
+        for key, value in options.items():
+            old = saved.get(section, {}).get(key, defaults[key])
+            if _as_json(old) != _as_json(value):
+                found.append(Difference(section, key, old, value))
+    return found
+
+
+def _as_json(value: Any) -> Any:
+    """Tuples as the lists that they become in a file."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def check(config: Config) -> None:
+    """UserError, naming the option, for a value that no run could use."""
+    check_model(config.model)
+    positive = {
+        "compute": ("classifier_chunk", "attention_block"),
+        "training": ("steps", "batch_size", "micro_batches", "stop_after_nonfinite"),
+        "evaluation": ("batch_size",),
+        "optimizer": ("learning_rate", "epsilon"),
+        "checkpoint": ("keep_last",),
+    }
+    not_negative = {
+        "parallel": ("devices", "processes"),
+        "compute": ("memory_limit_gib",),
+        "training": ("sequence_length", "seed", "evaluate_every", "evaluation_batches"),
+        "evaluation": ("every", "limit"),
+        "optimizer": ("warmup_steps", "final_fraction", "weight_decay", "clip_norm"),
+        "checkpoint": ("every_steps", "every_minutes", "keep_every", "stop_minutes_before_end"),
+        "run": ("sample_every",),
+    }
+    for section, keys in positive.items():
+        for key in keys:
+            check_number(getattr(getattr(config, section), key), section, key, positive=True)
+    for section, keys in not_negative.items():
+        for key in keys:
+            check_number(getattr(getattr(config, section), key), section, key)
+    model, data, training, optimizer = config.model, config.data, config.training, config.optimizer
+    _require(
+        training.sequence_length <= model.context,
+        "training",
+        "sequence_length",
+        training.sequence_length,
+        f"at most the model's context, {model.context} (--model.context)",
+    )
+    _require(
+        0 < data.validation_fraction < 1, "data", "validation_fraction", data.validation_fraction, "between 0 and 1"
+    )
+    for key in ("beta1", "beta2"):
+        value = getattr(optimizer, key)
+        _require(0 <= value < 1, "optimizer", key, value, "at least 0 and below 1")
+    for key in ("loss_spike_z", "grad_norm_spike_z"):
+        value, largest = getattr(training, key), math.sqrt(SPIKE_WINDOW - 1)
+        _require(0 <= value < largest, "training", key, value, f"at least 0, and below {largest:.2f} to skip any step")
+    _require(optimizer.final_fraction <= 1, "optimizer", "final_fraction", optimizer.final_fraction, "at most 1")
+    check_sampling(config.sampling, "sampling")
+    check_processes(config.parallel)
+    _require(
+        not (config.run.overwrite and config.run.resume == "always"),
+        "run",
+        "overwrite",
+        True,
+        "left away with --resume, or else the run would be lost before it is resumed",
+    )
+
+
+def check_model(model: Model) -> None:
+    """UserError, naming the option, for a shape that no model has."""
+    for key in ("layers", "heads", "width", "context"):
+        check_number(getattr(model, key), "model", key, positive=True)
+    check_number(model.vocabulary_size, "model", "vocabulary_size")
+    _require(
+        model.width % model.heads == 0,
+        "model",
+        "width",
+        model.width,
+        f"divisible by the number of heads, {model.heads} (--model.heads)",
+    )
+    _require(
+        -1 <= model.document_start <= LARGEST,
+        "model",
+        "document_start",
+        model.document_start,
+        f"a token, or -1 for none, and at most {LARGEST}",
+    )
+
+
+def check_processes(parallel: Parallel) -> None:
+    """That each process can know which one it is, and where the others are."""
+    processes, process, coordinator = parallel.processes, parallel.process, parallel.coordinator
+    if processes > 1:
+        needed = f"from 0 to {processes - 1}, another in each of the {processes} processes (--parallel.processes)"
+        _require(0 <= process < processes, "parallel", "process", process, needed)
+    else:
+        needed = "left away where --parallel.processes is not given, or 1"
+        _require(process == -1, "parallel", "process", process, needed)
+    host, _, port = coordinator.rpartition(":")
+    valid = bool(host) and re.fullmatch("[0-9]{1,5}", port) is not None and 0 < int(port) < 2**16
+    needed = "host:port, such as node1:12345, the same in all processes"
+    _require(valid or (not coordinator and processes <= 1), "parallel", "coordinator", coordinator or "empty", needed)
+
+
+def check_sampling(sampling: Sampling, section: str) -> None:
+    """UserError, naming the option, for a value that nothing can be drawn with."""
+    for key in ("tokens", "temperature", "top_k"):
+        check_number(getattr(sampling, key), section, key)
+    _require(0 < sampling.top_p <= 1, section, "top_p", sampling.top_p, "above 0 and at most 1")
+    _require(0 <= sampling.min_p <= 1, section, "min_p", sampling.min_p, "at least 0 and at most 1")
+    check_number(sampling.repetition_penalty, section, "repetition_penalty", positive=True)
+    _require(all(sampling.stop), section, "stop", "an empty text", "text of at least one character")
+
+
+def check_number(value: float, section: str, key: str, *, positive: bool = False) -> None:
+    """UserError for a number below 0 (or, `positive`, not above it), for NaN and infinity, and for too large an int."""
+    _require(
+        value > 0 or (value == 0 and not positive), section, key, value, "greater than 0" if positive else "0 or more"
+    )
+    _require(math.isfinite(value), section, key, value, "finite")
+    _require(isinstance(value, float) or value <= LARGEST, section, key, value, f"at most {LARGEST}")
+
+
+def _require(holds: bool, section: str, key: str, value: object, requirement: str) -> None:
+    if not holds:  # NaN fails every comparison, and so ends here too
+        raise UserError(f"{option(section, key)} is {shown(value)}, and must be {requirement}")
+
+
+def versions() -> dict[str, str]:
+    """Of this package, of Python, and of what numbers depend on."""
+    own = {"jaxgpt": __version__, "python": platform.python_version()}
+    return own | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def write(config: Config, path: Path) -> None:
+    """Everything needed to repeat the run: all options, and the versions of what it ran on."""
+    path.write_text(tomli_w.dumps(dataclasses.asdict(config) | {VERSIONS: versions()}), encoding="utf-8")

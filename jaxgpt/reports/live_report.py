@@ -1,0 +1,156 @@
+"""What is written beside metrics.jsonl while a run trains: its report.html and the trackers' files.
+
+The report is written by a thread of its own, at evaluations and by the clock, and once more at the end. The thread
+shares Python's lock with the loop, so it takes at most a two-hundredth of the time: what a piece of work cost in
+seconds of processor, it sleeps 200 times as long after it. Nothing that goes wrong here ends a run; it is said once.
+"""
+
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import psutil
+
+from jaxgpt import writing
+from jaxgpt.models import family
+from jaxgpt.options.config import Config
+from jaxgpt.parallel import processes
+from jaxgpt.reports import content, page, trackers
+from jaxgpt.reports.history import History
+from jaxgpt.runs.folder import RunFolder
+
+REPORT = "report.html"
+SECONDS = 30.0  # between reports by the clock, at least
+SHARE = 1 / 200  # of the time, that the thread may take
+
+
+class Following:
+    """A context manager around the run. In a process that isn't the first it does nothing.
+
+    `config` is the run's with the model's shape resolved; `say` shows a line to the user.
+    """
+
+    def __init__(self, folder: RunFolder, config: Config, say: Callable[[str], None]):
+        self.folder, self.config, self.say = folder, config, say
+        self._ended, self._wake = False, threading.Event()
+        self._thread: threading.Thread | None = None
+        self._trackers: list[trackers.Tracker] = []
+        self._report = Report(folder.path)
+
+    def __enter__(self) -> "Following":
+        if not processes.first():
+            return self
+        try:
+            self.folder.write_json(content.MACHINE, machine(self.config))
+        except Exception as error:  # what can't be written now, metrics.jsonl will fail at too
+            self.say(f"{content.MACHINE}: {error}")
+        self._trackers = trackers.start(self.config, self.folder.path)
+        if self.config.run.report:
+            self._thread = threading.Thread(target=self._work, name="report", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        for tracker in self._trackers:
+            self._carefully(tracker, tracker.close)
+        if self._thread:
+            self._ended = True
+            self._wake.set()
+            self._thread.join()
+            self._report.write("finished" if error is None else f"stopped: {error or type(error).__name__}")
+            if self._report.problem:
+                self.say(f"{REPORT}: not written ({self._report.problem})")
+            elif error is None:
+                self.say(f"report           {self.folder.path / REPORT}")
+
+    def observe(self, values: dict[str, Any]) -> None:
+        """Takes the values of a line of metrics.jsonl."""
+        for tracker in list(self._trackers):
+            self._carefully(tracker, lambda tracker=tracker: tracker.write(values))
+        if "learning_rate" not in values:  # an evaluation
+            self._wake.set()
+
+    def _carefully(self, tracker: trackers.Tracker, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # another project's code, and often a network: training goes on without it
+            self.say(f"{tracker.name}: {error or type(error).__name__}; nothing more is written there")
+            self._trackers = [other for other in self._trackers if other is not tracker]
+
+    def _work(self) -> None:
+        """The thread: reads what is new and writes the report, and sleeps after each for as long as it owes."""
+        while not self._ended:
+            self._wake.clear()
+            while self._owe(self._report.read) and not self._ended:
+                pass
+            if not self._ended:
+                self._owe(lambda: self._report.write("training", read=False))
+            self._wake.wait(SECONDS)
+
+    def _owe(self, work: Callable[[], Any]) -> Any:
+        before = time.thread_time()
+        result = work()
+        until = time.monotonic() + (time.thread_time() - before) / SHARE
+        while not self._ended and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))  # so that the end of the run need not wait for the end of this
+        return result
+
+
+class Report:
+    """A run's report.html. Its methods raise nothing: `problem` says why the page could not be written."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.problem = folder, ""
+        self._history = History(folder / "metrics.jsonl")
+
+    def read(self) -> bool:
+        """Reads a piece of what is new; whether there may be more."""
+        try:
+            return self._history.update()
+        except Exception as error:
+            self.problem = _words(error)
+            return False
+
+    def write(self, state: str, *, read: bool = True) -> None:
+        """Writes the page, in one moment for those who read it; before that, reads all that is new."""
+        try:
+            if read:
+                self._history.read_all()
+            written = page.render([content.of_run(self.folder, self._history, state)])
+            with writing.replacing(self.folder / REPORT) as new:
+                new.write_bytes(written)
+            self.problem = ""
+        except Exception as error:
+            self.problem = _words(error)
+
+
+def _words(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _memory() -> str:
+    try:
+        return f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
+    except Exception:  # of many types: where there is no /proc, or half of one
+        return "unknown"
+
+
+def machine(config: Config) -> dict[str, Any]:
+    """Where a run trains and what of it only the process knows, for machine.json. No names of hosts or people."""
+    devices = jax.devices()
+    return {
+        "devices": f"{len(devices)} × {devices[0].device_kind} ({devices[0].platform})",
+        "processes": processes.count(),
+        "processors": f"{os.cpu_count()} × {platform.processor() or platform.machine()}",
+        "memory": _memory(),
+        "system": platform.platform(),
+        "command": " ".join(Path(word).name if index == 0 else word for index, word in enumerate(sys.argv)),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "parameters": family(config.model).parameter_count(config.model),
+    }

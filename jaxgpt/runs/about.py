@@ -1,0 +1,180 @@
+"""What a checkpoint says of itself, read as data that may be wrong.
+
+`checkpoints/STEP/about/metadata` is JSON that `resuming.about` or `interop.runs.write` made, or anybody else. It is
+read here alone: every field has its type and its bounds, and one that an older version didn't write has its default.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypedDict, get_type_hints
+
+from jaxgpt import __version__, files
+from jaxgpt.options import settings
+from jaxgpt.options.config import Config, Model, Training
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import quoted, shown
+from jaxgpt.models import family
+
+FILE = Path("about", "metadata")  # within a checkpoint, as orbax names it
+OF_ONE_START = {"parallel", "evaluation", "sampling", "checkpoint", "run"}  # they change nothing of what was trained
+MOST_SHARES = 1 << 16  # sources of a mixture
+SMALLEST = 1 << 26  # bytes of parameters that need no such number of bytes on the disk
+COMPRESSED = 16  # times that parameters may be larger than their files: random numbers hardly shrink
+
+
+class About(TypedDict):
+    """The fields of a checkpoint's about/metadata."""
+
+    step: int
+    configuration: dict[str, dict[str, Any]]  # options by section, as they were saved
+    tokenizer: dict[str, Any]  # as `tokenizers.from_state` takes it
+    versions: dict[str, str]  # of this package and of what numbers depend on
+    sequences_per_step: int  # 0 where the configuration doesn't say either
+    text: dict[str, Any]  # the data's fingerprint; empty where they aren't known
+    lengths: dict[str, int]  # bytes that the run's files had
+    converted_from: str  # where the weights came from if they were not trained here, or empty
+
+
+def read_about(checkpoint: Path) -> About:
+    """Returns what a checkpoint says of itself.
+
+    UserError, naming the file and the field, for what is no JSON, has another type or is out of its bounds, and for an
+    option that this version doesn't know.
+    """
+    path = checkpoint / FILE
+    values = files.read_json(path, within=checkpoint)
+    where = shown(path)
+    versions = _field(where, values, "versions", _is_table_of(str), {})
+    try:
+        configuration = _configuration(where, _field(where, values, "configuration", _is_table_of(dict), None))
+    except UserError as error:
+        wrote = versions.get("jaxgpt", __version__)
+        other = f" It was written by jaxgpt {shown(wrote)}, and this is {__version__}." if wrote != __version__ else ""
+        raise UserError(f"{error}{'' if str(error).endswith(('.', '?')) else '.'}{other}") from None
+    training = Training(**configuration.get("training", {}))
+    number = int(checkpoint.name) if checkpoint.name.isdecimal() and len(checkpoint.name) < 10 else 0
+    return About(
+        step=_field(where, values, "step", _is_size, number),
+        configuration=configuration,
+        tokenizer=_field(where, values, "tokenizer", _is_table, {}),
+        versions=versions,
+        sequences_per_step=_field(
+            where, values, "sequences_per_step", _is_size, training.batch_size * training.micro_batches
+        ),
+        text=_field(where, values, "text", _is_fingerprint, {}),
+        lengths=_field(where, values, "lengths", _is_table_of_bytes, {}),
+        converted_from=_field(where, values, "converted_from", lambda value: isinstance(value, str), ""),
+    )
+
+
+def model_of(about: About) -> Model:
+    """Returns the shape of a checkpoint's model."""
+    return Model(**about["configuration"]["model"])
+
+
+def check_size(checkpoint: Path, about: About) -> None:
+    """Raises a UserError where the files are far too small for the parameters that the checkpoint says it has.
+
+    The memory for those is taken before anything of them is read.
+    """
+    model = model_of(about)
+    stated = 4 * family(model).parameter_count(model)
+    there = sum(path.stat().st_size for path in (checkpoint / "params").rglob("*") if path.is_file())
+    if stated > SMALLEST and stated > COMPRESSED * there:
+        raise UserError(
+            f"{shown(checkpoint)}: this checkpoint can't be read (its parameters have {there:,} bytes on the disk, and "
+            f"{shown(FILE)} says that they are {stated:,}). Restore it from a copy, or train anew"
+        )
+
+
+def _configuration(where: str, saved: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The options that this version knows. UserError for others, but for those of one start alone."""
+    kinds = get_type_hints(Config)
+    if "model" not in saved:
+        raise UserError(f"{where}: configuration doesn't say of which model it is")
+    known = {}
+    for name, table in saved.items():
+        if name not in kinds:
+            raise UserError(f"{where}: unknown options [{shown(name)}] in configuration")
+        if name in OF_ONE_START:
+            table = {key: value for key, value in table.items() if key in get_type_hints(kinds[name])}
+        options = settings.section(where, name, kinds[name], table)
+        if name == "model":
+            _check_model(where, options)
+        known[name] = table
+    return known
+
+
+def _check_model(where: str, model: Model) -> None:
+    try:
+        settings.check_model(model)
+        if not model.vocabulary_size:
+            raise UserError("--model.vocabulary-size is 0, and must be greater than 0")
+        family(model).check(model)
+    except UserError as error:
+        raise UserError(f"{where}: {str(error).removeprefix('--')}") from None
+
+
+def _field(where: str, values: dict[str, Any], name: str, valid: Callable[[Any], bool], default: Any) -> Any:
+    """A field's value; its default where it is missing, which None says that it must not be."""
+    if name not in values and default is not None:
+        return default
+    value = values.get(name)
+    if name not in values:
+        raise UserError(f"{where}: {name} is missing. Restore the file from a copy, or take another checkpoint")
+    if not valid(value):
+        raise UserError(
+            f"{where}: {name} can't be {quoted(value)}. Restore the file from a copy, or take another checkpoint"
+        )
+    return value
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= settings.LARGEST
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_table_of(kind: type) -> Callable[[Any], bool]:
+    """Whether a value is an object whose values are of this type."""
+    return lambda value: isinstance(value, dict) and all(type(item) is kind for item in value.values())
+
+
+def _is_table_of_bytes(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_bytes, value.values()))
+
+
+def _is_bytes(value: Any) -> bool:
+    """Whether a value is a number of bytes."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_fingerprint(value: Any) -> bool:
+    """Whether a value is made as `fingerprint.of`, `fingerprint.of_files` or several of them in shares are."""
+    if not isinstance(value, dict):
+        return False
+    if "quotas" in value:
+        quotas, sources = value["quotas"], value.get("sources")
+        return (
+            isinstance(quotas, list)
+            and isinstance(sources, list)
+            and len(quotas) == len(sources) <= MOST_SHARES
+            and all(_is_size(quota) for quota in quotas)
+            and all(_is_fingerprint(source) and "quotas" not in source for source in sources)
+        )
+    if "files" in value:
+        return isinstance(value["files"], dict) and all(map(_is_file, value["files"].values()))
+    return _is_file(value)
+
+
+def _is_file(value: Any) -> bool:
+    """Whether a value is what a fingerprint says of one file, or of a text."""
+    return (
+        isinstance(value, dict)
+        and _is_bytes(value.get("bytes"))
+        and isinstance(value.get("sha256", ""), str)
+        and any(isinstance(value.get(key), list) for key in ("hashes", "samples"))
+        and all(isinstance(item, str) for key in ("hashes", "samples") for item in value.get(key) or [])
+    )

@@ -1,0 +1,275 @@
+"""A run's folder: the only place a run writes to.
+
+config.toml      everything needed to repeat the run
+metrics.jsonl    one object a line: training metrics by step, validation losses
+memory_plan.json what the train step needs, by name
+samples.txt      text drawn from the model
+metrics.damaged  lines of metrics.jsonl that could not be read when the run was resumed
+loss.png         the loss curve
+machine.json     where the run trains
+report.html      all of this to look at
+checkpoints/     by orbax
+"""
+
+import contextlib
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from jaxgpt.options import settings
+from jaxgpt import writing
+from jaxgpt.options.config import Config
+from jaxgpt.errors import RunError, UserError
+from jaxgpt.foreign_text import quoted
+from jaxgpt.parallel import processes
+from jaxgpt.runs import checkpoints, metrics_file
+
+CONFIGURATION = "config.toml"
+SAMPLES = "samples.txt"
+GROWING = (metrics_file.NAME, SAMPLES)  # which a resumed run cuts back
+OURS = (CONFIGURATION, *GROWING, "memory_plan.json", "machine.json", "loss.png")  # what only the open run writes
+
+EXISTS = (
+    "{} exists and is left as it is. Go on with it by --resume, give the run another name with --run.name, or replace "
+    "the old one with --run.overwrite"
+)
+NOTHING_TO_RESUME = "{}: there is no checkpoint to resume from. --resume auto begins anew where there is none"
+
+
+def check_name(config: Config) -> None:
+    """UserError for a name that `RunFolder` is sure to refuse, so that nobody waits for a compilation to hear of it."""
+    path = Path(config.run.folder) / config.run.name
+    with contextlib.suppress(OSError, ValueError):  # which RunFolder tells
+        if config.run.resume == "always" and not will_resume(config):
+            raise UserError(NOTHING_TO_RESUME.format(path))
+        if config.run.resume == "never" and not config.run.overwrite and checkpoints.steps_of(path / "checkpoints"):
+            raise UserError(EXISTS.format(path))
+
+
+def will_resume(config: Config) -> bool:
+    """Whether a run of this name is there to go on with, and is to be gone on with."""
+    folder = Path(config.run.folder) / config.run.name / "checkpoints"
+    return config.run.resume != "never" and bool(checkpoints.steps_of(folder))
+
+
+class RunFolder:
+    """An open run folder: a new one, or with `run.resume` one that has checkpoints, which stays as it is until `go_on`.
+
+    Whatever is written there is written into the folder itself: no link that lies in it is followed.
+
+    Raises:
+        UserError: It can't be made or opened, it exists and is not to be replaced, another process trains in it, or
+            nothing can be resumed that should be.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config  # as it was asked for, with what each machine decides for itself left open
+        self.path = Path(config.run.folder) / config.run.name
+        self.notes: list[str] = []  # to be said at the start
+        self._lock = writing.Lock(None)
+        self._file: BinaryIO = io.BytesIO()  # metrics.jsonl, once it is open
+        try:
+            self._take()
+            if not self.resumes:
+                if config.run.resume == "always":
+                    raise UserError(NOTHING_TO_RESUME.format(self.path))
+                with writing.reserved(self.path):
+                    self._take()  # another process may have made it meanwhile
+                    if not self.resumes:
+                        self._check_replaceable()
+                        self._make()
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+            self._lock.close()
+            raise _cannot_write(self.path, error) from None
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _take(self) -> None:
+        """Locks the folder if it is there, and sees whether it is to be resumed."""
+        if not self._lock.held and self.path.exists():
+            self._lock = writing.lock(self.path, metrics_file.TRAINING)
+        self.resumes = will_resume(self.config)
+        if self.resumes:
+            writing.check_no_link(self.checkpoints)
+
+    def _make(self) -> None:
+        """Makes a new folder in the place of the old one, if there is one. The name has to be reserved."""
+        with writing.replacing_folder(self.path) as new:
+            settings.write(self.config, new / CONFIGURATION)
+            self._file = writing.open_to_append(new / metrics_file.NAME)
+            lock = writing.lock(new, metrics_file.TRAINING)
+        self._lock.close()
+        self._lock = lock
+
+    def _check_replaceable(self) -> None:
+        """Raises a UserError, or an OSError for a link, where something is there that is not to be replaced."""
+        if not self.path.exists():
+            return
+        options = self.config.run
+        ours = (self.path / CONFIGURATION).is_file()
+        if not (options.overwrite or (ours and (options.resume == "auto" or self._is_untrained()))):
+            raise UserError(EXISTS.format(self.path))
+        if not ours:
+            raise UserError(f"{self.path} is not a run's folder (it has no config.toml), so it is not replaced")
+        writing.check_no_link(self.path)
+
+    def _is_untrained(self) -> bool:
+        """Whether nothing would be lost: not one step was recorded, and there is no checkpoint."""
+        return metrics_file.is_untrained(self.path / metrics_file.NAME) and not checkpoints.steps_of(self.checkpoints)
+
+    def start_over(self, reason: str) -> None:
+        """Begins anew where there is nothing to resume after all. The folder is kept under another name.
+
+        Args:
+            reason: Why nothing there can be resumed, to be said at the start.
+        """
+        try:
+            with writing.reserved(self.path):
+                writing.check_no_link(self.path)
+                kept = next(path for number in itertools.count(1) if not os.path.lexists(path := self._aside(number)))
+                self.path.rename(kept)
+                self._make()
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
+        self.resumes = False
+        self.notes = [f"{reason}. This run is kept as {kept}, and begins anew"]
+
+    def _aside(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.damaged-{number}")
+
+    def go_on(self, config: Config, step: int, lengths: dict[str, Any]) -> list[str]:
+        """Cuts the files back to what they were when the state after `step` was saved, and opens them.
+
+        Args:
+            config: What is asked for now, which becomes config.toml.
+            step: The step.
+            lengths: The bytes that the files had then, by name, as the checkpoint says. Names other than those of the
+                two files that grow are passed over: a checkpoint doesn't say which files are cut.
+
+        Returns:
+            Messages on what was damaged.
+        """
+        lines, texts = (_length(lengths, name) for name in GROWING)
+        try:
+            for name in OURS:
+                writing.clear(self.path / name)
+            damaged = metrics_file.cut_back(self.path / metrics_file.NAME, lines, step)
+            metrics_file.cut_text(self.path / SAMPLES, texts)
+            with self.replacing(CONFIGURATION) as path:
+                settings.write(config, path)
+            self._file = writing.open_to_append(self.path / metrics_file.NAME)
+            writing.sync(self.path)
+        except (OSError, ValueError) as error:
+            raise _cannot_write(self.path, error) from None
+        return damaged
+
+    def lengths(self) -> dict[str, int]:
+        """Returns how many bytes metrics.jsonl and samples.txt have, all of them on the disk."""
+        result = {}
+        for name in GROWING:
+            with self.writing(name) as path:
+                if path.exists():
+                    writing.sync(path)
+                result[name] = path.stat().st_size if path.exists() else 0
+        with self.writing(""):
+            writing.sync(self.path)
+        return result
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def metric(self, **values: Any) -> None:
+        """Adds a line to metrics.jsonl, so that others can read it at once. Numbers that are not finite become null."""
+        with self.writing(metrics_file.NAME) as path:
+            if not os.path.samestat(os.fstat(self._file.fileno()), os.stat(path)):
+                self._file.close()  # an editor has put another file in its place
+                self._file = writing.open_to_append(path)
+            self._file.write(metrics_file.line(values))
+            self._file.flush()
+
+    def sample(self, step: int, text: str) -> None:
+        """Adds a text to samples.txt."""
+        with self.writing(SAMPLES) as path, writing.open_to_append(path) as file:
+            file.write(f"--- step {step}\n{text}\n\n".encode())
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
+        """Writes a file of one object."""
+        with self.replacing(name) as path:
+            path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+    @contextlib.contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
+        """Yields where to write a file that takes the place of one in the folder when the block ends."""
+        with self.writing(name) as path, writing.replacing(path) as new:
+            yield new
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Yields a file's path. RunError where writing fails: a full disk, a folder that is gone."""
+        path = self.path / name
+        try:
+            yield path
+        except FileNotFoundError:
+            gone = self.path / metrics_file.NAME if self.path.exists() else self.path
+            raise RunError(f"{gone} was deleted or moved while the run trains, so the run stops here") from None
+        except OSError as error:
+            raise writing.failure(path, error) from error
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what could not be written has been reported
+            self._file.close()
+        self._lock.close()
+
+
+class Onlooker(RunFolder):
+    """The folder as a process has it that is not the first: it reads checkpoints and writes nothing."""
+
+    def __init__(self, config: Config, resumes: bool):
+        self.config, self.resumes = config, resumes
+        self.path = Path(config.run.folder) / config.run.name
+        self.notes: list[str] = []
+
+    def start_over(self, reason: str) -> None:
+        self.resumes = False
+
+    def go_on(self, config: Config, step: int, lengths: dict[str, Any]) -> list[str]:
+        return []
+
+    def lengths(self) -> dict[str, int]:
+        return {}
+
+    def metric(self, **values: Any) -> None: ...
+
+    def sample(self, step: int, text: str) -> None: ...
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_folder(config: Config) -> RunFolder:
+    """The run's folder, as this process has it."""
+    if not processes.first():
+        return Onlooker(config, processes.talk.from_first(lambda: False))
+    folder = RunFolder(config)
+    processes.talk.from_first(lambda: folder.resumes)
+    return folder
+
+
+def _length(lengths: dict[str, Any], name: str) -> int:
+    """Returns a length that a checkpoint says. UserError where it isn't one."""
+    length = lengths.get(name)
+    if not isinstance(length, int) or isinstance(length, bool) or length < 0:
+        raise UserError(f"the checkpoint says that {name} had {quoted(length)} bytes. Restore it from a copy")
+    return length
+
+
+def _cannot_write(path: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(f"{path}: can't write there ({reason}). Choose another folder with --run.folder")

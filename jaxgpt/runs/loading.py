@@ -1,0 +1,50 @@
+"""A run's model, ready to be evaluated on this machine's devices."""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxgpt import compilation_cache, files
+from jaxgpt.options import settings
+from jaxgpt.options.config import Config, Parallel
+from jaxgpt.data import tokenizers
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
+from jaxgpt.models.blocks import Params
+from jaxgpt.parallel import mesh
+from jaxgpt.runs import checkpoints
+from jaxgpt.runs.about import About, model_of
+
+
+class Trained(NamedTuple):
+    config: Config  # as `settings.read_trained` reads it, but for the devices: each has all parameters
+    params: Params
+    tokenizer: tokenizers.Tokenizer
+    about: About  # what its checkpoint says of itself
+    damaged: list[str]  # a message for each newer checkpoint that isn't whole
+
+
+def load(run: Path, devices: int = 0) -> Trained:
+    """The newest whole checkpoint of a run, on so many devices (0: all).
+
+    UserError where there is no such run, no whole checkpoint of it, and where there are fewer devices.
+    """
+    if not files.is_file(run / "config.toml", within=run):
+        raise UserError(f"--run {shown(run)}: not a run's folder (it has no config.toml){settings.runs_near(run)}")
+    config = settings.read_trained(run)
+    settings.check(config)
+    compilation_cache.use("")
+    parallel = Parallel(devices=devices)
+    everywhere = NamedSharding(mesh.make(parallel), PartitionSpec())
+    params, found = checkpoints.load_params(run, config.model)
+    model = model_of(found.about)
+    # One layer is compiled and not all of them, since there is a program for each length.
+    compute = dataclasses.replace(config.compute, layers="scanned")
+    config = dataclasses.replace(config, model=model, compute=compute, parallel=parallel)
+    tokenizer = tokenizers.from_state(found.about["tokenizer"])
+    if everywhere.mesh.size > 1:
+        params = jax.device_put(params, everywhere)
+    return Trained(config, params, tokenizer, found.about, found.damaged)

@@ -1,0 +1,142 @@
+"""Going on where an earlier start of the same run was saved.
+
+The next step sees the data it would have seen, since `loader.batch_at` is a function of the step alone; everything
+else is in the checkpoint. So on the same number of devices the run ends with the same bits as one that was never
+stopped.
+"""
+
+import dataclasses
+from typing import Any
+
+from jaxgpt.options import settings
+from jaxgpt.options.config import Config
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
+from jaxgpt.parallel import processes
+from jaxgpt.runs import checkpoints, saving
+from jaxgpt.data import fingerprint
+from jaxgpt.runs.about import About
+from jaxgpt.runs.checkpoints import Found
+from jaxgpt.data.corpus import Corpus
+from jaxgpt.runs.folder import RunFolder, open_folder
+from jaxgpt.training.step import TrainState
+
+# What would make another run of it. The text is compared by its content, and so may have moved.
+FIXED = {"data": {"tokenizer", "validation_fraction"}, "training": {"sequence_length", "seed", "init_from"}}
+
+
+def sequences_per_step(config: Config) -> int:
+    return config.training.micro_batches * config.training.batch_size
+
+
+def about(folder: RunFolder, data: Corpus) -> dict[str, Any]:
+    """What a checkpoint says of itself beside its step."""
+    return {
+        "configuration": dataclasses.asdict(folder.config),
+        "versions": settings.versions(),
+        "tokenizer": data.tokenizer.state(),
+        "sequences_per_step": sequences_per_step(folder.config),
+        "text": data.fingerprint,
+        "lengths": folder.lengths(),
+    }
+
+
+def open_run(config: Config, data: Corpus) -> tuple[RunFolder, Found | None]:
+    """The run's folder; and where it is to be resumed the checkpoint to go on from, with nothing changed yet."""
+    folder = open_folder(config)
+    try:
+        return folder, find(folder, data) if folder.resumes else None
+    except BaseException:
+        folder.close()
+        raise
+
+
+def find(folder: RunFolder, data: Corpus) -> Found | None:
+    """Finds the last whole checkpoint.
+
+    With `--resume auto` a run of which none is whole begins anew, and what is there is kept under another name: a job
+    that is started again and again would otherwise never get further.
+
+    Returns:
+        The checkpoint; None where the folder is a new one now.
+
+    Raises:
+        UserError: There is none, it is another run's, or the text is not the one it was trained on.
+    """
+    found = checkpoints.search(folder.checkpoints)
+    if isinstance(found, str):
+        if folder.config.run.resume != "auto":
+            raise UserError(f"{found}. --resume auto begins anew, and keeps this run under another name")
+        folder.start_over(found)
+        return None
+    if found.about["converted_from"]:
+        raise UserError(
+            f"{found.path}: these weights were converted from {shown(found.about['converted_from'])}, and there is no "
+            "run to go on with. Begin one from them: --init-from this run's folder, and another --run.name"
+        )
+    _check(str(found.path), found.about, folder.config, data)
+    return found
+
+
+def resume(folder: RunFolder, found: Found, target: TrainState) -> tuple[TrainState, list[str]]:
+    """The state of the checkpoint that was found, with the run's files as they were then, and what is to be said of it.
+
+    `target` gives the state's shapes.
+    """
+    config, saved = folder.config, found.about
+    state = checkpoints.load_state(found.path, target)
+    if state.nonfinite >= config.training.stop_after_nonfinite:  # the run stopped at that, and is to try again
+        state = state._replace(nonfinite=state.nonfinite * 0)
+    step = saved["step"]
+    damaged = folder.go_on(config, step, saved["lengths"])
+    if processes.first():
+        saving.delete_unfinished(folder.checkpoints)
+        for other in checkpoints.whole_steps(folder.checkpoints):
+            if other > step:  # which are not whole, and are trained again
+                saving.delete(folder.checkpoints / str(other))
+    begun = f"resuming after step {step}, from {found.path}"
+    return state, [*found.damaged, begun, *damaged, *_changes(saved, config)]
+
+
+def _check(where: str, saved: About, config: Config, data: Corpus) -> None:
+    """UserError naming both values of what must not change."""
+    different = [
+        f"{found.option} was {shown(found.saved)} and is {shown(found.asked)}"
+        for found in settings.differences(saved["configuration"], config)
+        if found.section == "model" or found.key in FIXED.get(found.section, ())
+    ]
+    if saved["tokenizer"] != data.tokenizer.state() and not different:
+        different.append("the tokenizer has other tokens")
+    sequences = sequences_per_step(config)
+    if saved["sequences_per_step"] != sequences:
+        different.append(
+            f"a step had {saved['sequences_per_step']} sequences and has {sequences} "
+            "(--training.batch-size times --training.micro-batches)"
+        )
+    if different:
+        raise UserError(
+            f"{where}: this run can't be resumed with other options: {'; '.join(different)}. Give the old ones, or "
+            "another --run.name to begin a new run"
+        )
+    change = fingerprint.difference(saved["text"], data.fingerprint) if saved["text"] else ""
+    if change:
+        name = f"--data.mixture {config.data.mixture}" if config.data.mixture else f"--data.text {config.data.text}"
+        raise UserError(
+            f"{name}: not the text that {where} was trained on: {change}. Restore the text, or "
+            "give another --run.name to begin a new run"
+        )
+
+
+def _changes(saved: About, config: Config) -> list[str]:
+    """A line for each thing that differs from when the checkpoint was written, and may."""
+    options = [
+        f"changed   {found.option} was {shown(found.saved)} and is {shown(found.asked)}"
+        for found in settings.differences(saved["configuration"], config)
+        if found.section not in ("run", "checkpoint", "sampling")
+    ]
+    versions = settings.versions()
+    return options + [
+        f"changed   {name} was {shown(old)} and is {versions[name]}: the numbers may differ in their last bits"
+        for name, old in saved["versions"].items()
+        if versions.get(name, old) != old  # `name` is one of ours
+    ]

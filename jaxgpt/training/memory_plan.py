@@ -1,0 +1,292 @@
+"""The memory plan: what a run's train step needs, by name, against what there is; and what would make it fit.
+
+The total is the compiled program's own: arguments, outputs that are no argument's memory again, temporaries. The names
+come from shapes. What of the temporaries has no name is workspace; where the named arrays are together more than the
+temporaries, not all of them exist at once, and the difference is written as "shared": the logits of a chunk of tokens
+are gone when the blocks' gradients come, which take the same memory.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxgpt.errors import UserError
+from jaxgpt.layers.numerics import accumulation_dtype
+from jaxgpt.models import family
+from jaxgpt.models.blocks import Context, Inputs
+from jaxgpt.options.config import Config
+from jaxgpt.training import compile
+from jaxgpt.training.compile import Capacity
+from jaxgpt.training.step import cast, layout_of
+
+LEVELS = ("none", "gelu", "norms", "block")  # of recompute, the fastest first
+SMALLEST_CHUNK = 128  # of the classifier: below it, its products are slow
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All in bytes."""
+
+    parts: dict[str, int]  # by name; together the total
+    activations: dict[str, int]  # what each part of one layer keeps for the backward
+    capacity: int | None
+    source: str  # of the capacity
+    recompute: str  # the level
+    batch_size: int
+    largest_batch_size: int | None  # estimated; None where the capacity isn't known
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.capacity is None or self.total <= self.capacity
+
+    def lines(self) -> list[str]:
+        """A table for people."""
+        shown = {name: size for name, size in self.parts.items() if size}
+        lines = [f"  {name:<38}{size / 2**20:>12,.1f} MiB" for name, size in shown.items()]
+        layer = ", ".join(f"{name} {size / 2**20:,.2f}" for name, size in self.activations.items() if size)
+        has = "" if self.capacity is None else f" of {self.capacity / 2**20:,.1f} MiB"
+        return [
+            f"memory    of the compiled train step, recompute = {self.recompute}",
+            *lines,
+            f"  {'total':<38}{self.total / 2**20:>12,.1f} MiB{has}, {self.source}",
+            f"  one layer's saved activations, MiB: {layer}",
+            f"  sequences in a micro-batch: {self.batch_size}"
+            + ("" if self.largest_batch_size is None else f"; about {self.largest_batch_size:,} would fit"),
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """For memory_plan.json."""
+        return dataclasses.asdict(self) | {"total": self.total, "fits": self.fits}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the shapes say, in bytes."""
+
+    parameters: int  # that are kept: the masters, in float32
+    moments: int
+    gradients: int
+    weights: int  # the copy in the compute dtype; 0 where the parameters themselves serve
+    activations: dict[str, int]  # by name, of all layers
+    ends: int  # residuals of what is in no block
+    logits: int  # of one chunk
+    classifier: int  # the chunk's logits and their gradient
+    table: int  # the gradient of the token table
+
+    @property
+    def saved(self) -> int:
+        return sum(self.activations.values()) + self.ends
+
+    @property
+    def fixed(self) -> tuple[int, int]:
+        """Temporaries that don't grow with the batch: while the classifier runs, and when all gradients are there."""
+        return self.weights + self.table + self.classifier, self.weights + self.gradients
+
+
+def prepare(config: Config, has: Capacity) -> tuple[Config, jax.stages.Compiled, Plan]:
+    """The configuration with its recompute level chosen, its train step compiled, and the plan of it in what it `has`.
+
+    "auto" takes the fastest level that fits, or the last. UserError, with what would make it fit, for a run that
+    doesn't.
+    """
+    for candidate in _levels(config):
+        last = candidate.compute.recompute == LEVELS[-1] or config.compute.recompute != "auto"
+        if not last and has.bytes is not None and least(candidate) > has.bytes:
+            continue
+        program = compile.compile_step(candidate)
+        plan = make(candidate, program, has)
+        if plan.fits:
+            return candidate, program, plan
+        del program
+    raise _refusal(candidate, plan)
+
+
+def _levels(config: Config) -> list[Config]:
+    levels = LEVELS if config.compute.recompute == "auto" else (config.compute.recompute,)
+    return [_with(config, compute={"recompute": level}) for level in levels]
+
+
+def make(config: Config, program: jax.stages.Compiled, has: Capacity) -> Plan:
+    """The plan of this configuration's compiled train step."""
+    found: Any = program.memory_analysis()
+    arguments, temporaries = found.argument_size_in_bytes, found.temp_size_in_bytes
+    new = found.output_size_in_bytes - found.alias_size_in_bytes
+    sizes = measure(config)
+    named = {
+        f"gradients{' and their sum' if config.training.micro_batches > 1 else ''}": sizes.gradients,
+        f"weights in {config.compute.dtype}": sizes.weights,
+        f"saved activations of {config.model.layers} layers": sum(sizes.activations.values()),
+        "saved activations of the ends": sizes.ends,
+        "classifier": sizes.classifier,
+    }
+    rest = temporaries - sum(named.values())
+    parts = {
+        "masters (float32)" if config.compute.parameters == "float32" else "parameters (bfloat16)": sizes.parameters,
+        "moments (float32)": sizes.moments,
+        "batch, counters, metrics": arguments + new - sizes.parameters - sizes.moments,
+        **named,
+        "workspace" if rest >= 0 else "shared, not all at the same time": rest,
+    }
+    layer = {name: size // config.model.layers for name, size in sizes.activations.items()}
+    total = arguments + new + temporaries
+    largest = None if has.bytes is None else _largest_batch(config, sizes, total - temporaries, temporaries, has.bytes)
+    return Plan(parts, layer, has.bytes, has.source, config.compute.recompute, config.training.batch_size, largest)
+
+
+def _largest_batch(config: Config, sizes: Sizes, state: int, temporaries: int, capacity: int) -> int:
+    """Sequences in the largest micro-batch that fits: an estimate that errs on the small side.
+
+    The temporaries peak while the classifier runs or when all gradients are there; each time they are a part that does
+    not grow with the batch and one that does, of which at most all that isn't the former. For a batch r times as large
+
+        temporaries(r) ≤ max over both of  fixed + r (temporaries - fixed)
+
+    which takes the smaller fixed part for r > 1 and the larger one for r < 1.
+    """
+    batch, room = config.training.batch_size, capacity - state
+    fixed = min(min(sizes.fixed) if temporaries <= room else max(sizes.fixed), temporaries - 1)
+    return max(0, math.floor(batch * (room - fixed) / (temporaries - fixed)))
+
+
+def least(config: Config) -> int:
+    """Bytes that this configuration's train step has at one time whatever the compiler does.
+
+    When the classifier runs, all saved activations, a chunk's logits and the table's gradient are there.
+    """
+    sizes = measure(config)
+    return sizes.parameters + sizes.moments + sizes.weights + sizes.saved + sizes.table + sizes.logits
+
+
+def measure(config: Config) -> Sizes:
+    """The sizes by name on one device, from shapes: nothing is computed."""
+    model, compute, training, layout = config.model, config.compute, config.training, layout_of(config)
+    state, _, _ = compile.shapes(config)
+    weights = jax.eval_shape(lambda params: cast(params, compute), layout.shapes)
+    sequences = training.batch_size // layout.devices
+    tokens = jax.ShapeDtypeStruct((sequences, training.sequence_length), jnp.int32)
+    inputs = Inputs(tokens, tokens if model.document_start >= 0 else None)  # type: ignore[arg-type]
+    _, residuals, _ = jax.eval_shape(
+        lambda params, inputs: family(model).features(params, inputs, Context(model, compute)), weights, inputs
+    )
+    wide = accumulation_dtype(compute.dtype)
+    gradients = sum(leaf.size * wide.itemsize for leaf in jax.tree.leaves(weights))
+    chunk = min(compute.classifier_chunk, sequences * training.sequence_length)
+    logits = chunk * model.padded_vocabulary_size
+    divided = layout.devices if layout.in_pieces else 1
+    copied = compute.dtype != compute.parameters or layout.in_pieces
+    whole = weights if layout.zero < 3 or not layout.in_pieces else weights._replace(blocks=())
+    return Sizes(
+        parameters=_bytes(state.params) // divided,
+        moments=_bytes(state.moments) // divided,
+        gradients=gradients * (2 if training.micro_batches > 1 else 1) // (divided if layout.zero >= 2 else 1),
+        weights=_bytes(whole) if copied else 0,
+        activations=_by_name(residuals.blocks),
+        ends=_bytes(residuals._replace(blocks=())),
+        logits=logits * wide.itemsize,
+        classifier=logits * (wide.itemsize + jnp.dtype(compute.dtype).itemsize),
+        table=model.padded_vocabulary_size * model.width * wide.itemsize,
+    )
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _by_name(blocks: Any) -> dict[str, int]:
+    """Bytes by the name of the block's field, over all layers, however those are stored."""
+    sizes: dict[str, int] = {}
+    for path, leaf in jax.tree.leaves_with_path(blocks):
+        names = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
+        name = names[0] if names else "input"
+        sizes[name] = sizes.get(name, 0) + leaf.size * leaf.dtype.itemsize
+    return sizes
+
+
+# A plan that doesn't fit
+
+
+def _refusal(config: Config, plan: Plan) -> UserError:
+    """The error, with the options that would make it fit, each of them compiled to see that it does."""
+    assert plan.capacity is not None
+    head = (
+        f"the train step needs {plan.total / 2**20:,.0f} MiB, and {plan.capacity / 2**20:,.0f} MiB is {plan.source}. "
+    )
+    found = [fitting for kind in _changes(config, plan) if (fitting := _first_that_fits(kind, plan))]
+    if not found:
+        chunk = min(SMALLEST_CHUNK, config.compute.classifier_chunk)
+        least_of_all = {"recompute": "block", "classifier_chunk": chunk, "dtype": "bfloat16"}
+        everything = _with(config, compute=least_of_all, training=_split(config, layout_of(config).devices))
+        found = [fitting for fitting in [_first_that_fits([everything], plan)] if fitting]
+    if not found:
+        return UserError(f"{head}No option makes this model fit: take a smaller one, or a larger device")
+    width = max(len(_words(config, change)) for change, _ in found)
+    rows = [
+        f"  {_words(config, change):<{width}}   {total / 2**20:,.0f} MiB, {(plan.total - total) / 2**20:,.0f} less"
+        for change, total in found
+    ]
+    return UserError(f"{head}It fits with {'any of' if len(rows) > 1 else ''}\n" + "\n".join(rows))
+
+
+def _changes(config: Config, plan: Plan) -> Iterator[list[Config]]:
+    """What might make it fit, kind by kind, what costs least time first; of each kind the smallest change first."""
+    compute, training = config.compute, config.training
+    after = LEVELS[LEVELS.index(compute.recompute) + 1 :]
+    yield [_with(config, compute={"recompute": level}) for level in after if level != "block"]
+    devices = layout_of(config).devices
+    chunk = min(compute.classifier_chunk, training.batch_size // devices * training.sequence_length)
+    yield [_with(config, compute={"classifier_chunk": size}) for size in (512, SMALLEST_CHUNK) if size < chunk]
+    divisors = [
+        size for size in range(training.batch_size - 1, 0, -1) if training.batch_size % size == size % devices == 0
+    ]
+    promising = [size for size in divisors if size <= (plan.largest_batch_size or 0)] or divisors[-1:]
+    yield [_with(config, training=_split(config, size)) for size in promising]
+    if "block" in after:
+        yield [_with(config, compute={"recompute": "block"})]
+    if compute.dtype != "bfloat16":
+        yield [_with(config, compute={"dtype": "bfloat16"})]
+
+
+def _split(config: Config, batch_size: int) -> dict[str, int]:
+    """The same batch in smaller micro-batches."""
+    training = config.training
+    return {
+        "batch_size": batch_size,
+        "micro_batches": training.micro_batches * training.batch_size // batch_size,
+    }
+
+
+def _first_that_fits(candidates: list[Config], plan: Plan) -> tuple[Config, int] | None:
+    """The first of them that fits and the bytes that it needs, as its compiled program says."""
+    assert plan.capacity is not None
+    for candidate in candidates:
+        if least(candidate) <= plan.capacity:
+            changed = make(candidate, compile.compile_step(candidate), Capacity(plan.capacity, plan.source))
+            if changed.fits:
+                return candidate, changed.total
+    return None
+
+
+def _words(config: Config, changed: Config) -> str:
+    """The command-line options that make the one of the other."""
+    words = []
+    for section in ("compute", "training"):
+        before, after = (dataclasses.asdict(getattr(of, section)) for of in (config, changed))
+        words += [
+            f"--{section}.{key.replace('_', '-')} {value}" for key, value in after.items() if value != before[key]
+        ]
+    return " ".join(words)
+
+
+def _with(config: Config, **sections: dict[str, Any]) -> Config:
+    """With some options of some sections changed."""
+    changed = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
+    return dataclasses.replace(config, **changed)

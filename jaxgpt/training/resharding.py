@@ -1,0 +1,92 @@
+"""The train state on several devices, and on its way into a checkpoint and out of one.
+
+A checkpoint has whole tensors with layers stacked, whatever the ZeRO stage and the number of devices, so that a run may
+go on with others. On its way each tensor is divided among the devices along the first axis that can be, so that none of
+them needs room for all of it. On one device the state is already what is saved (`checkpoints.saved_form`).
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxgpt.models.blocks import Params, arrange, stacked
+from jaxgpt.options.config import Config
+from jaxgpt.parallel.sharding import first_axis_that_divides
+from jaxgpt.training import compile, step
+from jaxgpt.training.step import TrainState, on_trees
+
+
+class Placement:
+    """Of this configuration's train state. What it jits is compiled at its first use."""
+
+    def __init__(self, config: Config):
+        self.layout = step.layout_of(config)
+        layout, mesh = self.layout, self.layout.mesh
+        self._config = config
+        self._shapes = compile.state_shapes(config)
+        if layout.devices == 1:
+            return
+
+        def joined(state: TrainState) -> TrainState:
+            return on_trees(lambda pieces: stacked(layout.whole(pieces)), state)
+
+        def split(state: TrainState) -> TrainState:
+            return on_trees(lambda whole: layout.pieces(arrange(whole, config.compute)), state)
+
+        shapes = jax.eval_shape(joined, self._shapes)
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        between = jax.tree.map(lambda _: everywhere, shapes)
+        between = on_trees(
+            lambda tree: jax.tree.map(lambda shape: first_axis_that_divides(shape, mesh), tree),
+            between._replace(params=shapes.params, moments=shapes.moments),
+        )
+        self._saved = jax.tree.map(lambda shape, sharding: shape.update(sharding=sharding), shapes, between)
+        self._join = jax.jit(joined, out_shardings=between)
+        self._split = jax.jit(split, out_shardings=layout.shardings(step.specs(layout)))
+        self._whole = jax.jit(layout.whole, out_shardings=everywhere)
+
+    def words(self) -> list[str]:
+        """What is to be said of it at the start of a run."""
+        if self.layout.devices == 1:
+            return []
+        processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+        return [f"parallel  {self.layout.devices} devices{processes}, ZeRO stage {self.layout.zero}"]
+
+    def first_state(self, params: Params | None = None) -> TrainState:
+        """The state before the first step: with random parameters, or these, whole, stacked and in NumPy's memory."""
+        return compile.initial_state(self._config, None if params is None else self._placed(params))
+
+    def _placed(self, whole: Params) -> Params:
+        """As the state has them."""
+        dtype, layout = self._config.compute.parameters, self.layout
+        if layout.devices == 1:  # a copy: the step gives its memory to the next state
+            arranged = arrange(whole, self._config.compute)
+            return jax.tree.map(lambda array: jnp.array(array, dtype), arranged)
+
+        def split(whole: Params) -> Params:
+            pieces = layout.pieces(arrange(whole, self._config.compute))
+            return jax.tree.map(lambda array: array.astype(dtype), pieces)
+
+        between = jax.tree.map(lambda shape: shape.sharding, self._saved.params)
+        placed = jax.jit(split, out_shardings=layout.shardings(step.specs(layout).params))
+        return placed(jax.device_put(whole, between))
+
+    def to_save(self, state: TrainState) -> TrainState:
+        """The state as it is handed over to be saved."""
+        return state if self.layout.devices == 1 else self._join(state)
+
+    def saved_shapes(self) -> TrainState:
+        """The shapes of that, with the shardings in which it is to be read."""
+        return self._shapes if self.layout.devices == 1 else self._saved
+
+    def from_saved(self, state: TrainState) -> TrainState:
+        """The state that trains on, from what was read into `saved_shapes`."""
+        return state if self.layout.devices == 1 else self._split(state)
+
+    def whole_params(self, state: TrainState) -> Params:
+        """All parameters, to draw text from: on every device, or of several processes on the first of this one's.
+
+        All processes have to join in it, and each may then compute with them by itself.
+        """
+        whole = self._whole(state.params) if self.layout.in_pieces else state.params
+        return whole if jax.process_count() == 1 else jax.tree.map(lambda array: array.addressable_data(0), whole)
