@@ -189,7 +189,7 @@ def difference(run: Path, expected: Path) -> str:
 
     from jaxgpt.options import settings
     from jaxgpt.runs import checkpoints
-    from jaxgpt.training.step import init_state
+    from jaxgpt.training.state import init_state
 
     def state(folder: Path) -> list[np.ndarray]:
         config = settings.read(folder / "config.toml")
@@ -218,7 +218,8 @@ def cost_of_saving(config_name: str, folder: Path) -> dict[str, float]:
     from jaxgpt.options import settings
     from jaxgpt.options.config import Checkpoint
     from jaxgpt.runs.saving import Writer
-    from jaxgpt.training.step import init_state, make_train_step
+    from jaxgpt.training.state import init_state
+    from jaxgpt.training.step import make_train_step
 
     config = configuration.without_text(settings.read(settings.find_config(config_name)))
     step = make_train_step(config)

@@ -27,6 +27,7 @@ from jaxgpt.models import gpt2
 from jaxgpt.models.blocks import arrange
 from jaxgpt.options.config import Config, Model, Optimizer, Parallel, Training
 from jaxgpt.training import step
+from jaxgpt.training.state import init_state
 from tests.parity import transformers_model
 
 RESULT = Path(__file__).parent / "results" / "parity_124m.json"
@@ -64,7 +65,7 @@ def compare(config: Config, params: gpt2.Params, batch: loader.Batch) -> Iterato
 
 def our_steps(config: Config, params: gpt2.Params, batch: loader.Batch) -> Iterator[tuple[float, float]]:
     """Loss and gradient norm of each step. `params` are copied: the train step donates its state."""
-    state = step.init_state(config)._replace(params=arrange(jax.tree.map(jax.numpy.copy, params), config.compute))
+    state = init_state(config)._replace(params=arrange(jax.tree.map(jax.numpy.copy, params), config.compute))
     train_step = step.make_train_step(config)
     for _ in range(config.training.steps):
         state, metrics = train_step(state, None, batch)

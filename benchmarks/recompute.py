@@ -26,8 +26,9 @@ from jaxgpt.data.loader import Batch
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.options import settings
 from jaxgpt.options.config import Config
-from jaxgpt.training import compile
+from jaxgpt.training import step
 from jaxgpt.training.memory_plan import LEVELS
+from jaxgpt.training.state import initial_state
 
 
 def main() -> None:
@@ -77,7 +78,7 @@ def configured(options: argparse.Namespace) -> Config:
 
 def measure(config: Config) -> dict[str, float]:
     """The median of three steps after one that isn't timed, and the program's temporaries."""
-    program, state = compile.compile_step(config), compile.initial_state(config)
+    program, state = step.compile_step(config), initial_state(config)
     shape = (1, config.training.batch_size, config.training.sequence_length)
     tokens = np.random.default_rng(0).integers(config.model.vocabulary_size, size=shape, dtype=np.int32)
     seconds = []

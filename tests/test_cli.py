@@ -22,7 +22,7 @@ from jaxgpt.options import settings
 from jaxgpt.options.config import Checkpoint, Config, Data, Model, Run, Training
 from jaxgpt.runs import checksums
 from jaxgpt.runs.saving import Writer
-from jaxgpt.training.step import TrainState, init_state
+from jaxgpt.training.state import TrainState, init_state
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
 

@@ -9,7 +9,7 @@ import pytest
 
 from jaxgpt import errors, out_of_memory
 from jaxgpt.commands import cli
-from jaxgpt.training import compile
+from jaxgpt.training import device_memory
 
 ROOT = Path(cli.__file__).resolve().parents[2]
 REFUSED = [
@@ -57,20 +57,20 @@ def test_a_limit_below_what_jax_needs_is_said_before_it_aborts():
 
 
 def test_a_limit_of_the_address_space_counts_in_the_memory_plan(monkeypatch):
-    free = compile._system_left()
+    free = device_memory._system_left()
     monkeypatch.setattr(out_of_memory, "address_space", lambda: 10**15)
-    assert len(compile._system_left()) == len(free) + 1
+    assert len(device_memory._system_left()) == len(free) + 1
     monkeypatch.setattr(out_of_memory, "address_space", lambda: 10**6)
-    assert min(compile._system_left()) == 0
+    assert min(device_memory._system_left()) == 0
 
 
 def test_a_system_without_proc_does_not_say(monkeypatch):
     def missing():
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/meminfo")
 
-    monkeypatch.setattr(compile.psutil, "virtual_memory", missing)
+    monkeypatch.setattr(device_memory.psutil, "virtual_memory", missing)
     monkeypatch.setattr(compile, "CGROUPS", Path("/nowhere"))
-    assert compile._system_left() == []
+    assert device_memory._system_left() == []
 
 
 def test_enough_or_no_limit_is_no_error(monkeypatch):

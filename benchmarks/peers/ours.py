@@ -7,6 +7,7 @@ from jaxgpt.models import gpt2
 from jaxgpt.models.blocks import arrange
 from jaxgpt.options.config import Config, Parallel, Training
 from jaxgpt.training import step
+from jaxgpt.training.state import init_state
 
 
 def make(spec: Spec, params: gpt2.Params) -> common.Program:
@@ -19,7 +20,7 @@ def make(spec: Spec, params: gpt2.Params) -> common.Program:
         training=training,
         optimizer=spec.optimizer,
     )
-    state = step.init_state(config)._replace(params=arrange(params, compute))
+    state = init_state(config)._replace(params=arrange(params, compute))
     return common.Program(step.make_train_step(config), state, f"attention {attention}")
 
 

@@ -37,9 +37,10 @@ from jaxgpt.runs import resuming
 from jaxgpt.runs.checkpoints import Found
 from jaxgpt.runs.folder import RunFolder, check_name, will_resume
 from jaxgpt.runs.saving import Writer
-from jaxgpt.training import compile, flops, memory_plan
+from jaxgpt.training import device_memory, flops, memory_plan, step
 from jaxgpt.training.resharding import Placement
-from jaxgpt.training.step import TrainState, needs_fixed_order
+from jaxgpt.training.state import TrainState, initial_state, random_params
+from jaxgpt.training.step import needs_fixed_order
 
 Observer = Callable[[Trainer, dict[str, Any]], None]
 
@@ -131,7 +132,7 @@ def _first_state(config: Config, placement: Placement, beginning: Beginning) -> 
         return placement.from_saved(saved), notes
     if beginning.weights:
         return placement.first_state(beginning.weights.load()), init_from.lines(beginning.weights)
-    return compile.initial_state(config, beginning.random), []
+    return initial_state(config, beginning.random), []
 
 
 class Chosen(NamedTuple):
@@ -150,21 +151,21 @@ def _compile(asked: Config, beginning: Beginning) -> tuple[Config, jax.stages.Co
     UserError, with what would make it fit, for a run that doesn't fit the device's memory.
     """
     config, attention = configuration.with_attention(asked)
-    has = compile.capacity(config.compute)  # before there is anything of the run's
+    has = device_memory.capacity(config.compute)  # before there is anything of the run's
     if _may_draw(config, has, beginning):
-        beginning = beginning._replace(random=compile.random_params(config))
+        beginning = beginning._replace(random=random_params(config))
     config, program, plan = memory_plan.prepare(config, has)
     return config, program, Chosen(attention, plan), beginning
 
 
-def _may_draw(config: Config, has: compile.Capacity, beginning: Beginning) -> bool:
+def _may_draw(config: Config, has: device_memory.Capacity, beginning: Beginning) -> bool:
     """Returns whether random parameters may be drawn while the train step is compiled or read from the cache.
 
     They may not where others may be needed, or where the plan may refuse the run for them alone.
     """
     if beginning.weights or config.run.resume != "never" or processes.count() > 1:
         return False
-    shapes, _, _ = compile.shapes(config)
+    shapes, _, _ = step.shapes(config)
     need = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes.params))
     return has.bytes is None or need <= has.bytes
 

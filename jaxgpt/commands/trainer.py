@@ -29,7 +29,8 @@ from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.runs.saving import Writer
 from jaxgpt.training import advice, flops, peaks
 from jaxgpt.training.resharding import Placement
-from jaxgpt.training.step import BATCH_SPEC, Metrics, TrainState
+from jaxgpt.training.state import TrainState
+from jaxgpt.training.step import BATCH_SPEC, Metrics
 
 
 class Action(NamedTuple):

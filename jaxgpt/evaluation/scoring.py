@@ -25,7 +25,7 @@ from jaxgpt.models.blocks import Context, Params, inputs_of
 from jaxgpt.options.config import Config
 from jaxgpt.parallel.in_flight import in_turn
 from jaxgpt.parallel.mesh import AXIS
-from jaxgpt.training.step import cast, layout_of
+from jaxgpt.training.state import cast, layout_of
 
 SHORTEST = 32  # tokens that a sequence is padded to, at least
 CHUNK = 128  # tokens whose logits exist at once

@@ -26,7 +26,7 @@ from jaxgpt.models import family
 from jaxgpt.models.attend import Cache
 from jaxgpt.models.blocks import Context, Params, are_stacked, arrange
 from jaxgpt.options.config import Compute, Model, Sampling
-from jaxgpt.training.step import cast
+from jaxgpt.training.state import cast
 
 MOST_AT_ONCE = 32  # tokens of a text from one call of `decode`
 SHORTEST = 16  # prompts are padded to powers of two from here on

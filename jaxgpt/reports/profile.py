@@ -21,7 +21,8 @@ from jaxgpt.data.loader import Batch
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.options.config import Config, Parallel
 from jaxgpt.terminal import say
-from jaxgpt.training.step import init_state, make_train_step
+from jaxgpt.training.state import init_state
+from jaxgpt.training.step import make_train_step
 
 
 class Share(NamedTuple):

@@ -28,7 +28,7 @@ from jaxgpt.models.blocks import Params, are_stacked, stacked, unstacked
 from jaxgpt.parallel import processes
 from jaxgpt.runs import checksums
 from jaxgpt.runs.about import About, check_size, model_of, read_about
-from jaxgpt.training.step import TrainState, on_trees
+from jaxgpt.training.state import TrainState, on_trees
 
 # Which there are
 

@@ -19,7 +19,7 @@ from jaxgpt.runs.about import About
 from jaxgpt.runs.checkpoints import Found
 from jaxgpt.data.corpus import Corpus
 from jaxgpt.runs.folder import RunFolder, open_folder
-from jaxgpt.training.step import TrainState
+from jaxgpt.training.state import TrainState
 
 # What would make another run of it. The text is compared by its content, and so may have moved.
 FIXED = {"data": {"tokenizer", "validation_fraction"}, "training": {"sequence_length", "seed", "init_from"}}

@@ -19,7 +19,7 @@ from jaxgpt.errors import RunError
 from jaxgpt.parallel import processes
 from jaxgpt.runs import checkpoints, checksums
 from jaxgpt.runs.checkpoints import whole_steps
-from jaxgpt.training.step import TrainState
+from jaxgpt.training.state import TrainState
 
 
 class Writer:

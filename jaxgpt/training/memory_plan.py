@@ -20,9 +20,9 @@ from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Context, Inputs
 from jaxgpt.options.config import Config
-from jaxgpt.training import compile
-from jaxgpt.training.compile import Capacity
-from jaxgpt.training.step import cast, layout_of
+from jaxgpt.training import step
+from jaxgpt.training.device_memory import Capacity
+from jaxgpt.training.state import cast, layout_of
 
 LEVELS = ("none", "gelu", "norms", "block")  # of recompute, the fastest first
 SMALLEST_CHUNK = 128  # of the classifier: below it, its products are slow
@@ -102,7 +102,7 @@ def prepare(config: Config, has: Capacity) -> tuple[Config, jax.stages.Compiled,
         last = candidate.compute.recompute == LEVELS[-1] or config.compute.recompute != "auto"
         if not last and has.bytes is not None and least(candidate) > has.bytes:
             continue
-        program = compile.compile_step(candidate)
+        program = step.compile_step(candidate)
         plan = make(candidate, program, has)
         if plan.fits:
             return candidate, program, plan
@@ -169,7 +169,7 @@ def least(config: Config) -> int:
 def measure(config: Config) -> Sizes:
     """The sizes by name on one device, from shapes: nothing is computed."""
     model, compute, training, layout = config.model, config.compute, config.training, layout_of(config)
-    state, _, _ = compile.shapes(config)
+    state, _, _ = step.shapes(config)
     weights = jax.eval_shape(lambda params: cast(params, compute), layout.shapes)
     sequences = training.batch_size // layout.devices
     tokens = jax.ShapeDtypeStruct((sequences, training.sequence_length), jnp.int32)
@@ -269,7 +269,7 @@ def _first_that_fits(candidates: list[Config], plan: Plan) -> tuple[Config, int]
     assert plan.capacity is not None
     for candidate in candidates:
         if least(candidate) <= plan.capacity:
-            changed = make(candidate, compile.compile_step(candidate), Capacity(plan.capacity, plan.source))
+            changed = make(candidate, step.compile_step(candidate), Capacity(plan.capacity, plan.source))
             if changed.fits:
                 return candidate, changed.total
     return None

@@ -12,18 +12,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxgpt.models.blocks import Params, arrange, stacked
 from jaxgpt.options.config import Config
 from jaxgpt.parallel.sharding import first_axis_that_divides
-from jaxgpt.training import compile, step
-from jaxgpt.training.step import TrainState, on_trees
+from jaxgpt.training.state import TrainState, initial_state, layout_of, on_trees, specs, state_shapes
 
 
 class Placement:
     """Of this configuration's train state. What it jits is compiled at its first use."""
 
     def __init__(self, config: Config):
-        self.layout = step.layout_of(config)
+        self.layout = layout_of(config)
         layout, mesh = self.layout, self.layout.mesh
         self._config = config
-        self._shapes = compile.state_shapes(config)
+        self._shapes = state_shapes(config)
         if layout.devices == 1:
             return
 
@@ -42,7 +41,7 @@ class Placement:
         )
         self._saved = jax.tree.map(lambda shape, sharding: shape.update(sharding=sharding), shapes, between)
         self._join = jax.jit(joined, out_shardings=between)
-        self._split = jax.jit(split, out_shardings=layout.shardings(step.specs(layout)))
+        self._split = jax.jit(split, out_shardings=layout.shardings(specs(layout)))
         self._whole = jax.jit(layout.whole, out_shardings=everywhere)
 
     def words(self) -> list[str]:
@@ -54,7 +53,7 @@ class Placement:
 
     def first_state(self, params: Params | None = None) -> TrainState:
         """The state before the first step: with random parameters, or these, whole, stacked and in NumPy's memory."""
-        return compile.initial_state(self._config, None if params is None else self._placed(params))
+        return initial_state(self._config, None if params is None else self._placed(params))
 
     def _placed(self, whole: Params) -> Params:
         """As the state has them."""
@@ -68,7 +67,7 @@ class Placement:
             return jax.tree.map(lambda array: array.astype(dtype), pieces)
 
         between = jax.tree.map(lambda shape: shape.sharding, self._saved.params)
-        placed = jax.jit(split, out_shardings=layout.shardings(step.specs(layout).params))
+        placed = jax.jit(split, out_shardings=layout.shardings(specs(layout).params))
         return placed(jax.device_put(whole, between))
 
     def to_save(self, state: TrainState) -> TrainState:

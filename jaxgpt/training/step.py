@@ -15,38 +15,28 @@ On several devices the step is one `shard_map`: each runs this on its part of ev
 `layout`'s is what crosses the network (`parallel/sharding.py`). All else is the same on each of them.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxgpt.data.loader import Batch
 from jaxgpt.models import family
-from jaxgpt.models.blocks import Context, Params, arrange
+from jaxgpt.models.blocks import Context, Params
 from jaxgpt.objectives import objective
 from jaxgpt.optimizers import adamw, clipping, schedules
 from jaxgpt.options.config import Compute, Config
 from jaxgpt.parallel import mesh, reproducible
 from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import spikes
+from jaxgpt.training.state import TrainState, cast, layout_of, specs, state_shapes
 
 BATCH_SPEC = PartitionSpec(None, mesh.AXIS)  # of (A, B, T): the sequences are divided among the devices
-
-
-class TrainState(NamedTuple):
-    params: Params  # of compute.parameters' dtype: float32 masters, or bfloat16 and no masters
-    moments: adamw.Moments
-    step: Int[Array, ""]
-    key: Key[Array, ""]
-    nonfinite: Int[Array, ""]  # steps in a row whose loss or gradient was not finite, up to the last
-    skipped: Int[Array, ""]  # steps so far that changed no parameter: not finite, or a spike
-    losses: spikes.Window
-    norms: spikes.Window
 
 
 class Metrics(NamedTuple):
@@ -60,52 +50,9 @@ class Metrics(NamedTuple):
     taken: Bool[Array, ""]  # whether the step changed the parameters
 
 
-def init_state(config: Config) -> TrainState:
-    """The state before the first step; a pure function of `training.seed`."""
-    return state_of(init_params(config), config)
-
-
-def init_params(config: Config) -> Params:
-    """`init_state`'s."""
-    key, _ = jax.random.split(jax.random.key(config.training.seed))
-    params = arrange(family(config.model).init(config.model, key), config.compute)
-    return jax.tree.map(lambda array: array.astype(config.compute.parameters), layout_of(config).pieces(params))
-
-
-def state_of(params: Params, config: Config) -> TrainState:
-    """The state before the first step with these parameters, of which only the shapes are read."""
-    _, key = jax.random.split(jax.random.key(config.training.seed))
-    step, nonfinite, skipped = (jnp.int32(0) for _ in range(3))  # each in memory of its own, since all is donated
-    return TrainState(params, adamw.init(params), step, key, nonfinite, skipped, spikes.init(), spikes.init())
-
-
-def on_trees(change: Callable[[Params], Params], state: TrainState) -> TrainState:
-    """The state with its parameters and both of its moments changed."""
-    params, *moments = map(change, (state.params, *state.moments))
-    return state._replace(params=params, moments=adamw.Moments(*moments))
-
-
-@functools.lru_cache
-def layout_of(config: Config) -> Layout:
-    """How the parameters and moments lie on the devices. UserError for devices that aren't there."""
-    shapes = jax.eval_shape(lambda: arrange(family(config.model).init(config.model, jax.random.key(0)), config.compute))
-    return Layout(mesh.make(config.parallel), config.parallel.zero, shapes, config.parallel.reproducible)
-
-
-def specs(layout: Layout) -> TrainState:
-    """Which axis of each part of the state is divided among the devices."""
-    params, whole = layout.specs(), PartitionSpec()
-    return TrainState(params, adamw.Moments(params, params), whole, whole, whole, whole, whole, whole)  # type: ignore[arg-type]
-
-
 def needs_fixed_order(compute: Compute) -> bool:
     """Whether the compiler must be told to add in a fixed order: some of a GPU's kernels add what comes first first."""
     return compute.deterministic and jax.default_backend() == "gpu"
-
-
-def cast(params: Params, compute: Compute) -> Params:
-    """The copy of the parameters that the activations meet."""
-    return jax.tree.map(lambda array: array.astype(compute.dtype), params)
 
 
 def batch_loss_and_grads(
@@ -183,3 +130,18 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
         donate_argnums=0,
         compiler_options=options,
     )
+
+
+# Compiled before there is a state
+
+
+def shapes(config: Config) -> tuple[TrainState, None, Batch]:
+    """The shapes of a train step's arguments: the state, what is frozen (nothing), and the batch."""
+    training = config.training
+    tokens = jax.ShapeDtypeStruct((training.micro_batches, training.batch_size, training.sequence_length), np.int32)
+    return state_shapes(config), None, Batch(tokens, tokens)
+
+
+def compile_step(config: Config) -> jax.stages.Compiled:
+    """The train step of this configuration, which must have its sizes filled in and no "auto" in `compute`."""
+    return make_train_step(config).lower(*shapes(config)).compile()

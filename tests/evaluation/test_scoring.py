@@ -14,7 +14,7 @@ from jaxgpt.models import gpt2
 from jaxgpt.models.blocks import arrange
 from jaxgpt.options.config import Compute, Config, Model, Parallel
 from jaxgpt.parallel.sharding import Layout
-from jaxgpt.training.step import layout_of
+from jaxgpt.training.state import layout_of
 from tests import whole
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

@@ -21,6 +21,7 @@ from jaxgpt.options.config import Compute, Config, Model, Optimizer, Parallel, T
 from jaxgpt.parallel.mesh import AXIS
 from jaxgpt.training import step
 from jaxgpt.training.resharding import Placement
+from jaxgpt.training.state import layout_of
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -124,7 +125,7 @@ def test_stages_that_divide_round_the_same(zero):
 
 
 def test_no_two_pieces_are_rounded_alike():
-    layout = step.layout_of(config("bfloat16", DEVICES, 1))
+    layout = layout_of(config("bfloat16", DEVICES, 1))
 
     def rounded(key):
         return rounding.stochastic(jnp.full((1, 400), 1 + 2.0**-8, jnp.float32), layout.own_key(key))

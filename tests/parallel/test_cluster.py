@@ -131,7 +131,7 @@ def test_open_mpi_5_on_several_machines_needs_the_coordinator(variables):
 @pytest.mark.parametrize("value", ["", "four", "-1", "٣", "9" * 5000])
 def test_open_mpi_with_a_count_that_is_none(variables, value):
     variables(OPEN_MPI, OMPI_COMM_WORLD_LOCAL_SIZE=value)
-    with pytest.raises(UserError, match=r"OMPI_COMM_WORLD_LOCAL_SIZE is .* and must be a number") as caught:
+    with pytest.raises(UserError, match=r"OMPI_COMM_WORLD_LOCAL_SIZE is .*, and must be a whole number") as caught:
         cluster.find(Parallel())
     assert len(str(caught.value)) < 400
 

@@ -88,7 +88,7 @@ MANY = """
 import jax, numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxgpt.parallel.in_flight import in_turn
-from jaxgpt.training.step import layout_of
+from jaxgpt.training.state import layout_of
 from jaxgpt.options.config import Config, Model, Parallel
 layout = layout_of(Config(model=Model(layers=1, heads=1, width=8, context=8, vocabulary_size=11), parallel=Parallel(8)))
 def slow(x):

@@ -13,6 +13,7 @@ from jaxgpt.models import blocks, gpt2
 from jaxgpt.options.config import Compute, Config, Model, Optimizer, Parallel, Training
 from jaxgpt.training import step
 from jaxgpt.training.resharding import Placement
+from jaxgpt.training.state import init_state
 from tests.parallel.collectives import collectives
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -58,7 +59,7 @@ def program(devices: int, zero: int, layers: str = "unrolled"):
     made = config(devices, zero, layers=layers)
     placement = Placement(made)
     train_step = step.make_train_step(made)
-    return train_step.lower(jax.eval_shape(lambda: step.init_state(made)), None, batch(0)).compile(), placement
+    return train_step.lower(jax.eval_shape(lambda: init_state(made)), None, batch(0)).compile(), placement
 
 
 @functools.cache
@@ -169,7 +170,7 @@ def memory():
     found = []
     for zero in range(4):
         made = Config(model=model, compute=compute, parallel=Parallel(devices=4, zero=zero), training=training)
-        state = jax.eval_shape(lambda made=made: step.init_state(made))
+        state = jax.eval_shape(lambda made=made: init_state(made))
         found.append(step.make_train_step(made).lower(state, None, Batch(tokens, tokens)).compile().memory_analysis())
     shapes = jax.eval_shape(lambda: gpt2.init(model, jax.random.key(0)))
     arguments, temporaries = ([getattr(one, f"{kind}_size_in_bytes") for one in found] for kind in ("argument", "temp"))

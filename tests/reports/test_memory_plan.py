@@ -18,8 +18,8 @@ from jaxgpt.commands import cli
 from jaxgpt.errors import UserError
 from jaxgpt.models import gpt2
 from jaxgpt.options.config import SPIKE_WINDOW, Compute, Config, Model, Training
-from jaxgpt.training import compile, memory_plan
-from jaxgpt.training.compile import Capacity
+from jaxgpt.training import device_memory, memory_plan, step
+from jaxgpt.training.device_memory import Capacity
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -46,7 +46,7 @@ def limited(config: Config, size: float) -> Config:
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once():
     """Each program is compiled once for all tests; a limit changes none."""
-    programs = functools.cache(compile.compile_step)
+    programs = functools.cache(step.compile_step)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compile, "compile_step", lambda config: programs(limited(config, 0)))
         yield
@@ -54,15 +54,15 @@ def compiled_once():
 
 def plan(config: Config) -> memory_plan.Plan:
     """The plan of a configuration on a device whose memory isn't known."""
-    return memory_plan.make(config, compile.compile_step(config), Capacity(None, ""))
+    return memory_plan.make(config, step.compile_step(config), Capacity(None, ""))
 
 
 def prepare(config: Config) -> tuple[Config, jax.stages.Compiled, memory_plan.Plan]:
-    return memory_plan.prepare(config, compile.capacity(config.compute))
+    return memory_plan.prepare(config, device_memory.capacity(config.compute))
 
 
 def test_the_total_is_the_compiled_programs():
-    found: Any = compile.compile_step(CONFIG).memory_analysis()
+    found: Any = step.compile_step(CONFIG).memory_analysis()
     expected = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
     assert plan(CONFIG).total == expected - found.alias_size_in_bytes
 
@@ -134,7 +134,7 @@ def test_the_largest_micro_batch_fits_and_is_nearly_the_largest(batch, holds, la
     """Estimated from one compiled size, for a device that just holds another one."""
     room = plan(change(compute={"layers": layers}, training={"batch_size": holds})).total
     config = change(compute={"layers": layers}, training={"batch_size": batch})
-    estimate = memory_plan.make(config, compile.compile_step(config), Capacity(room, "")).largest_batch_size
+    estimate = memory_plan.make(config, step.compile_step(config), Capacity(room, "")).largest_batch_size
     assert estimate is not None
     assert 0.75 * holds <= estimate <= holds
 
@@ -146,7 +146,7 @@ def test_auto_takes_the_fastest_level_that_fits():
         chosen, program, made = prepare(limited(auto, totals[level]))
         assert chosen.compute.recompute == level
         assert made.total == totals[level]
-        assert program is compile.compile_step(chosen)  # the loop runs what was measured
+        assert program is step.compile_step(chosen)  # the loop runs what was measured
 
 
 def test_auto_compiles_nothing_that_cannot_fit(monkeypatch):
@@ -154,7 +154,7 @@ def test_auto_compiles_nothing_that_cannot_fit(monkeypatch):
     most = change(model={"layers": 12}, compute={"recompute": "auto", "layers": "scanned"}, training={"batch_size": 16})
     room = plan(change(most, compute={"recompute": "block"})).total
     compiled = []
-    compile_step = compile.compile_step
+    compile_step = step.compile_step
     monkeypatch.setattr(compile, "compile_step", lambda config: compiled.append(config) or compile_step(config))
     prepare(limited(most, room))
     assert [config.compute.recompute for config in compiled] == ["block"]
@@ -254,13 +254,13 @@ config = Config(
     training=Training(batch_size=2, sequence_length=128),
     compute=Compute(dtype="bfloat16"),
 )
-config, program, plan = memory_plan.prepare(config, ahead.capacity(config.compute))
-jax.block_until_ready(ahead.initial_state(config))  # compiles; what the compiler itself takes is not the program's
+config, program, plan = memory_plan.prepare(config, device_memory.capacity(config.compute))
+jax.block_until_ready(initial_state(config))  # compiles; what the compiler itself takes is not the program's
 tokens = np.random.default_rng(0).integers(0, 64000, (1, 2, 128), dtype=np.int32)
 ctypes.CDLL(None).malloc_trim(0)
 open("/proc/self/clear_refs", "w").write("5")
 before = resident("VmRSS")
-state = ahead.initial_state(config)
+state = initial_state(config)
 for _ in range(2):
     state, metrics = program(state, Batch(tokens, tokens))
 jax.block_until_ready(state)

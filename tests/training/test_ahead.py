@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from jaxgpt.options.config import Compute
-from jaxgpt.training import compile
+from jaxgpt.training import device_memory
 
 GIB = 2**30
 
@@ -23,7 +23,7 @@ def left(tmp_path):
 
     def read(membership: str) -> list[int]:
         (tmp_path / "cgroup").write_text(membership)
-        return sorted(compile._cgroups_left(tmp_path / "sys", tmp_path / "cgroup"))
+        return sorted(device_memory._cgroups_left(tmp_path / "sys", tmp_path / "cgroup"))
 
     return read
 
@@ -52,19 +52,19 @@ def test_a_path_of_the_hosts_is_looked_up_at_the_root(tmp_path, left):
 
 def test_without_groups_there_is_no_limit(tmp_path, left):
     assert left("0::/\n") == []
-    assert compile._cgroups_left(tmp_path, tmp_path / "absent") == []
+    assert device_memory._cgroups_left(tmp_path, tmp_path / "absent") == []
 
 
 def test_a_cpu_has_what_is_available():
-    has = compile.capacity(Compute())
+    has = device_memory.capacity(Compute())
     assert has.bytes is not None
     assert 2**20 < has.bytes < 2**50
     assert "available to this process" in has.source
 
 
 def test_the_option_comes_first():
-    has = compile.capacity(Compute(memory_limit_gib=1.5))
-    assert has == compile.Capacity(3 * GIB // 2, "--compute.memory-limit-gib")
+    has = device_memory.capacity(Compute(memory_limit_gib=1.5))
+    assert has == device_memory.Capacity(3 * GIB // 2, "--compute.memory-limit-gib")
 
 
 def test_an_accelerator_has_what_it_reports(monkeypatch):
@@ -72,6 +72,6 @@ def test_an_accelerator_has_what_it_reports(monkeypatch):
         return lambda: [types.SimpleNamespace(memory_stats=lambda: stats, device_kind="NVIDIA H100", platform="gpu")]
 
     monkeypatch.setattr(jax, "local_devices", device({"bytes_limit": 8 * GIB, "bytes_in_use": GIB}))
-    assert compile.capacity(Compute()).bytes == 7 * GIB
+    assert device_memory.capacity(Compute()).bytes == 7 * GIB
     monkeypatch.setattr(jax, "local_devices", device(None))
-    assert compile.capacity(Compute()).bytes is None
+    assert device_memory.capacity(Compute()).bytes is None

@@ -12,7 +12,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.models import blocks, gpt2
 from jaxgpt.options.config import Checkpoint, Compute, Config, Model
 from jaxgpt.runs import checkpoints, checksums, saving
-from jaxgpt.training.step import TrainState, init_state
+from jaxgpt.training.state import TrainState, init_state
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -18,7 +18,7 @@ from jaxgpt import writing
 from jaxgpt.options.config import Checkpoint, Config, Model, Run
 from jaxgpt.runs import saving
 from jaxgpt.runs.folder import RunFolder
-from jaxgpt.training.step import init_state
+from jaxgpt.training.state import init_state
 
 pytestmark = [
     pytest.mark.usefixtures("quickly_compiled"),

@@ -26,7 +26,7 @@ from jaxgpt.runs import checkpoints, saving
 from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.training import memory_plan
 from jaxgpt.training import step as train_step
-from jaxgpt.training.step import init_state
+from jaxgpt.training.state import init_state
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

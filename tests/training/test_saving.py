@@ -10,7 +10,7 @@ from jaxgpt.errors import RunError
 from jaxgpt.options.config import Checkpoint, Config, Model
 from jaxgpt.runs import checkpoints, checksums, saving
 from jaxgpt.runs.saving import Writer
-from jaxgpt.training.step import init_state
+from jaxgpt.training.state import init_state
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -10,6 +10,7 @@ import pytest
 from jaxgpt.data.loader import IGNORED, Batch
 from jaxgpt.options.config import Compute, Config, Model, Optimizer, Training
 from jaxgpt.training import step
+from jaxgpt.training.state import init_state, layout_of
 from tests import whole
 
 MODEL = Model(layers=2, heads=2, width=8, context=6, vocabulary_size=11)
@@ -31,7 +32,7 @@ def train_step():
 @functools.cache
 def _init_state(config):
     """As NumPy arrays, which no step can take away; of the random key its data."""
-    state = jax.jit(lambda: step.init_state(config))()
+    state = jax.jit(lambda: init_state(config))()
     return jax.tree.map(np.asarray, state._replace(key=jax.random.key_data(state.key)))
 
 
@@ -54,12 +55,12 @@ def assert_close(actual, expected, tolerance):
 @functools.partial(jax.jit, static_argnums=2)
 def loss_and_grads(params, batch, compute=CONFIG.compute):
     config = dataclasses.replace(CONFIG, compute=compute)
-    return step.batch_loss_and_grads(params, None, batch, config, step.layout_of(CONFIG))
+    return step.batch_loss_and_grads(params, None, batch, config, layout_of(CONFIG))
 
 
 def test_a_state_that_is_made_without_jit_can_be_given_away():
     """No two of its arrays may share memory: the step would be given it twice."""
-    state = step.init_state(CONFIG)
+    state = init_state(CONFIG)
     state, _ = train_step()(state, None, batch())
     assert int(state.step) == 1
 
@@ -261,7 +262,7 @@ def test_the_first_state_is_a_function_of_the_seed():
     state, different = _init_state(CONFIG), _init_state(other)
     assert (state.params.embedding.token != different.params.embedding.token)[:11].all()
     assert (state.key != different.key).any()
-    assert_kept(state, jax.jit(lambda: step.init_state(CONFIG))())
+    assert_kept(state, jax.jit(lambda: init_state(CONFIG))())
     assert not any(leaf.any() for leaf in jax.tree.leaves(state.moments))
     assert state.step == state.nonfinite == state.skipped == 0
 
@@ -271,7 +272,7 @@ def test_bfloat16_parameters_train_and_repeat_bit_for_bit():
     train = step.make_train_step(config)
 
     def run():
-        state, losses = jax.jit(lambda: step.init_state(config))(), []
+        state, losses = jax.jit(lambda: init_state(config))(), []
         for _ in range(12):
             state, metrics = train(state, None, batch())
             losses.append(float(metrics.loss))

@@ -1,84 +1,18 @@
-"""The train step compiled before there is a state, and the memory that it may have.
-
-What a program needs is known once it is compiled: so the step is compiled from shapes alone, and the loop runs that
-very program.
-"""
+"""The memory that a run may have: what the device or the system has left, or what the user grants."""
 
 import contextlib
-import dataclasses
-import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import numpy as np
 import psutil
 
 from jaxgpt import out_of_memory
-from jaxgpt.data.loader import Batch
-from jaxgpt.models.blocks import Params
-from jaxgpt.options.config import Compute, Config
+from jaxgpt.options.config import Compute
 from jaxgpt.parallel import processes
-from jaxgpt.training.step import TrainState, init_params, init_state, layout_of, make_train_step, specs, state_of
 
 CGROUPS = Path("/sys/fs/cgroup")
-
-
-def shapes(config: Config) -> tuple[TrainState, None, Batch]:
-    """The shapes of a train step's arguments: the state, what is frozen (nothing), and the batch."""
-    training = config.training
-    tokens = jax.ShapeDtypeStruct((training.micro_batches, training.batch_size, training.sequence_length), np.int32)
-    return state_shapes(config), None, Batch(tokens, tokens)
-
-
-def state_shapes(config: Config) -> TrainState:
-    """Those of `init_state`."""
-    return _state_shapes(_without_recompute(config))
-
-
-@functools.lru_cache
-def _state_shapes(config: Config) -> TrainState:
-    return jax.eval_shape(lambda: init_state(config))
-
-
-def compile_step(config: Config) -> jax.stages.Compiled:
-    """The train step of this configuration, which must have its sizes filled in and no "auto" in `compute`."""
-    return make_train_step(config).lower(*shapes(config)).compile()
-
-
-def initial_state(config: Config, given: Params | None = None) -> TrainState:
-    """`init_state`, in two programs: what the random weights need while they are drawn is gone when the moments come.
-
-    In one, a run with small batches would need more for its first state than for its steps, which the plan is of. With
-    `given` parameters none are drawn.
-    """
-    made = jax.block_until_ready(random_params(config) if given is None else given)
-    _, rest = _first_programs(_without_recompute(config))
-    return TrainState(made, *rest())
-
-
-def random_params(config: Config) -> Params:
-    """Those of `init_state`. JAX doesn't wait until they are drawn."""
-    params, _ = _first_programs(_without_recompute(config))
-    return params()
-
-
-def _without_recompute(config: Config) -> Config:
-    """Whatever level is chosen, the first state is the same, and so are the programs that make it."""
-    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, recompute="none"))
-
-
-@functools.lru_cache
-def _first_programs(config: Config) -> tuple[Callable[[], Params], Callable[[], tuple[Any, ...]]]:
-    layout = layout_of(config)
-    where = layout.shardings(specs(layout))
-    params, rest = (where.params, where[1:]) if where else (None, None)
-    return (
-        jax.jit(lambda: init_params(config), out_shardings=params),
-        jax.jit(lambda: state_of(state_shapes(config).params, config)[1:], out_shardings=rest),
-    )
 
 
 class Capacity(NamedTuple):
