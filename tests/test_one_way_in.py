@@ -52,7 +52,7 @@ ALLOWED = {
     ("interop/huggingface.py", "safe_open"): "a file that `files.py` has found to be one, whose header was checked",
     ("interop/llmc.py", "np.memmap"): "a file that `files.py` has opened",
     ("layers/numerics.py", "read_text"): "the system's /proc/cpuinfo",
-    ("training/compile.py", "read_text"): "the system's /proc and /sys",
+    ("training/device_memory.py", "read_text"): "the system's /proc and /sys",
     ("commands/process_consistency.py", "read_bytes"): "the package's own sources",
     ("data/fingerprint.py", "np.memmap"): "a file that `files.py` has opened",
     ("commands/process_consistency.py", "json.loads"): "what this process has just written itself",

@@ -40,7 +40,7 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 def main(arguments: Sequence[str] | None = None, observers: Sequence["Observer"] = ()) -> int:
     """Runs a command and returns its exit status, as docs/resuming.md lists them.
 
-    `observers` see the metrics of a training run, as `loop.train` says.
+    `observers` see the metrics of a training run, as `train.train` says.
     """
     return run(lambda words: _command(words, observers), list(sys.argv[1:] if arguments is None else arguments))
 
@@ -130,7 +130,7 @@ class Train:
 
 
 def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
-    """Trains a model; `observers` are called as `loop.train` says."""
+    """Trains a model; `observers` are called as `train.train` says."""
     name, rest = command_line.take(command_line.written_out(words), "--config")
     path = settings.find_config(name or DEFAULT_CONFIG)
     description = f"{__doc__}\nConfigs: {', '.join(settings.config_names())}"

@@ -27,8 +27,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jaxgpt import files, foreign_text
-from jaxgpt.data import chunks as pieces
-from jaxgpt.data import signatures, unpacking
+from jaxgpt.data import chunks, signatures, unpacking
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.paths import cache_folder
@@ -104,7 +103,7 @@ def _file(name: str) -> Path:
             f"{called} is a pipe or a device, which can be read once at most, and a run that goes on after an "
             "interruption reads its text again: write it to a file first, and name that"
         )
-    if pieces.kind_of(path) in ("json", "jsonl", "parquet"):
+    if chunks.kind_of(path) in ("json", "jsonl", "parquet"):
         output = shlex.quote(shown(f"data/{path.name.partition('.')[0]}"))
         raise UserError(
             f"{called} has rows with fields, and is no plain text. Make token files of it by: python run.py prepare "
@@ -116,7 +115,7 @@ def _file(name: str) -> Path:
 def _read(name: str) -> bytes:
     """Returns the bytes of the file `name`, unpacked. UserError where it can't be read, or has too many."""
     path = _file(name)
-    if path.suffix.lower() not in pieces.PACKED:
+    if path.suffix.lower() not in chunks.PACKED:
         return files.read_bytes(path, files.LARGEST_TEXT)
     most = min(LARGEST_UNPACKED, max(SMALL_UNPACKED, LARGEST_RATIO * files.size(path)))
     with unpacking.opened(path) as reader:

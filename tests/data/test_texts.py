@@ -71,7 +71,7 @@ def test_embedded_is_long_clean_prose_without_repetition() -> None:
 
 def test_embedded_is_the_same_in_another_process() -> None:
     """Whatever the order of sets and folders there."""
-    program = "from jaxgpt.data import texts; print(ascii(texts.load('embedded')))"
+    program = "from jaxgpt.data import corpora; print(ascii(corpora.load('embedded')))"
     environment = os.environ | {"PYTHONHASHSEED": "123"}
     root = Path(corpora.__file__).parents[2]
     command = [sys.executable, "-W", "error", "-c", program]

@@ -88,6 +88,7 @@ NOT_RUN = {
     "source": "of the shell",
     "make": "installs and then runs other lines; `make -n` is read, and make help is run",
     "pytest": "they are these tests",
+    "benchmarks.serving": "fails where the machine is slow",
     "docs.site.configuration": "writes a page here; tests/docs/test_pages.py compares it",
     "compare_attentions.py": "needs a GPU",
     "sha256sum": "tests/training/test_checkpoints.py runs it in a checkpoint",
@@ -95,9 +96,9 @@ NOT_RUN = {
 # `run.py` with a text in the place of what would be downloaded.
 PATCHED = """
 import sys
-from jaxgpt.data import texts
-texts.SHAKESPEARE_SHA256 = sys.argv[1]
-from jaxgpt import cli
+from jaxgpt.data import corpora
+corpora.SHAKESPEARE_SHA256 = sys.argv[1]
+from jaxgpt.commands import cli
 sys.exit(cli.main(sys.argv[2:]))
 """
 

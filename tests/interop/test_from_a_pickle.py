@@ -42,6 +42,7 @@ def test_the_lines_on_the_page(tmp_path, monkeypatch, bias):
     else:
         assert isinstance(loaded.blocks, gpt2.Block)
         assert isinstance(params.blocks, gpt2.Block)
+        assert loaded.blocks.qkv.bias is not None
         assert not loaded.blocks.qkv.bias.any()
         assert not loaded.final_norm.bias.any()
         assert np.array_equal(loaded.blocks.mlp_out.weight, params.blocks.mlp_out.weight)

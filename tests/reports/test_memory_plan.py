@@ -242,8 +242,8 @@ MEASURED = """
 import ctypes, jax, numpy as np
 from jaxgpt.options.config import *
 from jaxgpt.data.loader import Batch
-from jaxgpt.reports import memory_plan
-from jaxgpt.training import ahead
+from jaxgpt.training import device_memory, memory_plan
+from jaxgpt.training.state import initial_state
 
 def resident(which):
     line = next(line for line in open("/proc/self/status") if line.startswith(which))
@@ -262,7 +262,7 @@ open("/proc/self/clear_refs", "w").write("5")
 before = resident("VmRSS")
 state = initial_state(config)
 for _ in range(2):
-    state, metrics = program(state, Batch(tokens, tokens))
+    state, metrics = program(state, None, Batch(tokens, tokens))
 jax.block_until_ready(state)
 print(plan.total, resident("VmHWM") - before)
 """
