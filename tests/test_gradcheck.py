@@ -6,6 +6,7 @@ import pytest
 
 from jaxgpt.layers import layernorm
 from jaxgpt.options.config import Compute, Model
+from jaxgpt.proof import cases as proof_cases
 from jaxgpt.proof import gradcheck
 
 MODEL = Model(layers=2, heads=2, width=8, context=5, vocabulary_size=11)
@@ -14,7 +15,7 @@ COMPUTE = Compute()
 
 @functools.cache
 def rows(dtype):
-    cases = gradcheck.cases(MODEL, COMPUTE, 2, 5, jax.random.key(0))
+    cases = proof_cases.cases(MODEL, COMPUTE, 2, 5, jax.random.key(0))
     return [row for case in cases for row in gradcheck.check(case, dtype)]
 
 
@@ -33,7 +34,7 @@ def test_every_tensor_has_a_row_of_its_own(x64):
 
 
 def test_a_wrong_gradient_is_seen_in_its_own_row_only(x64):
-    case = gradcheck.linear_case(jax.random.key(0), 2, 3, 4, 5)
+    case = proof_cases.linear_case(jax.random.key(0), 2, 3, 4, 5)
 
     def backward(inputs, dy):
         grads = case.backward(inputs, dy)
@@ -54,7 +55,7 @@ def test_what_is_not_a_number_fails(x64, monkeypatch, planted):
         return grads, dx.at[0, 0, 0].set(planted)
 
     monkeypatch.setattr(layernorm, "backward", backward)
-    rows = gradcheck.check(gradcheck.layernorm_case(jax.random.key(0), 1, 2, 3), "float64")
+    rows = gradcheck.check(proof_cases.layernorm_case(jax.random.key(0), 1, 2, 3), "float64")
     assert [row.tensor for row in rows if not row.passed] == ["layernorm.x"]
 
 

@@ -22,7 +22,7 @@ def one_layer(monkeypatch):
     """gradcheck with only the GELU to check; what it sets for its process is put back."""
 
     def cases(model, compute, batch, length, key):
-        yield gradcheck.gelu_case(key, batch, length, 4 * model.width)
+        yield cases.gelu_case(key, batch, length, 4 * model.width)
 
     monkeypatch.setattr(gradcheck, "cases", cases)
     process: Any = jax.config

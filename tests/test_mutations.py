@@ -36,6 +36,7 @@ from jaxgpt.layers import (
 from jaxgpt.models import gpt2, llama
 from jaxgpt.objectives import next_token
 from jaxgpt.options.config import Compute, Model
+from jaxgpt.proof import cases as proof_cases
 from jaxgpt.proof import gradcheck
 
 # Small shapes at which no dropped term happens to be 0 and no dropped factor to be 1.
@@ -159,9 +160,9 @@ def mutants() -> Iterator[Any]:
 def cases() -> dict[str, gradcheck.Case]:
     """The layers' with several blocks and chunks, the model's with one of each."""
     key = jax.random.key(0)
-    layers = itertools.islice(gradcheck.cases(MODEL, COMPUTE, 2, 3, key), len(LAYERS))
-    of_documents = gradcheck.embedding_case(key, 2, 3, 4, 5, 4, documents=True)  # whose gradient has lines of its own
-    whole = [gradcheck.model_case(key, 2, 3, dataclasses.replace(MODEL, family=name), Compute()) for name in FAMILIES]
+    layers = itertools.islice(proof_cases.cases(MODEL, COMPUTE, 2, 3, key), len(LAYERS))
+    of_documents = proof_cases.embedding_case(key, 2, 3, 4, 5, 4, documents=True)  # whose gradient has lines of its own
+    whole = [proof_cases.model_case(key, 2, 3, dataclasses.replace(MODEL, family=name), Compute()) for name in FAMILIES]
     return {case.name: case for case in (*layers, *whole, of_documents)}
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxgpt import environment, out_of_memory, terminal
+from jaxgpt import allocator, environment, out_of_memory, terminal
 from jaxgpt.errors import Interrupted, JaxgptError, UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.options import command_line, settings
@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 DEFAULT_CONFIG = "quickstart"
 WITHOUT_JAX = ("prepare", "report")
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
+
+def start() -> int:
+    """Runs the command of this process's command line, as `run.py` and the installed `jaxgpt` do."""
+    allocator.restart_with_settings()
+    return main()
 
 
 def main(arguments: Sequence[str] | None = None, observers: Sequence["Observer"] = ()) -> int:

@@ -16,7 +16,7 @@ from jaxgpt.errors import RunError, UserError
 from jaxgpt.models import family
 from jaxgpt.options import command_line, settings
 from jaxgpt.options.config import Compute, Model
-from jaxgpt.proof import gradcheck
+from jaxgpt.proof import cases, gradcheck
 from jaxgpt.terminal import say
 
 # Without --config: odd sizes everywhere, a vocabulary that is padded, chunks and blocks that do not divide.
@@ -57,7 +57,7 @@ def report(config_name: str | None, dtype: str, chart: Path | None = None) -> in
     )
     say(f"{'tensor':<38} {'relative error':>14} {'tolerance':>10}")
     rows: list[gradcheck.Row] = []
-    for case in gradcheck.cases(model, compute, batch, length, jax.random.key(0)):
+    for case in cases.cases(model, compute, batch, length, jax.random.key(0)):
         for row in gradcheck.check(case, dtype):
             say(
                 f"{row.tensor:<38} {row.error:>14.2e} {row.tolerance:>10.1e}  {'ok' if row.passed else 'FAILED'}",

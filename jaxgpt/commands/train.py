@@ -60,7 +60,7 @@ def train(config: Config, *observers: Observer) -> None:
     asked, data = _complete(config)
     process_consistency.check(asked, data)
     with contextlib.ExitStack() as kept:
-        beginning = _begin(asked, data, kept)
+        beginning = begin(asked, data, kept)
         tasks = Tasks(asked, data.tokenizer)
         config, program, chosen, beginning = _compile(asked, beginning)
         processes.wait_for_all("compiled")  # before the first collective, which waits less long
@@ -110,7 +110,7 @@ class Beginning(NamedTuple):
     folder: RunFolder | None = None
 
 
-def _begin(asked: Config, data: Corpus, kept: contextlib.ExitStack) -> Beginning:
+def begin(asked: Config, data: Corpus, kept: contextlib.ExitStack) -> Beginning:
     """Decides how the run begins. UserError where it can't be resumed, or where the weights don't fit it."""
     if processes.talk.from_first(lambda: will_resume(asked)):
         return _open(asked, data, kept, Beginning())

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxgpt.layers import attention
-from jaxgpt.proof import gradcheck
+from jaxgpt.proof import cases
 
 sizes = st.integers(1, 4)
 B, T, H, D = 2, 5, 3, 4
@@ -20,13 +20,13 @@ B, T, H, D = 2, 5, 3, 4
 @example(B=2, T=3, H=3, D=5, block=1)
 @example(B=2, T=4, H=2, D=2, block=100)
 def test_gradients(assert_exact, B, T, H, D, block):
-    assert_exact(gradcheck.attention_case(jax.random.key(0), B, T, H, D, block))
+    assert_exact(cases.attention_case(jax.random.key(0), B, T, H, D, block))
 
 
 @given(B=sizes, T=st.integers(1, 9), H=sizes, D=sizes, block=st.integers(3, 12))
 @example(B=2, T=9, H=2, D=3, block=2)
 def test_gradients_of_documents(assert_exact, B, T, H, D, block):
-    assert_exact(gradcheck.attention_case(jax.random.key(0), B, T, H, D, block, documents=True))
+    assert_exact(cases.attention_case(jax.random.key(0), B, T, H, D, block, documents=True))
 
 
 def normals(dtype, seed=0):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from jaxgpt.layers import cross_entropy
 from jaxgpt.layers.cross_entropy import IGNORED
-from jaxgpt.proof import gradcheck
+from jaxgpt.proof import cases
 
 N, V, Vp = 5, 7, 10
 
@@ -19,7 +19,7 @@ N, V, Vp = 5, 7, 10
 @example(N=3, V=128, padding=0)
 @example(N=3, V=129, padding=127)
 def test_gradients(assert_exact, N, V, padding):
-    assert_exact(gradcheck.cross_entropy_case(jax.random.key(0), N, V, V + padding))
+    assert_exact(cases.cross_entropy_case(jax.random.key(0), N, V, V + padding))
 
 
 @pytest.fixture

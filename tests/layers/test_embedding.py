@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxgpt.layers import embedding
-from jaxgpt.proof import gradcheck
+from jaxgpt.proof import cases
 
 sizes = st.integers(1, 9)
 
@@ -16,12 +16,12 @@ sizes = st.integers(1, 9)
 @example(B=2, T=5, C=3, Vp=128, beyond=0)
 @example(B=2, T=7, C=3, Vp=2, beyond=4)  # tokens repeat
 def test_gradients(assert_exact, B, T, C, Vp, beyond):
-    assert_exact(gradcheck.embedding_case(jax.random.key(0), B, T, C, Vp, T + beyond))
+    assert_exact(cases.embedding_case(jax.random.key(0), B, T, C, Vp, T + beyond))
 
 
 @given(B=sizes, T=sizes, C=sizes, beyond=st.integers(0, 5))
 def test_gradients_of_documents(assert_exact, B, T, C, beyond):
-    assert_exact(gradcheck.embedding_case(jax.random.key(0), B, T, C, 20, T + beyond, documents=True))
+    assert_exact(cases.embedding_case(jax.random.key(0), B, T, C, 20, T + beyond, documents=True))
 
 
 def test_positions_are_counted_from_the_beginning_of_a_document(quick_compilation):

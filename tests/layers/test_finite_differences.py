@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxgpt.options.config import Compute, Model
-from jaxgpt.proof import gradcheck
+from jaxgpt.proof import cases as proof_cases
 
 MODEL = Model(layers=2, heads=2, width=4, context=4, vocabulary_size=5)
 COMPUTE = Compute(attention_block=2, classifier_chunk=4)
@@ -21,12 +21,12 @@ NAMES = [
 
 @functools.cache
 def cases():
-    return {case.name: case for case in gradcheck.cases(MODEL, COMPUTE, 2, 3, jax.random.key(0))}
+    return {case.name: case for case in proof_cases.cases(MODEL, COMPUTE, 2, 3, jax.random.key(0))}
 
 
 def llama_case():
     model = dataclasses.replace(MODEL, family="llama")
-    return gradcheck.model_case(jax.random.key(0), 2, 3, model, COMPUTE)
+    return proof_cases.model_case(jax.random.key(0), 2, 3, model, COMPUTE)
 
 
 def test_no_case_is_left_out(x64):

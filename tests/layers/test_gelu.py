@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxgpt.layers import gelu
-from jaxgpt.proof import gradcheck
+from jaxgpt.proof import cases
 
 sizes = st.integers(1, 9)
 
@@ -16,7 +16,7 @@ sizes = st.integers(1, 9)
 @example(B=1, T=1, F=1)
 @example(B=2, T=3, F=129)
 def test_gradients(assert_exact, B, T, F):
-    assert_exact(gradcheck.gelu_case(jax.random.key(0), B, T, F))
+    assert_exact(cases.gelu_case(jax.random.key(0), B, T, F))
 
 
 @jax.jit

@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxgpt.layers import layernorm
-from jaxgpt.proof import gradcheck
+from jaxgpt.proof import cases
 
 sizes = st.integers(1, 9)
 B, T, C = 2, 3, 17
@@ -17,7 +17,7 @@ B, T, C = 2, 3, 17
 @example(B=1, T=1, C=129)
 @example(B=3, T=2, C=1)  # one channel is always its own mean: y = β, and dx = 0
 def test_gradients(assert_exact, B, T, C):
-    assert_exact(gradcheck.layernorm_case(jax.random.key(0), B, T, C))
+    assert_exact(cases.layernorm_case(jax.random.key(0), B, T, C))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxgpt.layers import linear
-from jaxgpt.proof import gradcheck
+from jaxgpt.proof import cases
 
 sizes = st.integers(1, 9)
 
@@ -14,7 +14,7 @@ sizes = st.integers(1, 9)
 @example(B=1, T=1, inputs=1, outputs=1)
 @example(B=1, T=5, inputs=3, outputs=130)
 def test_gradients(assert_exact, B, T, inputs, outputs):
-    assert_exact(gradcheck.linear_case(jax.random.key(0), B, T, inputs, outputs))
+    assert_exact(cases.linear_case(jax.random.key(0), B, T, inputs, outputs))
 
 
 def test_each_token_is_mapped_alone(quick_compilation):

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxgpt.layers import rmsnorm
-from jaxgpt.proof import gradcheck
+from jaxgpt.proof import cases
 
 sizes = st.integers(1, 9)
 B, T, C = 2, 3, 17
@@ -15,7 +15,7 @@ B, T, C = 2, 3, 17
 @example(B=1, T=1, C=2)
 @example(B=1, T=1, C=129)
 def test_gradients(assert_exact, B, T, C):
-    assert_exact(gradcheck.rmsnorm_case(jax.random.key(0), B, T, C))
+    assert_exact(cases.rmsnorm_case(jax.random.key(0), B, T, C))
 
 
 @pytest.fixture

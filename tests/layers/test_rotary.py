@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxgpt.layers import rotary
-from jaxgpt.proof import gradcheck
+from jaxgpt.proof import cases
 
 B, T, H, D = 2, 5, 3, 8
 
@@ -13,7 +13,7 @@ B, T, H, D = 2, 5, 3, 8
 @given(B=st.integers(1, 4), T=st.integers(1, 9), H=st.integers(1, 4), half=st.integers(1, 9))
 @example(B=1, T=1, H=1, half=1)
 def test_gradients(assert_exact, B, T, H, half):
-    assert_exact(gradcheck.rotary_case(jax.random.key(0), B, T, H, 2 * half))
+    assert_exact(cases.rotary_case(jax.random.key(0), B, T, H, 2 * half))
 
 
 def test_it_is_a_product_of_complex_numbers(x64):

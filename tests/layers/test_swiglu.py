@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxgpt.layers import swiglu
-from jaxgpt.proof import gradcheck
+from jaxgpt.proof import cases
 
 sizes = st.integers(1, 9)
 
@@ -13,7 +13,7 @@ sizes = st.integers(1, 9)
 @given(B=sizes, T=sizes, F=st.integers(1, 40))
 @example(B=1, T=1, F=1)
 def test_gradients(assert_exact, B, T, F):
-    assert_exact(gradcheck.swiglu_case(jax.random.key(0), B, T, F))
+    assert_exact(cases.swiglu_case(jax.random.key(0), B, T, F))
 
 
 def test_against_numpy(x64):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from jaxgpt.layers import unembedding
 from jaxgpt.layers.cross_entropy import IGNORED
-from jaxgpt.proof import gradcheck
+from jaxgpt.proof import cases
 
 sizes = st.integers(1, 6)
 B, T, C, V, Vp = 2, 5, 3, 7, 10
@@ -19,7 +19,7 @@ B, T, C, V, Vp = 2, 5, 3, 7, 10
 @example(B=2, T=5, C=3, V=128, padding=0, chunk=64)  # a chunk larger than the batch
 @example(B=1, T=7, C=2, V=129, padding=127, chunk=7)
 def test_gradients(assert_exact, B, T, C, V, padding, chunk):
-    assert_exact(gradcheck.unembedding_case(jax.random.key(0), B, T, C, V, V + padding, chunk))
+    assert_exact(cases.unembedding_case(jax.random.key(0), B, T, C, V, V + padding, chunk))
 
 
 @pytest.fixture

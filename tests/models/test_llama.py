@@ -16,7 +16,7 @@ from jaxgpt.data.loader import Batch
 from jaxgpt.models import blocks, llama
 from jaxgpt.models.blocks import Context
 from jaxgpt.options.config import Compute, Config, Model, Optimizer, Parallel, Training
-from jaxgpt.proof import gradcheck
+from jaxgpt.proof import cases
 from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.training import step
 from jaxgpt.training.resharding import Placement
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
     ids=["ones", "short", "unrolled", "documents"],
 )
 def test_gradients(assert_exact, batch, length, model, compute):
-    assert_exact(gradcheck.model_case(jax.random.key(0), batch, length, model, compute))
+    assert_exact(cases.model_case(jax.random.key(0), batch, length, model, compute))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,252 @@
+"""What the gradient check checks: a case for each layer, and one for each whole model of a family.
+
+No autodiff is in here: a case only puts a forward, its hand-written backward and inputs together.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from jaxgpt.data.loader import Batch
+from jaxgpt.layers import (
+    attention,
+    cross_entropy,
+    embedding,
+    gelu,
+    layernorm,
+    linear,
+    residual,
+    rmsnorm,
+    rotary,
+    swiglu,
+    unembedding,
+)
+from jaxgpt.models import family
+from jaxgpt.models.blocks import Context, unstacked
+from jaxgpt.objectives import next_token
+from jaxgpt.options.config import Compute, Model
+from jaxgpt.proof.gradcheck import Case, Tree
+
+
+def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Array, ""]) -> Iterator[Case]:
+    """Every layer at the shapes it has in this model, and then the whole model."""
+    keys = iter(jax.random.split(key, 14))
+    B, T, C, H, V, Vp = batch, length, model.width, model.heads, model.vocabulary_size, model.padded_vocabulary_size
+    yield embedding_case(next(keys), B, T, C, Vp, model.context)
+    yield linear_case(next(keys), B, T, C, 4 * C)
+    yield layernorm_case(next(keys), B, T, C)
+    yield gelu_case(next(keys), B, T, 4 * C)
+    yield attention_case(next(keys), B, T, H, C // H, compute.attention_block)
+    yield residual_case(next(keys), B, T, C)
+    yield cross_entropy_case(next(keys), B * T, V, Vp)
+    yield unembedding_case(next(keys), B, T, C, V, Vp, compute.classifier_chunk)
+    yield rmsnorm_case(next(keys), B, T, C)
+    yield rotary_case(next(keys), B, T, H, 2 * (C // H))
+    yield swiglu_case(next(keys), B, T, 4 * C)
+    yield model_case(next(keys), B, T, model, compute)
+    yield embedding_case(next(keys), B, T, C, Vp, model.context, documents=True)
+    yield attention_case(next(keys), B, T, H, C // H, compute.attention_block, documents=True)
+
+
+def embedding_case(
+    key: Key[Array, ""], B: int, T: int, C: int, Vp: int, context: int, *, documents: bool = False
+) -> Case:
+    params = embedding.Params(*_normals(key, (Vp, C), (context, C)))
+    tokens = _integers(key, (B, T), Vp)
+    starts = _starts(key, B, T) if documents else None
+
+    def forward(params):
+        return embedding.forward(params, tokens, starts=starts)
+
+    return Case(
+        "embedding_of_documents" if documents else "embedding",
+        params,
+        lambda params: forward(params)[0],
+        lambda params, dy: embedding.backward(params, forward(params)[1], dy),
+    )
+
+
+def linear_case(key: Key[Array, ""], B: int, T: int, inputs: int, outputs: int) -> Case:
+    weight, bias, x = _normals(key, (inputs, outputs), (outputs,), (B, T, inputs))
+    return _layer_case("linear", linear, linear.Params(weight, bias), x)
+
+
+def layernorm_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
+    scale, bias, x = _normals(key, (C,), (C,), (B, T, C))
+    return _layer_case("layernorm", layernorm, layernorm.Params(1 + scale, bias), 3 + 2 * x)
+
+
+def rmsnorm_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
+    scale, x = _normals(key, (C,), (B, T, C))
+    return _layer_case("rmsnorm", rmsnorm, rmsnorm.Params(1 + scale), 3 + 2 * x)
+
+
+def rotary_case(key: Key[Array, ""], B: int, T: int, H: int, D: int) -> Case:
+    (x,) = _normals(key, (B, T, H, D))
+    places = jnp.arange(T)[None]
+    return Case(
+        "rotary",
+        {"x": x},
+        lambda inputs: rotary.forward(inputs["x"], places),
+        lambda inputs, dy: {"x": rotary.backward(dy, places)},
+    )
+
+
+def swiglu_case(key: Key[Array, ""], B: int, T: int, F: int) -> Case:
+    gate, up = _normals(key, *[(B, T, F)] * 2)
+
+    def forward(inputs):
+        return swiglu.forward(inputs["gate"], inputs["up"])
+
+    return Case(
+        "swiglu",
+        {"gate": 2 * gate, "up": up},
+        lambda inputs: forward(inputs)[0],
+        lambda inputs, dy: dict(zip(("gate", "up"), swiglu.backward(forward(inputs)[1], dy), strict=True)),
+    )
+
+
+def _layer_case(name: str, layer: Any, params: Tree, x: Array) -> Case:
+    """For the layers of the plain form forward(params, x), backward(params, residuals, dy)."""
+
+    def backward(inputs, dy):
+        dparams, dx = layer.backward(inputs["params"], layer.forward(inputs["params"], inputs["x"])[1], dy)
+        return {"params": dparams, "x": dx}
+
+    return Case(
+        name, {"params": params, "x": x}, lambda inputs: layer.forward(inputs["params"], inputs["x"])[0], backward
+    )
+
+
+def gelu_case(key: Key[Array, ""], B: int, T: int, F: int) -> Case:
+    (x,) = _normals(key, (B, T, F))
+    return Case(
+        "gelu",
+        {"x": 2 * x},
+        lambda inputs: gelu.forward(inputs["x"])[0],
+        lambda inputs, dy: {"x": gelu.backward(gelu.forward(inputs["x"])[1], dy)},
+    )
+
+
+def attention_case(key: Key[Array, ""], B: int, T: int, H: int, D: int, block: int, *, documents: bool = False) -> Case:
+    q, k, v = _normals(key, *[(B, T, H, D)] * 3)
+    starts = _starts(key, B, T) if documents else None
+
+    def forward(inputs):
+        return attention.forward(inputs["q"], inputs["k"], inputs["v"], block=block, starts=starts)
+
+    def backward(inputs, dy):
+        gradients = attention.backward(forward(inputs)[1], dy, block=block, starts=starts)
+        return dict(zip("qkv", gradients, strict=True))
+
+    name = "attention_of_documents" if documents else "attention"
+    return Case(name, {"q": q, "k": k, "v": v}, lambda inputs: forward(inputs)[0], backward)
+
+
+def residual_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
+    x, branch = _normals(key, *[(B, T, C)] * 2)
+    return Case(
+        "residual",
+        {"x": x, "branch": branch},
+        lambda inputs: residual.forward(inputs["x"], inputs["branch"]),
+        lambda inputs, dy: dict(zip(("x", "branch"), residual.backward(dy), strict=True)),
+    )
+
+
+def cross_entropy_case(key: Key[Array, ""], N: int, V: int, Vp: int) -> Case:
+    (logits,) = _normals(key, (N, Vp))
+    targets = _targets(key, (N,), V)
+
+    def forward(inputs):
+        return cross_entropy.forward(inputs["logits"], targets, vocabulary_size=V)
+
+    return Case(
+        "cross_entropy",
+        {"logits": logits},
+        lambda inputs: forward(inputs)[0],
+        lambda inputs, dy: {"logits": cross_entropy.backward(forward(inputs)[1], dy, vocabulary_size=V)},
+    )
+
+
+def unembedding_case(key: Key[Array, ""], B: int, T: int, C: int, V: int, Vp: int, chunk: int) -> Case:
+    weight, x = _normals(key, (Vp, C), (B, T, C))
+    targets = _targets(key, (B, T), V)
+    weights = jnp.asarray(*_normals(key, (B, T)))
+
+    def objective(logp, weights):
+        """Not linear, and another for each token, so that ∂loss/∂ℓ differs between them."""
+        parts = weights.astype(logp.dtype) * jnp.exp(logp)
+        return jnp.sum(parts), parts
+
+    def forward(inputs):
+        return unembedding.forward(
+            inputs["params"], inputs["x"], targets, objective, weights, vocabulary_size=V, chunk=chunk
+        )
+
+    def backward(inputs, dy):
+        dparams, dx = unembedding.backward(forward(inputs)[1], dy)
+        return {"params": dparams, "x": dx}
+
+    inputs = {"params": unembedding.Params(weight / C**0.5), "x": x}
+    return Case("unembedding", inputs, lambda inputs: forward(inputs)[0], backward)
+
+
+def model_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: Compute) -> Case:
+    """A whole model of any family, under the loss of the next token."""
+    module, context = family(model), Context(model, compute)
+    params = jax.jit(lambda: module.init(model, key, jnp.float64))()
+    leaves, structure = jax.tree.flatten(params)
+    noise = _normals(key, *[leaf.shape for leaf in leaves])  # so that biases and scales aren't at their special values
+    params = jax.tree.unflatten(
+        structure, [np.asarray(leaf) + 0.02 * more for leaf, more in zip(leaves, noise, strict=True)]
+    )
+    if compute.layers == "unrolled":
+        params = unstacked(params)
+    tokens = _integers(key, (B, T), model.vocabulary_size)
+    batch = Batch(tokens, _targets(key, (B, T), model.vocabulary_size))
+
+    def backward(params, dloss):
+        _, _, grads = next_token.loss_and_grads(module, params, batch, context)
+        return jax.tree.map(lambda grad: grad * dloss.astype(grad.dtype), grads)
+
+    return Case(
+        model.family,
+        params,
+        lambda params: next_token.loss(module, params, batch, context),
+        backward,
+        depth=2 * model.layers + 2,
+    )
+
+
+# Inputs are made by NumPy: with JAX each would cost the compilation of a program.
+
+
+def _random(key: Key[Array, ""]) -> np.random.Generator:
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
+def _normals(key: Key[Array, ""], *shapes: tuple[int, ...]) -> list[Any]:
+    random = _random(key)
+    return [random.standard_normal(shape) for shape in shapes]
+
+
+def _integers(key: Key[Array, ""], shape: tuple[int, ...], end: int) -> Array:
+    return jnp.asarray(_random(key).integers(0, end, shape, dtype=np.int32))
+
+
+def _starts(key: Key[Array, ""], B: int, T: int) -> Array:
+    """Where each token's document begins, with documents of about three tokens."""
+    begins = _random(key).random((B, T)) < 1 / 3
+    return jnp.asarray(np.maximum.accumulate(np.where(begins, np.arange(T, dtype=np.int32), 0), axis=1))
+
+
+def _targets(key: Key[Array, ""], shape: tuple[int, ...], V: int) -> Array:
+    """Random targets, the last of them ignored where there is more than one."""
+    targets = np.asarray(_integers(key, shape, V)).copy()
+    if targets.size > 1:
+        targets.flat[-1] = cross_entropy.IGNORED
+    return jnp.asarray(targets)
