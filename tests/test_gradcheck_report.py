@@ -12,7 +12,6 @@ from jaxgpt.commands import gradcheck as gradcheck_report
 from jaxgpt.layers import gelu
 from jaxgpt.models import gpt2
 from jaxgpt.options import settings
-from jaxgpt.proof import gradcheck
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -24,7 +23,7 @@ def one_layer(monkeypatch):
     def cases(model, compute, batch, length, key):
         yield cases.gelu_case(key, batch, length, 4 * model.width)
 
-    monkeypatch.setattr(gradcheck, "cases", cases)
+    monkeypatch.setattr(cases, "cases", cases)
     process: Any = jax.config
     precision = process.jax_default_matmul_precision
     yield

@@ -13,7 +13,7 @@ from docs.site import configuration
 from jaxgpt.commands.configuration import without_text
 from jaxgpt.models import gpt2
 from jaxgpt.options import settings
-from jaxgpt.proof import gradcheck
+from jaxgpt.proof import cases, gradcheck
 from jaxgpt.proof.gradcheck import Case
 from jaxgpt.training import flops
 from jaxgpt.training.peaks import PEAKS
@@ -132,9 +132,9 @@ def rmsnorm():
 
 @pytest.fixture(scope="module")
 def case(rmsnorm):
-    """A case as the page makes it, among the names of gradcheck.py."""
+    """A case as the page makes it, among the names of proof/cases.py."""
     (source,) = (block for block in blocks("adding_a_layer.md", "python") if "def rmsnorm_case" in block)
-    names = vars(gradcheck) | {"rmsnorm": rmsnorm}
+    names = vars(cases) | {"rmsnorm": rmsnorm}
     exec(compile(source, "adding_a_layer.md", "exec"), names)
     return names["rmsnorm_case"]
 
