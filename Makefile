@@ -6,7 +6,7 @@ PYTHON ?= python3
 ARGS ?=
 EXTRAS ?=
 # What another JAX may do otherwise. Empty runs all tests.
-NEWER_TESTS ?= tests/layers tests/models tests/parallel tests/generation tests/test_gradcheck.py
+NEWER_TESTS ?= tests/layers tests/models tests/parallel tests/generation tests/proof/test_gradcheck.py
 
 # The notebooks have an environment of their own: JupyterLab brings many packages that nothing else needs. So has a
 # second Python, with the JAX that is the newest for it.

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 ELSEWHERE = {
     "ssh": "needs another machine",
     "wandb": "sends to a service",
-    "sha256sum": "tests/training/test_checkpoints.py runs it in a checkpoint",
+    "sha256sum": "tests/runs/test_checkpoints.py runs it in a checkpoint",
     "source": "of the shell: .venv is made by make",
     "pre-commit": "needs a package that nothing else does",
     "curl": "the slow test sends it to a server",

@@ -91,7 +91,7 @@ NOT_RUN = {
     "benchmarks.serving": "fails where the machine is slow",
     "docs.site.configuration": "writes a page here; tests/docs/test_pages.py compares it",
     "compare_attentions.py": "needs a GPU",
-    "sha256sum": "tests/training/test_checkpoints.py runs it in a checkpoint",
+    "sha256sum": "tests/runs/test_checkpoints.py runs it in a checkpoint",
 }
 # `run.py` with a text in the place of what would be downloaded.
 PATCHED = """

@@ -20,10 +20,10 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 def one_layer(monkeypatch):
     """gradcheck with only the GELU to check; what it sets for its process is put back."""
 
-    def cases(model, compute, batch, length, key):
+    def only_gelu(model, compute, batch, length, key):
         yield cases.gelu_case(key, batch, length, 4 * model.width)
 
-    monkeypatch.setattr(cases, "cases", cases)
+    monkeypatch.setattr(cases, "cases", only_gelu)
     process: Any = jax.config
     precision = process.jax_default_matmul_precision
     yield

@@ -44,7 +44,7 @@ def start_over(folder: Path) -> None:
 def processes():
     """Each is forked from one that has imported what it needs."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.test_kills"])
+    context.set_forkserver_preload(["tests.runs.test_kills"])
     return context
 
 
