@@ -12,6 +12,7 @@ from jaxgpt.commands import gradcheck as gradcheck_report
 from jaxgpt.layers import gelu
 from jaxgpt.models import gpt2
 from jaxgpt.options import settings
+from jaxgpt.proof import cases
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
