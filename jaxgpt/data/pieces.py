@@ -86,6 +86,8 @@ def cut(path: Path, layout: Layout, start: Position) -> Iterator[Piece]:
     """Yields the pieces of a file from `start` on. UserError where it can't be read or is damaged."""
     kind = kind_of(path) or "text"
     if kind == "parquet":
+        if path.suffix.lower() in PACKED:
+            raise UserError(f"{shown(path)}: a Parquet file is packed within itself, and isn't packed again. Unpack it")
         yield from _parquet_pieces(path, layout, start)
         return
     head = unpacking.head(path)

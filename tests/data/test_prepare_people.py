@@ -171,3 +171,17 @@ def test_a_bpe_is_not_trained_on_what_is_too_long_for_a_word(work, blob):
 def test_words_of_people_are_kept(work):
     for kept in ("w" * 1000, "東京は" * 300, TEXT):
         assert workers.LONG_WORD.sub("", kept) == kept
+
+
+def test_what_is_no_text_is_told_with_what_to_do(work, fails):
+    Path("twice.txt.gz").write_bytes(gzip.compress(gzip.compress(b"some text")))
+    Path("a.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
+    Path("train.bin").write_bytes(bytes(range(200)) * 9)
+    Path("a.txt").write_bytes("some text".encode("utf-32"))
+    for name, message in (
+        ("twice.txt.gz", "packed twice, one .gz within another"),
+        ("a.parquet.gz", "packed within itself, and isn't packed again. Unpack it"),
+        ("train.bin", "train on it by --data.text train.bin"),
+        ("a.txt", "iconv -f UTF-32"),
+    ):
+        assert message in fails("prepare", name, "--processes", "1", "--output", "out")
