@@ -22,6 +22,7 @@ from jaxgpt.foreign_text import shown
 from jaxgpt.interop import huggingface_tokenizer
 from jaxgpt.terminal import say
 
+MOST_PROCESSES = 1024
 LONGEST_NAME_BYTES = 200  # a file's name has no more than 255 nearly everywhere, and this is its beginning
 
 
@@ -72,6 +73,8 @@ def run(words: list[str]) -> int:
         settings.check_number(getattr(options, key), "", key, positive=True)
     for key in ("validation_tokens", "processes", "skip_bad"):
         settings.check_number(getattr(options, key), "", key)
+    if options.processes > MOST_PROCESSES:
+        raise UserError(f"--processes is {options.processes:,}, and may be {MOST_PROCESSES:,} at most: a core has one")
     if not options.sources:
         raise UserError(f"name what to prepare: files, folders, or one of {', '.join(DATA_SETS)}")
     if options.verify:
@@ -101,7 +104,7 @@ def _tokenizer_of(name: str) -> tokenizers.Tokenizer | None:
     if name in names:
         return None
     path = Path(name)
-    if path.is_dir() or path.suffix == ".json":
+    if name and (os.path.isdir(path) or path.suffix == ".json"):
         return huggingface_tokenizer.read_file(path)
     nearest = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
@@ -145,9 +148,9 @@ def _name(source: str) -> str:
         name = "-".join(parts[1:])
     else:
         path = Path(source)
-        while re.search(r"[*?\[]", path.name) and not path.exists():
+        while re.search(r"[*?\[]", path.name) and not os.path.exists(path):  # which is false for too long a name
             path = path.parent
-        name = path.resolve().name if path.is_dir() else pieces.unpacked_name(path).stem
+        name = path.resolve().name if os.path.isdir(path) else pieces.unpacked_name(path).stem
     name = re.sub(r"[^\w.-]+", "_", name).strip("._-")
     return os.fsencode(name)[:LONGEST_NAME_BYTES].decode("utf-8", "ignore") or "data"
 

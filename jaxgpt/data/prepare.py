@@ -7,6 +7,7 @@ any number of processes. At most a few pieces for each process are in memory. Af
 place where the next begins, go to progress.json: killed at any moment, the same command goes on from there.
 """
 
+import errno
 import hashlib
 import itertools
 import json
@@ -94,6 +95,9 @@ def prepare(
         raise UserError(f"--output {shown(folder)} is a file, where a folder is to be made. Give another name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {shown(folder)}: can't be made ({error.strerror}). Give another name") from None
+    try:
         with writing.lock(folder, "is preparing it"), progress.Bar(sum(part.size for part in parts)) as bar:
             return _Shards(settings, parts, folder, bar, skip_bad, tokenizer).make(processes)
     except BrokenProcessPool:
@@ -102,7 +106,11 @@ def prepare(
             "The same command goes on where it stopped"
         ) from None
     except OSError as error:
-        raise RunError(f"{shown(folder)}: writing failed ({error.strerror}). Is the disk full?") from None
+        advice = "Make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Mend what that says"
+        raise RunError(
+            f"{shown(folder)}: preparing failed ({shown(error.strerror or error)}). {advice}; the same command goes on "
+            "where it stopped"
+        ) from None
     except KeyboardInterrupt:
         raise Interrupted("stopped with Ctrl-C; the same command goes on after the last whole shard") from None
 

@@ -185,3 +185,18 @@ def test_what_is_no_text_is_told_with_what_to_do(work, fails):
         ("a.txt", "iconv -f UTF-32"),
     ):
         assert message in fails("prepare", name, "--processes", "1", "--output", "out")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["x" * 5000], "File name too long"),
+        (["text.txt", "--output", "text.txt/x"], "--output text.txt/x: can't be made (Not a directory)"),
+        (["text.txt", "--output", "out", "--processes", "100000000"], "--processes is 100,000,000, and may be 1,024"),
+        (["text.txt", "--output", "out", "--tokenizer", ""], "give characters, bytes, gpt2"),
+        (["text.txt", "--output", "out", "--tokenizer", "x" * 5000], "give characters, bytes, gpt2"),
+    ],
+    ids=["source", "output", "processes", "empty", "tokenizer"],
+)
+def test_options_that_cannot_be_are_told(work, fails, words, message):
+    assert message in fails("prepare", *words)
