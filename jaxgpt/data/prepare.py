@@ -79,6 +79,11 @@ def prepare(
     """
     if tokenizer:
         state = json.dumps(tokenizer.state())
+        if len(state) > manifest.LARGEST_BYTES // 2:  # what is beside it has room in the rest
+            raise UserError(
+                f"--tokenizer: of {len(state):,} bytes, where the {manifest.NAME} that keeps it has room for "
+                f"{manifest.LARGEST_BYTES // 2:,}"
+            )
         settings = replace(
             settings,
             tokenizer_sha256=hashlib.sha256(state.encode()).hexdigest(),

@@ -56,7 +56,9 @@ def test_a_damaged_file_behind_another_is_no_end(tmp_path, end, behind):
     """As where a parallel program packed a text in parts: the rest may not be left out without a word."""
     path = pack(tmp_path, end, TEXT)
     second = path.read_bytes()
-    rest = {"damaged": b"?" + second[1:], "cut off": second[:3], "noise": bytes(range(1, 200)), "one byte": b"x"}[behind]
+    rest = {"damaged": b"?" + second[1:], "cut off": second[:3], "noise": bytes(range(1, 200)), "one byte": b"x"}[
+        behind
+    ]
     path.write_bytes(second + rest)
     with unpacking.opened(path) as reader, pytest.raises(UserError, match="damaged after"):
         reader.read(1 << 30)

@@ -240,7 +240,7 @@ def test_prepared_tokens_and_weights_agree_or_are_told_apart(work):
         assert initial.weights(resolved, data.tokenizer)
     config = replace(config, data=Data(text="alone"))
     data, resolved = corpus.load(config, initial.tokenizer(config))
-    with pytest.raises(UserError, match="token 2 ends a text, and in the token files token 265 does.*--tokenizer hf"):
+    with pytest.raises(UserError, match=r"token 2 ends a text, and in the token files token 265 does.*--tokenizer hf"):
         initial.weights(resolved, data.tokenizer)
 
 
