@@ -1,8 +1,8 @@
 """What the pages of a Parquet column say of their sizes, which its metadata need not agree with.
 
 A page is unpacked as a whole, into as many bytes as its own header states. The headers lie between the pages, as
-structs in Thrift's compact protocol (github.com/apache/thrift, doc/specs/thrift-compact-protocol.md), and of one these fields
-count here (github.com/apache/parquet-format, parquet.thrift):
+structs in Thrift's compact protocol (github.com/apache/thrift, doc/specs/thrift-compact-protocol.md), and of one
+these fields count here (github.com/apache/parquet-format, parquet.thrift):
 
     PageHeader: 2 uncompressed_page_size, 3 compressed_page_size, 5 data_page_header, 8 data_page_header_v2
     both of these headers: 1 num_values
