@@ -13,6 +13,7 @@ from jaxgpt.data import tokenizers
 from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.data.tokenizers import NAMES, Tokenizer
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
 from jaxgpt.interop import detect_format
 from jaxgpt.interop.source import Source
 from jaxgpt.options import settings
@@ -74,10 +75,7 @@ def weights(config: Config, tokenizer: Tokenizer) -> Source | None:
     if source.tokenizer:
         _check_tokenizer(name, source.tokenizer.name, tokenizer.name)
         if source.tokenizer.state() != tokenizer.state():
-            raise UserError(
-                f"--init-from {name}: these weights are of the tokenizer {tokenizer.name} with other tokens, as of "
-                "another text's characters"
-            )
+            raise UserError(_other_tokens(name, source.tokenizer, tokenizer))
     if has > V or (source.tokenizer is None and has <= Vp - 128):  # a vocabulary may have been padded
         raise UserError(
             f"--init-from {name}: these weights are of a vocabulary of {V:,} tokens, and the tokenizer "
@@ -100,6 +98,21 @@ def _check_tokenizer(name: str, theirs: str, ours: str) -> None:
 
 def _shown(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _other_tokens(name: str, theirs: Tokenizer, ours: Tokenizer) -> str:
+    """Returns the message about tokenizers of one kind that differ."""
+    advice = f". Prepare the text with --tokenizer {shown(name)}" if isinstance(theirs, HuggingFace) else ""
+    if isinstance(theirs, HuggingFace) and isinstance(ours, HuggingFace) and theirs.text == ours.text:
+        return (
+            f"--init-from {shown(name)}: with these weights token {theirs.end_of_text} ends a text, and in the token "
+            f"files {'none' if ours.end_of_text is None else f'token {ours.end_of_text}'} does, though all others are "
+            f"the same{advice}"
+        )
+    return (
+        f"--init-from {shown(name)}: these weights are of the tokenizer {theirs.name} with other tokens, as of another "
+        f"text's characters{advice}"
+    )
 
 
 def _check_shape(name: str, found: Model, asked: dict[str, Any]) -> None:

@@ -1,12 +1,13 @@
 """`run.py prepare` as it is typed."""
 
+import difflib
 import os
 import re
 import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -17,9 +18,11 @@ from jaxgpt.data.prepare import Settings, prepare
 from jaxgpt.data.sources import DATA_SETS, SHARD_TOKENS
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.foreign_text import shown
+from jaxgpt.interop import huggingface_tokenizer
 from jaxgpt.options import command_line, settings
 from jaxgpt.terminal import say
 
+MOST_PROCESSES = 1024
 LONGEST_NAME_BYTES = 200  # a file's name has no more than 255 nearly everywhere, and this is its beginning
 
 
@@ -34,8 +37,9 @@ class Prepare:
     """The folder to make; empty is the name in $JAXGPT_DATA, or in data/ where that is not set."""
     name: str = ""
     """What the files' names begin with; empty makes it of the first source's."""
-    tokenizer: Literal["gpt2", "cl100k", "o200k", "llama3", "bytes", "characters", "bpe"] = "gpt2"
-    """How text is cut into tokens; bpe is trained on the first gigabyte of the text itself."""
+    tokenizer: str = "gpt2"
+    """How text is cut into tokens: gpt2, cl100k, o200k, llama3, bytes, characters, bpe, which is trained on the first
+    gigabyte of the text itself, or the path of a tokenizer.json or of a Hugging Face folder that has one."""
     vocabulary_size: int = 8192
     """Number of tokens of a bpe."""
     field: str = "text"
@@ -69,6 +73,8 @@ def run(words: list[str]) -> int:
         settings.check_number(getattr(options, key), "", key, positive=True)
     for key in ("validation_tokens", "processes", "skip_bad"):
         settings.check_number(getattr(options, key), "", key)
+    if options.processes > MOST_PROCESSES:
+        raise UserError(f"--processes is {options.processes:,}, and may be {MOST_PROCESSES:,} at most: a core has one")
     if not options.sources:
         raise UserError(f"name what to prepare: files, folders, or one of {', '.join(DATA_SETS)}")
     if options.verify:
@@ -85,9 +91,27 @@ def run(words: list[str]) -> int:
     if options.ready_made:
         made = ready_made(options, data_set, name, folder)
     else:
-        made = prepare(_settings(options, data_set, name), folder, options.processes or cores(), options.skip_bad)
+        own = _tokenizer_of(options.tokenizer)
+        asked = _settings(options, data_set, name)
+        made = prepare(asked, folder, options.processes or cores(), options.skip_bad, own)
     _report(made, folder, time.perf_counter() - started)
     return 0
+
+
+def _tokenizer_of(name: str) -> tokenizers.Tokenizer | None:
+    """Returns the tokenizer of a file or folder; None for one that has a name. UserError where it is neither."""
+    names = (*tokenizers.NAMES, "bpe")
+    if name in names:
+        return None
+    path = Path(name)
+    if name and (os.path.isdir(path) or path.suffix == ".json"):
+        return huggingface_tokenizer.read_file(path)
+    nearest = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    raise UserError(
+        f"--tokenizer {shown(name)}: give {', '.join(names)}, or the path of a tokenizer.json or of a folder that has "
+        f"one{hint}"
+    )
 
 
 def _settings(options: Prepare, data_set: sources.DataSet | None, name: str) -> Settings:
@@ -124,9 +148,9 @@ def _name(source: str) -> str:
         name = "-".join(parts[1:])
     else:
         path = Path(source)
-        while re.search(r"[*?\[]", path.name) and not path.exists():
+        while re.search(r"[*?\[]", path.name) and not os.path.exists(path):  # which is false for too long a name
             path = path.parent
-        name = path.resolve().name if path.is_dir() else chunks.unpacked_name(path).stem
+        name = path.resolve().name if os.path.isdir(path) else chunks.unpacked_name(path).stem
     name = re.sub(r"[^\w.-]+", "_", name).strip("._-")
     return os.fsencode(name)[:LONGEST_NAME_BYTES].decode("utf-8", "ignore") or "data"
 

@@ -38,6 +38,7 @@ class Layout(NamedTuple):
 
     field: str = "text"  # of a JSON object, or the column of a Parquet file
     separator: str = ""  # between the documents of a text file, which is one document where this is empty
+    whole: bool = False  # whether no document is cut, for a tokenizer that needs all of it
 
 
 class Position(NamedTuple):
@@ -85,6 +86,8 @@ def cut(path: Path, layout: Layout, start: Position) -> Iterator[Piece]:
     """Yields the pieces of a file from `start` on. UserError where it can't be read or is damaged."""
     kind = kind_of(path) or "text"
     if kind == "parquet":
+        if path.suffix.lower() in PACKED:
+            raise UserError(f"{shown(path)}: a Parquet file is packed within itself, and isn't packed again. Unpack it")
         yield from _parquet_pieces(path, layout, start)
         return
     head = unpacking.head(path)
@@ -96,7 +99,7 @@ def cut(path: Path, layout: Layout, start: Position) -> Iterator[Piece]:
         else:
             kind = "jsonl" if kind == "json" else kind
             reader.skip(start.offset)
-            cutter = _LineCutter(path) if kind == "jsonl" else _TextCutter(layout.separator)
+            cutter = _LineCutter(path) if kind == "jsonl" else _TextCutter(path, layout)
         yield from _pieces(reader, cutter, Piece(str(path), kind, layout, start, b"", 0))
 
 
@@ -136,7 +139,8 @@ class _Cutter:
 
 
 class _TextCutter(_Cutter):
-    def __init__(self, separator: str) -> None:
+    def __init__(self, path: Path, layout: Layout) -> None:
+        separator, self._path, self._whole = layout.separator, path, layout.whole
         self._pattern = re.compile(separators(separator).pattern.encode()) if separator else None
         # A separator that is not wholly in the data yet may begin in their last bytes.
         self._longest = len(separator.encode()) + separator.count("\n")
@@ -148,6 +152,8 @@ class _TextCutter(_Cutter):
             ends = [match.end() for match in self._pattern.finditer(data)]
             if ends:
                 return ends[-1], True
+        if self._whole:
+            return _checked(self._path, 0, data, offset, "document", ": give what separates documents by --separator")
         end = safe_cuts.last(data, len(data) - self._longest)
         if not end and len(data) >= LONGEST_WORD_BYTES:
             end = safe_cuts.character_start(data, len(data) - 1)
@@ -192,11 +198,11 @@ class _ListCutter(_Cutter):
         return len(data), True
 
 
-def _checked(path: Path, end: int, data: bytes, offset: int, what: str) -> tuple[int, bool]:
-    """Returns the end. UserError for a row that is too long to be kept in memory."""
+def _checked(path: Path, end: int, data: bytes, offset: int, what: str, advice: str = "") -> tuple[int, bool]:
+    """Returns the end. UserError for a row or a document that is too long to be kept in memory."""
     if not end and len(data) >= LONGEST_ROW_BYTES:
         raise UserError(
-            f"{shown(path)}: the {what} at byte offset {offset:,} is longer than {LONGEST_ROW_BYTES:,} bytes"
+            f"{shown(path)}: the {what} at byte offset {offset:,} is longer than {LONGEST_ROW_BYTES:,} bytes{advice}"
         )
     return end, True
 

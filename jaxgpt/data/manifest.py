@@ -17,7 +17,7 @@ from jaxgpt.foreign_text import quoted, shown
 
 NAME = "manifest.json"
 FORMAT = 1
-LARGEST_BYTES = 64 << 20
+LARGEST_BYTES = 128 << 20  # with a tokenizer.json, as JSON writes it within JSON
 Split = Literal["train", "val"]
 
 

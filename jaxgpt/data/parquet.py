@@ -8,10 +8,10 @@ packed unusually well are read one by one.
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from jaxgpt import files
-from jaxgpt.data import signatures
+from jaxgpt.data import parquet_pages, signatures
 from jaxgpt.data.unpacking import extra
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
@@ -51,7 +51,8 @@ def rows(path: Path, columns: list[str] | None, first: int = 0) -> Iterator[tupl
                     if number + about.num_rows <= first:
                         number += about.num_rows
                         continue
-                    at_once = _rows_at_once(path, group, about, columns, size)
+                    with files.open_file(path) as pages:
+                        at_once = _rows_at_once(path, pages, group, about, columns, size)
                     for batch in file.iter_batches(at_once, row_groups=[group], columns=columns, use_threads=False):
                         if number + len(batch) > first:
                             skipped = max(first - number, 0)
@@ -64,13 +65,17 @@ def rows(path: Path, columns: list[str] | None, first: int = 0) -> Iterator[tupl
             ) from None
 
 
-def _rows_at_once(path: Path, group: int, about: Any, columns: list[str] | None, size: int) -> int:
-    """Returns how many rows of a row group to read at once. UserError for sizes that no text has."""
+def _rows_at_once(path: Path, file: BinaryIO, group: int, about: Any, columns: list[str] | None, size: int) -> int:
+    """Returns how many rows of a row group to read at once.
+
+    UserError for sizes that no text has, be it the metadata or the pages that state them; ValueError for damage.
+    """
     at_once = ROWS
     for column in (about.column(number) for number in range(about.num_columns)):
         if columns is not None and column.path_in_schema.split(".")[0] not in columns:
             continue
-        stated, packed = column.total_uncompressed_size, min(column.total_compressed_size, size)
+        packed = min(column.total_compressed_size, size)
+        stated = max(column.total_uncompressed_size, parquet_pages.unpacked_size(file, column, size))
         if stated > max(SMALL_BYTES, LARGEST_RATIO * packed) or stated < 0 or packed < 0:
             raise UserError(
                 f"{shown(path)}: row group {group} says that its column {shown(column.path_in_schema)} has {stated:,} "

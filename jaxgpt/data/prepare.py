@@ -7,7 +7,10 @@ any number of processes. At most a few pieces for each process are in memory. Af
 place where the next begins, go to progress.json: killed at any moment, the same command goes on from there.
 """
 
+import errno
+import hashlib
 import itertools
+import json
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
@@ -39,6 +42,7 @@ class Settings:
     tokenizer: str
     vocabulary_size: int  # of a BPE that is to be trained
     layout: Layout
+    tokenizer_sha256: str = ""  # of the state of one that came from a file
 
 
 class Part(NamedTuple):
@@ -52,12 +56,39 @@ class Part(NamedTuple):
         return sum(file.size for file in self.files)
 
 
-def prepare(settings: Settings, folder: Path, processes: int, skip_bad: int = 0) -> Manifest:
+def prepare(
+    settings: Settings,
+    folder: Path,
+    processes: int,
+    skip_bad: int = 0,
+    tokenizer: tokenizers.Tokenizer | None = None,
+) -> Manifest:
     """Makes the token files of `settings` in `folder`, or goes on making them, and writes the manifest.
 
-    At most `skip_bad` rows that have no text are passed over. UserError for what can't be read, RunError where a
-    process or the disk fails, Interrupted after Ctrl-C.
+    Args:
+        settings: What to make.
+        folder: Where.
+        processes: How many tokenize.
+        skip_bad: How many rows that have no text are passed over at most.
+        tokenizer: The tokenizer, where it came from a file; None for one that is made by its name.
+
+    Raises:
+        UserError: The files can't be read.
+        RunError: A process or the disk failed.
+        Interrupted: Ctrl-C was pressed.
     """
+    if tokenizer:
+        state = json.dumps(tokenizer.state())
+        if len(state) > manifest.LARGEST_BYTES // 2:  # what is beside it has room in the rest
+            raise UserError(
+                f"--tokenizer: of {len(state):,} bytes, where the {manifest.NAME} that keeps it has room for "
+                f"{manifest.LARGEST_BYTES // 2:,}"
+            )
+        settings = replace(
+            settings,
+            tokenizer_sha256=hashlib.sha256(state.encode()).hexdigest(),
+            layout=settings.layout._replace(whole=tokenizer.whole_documents),
+        )
     if (folder / manifest.NAME).exists():
         raise UserError(
             f"{shown(folder)} is prepared already (it has a {manifest.NAME}). Name another --output, or delete it first"
@@ -69,15 +100,22 @@ def prepare(settings: Settings, folder: Path, processes: int, skip_bad: int = 0)
         raise UserError(f"--output {shown(folder)} is a file, where a folder is to be made. Give another name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {shown(folder)}: can't be made ({error.strerror}). Give another name") from None
+    try:
         with writing.lock(folder, "is preparing it"), progress.Bar(sum(part.size for part in parts)) as bar:
-            return _Shards(settings, parts, folder, bar, skip_bad).make(processes)
+            return _Shards(settings, parts, folder, bar, skip_bad, tokenizer).make(processes)
     except BrokenProcessPool:
         raise RunError(
             "a process that tokenizes was killed, as it happens where memory is short: give fewer with --processes. "
             "The same command goes on where it stopped"
         ) from None
     except OSError as error:
-        raise RunError(f"{shown(folder)}: writing failed ({error.strerror}). Is the disk full?") from None
+        advice = "Make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Mend what that says"
+        raise RunError(
+            f"{shown(folder)}: preparing failed ({shown(error.strerror or error)}). {advice}; the same command goes on "
+            "where it stopped"
+        ) from None
     except KeyboardInterrupt:
         raise Interrupted("stopped with Ctrl-C; the same command goes on after the last whole shard") from None
 
@@ -91,8 +129,17 @@ def _ending(file: sources.File) -> str:
 class _Shards:
     """The shards of one command, written one after another."""
 
-    def __init__(self, settings: Settings, parts: list[Part], folder: Path, bar: progress.Bar, skip_bad: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        parts: list[Part],
+        folder: Path,
+        bar: progress.Bar,
+        skip_bad: int,
+        tokenizer: tokenizers.Tokenizer | None,
+    ) -> None:
         self.settings, self.parts, self.folder, self.bar, self.skip_bad = settings, parts, folder, bar, skip_bad
+        self.given = tokenizer
         inputs = [[file.name, file.size, file.modified] for part in parts for file in part.files]
         self.made_from = {
             "pieces": PIECES,
@@ -121,10 +168,8 @@ class _Shards:
 
     def _tokenizer(self, processes: int) -> tokenizers.Tokenizer:
         if self.state.tokenizer is None:
-            self.bar.begin("reading for the vocabulary")
-            texts = (piece for part in self.parts for piece in self._pieces(part, Position()))
             settings = self.settings
-            made = workers.make_tokenizer(settings.tokenizer, settings.vocabulary_size, texts, processes, self.skip_bad)
+            made = workers.Made(self.given) if self.given else self._make_tokenizer(processes)
             if made.left_out:
                 self.bar.say(
                     f"{made.left_out:,} characters in words of more than {workers.LONGEST_WORD:,} were left out of the "
@@ -136,6 +181,12 @@ class _Shards:
             self.state = self.state._replace(tokenizer=made.tokenizer.state(), validation_tokens=validation)
             progress.save(self.folder, self.made_from, self.state)
         return tokenizers.from_state(self.state.tokenizer or {})
+
+    def _make_tokenizer(self, processes: int) -> workers.Made:
+        self.bar.begin("reading for the vocabulary")
+        texts = (piece for part in self.parts for piece in self._pieces(part, Position()))
+        name, size = self.settings.tokenizer, self.settings.vocabulary_size
+        return workers.make_tokenizer(name, size, texts, processes, self.skip_bad)
 
     def _validation_tokens(self, tokenizer: tokenizers.Tokenizer) -> int:
         """Returns about a tenth of the text's tokens, and at most one shard's.
@@ -244,7 +295,7 @@ class _Shards:
             empty_rows=self.rows.empty,
             bad_rows=self.rows.bad,
             settings=self.made_from["settings"],
-            versions={"jaxgpt": __version__, **workers.versions(self.settings.tokenizer)},
+            versions={"jaxgpt": __version__, **workers.versions(tokenizer.name)},
             shards=self.state.shards,
         )
         self._check_tokens(made)

@@ -21,6 +21,7 @@ _KINDS = (
     (b"ARROW1", "an Arrow file; write it as Parquet or JSON lines"),
     (b"\x93NUMPY", "a NumPy array"),
     (b"\x7fELF", "a program"),
+    (b"\xff\xfe\0\0", "UTF-32 text; convert it by: iconv -f UTF-32 -t UTF-8 OLD > NEW"),
     (b"\xff\xfe", _UTF_16),
     (b"\xfe\xff", _UTF_16),
 )
@@ -36,7 +37,15 @@ def known(head: bytes) -> str:
 
 def check_text(path: Path, head: bytes) -> None:
     """Raises a UserError for a file whose first bytes are no text's."""
-    if about := known(head):
+    about, packed = known(head), path.suffix.lower()
+    if about.endswith(f"ends in {packed}"):
+        raise UserError(f"{shown(path)} is packed twice, one {packed} within another; unpack it once")
+    if about:
         raise UserError(f"{shown(path)} is {about}")
+    if packed == ".bin" and b"\0" in head:
+        raise UserError(
+            f"{shown(path)} is no text. If it has tokens, as nanoGPT's and llm.c's .bin files have, nothing is to be "
+            f"prepared: train on it by --data.text {shown(path)}"
+        )
     if head.count(0) * 4 > len(head):
         raise UserError(f"{shown(path)} is no UTF-8 text, for it has many zero bytes: UTF-16 perhaps, or a binary file")

@@ -38,6 +38,7 @@ class HuggingFace(Tokenizer):
     """A tokenizer.json, as the package `tokenizers` runs it."""
 
     name = "huggingface"
+    whole_documents = True  # a normaliser, an added token or a pattern may look at anything
 
     def __init__(self, text: str, end_of_text: int | None = None) -> None:
         """Makes it of the file's text. UserError for a file that can't be one, MissingPackage without the package."""

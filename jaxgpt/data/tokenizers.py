@@ -48,11 +48,14 @@ class Tokenizer(ABC):
     name: one of NAMES
     tokens: the bytes of each token, by id
     end_of_text: the id that separates documents, or None where the vocabulary has none
+    whole_documents: whether a document's tokens may change where it is cut and its parts are encoded, even at the
+        places that `safe_cuts` lists
     """
 
     name: str
     tokens: Sequence[bytes]
     end_of_text: int | None = None
+    whole_documents: bool = False
 
     @property
     def vocabulary_size(self) -> int:

@@ -7,7 +7,7 @@ import importlib
 import lzma
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +17,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
 AT_ONCE = 1 << 16  # bytes that are unpacked at a time
+STREAM_BYTES = 1 << 13  # of a file, what is behind a stream in them being copied: streams may be short
 ZSTD_WINDOW = 31  # the logarithm of the largest window that zstd packs with: 2 GiB, by --long=31
 
 # The libraries' errors: zstd's is a plain Exception of its own, and is added where that is loaded.
@@ -37,9 +38,9 @@ class Reader:
             case ".gz":
                 self._stream: Any = gzip.GzipFile(fileobj=raw)
             case ".bz2":
-                self._stream = bz2.BZ2File(raw)
+                self._stream = _Streams(raw, bz2.BZ2Decompressor)
             case ".xz":
-                self._stream = lzma.LZMAFile(raw)  # noqa: SIM115
+                self._stream = _Streams(raw, lzma.LZMADecompressor)
             case ".zst":
                 library = extra("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
                 window = {library.DecompressionParameter.window_log_max: ZSTD_WINDOW}
@@ -86,6 +87,37 @@ class Reader:
         if about and not self.offset and f"ends in {self.path.suffix.lower()}" not in about:
             reason += f"; it is {about}"
         return UserError(f"cannot read {shown(self.path)}: damaged {where} ({reason}). Restore it from a copy")
+
+
+class _Streams:
+    """The bytes that are packed in a file of one stream behind another, as parallel programs write them.
+
+    bz2.BZ2File and lzma.LZMAFile end without a word before a stream whose beginning is damaged.
+    """
+
+    def __init__(self, raw: BinaryIO, new: Callable[[], Any]) -> None:
+        self._raw, self._new, self._stream, self._rest = raw, new, new(), b""
+
+    def read(self, count: int) -> bytes:
+        """Returns up to `count` bytes; none only at the end. The library's errors, and EOFError, for what is damaged.
+
+        Zeros may stand behind a stream, as on a tape or where xz fills four bytes.
+        """
+        while True:
+            if self._stream.eof:
+                self._rest = (self._stream.unused_data or self._rest).lstrip(b"\0")
+                while not self._rest and (data := self._raw.read(STREAM_BYTES)):
+                    self._rest = data.lstrip(b"\0")
+                if not self._rest:
+                    return b""
+                self._stream = self._new()
+            if not self._rest and self._stream.needs_input:
+                self._rest = self._raw.read(STREAM_BYTES)
+                if not self._rest:
+                    raise EOFError("the file ends before what is packed in it does")
+            data, self._rest = self._stream.decompress(self._rest, count), b""
+            if data:
+                return data
 
 
 @contextlib.contextmanager

@@ -163,4 +163,6 @@ class Sample:
 
 def versions(tokenizer: str) -> dict[str, str]:
     """Of the packages that cut the text into tokens."""
-    return {name: version(name) for name in ("tiktoken", *(["tokenizers"] if tokenizer == "bpe" else []))}
+    return {
+        name: version(name) for name in ("tiktoken", *(["tokenizers"] if tokenizer in ("bpe", "huggingface") else []))
+    }

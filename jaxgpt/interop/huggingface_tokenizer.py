@@ -19,13 +19,14 @@ from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.data.tokenizers import GPT2, Bytes, Characters, Tokenizer, Trained, gpt2_merges
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.interop import byte_level
+from jaxgpt.interop import byte_level, huggingface_config
 from jaxgpt.interop.byte_level import BYTE_OF, END_OF_TEXT
 from jaxgpt.options.config import Model
 
 FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 VOCABULARY, MERGES, ADDED = "vocab.json", "merges.txt", "added_tokens.json"  # what older versions wrote
+MODEL = "config.json"
 SPECIAL = "special_tokens_map.json"
 FILES = (FILE, CONFIG, SPECIAL, VOCABULARY, MERGES, ADDED)
 OTHERS = ("tokenizer.model", "spiece.model", VOCABULARY)  # which alone don't say what the ids of a text are
@@ -156,13 +157,18 @@ def read(folder: Path, model: Model, end_of_text: int | None = None) -> tuple[To
 
 
 def read_file(path: Path) -> Tokenizer:
-    """Returns the tokenizer of a tokenizer.json, or of the folder that has one. UserError where there is none."""
+    """Returns the tokenizer of a tokenizer.json, or of the folder that has one. UserError where there is none.
+
+    The files beside it say which token ends a text, as they do for the weights of the same folder.
+    """
+    folder = path if path.is_dir() else path.parent
+    end_of_text = huggingface_config.end_of_text(_config(folder, MODEL))
     if path.is_dir():
-        tokenizer = _of_folder(path, None)
+        tokenizer = _of_folder(path, end_of_text)
         if tokenizer is None:
             raise UserError(f"{shown(path)}: a folder without {FILE}, and without {VOCABULARY} and {MERGES}")
         return tokenizer
-    return _of_text(path, files.read_text(path, files.LARGEST_JSON), _names(path.parent), None)
+    return _of_text(path, files.read_text(path, files.LARGEST_JSON), _names(folder), end_of_text)
 
 
 def root(folder: Path) -> Path:

@@ -4,7 +4,7 @@ import tracemalloc
 
 import pytest
 
-from jaxgpt.data import chunks, documents, parquet
+from jaxgpt.data import chunks, documents, parquet, parquet_pages
 from jaxgpt.data.chunks import Layout, Position
 from jaxgpt.data.documents import Rows
 from jaxgpt.errors import UserError
@@ -104,3 +104,49 @@ def test_damage_is_told(write, damage):
     except UserError as error:
         message = str(error)
     assert (str(path) in message, found) == (True, 3000)
+
+
+def packed_number(value: int, length: int) -> bytes:
+    """Returns Thrift's bytes of a positive number, in so many of them."""
+    return bytes((value * 2 >> 7 * i & 127) | (128 if i < length - 1 else 0) for i in range(length))
+
+
+def test_a_page_that_unpacks_to_more_than_the_metadata_say_is_not_read(write):
+    """The page's own header, which is what Arrow makes room for, may state another size."""
+    bomb = write({"text": ["x" * (65 << 20)]}, compression="zstd", use_dictionary=False, write_statistics=False)
+    stated = packed_number(library.read_metadata(bomb).row_group(0).column(0).total_uncompressed_size, 4)
+    data = bomb.read_bytes()
+    assert stated in data
+    bomb.write_bytes(data.replace(stated, packed_number(1_000_000, 4)))
+    assert library.read_metadata(bomb).row_group(0).column(0).total_uncompressed_size == 1_000_000
+    with pytest.raises(UserError, match="no text is packed that well"):
+        list(parquet.texts(bomb, "text"))
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("options", [{}, {"use_dictionary": False}, {"write_page_index": True}], ids=str)
+def test_the_pages_sizes_are_those_of_the_metadata(write, version, options):
+    """But for their headers, of which there are some of each size."""
+    texts = [f"text {number} " * (number % 70) for number in range(3000)]
+    path = write({"text": texts}, row_group_size=700, data_page_size=2000, data_page_version=version, **options)
+    with path.open("rb") as file:
+        found = library.read_metadata(path)
+        for group in range(found.num_row_groups):
+            column = found.row_group(group).column(0)
+            unpacked = parquet_pages.unpacked_size(file, column, path.stat().st_size)
+            assert 0.9 < unpacked / column.total_uncompressed_size < 1
+
+
+def test_damaged_pages_end_in_a_message(write):
+    """At every third byte of all, the page's header too: read, or the error, and never another one."""
+    path = write({"text": ["one", "two", "three"] * 9}, compression="none")
+    whole = path.read_bytes()
+    for place in range(4, len(whole) - 4, 3):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            rows = list(parquet.texts(path, "text"))
+        except UserError:
+            continue
+        assert len(rows) <= 27

@@ -172,3 +172,32 @@ def test_a_bpe_is_not_trained_on_what_is_too_long_for_a_word(work, blob):
 def test_words_of_people_are_kept(work):
     for kept in ("w" * 1000, "東京は" * 300, TEXT):
         assert workers.LONG_WORD.sub("", kept) == kept
+
+
+def test_what_is_no_text_is_told_with_what_to_do(work, fails):
+    Path("twice.txt.gz").write_bytes(gzip.compress(gzip.compress(b"some text")))
+    Path("a.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
+    Path("train.bin").write_bytes(bytes(range(200)) * 9)
+    Path("a.txt").write_bytes("some text".encode("utf-32"))
+    for name, message in (
+        ("twice.txt.gz", "packed twice, one .gz within another"),
+        ("a.parquet.gz", "packed within itself, and isn't packed again. Unpack it"),
+        ("train.bin", "train on it by --data.text train.bin"),
+        ("a.txt", "iconv -f UTF-32"),
+    ):
+        assert message in fails("prepare", name, "--processes", "1", "--output", "out")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["x" * 5000], "File name too long"),
+        (["text.txt", "--output", "text.txt/x"], "--output text.txt/x: can't be made (Not a directory)"),
+        (["text.txt", "--output", "out", "--processes", "100000000"], "--processes is 100,000,000, and may be 1,024"),
+        (["text.txt", "--output", "out", "--tokenizer", ""], "give characters, bytes, gpt2"),
+        (["text.txt", "--output", "out", "--tokenizer", "x" * 5000], "give characters, bytes, gpt2"),
+    ],
+    ids=["source", "output", "processes", "empty", "tokenizer"],
+)
+def test_options_that_cannot_be_are_told(work, fails, words, message):
+    assert message in fails("prepare", *words)

@@ -51,6 +51,28 @@ def test_two_packed_files_one_behind_the_other_are_one(tmp_path, end):
 
 
 @pytest.mark.parametrize("end", [".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("behind", ["damaged", "cut off", "noise", "one byte"])
+def test_a_damaged_file_behind_another_is_no_end(tmp_path, end, behind):
+    """As where a parallel program packed a text in parts: the rest may not be left out without a word."""
+    path = pack(tmp_path, end, TEXT)
+    second = path.read_bytes()
+    rest = {"damaged": b"?" + second[1:], "cut off": second[:3], "noise": bytes(range(1, 200)), "one byte": b"x"}[
+        behind
+    ]
+    path.write_bytes(second + rest)
+    with unpacking.opened(path) as reader, pytest.raises(UserError, match="damaged after"):
+        reader.read(1 << 30)
+
+
+@pytest.mark.parametrize("end", [".gz", ".bz2", ".xz"])
+def test_zeros_may_stand_behind(tmp_path, end):
+    path = pack(tmp_path, end, TEXT)
+    path.write_bytes(path.read_bytes() + bytes(100_000))
+    with unpacking.opened(path) as reader:
+        assert reader.read(1 << 30) == TEXT
+
+
+@pytest.mark.parametrize("end", [".gz", ".bz2", ".xz", ".zst"])
 def test_damage_is_told_with_its_place(tmp_path, end):
     path = pack(tmp_path, end, TEXT)
     whole = path.read_bytes()

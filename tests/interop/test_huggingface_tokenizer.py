@@ -16,7 +16,7 @@ from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.errors import UserError
 from jaxgpt.interop import byte_level, detect_format, huggingface_export, huggingface_tokenizer
 from jaxgpt.options.config import Config, Data, Model, Training
-from tests.data.foreign_tokenizers import MAKERS, TEXT, each, file_of, theirs
+from tests.data.foreign_tokenizers import MAKERS, TEXT, each, file_of, theirs, with_prefix_space
 from tests.interop.weights import random_params
 
 MODEL = Model(layers=1, heads=2, width=8, context=32, vocabulary_size=60000)
@@ -224,6 +224,24 @@ def test_generating_and_training_with_a_foreign_tokenizer(work, capsys):
     assert cli.main(["evaluate", "--run", "runs/a", "--batch-size=2", "--limit=1"]) == 0
     assert cli.main(["generate", "--run", "runs/a", "--prompt", "the dog", "--tokens=3"]) == 0
     assert "the dog" in capsys.readouterr().out
+
+
+def test_prepared_tokens_and_weights_agree_or_are_told_apart(work):
+    export(Path("hf"), file_of(with_prefix_space), 266)
+    for tokenizer, output in (("hf", "whole"), ("hf/tokenizer.json", "file"), ("other.json", "alone")):
+        Path("other.json").write_bytes(Path("hf/tokenizer.json").read_bytes())
+        Path("text.txt").write_text(TEXT * 20)
+        words = ["text.txt", "--tokenizer", tokenizer, "--output", output, "--processes", "1"]
+        assert cli.main(["prepare", *words]) == 0
+    config = Config(Model(1, 2, 8, 64), training=Training(init_from="hf"), data=Data(text="whole"))
+    for folder in ("whole", "file"):
+        config = replace(config, data=Data(text=folder))
+        data, resolved = configuration.complete(config, init_from.tokenizer(config))
+        assert init_from.weights(resolved, data.tokenizer)
+    config = replace(config, data=Data(text="alone"))
+    data, resolved = configuration.complete(config, init_from.tokenizer(config))
+    with pytest.raises(UserError, match=r"token 2 ends a text, and in the token files token 265 does.*--tokenizer hf"):
+        init_from.weights(resolved, data.tokenizer)
 
 
 def test_another_programs_transformers_reads_it(tmp_path):
