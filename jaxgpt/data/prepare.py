@@ -77,7 +77,7 @@ def prepare(settings: Settings, folder: Path, processes: int, skip_bad: int = 0)
             "The same command goes on where it stopped"
         ) from None
     except OSError as error:
-        raise RunError(f"{shown(folder)}: writing failed ({error.strerror}). Is the disk full?") from None
+        raise writing.failure(folder, error) from None
     except KeyboardInterrupt:
         raise Interrupted("stopped with Ctrl-C; the same command goes on after the last whole shard") from None
 
