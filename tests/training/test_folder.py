@@ -108,6 +108,35 @@ def test_auto_replaces_a_run_that_has_no_checkpoint(config):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+@pytest.mark.parametrize("resume", ["auto", "never"])
+@pytest.mark.parametrize("name", ["notes.md", "checkpoints/best", "checkpoints/2024.tar", ".hidden"])
+def test_what_no_run_writes_is_kept_aside(config, tmp_path, name, resume):
+    """In a run that is replaced because nothing would be lost of it."""
+    RunFolder(config()).close()
+    path = tmp_path / "runs" / "one" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    folder = RunFolder(config(resume=resume))
+    folder.close()
+    assert (tmp_path / "runs" / "one.damaged-1" / name).read_text() == "mine"
+    assert name in folder.notes[0]
+    assert "kept as" in folder.notes[0]
+    assert sorted(file.name for file in folder.path.iterdir()) == ["config.toml", "metrics.jsonl"]
+
+
+def test_what_a_run_writes_is_replaced(config, tmp_path):
+    folder = RunFolder(config())
+    for name in folder_module.WRITTEN - {"checkpoints", "config.toml", "metrics.jsonl"}:
+        (folder.path / name).write_text("x")
+    (folder.path / "checkpoints" / "20.orbax-checkpoint-tmp").mkdir(parents=True)
+    (folder.path / ".loss.png.new-0123abcd").write_text("x")
+    folder.close()
+    again = RunFolder(config())
+    again.close()
+    assert again.notes == []
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["one"]
+
+
 def test_two_processes_do_not_train_one_run(config):
     """As when a job is started again before the old one has ended."""
     first = RunFolder(config())
@@ -246,7 +275,7 @@ def test_a_full_disk_fails_the_run_with_the_files_name(config, write, small_file
     folder = RunFolder(config())
     small_files(0)
     with pytest.raises(
-        RunError, match=r"one/(metrics\.jsonl|samples\.txt): writing failed \(File too large\)\. Is the"
+        RunError, match=r"one/(metrics\.jsonl|samples\.txt): writing failed \(File too large\)\. Make room"
     ):
         write(folder)
     folder.close()
