@@ -1,13 +1,14 @@
 """A run's model, ready to be evaluated on this machine's devices."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxgpt import compilation_cache, files, settings
+from jaxgpt import compilation_cache, settings
 from jaxgpt.config import Config, Parallel
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
@@ -31,7 +32,7 @@ def load(run: Path, devices: int = 0) -> Trained:
 
     UserError where there is no such run, no whole checkpoint of it, and where there are fewer devices.
     """
-    if not files.is_file(run / "config.toml", within=run):
+    if not os.path.lexists(run / "config.toml"):
         raise UserError(f"--run {shown(run)}: not a run's folder (it has no config.toml){settings.runs_near(run)}")
     config = settings.read_trained(run)
     settings.check(config)
@@ -43,7 +44,7 @@ def load(run: Path, devices: int = 0) -> Trained:
     # One layer is compiled and not all of them, since there is a program for each length.
     compute = dataclasses.replace(config.compute, layers="scanned")
     config = dataclasses.replace(config, model=model, compute=compute, parallel=parallel)
-    tokenizer = tokenizers.from_state(found.about["tokenizer"])
+    tokenizer = checkpoints.tokenizer_of(found)
     if everywhere.mesh.size > 1:
         params = jax.device_put(params, everywhere)
     return Trained(config, params, tokenizer, found.about, found.damaged)

@@ -1,12 +1,13 @@
 """`run.py report`: one page of one run or several, written to a file or served live."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from jaxgpt import command_line, files, settings, writing
+from jaxgpt import command_line, settings, writing
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.reports import content, live, page
 from jaxgpt.reports.following import REPORT
@@ -66,7 +67,7 @@ def _check(options: Report, folders: list[Path]) -> None:
             runs = [path.parent.name for path in folder.parent.glob("*/config.toml")]
             near = settings.nearest(folder.name, runs)
             raise UserError(f"{folder}: there is no such folder{settings.runs_near(folder) if near == '.' else near}")
-        if not files.is_file(folder / "metrics.jsonl", within=folder):
+        if not os.path.lexists(folder / "metrics.jsonl"):
             raise UserError(f"{folder}: not a run's folder (it has no metrics.jsonl){settings.runs_near(folder)}")
 
 

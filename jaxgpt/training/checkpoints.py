@@ -20,9 +20,12 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from jaxgpt import out_of_memory
+from jaxgpt import files, out_of_memory
 from jaxgpt.config import Model
+from jaxgpt.data import tokenizers
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
 from jaxgpt.models import gpt2
 from jaxgpt.parallel import processes
 from jaxgpt.training import checksums
@@ -38,8 +41,15 @@ def whole_steps(folder: Path) -> list[int]:
 
 
 def steps_of(folder: Path) -> list[int]:
-    """The steps of all checkpoints that have their name, which orbax gives them when all of their files are there."""
-    return sorted(int(path.name) for path in folder.glob("*") if _STEP.fullmatch(path.name) and path.is_dir())
+    """The steps of all checkpoints that have their name, which orbax gives them when all of their files are there.
+
+    UserError for a link: older checkpoints are deleted, and what it leads to may be another run's.
+    """
+    found = [path for path in folder.glob("*") if _STEP.fullmatch(path.name) and path.is_dir()]
+    for path in found:
+        if path.is_symlink():
+            raise UserError(f"{shown(path)}: a link, and is not followed. Put the checkpoint itself in its place")
+    return sorted(int(path.name) for path in found)
 
 
 def unfinished(folder: Path) -> list[Path]:
@@ -85,11 +95,15 @@ def search(folder: Path, parts: tuple[str, ...] | None = None) -> Found | str:
     name, messages = processes.talk.from_first(lambda: _newest_whole(folder, parts))
     if not name:
         return messages[-1]
-    return Found(folder / name, read_about(folder / name), messages)
+    found = Found(folder / name, read_about(folder / name), messages)
+    if found.about["step"] != int(name):
+        raise UserError(f"{found.path}: says that it is of step {found.about['step']}. Restore it from a copy")
+    return found
 
 
 def _newest_whole(folder: Path, parts: tuple[str, ...] | None) -> tuple[str, list[str]]:
     """Its name, empty if there is none, and the messages."""
+    files.check_within(folder, folder.parent)
     if not whole_steps(folder):
         return "", [f"{folder}: there is no whole checkpoint (has the run been saved yet?)"]
     damaged = []
@@ -123,6 +137,14 @@ def load_params(run: Path, model: Model) -> tuple[gpt2.Params, Found]:
     found = find(run / "checkpoints", ("params", "about"))
     _check_same_model(found.path, dataclasses.asdict(model_of(found.about)), model)
     return params_of(found), found
+
+
+def tokenizer_of(found: Found) -> Tokenizer:
+    """A checkpoint's tokenizer. UserError where it has none that can be read."""
+    try:
+        return tokenizers.from_state(found.about["tokenizer"])
+    except UserError as error:
+        raise UserError(f"{found.path}: its tokenizer can't be read: {error}") from None
 
 
 def params_of(found: Found) -> gpt2.Params:
