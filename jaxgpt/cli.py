@@ -52,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         terminal.discard(sys.stdout)
         return 1
     except KeyboardInterrupt:  # where no training step would be lost
-        terminal.say("\nstopped with Ctrl-C", error=True)
+        terminal.say(f"\n{terminal.INTERRUPTED}", error=True)
+        if arguments is None:
+            terminal.end(Interrupted.status)
         return Interrupted.status
 
 
@@ -116,7 +118,9 @@ def train(words: list[str]) -> int:
     if not config.run.name:
         config = replace(config, run=replace(config.run, name=path.stem))
     settings.check_processes(config.parallel)
-    from jaxgpt.parallel import processes  # here: importing JAX and Orbax takes a second that --help doesn't wait
+    with terminal.ending_at_once():  # here: importing JAX and Orbax takes a second that --help doesn't wait
+        from jaxgpt.parallel import processes
+        from jaxgpt.training import loop
 
     with (
         processes.together(config.parallel),
@@ -127,8 +131,6 @@ def train(words: list[str]) -> int:
 
             config = initial.with_shape(config, command_line.named(rest) | (settings.keys(path) if name else set()))
         settings.check(config)
-        from jaxgpt.training import loop
-
         loop.train(config)
     return 0
 
