@@ -65,6 +65,30 @@ def is_file(path: Path, within: Path | None = None) -> bool:
         return False
 
 
+def exists(path: Path) -> bool:
+    """Returns whether something has this name, a link too. UserError where that can't be known.
+
+    What can't be seen for the moment is not gone: a disk elsewhere that doesn't answer, a folder without permission.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    return True
+
+
+def names(folder: Path) -> list[str]:
+    """Returns the names in a folder; none where there is no such folder. UserError where it can't be read."""
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from None
+
+
 def read_bytes(path: Path, largest: int, within: Path | None = None) -> bytes:
     """Returns all of a file. UserError for one with more than `largest` bytes, and as `open_file` raises it."""
     with open_file(path, within) as file:

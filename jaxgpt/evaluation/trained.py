@@ -1,14 +1,13 @@
 """A run's model, ready to be evaluated on this machine's devices."""
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxgpt import compilation_cache, settings
+from jaxgpt import compilation_cache, files, settings
 from jaxgpt.config import Config, Parallel
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
@@ -32,7 +31,7 @@ def load(run: Path, devices: int = 0) -> Trained:
 
     UserError where there is no such run, no whole checkpoint of it, and where there are fewer devices.
     """
-    if not os.path.lexists(run / "config.toml"):
+    if not files.exists(run / "config.toml"):
         raise UserError(f"--run {shown(run)}: not a run's folder (it has no config.toml){settings.runs_near(run)}")
     config = settings.read_trained(run)
     settings.check(config)

@@ -1,13 +1,12 @@
 """`run.py report`: one page of one run or several, written to a file or served live."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from jaxgpt import command_line, settings, writing
+from jaxgpt import command_line, files, settings, writing
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.reports import content, live, page
 from jaxgpt.reports.following import REPORT
@@ -64,10 +63,10 @@ def _check(options: Report, folders: list[Path]) -> None:
         raise UserError(f"--output {options.output}: --live writes no file. Leave one of them away")
     for folder in folders:
         if not folder.is_dir():
-            runs = [path.parent.name for path in folder.parent.glob("*/config.toml")]
+            runs = [path.parent.name for path in folder.parent.glob("[!.]*/config.toml")]
             near = settings.nearest(folder.name, runs)
             raise UserError(f"{folder}: there is no such folder{settings.runs_near(folder) if near == '.' else near}")
-        if not os.path.lexists(folder / "metrics.jsonl"):
+        if not files.exists(folder / "metrics.jsonl"):
             raise UserError(f"{folder}: not a run's folder (it has no metrics.jsonl){settings.runs_near(folder)}")
 
 

@@ -43,9 +43,10 @@ def whole_steps(folder: Path) -> list[int]:
 def steps_of(folder: Path) -> list[int]:
     """The steps of all checkpoints that have their name, which orbax gives them when all of their files are there.
 
-    UserError for a link: older checkpoints are deleted, and what it leads to may be another run's.
+    UserError where the folder can't be read, since a run that seems to have none is begun anew; and for a link: older
+    checkpoints are deleted, and what it leads to may be another run's.
     """
-    found = [path for path in folder.glob("*") if _STEP.fullmatch(path.name) and path.is_dir()]
+    found = [folder / name for name in files.names(folder) if _STEP.fullmatch(name) and (folder / name).is_dir()]
     for path in found:
         if path.is_symlink():
             raise UserError(f"{shown(path)}: a link, and is not followed. Put the checkpoint itself in its place")
@@ -58,9 +59,9 @@ def unfinished(folder: Path) -> list[Path]:
     What else lies in the folder is the user's.
     """
     begun = [
-        path
-        for path in folder.glob("*")
-        if _TEMPORARY.fullmatch(path.name) or (_STEP.fullmatch(path.name) and not checksums.is_there(path))
+        folder / name
+        for name in files.names(folder)
+        if _TEMPORARY.fullmatch(name) or (_STEP.fullmatch(name) and not files.exists(folder / name / checksums.NAME))
     ]
     return [path for path in begun if path.is_dir() and not path.is_symlink()]
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from jaxgpt import settings, writing
+from jaxgpt import files, settings, writing
 from jaxgpt.config import Config
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.foreign_text import quoted, shown
@@ -132,8 +132,8 @@ class RunFolder:
             return []
         left = re.compile(rf"\.({'|'.join(map(re.escape, OURS))})\.(new|old)-[0-9a-f]+")
         names = {path.name for path in self.path.iterdir() if not left.fullmatch(path.name)} - WRITTEN
-        kept = set(self.checkpoints.glob("*")) - set(checkpoints.unfinished(self.checkpoints))
-        return sorted(names) + sorted(f"checkpoints/{path.name}" for path in kept)
+        kept = set(files.names(self.checkpoints)) - {path.name for path in checkpoints.unfinished(self.checkpoints)}
+        return sorted(names) + sorted(f"checkpoints/{name}" for name in kept)
 
     def start_over(self, reason: str) -> None:
         """Begins anew where there is nothing to resume after all. The folder is kept under another name.

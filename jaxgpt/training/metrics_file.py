@@ -50,7 +50,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def is_untrained(path: Path) -> bool:
     """Whether no training step was recorded."""
-    if not os.path.lexists(path):
+    if not files.exists(path):
         return True
     with files.open_file(path, within=path.parent) as file:
         return not any(b'"loss":' in text for text in _lines(file))
@@ -75,7 +75,7 @@ def cut_back(path: Path, length: int, step: int) -> list[str]:
     Returns:
         Messages: one if there was a damaged line, else none.
     """
-    if not os.path.lexists(path):
+    if not files.exists(path):
         return []
     first = count = end = 0
     with (
@@ -106,7 +106,7 @@ def cut_back(path: Path, length: int, step: int) -> list[str]:
 
 def cut_text(path: Path, length: int) -> None:
     """Leaves the first bytes of a file, if it is there, and writes it anew for that."""
-    if not os.path.lexists(path):
+    if not files.exists(path):
         return
     with files.open_file(path, within=path.parent) as file, writing.replacing(path) as new, new.open("wb") as kept:
         shutil.copyfileobj(file, kept)

@@ -1,5 +1,6 @@
 """A run's folder: what is in it, and when it is not touched."""
 
+import errno
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from jaxgpt import settings, writing
 from jaxgpt.config import Config, Run
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.training import folder as folder_module
-from jaxgpt.training import metrics_file
+from jaxgpt.training import metrics_file, saving
 from jaxgpt.training.folder import RunFolder
 from jaxgpt.training.metrics_file import read_metrics
 
@@ -122,6 +123,55 @@ def test_what_no_run_writes_is_kept_aside(config, tmp_path, name, resume):
     assert name in folder.notes[0]
     assert "kept as" in folder.notes[0]
     assert sorted(file.name for file in folder.path.iterdir()) == ["config.toml", "metrics.jsonl"]
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+@pytest.mark.parametrize("unseen", ["checkpoints", "metrics.jsonl"])
+def test_what_can_not_be_seen_is_not_gone(config, monkeypatch, resume, unseen):
+    """A disk elsewhere doesn't answer for a moment: the run isn't one without checkpoints, to be begun anew."""
+    folder = RunFolder(config())
+    (folder.checkpoints / "20").mkdir(parents=True)
+    (folder.checkpoints / "20" / "SHA256SUMS").write_text("x")
+    folder.metric(step=1, loss=1.0)
+    folder.close()
+    if unseen == "metrics.jsonl":
+        shutil.rmtree(folder.checkpoints)
+        if resume == "auto":
+            pytest.skip("not asked for")
+    before = files(folder.path)
+
+    def failing(of):
+        def call(path, *arguments, **options):
+            if os.fspath(path).endswith(unseen):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return of(path, *arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", failing(os.listdir))
+        patch.setattr(os, "lstat", failing(os.lstat))
+        with pytest.raises(UserError, match=r"can't be read \(Input/output error|exists and is left as it is"):
+            RunFolder(config(resume=resume))
+    assert files(folder.path) == before
+
+
+def test_a_checkpoint_that_can_not_be_seen_is_not_called_half_written(config, monkeypatch):
+    folder = RunFolder(config())
+    folder.close()
+    for name in ("20", "40"):
+        (folder.checkpoints / name).mkdir(parents=True)
+    real = os.lstat
+
+    def failing(path, *arguments, **options):
+        if "/40/" in os.fspath(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "lstat", failing)
+    with pytest.raises(UserError, match="40/SHA256SUMS: can't be read"):
+        saving.delete_unfinished(folder.checkpoints)
+    assert [path.name for path in sorted(folder.checkpoints.iterdir())] == ["20", "40"]
 
 
 def test_what_a_run_writes_is_replaced(config, tmp_path):
