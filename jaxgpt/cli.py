@@ -281,7 +281,7 @@ def convert(words: list[str]) -> int:
         form=options.to,
         dtype=options.dtype,
         tokenizer=options.tokenizer,
-        shard_bytes=int(options.shard_gib * 2**30),
+        shard_bytes=int(min(options.shard_gib, 2.0**30) * 2**30),
         overwrite=options.overwrite,
     )
     return 0

@@ -101,6 +101,19 @@ def test_init_from_takes_no_paths_from_a_run(run):
     assert config.run == Config().run
 
 
+@pytest.mark.parametrize("to", ["runs/sent", "runs/sent/checkpoints", "runs/../runs/sent/x", "runs"])
+def test_what_is_converted_is_not_replaced(run, fails, to):
+    (Path("runs") / "config.toml").write_text("")
+    before = sorted(path for path in Path("runs").rglob("*"))
+    message = fails("convert", str(run), to, "--overwrite")
+    assert "what is to be read" in message or "is not replaced" in message
+    assert sorted(path for path in Path("runs").rglob("*")) == before
+
+
+def test_files_of_any_size_may_be_asked_for(run):
+    assert cli.main(["convert", str(run), "out", "--to", "huggingface", "--shard-gib", "1e300"]) == 0
+
+
 # Links
 
 

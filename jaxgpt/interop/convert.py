@@ -8,6 +8,7 @@ from rich.console import Console
 
 from jaxgpt import writing
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
 from jaxgpt.interop import (
     huggingface_export,
     huggingface_tokenizer,
@@ -34,6 +35,7 @@ def convert(
     """
     began = time.perf_counter()
     writing.check_free(to, overwrite=overwrite)
+    _check_apart(name, to)
     source = opening.with_tokenizer(opening.open_weights(name), tokenizer)
     form = _form(form, to, source)
     dtype = _dtype(dtype, form, source)
@@ -77,6 +79,17 @@ def describe(source: Source) -> str:
         f"{model.heads} heads, width {model.width}, context {model.context}, vocabulary {model.vocabulary_size:,}"
         + (f", tokenizer {source.tokenizer.name}" if source.tokenizer else "")
     )
+
+
+def _check_apart(name: str, to: Path) -> None:
+    """Raises a UserError where a run would be replaced by its own weights: it has more than those."""
+    try:
+        read, written = Path(name).resolve(), to.resolve()
+    except (OSError, ValueError, RuntimeError):  # which opening it tells
+        return
+    of_run = any((folder / "config.toml").is_file() for folder in (read, *read.parents[:2]))
+    if of_run and (read.is_relative_to(written) or written.is_relative_to(read)):
+        raise UserError(f"{shown(to)} and what is to be read, {shown(name)}, lie one in the other. Give another name")
 
 
 def _form(form: Format, to: Path, source: Source) -> Format:
