@@ -2,10 +2,11 @@
 
 import sys
 
-from jaxgpt import allocator
+from jaxgpt import allocator, terminal
 
 if __name__ == "__main__":
     allocator.restart_with_settings()
-    from jaxgpt.commands.cli import main
+    with terminal.ending_at_once():
+        from jaxgpt.commands.cli import main
 
     sys.exit(main())

@@ -17,6 +17,7 @@ from jaxgpt.foreign_text import shown
 LARGEST_JSON = 1 << 26  # bytes
 LARGEST_TOML = 1 << 18
 LARGEST_TEXT = 1 << 34
+HOLES = 16  # times that a file may be larger than what is on the disk of it: compressed disks store less than there is
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -29,11 +30,11 @@ def open_file(path: Path, within: Path | None = None) -> io.BufferedReader:
 
     Raises:
         UserError: There is none, it can't be read, it is a folder, a pipe or a device (which might never end), or a
-            link leads out of `within`.
+            link leads out of `within`, or nearly all of it is a hole, which would be read as zeros for hours.
     """
     try:
         if within is not None:
-            _check_within(path, within)
+            check_within(path, within)
         _check_regular(path, os.stat(path).st_mode)  # opening a device may already do something
         # What has been put in its place since could be a pipe, which would wait for its writer without O_NONBLOCK.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -41,6 +42,7 @@ def open_file(path: Path, within: Path | None = None) -> io.BufferedReader:
         raise _unreadable(path, error) from None
     try:
         _check_regular(path, os.fstat(descriptor).st_mode)
+        _check_holes(path, descriptor)
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -57,10 +59,34 @@ def is_file(path: Path, within: Path | None = None) -> bool:
     """Returns whether there is a regular file that `open_file` would open; a link out of `within` counts as none."""
     try:
         if within is not None:
-            _check_within(path, within)
+            check_within(path, within)
         return path.is_file()
     except (OSError, ValueError, RuntimeError, UserError):
         return False
+
+
+def exists(path: Path) -> bool:
+    """Returns whether something has this name, a link too. UserError where that can't be known.
+
+    What can't be seen for the moment is not gone: a disk elsewhere that doesn't answer, a folder without permission.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    return True
+
+
+def names(folder: Path) -> list[str]:
+    """Returns the names in a folder; none where there is no such folder. UserError where it can't be read."""
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from None
 
 
 def read_bytes(path: Path, largest: int, within: Path | None = None) -> bytes:
@@ -125,7 +151,7 @@ def text_lines(text: str) -> list[str]:
     return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
 
 
-def _check_within(path: Path, within: Path) -> None:
+def check_within(path: Path, within: Path) -> None:
     """Raises a UserError where a link leads out of the folder."""
     if not path.resolve().is_relative_to(within.resolve()):
         raise UserError(f"{shown(path)}: leads out of {shown(within)} by a link, and is not followed")
@@ -133,6 +159,24 @@ def _check_within(path: Path, within: Path) -> None:
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"{shown(path)}: can't be read ({getattr(error, 'strerror', None) or error})")
+
+
+def _check_holes(path: Path, descriptor: int) -> None:
+    """Raises a UserError for a large file that is nearly all hole: its size costs nothing, and reading it does."""
+    status = os.fstat(descriptor)
+    stored = 512 * getattr(status, "st_blocks", 0)
+    if status.st_size <= LARGEST_JSON or stored * HOLES >= status.st_size or not hasattr(os, "SEEK_HOLE"):
+        return
+    try:
+        has_hole = os.lseek(descriptor, 0, os.SEEK_HOLE) < status.st_size  # network disks may state no blocks at all
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    except OSError:  # one that knows of no holes
+        return
+    if has_hole:
+        raise UserError(
+            f"{shown(path)}: only {stored:,} of its {status.st_size:,} bytes are on the disk, and the rest is a hole. "
+            "Restore the file from where it came"
+        )
 
 
 def _check_regular(path: Path, mode: int) -> None:

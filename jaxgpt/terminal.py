@@ -8,11 +8,16 @@ import contextlib
 import io
 import os
 import re
+import signal
 import sys
-from typing import IO, Any
+import threading
+from collections.abc import Iterator
+from typing import IO, Any, NoReturn
 
-from jaxgpt.errors import UserError
+from jaxgpt.errors import Interrupted, UserError
 from jaxgpt.foreign_text import printable, shown
+
+INTERRUPTED = "stopped with Ctrl-C"
 
 
 def prepare() -> None:
@@ -42,6 +47,36 @@ def say(text: object = "", *, error: bool = False, end: str = "\n", flush: bool 
         print(printable(str(text)), file=sys.stderr, end=end, flush=True)
     except (OSError, ValueError):  # ValueError: it was closed since
         discard(sys.stderr)
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Has Ctrl-C end the process while it imports what takes a second.
+
+    A KeyboardInterrupt that is raised in there may get lost in another package's code, and a run would then go on.
+    """
+
+    def end_now(number: int, frame: object) -> None:
+        say(f"\n{INTERRUPTED}", error=True)
+        end(Interrupted.status)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, end_now)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def end(status: int) -> NoReturn:
+    """Ends the process at once. Threads that still compile could fail in the interpreter's own end."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def check_typed(text: str) -> None:

@@ -299,5 +299,15 @@ def _writing(path: Path) -> Iterator[None]:
 
 def failure(path: Path, error: OSError) -> RunError:
     """Returns the error for a file or a folder that can't be written."""
-    advice = "Put the file itself in its place" if error.errno == errno.ELOOP else "Is the disk full?"
-    return RunError(f"{path}: writing failed ({error.strerror or error}). {advice}")
+    match error.errno:
+        case errno.ELOOP:
+            advice = ". Put the file itself in its place"
+        case errno.EISDIR | errno.ENOTDIR | errno.ENOTEMPTY | errno.EEXIST:
+            advice = ". Move away what is in its place"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            advice = ". Take a folder that you may write to"
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            advice = ". Make room there"
+        case _:
+            advice = ""
+    return RunError(f"{shown(path)}: writing failed ({error.strerror or error}){advice}")

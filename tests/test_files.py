@@ -37,6 +37,21 @@ def test_what_is_missing_too_large_or_has_no_name_is_told(tmp_path):
     assert files.read_bytes(tmp_path / "large", 20) == b"x" * 20
 
 
+def test_a_file_that_is_nearly_all_hole_is_refused(tmp_path):
+    """It costs nothing to send one of a terabyte, and hours to read it."""
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+        file.seek(1 << 39)
+        file.write(b"x")
+    if path.stat().st_blocks * 512 > 1 << 30:
+        pytest.skip("no holes on this disk")
+    with pytest.raises(UserError, match="of its 1,099,511,627,776 bytes are on the disk"):
+        files.open_file(path)
+    path.write_bytes(b"x")
+    assert files.read_bytes(path, 1) == b"x"
+
+
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()

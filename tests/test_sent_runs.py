@@ -102,6 +102,19 @@ def test_init_from_takes_no_paths_from_a_run(run):
     assert config.run == Config().run
 
 
+@pytest.mark.parametrize("to", ["runs/sent", "runs/sent/checkpoints", "runs/../runs/sent/x", "runs"])
+def test_what_is_converted_is_not_replaced(run, fails, to):
+    (Path("runs") / "config.toml").write_text("")
+    before = sorted(path for path in Path("runs").rglob("*"))
+    message = fails("convert", str(run), to, "--overwrite")
+    assert "what is to be read" in message or "is not replaced" in message
+    assert sorted(path for path in Path("runs").rglob("*")) == before
+
+
+def test_files_of_any_size_may_be_asked_for(run):
+    assert cli.main(["convert", str(run), "out", "--to", "huggingface", "--shard-gib", "1e300"]) == 0
+
+
 # Links
 
 
@@ -125,6 +138,44 @@ def test_what_a_report_writes_is_never_written_through_a_link(run, tmp_path, mon
     report.write("training")
     assert report.problem == ""
     assert outside.read_text() == "precious"
+
+
+@pytest.mark.parametrize("words", [["generate", "--run", "runs/sent"], ["convert", "runs/sent", "out"]])
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/0"])
+def test_a_checkpoint_that_lies_elsewhere_is_not_read(run, fails, words, name):
+    (run / name).rename("elsewhere")
+    (run / name).symlink_to(Path("elsewhere").absolute())
+    assert "not followed" in fails(*words)
+
+
+def test_a_checkpoint_of_another_step_than_its_name_is_refused(run, fails):
+    """Resuming it would delete what is newer than the step that it states, itself as well."""
+    sent.change(step=5)
+    assert "says that it is of step 5" in fails("generate", "--run", str(run))
+
+
+def test_a_checkpoint_whose_tokenizer_is_none_is_named(run, fails):
+    sent.change(tokenizer={"name": "x"})
+    assert f"{sent.CHECKPOINT}: its tokenizer can't be read" in fails("generate", "--run", str(run))
+
+
+@pytest.mark.parametrize(
+    ("sums", "said"),
+    [(b"precious\n", "line 1 of SHA256SUMS"), (b"\x0c\n", "line 1 of SHA256SUMS"), (b"\xff\n", "is not UTF-8")],
+)
+def test_checksums_that_are_none_are_told(run, fails, sums, said):
+    (sent.CHECKPOINT / "SHA256SUMS").write_bytes(sums)
+    assert said in fails("generate", "--run", str(run))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_a_config_that_is_no_file_is_not_called_missing(run, fails, kind):
+    (run / "config.toml").unlink()
+    if kind == "pipe":
+        os.mkfifo(run / "config.toml")
+    else:
+        (run / "config.toml").symlink_to("/dev/zero")
+    assert "config.toml: a pipe" in (message := fails("generate", "--run", str(run))) or "leads out" in message
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])

@@ -1,6 +1,7 @@
 """Commands whose standard streams are closed, full or without a reader, and words that are no text: no traceback."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,26 @@ def test_what_the_system_refuses_is_one_line(error, message, monkeypatch, capfd)
     monkeypatch.setitem(cli.COMMANDS, "report", refused)
     assert cli.main(["report"]) == 1
     assert capfd.readouterr().err == message
+
+
+@POSIX
+def test_ctrl_c_that_a_package_swallows_while_it_is_imported_ends_the_process():
+    program = """
+import os, signal
+from jaxgpt import terminal
+with terminal.ending_at_once():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        pass
+print("went on")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nstopped with Ctrl-C\n")
+
+
+def test_ctrl_c_is_as_it_was_after_the_imports():
+    before = signal.getsignal(signal.SIGINT)
+    with terminal.ending_at_once():
+        assert signal.getsignal(signal.SIGINT) is not before
+    assert signal.getsignal(signal.SIGINT) is before

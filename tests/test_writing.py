@@ -1,7 +1,9 @@
 """Files and folders that are there whole or not at all, whoever else writes them or was killed while it did."""
 
+import errno
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,16 @@ def test_what_a_killed_process_left_is_removed_and_in_nobodys_way(tmp_path, left
         (tmp_path / name / "half").write_text("{")
     write(path, make)
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [(errno.ENOSPC, "Make room"), (errno.EISDIR, "Move away"), (errno.EACCES, "may write"), (errno.EIO, "")],
+)
+def test_advice_fits_what_failed(number, advice):
+    message = str(writing.failure(Path("a\x1b"), OSError(number, os.strerror(number))))
+    assert message.startswith(f"a\\x1b: writing failed ({os.strerror(number)})")
+    assert message.endswith(")") if not advice else advice in message
 
 
 def write(path, make, **options):

@@ -48,11 +48,15 @@ def main(arguments: Sequence[str] | None = None, observers: Sequence["Observer"]
 
     `observers` see the metrics of a training run, as `train.train` says.
     """
-    return run(lambda words: _command(words, observers), list(sys.argv[1:] if arguments is None else arguments))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return run(lambda words: _command(words, observers), words, of_process=arguments is None)
 
 
-def run(command: Callable[[list[str]], int], words: list[str]) -> int:
-    """Runs a command with these words. Returns its status, or that of the error that it ended with."""
+def run(command: Callable[[list[str]], int], words: list[str], *, of_process: bool = False) -> int:
+    """Runs a command with these words. Returns its status, or that of the error that it ended with.
+
+    Where it is the command `of_process`, Ctrl-C ends the process.
+    """
     terminal.prepare()
     try:
         try:
@@ -72,7 +76,9 @@ def run(command: Callable[[list[str]], int], words: list[str]) -> int:
         terminal.discard(sys.stdout)
         return 1
     except KeyboardInterrupt:  # where no training step would be lost
-        terminal.say("\nstopped with Ctrl-C", error=True)
+        terminal.say(f"\n{terminal.INTERRUPTED}", error=True)
+        if of_process:
+            terminal.end(Interrupted.status)
         return Interrupted.status
 
 
@@ -145,19 +151,15 @@ def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
     if not config.run.name:
         config = replace(config, run=replace(config.run, name=path.stem))
     settings.check_processes(config.parallel)
-    from jaxgpt.parallel import processes  # here: importing JAX and Orbax takes a second that --help doesn't wait
-
-    with (
-        processes.together(config.parallel),
-        out_of_memory.told(),
-    ):  # before JAX looks at its devices, as it does to read weights
+    with terminal.ending_at_once():  # here: importing JAX and Orbax takes a second that --help doesn't wait
+        from jaxgpt.commands import train as loop
+        from jaxgpt.parallel import processes
+    with processes.together(config.parallel), out_of_memory.told():  # before JAX looks at its devices, to read weights
         if config.training.init_from:
             from jaxgpt.commands import init_from
 
             config = init_from.with_shape(config, command_line.named(rest) | (settings.keys(path) if name else set()))
         settings.check(config)
-        from jaxgpt.commands import train as loop
-
         loop.train(config, *observers)
     return 0
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from jaxgpt import writing
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
 from jaxgpt.interop import (
     detect_format,
     huggingface_export,
@@ -61,7 +62,7 @@ def run(words: list[str]) -> int:
         form=options.to,
         dtype=options.dtype,
         tokenizer=options.tokenizer,
-        shard_bytes=int(options.shard_gib * 2**30),
+        shard_bytes=int(min(options.shard_gib, 2.0**30) * 2**30),
         overwrite=options.overwrite,
     )
     return 0
@@ -76,6 +77,7 @@ def convert(
     """
     began = time.perf_counter()
     writing.check_free(to, overwrite=overwrite)
+    _check_apart(name, to)
     source = detect_format.with_tokenizer(detect_format.open_weights(name), tokenizer)
     form = _form(form, to, source)
     if form != "run":
@@ -117,6 +119,17 @@ USES = {
 def describe(source: Source) -> str:
     tokenizer = f", tokenizer {source.tokenizer.name}" if source.tokenizer else ""
     return f"{source.kind}, {source.dtype}, {family(source.model).describe(source.model)}{tokenizer}"
+
+
+def _check_apart(name: str, to: Path) -> None:
+    """Raises a UserError where a run would be replaced by its own weights: it has more than those."""
+    try:
+        read, written = Path(name).resolve(), to.resolve()
+    except (OSError, ValueError, RuntimeError):  # which opening it tells
+        return
+    of_run = any((folder / "config.toml").is_file() for folder in (read, *read.parents[:2]))
+    if of_run and (read.is_relative_to(written) or written.is_relative_to(read)):
+        raise UserError(f"{shown(to)} and what is to be read, {shown(name)}, lie one in the other. Give another name")
 
 
 def _form(form: Format, to: Path, source: Source) -> Format:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.commands.convert import describe
-from jaxgpt.data import tokenizers
 from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.data.tokenizers import NAMES, Tokenizer
 from jaxgpt.errors import UserError
@@ -52,7 +51,7 @@ def tokenizer(config: Config) -> Tokenizer | None:
         return None
     if will_resume(config):
         folder = Path(config.run.folder) / config.run.name / "checkpoints"
-        found = tokenizers.from_state(checkpoints.find(folder, ("about",)).about["tokenizer"])
+        found = checkpoints.tokenizer_of(checkpoints.find(folder, ("about",)))
     else:
         found = detect_format.open_weights(config.training.init_from).tokenizer
     return found if isinstance(found, HuggingFace) else None

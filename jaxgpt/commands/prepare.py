@@ -16,7 +16,7 @@ from jaxgpt.data.chunks import Layout
 from jaxgpt.data.manifest import Manifest, Shard
 from jaxgpt.data.prepare import Settings, prepare
 from jaxgpt.data.sources import DATA_SETS, SHARD_TOKENS
-from jaxgpt.errors import RunError, UserError
+from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import huggingface_tokenizer
 from jaxgpt.options import command_line, settings
@@ -211,5 +211,5 @@ def ready_made(options: Prepare, data_set: sources.DataSet | None, name: str, fo
         )
         manifest.write(folder, made)
     except OSError as error:
-        raise RunError(f"{shown(folder)}: writing failed ({error.strerror}). Is the disk full?") from None
+        raise writing.failure(folder, error) from None
     return made

@@ -64,10 +64,10 @@ def _check(options: Report, folders: list[Path]) -> None:
         raise UserError(f"--output {options.output}: --live writes no file. Leave one of them away")
     for folder in folders:
         if not folder.is_dir():
-            runs = [path.parent.name for path in folder.parent.glob("*/config.toml")]
+            runs = [path.parent.name for path in folder.parent.glob("[!.]*/config.toml")]
             near = settings.nearest(folder.name, runs)
             raise UserError(f"{folder}: there is no such folder{settings.runs_near(folder) if near == '.' else near}")
-        if not files.is_file(folder / "metrics.jsonl", within=folder):
+        if not files.exists(folder / "metrics.jsonl"):
             raise UserError(f"{folder}: not a run's folder (it has no metrics.jsonl){settings.runs_near(folder)}")
 
 

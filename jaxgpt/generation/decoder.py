@@ -118,8 +118,9 @@ class Decoder:
         self._burst = 1
 
     def _empty(self) -> Slot:
-        zero, seen = jnp.int32(0), jnp.zeros(self.model.vocabulary_size, bool)
-        return Slot(family(self.model).init_cache(self._params, self.capacity, self.model), zero, zero, zero, seen)
+        seen = jnp.zeros(self.model.vocabulary_size, bool)
+        last, length, drawn = (jnp.int32(0) for _ in range(3))  # an array each: one is not donated twice
+        return Slot(family(self.model).init_cache(self._params, self.capacity, self.model), last, length, drawn, seen)
 
     def free(self) -> list[int]:
         """The slots without a text."""

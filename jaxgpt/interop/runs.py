@@ -39,7 +39,7 @@ def _source(found: checkpoints.Found, kind: str) -> Source:
         kind=kind,
         model=model_of(found.about),
         dtype=dtype,
-        tokenizer=tokenizers.from_state(found.about["tokenizer"]),
+        tokenizer=checkpoints.tokenizer_of(found),
         load=load,
         notes=tuple(found.damaged),
     )

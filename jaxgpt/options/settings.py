@@ -71,7 +71,7 @@ def runs_near(path: Path) -> str:
     if (found := Path("runs", path)) != path and (found / "config.toml").is_file():
         return f"; did you mean {found}?"
     for folder in dict.fromkeys((path, path.parent, Path("runs"))):
-        names = sorted(run.parent.name for run in folder.glob("*/config.toml"))
+        names = sorted(run.parent.name for run in folder.glob("[!.]*/config.toml"))
         if names:
             return f". In {folder} there are: {', '.join(names)}"
     return ". There is no run yet: python run.py trains one"

@@ -19,12 +19,15 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from jaxgpt import out_of_memory
-from jaxgpt.options import settings
-from jaxgpt.options.config import Config, Model
+from jaxgpt import files, out_of_memory
+from jaxgpt.data import tokenizers
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params, are_stacked, stacked, unstacked
+from jaxgpt.options import settings
+from jaxgpt.options.config import Config, Model
 from jaxgpt.parallel import processes
 from jaxgpt.runs import checksums
 from jaxgpt.runs.about import About, check_size, model_of, read_about
@@ -39,8 +42,16 @@ def whole_steps(folder: Path) -> list[int]:
 
 
 def steps_of(folder: Path) -> list[int]:
-    """The steps of all checkpoints that have their name, which orbax gives them when all of their files are there."""
-    return sorted(int(path.name) for path in folder.glob("*") if _STEP.fullmatch(path.name) and path.is_dir())
+    """The steps of all checkpoints that have their name, which orbax gives them when all of their files are there.
+
+    UserError where the folder can't be read, since a run that seems to have none is begun anew; and for a link: older
+    checkpoints are deleted, and what it leads to may be another run's.
+    """
+    found = [folder / name for name in files.names(folder) if _STEP.fullmatch(name) and (folder / name).is_dir()]
+    for path in found:
+        if path.is_symlink():
+            raise UserError(f"{shown(path)}: a link, and is not followed. Put the checkpoint itself in its place")
+    return sorted(int(path.name) for path in found)
 
 
 def unfinished(folder: Path) -> list[Path]:
@@ -49,9 +60,9 @@ def unfinished(folder: Path) -> list[Path]:
     What else lies in the folder is the user's.
     """
     begun = [
-        path
-        for path in folder.glob("*")
-        if _TEMPORARY.fullmatch(path.name) or (_STEP.fullmatch(path.name) and not checksums.is_there(path))
+        folder / name
+        for name in files.names(folder)
+        if _TEMPORARY.fullmatch(name) or (_STEP.fullmatch(name) and not files.exists(folder / name / checksums.NAME))
     ]
     return [path for path in begun if path.is_dir() and not path.is_symlink()]
 
@@ -86,11 +97,15 @@ def search(folder: Path, parts: tuple[str, ...] | None = None) -> Found | str:
     name, messages = processes.talk.from_first(lambda: _newest_whole(folder, parts))
     if not name:
         return messages[-1]
-    return Found(folder / name, read_about(folder / name), messages)
+    found = Found(folder / name, read_about(folder / name), messages)
+    if found.about["step"] != int(name):
+        raise UserError(f"{found.path}: says that it is of step {found.about['step']}. Restore it from a copy")
+    return found
 
 
 def _newest_whole(folder: Path, parts: tuple[str, ...] | None) -> tuple[str, list[str]]:
     """Its name, empty if there is none, and the messages."""
+    files.check_within(folder, folder.parent)
     if not whole_steps(folder):
         return "", [f"{folder}: there is no whole checkpoint (has the run been saved yet?)"]
     damaged = []
@@ -124,6 +139,14 @@ def load_params(run: Path, model: Model) -> tuple[Params, Found]:
     found = find(run / "checkpoints", ("params", "about"))
     _check_same_model(found.path, found.about["configuration"]["model"], model)
     return params_of(found), found
+
+
+def tokenizer_of(found: Found) -> Tokenizer:
+    """A checkpoint's tokenizer. UserError where it has none that can be read."""
+    try:
+        return tokenizers.from_state(found.about["tokenizer"])
+    except UserError as error:
+        raise UserError(f"{found.path}: its tokenizer can't be read: {error}") from None
 
 
 def params_of(found: Found) -> Params:

@@ -6,6 +6,7 @@ was not finished.
 
 import hashlib
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from jaxgpt.foreign_text import shown
 
 NAME = "SHA256SUMS"
 LARGEST = 1 << 24  # bytes of it
+_LINE = re.compile("[0-9a-f]{64}  .+")
 
 
 def write(folder: Path) -> None:
@@ -47,13 +49,18 @@ def damage(folder: Path, parts: tuple[str, ...] | None = None) -> str:
     if not is_there(folder):
         return f"it has no {NAME}, which is written last"
     try:
-        lines = files.read_text(folder / NAME, LARGEST, within=folder).splitlines()
+        lines = files.read_bytes(folder / NAME, LARGEST, within=folder).decode().split("\n")[:-1]
+        damaged = next((number for number, line in enumerate(lines, 1) if not _LINE.fullmatch(line)), 0)
+        if damaged:
+            return f"line {damaged:,} of {NAME} is damaged"
         written = wanted({line[66:]: line[:64] for line in lines})
         found = _digests(folder, parts)
     except OSError as error:
         return error.strerror or str(error)
     except UserError as error:
         return str(error)
+    except UnicodeDecodeError:
+        return f"{NAME} is not UTF-8"
     for name in sorted(written.keys() | found.keys()):
         if name not in found:
             return f"{shown(name)} is missing"

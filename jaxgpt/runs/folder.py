@@ -16,15 +16,16 @@ import io
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from jaxgpt import files, writing
 from jaxgpt.options import settings
-from jaxgpt import writing
 from jaxgpt.options.config import Config
 from jaxgpt.errors import RunError, UserError
-from jaxgpt.foreign_text import quoted
+from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.parallel import processes
 from jaxgpt.runs import checkpoints, metrics_file
 
@@ -32,6 +33,7 @@ CONFIGURATION = "config.toml"
 SAMPLES = "samples.txt"
 GROWING = (metrics_file.NAME, SAMPLES)  # which a resumed run cuts back
 OURS = (CONFIGURATION, *GROWING, "memory_plan.json", "machine.json", "loss.png")  # what only the open run writes
+WRITTEN = {*OURS, metrics_file.DAMAGED, "report.html", "checkpoints", "tensorboard", "wandb", "wandb_id.txt"}
 
 EXISTS = (
     "{} exists and is left as it is. Go on with it by --resume, give the run another name with --run.name, or replace "
@@ -81,6 +83,8 @@ class RunFolder:
                     self._take()  # another process may have made it meanwhile
                     if not self.resumes:
                         self._check_replaceable()
+                        if others := self._others():
+                            self._keep(f"{self.path}: no run writes {shown(others[0])}, so it isn't deleted")
                         self._make()
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
             self._lock.close()
@@ -122,6 +126,15 @@ class RunFolder:
         """Whether nothing would be lost: not one step was recorded, and there is no checkpoint."""
         return metrics_file.is_untrained(self.path / metrics_file.NAME) and not checkpoints.steps_of(self.checkpoints)
 
+    def _others(self) -> list[str]:
+        """What lies in the folder and is not ours to delete, unless it was said that the run is to be replaced."""
+        if self.config.run.overwrite or not self.path.is_dir():
+            return []
+        left = re.compile(rf"\.({'|'.join(map(re.escape, OURS))})\.(new|old)-[0-9a-f]+")
+        names = {path.name for path in self.path.iterdir() if not left.fullmatch(path.name)} - WRITTEN
+        kept = set(files.names(self.checkpoints)) - {path.name for path in checkpoints.unfinished(self.checkpoints)}
+        return sorted(names) + sorted(f"checkpoints/{name}" for name in kept)
+
     def start_over(self, reason: str) -> None:
         """Begins anew where there is nothing to resume after all. The folder is kept under another name.
 
@@ -131,12 +144,16 @@ class RunFolder:
         try:
             with writing.reserved(self.path):
                 writing.check_no_link(self.path)
-                kept = next(path for number in itertools.count(1) if not os.path.lexists(path := self._aside(number)))
-                self.path.rename(kept)
+                self._keep(reason)
                 self._make()
         except OSError as error:
             raise _cannot_write(self.path, error) from None
         self.resumes = False
+
+    def _keep(self, reason: str) -> None:
+        """Gives the folder another name, which is free, and notes that with the reason. The name has to be reserved."""
+        kept = next(path for number in itertools.count(1) if not os.path.lexists(path := self._aside(number)))
+        self.path.rename(kept)
         self.notes = [f"{reason}. This run is kept as {kept}, and begins anew"]
 
     def _aside(self, number: int) -> Path:

@@ -32,7 +32,7 @@ def load(run: Path, devices: int = 0) -> Trained:
 
     UserError where there is no such run, no whole checkpoint of it, and where there are fewer devices.
     """
-    if not files.is_file(run / "config.toml", within=run):
+    if not files.exists(run / "config.toml"):
         raise UserError(f"--run {shown(run)}: not a run's folder (it has no config.toml){settings.runs_near(run)}")
     config = settings.read_trained(run)
     settings.check(config)
@@ -44,7 +44,7 @@ def load(run: Path, devices: int = 0) -> Trained:
     # One layer is compiled and not all of them, since there is a program for each length.
     compute = dataclasses.replace(config.compute, layers="scanned")
     config = dataclasses.replace(config, model=model, compute=compute, parallel=parallel)
-    tokenizer = tokenizers.from_state(found.about["tokenizer"])
+    tokenizer = checkpoints.tokenizer_of(found)
     if everywhere.mesh.size > 1:
         params = jax.device_put(params, everywhere)
     return Trained(config, params, tokenizer, found.about, found.damaged)

@@ -4,12 +4,14 @@ Lines are only added at the end while the run trains. When it is resumed the fil
 after the checkpoint.
 """
 
+import contextlib
 import json
 import math
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from jaxgpt import files, writing
 from jaxgpt.errors import UserError
@@ -17,6 +19,7 @@ from jaxgpt.foreign_text import parse_json
 
 NAME = "metrics.jsonl"
 DAMAGED = "metrics.damaged"  # lines that could not be read
+LONGEST = 1 << 20  # bytes of a line: ours have hundreds
 TRAINING = "is training this run"
 EVALUATE = "evaluate"  # lines that a command added which was no part of the training
 
@@ -42,15 +45,20 @@ def parse(text: bytes) -> dict[str, Any] | None:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Returns the objects of a metrics.jsonl; lines that can't be read are passed over."""
     with files.open_file(path, within=path.parent) as file:
-        return [values for text in file if (values := parse(text)) is not None]
+        return [values for text in _lines(file) if (values := parse(text)) is not None]
 
 
 def is_untrained(path: Path) -> bool:
     """Whether no training step was recorded."""
-    if not os.path.lexists(path):
+    if not files.exists(path):
         return True
     with files.open_file(path, within=path.parent) as file:
-        return not any(b'"loss":' in text for text in file)
+        return not any(b'"loss":' in text for text in _lines(file))
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yields a file's lines; one that is longer than any of ours in parts, which can't be read."""
+    return iter(lambda: file.readline(LONGEST), b"")
 
 
 def cut_back(path: Path, length: int, step: int) -> list[str]:
@@ -67,24 +75,28 @@ def cut_back(path: Path, length: int, step: int) -> list[str]:
     Returns:
         Messages: one if there was a damaged line, else none.
     """
-    if not os.path.lexists(path):
+    if not files.exists(path):
         return []
-    damaged: list[tuple[int, bytes]] = []
-    end = 0
-    with files.open_file(path, within=path.parent) as file, writing.replacing(path) as new, new.open("wb") as kept:
-        for number, text in enumerate(file, 1):
+    first = count = end = 0
+    with (
+        files.open_file(path, within=path.parent) as file,
+        writing.replacing(path) as new,
+        new.open("wb") as kept,
+        contextlib.ExitStack() as opened,
+    ):
+        aside = None
+        for number, text in enumerate(_lines(file), 1):
             end += len(text)
             values = parse(text)
             if values is None:
                 if end <= length:
-                    damaged.append((number, text))
+                    aside = aside or opened.enter_context(_aside(path.with_name(DAMAGED)))
+                    aside.write(text if text.endswith(b"\n") else text + b"\n")
+                    first, count = first or number, count + 1
             elif values["step"] <= step and (end <= length or values.get("by") == EVALUATE):
                 kept.write(text)
-        if damaged:
-            _put_aside(path.with_name(DAMAGED), [text for _, text in damaged])
-    if not damaged:
+    if not count:
         return []
-    first, count = damaged[0][0], len(damaged)
     if count == 1:
         return [f"{path}: line {first:,} can't be read; it is put aside into {DAMAGED}"]
     return [
@@ -94,17 +106,18 @@ def cut_back(path: Path, length: int, step: int) -> list[str]:
 
 def cut_text(path: Path, length: int) -> None:
     """Leaves the first bytes of a file, if it is there, and writes it anew for that."""
-    if not os.path.lexists(path):
+    if not files.exists(path):
         return
     with files.open_file(path, within=path.parent) as file, writing.replacing(path) as new, new.open("wb") as kept:
         shutil.copyfileobj(file, kept)
         kept.truncate(min(length, kept.tell()))
 
 
-def _put_aside(path: Path, texts: list[bytes]) -> None:
+@contextlib.contextmanager
+def _aside(path: Path) -> Iterator[BinaryIO]:
+    """Opens the file of damaged lines, to add some; they are on the disk when the block ends."""
     with writing.open_to_append(path) as file:
-        for text in texts:
-            file.write(text if text.endswith(b"\n") else text + b"\n")
+        yield file
         file.flush()
         os.fsync(file.fileno())
 

@@ -127,7 +127,7 @@ def test_only_a_models_folder_is_replaced(here, fails):
     assert "link is a link, and is not replaced" in fails("convert", "runs/a", "link", "--overwrite")
     Path("file").write_text("")
     assert "file is a file, where a folder" in fails("convert", "runs/a", "file", "--overwrite")
-    assert "runs/a is a folder, where a file" in fails("convert", "runs/a", "runs/a", "--overwrite", "--to", "llmc")
+    assert "lie one in the other" in fails("convert", "runs/a", "runs/a", "--overwrite", "--to", "llmc")
     assert Path("letters/to_her.txt").read_text() == "Dear"
     assert names() == {"runs", "letters", "link", "file"}
 

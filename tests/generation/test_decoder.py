@@ -80,6 +80,12 @@ def test_greedy_texts_are_those_of_the_uncached_model(together, uncached, prompt
     assert all(len(set(text)) > 3 for text in expected)  # texts in which a mistake would show
 
 
+def test_a_free_slot_that_never_had_a_text_goes_along(together, uncached):
+    """Three texts of four slots: the fourth makes it a power of two."""
+    expected = [uncached(prompt) for prompt in PROMPTS]
+    assert together([(prompt, GREEDY, 0) for prompt in PROMPTS], slots=4) == expected
+
+
 def test_one_slot(together, uncached):
     assert together([(PROMPTS[0], GREEDY, 0)], slots=1) == [uncached(PROMPTS[0])]
 

@@ -1,5 +1,6 @@
 """A run's folder: what is in it, and when it is not touched."""
 
+import errno
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from jaxgpt.errors import RunError, UserError
 from jaxgpt.options import settings
 from jaxgpt.options.config import Config, Run
 from jaxgpt.runs import folder as folder_module
-from jaxgpt.runs import metrics_file
+from jaxgpt.runs import metrics_file, saving
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.runs.metrics_file import read_metrics
 
@@ -109,6 +110,84 @@ def test_auto_replaces_a_run_that_has_no_checkpoint(config):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+@pytest.mark.parametrize("resume", ["auto", "never"])
+@pytest.mark.parametrize("name", ["notes.md", "checkpoints/best", "checkpoints/2024.tar", ".hidden"])
+def test_what_no_run_writes_is_kept_aside(config, tmp_path, name, resume):
+    """In a run that is replaced because nothing would be lost of it."""
+    RunFolder(config()).close()
+    path = tmp_path / "runs" / "one" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    folder = RunFolder(config(resume=resume))
+    folder.close()
+    assert (tmp_path / "runs" / "one.damaged-1" / name).read_text() == "mine"
+    assert name in folder.notes[0]
+    assert "kept as" in folder.notes[0]
+    assert sorted(file.name for file in folder.path.iterdir()) == ["config.toml", "metrics.jsonl"]
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+@pytest.mark.parametrize("unseen", ["checkpoints", "metrics.jsonl"])
+def test_what_can_not_be_seen_is_not_gone(config, monkeypatch, resume, unseen):
+    """A disk elsewhere doesn't answer for a moment: the run isn't one without checkpoints, to be begun anew."""
+    folder = RunFolder(config())
+    (folder.checkpoints / "20").mkdir(parents=True)
+    (folder.checkpoints / "20" / "SHA256SUMS").write_text("x")
+    folder.metric(step=1, loss=1.0)
+    folder.close()
+    if unseen == "metrics.jsonl":
+        shutil.rmtree(folder.checkpoints)
+        if resume == "auto":
+            pytest.skip("not asked for")
+    before = files(folder.path)
+
+    def failing(of):
+        def call(path, *arguments, **options):
+            if os.fspath(path).endswith(unseen):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return of(path, *arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", failing(os.listdir))
+        patch.setattr(os, "lstat", failing(os.lstat))
+        with pytest.raises(UserError, match=r"can't be read \(Input/output error|exists and is left as it is"):
+            RunFolder(config(resume=resume))
+    assert files(folder.path) == before
+
+
+def test_a_checkpoint_that_can_not_be_seen_is_not_called_half_written(config, monkeypatch):
+    folder = RunFolder(config())
+    folder.close()
+    for name in ("20", "40"):
+        (folder.checkpoints / name).mkdir(parents=True)
+    real = os.lstat
+
+    def failing(path, *arguments, **options):
+        if "/40/" in os.fspath(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "lstat", failing)
+    with pytest.raises(UserError, match="40/SHA256SUMS: can't be read"):
+        saving.delete_unfinished(folder.checkpoints)
+    assert [path.name for path in sorted(folder.checkpoints.iterdir())] == ["20", "40"]
+
+
+def test_what_a_run_writes_is_replaced(config, tmp_path):
+    folder = RunFolder(config())
+    for name in folder_module.WRITTEN - {"checkpoints", "config.toml", "metrics.jsonl"}:
+        (folder.path / name).write_text("x")
+    (folder.path / "checkpoints" / "20.orbax-checkpoint-tmp").mkdir(parents=True)
+    (folder.path / ".loss.png.new-0123abcd").write_text("x")
+    folder.close()
+    again = RunFolder(config())
+    again.close()
+    assert again.notes == []
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["one"]
+
+
 def test_two_processes_do_not_train_one_run(config):
     """As when a job is started again before the old one has ended."""
     first = RunFolder(config())
@@ -247,7 +326,7 @@ def test_a_full_disk_fails_the_run_with_the_files_name(config, write, small_file
     folder = RunFolder(config())
     small_files(0)
     with pytest.raises(
-        RunError, match=r"one/(metrics\.jsonl|samples\.txt): writing failed \(File too large\)\. Is the"
+        RunError, match=r"one/(metrics\.jsonl|samples\.txt): writing failed \(File too large\)\. Make room"
     ):
         write(folder)
     folder.close()
