@@ -11,6 +11,7 @@ from typing import Annotated
 
 import tyro
 
+from jaxgpt import writing
 from jaxgpt.data import chunks, hub, manifest, sources, token_files, tokenizers
 from jaxgpt.data.chunks import Layout
 from jaxgpt.data.manifest import Manifest, Shard
