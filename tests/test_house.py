@@ -1,6 +1,7 @@
 """The rooms of the package: a folder imports only from folders below it, and nothing from outside of the package."""
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,13 @@ def upward(folder: str, source: str) -> list[str]:
 
 def test_every_folder_has_its_place():
     assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(FOLDERS)
+
+
+def test_every_folder_and_the_configs_are_installed():
+    tables = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert set(tables["tool"]["setuptools"]["packages"]) == {
+        "jaxgpt", *(f"jaxgpt.{name}" for name in ("configs", *FOLDERS))
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("folder", ["", *FOLDERS])

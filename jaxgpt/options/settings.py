@@ -22,7 +22,7 @@ from jaxgpt.options import suggestions
 from jaxgpt.options.config import SPIKE_WINDOW, Config, Model, Parallel, Sampling
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-CONFIGS = next((path for path in (_PACKAGE.parent / "configs", _PACKAGE / "configs") if path.is_dir()), Path("configs"))
+CONFIGS = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()), Path("configs"))
 VERSIONS = "versions"  # the table that a run's own config.toml adds; read back, it is passed over
 PACKAGES = ("jax", "jaxlib", "numpy", "orbax-checkpoint", "tiktoken")
 LARGEST = 2**31 - 1  # steps, seeds and sizes become int32 on the device
