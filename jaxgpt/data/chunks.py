@@ -1,13 +1,14 @@
-"""Files of text cut into pieces of about a megabyte, which several processes can tokenize, each on its own.
+"""Cuts files of text into pieces of about a megabyte, so that several processes can tokenize them independently.
 
-What comes out doesn't depend on where the pieces end: they end where a document does, or in a document at a place where
-every tokenizer here ends a token too (`safe_cuts`). Where 4 MiB have neither, they end anyway. A piece depends on the
-file from its beginning on, so that the pieces from any piece's beginning are the same as before.
+The tokens don't depend on where the pieces end: a piece ends where a document does, or within a document at a place
+where every tokenizer of this package ends a token too (`safe_cuts`). Where 4 MiB have neither, the piece ends anyway.
+A piece depends only on the file's content from the piece's beginning on. So cutting can start again at the beginning
+of any piece, and gives the same pieces as before.
 
 - text: a file is one document, or documents with a separator between them
-- jsonl: a line is a row, an object whose field is a document
-- json: a list of such rows, or one on each line
-- parquet: a row is a document
+- jsonl: each line is a row, an object with a field that holds a document
+- json: a list of such rows, or one row on each line
+- parquet: each row is a document
 """
 
 import re
@@ -20,7 +21,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
 PIECE_BYTES = 1 << 20
-LONGEST_WORD_BYTES = 4 << 20  # of a text without a place to cut
+LONGEST_WORD_BYTES = 4 << 20  # a stretch of text without a safe place is cut at this length
 LONGEST_ROW_BYTES = 64 << 20
 
 Kind = Literal["text", "jsonl", "json", "parquet"]
@@ -34,19 +35,19 @@ PACKED = (".gz", ".bz2", ".xz", ".zst")
 
 
 class Layout(NamedTuple):
-    """How documents lie in files."""
+    """Layout of the documents in the files."""
 
-    field: str = "text"  # of a JSON object, or the column of a Parquet file
-    separator: str = ""  # between the documents of a text file, which is one document where this is empty
-    whole: bool = False  # whether no document is cut, for a tokenizer that needs all of it
+    field: str = "text"  # the field of a JSON object, or the column of a Parquet file, that holds the text
+    separator: str = ""  # between the documents of a text file; empty: the file is one document
+    whole: bool = False  # never cut within a document, for a tokenizer that needs all of it
 
 
 class Position(NamedTuple):
-    """Where a piece begins."""
+    """The beginning of a piece."""
 
-    file: int = 0  # its number among the files
-    offset: int = 0  # in bytes, of what is in the file once it is unpacked; for Parquet the number of the row
-    begins: bool = True  # whether a document begins here
+    file: int = 0  # index in the list of files
+    offset: int = 0  # byte offset in the unpacked content; for Parquet the row number
+    begins: bool = True  # a document begins here
 
 
 class Piece(NamedTuple):
@@ -54,12 +55,12 @@ class Piece(NamedTuple):
     kind: Kind
     layout: Layout
     position: Position
-    data: bytes  # none of a Parquet file, which has `values`
-    read: int  # how many of the file's bytes were read up to its end, as they are on the disk
+    data: bytes  # empty for a Parquet file, which has `values`
+    read: int  # bytes of the file on the disk (packed) that were read up to the piece's end
     values: tuple[parquet.Value, ...] = ()
 
     def size(self) -> int:
-        """Returns about how many bytes it takes in memory."""
+        """Returns the approximate number of bytes that the piece takes in memory."""
         return len(self.data) + sum(len(value.text or "") for value in self.values)
 
     def emptied(self) -> "Piece":
@@ -68,12 +69,12 @@ class Piece(NamedTuple):
 
 
 def kind_of(path: Path) -> Kind | None:
-    """Returns a file's kind by the end of its name, without that of a packed file; None where that tells nothing."""
+    """Returns a file's kind by its suffix, not counting that of a packed file; None for a suffix that is not known."""
     return SUFFIXES.get(unpacked_name(path).suffix.lower())
 
 
 def unpacked_name(path: Path) -> Path:
-    """Returns the path without the end that says how it is packed."""
+    """Returns the path without the suffix that says how the file is packed."""
     return path.with_suffix("") if path.suffix.lower() in PACKED else path
 
 
@@ -83,7 +84,7 @@ def separators(separator: str) -> re.Pattern[str]:
 
 
 def cut(path: Path, layout: Layout, start: Position) -> Iterator[Piece]:
-    """Yields the pieces of a file from `start` on. UserError where it can't be read or is damaged."""
+    """Yields the pieces of a file from `start` on. UserError where the file can't be read or is damaged."""
     kind = kind_of(path) or "text"
     if kind == "parquet":
         if path.suffix.lower() in PACKED:
@@ -104,8 +105,14 @@ def cut(path: Path, layout: Layout, start: Position) -> Iterator[Piece]:
 
 
 def _pieces(reader: unpacking.Reader, cutter: "_Cutter", first: Piece) -> Iterator[Piece]:
-    """Yields the pieces that begin where the reader is."""
-    data, place = b"", 0  # what was read, and where in it the next piece begins
+    """Yields the pieces from the reader's place on.
+
+    Args:
+        reader: The file, at the beginning of the first piece.
+        cutter: Finds the ends of the pieces.
+        first: A piece without data, which has the path, kind, layout and position of the first one.
+    """
+    data, place = b"", 0  # the bytes read so far, and where in them the next piece begins
     wanted, begins = PIECE_BYTES, first.position.begins
     while True:
         if place + wanted > len(data):
@@ -114,7 +121,7 @@ def _pieces(reader: unpacking.Reader, cutter: "_Cutter", first: Piece) -> Iterat
         at_end = len(window) < wanted
         end, next_begins = cutter.end(window, offset, at_end)
         if not end and not at_end:
-            wanted *= 2  # so that what is looked through again and again is no more than what there is
+            wanted *= 2  # doubling keeps the work of repeated searches proportional to the data
             continue
         if end:
             position = Position(first.position.file, offset, begins)
@@ -125,15 +132,15 @@ def _pieces(reader: unpacking.Reader, cutter: "_Cutter", first: Piece) -> Iterat
 
 
 class _Cutter:
-    """Finds where a piece ends, of one kind of file."""
+    """Finds the ends of pieces in one kind of file."""
 
     def end(self, data: bytes, offset: int, at_end: bool) -> tuple[int, bool]:
-        """Returns where a piece that begins with `data` ends, and whether a document begins there.
+        """Returns the end of the piece that begins with `data`, and whether a document begins there.
 
         Args:
-            data: What comes next in the file.
-            offset: Where it begins in the file.
-            at_end: Whether it reaches to the file's end. If not, 0 for the place means that more data are needed.
+            data: The next bytes of the file.
+            offset: Their offset in the file.
+            at_end: Whether they reach to the file's end. If not, an end of 0 means that more data are needed.
         """
         raise NotImplementedError
 
@@ -177,7 +184,7 @@ class _ListCutter(_Cutter):
         self._ended = False
 
     def end(self, data: bytes, offset: int, at_end: bool) -> tuple[int, bool]:
-        if self._ended:  # in the data before
+        if self._ended:  # the list ended in earlier data
             return self._rest(data, offset, 0)
         end, self._ended = json_rows.last_end(data)
         if self._ended:
@@ -199,7 +206,11 @@ class _ListCutter(_Cutter):
 
 
 def _checked(path: Path, end: int, data: bytes, offset: int, what: str, advice: str = "") -> tuple[int, bool]:
-    """Returns the end. UserError for a row or a document that is too long to be kept in memory."""
+    """Returns `end`, and True, since a row or a document begins there.
+
+    Raises:
+        UserError: No end was found, and the row or document is too long to be kept in memory.
+    """
     if not end and len(data) >= LONGEST_ROW_BYTES:
         raise UserError(
             f"{shown(path)}: the {what} at byte offset {offset:,} is longer than {LONGEST_ROW_BYTES:,} bytes{advice}"

@@ -1,8 +1,8 @@
-"""The texts a model can be trained on, by name.
+"""Texts that a model can be trained on, by name.
 
 - embedded: prose that ships with CPython, the language reference and the standard library's docstrings
 - tinyshakespeare: 40,000 lines of Shakespeare (Karpathy 2015, github.com/karpathy/char-rnn)
-- anything else: the path of a UTF-8 text file, which may be packed: .gz, .bz2, .xz, .zst
+- any other name: the path of a UTF-8 text file, which may be packed: .gz, .bz2, .xz, .zst
 """
 
 import ast
@@ -42,19 +42,22 @@ SHAKESPEARE_BYTES = 1_115_394
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "turtledemo", "lib2to3", "encodings", "pydoc_data"}
 SKIPPED_FOLDERS |= {"site-packages", "dist-packages"}
 PIECE_CHARACTERS = 4000
-LARGEST_UNPACKED = 4 << 30  # bytes of a packed text that is trained on as it is
-SMALL_UNPACKED = 64 << 20  # which any packed text may have
-LARGEST_RATIO = 100  # of a larger one's size to that of its file
-MOST_COMPARED = 1000  # files with which a name that there isn't is compared
-# And the byte order mark, which a docstring of Python 3.13's library has.
+LARGEST_UNPACKED = 4 << 30  # bytes, unpacked, of a packed text that is trained on without `prepare`
+SMALL_UNPACKED = 64 << 20  # bytes; a packed text of this size may have any ratio
+LARGEST_RATIO = 100  # of a larger text's unpacked size to its file's size: text isn't packed better
+MOST_COMPARED = 1000  # entries of a folder that an unknown name is compared with
+# Control characters but for newlines, and the byte order mark, which a docstring of Python 3.13's library has.
 CONTROL_CHARACTERS = {code: None for code in (*range(32), *range(127, 160), 0xFEFF) if chr(code) != "\n"}
 
 
 def load(name: str) -> str:
     """Returns the whole text called `name`: "embedded", "tinyshakespeare", or the path of a UTF-8 file.
 
-    A file's text is returned as it is, but for a leading byte order mark. UserError where there is no such text, or it
-    is empty, not UTF-8, damaged, of a kind that `run.py prepare` reads, or can't be downloaded.
+    A file's text is returned unchanged, but for a leading byte order mark, which is dropped.
+
+    Raises:
+        UserError: There is no such text, or it is empty, damaged, not UTF-8, of a kind that only `run.py prepare`
+            reads, or can't be downloaded.
     """
     if name == "embedded":
         return _embedded()
@@ -64,9 +67,9 @@ def load(name: str) -> str:
 
 
 def describe(name: str) -> str:
-    """Returns what the text called `name` is and its size, in one phrase. UserError where there is no such text.
+    """Returns one phrase on what the text called `name` is, with its size. UserError where there is no such text.
 
-    Nothing is downloaded, and of a file only the size is looked at.
+    Nothing is downloaded, and no file is read.
     """
     if name == "embedded":
         parts = "the language reference" + (" and the standard library's docstrings" if _library_files() else "")
@@ -78,7 +81,7 @@ def describe(name: str) -> str:
 
 
 def _size(count: int) -> str:
-    """A number of bytes for people: 512 bytes, 12.3 kB, 2.9 MB."""
+    """Returns a number of bytes as people write it: 512 bytes, 12.3 kB, 2.9 MB."""
     if count < 1000:
         return f"{count} bytes"
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
@@ -88,7 +91,7 @@ def _size(count: int) -> str:
 
 
 def _file(name: str) -> Path:
-    """Returns the path of the file `name`. UserError where it is no regular file of text."""
+    """Returns the path of the file `name`. UserError where it isn't a regular file, or has rows, not plain text."""
     path, called = Path(name), shown(name)
     try:
         mode = path.stat().st_mode
@@ -113,7 +116,7 @@ def _file(name: str) -> Path:
 
 
 def _read(name: str) -> bytes:
-    """Returns the bytes of the file `name`, unpacked. UserError where it can't be read, or has too many."""
+    """Returns the unpacked bytes of the file `name`. UserError where it can't be read, or they are too many."""
     path = _file(name)
     if path.suffix.lower() not in chunks.PACKED:
         return files.read_bytes(path, files.LARGEST_TEXT)
@@ -131,7 +134,7 @@ def _read(name: str) -> bytes:
 
 
 def _unknown(name: str) -> UserError:
-    """Returns the error for a name that is neither a text's nor a file's, with the nearest one that is."""
+    """Returns the error for a name that is neither a text's nor a file's; it suggests the nearest existing name."""
     folder = Path(name).parent
     exists = os.path.isdir(folder)
     beside: list[str] = []
@@ -149,7 +152,7 @@ def _unknown(name: str) -> UserError:
 
 
 def _decode(data: bytes, name: str) -> str:
-    """Returns UTF-8 bytes as text, without a byte order mark. UserError for what is no text, or is empty."""
+    """Decodes UTF-8, without a byte order mark. UserError for bytes that are not text, and for an empty text."""
     signatures.check_text(Path(name), data[: signatures.HEAD_BYTES])
     try:
         text = foreign_text.decode(data)
@@ -164,12 +167,15 @@ def _decode(data: bytes, name: str) -> str:
 
 
 def shakespeare_file() -> Path:
-    """Its path: in the JAXGPT_DATA folder, else in the cache, else downloaded into it. UserError as `load`."""
+    """Returns tiny Shakespeare's path: in the JAXGPT_DATA folder, else in the cache, else downloaded into the cache.
+
+    UserError as `load`.
+    """
     return _tinyshakespeare()[0]
 
 
 def _tinyshakespeare() -> tuple[Path, bytes]:
-    """The file's path and bytes."""
+    """Returns tiny Shakespeare's path and bytes. UserError as `load`."""
     cached = cache_folder() / "tinyshakespeare.txt"
     own_folder = os.environ.get("JAXGPT_DATA")
     for path in ([Path(own_folder) / cached.name] if own_folder else []) + [cached]:
@@ -187,7 +193,7 @@ def _tinyshakespeare() -> tuple[Path, bytes]:
 
 
 def _download() -> bytes:
-    """Fetch tiny Shakespeare; a UserError where the network or what came over it fails."""
+    """Downloads tiny Shakespeare. UserError where the network fails or something else was sent."""
     by_hand = "download it by hand as tinyshakespeare.txt into a folder, and name that folder with JAXGPT_DATA"
     try:
         with urllib.request.urlopen(SHAKESPEARE_ADDRESS, timeout=30) as response:
@@ -200,7 +206,7 @@ def _download() -> bytes:
 
 
 def _write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that is either absent or whole, also where several processes write it at once."""
+    """Writes a file that is either absent or whole at any moment, also where several processes write it at once."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -218,13 +224,14 @@ def _write_atomically(path: Path, data: bytes) -> None:
 
 @functools.cache
 def _embedded() -> str:
-    """The reference and the docstrings as pieces of about 4,000 characters, shuffled by a fixed seed.
+    """Returns the reference and the docstrings, in pieces of about 4,000 characters that a fixed seed shuffles.
 
-    Shuffled, so that a validation split off the end is of the same kind as the rest; in pieces, because a few chapters
-    of the reference are so long that one of them could be most of the split. A paragraph is kept once: the reference
-    repeats whole sections, and a text in both splits would be learnt by heart. The same for the same Python release.
+    The pieces are shuffled so that a validation split at the end is of the same kind as the rest. They are short
+    because a few chapters of the reference are so long that one of them could be most of the split. A paragraph is kept
+    once: the reference repeats whole sections, and a text in both splits would be learnt by heart. The same Python
+    release gives the same text.
 
-    Parsing the library takes seconds, so what comes of it is kept in the cache folder, for as long as no file of it
+    Parsing the library takes seconds, so the text is kept in the cache folder for as long as no file of the library
     changes.
     """
     cached = cache_folder() / f"embedded-{_library_state()}.txt"
@@ -240,14 +247,14 @@ def _embedded() -> str:
 
 
 def _library_state() -> str:
-    """A name for the Python release, its library's files as they are, and how the text is made of them."""
+    """Returns a hash of everything the text depends on: the Python release, its library's files, and this module."""
     found = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in _library_files()]
     made_from = repr((sys.version, sum(map(len, _reference())), found)).encode() + Path(__file__).read_bytes()
     return hashlib.sha256(made_from).hexdigest()[:16]
 
 
 def _read_embedded() -> str:
-    """`_embedded`, from the library."""
+    """Makes the text of `_embedded` from the library."""
     seen: set[str] = set()
     pieces = []
     for document in (*_reference(), *_library_docstrings()):
@@ -259,7 +266,7 @@ def _read_embedded() -> str:
 
 
 def _reference() -> list[str]:
-    """The chapters of the language reference that `help()` shows."""
+    """Returns the chapters of the language reference that `help()` shows."""
     try:
         from pydoc_data.topics import topics
     except ImportError:  # a distribution may leave it out
@@ -268,7 +275,7 @@ def _reference() -> list[str]:
 
 
 def _library_files() -> list[Path]:
-    """The standard library's source files, sorted; none where they are not files on the disk (a zipped library)."""
+    """Returns the standard library's source files, sorted; none where the library is zipped."""
     root = sysconfig.get_paths()["stdlib"]
     found = []
     for folder, subfolders, names in os.walk(root):
@@ -278,7 +285,7 @@ def _library_files() -> list[Path]:
 
 
 def _library_docstrings() -> Iterator[str]:
-    """One document per source file: its docstrings in order. Files that don't parse are passed over."""
+    """Yields one document per source file: its docstrings in order. Files that don't parse are passed over."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # parsing reports invalid escapes in others' sources
         for path in _library_files():
@@ -290,7 +297,7 @@ def _library_docstrings() -> Iterator[str]:
 
 
 def _docstrings(node: ast.AST) -> Iterator[str]:
-    """The docstrings of a module, class or function and of what its statements define, in source order."""
+    """Yields the docstrings of a module, class or function and of the definitions within it, in source order."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         docstring = ast.get_docstring(node)
         if docstring:
@@ -301,7 +308,7 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
 
 
 def _new_paragraphs(document: str, seen: set[str]) -> Iterator[str]:
-    """The document's paragraphs that are not in `seen`, cleaned; adds them to it."""
+    """Yields the document's cleaned paragraphs that are not in `seen`, and adds them to it."""
     text = inspect.cleandoc(document).translate(CONTROL_CHARACTERS).encode("utf-8", "ignore").decode()
     for paragraph in re.split(r"\n\s*\n", re.sub(r"[^\S\n]+$", "", text, flags=re.MULTILINE).strip()):
         if paragraph and paragraph not in seen:
@@ -310,7 +317,7 @@ def _new_paragraphs(document: str, seen: set[str]) -> Iterator[str]:
 
 
 def _pieces(paragraphs: Iterable[str]) -> Iterator[str]:
-    """Consecutive paragraphs joined by blank lines until a piece has PIECE_CHARACTERS."""
+    """Joins consecutive paragraphs by blank lines into pieces of at least PIECE_CHARACTERS; the last may be shorter."""
     piece = ""
     for paragraph in paragraphs:
         piece = f"{piece}\n\n{paragraph}" if piece else paragraph

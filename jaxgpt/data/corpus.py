@@ -1,4 +1,4 @@
-"""From the options to what is trained on: the tokens of one source or several, their tokenizer, and the two splits."""
+"""The corpus that the options name: tokens of one source or several, their tokenizer, and the two splits."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,12 +19,12 @@ class Corpus(NamedTuple):
     tokenizer: tokenizers.Tokenizer
     train: Tokens | loader.Mixture
     validation: Tokens
-    prompt: np.ndarray  # what the run's samples begin with
-    fingerprint: dict[str, Any]  # of the data
+    prompt: np.ndarray  # tokens that the run's samples begin with
+    fingerprint: dict[str, Any]  # of the data, as `fingerprint.difference` compares it
 
 
 class Source(NamedTuple):
-    """A text, or token files."""
+    """A text or a set of token files, with its tokenizer and its two splits."""
 
     description: str
     tokenizer: tokenizers.Tokenizer
@@ -34,17 +34,27 @@ class Source(NamedTuple):
 
 
 def open_sources(config: Config, own: tokenizers.Tokenizer | None = None) -> dict[str, Source]:
-    """Returns what is trained on, by name. UserError where there is no such text or no such files.
+    """Opens the sources that the options name, by name.
 
-    `own` is a tokenizer that came with weights, and is taken in the place of the one that the options name.
+    Args:
+        config: The options.
+        own: The tokenizer that came with weights; it replaces the one that the options name.
+
+    Raises:
+        UserError: There is no such text or no such token files.
     """
     return {name: _source(name, config, own) for name in weights_of(config)}
 
 
 def put_together(sources: dict[str, Source], config: Config) -> Corpus:
-    """Returns the corpus of these sources. The configuration has the sizes that follow from them filled in.
+    """Returns the corpus of these sources.
 
-    UserError for a source that is too short, or has other tokens than the model or the other sources.
+    Args:
+        sources: As `open_sources` returns them.
+        config: The options, with the sizes that follow from the sources already filled in.
+
+    Raises:
+        UserError: A source is too short, has another tokenizer than the others, or a token that the model doesn't have.
     """
     tokenizer = next(iter(sources.values())).tokenizer
     for name, source in sources.items():
@@ -63,7 +73,7 @@ def put_together(sources: dict[str, Source], config: Config) -> Corpus:
 
 
 def weights_of(config: Config) -> dict[str, float]:
-    """What is trained on, by name, and the weight of each. UserError where the mixture is not written as one."""
+    """Returns the weight of each source by its name. UserError for an option `data.mixture` that can't be parsed."""
     if not config.data.mixture:
         return {config.data.text: 1.0}
     weights: dict[str, float] = {}
@@ -82,9 +92,16 @@ def weights_of(config: Config) -> dict[str, float]:
 
 
 def feed(data: Corpus, config: Config, first: int, rows: Sequence[int]) -> Feeder:
-    """The batches of a run from step `first` on, of each micro-batch these sequences, made in the background.
+    """Returns a feeder of a run's batches, which are made in the background.
 
-    A token that is none of the model's raises UserError when it is its turn: what is on the disk is not read before.
+    A token outside the model's vocabulary raises a UserError with the batch that contains it: tokens on the disk are
+    not read earlier.
+
+    Args:
+        data: The corpus.
+        config: The run's options.
+        first: The first step whose batch is made.
+        rows: The sequences of each micro-batch that are wanted, as in `loader.batch_at`.
     """
     training = config.training
 
@@ -106,7 +123,7 @@ def feed(data: Corpus, config: Config, first: int, rows: Sequence[int]) -> Feede
 
 
 def _source(name: str, config: Config, own: tokenizers.Tokenizer | None = None) -> Source:
-    """UserError where there is no such text or they are no such files."""
+    """Opens one source. UserError where there is no such text or no such token files."""
     if found := shards.find(name):
         tokenizer = own if own and not found.manifest else _tokenizer_of(found, config)
         train, validation = found.train, found.validation
@@ -121,7 +138,7 @@ def _source(name: str, config: Config, own: tokenizers.Tokenizer | None = None) 
 
 
 def _tokenizer_of(found: TokenSet, config: Config) -> tokenizers.Tokenizer:
-    """Returns the tokenizer that the manifest names; of files without one, the one that the options name."""
+    """Returns the manifest's tokenizer; for files without a manifest, the tokenizer that the options name."""
     if found.manifest:
         tokenizer, stated = tokenizers.from_state(found.manifest.tokenizer), found.manifest.vocabulary_size
         if tokenizer.vocabulary_size != stated:
@@ -137,22 +154,22 @@ def _tokenizer_of(found: TokenSet, config: Config) -> tokenizers.Tokenizer:
 
 
 def _check(name: str, source: Source, tokenizer: tokenizers.Tokenizer, config: Config) -> None:
-    """UserError where a source is too short, or is not made of this tokenizer's tokens."""
+    """Raises a UserError where a source is too short, or is not made of this tokenizer's tokens."""
     where, size = f"--data.text {name}", config.model.vocabulary_size
     if source.tokenizer.state() != tokenizer.state():
         raise UserError(
             f"--data.mixture: {name} has {source.tokenizer.name} tokens, and others have {tokenizer.name} ones, or of "
             "another vocabulary; prepare them with the same tokenizer"
         )
-    loader.windows_per_epoch(len(source.train), config.training.sequence_length)  # raises for a split that is too short
-    loader.validation_batches(source.validation, batch_size=1, sequence_length=1)  # and this
+    loader.windows_per_epoch(len(source.train), config.training.sequence_length)  # raises for a short split
+    loader.validation_batches(source.validation, batch_size=1, sequence_length=1)  # likewise
     loader.check_vocabulary(source.validation, size, where)
     if not isinstance(source.train, Shards):
         loader.check_vocabulary(source.train, size, where)
 
 
 def _prompt(config: Config, tokenizer: tokenizers.Tokenizer, validation: Tokens) -> np.ndarray:
-    """`run.prompt`, or the beginning of the validation split's first line."""
+    """Returns the tokens of `run.prompt`, or else of the beginning of a line of the validation split."""
     if config.run.prompt:
         return tokenizer.encode(config.run.prompt)
     beginning = tokenizer.decode(validation[:200])

@@ -1,4 +1,4 @@
-"""From a piece of a file to its documents, and the count of rows that have none."""
+"""Extracts the documents of a piece of a file, and counts the rows that have none."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from jaxgpt.foreign_text import shown
 
 class Document(NamedTuple):
     text: str
-    begins: bool  # False for the rest of one that began in an earlier piece
+    begins: bool  # False for the rest of a document that began in an earlier piece
 
 
 @dataclass
 class Rows:
-    """The rows of JSON and Parquet that gave no document.
+    """Counts of the rows of JSON and Parquet that gave no document.
 
     Attributes:
-        empty: How many have no text: null, or "".
-        bad: How many are damaged, or have something else for a text.
-        first_bad: Where the first of these is, and what it is.
+        empty: Rows without text: null, or "".
+        bad: Rows that are damaged, or have something other than text in the field.
+        first_bad: Where the first bad row is, and what is wrong with it.
     """
 
     empty: int = 0
@@ -30,7 +30,7 @@ class Rows:
     first_bad: str = ""
 
     def add(self, other: "Rows") -> None:
-        """Counts the other's rows too."""
+        """Adds the counts of `other`."""
         self.empty += other.empty
         self.bad += other.bad
         self.first_bad = self.first_bad or other.first_bad
@@ -43,9 +43,10 @@ class Rows:
 
 
 def of(piece: Piece, rows: Rows) -> Iterator[Document]:
-    """Yields the documents of a piece, but for empty ones; counts in `rows` the rows without one.
+    """Yields the documents of a piece that are not empty, and counts the rows without a document in `rows`.
 
-    UserError, with file and byte offset, for a text that isn't UTF-8.
+    Raises:
+        UserError: The text isn't UTF-8. The message has the file and the byte offset.
     """
     if piece.kind == "text":
         yield from _of_text(piece)
@@ -60,7 +61,7 @@ def of(piece: Piece, rows: Rows) -> Iterator[Document]:
 
 
 def _rows(piece: Piece) -> Iterator[tuple[str, str, str]]:
-    """Yields where each row is, its text, and what is wrong with it."""
+    """Yields the place of each row, its text, and what is wrong with it, both of which may be empty."""
     if piece.kind == "parquet":
         for value in piece.values:
             yield f"row {value.row:,}", value.text or "", value.wrong

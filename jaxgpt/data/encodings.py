@@ -1,4 +1,4 @@
-"""Byte-pair encodings other than GPT-2's, as tiktoken runs them: OpenAI's later ones, Llama 3's, and one's own.
+"""Byte-pair encodings other than GPT-2's, as tiktoken runs them: OpenAI's later ones, Llama 3's, and trained ones.
 
 An encoding is a list of byte strings by rank: a piece of text begins as its bytes, and the pair whose joined bytes have
 the lowest rank is joined, until no pair has one. A pattern cuts the text into pieces first.
@@ -24,8 +24,8 @@ END_OF_TEXT = "<|endoftext|>"
 LLAMA3_FILE = "llama3_tokenizer.model"
 LLAMA3_REPOSITORY = ("meta-llama/Meta-Llama-3-8B", "original/tokenizer.model")
 LLAMA3_RANKS, LLAMA3_SPECIAL = 128_000, 256
-LARGEST_RANKS = 1 << 24  # bytes of the file
-LLAMA3_BEGIN_OF_TEXT = 128_000  # what llm.c puts before each document
+LARGEST_RANKS = 1 << 24  # bytes of Llama 3's file
+LLAMA3_BEGIN_OF_TEXT = 128_000  # the token that llm.c puts before each document
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -33,10 +33,10 @@ LLAMA3_PATTERN = (
 
 
 def openai(name: str) -> tiktoken.Encoding:
-    """cl100k or o200k, whose ranks tiktoken downloads and keeps. UserError where it can't."""
+    """Returns the encoding cl100k or o200k, which tiktoken downloads and caches. UserError where that fails."""
     try:
         return tiktoken.get_encoding(f"{name}_base")
-    except (OSError, ValueError) as error:  # ValueError: what came has another hash
+    except (OSError, ValueError) as error:  # ValueError: the downloaded file has another hash
         raise UserError(
             f"cannot download the tokenizer {name}: {error}; where it is in a folder that tiktoken has used, name that "
             "folder with TIKTOKEN_CACHE_DIR"
@@ -44,7 +44,7 @@ def openai(name: str) -> tiktoken.Encoding:
 
 
 def llama3() -> tiktoken.Encoding:
-    """Llama 3's, from Meta's tokenizer.model. UserError where there is none, or it is something else."""
+    """Returns Llama 3's encoding, from Meta's tokenizer.model. UserError where the file is missing or wrong."""
     path = _llama3_file()
     try:
         ranks = dict(_ranks(files.read_bytes(path, LARGEST_RANKS)))
@@ -68,7 +68,7 @@ def _llama3_file() -> Path:
     for path in places:
         if files.is_file(path):
             return path
-    from jaxgpt.data import hub  # here, because it needs an extra that all else does without
+    from jaxgpt.data import hub  # here, because it needs an extra that nothing else in this file needs
 
     try:
         return hub.download(*LLAMA3_REPOSITORY, kind="model")
@@ -79,11 +79,11 @@ def _llama3_file() -> Path:
         ) from None
 
 
-# One's own
+# Trained encodings
 
 
 def from_tokens(tokens: Sequence[bytes]) -> tiktoken.Encoding:
-    """GPT-2's pattern, and these ranks; the end of text comes behind them."""
+    """Returns the encoding with GPT-2's pattern and these tokens by rank; the end of text has the next id."""
     ranks = {token: rank for rank, token in enumerate(tokens)}
     return tiktoken.Encoding(
         "bpe", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(tokens)}
@@ -91,16 +91,24 @@ def from_tokens(tokens: Sequence[bytes]) -> tiktoken.Encoding:
 
 
 def printable_bytes() -> dict[str, int]:
-    """The byte that each of 256 printable characters stands for in GPT-2's files and all that came of them."""
+    """Returns the byte that each of 256 printable characters stands for in byte-level files, GPT-2's and later ones."""
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
 def train(texts: Iterable[str], vocabulary_size: int) -> list[bytes]:
-    """The tokens by rank of a byte-level BPE trained on the texts (Sennrich et al. 2016, arXiv:1508.07909).
+    """Trains a byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909).
 
-    `vocabulary_size` counts the end of text too. Texts without enough words in them give fewer tokens.
+    Args:
+        texts: The texts to train on.
+        vocabulary_size: The number of tokens, the end of text included.
+
+    Returns:
+        The tokens by rank, without the end of text. They are fewer where the texts have too few words.
+
+    Raises:
+        UserError: The vocabulary is smaller than 257, or the extra `data` is not installed.
     """
     smallest = 256 + 1
     if vocabulary_size < smallest:
@@ -125,12 +133,12 @@ def train(texts: Iterable[str], vocabulary_size: int) -> list[bytes]:
 
 
 def tokens_as_text(tokens: Sequence[bytes]) -> list[str]:
-    """As JSON can hold them."""
+    """Returns the tokens in base64, as JSON can hold them."""
     return [base64.b64encode(token).decode() for token in tokens]
 
 
 def tokens_from_text(texts: Sequence[str]) -> list[bytes]:
-    """Back from it. UserError where they are not what a BPE has: each byte, and no token twice."""
+    """Inverts `tokens_as_text`. UserError unless each byte is a token, no token is empty, and none is there twice."""
     try:
         tokens = [base64.b64decode(text, validate=True) for text in texts]
     except (TypeError, ValueError, binascii.Error):

@@ -1,4 +1,4 @@
-"""Batches made in the background, so that the step doesn't wait for the disk."""
+"""Makes batches in the background, so that the step doesn't wait for the disk."""
 
 import time
 from collections import deque
@@ -8,13 +8,16 @@ from types import TracebackType
 
 from jaxgpt.data.loader import Batch
 
-AHEAD = 2  # batches that are there before they are asked for
+AHEAD = 2  # batches made before they are asked for
 
 
 class Feeder:
-    """A context manager: `next()` is make(first), make(first + 1), ..., made by one thread ahead of time.
+    """Context manager whose `next()` returns make(first), make(first + 1), ..., computed ahead of time by one thread.
 
-    What `make` raises, `next` raises in its turn. `waited` is how long the last `next` waited, in seconds.
+    An exception of `make` is raised by the `next` that would have returned its batch.
+
+    Attributes:
+        waited: Seconds that the last `next` waited.
     """
 
     def __init__(self, make: Callable[[int], Batch], first: int) -> None:
@@ -30,6 +33,7 @@ class Feeder:
         self._step += 1
 
     def next(self) -> Batch:
+        """Returns the next batch, and has the thread make another one."""
         started = time.perf_counter()
         batch = self._batches.popleft().result()
         self.waited = time.perf_counter() - started

@@ -1,9 +1,9 @@
-"""Whether the data are those of an earlier start of the same run, and if not, from which byte on they differ.
+"""Fingerprints of the data, which tell a run that resumes whether its data have changed, and from which byte on.
 
-Of a text, and of token files of up to a gibibyte together, every byte counts. Of more, each file's size, its SHA-256 as
-the manifest has it, and SAMPLES blocks spread over it: enough to know other data, and files that were cut off, prepared
-anew or overwritten, in seconds. A few bytes that a disk lost between two blocks are only found by
-`run.py prepare --verify`, which reads all.
+Every byte of a text counts, and every byte of token files of up to a gibibyte together. For larger token files the
+fingerprint has each file's size, its SHA-256 by the manifest, and hashes of SAMPLES blocks spread over the file. In
+seconds this recognises other data, and files that were cut off, prepared anew or overwritten. A few bytes that a disk
+lost between two blocks are only found by `run.py prepare --verify`, which reads everything.
 """
 
 import hashlib
@@ -15,13 +15,13 @@ import numpy as np
 
 from jaxgpt import files
 
-SMALLEST = 4096  # bytes
+SMALLEST = 4096  # bytes of the smallest block that is hashed
 SAMPLES = 16  # blocks of SMALLEST bytes of a file that is not read whole
-READ_WHOLE = 1 << 30  # bytes of token files
+READ_WHOLE = 1 << 30  # bytes of token files, all together, up to which they are read whole
 
 
 def of_files(paths: Sequence[Path], sums: dict[str, str]) -> dict[str, Any]:
-    """Of token files, with the SHA-256 of those that a manifest has one of."""
+    """Returns the fingerprint of token files. `sums` has the SHA-256 by file name, for files that a manifest lists."""
     whole = sum(map(files.size, paths)) <= READ_WHOLE
     found = {path.name: _of_file(path, whole) | {"sha256": sums.get(path.name, "")} for path in paths}
     return {"files": found}
@@ -37,14 +37,15 @@ def _of_file(path: Path, whole: bool) -> dict[str, Any]:
 
 
 def _samples(size: int) -> list[int]:
-    """Where the blocks begin: the first at the beginning, the last at the end."""
+    """Returns the offsets of the sampled blocks: the first block is the file's beginning, the last its end."""
     return [(size - SMALLEST) * i // (SAMPLES - 1) for i in range(SAMPLES)]
 
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Where the data differ from those of before, in words; empty if they don't.
+    """Describes in words where the data differ from earlier ones; empty where they don't.
 
-    Data are a text, files, or sources in shares, each of which is one of these.
+    Each argument is the fingerprint of a text (`of`), of token files (`of_files`), or of a mixture of sources, each of
+    which has one of these.
     """
     if before == now:
         return ""
@@ -89,7 +90,7 @@ def _file_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def of(content: bytes | memoryview) -> dict[str, Any]:
-    """The content's size and a hash of each of its pieces, as JSON can hold them."""
+    """Returns the content's size and a hash of each of its pieces, as JSON can hold them."""
     return {
         "bytes": len(content),
         "hashes": [_hash(memoryview(content)[start:end]) for start, end in _pieces(len(content))],
@@ -114,9 +115,10 @@ def _text_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _pieces(size: int) -> Iterator[tuple[int, int]]:
-    """Their beginnings and ends: of 4 KiB at first, then of a 64th to a 32nd of what lies before, so that they are few.
+    """Yields the beginnings and ends of the pieces that are hashed.
 
-    Where a piece begins does not depend on the size of the whole.
+    The first pieces have 4 KiB, the later ones a 64th to a 32nd of what lies before them, so that they are few. The
+    beginning of a piece does not depend on the size of the whole.
     """
     start = 0
     while start < size:

@@ -1,7 +1,7 @@
-"""Data sets on the Hugging Face hub: which files they have, and bringing one of them here.
+"""Lists and downloads the files of data sets on the Hugging Face hub.
 
-What was downloaded is kept in huggingface_hub's cache ($HF_HOME), an unfinished download goes on where it stopped, and
-a file counts only with the size and the SHA-256 that the hub states for it.
+Downloads are kept in huggingface_hub's cache ($HF_HOME), and an unfinished one goes on where it stopped. A file is
+accepted only with the size and the SHA-256 that the hub states for it.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.files import open_file
 from jaxgpt.foreign_text import shown
 
-CONVERTED = "refs/convert/parquet"  # the branch on which the hub keeps a Parquet copy of what has another form
+CONVERTED = "refs/convert/parquet"  # the branch on which the hub keeps a Parquet copy of data in other formats
 
 
 class Remote(NamedTuple):
@@ -26,7 +26,7 @@ class Remote(NamedTuple):
 
 
 def files(repository: str, revision: str = "main") -> list[Remote]:
-    """All files of a data set, sorted by name. UserError where the hub can't be asked, or has no such data set."""
+    """Returns all files of a data set, sorted by name. UserError where the hub fails, or has no such data set."""
     library = extra("huggingface_hub")
     interface = library.HfApi()
     try:
@@ -40,7 +40,15 @@ def files(repository: str, revision: str = "main") -> list[Remote]:
 
 
 def download(repository: str, name: str, revision: str = "main", *, kind: str = "dataset", folder: str = "") -> Path:
-    """A file on this machine, in the hub's cache, or in `folder`. UserError where it can't be brought here."""
+    """Downloads a file, unless it is here already, and returns its path. UserError where it can't be downloaded.
+
+    Args:
+        repository: OWNER/NAME on the hub.
+        name: The file's path in the repository.
+        revision: A branch, tag or commit.
+        kind: "dataset" or "model".
+        folder: Where the file is put; empty for the hub's cache.
+    """
     library = extra("huggingface_hub")
     try:
         return Path(
@@ -54,14 +62,14 @@ def download(repository: str, name: str, revision: str = "main", *, kind: str = 
 
 
 def fetch(remote: Remote, folder: str = "") -> Path:
-    """The file, once its size and its SHA-256 were found to be right; one that is wrong is deleted."""
+    """Downloads a file and checks its size and SHA-256. Deletes it and raises a UserError where they are wrong."""
     path = download(remote.repository, remote.name, remote.revision, folder=folder)
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         digest = hashlib.file_digest(file, "sha256").hexdigest() if remote.sha256 else ""  # type: ignore[arg-type]
     if size != remote.size or digest != remote.sha256:
         path.resolve().unlink()
-        path.unlink(missing_ok=True)  # where it is the cache's link to what is now gone
+        path.unlink(missing_ok=True)  # in the cache, the path is a link to the file deleted above
         raise UserError(
             f"{path} was damaged on its way: it has {size:,} bytes and SHA-256 {digest or 'unknown'}, and the hub says "
             f"{remote.size:,} and {remote.sha256 or 'nothing'}. It is deleted; the same command downloads it again"
@@ -74,11 +82,11 @@ def _sha256(entry: Any) -> str:
 
 
 def _errors(library: Any) -> tuple[type[Exception], ...]:
-    """What can go wrong on the way to the hub and back."""
+    """Returns the exceptions that a request to the hub can raise."""
     of_http = library.errors.HfHubHTTPError.__bases__  # the base of its HTTP library's errors, whichever that is
     return (*of_http, library.errors.HFValidationError, OSError, ValueError)
 
 
 def _first(error: Exception) -> str:
-    """The first line of a message that may have many."""
+    """Returns the first line of a message that may have many."""
     return shown((str(error).strip().splitlines() or [type(error).__name__])[0])

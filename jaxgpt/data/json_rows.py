@@ -1,4 +1,4 @@
-"""Rows of JSON, one on each line or in one list, as they lie in a piece of a file."""
+"""Parses rows of JSON, one on each line or in one list, in a piece of a file."""
 
 import re
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from jaxgpt import foreign_text
 from jaxgpt.foreign_text import quoted, shown
 
-# A string, as a whole or without its end; what opens and closes; a comma.
+# A whole string, or the quotation mark of one that doesn't end; brackets and braces; a comma.
 _MARKS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{},]', re.DOTALL)
 
 
@@ -18,7 +18,7 @@ class Row(NamedTuple):
 
 
 def of_lines(data: bytes, field: str) -> Iterator[Row]:
-    """Yields the rows of lines, which end at newlines alone. Blank lines are none."""
+    """Yields the rows of JSON lines. Lines end at newlines alone, and blank lines are passed over."""
     offset = 0
     for line in data.split(b"\n"):
         if line.strip():
@@ -38,7 +38,7 @@ def of_list(data: bytes, field: str) -> Iterator[Row]:
 
 
 def last_end(data: bytes) -> tuple[int, bool]:
-    """Returns the last place between two rows of a list, and whether it is the list's end; 0 where there is none."""
+    """Returns the place behind the last row that is whole, 0 where there is none, and whether the list ends there."""
     last = 0
     for place, closes in _ends(data):
         last = place + 1
@@ -48,7 +48,7 @@ def last_end(data: bytes) -> tuple[int, bool]:
 
 
 def _ends(data: bytes) -> Iterator[tuple[int, bool]]:
-    """Yields the places of the commas between a list's rows, and of its closing bracket, with True."""
+    """Yields the place of each comma between a list's rows, with False, and of its closing bracket, with True."""
     depth = 0
     for mark in _MARKS.finditer(data):
         match mark[0]:
@@ -61,7 +61,7 @@ def _ends(data: bytes) -> Iterator[tuple[int, bool]]:
                 return
             case b"," if not depth:
                 yield mark.start(), False
-            case b'"':  # of a string that doesn't end
+            case b'"':  # the beginning of a string that doesn't end
                 return
 
 

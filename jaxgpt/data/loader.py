@@ -1,4 +1,4 @@
-"""From long arrays of tokens to batches: which tokens a training step sees, and the validation split in order.
+"""Makes batches of long arrays of tokens, for each training step and for the validation split in order.
 
 The training order is a pure function of the seed and the step, so that a resumed run, or one on another number of
 devices, sees the same sequences:
@@ -8,11 +8,12 @@ devices, sees the same sequences:
     next. Sequence i of a run is window π(i mod W) of epoch i div W, and step s reads the sequences sAB ... (s+1)AB - 1
     for A micro-batches of B sequences.
 
-So in an epoch no token is an input twice, or a target twice; fewer than 2T are left out, at the two ends of all tokens.
-The offset moves these and the windows' edges, so that in time every token is predicted from contexts of every length.
+So in an epoch no token is an input twice, or a target twice. Fewer than 2T tokens are left out, at the two ends of the
+array. The offset moves these and the windows' edges, so that in time every token is predicted from contexts of every
+length.
 
-Of several sources, each has its own epochs, as above. Of every 65,536 sequences, its share by its weight comes from
-each, in an order that a permutation drawn from (seed, number of the 65,536) mixes.
+In a mixture, each source has its own epochs, as above. The run's sequences are numbered in rounds of 65,536. In each
+round every source has its share by its weight, and a permutation drawn from (seed, number of the round) mixes them.
 """
 
 import functools
@@ -28,21 +29,24 @@ from jaxgpt.data.shards import Shards
 from jaxgpt.errors import UserError
 from jaxgpt.layers.cross_entropy import IGNORED
 
-CHECKED_AT_ONCE = 1 << 24
-ROUND = 1 << 16  # sequences, in which each source of a mixture has its share exactly
+CHECKED_AT_ONCE = 1 << 24  # tokens
+ROUND = 1 << 16  # sequences; in each round every source of a mixture has its exact share
 
 Tokens = np.ndarray | Shards  # 1-D
 
 
 class Batch(NamedTuple):
-    """The sequences of one step: A micro-batches of B sequences of T tokens, int32, and for each token the next one."""
+    """The sequences of one step, both arrays int32 (A, B, T): micro-batches, sequences, tokens.
 
-    tokens: Any  # of NumPy; in a train step JAX's
+    The target of a token is the next token.
+    """
+
+    tokens: Any  # a NumPy array; in a train step a JAX array
     targets: Any
 
 
 def split(tokens: np.ndarray, validation_fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """The first part for training, the last for validation, as views. Raises UserError for a fraction not in [0, 1)."""
+    """Returns views of the first part, for training, and of the rest. UserError for a fraction not in [0, 1)."""
     if not 0 <= validation_fraction < 1:
         raise UserError(f"the validation fraction is {validation_fraction}: choose one of at least 0 and less than 1")
     training_count = int(len(tokens) * (1 - validation_fraction))
@@ -51,7 +55,7 @@ def split(tokens: np.ndarray, validation_fraction: float) -> tuple[np.ndarray, n
 
 @dataclass(frozen=True)
 class Mixture:
-    """Sources, and how many of every ROUND sequences come from each."""
+    """Sources, with the number of sequences in each round of ROUND that come from each."""
 
     sources: tuple[Tokens, ...]
     quotas: tuple[int, ...] = (ROUND,)
@@ -61,9 +65,10 @@ class Mixture:
 
 
 def mixture(sources: Sequence[Tokens], weights: Sequence[float]) -> Mixture:
-    """Sources of which a share of the sequences is drawn that is proportional to a weight above 0.
+    """Returns the mixture in which each source's share of the sequences is proportional to its weight, above 0.
 
-    Each gets at least one of ROUND sequences; what the roundings leave goes to the largest remainders.
+    Each source has at least one of ROUND sequences. Shares are rounded down, and the sequences left over go to the
+    largest remainders.
     """
     shares = [weight / math.fsum(weights) * (ROUND - len(weights)) for weight in weights]
     quotas = [1 + math.floor(share) for share in shares]
@@ -83,10 +88,22 @@ def batch_at(
     seed: int,
     rows: Sequence[int] | None = None,
 ) -> Batch:
-    """The batch of one step, both arrays (A, B, T). Of `tokens`, which may lie on the disk, only the windows are read.
-    `seed` is at least 0. With `rows`, R of the numbers 0 ... B-1, those sequences of each micro-batch alone, (A, R, T).
+    """Returns the batch of one step.
 
-    Raises UserError where there are fewer than T+1 tokens.
+    Args:
+        tokens: The training tokens, which may lie on the disk: only the batch's windows are read.
+        step: The step, from 0 on.
+        micro_batches: A.
+        batch_size: B.
+        sequence_length: T.
+        seed: The seed of the order, at least 0.
+        rows: R of the numbers 0 ... B-1: the sequences of each micro-batch that are wanted. None for all.
+
+    Returns:
+        Arrays (A, B, T), or (A, R, T) with `rows`.
+
+    Raises:
+        UserError: There are fewer than T+1 tokens.
     """
     mixed = tokens if isinstance(tokens, Mixture) else Mixture((tokens,))
     rows = range(batch_size) if rows is None else rows
@@ -102,7 +119,7 @@ def batch_at(
 
 
 def places(mixed: Mixture, numbers: np.ndarray, sequence_length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """For the run's sequences of these numbers: which source each is from, and at which of its tokens it starts."""
+    """Returns the source of each of the run's sequences `numbers`, and the token of it at which the sequence starts."""
     chosen, indices = _shared_out(mixed.quotas, numbers, seed)
     starts = np.empty(len(numbers), np.int64)
     for k, source in enumerate(mixed.sources):
@@ -116,7 +133,7 @@ def places(mixed: Mixture, numbers: np.ndarray, sequence_length: int, seed: int)
 
 
 def _shared_out(quotas: tuple[int, ...], numbers: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The source of each sequence, and its number among the sequences of that source."""
+    """Returns the source of each sequence, and the sequence's number among those of that source."""
     if len(quotas) == 1:
         return np.zeros(len(numbers), np.int64), numbers
     rounds, positions = np.divmod(numbers, ROUND)
@@ -129,9 +146,10 @@ def _shared_out(quotas: tuple[int, ...], numbers: np.ndarray, seed: int) -> tupl
 
 
 def windows_per_epoch(token_count: int, sequence_length: int) -> int:
-    """W, the number of sequences in an epoch: as many as fit behind the largest offset, T-1, and at least one.
+    """Returns W, the number of sequences in an epoch: as many as fit behind the largest offset, T-1, and at least one.
 
-    Raises UserError where not even one sequence and its last target fit, that is below T+1 tokens.
+    Raises:
+        UserError: There are fewer than T+1 tokens, so that not even one sequence and its last target fit.
     """
     if token_count <= sequence_length:
         raise UserError(
@@ -143,7 +161,7 @@ def windows_per_epoch(token_count: int, sequence_length: int) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _epoch(token_count: int, sequence_length: int, seed: int, epoch: int, source: int) -> tuple[int, np.ndarray]:
-    """The offset of an epoch, and the keys of its permutation."""
+    """Returns the offset of an epoch, and the keys of its permutation."""
     windows = windows_per_epoch(token_count, sequence_length)
     generator = np.random.default_rng((seed, epoch, source))
     largest = min(sequence_length, token_count - windows * sequence_length) - 1  # T-1, unless there are fewer than 2T
@@ -152,12 +170,12 @@ def _epoch(token_count: int, sequence_length: int, seed: int, epoch: int, source
 
 @functools.lru_cache(maxsize=4)
 def _round_keys(seed: int, number: int) -> np.ndarray:
-    """The keys of a round's permutation."""
+    """Returns the keys of a round's permutation."""
     return permutation.keys(seed, number, 0, 2)
 
 
 def check_vocabulary(tokens: Tokens, vocabulary_size: int, where: str) -> None:
-    """Raise UserError if a token is not in [0, vocabulary_size). `where` names the tokens' file in the message."""
+    """Raises a UserError, which names `where`, if a token is not in [0, vocabulary_size)."""
     for start in range(0, len(tokens), CHECKED_AT_ONCE):
         part = tokens[start : start + CHECKED_AT_ONCE]
         outside = (part < 0) | (part >= vocabulary_size)
@@ -177,11 +195,20 @@ def validation_batches(
     limit: int | None = None,
     rows: Sequence[int] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The split in order, as tokens and targets, both int32 (B, T): every token but the first is a target exactly once.
+    """Returns an iterator over the split in order, as tokens and targets, both int32 (B, T).
 
-    The last batch is filled up with token 0 and target IGNORED, so the mean over the targets that are not IGNORED does
-    not depend on B. `limit` is the largest number of batches. With `rows`, R of the numbers 0 ... B-1, those sequences
-    of each batch alone, (R, T). Raises UserError where there are fewer than two tokens.
+    Every token but the first is a target exactly once. The last batch is padded with token 0 and target IGNORED, so the
+    mean over the targets that are not IGNORED does not depend on B.
+
+    Args:
+        tokens: The validation split.
+        batch_size: B.
+        sequence_length: T.
+        limit: The largest number of batches; None for all.
+        rows: R of the numbers 0 ... B-1: the sequences of each batch that are wanted, as arrays (R, T). None for all.
+
+    Raises:
+        UserError: There are fewer than two tokens.
     """
     target_count = len(tokens) - 1
     if target_count < 1:
@@ -197,7 +224,7 @@ def validation_batches(
 def _validation_batch(
     tokens: Tokens, start: int, rows: Sequence[int], sequence_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of the windows from `start` on, which lie one behind the other, those with these numbers."""
+    """Returns the windows `rows` of those that follow one another from `start` on, padded behind the last token."""
     inputs = np.zeros((len(rows), sequence_length), np.int32)
     targets = np.full((len(rows), sequence_length), IGNORED, np.int32)
     for place, row in enumerate(rows):

@@ -1,6 +1,6 @@
-"""manifest.json: what lies in a folder of token files, and how it was made.
+"""manifest.json: lists the token files in a folder, and says how they were made.
 
-It is data from outside: a name in it is the name of a file in its own folder, or it is refused.
+It is data from outside, so each name in it must be the plain name of a file in the same folder, or it is refused.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from jaxgpt.foreign_text import quoted, shown
 
 NAME = "manifest.json"
 FORMAT = 1
-LARGEST_BYTES = 128 << 20  # with a tokenizer.json, as JSON writes it within JSON
+LARGEST_BYTES = 128 << 20  # room for a tokenizer.json that is a string within the JSON
 Split = Literal["train", "val"]
 
 
@@ -35,20 +35,21 @@ class Manifest:
     name: str
     tokenizer: dict[str, Any]  # as `tokenizers.from_state` takes it
     vocabulary_size: int
-    end_of_text: int | None  # the token before each document, if there is one
-    documents: int  # 0 where nobody counted them
-    empty_rows: int  # of JSON and Parquet, that had no text and were left out
-    bad_rows: int  # that had something else than text, or were damaged, and were left out
-    settings: dict[str, Any]  # of the command that made the files
+    end_of_text: int | None  # the token before each document; None where the tokenizer has none
+    documents: int  # 0 where they were not counted
+    empty_rows: int  # rows of JSON and Parquet without text, which were left out
+    bad_rows: int  # damaged rows, and rows with something other than text, which were left out
+    settings: dict[str, Any]  # options of the command that made the files
     versions: dict[str, str]
     shards: tuple[Shard, ...]
 
     def tokens(self, split: Split) -> int:
+        """Returns the number of tokens in a split."""
         return sum(shard.tokens for shard in self.shards if shard.split == split)
 
 
 def describe(path: Path, split: Split) -> Shard:
-    """What a manifest says of a token file that is there."""
+    """Returns the manifest's entry for an existing token file, all of which is read for its SHA-256."""
     tokens = token_files.open(path, path.parent)
     with files.open_file(path, path.parent) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
@@ -57,12 +58,13 @@ def describe(path: Path, split: Split) -> Shard:
 
 
 def write(folder: Path, manifest: Manifest) -> None:
-    """Writes it, whole or not at all."""
+    """Writes the manifest atomically: whole or not at all."""
     totals = {"tokens": {split: manifest.tokens(split) for split in get_args(Split)}}
     write_json(folder / NAME, {"format": FORMAT} | asdict(manifest) | totals)
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file atomically: whole or not at all, even where the power fails."""
     temporary = path.with_name(f"{path.name}.part")
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1)
@@ -73,7 +75,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read(folder: Path) -> Manifest:
-    """UserError where there is none or it is damaged. The files it names are not looked at."""
+    """Reads a folder's manifest, but not the files it names. UserError where it is missing or damaged."""
     path = folder / NAME
     fields = files.read_json(path, LARGEST_BYTES, folder)
     if fields.get("format") != FORMAT:
@@ -102,7 +104,7 @@ def read(folder: Path) -> Manifest:
 
 
 def shard(path: Path, entry: Any) -> Shard:
-    """A shard as the JSON file `path` tells of it. UserError where it is damaged."""
+    """Parses a token file's entry in the JSON file `path`. UserError where the entry is damaged."""
     if not isinstance(entry, dict):
         raise UserError(f"{shown(path)} is damaged: a shard in it is {quoted(entry)}")
     file, split = _field(path, entry, "file", str), _field(path, entry, "split", str)
@@ -124,7 +126,7 @@ def _field(path: Path, fields: dict[str, Any], key: str, kind: type) -> Any:
 
 
 def verify(folder: Path) -> Manifest:
-    """Reads every byte of every shard. UserError for one that is missing, or is not what was written."""
+    """Reads every token file whole and returns the manifest. UserError for a file that is missing or has changed."""
     found = read(folder)
     for expected in found.shards:
         path = folder / expected.file

@@ -1,8 +1,8 @@
-"""Texts from a column of a Parquet file, a few rows at a time: a row group need not fit into memory.
+"""Reads texts from a column of a Parquet file, a few rows at a time: a row group need not fit into memory.
 
-A file of some hundred kilobytes can state terabytes: a page that unpacks to gigabytes, or one long text to which
-millions of rows refer. So what a column states of its size is compared with the file's, and rows of a column that is
-packed unusually well are read one by one.
+A file of some hundred kilobytes can unpack to terabytes: a page that unpacks to gigabytes, or one long text to which
+millions of rows refer. So the size that a column states is compared with its size on the disk, and a column that is
+packed unusually well is read row by row.
 """
 
 import os
@@ -16,21 +16,21 @@ from jaxgpt.data.unpacking import extra
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
-ROWS = 16  # that are read at once
-USUAL_RATIO = 20  # of a column's size to its size on the disk
-LARGEST_RATIO = 200
-SMALL_BYTES = 64 << 20  # a column in a row group may have these, whatever its ratio
+ROWS = 16  # rows that are read at once
+USUAL_RATIO = 20  # of a column's unpacked size to its size on the disk; above it, rows are read one by one
+LARGEST_RATIO = 200  # above it, the column is refused
+SMALL_BYTES = 64 << 20  # a column of a row group may have this unpacked size, whatever its ratio
 TEXT_TYPES = ("string", "large_string", "string_view")
 
 
 class Value(NamedTuple):
-    row: int  # its number in the file
+    row: int  # number of the row in the file
     text: str | None
-    wrong: str = ""  # why it has no text, where that is not because it is null
+    wrong: str = ""  # why there is no text; empty where the value is null
 
 
 def rows(path: Path, columns: list[str] | None, first: int = 0) -> Iterator[tuple[int, Any]]:
-    """Yields batches of rows of a Parquet file, each with its first row's number.
+    """Yields batches of rows of a Parquet file, each with the number of its first row.
 
     Args:
         path: The file.
@@ -38,7 +38,7 @@ def rows(path: Path, columns: list[str] | None, first: int = 0) -> Iterator[tupl
         first: The row to begin with.
 
     Raises:
-        UserError: The file can't be read, is damaged, or states a size that no text has.
+        UserError: The file can't be read, is damaged, or states a size that no packed text has.
     """
     arrow, library = extra("pyarrow"), extra("pyarrow.parquet")
     _metadata(path)
@@ -58,7 +58,7 @@ def rows(path: Path, columns: list[str] | None, first: int = 0) -> Iterator[tupl
                             skipped = max(first - number, 0)
                             yield number + skipped, batch.slice(skipped)
                         number += len(batch)
-        except (OSError, ValueError, arrow.ArrowException) as error:  # UserError is none of these
+        except (OSError, ValueError, arrow.ArrowException) as error:  # a UserError is not caught here
             raise UserError(
                 f"cannot read {shown(path)}: damaged in row group {group}, behind row {number:,} ({shown(error)}). "
                 "Restore it from a copy"
@@ -68,7 +68,17 @@ def rows(path: Path, columns: list[str] | None, first: int = 0) -> Iterator[tupl
 def _rows_at_once(path: Path, file: BinaryIO, group: int, about: Any, columns: list[str] | None, size: int) -> int:
     """Returns how many rows of a row group to read at once.
 
-    UserError for sizes that no text has, be it the metadata or the pages that state them; ValueError for damage.
+    Args:
+        path: The file's path, for messages.
+        file: The file.
+        group: The row group's number.
+        about: The row group's metadata, a pyarrow object.
+        columns: The columns that are read; None for all.
+        size: The file's bytes.
+
+    Raises:
+        UserError: The metadata or the pages state sizes that no packed text has.
+        ValueError: The pages' headers are damaged.
     """
     at_once = ROWS
     for column in (about.column(number) for number in range(about.num_columns)):
@@ -87,7 +97,7 @@ def _rows_at_once(path: Path, file: BinaryIO, group: int, about: Any, columns: l
 
 
 def texts(path: Path, column: str, first: int = 0) -> Iterator[Value]:
-    """Yields the texts of a column from row `first` on. UserError as `rows`, and where there is no such column."""
+    """Yields the texts of a column from row `first` on. UserError as `rows`, and where the file has no such column."""
     _check_column(path, column)
     for number, batch in rows(path, [column], first):
         for row, value in enumerate(batch.column(0), number):
@@ -98,7 +108,7 @@ def texts(path: Path, column: str, first: int = 0) -> Iterator[Value]:
 
 
 def row_count(path: Path) -> int:
-    """Returns how many rows a file says that it has. UserError where it is no Parquet file."""
+    """Returns the number of rows that the file's metadata state. UserError where it is not a Parquet file."""
     return _metadata(path).num_rows
 
 

@@ -1,8 +1,8 @@
-"""What the pages of a Parquet column say of their sizes, which its metadata need not agree with.
+"""Unpacked sizes that the page headers of a Parquet column state, which its metadata need not agree with.
 
-A page is unpacked as a whole, into as many bytes as its own header states. The headers lie between the pages, as
-structs in Thrift's compact protocol (github.com/apache/thrift, doc/specs/thrift-compact-protocol.md), and of one
-these fields count here (github.com/apache/parquet-format, parquet.thrift):
+A page is unpacked as a whole, into as many bytes as its own header states. Each header stands before its page, as a
+struct in Thrift's compact protocol (github.com/apache/thrift, doc/specs/thrift-compact-protocol.md). These of its
+fields are used here (github.com/apache/parquet-format, parquet.thrift):
 
     PageHeader: 2 uncompressed_page_size, 3 compressed_page_size, 5 data_page_header, 8 data_page_header_v2
     both of these headers: 1 num_values
@@ -10,24 +10,24 @@ these fields count here (github.com/apache/parquet-format, parquet.thrift):
 
 from typing import Any, BinaryIO
 
-HEADER_BYTES = 1 << 12  # that are read of a header at first, and may not be enough: it may have values of the page
+HEADER_BYTES = 1 << 12  # read at first; a header may be longer, since it may contain values of the page
 LARGEST_HEADER = 1 << 24  # Arrow's own limit
-DEEPEST = 8
-MOST_PAGES = 1 << 19  # of a column in a row group
-STOP, TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, _, STRUCT = range(13)  # kinds of fields
+DEEPEST = 8  # structs within structs
+MOST_PAGES = 1 << 19  # of one column in a row group
+STOP, TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, _, STRUCT = range(13)  # types of fields
 INTEGERS = (I16, I32, I64)
 
 
 class TooShort(Exception):
-    """The bytes end before the struct does."""
+    """Raised where the bytes end before the struct does."""
 
 
 def unpacked_size(file: BinaryIO, column: Any, size: int) -> int:
-    """Returns how many bytes the pages of a column in a row group say that they unpack to, together.
+    """Returns the bytes that all pages of a column in a row group unpack to, by their headers.
 
     Args:
         file: The Parquet file.
-        column: The column's metadata, as pyarrow has them.
+        column: The column's metadata, a pyarrow object.
         size: The file's bytes.
 
     Raises:
@@ -53,7 +53,7 @@ def unpacked_size(file: BinaryIO, column: Any, size: int) -> int:
 
 
 def _header(file: BinaryIO, place: int, size: int) -> tuple[dict[int, Any], int]:
-    """Returns the page header at a place, and its length."""
+    """Returns the page header at a byte offset, and its length in bytes."""
     count = HEADER_BYTES
     while 0 <= place < size and count <= LARGEST_HEADER:
         file.seek(place)
@@ -69,7 +69,7 @@ def _header(file: BinaryIO, place: int, size: int) -> tuple[dict[int, Any], int]
 
 
 class _Reader:
-    """Reads a struct from its beginning on: numbers and structs by the fields' numbers; all else is passed over."""
+    """Reads a Thrift struct as a dict from field numbers to integers and structs; all other values are None."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self.place = data, 0
@@ -96,7 +96,7 @@ class _Reader:
                 self._value(byte & 15, depth + 1)
         elif kind == BINARY:
             self._pass_over(self._unsigned())
-        elif kind in (TRUE, FALSE, BYTE, DOUBLE):  # truth values here are those of a list
+        elif kind in (TRUE, FALSE, BYTE, DOUBLE):  # truth values in a list; a field's are in its type
             self._pass_over(8 if kind == DOUBLE else 1)
         else:  # a page header has no maps
             raise ValueError(f"a field of type {kind}")

@@ -1,10 +1,11 @@
-"""`run.py prepare`: text of any size to token files, on all cores.
+"""`run.py prepare`: turns text of any size into token files, on all cores.
 
-    files → pieces of a megabyte → tokens, in as many processes as there are → shards, in the files' order
+    files → pieces of a megabyte → tokens, in several processes → token files, in the order of the text
 
-A piece's tokens don't depend on who makes them, and shards are written in order, so the output has the same bytes on
-any number of processes. At most a few pieces for each process are in memory. After each shard its checksum, and the
-place where the next begins, go to progress.json: killed at any moment, the same command goes on from there.
+A piece's tokens don't depend on the process that makes them, and token files are written in order. So the output has
+the same bytes with any number of processes. At most a few pieces for each process are in memory. After each token file,
+its checksum and the place where the next one begins are written to progress.json. After an interruption at any moment,
+the same command goes on from there.
 """
 
 import errno
@@ -25,28 +26,28 @@ from jaxgpt.data.workers import Pool, Tokenized
 from jaxgpt.errors import Interrupted, RunError, UserError
 from jaxgpt.foreign_text import shown
 
-PIECES = 2  # the version of how files are cut into pieces, which an unfinished folder is gone on with by
-SAMPLED_FILES = 8  # on which the tokens to a byte are measured
-SAMPLED_PIECES = 4
+PIECES = 2  # version of the cutting into pieces; an unfinished folder of another version can't be continued
+SAMPLED_FILES = 8  # of each kind, whose tokens per byte are measured
+SAMPLED_PIECES = 4  # of the files of one kind, though at least two of each file
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the output depends on, beside the files."""
+    """Options that the output depends on, beside the files."""
 
     name: str
     sources: tuple[str, ...]
-    validation: tuple[str, ...]  # sources; where there are none, the first tokens are for validation
-    validation_tokens: int  # 0: a tenth
+    validation: tuple[str, ...]  # sources; empty: the first tokens of `sources` are for validation
+    validation_tokens: int  # 0: about a tenth, and at most one token file
     shard_tokens: int
     tokenizer: str
-    vocabulary_size: int  # of a BPE that is to be trained
+    vocabulary_size: int  # of a BPE to be trained
     layout: Layout
-    tokenizer_sha256: str = ""  # of the state of one that came from a file
+    tokenizer_sha256: str = ""  # of the state of a tokenizer that came from a file
 
 
 class Part(NamedTuple):
-    """Files that are read one after another, and what they are for; None: first validation, then training."""
+    """Files that are read one after another for one split; None: first validation, then training."""
 
     split: Split | None
     files: list[sources.File]
@@ -63,23 +64,23 @@ def prepare(
     skip_bad: int = 0,
     tokenizer: tokenizers.Tokenizer | None = None,
 ) -> Manifest:
-    """Makes the token files of `settings` in `folder`, or goes on making them, and writes the manifest.
+    """Makes the token files of `settings` in `folder`, or resumes making them, and writes the manifest.
 
     Args:
-        settings: What to make.
-        folder: Where.
-        processes: How many tokenize.
-        skip_bad: How many rows that have no text are passed over at most.
+        settings: The sources, the tokenizer, and the sizes of the output.
+        folder: The output folder, which is made where there is none.
+        processes: The number of processes that tokenize.
+        skip_bad: The largest number of bad rows that are passed over.
         tokenizer: The tokenizer, where it came from a file; None for one that is made by its name.
 
     Raises:
-        UserError: The files can't be read.
+        UserError: The sources can't be read, or the output folder can't be used.
         RunError: A process or the disk failed.
         Interrupted: Ctrl-C was pressed.
     """
     if tokenizer:
         state = json.dumps(tokenizer.state())
-        if len(state) > manifest.LARGEST_BYTES // 2:  # what is beside it has room in the rest
+        if len(state) > manifest.LARGEST_BYTES // 2:  # the other half is room for the other fields
             raise UserError(
                 f"--tokenizer: of {len(state):,} bytes, where the {manifest.NAME} that keeps it has room for "
                 f"{manifest.LARGEST_BYTES // 2:,}"
@@ -121,13 +122,13 @@ def prepare(
 
 
 def _ending(file: sources.File) -> str:
-    """Returns the end of a file's name, which says of what kind it is and how it is packed."""
+    """Returns the suffixes of a file's name, which say of what kind it is and how it is packed."""
     path = Path(file.name)
     return chunks.unpacked_name(path).suffix + path.suffix
 
 
 class _Shards:
-    """The shards of one command, written one after another."""
+    """Writes the token files of one command one after another."""
 
     def __init__(
         self,
@@ -146,12 +147,12 @@ class _Shards:
             "settings": asdict(settings) | {"layout": settings.layout._asdict()},
             "inputs": inputs,
         }
-        self.state = progress.load(folder, self.made_from)  # as of the last whole shard
+        self.state = progress.load(folder, self.made_from)  # as of the last whole token file
         self.documents = self.state.documents
         self.rows = documents.Rows(self.state.empty, self.state.bad)
         self.writer: token_files.Writer | None = None
         self.split: Split = "val"
-        self.room = 0  # how many tokens the shard that is being written takes
+        self.room = 0  # tokens that fit into the token file that is being written
 
     def make(self, processes: int) -> Manifest:
         tokenizer = self._tokenizer(processes)
@@ -189,25 +190,26 @@ class _Shards:
         return workers.make_tokenizer(name, size, texts, processes, self.skip_bad)
 
     def _validation_tokens(self, tokenizer: tokenizers.Tokenizer) -> int:
-        """Returns about a tenth of the text's tokens, and at most one shard's.
+        """Returns about a tenth of the text's tokens, and at most those of one token file.
 
-        How many tokens there are to a byte on the disk is measured on the beginnings of some files of each kind. A text
-        of a few megabytes is counted whole.
+        The tokens per byte on the disk are measured on the beginnings of some files of each kind. A text of a few
+        megabytes is counted whole.
         """
         (part,) = self.parts
         total, alike = 0, itertools.groupby(sorted(part.files, key=_ending), _ending)
         for files in (list(group) for _, group in alike):
             local = [file for file in files if file.is_local()]
-            chosen = local[:: -(-len(local) // SAMPLED_FILES)] if local else files[:1]  # few are downloaded for this
+            chosen = local[:: -(-len(local) // SAMPLED_FILES)] if local else files[:1]  # at most one download
             pieces_each = max(2, SAMPLED_PIECES // len(chosen))
             tokens = sum(self._token_count(file, pieces_each, tokenizer) for file in chosen)
             total += tokens * sum(file.size for file in files) // max(sum(file.size for file in chosen), 1)
         return max(1, min(total // 10, self.settings.shard_tokens))
 
     def _token_count(self, file: sources.File, most: int, tokenizer: tokenizers.Tokenizer) -> int:
-        """Returns how many tokens a file has: counted, where it has no more than `most` pieces, or estimated.
+        """Returns how many tokens a file has: counted where it has at most `most` pieces, else estimated.
 
-        How far a packed file was read runs ahead of its pieces, so what lies between the first and the last counts.
+        A packed file is read further than the piece that comes out of it, because of buffers. So the estimate divides
+        the tokens of all pieces but the first by the bytes that were read between the first and the last.
         """
         counts, reads = [], []
         found = chunks.cut(file.here(), self.settings.layout, Position())
@@ -234,14 +236,14 @@ class _Shards:
         self._end_shard(number + 1, Position(), 0)
 
     def _pieces(self, part: Part, start: Position) -> Iterator[Piece]:
-        """The pieces of a part's files in order, from `start` on. While one file is read, the next is downloaded."""
+        """Yields the pieces of a part's files from `start` on. While one file is read, the next one is downloaded."""
         self.bar.skip(sum(file.size for file in part.files[: start.file]))
         for number, path in enumerate(sources.here(part.files[start.file :]), start.file):
             beginning = start if number == start.file else Position(number)
             yield from self.bar.watch(chunks.cut(path, self.settings.layout, beginning), part.files[number].size)
 
     def _add(self, number: int, piece: Piece, result: Tokenized, skip: int) -> None:
-        """Writes the piece's tokens behind the first `skip`, which earlier shards have."""
+        """Writes a piece's tokens but for the first `skip`, which earlier token files have."""
         rows = replace(self.rows)
         rows.add(result.rows)
         rows.check(self.skip_bad)
@@ -268,7 +270,13 @@ class _Shards:
         return self.writer
 
     def _end_shard(self, part: int, position: Position, tokens: int) -> None:
-        """Closes the shard, if there is one, and notes where the next begins."""
+        """Closes the token file that is being written, if there is one, and saves where the next one begins.
+
+        Args:
+            part: The part in which the next one begins.
+            position: The piece in which it begins.
+            tokens: How many tokens of that piece are in this and earlier token files.
+        """
         shards = self.state.shards
         if self.writer is not None:
             self.writer.close()
@@ -304,7 +312,7 @@ class _Shards:
         return made
 
     def _check_tokens(self, made: Manifest) -> None:
-        """UserError where there is nothing to train on."""
+        """Raises a UserError where there is nothing to train on."""
         names = [file.name for part in self.parts for file in part.files]
         where = shown(names[0]) if len(names) == 1 else f"{shown(names[0])} and {len(names) - 1:,} other files"
         if not made.tokens("train") and not made.tokens("val"):

@@ -1,4 +1,4 @@
-"""How far `prepare` has come: for the next start in progress.json, and for people in a bar."""
+"""The progress of `prepare`: saved in progress.json for the next start, and shown in a bar for people."""
 
 import json
 import time
@@ -17,32 +17,38 @@ from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import printable, quoted, shown
 
 NAME = "progress.json"
-PLAIN_SECONDS = 30  # between lines, where there is no terminal
+PLAIN_SECONDS = 30  # between two lines, where there is no terminal
 
 
 class State(NamedTuple):
-    """As of the end of a shard."""
+    """State of `prepare` at the end of a token file."""
 
     tokenizer: dict[str, Any] | None = None
-    part: int = 0  # of the input that is being read
-    position: Position = Position()  # of the piece in which the next shard begins
-    tokens: int = 0  # of that piece, which are in earlier shards
-    documents: int = 0  # that began before that piece
-    empty: int = 0  # rows before that piece
-    bad: int = 0
+    part: int = 0  # number of the part that is being read
+    position: Position = Position()  # of the piece in which the next token file begins
+    tokens: int = 0  # of that piece that are in earlier token files
+    documents: int = 0  # documents that began before that piece
+    empty: int = 0  # rows without text before that piece
+    bad: int = 0  # bad rows before that piece
     validation_tokens: int = 0
     shards: tuple[Shard, ...] = ()
 
 
 def save(folder: Path, made_from: dict[str, Any], state: State) -> None:
+    """Saves the state, with everything that the output depends on, for the next start."""
     shards = [shard.__dict__ for shard in state.shards]
     manifest.write_json(folder / NAME, {"made_from": made_from} | state._asdict() | {"shards": shards})
 
 
 def load(folder: Path, made_from: dict[str, Any]) -> State:
-    """The state that an earlier start left; the first where there is none.
+    """Returns the state that an earlier start saved, or the initial state where there is none.
 
-    UserError where it was left by a command with other options or other files, and where its shards have changed.
+    Args:
+        folder: The output folder.
+        made_from: What the output depends on, as `save` was given it.
+
+    Raises:
+        UserError: The state is damaged, it belongs to other options or other files, or its token files have changed.
     """
     path = folder / NAME
     if not path.exists():
@@ -81,7 +87,7 @@ def load(folder: Path, made_from: dict[str, Any]) -> State:
 
 
 def _difference(before: Any, now: Any) -> str:
-    """What differs, in few words."""
+    """Describes the difference of two JSON values in few words."""
     if isinstance(before, dict) and isinstance(now, dict):
         changed = [key for key in now if before.get(key) != now[key]]
         return ", ".join(f"{key} {quoted(before.get(key))}, now {quoted(now[key])}" for key in changed)
@@ -95,17 +101,18 @@ def _difference(before: Any, now: Any) -> str:
 
 
 def delete(folder: Path) -> None:
+    """Deletes the saved state, once the manifest is written."""
     (folder / NAME).unlink()
 
 
 class Bar:
-    """Bytes read of all there are: a live bar on a terminal, else a line now and then."""
+    """Shows how much of the input was read: in a live bar on a terminal, else in a line now and then."""
 
     def __init__(self, size: int) -> None:
         console = Console(highlight=False, markup=False, stderr=True)
         self._live = console.is_terminal
         self._console, self._size, self._printed, self._begun = console, size, time.monotonic(), time.monotonic()
-        self._before = 0  # of the files that are done, and what an earlier start has read
+        self._before = 0  # bytes of the finished files, also of those that an earlier start has read
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
@@ -129,17 +136,17 @@ class Bar:
         self._console.print(printable(line), markup=False, soft_wrap=True)
 
     def begin(self, what: str) -> None:
-        """Starts at nothing."""
+        """Restarts the bar at 0, for the work that `what` describes."""
         self._what, self._before, self._begun = printable(what), 0, time.monotonic()
         self._progress.reset(self._task, description=self._what)
 
     def skip(self, size: int) -> None:
-        """So many bytes were read earlier."""
+        """Counts bytes that an earlier start has read."""
         self._before += size
         self._show(0)
 
     def watch(self, items: Iterable[Piece], size: int) -> Iterator[Piece]:
-        """The same pieces, of a file with so many bytes."""
+        """Yields the pieces of a file of `size` bytes, and shows how far it was read."""
         for piece in items:
             yield piece
             self._show(piece.read)

@@ -1,13 +1,15 @@
 r"""Places at which a text can be cut without changing its tokens.
 
-GPT-2's tokenizer and its kin cut a text into words by a pattern, and each word into tokens. A place is safe where for
-each of these patterns (GPT-2's, cl100k's, o200k's, Llama 3's)
+GPT-2's tokenizer and similar ones cut a text into words by a pattern, and each word into tokens. A place is safe where,
+for each of these patterns (GPT-2's, cl100k's, o200k's, Llama 3's), two conditions hold:
 
-- a word of the whole text ends, so that what comes behind begins a word either way, since no pattern looks back; and
-- the words before it are the same without what comes behind. The patterns look ahead in white space alone, so that
-  this holds where the text before ends in no white space, or in one line break behind a character that is none.
+- A word of the whole text ends there. Then the text behind begins with a word whether or not it is cut, since no
+  pattern looks back.
+- The words before the place are the same without the text behind it. The patterns look ahead in white space alone. So
+  this holds where the text before doesn't end in white space, or ends in one line break behind a character that isn't
+  white space.
 
-Of the places with both properties these are taken, which lie close together in text of any kind:
+Of the places that satisfy both conditions these are used, which lie close together in text of any kind:
 
     word| word          before a space or tab that stands behind anything but white space
     word|\n             before a line break that stands behind a letter or digit
@@ -26,17 +28,17 @@ CUT = re.compile(
     r"|(?<=\S\n)(?=[^\s/])"
     r"|(?<=[A-Za-z])(?=[0-9])|(?<=[0-9])(?=[A-Za-z])"
 )
-WINDOW_BYTES = 1 << 12  # before the end, where a place is looked for first
-GROWTH = 16  # of the window, where there is none in it
+WINDOW_BYTES = 1 << 12  # before the end, which are searched first
+GROWTH = 16  # factor by which the window grows where it has no safe place
 
 
 def last(data: bytes, end: int) -> int:
     """Returns the last safe place before byte `end` of UTF-8 text; 0 where there is none.
 
-    What isn't UTF-8 is passed over: who tokenizes the text tells of it. The work is that of scanning the text once, and
-    most often a few kilobytes.
+    Bytes that aren't UTF-8 are passed over: whoever tokenizes the text reports them. Most often a few kilobytes are
+    scanned, and at most about the whole text once.
     """
-    end = character_start(data, end - 1)  # what begins there may be incomplete
+    end = character_start(data, end - 1)  # the character that begins there may be incomplete
     width = WINDOW_BYTES
     while end:
         start = character_start(data, max(0, end - width))
@@ -57,7 +59,7 @@ def _last_in(data: bytes) -> int:
 
 
 def character_start(data: bytes, place: int) -> int:
-    """Returns the first byte of the UTF-8 character that the byte at `place` is of."""
+    """Returns the place of the first byte of the UTF-8 character that the byte at `place` belongs to."""
     for start in range(place, max(place - 4, -1), -1):
         if not 0x80 <= data[start] < 0xC0:
             return start

@@ -1,4 +1,4 @@
-"""Token files as what a run trains on: a prepared folder, llm.c's own files, or a pattern of them.
+"""Opens the token files that a run trains on: a prepared folder, llm.c's own files, or a pattern of them.
 
 data/notes   data/fineweb10B/   'shards/edu_fineweb_*.bin'   fineweb-10B
 """
@@ -21,9 +21,9 @@ from jaxgpt.foreign_text import quoted, shown
 
 
 class Shards:
-    """Token files one behind the other, as one read-only array of tokens, of which slices can be taken.
+    """Token files one after another as one read-only, 1-D array of tokens, which can be sliced.
 
-    A slice is read from the disk when it is taken; places are 64-bit numbers.
+    A slice is read from the disk when it is taken. Indices may exceed 32 bits.
     """
 
     def __init__(self, paths: Sequence[Path], within: Path | None = None) -> None:
@@ -55,11 +55,18 @@ class Shards:
 class TokenSet(NamedTuple):
     train: Shards
     validation: Shards
-    manifest: Manifest | None  # None of files that others made
+    manifest: Manifest | None  # None for files that other programs made
 
 
 def find(name: str) -> TokenSet | None:
-    """The token files called `name`; None where it is no name of any. UserError where they are missing or damaged."""
+    """Returns the token files called `name`; None where the name doesn't stand for token files.
+
+    Args:
+        name: A data set by name, a folder, a .bin file, or a pattern of files.
+
+    Raises:
+        UserError: The token files are missing or damaged.
+    """
     if name in sources.DATA_SETS and name not in corpora.NAMES:
         folder = sources.data_folder() / name
         if not folder.is_dir():
@@ -105,7 +112,7 @@ def _matching(pattern: str) -> TokenSet:
 
 
 def _by_names(paths: list[Path]) -> TokenSet:
-    """Those that are for validation have it in their names; where none is given, those beside the others are taken."""
+    """Splits token files by their names. Without one for validation, those in the same folders are taken."""
     of = {split: [path for path in paths if sources.split_of(path) == split] for split in ("train", "val")}
     if not of["val"]:
         beside = sorted({other for folder in {path.parent for path in paths} for other in folder.glob("*.bin")})
@@ -121,7 +128,7 @@ def _by_names(paths: list[Path]) -> TokenSet:
 
 
 def _by_manifest(folder: Path, found: Manifest) -> TokenSet:
-    """The files that the manifest names, which must be there, each with as many tokens as it says."""
+    """Opens the files that the manifest names. UserError unless each has as many tokens as the manifest says."""
     for shard in found.shards:
         path = folder / shard.file
         count = len(token_files.open(path, folder))

@@ -1,11 +1,11 @@
-"""Kinds of files that people give for text or tokens and that are neither, known by their first bytes."""
+"""Recognises files that are neither text nor tokens, but are often given for them, by their first bytes."""
 
 from pathlib import Path
 
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
-HEAD_BYTES = 1024  # of a file, by which it is known
+HEAD_BYTES = 1024  # first bytes of a file, by which it is recognised
 
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
 _UTF_16 = "UTF-16 text, as Windows writes it; convert it by: iconv -f UTF-16 -t UTF-8 OLD > NEW"
@@ -28,7 +28,7 @@ _KINDS = (
 
 
 def known(head: bytes) -> str:
-    """Returns what a file with these first bytes is, and what to do with it; empty where it may be text."""
+    """Says in words what a file with these first bytes is, and what to do with it; empty where it may be text."""
     for signature, about in _KINDS:
         if head.startswith(signature):
             return about
@@ -36,7 +36,7 @@ def known(head: bytes) -> str:
 
 
 def check_text(path: Path, head: bytes) -> None:
-    """Raises a UserError for a file whose first bytes are no text's."""
+    """Raises a UserError for a file whose first bytes can't be those of a text."""
     about, packed = known(head), path.suffix.lower()
     if about.endswith(f"ends in {packed}"):
         raise UserError(f"{shown(path)} is packed twice, one {packed} within another; unpack it once")

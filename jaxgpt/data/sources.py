@@ -1,4 +1,4 @@
-"""Where text comes from: files, folders, patterns, data sets by name, and any data set of the Hugging Face hub.
+"""Sources of text: files, folders, patterns, data sets by name, and any data set of the Hugging Face hub.
 
 notes.txt   notes/   'notes/*.jsonl.zst'   tinystories   hf:owner/name   hf:owner/name/configuration:split
 """
@@ -26,7 +26,7 @@ SHARD_TOKENS = 100_000_000
 
 
 def data_folder() -> Path:
-    """Where data sets are: $JAXGPT_DATA, or data/ in the current folder."""
+    """Returns the folder of the data sets: $JAXGPT_DATA, or data/ in the current folder."""
     return Path(os.environ.get("JAXGPT_DATA") or "data")
 
 
@@ -36,9 +36,9 @@ class DataSet(NamedTuple):
     about: str
     source: str
     separator: str = ""  # between documents, in a text file
-    validation: str = ""  # a source of its own; else the first tokens are for validation
-    validation_tokens: int = 0  # so many; 0 as many as `prepare` chooses
-    ready_made: str = ""  # a repository on the hub with these data as token files of GPT-2's tokenizer
+    validation: str = ""  # a source; empty: the first tokens of `source` are for validation
+    validation_tokens: int = 0  # how many of them; 0: as many as `prepare` chooses
+    ready_made: str = ""  # a repository on the hub that has these data as token files of GPT-2's tokenizer
 
 
 DATA_SETS = {
@@ -73,27 +73,27 @@ DATA_SETS = {
 
 
 def split_of(path: Path) -> Split:
-    """What a token file is for, by its name, as llm.c and its users name them."""
+    """Returns the split that a token file is for by its name, as llm.c and its users name them."""
     return "val" if re.search(r"(^|[_.-])val(id|idation)?([_.-]|$)", path.name) else "train"
 
 
 class File(NamedTuple):
-    name: str  # for people, and to know it again
-    size: int
+    name: str  # for people, and to recognise the file on the next start
+    size: int  # bytes
     modified: int  # nanoseconds since 1970; 0 on the hub, where a commit never changes
     place: Path | hub.Remote
 
     def is_local(self) -> bool:
-        """Returns whether it is on this machine, and not on the hub."""
+        """Returns whether the file is on this machine, and not on the hub."""
         return isinstance(self.place, Path)
 
     def here(self) -> Path:
-        """Its path; what is on the hub is downloaded first."""
+        """Returns the file's path; a file on the hub is downloaded first."""
         return self.place if isinstance(self.place, Path) else hub.fetch(self.place)
 
 
 def find(sources: tuple[str, ...]) -> list[File]:
-    """The files of all sources, in the order of the sources, each source's sorted. UserError where there are none."""
+    """Returns the sorted files of each source, in the order of the sources. UserError for a source without files."""
     return [file for source in sources for file in _files(source)]
 
 
@@ -129,16 +129,19 @@ def _files(source: str) -> list[File]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """Returns the files of text in a folder and those within it, sorted, and prints what is left out.
+    """Returns the files of text in a folder and its subfolders, sorted, and prints what is left out.
 
-    Hidden files and folders are no part of it, such as .git. Links are left out: what they lead to may lie in the
-    folder as well, or be none of its owner's. UserError for a folder that can't be read, and where there are none.
+    Hidden files and folders, such as .git, are ignored. Links are left out: their targets may lie in the folder as
+    well, or belong to somebody else.
+
+    Raises:
+        UserError: A folder can't be read, or there are no files of text.
     """
     found, links, others = [], [], []
     for place, folders, names in os.walk(folder, onerror=_raise):
         here = Path(place)
         links += [here / name for name in folders if not name.startswith(".") and (here / name).is_symlink()]
-        folders[:] = sorted(name for name in folders if not name.startswith("."))  # a link is not gone into
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # os.walk doesn't follow links
         for path in (here / name for name in names if not name.startswith(".")):
             (links if path.is_symlink() else found if kind_of(path) else others).append(path)
     notes = [_some(paths, what) for paths, what in ((links, "links"), (others, "files of other kinds")) if paths]
@@ -154,26 +157,26 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def _raise(error: OSError) -> None:
-    """Has `os.walk` stop at a folder that it can't read."""
+    """Raises a UserError for a folder that `os.walk` can't read, and so stops it."""
     raise UserError(
         f"cannot read {shown(str(error.filename))}: {error.strerror}. Let it be read, or name the files beside it"
     )
 
 
 def _some(paths: list[Path], what: str) -> str:
-    """Returns the number of files, and the names of the first."""
+    """Describes files by their number and the names of the first three."""
     names = ", ".join(shown(path, 60) for path in sorted(paths)[:3])
     return f"{len(paths):,} {what} ({names}{', ...' if len(paths) > 3 else ''})"
 
 
 def _local(path: Path) -> File:
-    with open_file(path) as file:  # here, rather than after an hour, it is told that it can't be read
+    with open_file(path) as file:  # an unreadable file is reported here, and not after an hour
         status = os.fstat(file.fileno())
     return File(str(path), status.st_size, status.st_mtime_ns, path)
 
 
 def _on_the_hub(source: str) -> list[hub.Remote]:
-    """The files of `hf:owner/name[/folder][:split]`: Parquet or JSON lines, else the hub's own Parquet copy."""
+    """Returns the files of `hf:owner/name[/folder][:split]`: Parquet or JSON lines, else the hub's own Parquet copy."""
     rest, _, split = source.removeprefix(HUB).partition(":")
     owner, _, rest = rest.partition("/")
     name, _, folder = rest.partition("/")
@@ -185,7 +188,7 @@ def _on_the_hub(source: str) -> list[hub.Remote]:
         for pattern in ("*.parquet", "*.jsonl*"):
             found = [r for r in inside if fnmatch.fnmatch(r.name, pattern)]
             of_split = [r for r in found if split in r.name.removeprefix(folder)]
-            if of_split or (found and split == "train"):  # where nothing is named for it, all is for training
+            if of_split or (found and split == "train"):  # no file is named for the split: all are for training
                 return of_split or found
     where = f" in {folder}" if folder else ""
     raise UserError(
@@ -194,7 +197,7 @@ def _on_the_hub(source: str) -> list[hub.Remote]:
 
 
 def here(files: Sequence[File]) -> Iterator[Path]:
-    """Each file's path; what is on the hub is downloaded, the next while one is being read."""
+    """Yields each file's path. Files on the hub are downloaded, each while the one before it is read."""
     with ThreadPoolExecutor(1) as executor:
         following: Future[Path] | None = None
         for i, file in enumerate(files):

@@ -1,11 +1,11 @@
-"""llm.c's token files: a header of 256 int32 and then the tokens, little-endian.
+"""llm.c's token files: a header of 256 int32 and then the tokens, all little-endian.
 
     magic       version   tokens
     20240520    1         uint16    GPT-2's, and any vocabulary of up to 65,536 tokens
     20240801    7         uint32    Llama 3's, and any larger vocabulary
 
-The header's third number is the count of tokens. 32 bits don't hold more than 4,294,967,295 of them, so the count is
-taken from the file's size, and the header has to agree with its low 32 bits: a file that was cut off never does.
+The header's third number is the count of tokens. 32 bits can't hold a count above 4,294,967,295, so the count is taken
+from the file's size, and the header must agree with its low 32 bits. The header of a file that was cut off doesn't.
 """
 
 import contextlib
@@ -35,15 +35,20 @@ FORMATS = {form.magic: form for form in (GPT2, LLAMA3)}
 
 
 def format_for(vocabulary_size: int) -> Format:
-    """The narrower format that holds every token."""
+    """Returns the narrowest format that holds every token of the vocabulary."""
     return GPT2 if vocabulary_size <= 1 << 16 else LLAMA3
 
 
 def open(path: Path | str, within: Path | None = None) -> np.ndarray:
-    """Returns the tokens of a file, 1-D, uint16 or uint32, as a read-only memory map: only the header is read.
+    """Returns the tokens of a file, 1-D, uint16 or uint32, as a read-only memory map; only the header is read.
 
-    UserError where the file can't be read, is no token file, or has not the size that its header says; and where it is
-    a link that leads out of the folder `within`.
+    Args:
+        path: The token file.
+        within: The folder that the file belongs to, which no link may lead out of.
+
+    Raises:
+        UserError: The file can't be read, is not a token file, or doesn't have the size that its header states; or a
+            link leads out of `within`.
     """
     path = Path(path)
     with files.open_file(path, within) as file:
@@ -51,13 +56,13 @@ def open(path: Path | str, within: Path | None = None) -> np.ndarray:
             header = file.read(HEADER_BYTES)
             form, count = _check(path, os.fstat(file.fileno()).st_size, header)
             return np.memmap(file, form.dtype, "r", offset=HEADER_BYTES, shape=(count,))  # type: ignore[arg-type]
-        except (OSError, ValueError) as error:  # ValueError: what shrank since it was checked
+        except (OSError, ValueError) as error:  # ValueError: the file shrank since it was checked
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"cannot read the token file {shown(path)}: {reason}") from None
 
 
 def _check(path: Path, size: int, header: bytes) -> tuple[Format, int]:
-    """The format, and the count of the tokens that are really there."""
+    """Returns the format, and the count of tokens by the file's size. UserError where the header doesn't agree."""
     magic = int.from_bytes(header[:4], "little")
     if magic not in FORMATS and (about := signatures.known(header)):
         raise UserError(f"{shown(path)} is no token file, but {about}")
@@ -106,16 +111,19 @@ def _bytes(form: Format, count: int) -> int:
 
 
 def header(form: Format, count: int) -> bytes:
-    """The first 1024 bytes of a file of `count` tokens."""
+    """Returns the header, 1024 bytes, of a file of `count` tokens."""
     numbers = np.zeros(HEADER_BYTES // 4, "<u4")
     numbers[:3] = form.magic, form.version, count & 0xFFFFFFFF
     return numbers.tobytes()
 
 
 class Writer:
-    """A token file that grows by `write`; it is there, whole, after `close`, and not at all after `discard`.
+    """Writes a token file piece by piece, as `path`.part until `close` gives it its name or `discard` deletes it.
 
-    Until then it has the name `path`.part. OSError as the disk raises it; ValueError for tokens that don't fit.
+    Methods raise the disk's OSError, and `write` raises a ValueError for tokens that the format can't hold.
+
+    Attributes:
+        count: How many tokens have been written.
     """
 
     def __init__(self, path: Path, form: Format) -> None:
@@ -139,14 +147,14 @@ class Writer:
         self._part.replace(self.path)
 
     def discard(self) -> None:
-        with contextlib.suppress(OSError):  # what can't be written any more need not be
+        with contextlib.suppress(OSError):  # a failure to flush doesn't matter here
             self._file.close()
         with contextlib.suppress(OSError):
             self._part.unlink()
 
 
 def write(path: Path, tokens: np.ndarray, form: Format) -> None:
-    """A whole file at once, or none."""
+    """Writes a token file atomically: whole or not at all. Raises as `Writer`."""
     writer = Writer(path, form)
     try:
         writer.write(tokens)

@@ -1,7 +1,7 @@
-"""Any tokenizer that Hugging Face's package `tokenizers` reads from a tokenizer.json, with the ids that it gives.
+"""Tokenizers that Hugging Face's package `tokenizers` reads from a tokenizer.json, with the same ids.
 
-Normalisers, pre-tokenizers and added tokens are the file's. Special tokens are not put around a text, as they aren't
-here for any tokenizer, and truncation and padding are off. The file's text is the tokenizer's state, unchanged.
+Normalisers, pre-tokenizers and added tokens are the file's. As with every tokenizer of this package, no special tokens
+are put around a text. Truncation and padding are off. The file's text is the tokenizer's state, unchanged.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     import tokenizers
 
 LARGEST_VOCABULARY = 1 << 21
-# Of a text of n bytes some parts take more than n steps: these many times as many at most.
-LONGEST_UNIGRAM = 512  # bytes of a token, each of which is looked for at every place
-LONGEST_WORD = 256  # characters that WordPiece takes a word's beginning of, again and again
-LARGEST_GROWTH = 1024  # what replacements within replacements may make of one character
-BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte's name in vocabularies of SentencePiece
+# Some parts of a tokenizer take more than n steps for a text of n bytes. These limits bound how many times more.
+LONGEST_UNIGRAM = 512  # characters of a token: at every place, tokens of all lengths are looked for
+LONGEST_WORD = 256  # characters of a word whose beginnings WordPiece tries, the longest first
+LARGEST_GROWTH = 1024  # characters that replacements within replacements may make of one
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # name of a byte in SentencePiece's vocabularies
 
 
 class MissingPackage(UserError):
-    """The package `tokenizers` is not installed."""
+    """Raised where the package `tokenizers` is not installed."""
 
 
 class HuggingFace(Tokenizer):
@@ -41,13 +41,22 @@ class HuggingFace(Tokenizer):
     whole_documents = True  # a normaliser, an added token or a pattern may look at anything
 
     def __init__(self, text: str, end_of_text: int | None = None) -> None:
-        """Makes it of the file's text. UserError for a file that can't be one, MissingPackage without the package."""
+        """Reads the text of a tokenizer.json.
+
+        Args:
+            text: The file's content.
+            end_of_text: The id that separates documents; None where there is none.
+
+        Raises:
+            UserError: The text is not a tokenizer that the package can run, or `end_of_text` is not one of its ids.
+            MissingPackage: The package is not installed.
+        """
         content = parse(text)
         self.text, self.end_of_text = text, end_of_text
         self._decoders = [part.get("type") for part in _parts(content.get("decoder"))]
         with _quiet():
             self._tokenizer = _load(text)
-            self._tokenizer.encode_special_tokens = True  # as the characters that they consist of
+            self._tokenizer.encode_special_tokens = True  # special tokens in a text are encoded as characters
         self._size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
         if not 1 <= self._size <= LARGEST_VOCABULARY:
             raise UserError(f"ids up to {self._size - 1:,}, where a tokenizer has from 1 to {LARGEST_VOCABULARY:,} ids")
@@ -66,7 +75,7 @@ class HuggingFace(Tokenizer):
             return np.array(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Returns the text as `tokenizers` decodes it: some drop the space that the first token begins with."""
+        """Returns the text as `tokenizers` decodes it: some files drop the space that the first token begins with."""
         checked = check_ids(self, ids).tolist()
         with _errors("can't decode the tokens"):
             return self._tokenizer.decode(checked, skip_special_tokens=False)
@@ -81,7 +90,7 @@ class HuggingFace(Tokenizer):
 
     @functools.cached_property
     def tokens(self) -> Sequence[bytes]:  # type: ignore[override]
-        """The bytes that each token adds to a text that goes on with it; none for ids without a token."""
+        """Bytes that each token adds to a text before it, by id; empty for ids without a token."""
         names = [self._tokenizer.id_to_token(number) for number in range(self._size)]
         if "ByteLevel" in self._decoders:
             byte_of = encodings.printable_bytes()
@@ -101,7 +110,7 @@ class HuggingFace(Tokenizer):
 
     @functools.cached_property
     def _with_special(self) -> "tokenizers.Tokenizer":
-        """A second one, since which tokens are found is a property of the whole object, and threads share it."""
+        """A second tokenizer that finds special tokens: the setting is the whole object's, which threads share."""
         return _load(self.text)
 
     def _after_another(self) -> list[bytes]:
@@ -122,7 +131,7 @@ class HuggingFace(Tokenizer):
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Returns the object in a tokenizer.json. UserError where there is none, or it would break the package."""
+    """Returns the object in a tokenizer.json. UserError where there is none, or the package can't run it safely."""
     try:
         content = foreign_text.parse_json(text, unique=True)
     except ValueError as error:
@@ -137,7 +146,7 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def _check_costs(content: dict[str, Any], model: dict[str, Any]) -> None:
-    """UserError where a short text would take the package very long, or very much memory."""
+    """Raises a UserError where encoding a short text could take the package very long, or very much memory."""
     vocabulary = model.get("vocab")
     if isinstance(vocabulary, list):  # a Unigram's, with or without a type
         names = (row[0] for row in vocabulary if isinstance(row, list) and row and isinstance(row[0], str))
@@ -156,7 +165,7 @@ def _check_costs(content: dict[str, Any], model: dict[str, Any]) -> None:
 
 
 def _growth(part: dict[str, Any]) -> float:
-    """Returns how many characters a replacement makes of one; a regular expression may match a single one."""
+    """Returns how many characters a replacement makes of one. A regular expression may match a single character."""
     new, pattern = part.get("content"), part.get("pattern")
     if part.get("type") != "Replace" or not isinstance(new, str):
         return 1.0
@@ -165,7 +174,7 @@ def _growth(part: dict[str, Any]) -> float:
 
 
 def _load(text: str) -> "tokenizers.Tokenizer":
-    # Its threads are of no use for one text, and with them it warns of every later fork.
+    # The package's threads are of no use for one text, and with them it warns at every later fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         import tokenizers
@@ -180,7 +189,7 @@ def _load(text: str) -> "tokenizers.Tokenizer":
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what Rust prints of a panic from the terminal; the message is in the exception."""
+    """Keeps Rust's message of a panic, which the exception has too, from the terminal."""
     try:
         kept = os.dup(2)
     except OSError:  # closed: nothing can be printed
@@ -197,7 +206,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _errors(what: str) -> Iterator[None]:
-    """Turns what the package raises into a UserError: exceptions of no special type, and Rust's panics."""
+    """Turns the package's exceptions, which have no type of their own, and Rust's panics into UserErrors."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
@@ -213,7 +222,7 @@ def _fail(what: str, error: BaseException) -> NoReturn:
 
 
 def _parts(part: Any) -> Iterator[dict[str, Any]]:
-    """Yields a normaliser or decoder, or what a sequence of them consists of."""
+    """Yields a normaliser or decoder and, where it is a sequence, all its parts."""
     waiting = [part]
     while waiting:
         part = waiting.pop()
@@ -225,7 +234,7 @@ def _parts(part: Any) -> Iterator[dict[str, Any]]:
 
 
 def _byte_level(name: str, byte_of: dict[str, int]) -> bytes:
-    """Returns a token's bytes; added tokens may have characters that stand for no byte, and are then read as text."""
+    """Returns a token's bytes. An added token with a character that stands for no byte is read as text."""
     if all(character in byte_of for character in name):
         return bytes(byte_of[character] for character in name)
     return name.encode("utf-8", "replace")

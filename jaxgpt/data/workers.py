@@ -1,4 +1,4 @@
-"""What `prepare` has several processes do: pieces to tokens, and to the characters they have."""
+"""Work that `prepare` shares out to several processes: tokenizing pieces, and collecting their characters."""
 
 import re
 from collections import deque
@@ -17,16 +17,16 @@ from jaxgpt.data.documents import Rows
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
-PIECES_AHEAD = 4  # for each process
-TRAINED_ON_BYTES = 1 << 30  # of which a BPE is made: from its beginning on, no more of the text is read
+PIECES_AHEAD = 4  # pieces in memory for each process
+TRAINED_ON_BYTES = 1 << 30  # a BPE is trained on about so much of the text's beginning; no more is read
 LONGEST_WORD = 1000  # characters of a word that a BPE is trained on
 
-# Each kind of word is looked for where one begins, so that the search takes time in proportion to the text.
+# A long word is only looked for where one begins, so that the search takes time in proportion to the text.
 LONG_WORD = re.compile(
     "|".join(rf"(?<!{kind}){kind}{{{LONGEST_WORD + 1}}}{kind}*+" for kind in (r"[!-~]", r"\w", r"\s", r"[^\w\s]"))
 )
 
-_tokenizer: tokenizers.Tokenizer | None = None  # a process's own
+_tokenizer: tokenizers.Tokenizer | None = None  # each process has its own
 
 
 class Tokenized(NamedTuple):
@@ -36,21 +36,26 @@ class Tokenized(NamedTuple):
 
 
 class Pool:
-    """Processes that share out a function's calls. With one, it is this process itself."""
+    """Processes that share the calls of a function. A pool of one is this process itself.
+
+    Args:
+        processes: How many.
+        tokenizer: The state of the tokenizer that `tokenize` uses; None where it isn't called.
+    """
 
     def __init__(self, processes: int, tokenizer: dict[str, Any] | None = None) -> None:
         self._processes, self._executor = processes, None
         if processes == 1:
             _begin(tokenizer)
         else:
-            # Begun anew rather than forked: this process has threads.
+            # Spawned rather than forked, because this process has threads.
             context = get_context("spawn")
             self._executor = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(tokenizer,))
 
     def map(self, function: Callable[[Piece], Any], items: Iterable[Piece]) -> Iterator[tuple[Piece, Any]]:
-        """Yields each piece without its text, and its result, in order.
+        """Yields each piece, without its text, and the function's result for it, in order.
 
-        Few pieces are read before they are asked for, and of long ones fewer.
+        Only a few pieces are read ahead, and fewer where they are long.
         """
         if self._executor is None:
             for piece in items:
@@ -82,13 +87,13 @@ def _begin(tokenizer: dict[str, Any] | None) -> None:
 
 
 def tokenize(piece: Piece) -> Tokenized:
-    """Returns the piece's documents, each behind the token that separates them where the vocabulary has one."""
+    """Returns the tokens of a piece's documents, each document behind the end-of-text token if there is one."""
     assert _tokenizer is not None
     return tokenize_with(_tokenizer, piece)
 
 
 def tokenize_with(tokenizer: tokenizers.Tokenizer, piece: Piece) -> Tokenized:
-    """Does what `tokenize` does, with this tokenizer."""
+    """Tokenizes as `tokenize` does, with this tokenizer. UserError for a text that it can't encode."""
     parts, count, rows = [], 0, Rows()
     for document in documents.of(piece, rows):
         if document.begins:
@@ -109,7 +114,7 @@ def _encode(tokenizer: tokenizers.Tokenizer, text: str, piece: Piece) -> np.ndar
 
 
 def characters(piece: Piece) -> set[str]:
-    """Returns the characters of a piece."""
+    """Returns the set of characters in a piece's documents."""
     return set().union(*(document.text for document in documents.of(piece, Rows())))
 
 
@@ -118,11 +123,22 @@ def characters(piece: Piece) -> set[str]:
 
 class Made(NamedTuple):
     tokenizer: tokenizers.Tokenizer
-    left_out: int = 0  # characters of words that a BPE wasn't trained on
+    left_out: int = 0  # characters of long words that a BPE wasn't trained on
 
 
 def make_tokenizer(name: str, vocabulary_size: int, texts: Iterable[Piece], processes: int, skip_bad: int) -> Made:
-    """Returns the tokenizer called `name`; what is made from the text itself reads `texts`, and others don't."""
+    """Returns the tokenizer called `name`.
+
+    Args:
+        name: One of `tokenizers.NAMES`, or "bpe".
+        vocabulary_size: Of a BPE.
+        texts: The text, which only "characters" and "bpe" read.
+        processes: How many processes collect characters.
+        skip_bad: How many bad rows a BPE's training passes over.
+
+    Raises:
+        UserError: The tokenizer can't be made.
+    """
     if name == "characters":
         with Pool(processes) as pool:
             found = set().union(*(result for _, result in pool.map(characters, texts)))
@@ -136,13 +152,13 @@ def make_tokenizer(name: str, vocabulary_size: int, texts: Iterable[Piece], proc
 
 
 class Sample:
-    """The text that a BPE is trained on, which is iterated over once.
+    """Texts that a BPE is trained on, which can be iterated over once.
 
-    Training takes time in proportion to a word's length for each pair that is joined in it, so what is too long for a
-    word (a picture in base64) is left out.
+    Training takes time in proportion to a word's length for each pair that is joined in it. So anything too long for a
+    word, such as a picture in base64, is left out.
 
     Attributes:
-        left_out: How many characters of such words were left out so far.
+        left_out: The number of characters of such words that were left out so far.
     """
 
     def __init__(self, texts: Iterable[Piece], skip_bad: int) -> None:
@@ -162,7 +178,7 @@ class Sample:
 
 
 def versions(tokenizer: str) -> dict[str, str]:
-    """Of the packages that cut the text into tokens."""
+    """Returns the versions of the packages that cut the text into tokens."""
     return {
         name: version(name) for name in ("tiktoken", *(["tokenizers"] if tokenizer in ("bpe", "huggingface") else []))
     }

@@ -1,1 +1,1 @@
-"""Other projects' files: Hugging Face's folders and llm.c's binaries, read and written. docs/formats.md lists them."""
+"""Reads and writes other projects' files: Hugging Face's folders and llm.c's binaries. docs/formats.md lists them."""

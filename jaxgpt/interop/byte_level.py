@@ -1,4 +1,4 @@
-"""Byte-level BPE as Hugging Face's files write it: each byte as a printable character, and merges in their order."""
+"""Byte-level BPE as Hugging Face's files write it: each byte as a printable character, and the merges in order."""
 
 import heapq
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from jaxgpt.data import encodings
 
 END_OF_TEXT = encodings.END_OF_TEXT
-LARGEST = 1 << 20  # bytes of all tokens of a file that is looked at as one of ours
+LARGEST = 1 << 20  # bytes of all tokens together, up to which a file is compared with one of ours
 BYTE_OF = encodings.printable_bytes()
 CHARACTER_OF = [character for character, _ in sorted(BYTE_OF.items(), key=lambda item: item[1])]
 
@@ -15,15 +15,15 @@ _TABLE = dict(enumerate(CHARACTER_OF))
 
 
 def written(token: bytes) -> str:
-    """A token's bytes as byte-level files write them."""
+    """Returns a token's bytes as byte-level files write them."""
     return token.decode("latin-1").translate(_TABLE)
 
 
 def merges(tokens: Sequence[bytes]) -> list[tuple[str, str]]:
-    """Returns the pairs that make the tokens, in the order of their ids and as files write them.
+    """Returns the merges that make the tokens, in the order of the tokens' ids, as files write them.
 
-    The merge that makes a token joins the two parts that its bytes are in when all merges before it are done. Where
-    there are more than two, no merge makes it; of single bytes there is none.
+    When all earlier merges have been applied to a token's bytes, two parts are left, and the token's merge joins them.
+    Where more than two are left, no merge makes the token. A single byte needs none.
     """
     ranks: dict[bytes, int] = {}
     pairs = []
@@ -35,13 +35,13 @@ def merges(tokens: Sequence[bytes]) -> list[tuple[str, str]]:
 
 
 def _pair(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | None:
-    """Returns the two parts that a token's bytes are in after the merges with these ranks, if they are two.
+    """Returns the two parts that a token's bytes form after the merges with these ranks; None where they are not two.
 
-    The pair of lowest rank is joined first, the leftmost of equals. Pairs wait in a heap, so that it takes n log n
-    steps for n bytes.
+    The pair of lowest rank is joined first, and the leftmost of equal ones. Pairs wait in a heap, so that n bytes take
+    n log n steps.
     """
     length = len(token)
-    end = list(range(1, length + 1))  # of the part that begins at this byte
+    end = list(range(1, length + 1))  # where the part that begins at this byte ends
     before = list(range(-1, length))  # where the part before it begins
     waiting: list[tuple[int, int, int]] = []  # rank, beginning, end
 
@@ -52,11 +52,11 @@ def _pair(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | None:
 
     for start in range(length - 1):
         look(start)
-    joined = [False] * length  # into the part before it
+    joined = [False] * length  # whether the part was joined to the one before it
     while waiting:
         _, start, stop = heapq.heappop(waiting)
         middle = end[start]
-        if joined[start] or middle >= length or end[middle] != stop:  # of parts that have been joined since
+        if joined[start] or middle >= length or end[middle] != stop:  # a part of the pair has been joined since
             continue
         joined[middle], end[start] = True, stop
         before[stop] = start

@@ -1,4 +1,4 @@
-"""From what a user names to the weights that are there: which format it is, and which tokenizer belongs to them."""
+"""Opens the weights that a user names: finds out their format, and the tokenizer that belongs to them."""
 
 import dataclasses
 import os
@@ -19,7 +19,7 @@ OTHERS = {".h5": "TensorFlow's format", ".msgpack": "Flax's format", ".gguf": "l
 
 
 def open_weights(name: str) -> Source:
-    """The weights of a run's folder, a checkpoint, a Hugging Face folder, an llm.c model file or a model of the hub.
+    """Opens weights: a run's folder, a checkpoint, a Hugging Face folder, an llm.c model file or a model of the hub.
 
     UserError where there are none that can be read.
     """
@@ -97,9 +97,10 @@ def with_tokenizer(source: Source, name: str) -> Source:
     Args:
         source: The weights.
         name: "gpt2", "bytes", or the path of a tokenizer.json, of a folder that has one, or of an llm.c tokenizer file.
+            Empty: the weights keep the tokenizer that they have.
 
     Raises:
-        UserError: It doesn't fit.
+        UserError: There is no such tokenizer, it can't be read, or it has more tokens than the model.
     """
     if not name:
         return source

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub, by name: config.json, safetensors and tokenizer files, never a pickle."""
+"""Downloads models of the Hugging Face hub by name: config.json, safetensors and tokenizer files, never a pickle."""
 
 import re
 from pathlib import Path
@@ -12,9 +12,13 @@ FILES = [huggingface.CONFIG, huggingface.WEIGHTS, huggingface.INDEX, *huggingfac
 
 
 def fetch(name: str) -> Path:
-    """The folder in the hub's cache that a model's files are in, downloaded where they aren't there yet.
+    """Downloads a model's files, unless they are in the hub's cache, and returns their folder there.
 
-    UserError without the extra, and where the hub has no such model or can't be reached.
+    Args:
+        name: NAME or OWNER/NAME, with @REVISION behind it or not.
+
+    Raises:
+        UserError: The extra `hub` is missing, or the hub has no such model or can't be reached.
     """
     try:
         from huggingface_hub import snapshot_download
@@ -30,7 +34,7 @@ def fetch(name: str) -> Path:
     def download(names: list[str]) -> Path:
         try:
             return Path(snapshot_download(repository, revision=revision, allow_patterns=names))
-        except Exception as error:  # of many types: its own, httpx's, the operating system's
+        except Exception as error:  # of many types: the package's, httpx's, the operating system's
             message = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{name}: there is no such file or folder here, and from the Hugging Face hub it can't be had ({message})"

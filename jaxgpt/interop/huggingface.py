@@ -1,8 +1,7 @@
-"""Hugging Face's GPT-2 folders, read: config.json, and safetensors in one file or in several with an index.
+"""Reads Hugging Face's GPT-2 folders: config.json, and safetensors in one file or in several with an index.
 
-Tensors are read by memory-mapping, one at a time, and never a pickle. What config.json says is checked against the
-headers of the safetensors files before anything is allocated; safetensors itself checks a header against its file's
-size.
+Tensors are memory-mapped and read one at a time; pickles are never read. config.json is checked against the headers of
+the safetensors files before anything is allocated. The package safetensors checks each header against its file's size.
 """
 
 import os
@@ -24,27 +23,27 @@ from jaxgpt.options.config import Model
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-LARGEST_HEADER = 1 << 24  # bytes: of a thousand layers it has 2 million
+LARGEST_HEADER = 1 << 24  # bytes; a thousand layers have a header of 2 million
 INDEX = "model.safetensors.index.json"
 PREFIX = "transformer."
-HEAD, TOKEN = "lm_head.weight", "wte.weight"  # one tensor by two names
+HEAD, TOKEN = "lm_head.weight", "wte.weight"  # two names of one tensor
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
-# What stands before a tensor's name: transformers' own, torch.compile's, and of models in several processes.
+# Prefixes of tensor names: of transformers, of torch.compile, and of DistributedDataParallel.
 PREFIXES = re.compile(r"(?:transformer\.|_orig_mod\.|module\.)+")
 SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\.safetensors")
-BUFFER = re.compile(r"h\.\d{1,9}\.attn\.(bias|masked_bias)")  # the causal mask, which old files have
+BUFFER = re.compile(r"h\.\d{1,9}\.attn\.(bias|masked_bias)")  # the causal mask, which old files store
 BLOCK = re.compile(r"h\.(0|[1-9]\d{0,8})\.(.+)", re.DOTALL)
 OF_BLOCKS = {tensor.huggingface: tensor for tensor in tensors.TENSORS if tensor.stacked}
 OF_ENDS = {tensor.huggingface: tensor for tensor in tensors.TENSORS if not tensor.stacked}
 
 
 class _Tensors:
-    """All tensors of a folder by their names, without the prefix."""
+    """All tensors of a folder, by their names without prefix."""
 
     def __init__(self, folder: Path):
         self.paths = _shards(folder)
-        self.where: dict[str, tuple[Any, str]] = {}  # the open file, and the name in it
+        self.where: dict[str, tuple[Any, str]] = {}  # by name: the open file, and the name in that file
         for path in self.paths:
             file = _open(path)
             for stored in file.keys():  # noqa: SIM118  # it is no dict
@@ -58,7 +57,7 @@ class _Tensors:
             self.where[TOKEN] = self.where.pop(HEAD)
 
     def header(self, name: str) -> tuple[list[int], str]:
-        """Shape and dtype, as safetensors names it."""
+        """Returns a tensor's shape, and its dtype by safetensors' name."""
         file, stored = self.where[name]
         part = file.get_slice(stored)
         return part.get_shape(), part.get_dtype()
@@ -69,7 +68,7 @@ class _Tensors:
 
 
 def open_folder(folder: Path) -> Source:
-    """UserError for a folder that isn't GPT-2's, whose files don't agree, or that hasn't got its weights."""
+    """Opens a folder. UserError where it isn't GPT-2's, its files don't agree, or it has no weights."""
     config = files.read_json(folder / CONFIG, 1 << 20, huggingface_tokenizer.root(folder))
     model = huggingface_config.model_of(folder / CONFIG, config)
     found = _Tensors(folder)
@@ -93,7 +92,7 @@ def open_folder(folder: Path) -> Source:
 
 
 def _shards(folder: Path) -> list[Path]:
-    """The safetensors files, each in the folder itself."""
+    """Returns the folder's safetensors files. UserError where it has none."""
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
     if not (folder / INDEX).exists():
@@ -110,7 +109,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def shard_names(index: dict[str, Any], folder: Path) -> list[str]:
-    """The files that an index names. UserError for one that is not the plain name of a safetensors file."""
+    """Returns the files that an index names. UserError for one that is not the plain name of a safetensors file."""
     weights = index.get("weight_map")
     if not (weights and isinstance(weights, dict) and all(isinstance(name, str) for name in weights.values())):
         raise UserError(f"{shown(folder / INDEX)}: there is no weight_map from tensors to files")
@@ -125,7 +124,11 @@ def shard_names(index: dict[str, Any], folder: Path) -> list[str]:
 
 
 def _open(path: Path) -> Any:
-    """Opens a safetensors file. The package checks its header against its size, but for names that are there twice."""
+    """Opens a safetensors file. UserError where it is damaged.
+
+    The package checks the header against the file's size, but accepts names that are there twice, so they are refused
+    here.
+    """
     within = huggingface_tokenizer.root(path.parent)
     files.refuse_pointer(path, within)
     try:
@@ -152,9 +155,13 @@ def _expected(model: Model) -> Iterator[str]:
 
 
 def _check(folder: Path, found: _Tensors, model: Model) -> set[str]:
-    """The dtypes of all tensors. UserError where there are others than the model's, or one of another shape or dtype.
+    """Returns the dtypes of all tensors, by safetensors' names.
 
-    It takes as long as there are tensors, however many layers config.json claims.
+    The time is proportional to the number of tensors, however many layers config.json claims.
+
+    Raises:
+        UserError: The folder's tensors are not exactly the model's, or one has another shape, or a dtype that is not in
+            STORED.
     """
     dtypes = set()
     for name in found.where:
@@ -181,7 +188,7 @@ def _check(folder: Path, found: _Tensors, model: Model) -> set[str]:
 
 
 def _tensor(name: str, model: Model) -> tensors.Tensor | None:
-    """What a tensor of that name is; the head is the token table. None where such a model has none."""
+    """Returns the tensor with this name, the token table for the head; None where the model has no such tensor."""
     if name == HEAD:
         return OF_ENDS[TOKEN]
     of_block = BLOCK.fullmatch(name)
@@ -191,7 +198,7 @@ def _tensor(name: str, model: Model) -> tensors.Tensor | None:
 
 
 def _stored_shape(tensor: tensors.Tensor, model: Model) -> list[int]:
-    """Of one layer, without the token table's padding."""
+    """Returns the shape of a tensor in a file: of one layer, and without the token table's padding."""
     shape = list(tensors.shape(tensor, model))[tensor.stacked :]
     return [model.vocabulary_size, *shape[1:]] if tensor.huggingface == TOKEN else shape
 

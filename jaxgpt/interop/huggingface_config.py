@@ -1,7 +1,7 @@
-"""Hugging Face's config.json of a GPT-2: the model that it describes, and what in it would make another model.
+"""Reads the config.json of a Hugging Face GPT-2, and refuses one that describes another model.
 
 Every key of `transformers.GPT2Config` is in one of the tables here. A key that changes the mathematics is honoured or
-refused; one that is in no table is named in a note.
+refused. A key that is in no table is named in a note.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.options.config import Model
 from jaxgpt.options.settings import LARGEST
 
-# The sizes by GPT-2's own names, with the other names that they may have, and transformers' default.
+# Sizes by GPT-2's own keys, each with its other keys and transformers' default.
 SIZES: dict[str, tuple[tuple[str, ...], int]] = {
     "n_layer": (("num_hidden_layers",), 12),
     "n_head": (("num_attention_heads",), 12),
@@ -20,8 +20,8 @@ SIZES: dict[str, tuple[tuple[str, ...], int]] = {
     "n_positions": (("max_position_embeddings", "n_ctx"), 1024),
     "vocab_size": ((), 50257),
 }
-# What our GPT-2 is, and another value would make another model. Absent ones have transformers' defaults, the first.
-# The names of GELU are of one function, by its approximation with tanh.
+# Keys with the values that describe our GPT-2; any other value would make another model. A missing key has
+# transformers' default, which is the first value. All names of GELU stand for its approximation with tanh.
 FIXED: dict[str, tuple[Any, ...]] = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python_tanh", "gelu_accurate"),
     "layer_norm_epsilon": (1e-5,),
@@ -35,8 +35,8 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "pruned_heads": (None, {}),
     "auto_map": (None, {}),  # code that the model's makers ship along computes something else
 }
-# What changes no logit of GPT2LMHeadModel at inference: initialisation, dropout, heads of other models, how much is
-# returned, the precision of attention's sums (ours are float32), where the file is from, and generation's defaults.
+# Keys that change no logit of GPT2LMHeadModel at inference: initialisation, dropout, heads of other models, the choice
+# of outputs, the precision of attention's sums (ours are float32), the file's origin, and defaults of generation.
 WITHOUT_EFFECT = """
 _attn_implementation_autoset _name_or_path _num_labels add_bos_token architectures attn_implementation attn_pdrop
 bos_token_id chunk_size_feed_forward dtype embd_pdrop eos_token_id finetuning_task gradient_checkpointing id2label
@@ -58,7 +58,7 @@ def model_of(path: Path, config: dict[str, Any]) -> Model:
     """Returns the model that a config.json describes.
 
     Raises:
-        UserError: Our GPT-2 can't be that model. The message names the key.
+        UserError: It isn't a GPT-2 as this project has it. The message names the key.
     """
     kind = config.get("model_type", "gpt2")
     if kind != "gpt2":
@@ -86,7 +86,7 @@ def model_of(path: Path, config: dict[str, Any]) -> Model:
 
 
 def notes(config: dict[str, Any]) -> tuple[str, ...]:
-    """Returns what is to be said of keys that are in no table."""
+    """Returns notes that name the keys in no table."""
     unknown = sorted(config.keys() - KNOWN)
     if not unknown:
         return ()
@@ -96,14 +96,14 @@ def notes(config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def end_of_text(config: dict[str, Any]) -> int | None:
-    """Returns the id that config.json gives the end of a text; the first, where it gives several."""
+    """Returns the id of the end of text by config.json, the first where it has several; None where it has none."""
     value = config.get("eos_token_id")
     value = value[0] if isinstance(value, list) and value else value
     return value if type(value) is int else None
 
 
 def _size(path: Path, config: dict[str, Any], key: str) -> int:
-    """Returns a size by whichever of its names it has. UserError where two of them disagree."""
+    """Returns the size that is stored by any of its keys. UserError where it is invalid, or two keys disagree."""
     aliases, default = SIZES[key]
     given = {name: config[name] for name in (key, *aliases) if name in config}
     for name, value in given.items():
@@ -116,12 +116,12 @@ def _size(path: Path, config: dict[str, Any], key: str) -> int:
 
 
 def _kind(value: Any) -> type:
-    """Returns the type of a JSON value, all numbers being of one; true is no number."""
+    """Returns the type of a JSON value. All numbers have the type float, and true is not a number."""
     return float if type(value) is int else type(value)
 
 
 def _check_architecture(path: Path, config: dict[str, Any]) -> None:
-    """UserError where the file names the class of another model than GPT-2."""
+    """Raises a UserError where the file names the class of another model than GPT-2."""
     names = config.get("architectures") or []
     if not (isinstance(names, list) and all(isinstance(name, str) and name.startswith("GPT2") for name in names)):
         value = names[0] if isinstance(names, list) and len(names) == 1 else names

@@ -1,4 +1,4 @@
-"""Hugging Face's GPT-2 folders, written: what `transformers.GPT2LMHeadModel.from_pretrained` and `pipeline` load."""
+"""Writes Hugging Face's GPT-2 folders, which `transformers.GPT2LMHeadModel.from_pretrained` and `pipeline` load."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from jaxgpt.options.config import Model
 
 
 def config(model: Model, dtype: str, end_of_text: int | None) -> dict[str, object]:
-    """config.json's content. Dropout is off, as it was in training."""
+    """Returns the content of config.json. Dropout is off, as it was in training."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -44,7 +44,19 @@ def config(model: Model, dtype: str, end_of_text: int | None) -> dict[str, objec
 def write(
     folder: Path, params: Params, model: Model, dtype: str, tokenizer: Tokenizer | None, shard_bytes: int
 ) -> None:
-    """Fills an empty folder. UserError for numbers beyond what the dtype can hold."""
+    """Fills an empty folder with a model.
+
+    Args:
+        folder: The folder.
+        params: Stacked NumPy arrays.
+        model: The model's shape.
+        dtype: The dtype that is written, a key of `tensors.DTYPES`.
+        tokenizer: The tokenizer; None writes none.
+        shard_bytes: The largest size of a safetensors file, but for a tensor that alone is larger.
+
+    Raises:
+        UserError: A number is beyond what the dtype can hold.
+    """
     end_of_text = tokenizer.end_of_text if tokenizer else None
     _write_json(folder / huggingface.CONFIG, config(model, dtype, end_of_text))
     generation = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
@@ -60,7 +72,7 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def _write_weights(folder: Path, params: Params, model: Model, dtype: np.dtype, shard_bytes: int) -> None:
-    """One file, or several of at most so many bytes (but for a tensor that alone has more) and their index."""
+    """Writes one file, or several of at most `shard_bytes` (but for a tensor that alone has more) and their index."""
     shards: list[list[tuple[str, np.ndarray]]] = [[]]
     filled = total = 0
     for name, array in _named(params, model):
@@ -75,14 +87,14 @@ def _write_weights(folder: Path, params: Params, model: Model, dtype: np.dtype, 
         file = huggingface.WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         contiguous = {name: np.ascontiguousarray(tensors.cast(array, dtype, name)) for name, array in shard}
         save_file(contiguous, folder / file, metadata={"format": "pt"})
-        shutil.copymode(folder / huggingface.CONFIG, folder / file)  # safetensors makes it the user's alone
+        shutil.copymode(folder / huggingface.CONFIG, folder / file)  # safetensors makes it readable by its owner alone
         where |= dict.fromkeys(contiguous, file)
     if len(shards) > 1:
         _write_json(folder / huggingface.INDEX, {"metadata": {"total_size": total}, "weight_map": where})
 
 
 def _named(params: Params, model: Model) -> Iterator[tuple[str, np.ndarray]]:
-    """Their names and arrays, views of ours."""
+    """Yields the tensors' names at Hugging Face, and their arrays, which are views of ours."""
     for tensor, array in tensors.paired(params):
         if tensor.stacked:
             for layer in range(model.layers):

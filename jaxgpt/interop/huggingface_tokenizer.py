@@ -1,11 +1,12 @@
-"""Hugging Face's tokenizer files, read and written: tokenizer.json, tokenizer_config.json, vocab.json and merges.txt.
+"""Reads and writes Hugging Face's tokenizer files: tokenizer.json, tokenizer_config.json, vocab.json and merges.txt.
 
-- gpt2, and a BPE of one's own: byte-level BPE. The merges follow from the ranks, which are the ids.
+- gpt2, and a trained BPE: byte-level BPE. The merges follow from the ranks, which are the ids.
 - bytes: byte-level BPE with 256 tokens and no merge.
-- characters: one word for each character; another character is an error there, as it is here.
-- any other: the tokenizer.json itself, as the package `tokenizers` runs it, and unchanged when it is written again.
+- characters: one word for each character. An unknown character is an error there, as it is here.
+- any other: the tokenizer.json itself, as the package `tokenizers` runs it. It is written again unchanged.
 
-A file is taken for one of ours only where all of it that a text's ids depend on is what we would write.
+A file is read as one of our own tokenizers only where everything in it that a text's ids depend on is what we would
+write.
 """
 
 import json
@@ -25,26 +26,29 @@ from jaxgpt.options.config import Model
 
 FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
-VOCABULARY, MERGES, ADDED = "vocab.json", "merges.txt", "added_tokens.json"  # what older versions wrote
+VOCABULARY, MERGES, ADDED = "vocab.json", "merges.txt", "added_tokens.json"  # files of older versions
 MODEL = "config.json"
 SPECIAL = "special_tokens_map.json"
 FILES = (FILE, CONFIG, SPECIAL, VOCABULARY, MERGES, ADDED)
-OTHERS = ("tokenizer.model", "spiece.model", VOCABULARY)  # which alone don't say what the ids of a text are
+OTHERS = ("tokenizer.model", "spiece.model", VOCABULARY)  # one of these alone doesn't give the ids of a text
 LARGEST_CONFIG = 1 << 24  # bytes
-UNKNOWN = "<unknown>"  # of characters; no token has this name, so that nothing is read as it
-GPT2_WORDS = 50256  # of its vocabulary, without the end of text
+UNKNOWN = "<unknown>"  # for characters; no token has this name, so an unknown character is an error
+GPT2_WORDS = 50256  # tokens of GPT-2, without the end of text
 
 
 # Writing
 
 
 def can_express(tokenizer: Tokenizer) -> bool:
-    """Whether there are files for it. Of cl100k, o200k and Llama 3 the makers publish their own."""
+    """Returns whether a tokenizer's files can be written.
+
+    Those of cl100k, o200k and Llama 3 can't: their makers publish their own.
+    """
     return isinstance(tokenizer, GPT2 | Trained | Bytes | Characters | HuggingFace)
 
 
 def files_of(tokenizer: Tokenizer, model: Model) -> dict[str, str]:
-    """The files' contents by their names; none for a tokenizer that can't be expressed."""
+    """Returns the contents of a tokenizer's files by name; empty for a tokenizer whose files can't be written."""
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.context,
@@ -71,13 +75,13 @@ def files_of(tokenizer: Tokenizer, model: Model) -> dict[str, str]:
 
 
 def _content(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The tokenizer.json of one of ours."""
+    """Returns the tokenizer.json of one of our own tokenizers."""
     if isinstance(tokenizer, GPT2 | Trained):
         plain = tokenizer.tokens[: tokenizer.end_of_text]
         vocabulary = {byte_level.written(token): number for number, token in enumerate(plain)}
         pairs = gpt2_merges() if isinstance(tokenizer, GPT2) else byte_level.merges(plain)
         content = _byte_level(vocabulary | {END_OF_TEXT: len(plain)}, pairs, [_special(END_OF_TEXT, len(plain))])
-        if 256 + len(pairs) < len(plain):  # some are words that no merges make, and are tokens when they stand alone
+        if 256 + len(pairs) < len(plain):  # no merges make some tokens, which are whole words
             content["model"]["ignore_merges"] = True
         return content
     vocabulary = {token: number for number, token in enumerate(tokenizer.tokens)}
@@ -94,7 +98,15 @@ def _byte_level(
     cut: bool = True,
     space: bool = False,
 ) -> dict[str, Any]:
-    """With `cut` the text is first cut by GPT-2's pattern; with `space` it begins with one."""
+    """Returns the tokenizer.json of a byte-level BPE.
+
+    Args:
+        vocabulary: Ids by token, as files write them.
+        pairs: The merges.
+        added: Entries of added tokens.
+        cut: Whether GPT-2's pattern cuts the text into words first.
+        space: Whether a space is put before the text.
+    """
     level = {"type": "ByteLevel", "add_prefix_space": space, "trim_offsets": True, "use_regex": cut}
     model = {"type": "BPE", "vocab": vocabulary, "merges": pairs}
     parts = {"added_tokens": list(added), "pre_tokenizer": level, "post_processor": level, "decoder": level}
@@ -130,19 +142,19 @@ def _special(content: str, number: int) -> dict[str, Any]:
 
 
 def read(folder: Path, model: Model, end_of_text: int | None = None) -> tuple[Tokenizer | None, tuple[str, ...]]:
-    """Returns the tokenizer of a folder, and what is to be said of it.
+    """Returns the tokenizer of a folder, and notes for the user.
 
     Args:
         folder: A Hugging Face folder.
-        model: What the tokens are for, which has to have as many.
+        model: The model of the folder, which must have at least as many tokens.
         end_of_text: The end of text's id by the model's config.json, for tokenizers that don't name it.
 
     Returns:
-        None in the place of a tokenizer where there are no files of one, where it has more tokens than the model, and
-        where the package `tokenizers` is needed and not there. The notes say which.
+        The tokenizer and notes. The tokenizer is None where the folder has no files of one, where it has more tokens
+        than the model, and where the package `tokenizers` is needed and missing. The notes say which.
 
     Raises:
-        UserError: A file is damaged, or none that the package reads.
+        UserError: A file is damaged, or the package can't read it.
     """
     try:
         tokenizer = _of_folder(folder, end_of_text)
@@ -157,9 +169,9 @@ def read(folder: Path, model: Model, end_of_text: int | None = None) -> tuple[To
 
 
 def read_file(path: Path) -> Tokenizer:
-    """Returns the tokenizer of a tokenizer.json, or of the folder that has one. UserError where there is none.
+    """Reads a tokenizer.json, or that of a folder. UserError where there is none or it is damaged.
 
-    The files beside it say which token ends a text, as they do for the weights of the same folder.
+    The files beside it say which token is the end of text, as they do for the weights of the same folder.
     """
     folder = path if path.is_dir() else path.parent
     end_of_text = huggingface_config.end_of_text(_config(folder, MODEL))
@@ -172,7 +184,7 @@ def read_file(path: Path) -> Tokenizer:
 
 
 def root(folder: Path) -> Path:
-    """Returns the folder that no link may lead out of; the hub's cache links from a snapshot into its own blobs."""
+    """Returns the folder that no link may lead out of: the hub's cache links from a snapshot to blobs beside it."""
     absolute = folder.absolute()
     return absolute.parent.parent if absolute.parent.name == "snapshots" else folder
 
@@ -189,7 +201,7 @@ def _of_folder(folder: Path, end_of_text: int | None) -> Tokenizer | None:
 
 
 def _of_text(path: Path, text: str, names: list[str], end_of_text: int | None) -> Tokenizer:
-    """Returns one of ours where it is the same, and else what the text is to the package `tokenizers`."""
+    """Returns one of our own tokenizers where it is the same, and else the one that `tokenizers` makes of the text."""
     try:
         content = tokenizer_json.parse(text)
         ours = _ours(content)
@@ -209,14 +221,14 @@ def _of_text(path: Path, text: str, names: list[str], end_of_text: int | None) -
 
 
 def _ours(content: dict[str, Any]) -> Tokenizer | None:
-    """Returns the tokenizer of ours for which this is as good as what we write."""
+    """Returns our own tokenizer whose tokenizer.json is equivalent to this one, or None."""
     asked = _essential(content)
     candidate = _candidate(asked["model"]) if asked else None
     return candidate if candidate and _essential(_content(candidate)) == asked else None
 
 
 def _candidate(model: dict[str, Any]) -> Tokenizer | None:
-    """Returns which of ours has this vocabulary."""
+    """Returns our own tokenizer with this vocabulary, or None."""
     vocabulary = model["vocab"]
     if list(vocabulary.values()) != list(range(len(vocabulary))):
         vocabulary = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
@@ -238,7 +250,7 @@ def _candidate(model: dict[str, Any]) -> Tokenizer | None:
 
 
 def _gpt2() -> GPT2 | None:
-    """Returns GPT-2's tokenizer, where its files are to be had."""
+    """Returns GPT-2's tokenizer; None where its files can't be had."""
     try:
         return GPT2()
     except UserError:
@@ -246,7 +258,7 @@ def _gpt2() -> GPT2 | None:
 
 
 def _essential(content: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns what the ids of a text and the text of ids depend on, in one form; None where it has no such form."""
+    """Returns everything that encoding and decoding depend on, in a canonical form; None where there is none."""
     model, before, after = content.get("model"), content.get("pre_tokenizer"), content.get("decoder")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if not (isinstance(model, dict) and isinstance(vocabulary, dict) and isinstance(before, dict)):
@@ -255,9 +267,9 @@ def _essential(content: dict[str, Any]) -> dict[str, Any] | None:
         return None
     if before.get("type") == "ByteLevel":  # offsets are not asked for
         before = {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True, **before, "trim_offsets": True}
-    if after.get("type") == "ByteLevel":  # it has no options when it decodes
+    if after.get("type") == "ByteLevel":  # decoding ignores its options
         after = {"type": "ByteLevel"}
-    # Options that are off, and what would stand for an unknown character, where every byte is known.
+    # Options that are off are dropped, and in a BPE the unknown token, since every byte is known.
     unused = ("unk_token", "fuse_unk") if model.get("type", "BPE") == "BPE" else ()
     options = {key: value for key, value in model.items() if value not in (None, False, "") and key not in unused}
     merges = model.get("merges", [])
@@ -270,13 +282,13 @@ def _essential(content: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _pairs(merges: list[Any]) -> list[Any]:
-    """Returns merges as pairs, which older files write as one text with a space."""
+    """Returns merges as pairs; older files write a merge as one string with a space in it."""
     split = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges)
     return [tuple(merge) if isinstance(merge, list | tuple) else merge for merge in split]
 
 
 def _of_two_files(folder: Path, within: Path) -> dict[str, Any]:
-    """Returns the tokenizer.json that transformers makes of vocab.json and merges.txt."""
+    """Returns the tokenizer.json that transformers makes from vocab.json and merges.txt. UserError for a bad merge."""
     vocabulary = files.read_json(folder / VOCABULARY, within=within)
     text = files.read_text(folder / MERGES, files.LARGEST_JSON, within)
     lines = [line for line in files.text_lines(text) if line and not line.startswith("#version")]
@@ -293,7 +305,7 @@ def _of_two_files(folder: Path, within: Path) -> dict[str, Any]:
 
 
 def _names(folder: Path) -> list[str]:
-    """Returns what the folder's files call the end of a text, if they do."""
+    """Returns the names that the folder's files give the end of text, which may be none."""
     found = []
     for file in (CONFIG, SPECIAL):
         token = _config(folder, file).get("eos_token")
@@ -303,7 +315,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _disagreements(folder: Path, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Returns notes of what tokenizer_config.json says otherwise than tokenizer.json, whose word counts."""
+    """Returns notes on where tokenizer_config.json disagrees with tokenizer.json, which is followed."""
     config, notes = _config(folder, CONFIG), []
     added = config.get("added_tokens_decoder")
     names = (

@@ -1,9 +1,10 @@
-"""llm.c's model files, read and written.
+"""Reads and writes llm.c's model files.
 
     256 int32    magic 20240326, version (3: float32, 5: bfloat16), context, V, L, heads, C, Vp, zeros
     tensors      `tensors.TENSORS` in their order, layers stacked, weights (out, in), Vp rows of token embeddings
 
-All little-endian. Token tables of other Vp than ours are read too: rows from V on are passed over, and ours are 0.
+All numbers are little-endian. Token tables with another Vp than ours can be read: rows from V on are passed over, and
+ours are 0.
 """
 
 import math
@@ -29,14 +30,24 @@ VERSIONS = {name: version for version, name in DTYPES.items()}
 
 
 class Header(NamedTuple):
-    """The 256 numbers at a file's beginning, and how long the whole file is."""
+    """The 256 numbers at a file's beginning, and the whole file's size in bytes."""
 
     numbers: list[int]
     file_bytes: int
 
 
 def read_header(path: Path, magic: int, versions: tuple[int, ...], kind: str) -> Header:
-    """UserError where the file is none of this kind and of one of these versions."""
+    """Reads the header of one of llm.c's files.
+
+    Args:
+        path: The file.
+        magic: The number that files of this kind begin with.
+        versions: The versions that can be read.
+        kind: The kind, for messages.
+
+    Raises:
+        UserError: The file is not of this kind, or of another version.
+    """
     files.refuse_pointer(path)
     length = files.size(path)
     with files.open_file(path) as file:
@@ -53,20 +64,21 @@ def read_header(path: Path, magic: int, versions: tuple[int, ...], kind: str) ->
 
 
 def write_header(numbers: list[int]) -> bytes:
+    """Returns a header of 1024 bytes with these numbers, and zeros behind them."""
     header = np.zeros(HEADER_BYTES // 4, "<i4")
     header[: len(numbers)] = numbers
     return header.tobytes()
 
 
 def check_size(path: Path, found: int, expected: int, what: str) -> None:
-    """UserError where a file is not as long as its header says. Both are plain ints, and so can't overflow."""
+    """Raises a UserError where a file's size isn't what its header says. Both are plain ints, which can't overflow."""
     if found != expected:
         problem = "is cut off or damaged" if found < expected else "has bytes that its header doesn't speak of"
         raise UserError(f"{shown(path)}: {found:,} bytes, and {what} takes {expected:,}: the file {problem}")
 
 
 def positive(path: Path, number: int, place: int, what: str, largest: int = LARGEST) -> int:
-    """A number of the header that must be in [1, largest]. UserError, with its byte, where it isn't."""
+    """Returns a header's number. UserError, which names its byte offset, where it is not in [1, largest]."""
     if not 1 <= number <= largest:
         raise UserError(f"{shown(path)}: {what} is {number} (at byte {4 * place}), and must be from 1 to {largest}")
     return number
@@ -76,7 +88,7 @@ def positive(path: Path, number: int, place: int, what: str, largest: int = LARG
 
 
 def open_model(path: Path) -> Source:
-    """UserError for a file that is no model, of a shape that can't be, or not as long as its header says."""
+    """Opens a model file. UserError where it is none, its shape is impossible, or its size isn't the header's."""
     header = read_header(path, MODEL_MAGIC, tuple(DTYPES), "an llm.c model file")
     version, *shape = header.numbers[1:8]
     names = ("the context", "the vocabulary", "the number of layers", "the number of heads", "the width", "Vp")
@@ -102,13 +114,21 @@ def open_model(path: Path) -> Source:
 
 
 def memory_map(path: Path, dtype: Any) -> np.ndarray:
-    """Returns all of a file as an array that is read from the disk where it is looked at."""
+    """Returns all of a file as a read-only memory map, 1-D."""
     with files.open_file(path) as file:
         return np.memmap(file, dtype, mode="r")
 
 
 def read_tensors(path: Path, offset: int, model: Model, rows: int, dtype: np.dtype) -> Params:
-    """The tensors that begin at a byte of a file whose size has been checked, as ours are. `rows` is the file's Vp."""
+    """Reads the parameters from a file whose size has been checked, in our layout.
+
+    Args:
+        path: The file.
+        offset: The byte offset of the first tensor.
+        model: The model's shape.
+        rows: The file's Vp.
+        dtype: The file's dtype, which the parameters have too.
+    """
     mapped = memory_map(path, np.uint8)
     arrays = {}
     for tensor in tensors.TENSORS:
@@ -124,7 +144,7 @@ def read_tensors(path: Path, offset: int, model: Model, rows: int, dtype: np.dty
 
 
 def _as_ours(array: np.ndarray, tensor: tensors.Tensor, model: Model, dtype: np.dtype) -> np.ndarray:
-    """A copy, weights turned from (out, in) to (in, out), the token table with our Vp."""
+    """Returns a copy in our layout: weights (in, out) rather than (out, in), and the token table with our Vp."""
     ours = np.empty(tensors.shape(tensor, model), dtype)
     if tensor.llmc == "wte":
         ours[: model.vocabulary_size] = array[: model.vocabulary_size]
@@ -135,8 +155,9 @@ def _as_ours(array: np.ndarray, tensor: tensors.Tensor, model: Model, dtype: np.
 
 
 def write_model(path: Path, params: Params, model: Model, dtype_name: str) -> int:
-    """Writes a model file of stacked NumPy arrays, and returns its size in bytes. UserError where a number of the shape
-    doesn't fit its header, and for a dtype that has no version.
+    """Writes a model file of stacked NumPy arrays, and returns its size in bytes.
+
+    UserError for a dtype that has no version.
     """
     if dtype_name not in VERSIONS:
         raise UserError(f"an llm.c model file can't hold {dtype_name}: take --dtype float32 or bfloat16")
@@ -149,7 +170,7 @@ def write_model(path: Path, params: Params, model: Model, dtype_name: str) -> in
 
 
 def tensor_bytes(params: Params, dtype: np.dtype) -> Iterator[bytes]:
-    """The tensors as llm.c stores them, a layer of one at a time."""
+    """Yields the tensors' bytes as llm.c stores them, one layer of a tensor at a time."""
     for tensor, array in tensors.paired(params):
         for layer in array if tensor.stacked else [array]:
             turned = np.ascontiguousarray(layer.T if tensor.is_weight else layer)

@@ -1,12 +1,12 @@
-"""llm.c's debug states: a batch, and what the model makes of it.
+"""Reads and writes llm.c's debug states: a batch with the model's logits, loss and gradients.
 
     256 int32    magic 20240327, version 2, B, T, zeros
     tokens       int32 (B, T), and targets of the same shape
     logits       float32 (B, T, V)
     loss         float32
-    gradients    float32, as the tensors in a model file (`llmc.py`)
+    gradients    float32, laid out as the tensors in a model file (`llmc.py`)
 
-V and Vp stand in the model's file only.
+V and Vp stand in the model's file alone.
 """
 
 from pathlib import Path
@@ -28,13 +28,13 @@ FLOAT32 = tensors.DTYPES["float32"]
 class State(NamedTuple):
     tokens: np.ndarray  # (B, T) int32
     targets: np.ndarray  # (B, T) int32
-    logits: np.ndarray  # (B, T, V) float32, a memory map where it was read
+    logits: np.ndarray  # (B, T, V) float32; a memory map in a state that was read
     loss: float
     grads: Params  # stacked, float32
 
 
 def read(path: Path, model: Model) -> State:
-    """UserError for a file that is no debug state of this model."""
+    """Reads a debug state of this model. UserError where the file is none."""
     header = llmc.read_header(path, MAGIC, (VERSION,), "an llm.c debug state")
     B, T = (llmc.positive(path, header.numbers[place], place, what) for place, what in ((2, "B"), (3, "T")))
     if model.context < T:
@@ -58,7 +58,7 @@ def read(path: Path, model: Model) -> State:
 
 
 def write(path: Path, state: State) -> None:
-    """Writes a state of stacked NumPy gradients."""
+    """Writes a debug state, whose gradients are stacked NumPy arrays."""
     with path.open("wb") as file:
         file.write(llmc.write_header([MAGIC, VERSION, *state.tokens.shape]))
         for ids in (state.tokens, state.targets):

@@ -1,7 +1,7 @@
-"""llm.c's tokenizer files, which its programs decode with.
+"""Reads and writes llm.c's tokenizer files, with which its programs decode.
 
 256 int32    magic 20240328, version, V, id of end-of-text (version 2; with version 1 it is 50256), zeros
-tokens       of each token: a byte that is its length, and its bytes
+tokens       for each token a byte with its length, and its bytes
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from jaxgpt.foreign_text import shown
 from jaxgpt.interop import llmc
 
 MAGIC = 20240328
-END_OF_TEXT = 50256  # where version 1 has it
+END_OF_TEXT = 50256  # its id in version 1
 LONGEST = 255  # bytes of a token
 
 
@@ -24,13 +24,13 @@ class Tokens(NamedTuple):
 
 
 def read(path: Path) -> Tokens:
-    """UserError for a file that is no tokenizer, or not as long as it says."""
+    """Reads a tokenizer file. UserError where it is none, or its size isn't what its contents say."""
     header = llmc.read_header(path, MAGIC, (1, 2), "an llm.c tokenizer file")
     version, V = header.numbers[1], llmc.positive(path, header.numbers[2], 2, "the vocabulary")
     end_of_text = END_OF_TEXT if version == 1 else header.numbers[3]
     if not 0 <= end_of_text < V:
         raise UserError(f"{shown(path)}: end-of-text is {end_of_text} (at byte 12), and the vocabulary has {V} tokens")
-    if header.file_bytes < llmc.HEADER_BYTES + 2 * V:  # before anything is read: a length and a byte at least
+    if header.file_bytes < llmc.HEADER_BYTES + 2 * V:  # before anything is read: a length and a byte each
         llmc.check_size(path, header.file_bytes, llmc.HEADER_BYTES + 2 * V, f"{V} tokens, at least,")
     if header.file_bytes > llmc.HEADER_BYTES + 256 * V:
         llmc.check_size(path, header.file_bytes, llmc.HEADER_BYTES + 256 * V, f"{V} tokens, at most,")
@@ -48,7 +48,7 @@ def read(path: Path) -> Tokens:
 
 
 def write(path: Path, tokens: Sequence[bytes], end_of_text: int | None, version: int = 2) -> None:
-    """UserError for a vocabulary that the format can't hold."""
+    """Writes a tokenizer file. UserError for a vocabulary that the format can't hold."""
     if end_of_text is None:
         raise UserError("an llm.c tokenizer file names an end-of-text token, and this tokenizer has none")
     if version == 1 and end_of_text != END_OF_TEXT:

@@ -1,4 +1,4 @@
-"""This project's own runs and checkpoints, as a source of weights and as what others' weights are converted to."""
+"""Reads weights from this project's own runs and checkpoints, and writes others' weights as a run."""
 
 import dataclasses
 from pathlib import Path
@@ -18,12 +18,12 @@ from jaxgpt.runs.about import model_of
 
 
 def open_run(folder: Path) -> Source:
-    """The newest whole checkpoint of a run. UserError where there is none."""
+    """Opens the newest whole checkpoint of a run. UserError where there is none."""
     return _source(checkpoints.find(folder / "checkpoints", ("params", "about")), "a run's checkpoint")
 
 
 def open_checkpoint(folder: Path) -> Source:
-    """One checkpoint. UserError where it isn't whole."""
+    """Opens one checkpoint. UserError where it isn't whole."""
     return _source(checkpoints.at(folder, ("params", "about")), "a checkpoint")
 
 
@@ -55,9 +55,19 @@ def write(
     run: Path,
     origin: str,
 ) -> None:
-    """Fills an empty folder with a run that was never trained here, of which there is one checkpoint, after step 0.
+    """Fills an empty folder with a run of no steps, whose only checkpoint is that of step 0.
 
-    `run` is where the folder will be. UserError without a tokenizer.
+    Args:
+        folder: The folder to fill.
+        params: Stacked NumPy arrays.
+        model: The model's shape.
+        dtype: The dtype of the checkpoint's parameters, a key of `tensors.DTYPES`.
+        tokenizer: The tokenizer.
+        run: The path that the folder will have.
+        origin: Where the weights are from, for the run's note and messages.
+
+    Raises:
+        UserError: There is no tokenizer, or a number is beyond what the dtype can hold.
     """
     if tokenizer is None:
         raise UserError(f"{origin} doesn't say with which tokenizer it was trained: name it by --tokenizer")

@@ -1,4 +1,4 @@
-"""Weights that are somewhere, whatever the format: what is known of them before they are read, and how to read them."""
+"""A source of weights in any format: what is known of them before they are read, and a function that reads them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from jaxgpt.options.config import Model
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights are, all headers checked."""
+    """Weights in files whose headers have all been checked."""
 
     where: str
     kind: str  # for people
     model: Model
-    dtype: str  # as they are stored: a name of tensors.DTYPES
-    tokenizer: Tokenizer | None  # None where the files don't say, or one that this project hasn't got
-    load: Callable[[], Params]  # stacked NumPy arrays of that dtype
-    notes: tuple[str, ...] = ()  # what else is to be said
-    unreadable_tokenizer: bool = False  # whether they have one that isn't to be had here, as the notes say
+    dtype: str  # as they are stored: a key of tensors.DTYPES
+    tokenizer: Tokenizer | None  # None where the files name none, or one that can't be read
+    load: Callable[[], Params]  # reads the weights: stacked NumPy arrays of that dtype
+    notes: tuple[str, ...] = ()  # printed for the user
+    unreadable_tokenizer: bool = False  # the files have a tokenizer that can't be read, and the notes say why

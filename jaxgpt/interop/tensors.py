@@ -1,7 +1,7 @@
-"""The model's tensors by the names that other projects have for them.
+"""Names and layouts of GPT-2's tensors in this project, in llm.c and at Hugging Face.
 
-Order is llm.c's, which is `gpt2.Params`' own. Weights are (in, out) here and at Hugging Face, whose GPT-2 calls such a
-layer Conv1D, and (out, in) in llm.c.
+The order is llm.c's, which is also that of `gpt2.Params`. Weights are (in, out) here and at Hugging Face, whose GPT-2
+calls such a layer Conv1D, and (out, in) in llm.c.
 """
 
 import math
@@ -18,23 +18,23 @@ from jaxgpt.layers import embedding, layernorm, linear
 from jaxgpt.models import gpt2
 from jaxgpt.options.config import Model
 
-FAMILY = "gpt2"  # whose tensors these are
+FAMILY = "gpt2"  # the family of models with these tensors
 DTYPES = {dtype.name: dtype for dtype in map(np.dtype, (jnp.float32, jnp.bfloat16, jnp.float16))}
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of the whole model, or of each block."""
+    """One tensor of the whole model, or one of each block."""
 
-    ours: str  # its place in gpt2.Params
+    ours: str  # path in gpt2.Params
     llmc: str
-    huggingface: str  # within the block, where it is a block's
-    axes: tuple[str, ...]  # of one layer: T is the context
-    stacked: bool = True  # whether there is one in each block
+    huggingface: str  # name within the block, where it is a block's
+    axes: tuple[str, ...]  # axes of one layer; T is the context
+    stacked: bool = True  # each block has one
 
     @property
     def is_weight(self) -> bool:
-        """Whether it is a matrix that llm.c has as (out, in)."""
+        """Returns whether it is a matrix that llm.c stores as (out, in)."""
         return self.stacked and len(self.axes) == 2
 
 
@@ -52,7 +52,7 @@ def _dense(ours: str, llmc: str, huggingface: str, inputs: str, outputs: str) ->
     )
 
 
-LAYOUT = gpt2.Params(  # a Tensor in the place of each array
+LAYOUT = gpt2.Params(  # with a Tensor in the place of each array
     embedding=embedding.Params(
         Tensor("embedding.token", "wte", "wte.weight", ("Vp", "C"), stacked=False),  # type: ignore[arg-type]
         Tensor("embedding.position", "wpe", "wpe.weight", ("T", "C"), stacked=False),  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ TENSORS: tuple[Tensor, ...] = tuple(jax.tree.leaves(LAYOUT))
 
 
 def check(model: Model) -> None:
-    """Raises UserError for a model whose tensors have no names here."""
+    """Raises a UserError for a model of another family, whose tensors have no names here."""
     if model.family != FAMILY:
         raise UserError(
             f"a model of the family {model.family} (--model.family) can't be written in this format, which has the "
@@ -80,29 +80,38 @@ def check(model: Model) -> None:
 
 
 def shape(tensor: Tensor, model: Model) -> tuple[int, ...]:
-    """Of the whole tensor, with a leading L axis where it is stacked."""
+    """Returns the shape of the whole tensor, with a leading L axis where it is stacked."""
     C = model.width
     sizes = {"Vp": model.padded_vocabulary_size, "T": model.context, "C": C, "3C": 3 * C, "4C": 4 * C}
     return (*[model.layers] * tensor.stacked, *(sizes[axis] for axis in tensor.axes))
 
 
 def count(model: Model) -> int:
-    """Numbers in all tensors, with the embedding's padded rows; a plain int, however large."""
+    """Returns the count of numbers in all tensors, padded rows of the embedding included; a plain int of any size."""
     return sum(math.prod(shape(tensor, model)) for tensor in TENSORS)
 
 
 def from_named(arrays: Mapping[str, Any]) -> gpt2.Params:
-    """Parameters, from arrays by our names."""
+    """Builds parameters from arrays by our names."""
     return jax.tree.map(lambda tensor: arrays[tensor.ours], LAYOUT)
 
 
 def paired(params: gpt2.Params) -> Iterator[tuple[Tensor, Any]]:
-    """(tensor, array) in llm.c's order, of stacked parameters or of gradients."""
+    """Pairs tensors with the arrays of stacked parameters or gradients, in llm.c's order."""
     return zip(TENSORS, jax.tree.leaves(params), strict=True)
 
 
 def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """To the nearest numbers of another type. UserError for one that is finite and beyond what the type can hold."""
+    """Rounds an array to another dtype.
+
+    Args:
+        array: The array.
+        dtype: One of DTYPES.
+        name: The tensor's name, for messages.
+
+    Raises:
+        UserError: A number is finite, and beyond float16's largest.
+    """
     if array.dtype == dtype:
         return array
     with np.errstate(over="ignore"):
