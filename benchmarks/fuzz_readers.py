@@ -153,7 +153,9 @@ def manifests() -> list[Input]:
             manifest.describe(folder / "train_000000.bin", "train"),
             manifest.describe(folder / "val_000000.bin", "val"),
         )
-        manifest.write(folder, manifest.Manifest("made up", {"name": "bytes"}, 300, None, 2, 0, 0, {"a": 1}, {}, shards))
+        manifest.write(
+            folder, manifest.Manifest("made up", {"name": "bytes"}, 300, None, 2, 0, 0, {"a": 1}, {}, shards)
+        )
 
     return [written(prepared)]
 

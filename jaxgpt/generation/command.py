@@ -18,7 +18,7 @@ from jaxgpt.generation import texts
 from jaxgpt.models import gpt2
 from jaxgpt.terminal import say
 
-LARGEST_PROMPTS = 1 << 26  # bytes of a file of them
+LARGEST_PROMPTS = 1 << 21  # bytes of a file of them
 
 
 class Loaded(NamedTuple):
