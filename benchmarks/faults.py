@@ -1,11 +1,12 @@
 """What a run survives, and what a checkpoint costs it.
 
-python -m benchmarks.faults [--kills 200] [--output benchmarks/results/faults.json]
+python -m benchmarks.faults [--kills 200] [--parts kills operations saving] [--output benchmarks/results/faults.json]
 
 A run is killed with SIGKILL at random moments, again and again, and each time started anew with --resume auto; at its
 end it is compared, bit for bit, with one that was left alone. Then runs are killed at each of their operations on
 files, the first, the second and so on to the last: in a start, in the first save, in going on and in a later save. Each
-is started once more and compared. Last, GPT-2 124M is saved while it trains.
+is started once more and compared. Last, GPT-2 124M is saved while it trains. A part's figures are printed and written
+when it ends; those of other parts that the file has stay.
 """
 
 import argparse
@@ -44,6 +45,8 @@ OPTIONS = {
     "checkpoint.every-steps": 1,
     "run.sample-every": 700,
 }
+PRELOADED = ["jaxgpt.training.loop", "jaxgpt.generation.texts", "jaxgpt.reports.curves", "benchmarks.kill_at"]
+PARTS = ("kills", "operations", "saving")
 TIMED = {"tokens_per_second", "step_seconds", "data_wait_seconds"}
 
 
@@ -62,7 +65,7 @@ class Killer:
         }
         self._lock = threading.Lock()  # starting a process asks for the status of the others
         self._processes = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload(["jaxgpt.commands.train", "benchmarks.kill_at"])
+        self._processes.set_forkserver_preload(PRELOADED)
 
     def start(self, name: str, steps: int = STEPS, kill_before: int = 0) -> Any:
         """Starts a run of so many steps, or goes on with it; with `kill_before` it dies before that file operation."""
@@ -259,24 +262,37 @@ def cost_of_saving(config_name: str, folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--config", default="gpt2_124m", help="the model whose saving is timed")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/faults.json"))
     options = parser.parse_args()
+    result = json.loads(options.output.read_text()) if options.output.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         killer = Killer(Path(folder))
-        whole = killer.finish("whole")
-        doing = killer.kill("killed", options.kills)
-        different = difference(killer.finish("killed"), whole)
-        result = {
-            "kills": doing.total(),
-            "killed_while": dict(doing),
-            "bit_identical": not different,
-            "different": different,
-            "at_each_operation": killer.kill_at_each_operation(),
-            "saving": {"config": options.config} | cost_of_saving(options.config, Path(folder)),
-        }
-    options.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+        for part in options.parts:
+            match part:
+                case "kills":
+                    found = random_kills(killer, options.kills)
+                case "operations":
+                    found = {"at_each_operation": killer.kill_at_each_operation()}
+                case "saving":
+                    found = {"saving": {"config": options.config} | cost_of_saving(options.config, Path(folder))}
+            print(json.dumps(found, indent=2), flush=True)
+            result |= found
+            options.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def random_kills(killer: Killer, kills: int) -> dict[str, Any]:
+    """Kills a run so often at random moments; what it was doing then, and whether it ended like one left alone."""
+    whole = killer.finish("whole")
+    doing = killer.kill("killed", kills)
+    different = difference(killer.finish("killed"), whole)
+    return {
+        "kills": doing.total(),
+        "killed_while": dict(doing),
+        "bit_identical": not different,
+        "different": different,
+    }
 
 
 if __name__ == "__main__":

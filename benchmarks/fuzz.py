@@ -1,6 +1,6 @@
 """Every reader of files from outside, on files that are wrong in every way.
 
-python -m benchmarks.fuzz [--inputs 100000] [--engine mutations|atheris] [--seed 0] [--output FILE]
+python -m benchmarks.fuzz [--inputs 100000] [--engine mutations|atheris] [--seed 0] [--processes 1] [--output FILE]
 
 Valid files are truncated, flipped, given wrong magic numbers, lying counts, huge and negative sizes, hostile names and
 JSON without end (`mutations.py`); files become links, pipes and devices. With atheris (pip install -e .[fuzz]) the
@@ -12,8 +12,10 @@ bytes.
 import argparse
 import base64
 import collections
+import concurrent.futures
 import contextlib
 import json
+import multiprocessing
 import random
 import resource
 import shutil
@@ -26,14 +28,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fuzz_readers import READERS, Input, Reader
+from benchmarks import fuzz_readers, fuzz_texts
+from benchmarks.fuzz_readers import Input, Reader
 from benchmarks.machine import cpu_name, versions
 from benchmarks.mutations import Mutated, lay_out, mutate
 from jaxgpt.errors import UserError
 
+READERS = [*fuzz_readers.READERS, *fuzz_texts.READERS]
 LIMIT_SECONDS = 5.0  # of the processor's time
 WAITING_SECONDS = 120.0  # of the clock's: a pipe that nobody writes into takes no other
-CONSTANT = 16 << 20  # beside a file's size: Python's objects for its parts, and the padding of a token table
+CONSTANT = 64 << 20  # beside a file's size: Python's objects for its parts, and the padding of a token table
 SPACE = 1 << 30  # what the process may map beside what it has at the start, for allocations that Python doesn't see
 
 
@@ -50,12 +54,20 @@ class Trial:
         self.slowest = self.largest = 0.0
         self.failures: list[dict[str, Any]] = []
 
+    def add(self, other: "Trial") -> None:
+        """Counts what came of another's inputs too."""
+        for name, counts in other.counts.items():
+            self.counts[name].update(counts)
+        self.slowest, self.largest = max(self.slowest, other.slowest), max(self.largest, other.largest)
+        self.failures += other.failures
+
     def try_one(self, reader: Reader, mutated: Mutated) -> str:
         """How one input ended: "read", "refused", or what is wrong with the reader."""
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         size = lay_out(mutated, self.folder)
-        tracemalloc.reset_peak()
+        reset_peak()
+        resident = peak_resident()
         before = tracemalloc.get_traced_memory()[0]
         began = time.process_time()
         try:
@@ -69,7 +81,7 @@ class Trial:
         except BaseException as error:  # pyo3's panics are no Exceptions
             ended = f"{type(error).__name__}: {error}"[:300]
         seconds = time.process_time() - began
-        allocated = tracemalloc.get_traced_memory()[1] - before
+        allocated = max(tracemalloc.get_traced_memory()[1] - before, peak_resident() - resident)
         if allocated > size + CONSTANT:
             ended = f"{allocated:,} bytes allocated for {size:,}"
         self.slowest, self.largest = max(self.slowest, seconds), max(self.largest, allocated - size)
@@ -79,6 +91,18 @@ class Trial:
             self.failures.append({"reader": reader.name, "ended": ended, "input": _printable(mutated)})
             print(f"{reader.name}: {ended}", file=sys.stderr, flush=True)
         return ended
+
+
+def reset_peak() -> None:
+    """Has the peaks of Python's memory and of the process's begin anew."""
+    tracemalloc.reset_peak()
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_resident() -> int:
+    """Returns the most bytes that the process had in memory since `reset_peak`: those of C and C++ code too."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) << 10
 
 
 @contextlib.contextmanager
@@ -140,8 +164,22 @@ def by_mutations(inputs: int, seed: int) -> Trial:
             reader = READERS[number % len(READERS)]
             result.try_one(reader, mutate(choose.choice(seeds[reader.name]), choose))
             if number % 10000 == 9999:
-                print(f"{number + 1:,} inputs, {len(result.failures)} failures", file=sys.stderr, flush=True)
+                print(
+                    f"seed {seed}: {number + 1:,} inputs, {len(result.failures)} failures", file=sys.stderr, flush=True
+                )
         return result
+
+
+def in_processes(inputs: int, seed: int, processes: int) -> Trial:
+    """As `by_mutations`, with a share of the inputs and a seed of its own in each process."""
+    if processes == 1:
+        return by_mutations(inputs, seed)
+    shares = [inputs // processes + (number < inputs % processes) for number in range(processes)]
+    result = Trial(Path())
+    with concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        for part in pool.map(by_mutations, shares, range(seed, seed + processes)):
+            result.add(part)
+    return result
 
 
 def by_atheris(inputs: int, seed: int) -> Trial:
@@ -176,6 +214,7 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--engine", choices=("auto", "mutations", "atheris"), default="auto")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1, help="of mutations")
     parser.add_argument("--output", type=Path, help="write the counts to this JSON file")
     options = parser.parse_args()
     engine = options.engine
@@ -184,7 +223,10 @@ def main() -> int:
 
         engine = "atheris" if importlib.util.find_spec("atheris") else "mutations"
     began = time.perf_counter()
-    result = (by_atheris if engine == "atheris" else by_mutations)(options.inputs, options.seed)
+    if engine == "atheris":
+        result = by_atheris(options.inputs, options.seed)
+    else:
+        result = in_processes(options.inputs, options.seed, options.processes)
     figures = {
         "engine": engine,
         "inputs": sum(counts.total() for counts in result.counts.values()),
@@ -194,7 +236,7 @@ def main() -> int:
         "most_bytes_beyond_the_input": int(result.largest),
         "seconds": round(time.perf_counter() - began, 1),
         "machine": cpu_name(),
-        "versions": versions("numpy", "safetensors"),
+        "versions": versions("numpy", "safetensors", "pyarrow"),
     }
     print(json.dumps(figures, indent=2))
     for failure in result.failures[:20]:

@@ -1,12 +1,19 @@
 """Valid files made into hostile ones, as a function of a random generator."""
 
+import bz2
+import functools
+import gzip
+import lzma
 import os
 import random
 import re
 import struct
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.fuzz_readers import Input
+from jaxgpt.data import unpacking
 
 NUMBERS = [0, 1, -1, 2, 3, 5, 7, 127, 128, 255, 65535, 65536, 2**31 - 1, -(2**31), 2**30, 1024, 50257]
 HUGE = [*NUMBERS, 2**32, 2**63 - 1, 2**64 - 1, 10**30, -(2**63)]
@@ -16,6 +23,14 @@ WORDS = [
 ]
 VALUES = ["null", "true", "{}", "[]", '""', "1e999", "NaN", "-0", "[[[[]]]]", '{"a":{"a":1}}', "1.5", "9" * 5000]
 SPECIAL = ("missing", "folder", "pipe", "link to a device", "link out", "link to itself")
+
+zstd = unpacking.extra("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+PACKING: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
+    "gz": (gzip.decompress, functools.partial(gzip.compress, mtime=0)),
+    "bz2": (bz2.decompress, bz2.compress),
+    "xz": (lzma.decompress, functools.partial(lzma.compress, preset=0)),
+    "zst": (zstd.decompress, zstd.compress),
+}
 
 Mutated = dict[str, bytes | str]  # a string: one of SPECIAL
 
@@ -28,17 +43,34 @@ def mutate(seed: Input, choose: random.Random) -> Mutated:
         content = result[name]
         if isinstance(content, str):
             continue
-        if choose.random() < 0.02:
-            result[name] = choose.choice(SPECIAL)
-        elif name.endswith(".toml"):
-            result[name] = choose.choice((_bytes, _text, _toml, _toml))(content, choose)
-        elif name.endswith((".json", ".jsonl", "metadata")):
-            result[name] = choose.choice((_bytes, _text, _text, _text))(content, choose)
-        elif name.endswith(".safetensors"):
-            result[name] = choose.choice((_bytes, _header, _safetensors, _safetensors))(content, choose)
-        else:
-            result[name] = choose.choice((_bytes, _header))(content, choose)
+        result[name] = choose.choice(SPECIAL) if choose.random() < 0.02 else _changed(name, content, choose)
     return result
+
+
+def _changed(name: str, content: bytes, choose: random.Random) -> bytes:
+    """Other content for a file, hostile to what its name says that it has."""
+    kind = name.rpartition(".")[2]
+    if kind in PACKING and choose.random() < 0.6:
+        unpack, pack = PACKING[kind]
+        try:
+            inside = unpack(content)
+        except Exception:  # damaged by the change before
+            inside = b""
+        return pack(_changed(name.rpartition(".")[0], inside, choose))
+    ways = [_bytes, _header]
+    if kind == "toml":
+        ways = [_bytes, _text, _toml, _toml]
+    elif kind in ("json", "jsonl") or name.endswith("metadata"):
+        ways = [_bytes, _text, _text, _text]
+    elif kind == "safetensors":
+        ways = [_bytes, _header, _safetensors, _safetensors]
+    elif kind == "parquet":
+        ways = [_bytes, _footer, _footer]
+    elif kind == "txt" or name.endswith("SHA256SUMS"):
+        ways = [_bytes, _words, _words]
+    if kind in ("txt", "jsonl") and choose.random() < 0.01:
+        ways = [_long]
+    return choose.choice(ways)(content, choose)
 
 
 def _bytes(content: bytes, choose: random.Random) -> bytes:
@@ -117,6 +149,29 @@ def _toml(content: bytes, choose: random.Random) -> bytes:
     ]
     place = choose.choice([0, len(content), content.find(b"\n") + 1])
     return content[:place] + choose.choice(lines).encode() + b"\n" + content[place:]
+
+
+def _footer(content: bytes, choose: random.Random) -> bytes:
+    """Bits and bytes changed near the end, where Parquet has its description."""
+    start = max(0, len(content) - choose.choice((8, 100, 1000)))
+    return content[:start] + _bytes(content[start:], choose)
+
+
+def _words(content: bytes, choose: random.Random) -> bytes:
+    """Another word, or other line ends, spaces and characters that a terminal obeys, in a plain text."""
+    ends = [b"\n", b"\r\n", b"\r", b"\f", b"", b" ", b"\xc2\x85", b"\xe2\x80\xa8", b"\0", b"\n\n\n"]
+    pieces = [*map(str.encode, WORDS), b"\xef\xbb\xbf", b"\x1b[2J", b"\xff\xfe", b"\xed\xa0\x80", b"\xf0\x9f"]
+    if choose.random() < 0.5:
+        return content.replace(choose.choice((b"\n", b"\r\n", b" ", b"be")), choose.choice(ends))
+    where = choose.choice(list(re.finditer(rb"\S+|$", content)))
+    return content[: where.start()] + choose.choice(pieces) + content[where.end() :]
+
+
+def _long(content: bytes, choose: random.Random) -> bytes:
+    """A character, or a piece of the text, again and again."""
+    pieces = (b"a", b" ", b"\n", b"\r\n", b"[", b'{"text": "', "是".encode(), content[:40] or b"x")
+    piece = choose.choice(pieces)
+    return content + piece * (choose.choice((1 << 12, 1 << 14, 1 << 16)) // len(piece))
 
 
 def _safetensors(content: bytes, choose: random.Random) -> bytes:

@@ -21,7 +21,7 @@ from jaxgpt.options.config import Config, Sampling
 from jaxgpt.runs import loading
 from jaxgpt.terminal import say
 
-LARGEST_PROMPTS = 1 << 26  # bytes of a file of them
+LARGEST_PROMPTS = 1 << 21  # bytes of a file of them
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ GPT2_SHA256 = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
 LARGEST_GPT2_FILE = 1 << 22
+AT_ONCE = 1 << 16  # characters that Characters looks up at a time
 
 
 class Tokenizer(ABC):
@@ -136,16 +137,19 @@ class Characters(Tokenizer):
         self.tokens = [_utf8(character) for character in characters]
 
     def encode(self, text: str, *, special: bool = False) -> np.ndarray:
-        codes = _codes(text)
-        ids = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
-        unknown = np.flatnonzero(self._codes[ids] != codes)
-        if unknown.size:
-            i = int(unknown[0])
-            raise UserError(
-                f"the character {text[i]!r} (U+{codes[i]:04X}) at position {i} is unknown to this tokenizer: "
-                f"take it out, or train with the tokenizer bytes or gpt2, which know every character"
-            )
-        return ids.astype(np.int32)
+        result = np.empty(len(text), np.int32)
+        for start in range(0, len(text), AT_ONCE):  # the arrays between take four times the result's memory
+            codes = _codes(text[start : start + AT_ONCE])
+            ids = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
+            unknown = np.flatnonzero(self._codes[ids] != codes)
+            if unknown.size:
+                i = start + int(unknown[0])
+                raise UserError(
+                    f"the character {text[i]!r} (U+{ord(text[i]):04X}) at position {i} is unknown to this tokenizer: "
+                    f"take it out, or train with the tokenizer bytes or gpt2, which know every character"
+                )
+            result[start : start + AT_ONCE] = ids
+        return result
 
     def state(self) -> dict:
         return {"name": self.name, "characters": self._characters}

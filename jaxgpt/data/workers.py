@@ -18,6 +18,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
 PIECES_AHEAD = 4  # pieces in memory for each process
+MOST_PARTS = 4096  # arrays of tokens that are kept side by side
 TRAINED_ON_BYTES = 1 << 30  # a BPE is trained on about so much of the text's beginning; no more is read
 LONGEST_WORD = 1000  # characters of a word that a BPE is trained on
 
@@ -94,16 +95,17 @@ def tokenize(piece: Piece) -> Tokenized:
 
 def tokenize_with(tokenizer: tokenizers.Tokenizer, piece: Piece) -> Tokenized:
     """Tokenizes as `tokenize` does, with this tokenizer. UserError for a text that it can't encode."""
+    dtype = token_files.format_for(tokenizer.vocabulary_size).dtype
     parts, count, rows = [], 0, Rows()
     for document in documents.of(piece, rows):
+        if len(parts) >= MOST_PARTS:  # of one-letter documents, the arrays take a hundred times their tokens' memory
+            parts = [np.concatenate(parts)]
         if document.begins:
             count += 1
             if tokenizer.end_of_text is not None:
-                parts.append([tokenizer.end_of_text])
-        parts.append(_encode(tokenizer, document.text, piece))
-    dtype = token_files.format_for(tokenizer.vocabulary_size).dtype
-    tokens = np.concatenate([np.asarray(part, dtype) for part in parts] or [np.empty(0, dtype)])
-    return Tokenized(tokens, count, rows)
+                parts.append(np.array([tokenizer.end_of_text], dtype))
+        parts.append(_encode(tokenizer, document.text, piece).astype(dtype))
+    return Tokenized(np.concatenate(parts or [np.empty(0, dtype)]), count, rows)
 
 
 def _encode(tokenizer: tokenizers.Tokenizer, text: str, piece: Piece) -> np.ndarray:

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import fuzz, fuzz_readers
+from benchmarks import fuzz
 from benchmarks.fuzz_readers import Reader
 from benchmarks.mutations import mutate
 from jaxgpt.errors import UserError
 
-SEEDS = {reader.name: reader.seeds() for reader in fuzz_readers.READERS}
+SEEDS = {reader.name: reader.seeds() for reader in fuzz.READERS}
 SMALL = {name: [seed for seed in seeds if sum(map(len, seed.values())) < 50_000] for name, seeds in SEEDS.items()}
-READERS = pytest.mark.parametrize("reader", fuzz_readers.READERS, ids=lambda reader: reader.name)
+READERS = pytest.mark.parametrize("reader", fuzz.READERS, ids=lambda reader: reader.name)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,189 @@
+"""More of what is fuzzed, as in `fuzz_readers`: texts, what `prepare` makes of them, a run's files, and requests."""
+
+import bz2
+import contextlib
+import gzip
+import io
+import json
+import lzma
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pyarrow
+import pyarrow.parquet
+
+from benchmarks import mutations
+from benchmarks.fuzz_readers import Input, Reader, written
+from jaxgpt.data import manifest, prepare, texts, tokenizers
+from jaxgpt.data.pieces import Layout
+from jaxgpt.errors import Interrupted, UserError
+from jaxgpt.generation import api
+from jaxgpt.generation.command import prompts_in
+from jaxgpt.training import checksums, metrics_file
+
+TEXT = "To be, or nöt to be:\n\n\tthat is 1 question — 是不是.\r\n\r\n- «x»\n" * 4
+ROWS = [{"text": "to be, or nöt"}, {"text": None, "id": 3}, {"id": 4, "text": 'a "b"\n\\ 是'}, {"text": ""}]
+LIMITS = api.Limits(context=64, max_tokens=32, texts=8)
+MADE = "made"  # the folder that `prepare` makes
+
+
+def plain() -> list[Input]:
+    texts = (TEXT, "\ufeff" + TEXT, "x" * 500)
+    return [{"in.txt": text.encode()} for text in texts]
+
+
+def json_rows() -> list[Input]:
+    lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in ROWS).encode()
+    listed = [json.dumps(ROWS, indent=indent).encode() for indent in (None, 1)]
+    return [{"in.jsonl": lines}, {"in.json": lines}, *({"in.json": content} for content in listed)]
+
+
+def parquets() -> list[Input]:
+    table = pyarrow.Table.from_pylist([row | {"number": [1, 2]} for row in ROWS * 5])
+    more = table.set_column(0, "text", table["text"].dictionary_encode()) if table.column_names[0] == "text" else table
+    made = []
+    for rows, options in ((table, {}), (table, {"compression": "zstd", "row_group_size": 7}), (more, {})):
+        sink = io.BytesIO()
+        pyarrow.parquet.write_table(rows, sink, **options)
+        made.append({"in.parquet": sink.getvalue()})
+    return made
+
+
+def packed() -> list[Input]:
+    lines = json_rows()[0]["in.jsonl"]
+    return [
+        {"in.txt.gz": gzip.compress(TEXT.encode(), mtime=0)},
+        {"in.jsonl.gz": gzip.compress(lines, mtime=0)},
+        {"in.txt.bz2": bz2.compress(TEXT.encode())},
+        {"in.txt.xz": lzma.compress(TEXT.encode())},
+        {"in.jsonl.zst": mutations.PACKING["zst"][1](lines)},
+    ]
+
+
+def settings(names: list[str], tokenizer: str, shard_tokens: int) -> prepare.Settings:
+    return prepare.Settings("x", tuple(names), (), 0, shard_tokens, tokenizer, 0, Layout("text", "\n\n"))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    with open(os.devnull, "w") as null, contextlib.redirect_stderr(null):
+        yield
+
+
+def inputs(folder: Path) -> list[Path]:
+    return sorted(folder.glob("in.*")) or [folder / "in.txt"]  # or a file that is missing
+
+
+def make(folder: Path, tokenizer: str = "bytes", shard_tokens: int = 1 << 20) -> None:
+    """Prepares the files in a folder whose names begin with "in". Their times are always the same."""
+    with contextlib.chdir(folder), quiet():
+        names = [path.name for path in inputs(Path())]
+        for name in names:
+            if Path(name).is_file() and not Path(name).is_symlink():
+                os.utime(name, (0, 0))
+        prepare.prepare(settings(names, tokenizer, shard_tokens), Path(MADE), processes=1)
+
+
+def read_text(folder: Path) -> None:
+    """As training does that is given the file, and as `prepare` does that makes a tokenizer of it."""
+    with contextlib.suppress(UserError):
+        texts.load(str(inputs(folder)[0]))
+    make(folder, "characters")
+
+
+def read_rows(folder: Path) -> None:
+    make(folder, "bytes", shard_tokens=1000)
+    manifest.verify(folder / MADE)
+
+
+def unfinished() -> list[Input]:
+    """A folder as `prepare` leaves it that is stopped at the end, and a text."""
+
+    def begin(folder: Path) -> None:
+        (folder / "in.txt").write_text(TEXT)
+        stop = mock.patch.object(prepare._Shards, "_conclude", side_effect=KeyboardInterrupt)
+        with stop, contextlib.suppress(Interrupted):
+            make(folder, "bytes", shard_tokens=100)
+
+    return [{name: content for name, content in written(begin).items() if not name.endswith(".lock")}]
+
+
+def prompts() -> list[Input]:
+    return [{"prompts.txt": b"to be\r\nor n\xc3\xb6t\n"}]
+
+
+def requests() -> list[Input]:
+    """Bodies of requests to the server."""
+    bodies = [
+        {"model": "m", "prompt": "to be", "max_tokens": 3, "stop": ["a", "b"], "seed": -1, "temperature": 0.5},
+        {"model": "m", "prompt": [[1, 2], [3]], "n": 2, "stream": True, "stream_options": {"include_usage": True}},
+        {"model": "m", "prompt": ["a", "<|endoftext|>"], "echo": True, "top_k": 3, "logit_bias": {}, "user": "x"},
+    ]
+    return [{"body.json": json.dumps(body).encode()} for body in bodies]
+
+
+def read_request(folder: Path) -> None:
+    """An answer of status 4xx, which can be sent, counts as a refusal."""
+    tokenizer = tokenizers.make("bytes", "")
+    path = folder / "body.json"
+    if not path.is_file() or path.is_symlink():
+        raise UserError("a client can send bytes only")
+    try:
+        api.completion(api.read(path.read_bytes(), LIMITS), "m", tokenizer, 256, LIMITS)
+    except api.ApiError as error:
+        api.rendered(error.body())
+        if error.status < 500:
+            raise UserError(str(error)) from None
+        raise
+
+
+def sums() -> list[Input]:
+    """Checkpoints, of made-up files."""
+
+    def save(folder: Path) -> None:
+        for name in ("params/0", "params/1", "about/metadata"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(f"what is in {name}")
+        checksums.write(folder)
+
+    return [written(save)]
+
+
+def metrics() -> list[Input]:
+    lines = [
+        {"step": 1, "loss": 5.5, "learning_rate": 0.1},
+        {"step": 2, "val_loss": 5.25},
+        {"step": 2, "loss": None, "skipped": 1},
+        {"step": 3, "loss": 5.0},
+        {"step": 1, "task": "hellaswag", "accuracy": 0.25, "by": "evaluate"},
+    ]
+    content = b"".join(map(metrics_file.line, lines))
+    return [{"metrics.jsonl": content, "samples.txt": "--- step 0\nto be, or nöt".encode()}]
+
+
+def go_on(folder: Path) -> None:
+    """As a run does that is resumed after step 2; afterwards every line of metrics.jsonl can be read."""
+    path = folder / metrics_file.NAME
+    metrics_file.is_untrained(path)
+    metrics_file.cut_back(path, 110, 2)
+    if path.exists():
+        kept = path.read_bytes().splitlines(keepends=True)
+        assert len(metrics_file.read_metrics(path)) == len(kept)
+        metrics_file.add_evaluation(folder, {"step": 2, "accuracy": 0.5})
+    metrics_file.cut_text(folder / "samples.txt", 12)
+
+
+READERS = [
+    Reader("text", plain, read_text),
+    Reader("text, packed", packed, read_text),
+    Reader("prepare: JSON", json_rows, read_rows),
+    Reader("prepare: Parquet", parquets, read_rows),
+    Reader("prepare: packed", packed, read_rows),
+    Reader("prepare, which goes on", unfinished, lambda folder: make(folder, "bytes", shard_tokens=100)),
+    Reader("prompts", prompts, lambda folder: prompts_in(folder / "prompts.txt")),
+    Reader("a client's request", requests, read_request),
+    Reader("a checkpoint's SHA256SUMS", sums, checksums.damage),
+    Reader("a resumed run's metrics", metrics, go_on),
+]
