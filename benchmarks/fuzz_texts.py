@@ -16,12 +16,13 @@ import pyarrow.parquet
 
 from benchmarks import mutations
 from benchmarks.fuzz_readers import Input, Reader, written
-from jaxgpt.data import manifest, prepare, texts, tokenizers
-from jaxgpt.data.pieces import Layout
+from jaxgpt.commands.generate import prompts_in
+from jaxgpt.data import corpora as texts
+from jaxgpt.data import manifest, prepare, tokenizers
+from jaxgpt.data.chunks import Layout
 from jaxgpt.errors import Interrupted, UserError
 from jaxgpt.generation import api
-from jaxgpt.generation.command import prompts_in
-from jaxgpt.training import checksums, metrics_file
+from jaxgpt.runs import checksums, metrics_file
 
 TEXT = "To be, or nöt to be:\n\n\tthat is 1 question — 是不是.\r\n\r\n- «x»\n" * 4
 ROWS = [{"text": "to be, or nöt"}, {"text": None, "id": 3}, {"id": 4, "text": 'a "b"\n\\ 是'}, {"text": ""}]

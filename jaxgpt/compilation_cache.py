@@ -1,12 +1,12 @@
-"""Compiled programs kept on the disk, so that a second start needs no compiler.
+"""Persistent compilation cache: compiled programs on the disk, so that a second start compiles nothing.
 
-They are kept in compiled/ of the user's cache folder, by what they were compiled from and for: another option, another
-version of JAX or another device has programs of its own. Whoever can write to the folder can have code run, so it has
-to be the user's own, where nobody else can write. The least recently used are deleted when all take more than
-LARGEST_BYTES.
+Programs are stored in compiled/ in the user's cache folder. Their key covers what they were compiled from and for:
+another option, another version of JAX or another device has programs of its own. Whoever can write to the folder can
+have code run, so it must belong to the user, and nobody else may write to it. Beyond LARGEST_BYTES in all, the least
+recently used programs are deleted.
 
-JAX itself leaves a damaged program where it is and compiles anew at every start. Here a checksum stands before each,
-and what doesn't fit its own is replaced.
+JAX itself leaves a damaged program where it is and compiles anew at every start. Here a checksum stands before each
+program, and a program that doesn't match its checksum is replaced.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import stat
 from pathlib import Path
 
 import jax
-from jax._src import compilation_cache, lru_cache  # neither a cache of one's own nor its base has a public name
+from jax._src import compilation_cache, lru_cache  # JAX has no public API for another cache
 
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
@@ -31,15 +31,15 @@ CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
 def use(choice: str) -> None:
-    """Has JAX keep what it compiles from now on. To be called before anything is compiled.
+    """Has JAX keep what it compiles from now on. Call it before anything is compiled.
 
-    A folder that can't be written is no reason to stop: it is said on stderr, and programs are compiled anew. So it is
-    with the user's cache folder where others can write to it. Where the option chooses nothing, JAX's own variables
-    hold (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE).
+    A folder that can't be written is no reason to stop: stderr says so, and programs are compiled anew. The same holds
+    for the user's cache folder where others can write to it. Where `choice` is empty, JAX's own variables apply
+    (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE).
 
     Args:
-        choice: The folder, as `run.compilation_cache` has it: of the user's own words only, never of a file that may
-            come from others. Empty takes compiled/ in the user's cache folder, OFF none.
+        choice: The folder, as in `run.compilation_cache`: from the user's command line alone, never from a file that
+            may come from others. Empty takes compiled/ in the user's cache folder; OFF keeps nothing.
 
     Raises:
         UserError: Others can write to the folder that was named.
@@ -48,7 +48,7 @@ def use(choice: str) -> None:
         jax.config.update("jax_enable_compilation_cache", False)
         return
     of_jax = "" if choice else jax.config.values["jax_compilation_cache_dir"] or ""
-    if "://" in of_jax:  # a bucket, which JAX knows to read
+    if "://" in of_jax:  # a bucket, which JAX reads itself
         return
     try:
         folder = Path(choice or of_jax or cache_folder() / "compiled").absolute()
@@ -75,13 +75,13 @@ def use(choice: str) -> None:
 
 
 def _do_without(folder: object, why: str, more: str = "; --run.compilation-cache takes another folder") -> None:
-    """Says on stderr why no programs are kept."""
+    """Reports on stderr why no programs are kept, and switches JAX's cache off."""
     say(f"{shown(str(folder))}: compiled programs {why}, so each start compiles them anew{more}", error=True)
     jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _make(folder: Path) -> None:
-    """Makes the folder, and those above that are missing, for this user alone. OSError where it can't be written."""
+    """Makes the folder and its missing parents, writable by this user alone. OSError where it can't be written."""
     for level in [*reversed(folder.parents), folder]:
         if not level.exists():
             level.mkdir(mode=0o700, exist_ok=True)
@@ -93,9 +93,9 @@ def _make(folder: Path) -> None:
 
 
 def _written_by_others(folder: Path) -> tuple[str, str] | None:
-    """Returns how others can put something into the folder, or in its place, and what to do; None where they can't.
+    """Returns how others can put something into the folder or in its place, and the remedy; None where they can't.
 
-    In a folder with the sticky bit, such as /tmp, nobody can rename or delete what belongs to another.
+    In a folder with the sticky bit, such as /tmp, nobody can rename or delete what belongs to another user.
     """
     if not hasattr(os, "getuid"):  # Windows, where a user's folder has its own rights
         return None
@@ -107,7 +107,7 @@ def _written_by_others(folder: Path) -> tuple[str, str] | None:
     if found.st_mode & 0o022:
         return f"others can write to it (mode {stat.S_IMODE(found.st_mode):04o})", "Delete it, and it is made anew"
     trusted = {0, os.geteuid(), os.stat("/").st_uid}
-    for above in dict.fromkeys([*folder.parents, *folder.resolve().parents]):  # by the links to it, and without them
+    for above in dict.fromkeys([*folder.parents, *folder.resolve().parents]):  # as named, and with links resolved
         found = above.stat()
         writable = found.st_mode & 0o002 or (found.st_mode & 0o020 and not _own_group(found.st_gid))
         if found.st_uid not in trusted or (writable and not found.st_mode & stat.S_ISVTX):
@@ -117,16 +117,16 @@ def _written_by_others(folder: Path) -> tuple[str, str] | None:
 
 
 def _own_group(number: int) -> bool:
-    """Returns whether a group has only this user, as Debian, Ubuntu and Fedora make one for each.
+    """Returns whether this user is a group's only member, as in the groups that Debian, Ubuntu and Fedora make.
 
-    Folders that are made there can be written by the group as a rule.
+    Such a group can usually write to the folders that its user makes.
     """
     import grp
     import pwd
 
     try:
         user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(number)
-    except KeyError:  # one without a name, as in a container
+    except KeyError:  # without a name, as in a container
         return False
     return user.pw_gid == number and user.pw_name == group.gr_name and set(group.gr_mem) <= {user.pw_name}
 
@@ -138,19 +138,19 @@ def _opened(path: str) -> tuple["CheckedCache", str]:
 class CheckedCache(lru_cache.LRUCache):
     """JAX's cache with a checksum before each program.
 
-    Nothing that is wrong with its files is a reason to stop: a program that can't be read is compiled anew.
+    No error in its files stops a run: a program that can't be read is compiled anew.
     """
 
-    off = False  # after a failure that each further program would wait for, or meet again
+    off = False  # True after a failure for which every later program would wait, or fail too
 
     def get(self, key: str) -> bytes | None:
-        """Returns what `put` was given; None where nothing was, or where it is damaged."""
+        """Returns the program stored under `key`; None where there is none, or where it is damaged."""
         name = _name(key)
         path = self._file(name)
         if self.off or not os.path.lexists(path):
             return None
         try:
-            # What is no file is nothing that we left; reading it might never end.
+            # Only a regular file can be ours; reading anything else, such as a pipe, might never end.
             data = super().get(name) or b"" if stat.S_ISREG(path.lstat().st_mode) else b""
         except TimeoutError:
             return self._give_up("another process has had its lock for long")
@@ -164,7 +164,7 @@ class CheckedCache(lru_cache.LRUCache):
         return None
 
     def put(self, key: str, value: bytes) -> None:
-        """Keeps a program, unless it is there."""
+        """Stores a program, unless it is stored already."""
         if self.off:
             return
         name = _name(key)
@@ -180,8 +180,8 @@ class CheckedCache(lru_cache.LRUCache):
     def _evict_if_needed(self, *, additional_size: int = 0) -> None:
         """Deletes the least recently used programs until there is room.
 
-        JAX 0.10's own way fails for a program without the time of its use, as a kill leaves it, and for a user without
-        a name.
+        JAX 0.10's own method fails for a program without its time of use, which a killed process leaves, and for a
+        user without a name.
         """
         if not self.eviction_enabled:
             return
@@ -219,12 +219,12 @@ def _checksum(name: str, program: bytes) -> bytes:
 
 
 def _time_file(path: Path) -> Path:
-    """Returns where JAX keeps when a program was last used."""
+    """Returns the file in which JAX keeps the time of a program's last use."""
     return path.with_name(path.name.removesuffix(lru_cache._CACHE_SUFFIX) + lru_cache._ATIME_SUFFIX)
 
 
 def _delete(path: Path) -> None:
-    """Deletes a program, and what else may be in its place."""
+    """Deletes a program and its time file, or whatever lies in their place."""
     for file in (path, _time_file(path)):
         with contextlib.suppress(OSError):
             shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink(missing_ok=True)

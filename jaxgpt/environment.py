@@ -1,11 +1,11 @@
-"""Numbers in environment variables, which a scheduler sets, or anybody."""
+"""Whole numbers in environment variables, which a scheduler or the user sets."""
 
 import os
 
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 
-LARGEST = 2**53  # whole numbers up to here are floats too, such as seconds since 1970
+LARGEST = 2**53  # up to here, every whole number has an exact float; seconds since 1970 are far below
 
 
 def number(name: str) -> int | None:
@@ -17,10 +17,10 @@ def number(name: str) -> int | None:
 
 
 def needed(name: str, otherwise: int | None = None) -> int:
-    """Returns the same; `otherwise` where the variable isn't set.
+    """Returns a variable's whole number from 0 to `LARGEST`, or `otherwise` where the variable isn't set.
 
     Raises:
-        UserError: The variable is no such number, or isn't set and has to be.
+        UserError: The variable is something else, or it isn't set and there is no `otherwise`.
     """
     if name not in os.environ and otherwise is not None:
         return otherwise
@@ -32,9 +32,9 @@ def needed(name: str, otherwise: int | None = None) -> int:
 
 
 def check() -> None:
-    """Raises a UserError where JAX refuses one of its own variables, as it does when it is imported."""
+    """Raises a UserError where JAX refuses the value of one of its environment variables, as it does on import."""
     if not any(name.startswith("JAX_") for name in os.environ):
-        return  # and so JAX is not imported for a --help
+        return  # so that JAX is not imported for a --help
     try:
         import jax  # noqa: F401
     except ValueError as error:

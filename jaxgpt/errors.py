@@ -1,7 +1,7 @@
-"""The ways a command ends badly.
+"""Errors that end a command, each with its exit status.
 
-All carry one message for a person: what is wrong, where (file, option, byte offset), and what to do. `cli.main` prints
-the message without a traceback and exits with the status.
+Each carries one message for the user: what is wrong, where (file, option, byte offset), and what to do. `cli.main`
+prints the message without a traceback and exits with the status.
 """
 
 
@@ -24,22 +24,22 @@ class RunError(JaxgptError):
 
 
 class AllFailed(RunError):
-    """A run that failed on its own, at the same step in all of its processes: none need tell the others."""
+    """A RunError that all processes of a run raise at the same step, so that none need tell the others."""
 
 
 class Interrupted(JaxgptError):
-    """Stopped with Ctrl-C. Exit status 130, as shells have it."""
+    """A stop by Ctrl-C. Exit status 130, the shells' convention."""
 
     status = 130
 
 
 class Terminated(Interrupted):
-    """Stopped by SIGTERM, or before the end of a Slurm allocation. Exit status 143, as shells have it."""
+    """A stop by SIGTERM, or before the end of a Slurm allocation. Exit status 143, the shells' convention."""
 
     status = 143
 
 
 class HungUp(Terminated):
-    """Stopped by SIGHUP, as when the terminal is closed. Exit status 129, as shells have it."""
+    """A stop by SIGHUP, as when the terminal is closed. Exit status 129, the shells' convention."""
 
     status = 129

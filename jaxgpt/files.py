@@ -1,7 +1,7 @@
-"""Reading files that others have made: the only way in which the package opens a file from outside.
+"""Reading of files that others have made: the only way in which the package opens a file from outside.
 
-What is read is data that may lie. A file is a regular file, its size is known and bounded before anything of it is
-read, and where it belongs to a folder (a run's, a checkpoint's) no link leads out of that folder.
+A file from outside may lie about itself. So it must be a regular file, its size is known and bounded before anything
+of it is read, and where it belongs to a folder (a run's, a checkpoint's) no link leads out of that folder.
 """
 
 import io
@@ -17,7 +17,7 @@ from jaxgpt.foreign_text import shown
 LARGEST_JSON = 1 << 26  # bytes
 LARGEST_TOML = 1 << 18
 LARGEST_TEXT = 1 << 34
-HOLES = 16  # times that a file may be larger than what is on the disk of it: compressed disks store less than there is
+HOLES = 16  # a file's size over its bytes on the disk, at most: compressed disks store fewer bytes
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -29,8 +29,8 @@ def open_file(path: Path, within: Path | None = None) -> io.BufferedReader:
         within: The folder that the file belongs to, such as a run's: links may not lead out of it.
 
     Raises:
-        UserError: There is none, it can't be read, it is a folder, a pipe or a device (which might never end), or a
-            link leads out of `within`, or nearly all of it is a hole, which would be read as zeros for hours.
+        UserError: The file doesn't exist or can't be read; it is a folder, a pipe or a device (which might never end);
+            a link leads out of `within`; or nearly all of it is a hole, which would be read as zeros for hours.
     """
     try:
         if within is not None:
@@ -162,7 +162,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def _check_holes(path: Path, descriptor: int) -> None:
-    """Raises a UserError for a large file that is nearly all hole: its size costs nothing, and reading it does."""
+    """Raises a UserError for a large file that is nearly all hole, which costs nothing to make and hours to read."""
     status = os.fstat(descriptor)
     stored = 512 * getattr(status, "st_blocks", 0)
     if status.st_size <= LARGEST_JSON or stored * HOLES >= status.st_size or not hasattr(os, "SEEK_HOLE"):
@@ -170,7 +170,7 @@ def _check_holes(path: Path, descriptor: int) -> None:
     try:
         has_hole = os.lseek(descriptor, 0, os.SEEK_HOLE) < status.st_size  # network disks may state no blocks at all
         os.lseek(descriptor, 0, os.SEEK_SET)
-    except OSError:  # one that knows of no holes
+    except OSError:  # a file system that knows of no holes
         return
     if has_hole:
         raise UserError(

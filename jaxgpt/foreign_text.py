@@ -1,6 +1,6 @@
-"""Text, JSON and TOML that others have made: parsing it within limits, and showing it on a terminal.
+"""Text, JSON and TOML that others have made: parsing within limits, and escaping for a terminal.
 
-Parsing raises a ValueError with a short reason; `jaxgpt.files` makes of it a message that names the file.
+Parsing raises a ValueError with a short reason; `jaxgpt.files` turns it into a message that names the file.
 """
 
 import json
@@ -10,19 +10,19 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any
 
-DEEPEST = 64  # arrays and tables within one another
-LONGEST_NUMBER = 20  # digits of an integer: all of 64 bits have no more
+DEEPEST = 64  # levels of nested arrays and tables
+LONGEST_NUMBER = 20  # digits of an integer: one of 64 bits has no more
 LONGEST_SHOWN = 200  # characters of a value in a message
 MOST_DOTS = 256  # in a line of TOML: each could open a table within a table
 
-# What moves a terminal's cursor, reverses the order of what is read, or breaks a line where none is seen to break.
+# Characters that move a terminal's cursor, break a line invisibly, or (below) reverse the reading order.
 _HIDDEN = {"Cc", "Cs", "Zl", "Zp"}
 _BREAKS = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _BIDIRECTIONAL = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def printable(text: str) -> str:
-    r"""Returns the text with control characters written out, but for line breaks and tabs: an ESC as \x1b.
+    r"""Returns the text with control characters escaped, line breaks and tabs excepted: an ESC as \x1b.
 
     Sent to a terminal as they are, some would move its cursor, change its title or hide what stands before them.
     """
@@ -37,7 +37,7 @@ def shown(value: object, most: int = LONGEST_SHOWN) -> str:
         text = value
     elif isinstance(value, (list, tuple, set, dict)):
         text = f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value):,} values"
-    elif isinstance(value, int) and value.bit_length() > 64:  # which Python may refuse to write in decimal
+    elif isinstance(value, int) and value.bit_length() > 64:  # Python may refuse to write it in decimal
         text = f"a number of {value.bit_length():,} bits"
     else:
         text = str(value)
@@ -46,7 +46,7 @@ def shown(value: object, most: int = LONGEST_SHOWN) -> str:
 
 
 def quoted(value: object) -> str:
-    """Returns `shown`, a string between quotation marks."""
+    """Returns `shown(value)`, for a string between quotation marks."""
     return f"'{shown(value)}'" if isinstance(value, str) else shown(value)
 
 
@@ -61,12 +61,12 @@ def parse_json(text: str | bytes, constant: Callable[[str], Any] | None = None, 
     """Returns the value of a JSON text.
 
     Args:
-        text: The text; bytes have to be UTF-8, and may begin with a byte order mark.
-        constant: What to make of NaN, Infinity and -Infinity; without it they are floats, as in Python's json.
-        unique: Whether an object that has a key twice is refused. Otherwise the last value counts.
+        text: The text; bytes must be UTF-8, and may begin with a byte order mark.
+        constant: Converts NaN, Infinity and -Infinity; without it they are floats, as in Python's json.
+        unique: Whether an object with a key twice is refused. Otherwise the last value counts.
 
     Raises:
-        ValueError: It is no JSON, arrays and objects lie more than `DEEPEST` within one another, an integer has more
+        ValueError: The text is no JSON, arrays and objects are nested more than `DEEPEST` deep, an integer has more
             than `LONGEST_NUMBER` digits, or a key is there twice. The reason is short.
     """
     text = decode(text) if isinstance(text, bytes) else text.removeprefix("\ufeff")
@@ -83,12 +83,11 @@ def parse_toml(text: str | bytes, parse_float: Callable[[str], Any] = float) -> 
     """Returns the tables of a TOML text.
 
     Args:
-        text: The text; bytes have to be UTF-8, and may begin with a byte order mark.
-        parse_float: What to make of a float's text.
+        text: The text; bytes must be UTF-8, and may begin with a byte order mark.
+        parse_float: Converts a float's text.
 
     Raises:
-        ValueError: It is no TOML, tables and arrays lie too deep within one another, or an integer needs more than 64
-            bits.
+        ValueError: The text is no TOML, tables and arrays are nested too deep, or an integer needs more than 64 bits.
     """
     text = decode(text) if isinstance(text, bytes) else text.removeprefix("\ufeff")
     if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
@@ -106,7 +105,7 @@ def parse_toml(text: str | bytes, parse_float: Callable[[str], Any] = float) -> 
 
 
 def decode(data: bytes) -> str:
-    """Returns UTF-8 bytes as text, without a byte order mark. ValueError with the offset of what isn't UTF-8."""
+    """Returns UTF-8 bytes as text, without a byte order mark. ValueError, with the offset, where they aren't UTF-8."""
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -139,7 +138,7 @@ _BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|$)|[\[{\]}]', re.DOTALL)
 
 
 def _check_depth(text: str) -> None:
-    """Raises a ValueError where JSON's arrays and objects lie too deep within one another."""
+    """Raises a ValueError where the arrays and objects of a JSON text are nested too deep."""
     depth = 0
     for found in _BRACKETS.finditer(text):
         match found[0]:

@@ -1,7 +1,7 @@
-"""The ways in which memory is refused, as one message.
+"""Out-of-memory errors of Python, XLA and the system, reported by one message.
 
-A limit of the shell's (`ulimit -v`) is met by Python as a MemoryError, by XLA as RESOURCE_EXHAUSTED or std::bad_alloc,
-by the loader of libraries as an ImportError, and by threads as a RuntimeError.
+Under a limit of the shell's (`ulimit -v`) Python raises a MemoryError, XLA reports RESOURCE_EXHAUSTED or
+std::bad_alloc, the loader of libraries raises an ImportError, and the start of a thread a RuntimeError.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ WORDS = (
     "Cannot allocate memory",
     "failed to map segment from shared object",
 )
-# Below this JAX can't compile, and its threads, which nobody can catch an error of, abort the process.
+# Bytes. With less, JAX can't compile, and its threads, whose errors nobody can catch, abort the process.
 LEAST_ADDRESS_SPACE = 2 * 10**9
 
 
 def is_cause(error: BaseException | None) -> bool:
-    """Returns whether an error, or one that it comes from, says that memory was refused."""
+    """Returns whether an error, or one in its chain of causes, reports that memory was refused."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -37,7 +37,7 @@ def is_cause(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """Inside, an error by which memory was refused becomes a RunError that says so."""
+    """Raises a RunError in the place of any error in the block by which memory was refused."""
     try:
         yield
     except JaxgptError:

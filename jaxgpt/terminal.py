@@ -1,7 +1,7 @@
 """Standard input, output and error: what the commands print, and what was typed.
 
-They may be open, closed, full, or have a reader that has left. Anything from outside that is printed is shown as text,
-and never obeyed by the terminal.
+A stream may be closed, its disk full, or its reader gone. Text from outside is escaped when it is printed, so that the
+terminal never obeys it.
 """
 
 import contextlib
@@ -21,10 +21,11 @@ INTERRUPTED = "stopped with Ctrl-C"
 
 
 def prepare() -> None:
-    """Makes the three of them usable, whatever they are.
+    """Makes the three streams usable, even those that are closed.
 
-    The null device is opened for those that are closed, as `>&-` leaves them. Else the next file that is opened gets
-    their number, and what a library prints goes into that file. What an encoding can't express is no reason to fail.
+    The null device is opened in the place of closed ones, as `>&-` leaves them. Otherwise the next file that is opened
+    would get their number, and what a library prints would go into that file. A character that an encoding can't
+    express is escaped rather than raise an error.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
@@ -35,25 +36,26 @@ def prepare() -> None:
 
 
 def say(text: object = "", *, error: bool = False, end: str = "\n", flush: bool = False) -> None:
-    """Prints a text, with control characters written out, to stdout or where `error` says so to stderr.
+    """Prints a text with control characters escaped, to stdout, or with `error` to stderr.
 
-    File names, fields of files, tokens and drawn text are others' words, so the package prints by this function alone,
-    or by rich's Console with `printable` and without markup. An error that can't be printed is no further error.
+    File names, fields of files, tokens and drawn text come from others, so the package prints by this function alone,
+    or by rich's Console with `printable` and without markup. An error while printing an error is ignored.
     """
     if not error:
         print(printable(str(text)), end=end, flush=flush)
         return
     try:
         print(printable(str(text)), file=sys.stderr, end=end, flush=True)
-    except (OSError, ValueError):  # ValueError: it was closed since
+    except (OSError, ValueError):  # ValueError: it has been closed
         discard(sys.stderr)
 
 
 @contextlib.contextmanager
 def ending_at_once() -> Iterator[None]:
-    """Has Ctrl-C end the process while it imports what takes a second.
+    """Has Ctrl-C end the process while the block imports what takes a second.
 
-    A KeyboardInterrupt that is raised in there may get lost in another package's code, and a run would then go on.
+    A KeyboardInterrupt that is raised during an import may get lost in another package's code, and the run would go
+    on.
     """
 
     def end_now(number: int, frame: object) -> None:
@@ -72,7 +74,7 @@ def ending_at_once() -> Iterator[None]:
 
 
 def end(status: int) -> NoReturn:
-    """Ends the process at once. Threads that still compile could fail in the interpreter's own end."""
+    """Ends the process at once, without the interpreter's cleanup, in which threads that still compile could fail."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -80,9 +82,9 @@ def end(status: int) -> NoReturn:
 
 
 def check_typed(text: str) -> None:
-    """Raises a UserError for a byte that isn't UTF-8, of a command line or a line that was typed.
+    """Raises a UserError for a byte that isn't UTF-8, on a command line or in a line that was typed.
 
-    Python has such a byte as half a surrogate pair, U+DC80 for 0x80.
+    Python represents such a byte as half of a surrogate pair: 0x80 as U+DC80.
     """
     found = re.search("[\ud800-\udfff]", text)
     if found is None:
@@ -97,7 +99,7 @@ def check_typed(text: str) -> None:
 
 
 def discard(stream: IO[Any]) -> None:
-    """Sends what a stream has not yet written to the null device, where the interpreter's end can't fail at it."""
+    """Redirects a stream to the null device, so that the interpreter's last flush of it can't fail."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -105,7 +107,7 @@ def discard(stream: IO[Any]) -> None:
 
 
 def _null(number: int, mode: str) -> IO[Any]:
-    """Opens the null device as the file of this number, unless another file has got that."""
+    """Opens the null device, under this file number unless another file has taken it."""
     try:
         os.fstat(number)
     except OSError:

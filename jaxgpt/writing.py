@@ -1,8 +1,8 @@
-"""Writing files and folders that are on the disk whole, under their name, or not at all.
+"""Atomic writes: a file or a folder is on the disk whole, under its name, or not at all.
 
-What is new is written beside its place, under a name that begins with a dot, and flushed to the disk. Then it is
-renamed and the folder around it is flushed, and only then what it replaces is deleted. A name is written to under a
-lock, so that what a killed process has left beside it can be told from what another is writing, and is cleared away.
+New content is written beside its place, under a name that begins with a dot, and flushed to the disk. Then it is
+renamed and its parent folder is flushed, and only then is the old content deleted. A name is written to under a lock,
+so that leftovers of a killed process can be told from what another process is writing, and are deleted.
 
 Nothing here follows a link that lies in the place of what is written.
 """
@@ -24,7 +24,7 @@ from jaxgpt.foreign_text import shown
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
-    """Raises a UserError where something is there that is not to be replaced, or is not of our making."""
+    """Raises a UserError where something exists at `path` that may not be replaced, or that isn't of our making."""
     if not (path.exists() or path.is_symlink()):
         return
     if not overwrite:
@@ -41,9 +41,11 @@ def _has_model(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yields where to write; when the block ends the file is on the disk under its name, and if it fails there is none.
+    """Yields a temporary path, whose file is renamed to `path` and on the disk when the block ends without an error.
 
-    UserError as `check_free` raises it, and where another process writes it; RunError where writing fails.
+    Raises:
+        UserError: As `check_free` raises it, or another process is writing the file.
+        RunError: Writing fails.
     """
     check_free(path, overwrite=overwrite)
     if path.is_dir():
@@ -56,7 +58,12 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """The same for a folder, which is there and empty when it is yielded."""
+    """Yields a new empty folder, which is renamed to `path` and on the disk when the block ends without an error.
+
+    Raises:
+        UserError: As `check_free` raises it, or another process is writing the folder.
+        RunError: Writing fails.
+    """
     check_free(path, overwrite=overwrite)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, where a folder is to be written. Give another name")
@@ -66,15 +73,17 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             yield new
 
 
-# Putting a file or a folder in its place
+# Replacing
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields where to write a file that takes its place when the block ends, and is then on the disk.
+    """Yields a temporary path, whose file takes the place of `path` when the block ends, and is then on the disk.
 
-    What was there stays until then, and stays if the block fails. A link is replaced, and not followed. OSError where
-    writing fails.
+    The old file stays until then, and stays if the block fails. A link is replaced, and not followed.
+
+    Raises:
+        OSError: Writing fails.
     """
     temporary = _beside(path, "new")
     try:
@@ -88,10 +97,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder, which is empty when it is yielded. To be called with the name `reserved`.
+    """Yields a new empty folder, which takes the place of `path` when the block ends. The name must be `reserved`.
 
-    Two renamings are needed to replace a folder. A process that is killed between them leaves the old one under
-    another name, and the next to reserve the name puts it back.
+    Two renamings are needed to replace a folder. A process that is killed between them leaves the old folder under
+    another name, and the next process that reserves the name puts it back.
     """
     new, old = _beside(path, "new"), _beside(path, "old")
     try:
@@ -111,7 +120,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder that must not be there yet, and those above it that are missing; all are on the disk."""
+    """Makes a folder that must not exist yet, and its missing parents; all are on the disk afterwards."""
     missing = [parent for parent in path.absolute().parents if not parent.exists()]
     path.mkdir(parents=True)
     for made in [path, *missing]:
@@ -119,10 +128,11 @@ def make_folder(path: Path) -> None:
 
 
 def open_to_append(path: Path) -> BinaryIO:
-    """Opens a file to write behind its end; it is made where there is none.
+    """Opens a file to append to; makes it where there is none.
 
-    OSError where it is a link, hard ones included, since what is written would be written elsewhere too, and where it
-    is a pipe or a device.
+    Raises:
+        OSError: The file is a pipe, a device or a link. A hard link counts too, since what is written would appear
+            elsewhere as well.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     check_no_link(path)
@@ -146,8 +156,8 @@ def check_no_link(path: Path) -> None:
 def sync(path: Path) -> None:
     """Waits until a file's content, or the names in a folder, are on the disk.
 
-    A folder that can't be flushed is passed over: Windows and some network file systems have no way to do it, and one
-    may be writable and not readable.
+    A folder that can't be flushed is passed over: Windows and some network file systems have no way to do it, and a
+    folder may be writable without being readable.
     """
     is_folder = path.is_dir()
     try:
@@ -174,14 +184,14 @@ def sync_tree(folder: Path) -> None:
 
 
 class Lock:
-    """A lock on a file or a folder, until it is closed or the process ends."""
+    """A lock on a file or a folder, held until it is closed or the process ends."""
 
     def __init__(self, descriptor: int | None):
         self._descriptor = descriptor
 
     @property
     def held(self) -> bool:
-        """Whether it keeps others out: there are no such locks on Windows and on some network file systems."""
+        """Returns whether the lock keeps others out; Windows and some network file systems have no such locks."""
         return self._descriptor is not None
 
     def close(self) -> None:
@@ -197,11 +207,11 @@ class Lock:
 
 
 def lock(path: Path, does: str, *, make: bool = False) -> Lock:
-    """Locks a file or a folder, or with `make` a file that is made where there is none.
+    """Locks a file or a folder.
 
     Args:
-        path: What to lock.
-        does: What another process does that has locked it, for the message: "is training this run".
+        path: The file or folder.
+        does: The activity of another process that has locked it, for the message: "is training this run".
         make: Whether to make an empty file where there is none.
 
     Raises:
@@ -227,7 +237,7 @@ def lock(path: Path, does: str, *, make: bool = False) -> Lock:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether what is open is what the path leads to."""
+    """Returns whether an open file is the one that the path leads to."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
@@ -236,10 +246,12 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 @contextlib.contextmanager
 def reserved(path: Path) -> Iterator[None]:
-    """Keeps other processes from making or replacing what has this name, and clears away what killed ones have left.
+    """Keeps other processes from making or replacing `path`, and deletes what killed processes have left beside it.
 
-    The lock is on a file beside it, since what is replaced can't be locked before it is there. UserError where another
-    process has reserved the name.
+    The lock is on a file beside `path`, since what doesn't exist yet can't be locked.
+
+    Raises:
+        UserError: Another process has reserved the name.
     """
     path = path.absolute()
     if not path.parent.exists():
@@ -251,15 +263,15 @@ def reserved(path: Path) -> Iterator[None]:
                 clear(path)
             yield
         finally:
-            if held.held:  # and nobody else's
+            if held.held:  # else the file may be another process's
                 with contextlib.suppress(OSError):
                     guard.unlink()
 
 
 def clear(path: Path) -> None:
-    """Deletes what killed processes have left beside a name; a folder they were about to replace is put back.
+    """Deletes what killed processes have left beside a name; puts back a folder that they were about to replace.
 
-    To be called under a lock that keeps others from writing what has this name.
+    Call it under a lock that keeps others from writing to the name.
     """
     left = re.compile(rf"\.{re.escape(path.name)}\.(new|old)-[0-9a-f]+")
     found = [(other, match[1]) for other in path.parent.iterdir() if (match := left.fullmatch(other.name))]

@@ -73,7 +73,7 @@ def test_help_of_generate(capsys):
     for option, meaning in sampling.items():
         meaning = re.escape(" ".join(meaning.split()))
         assert re.search(rf"{option.replace('sampling.', '')} (\w+|\[.*\]\]) {meaning} \(default: ", text)
-    for option in ("--run STR The", "--prompt STR What", "--prompts STR A", "--samples INT How", "--seed INT Of"):
+    for option in ("--run STR The", "--prompt STR What", "--prompts STR A", "--samples INT How", "--seed INT Random"):
         assert option in text
 
 

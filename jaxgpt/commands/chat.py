@@ -1,8 +1,8 @@
-"""`run.py generate --chat`: a prompt that one types, and what the model adds to it, again and again.
+"""`run.py generate --chat`: lines that a user types, each of which the model continues.
 
-The model continues all that was said so far: what was typed and what was drawn, as one text, each line of it as it
-stands. Of a long text the beginning is forgotten, so that what is drawn has its room in the model's context. It is no
-trained assistant: with `--stop` one says where an answer ends, such as --stop "You:".
+The model continues everything said so far: what was typed and what was drawn, as one text, each line as it stands. The
+beginning of a long text is dropped, so that the drawn tokens fit in the model's context. The model is no trained
+assistant: `--stop` says where an answer ends, such as --stop "You:".
 
 Lines are edited with readline where Python has it. Ctrl-C ends an answer, Ctrl-D the chat.
 """
@@ -28,7 +28,7 @@ ASK = "> "
 def chat(loaded: Loaded, options: Sampling, seed: int, *, special: bool = False) -> None:
     """Reads lines until there are no more, and answers each; from a pipe without a prompt sign.
 
-    `special` takes special tokens that a line spells out for the tokens.
+    With `special`, special tokens that a line spells out are encoded as those tokens.
     """
     config, params, tokenizer = loaded
     model = only_known_tokens(config.model, tokenizer)
@@ -69,7 +69,7 @@ def _answer(batch: batching.Batch, text: batching.Text) -> None:
 
 
 def _read(terminal: bool) -> str | None:
-    """A line, or None at the end."""
+    """Returns the next line that isn't empty; None at the end of the input."""
     while True:
         try:
             line = input(ASK if terminal else "")

@@ -46,16 +46,18 @@ def start() -> int:
 def main(arguments: Sequence[str] | None = None, observers: Sequence["Observer"] = ()) -> int:
     """Runs a command and returns its exit status, as docs/resuming.md lists them.
 
-    `observers` see the metrics of a training run, as `train.train` says.
+    Args:
+        arguments: The words of the command line; by default this process's own.
+        observers: Called with the metrics of a training run, as `train.train` says.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     return run(lambda words: _command(words, observers), words, of_process=arguments is None)
 
 
 def run(command: Callable[[list[str]], int], words: list[str], *, of_process: bool = False) -> int:
-    """Runs a command with these words. Returns its status, or that of the error that it ended with.
+    """Runs a command with these words; returns its exit status, or that of the error that it ended with.
 
-    Where it is the command `of_process`, Ctrl-C ends the process.
+    With `of_process`, Ctrl-C ends the process.
     """
     terminal.prepare()
     try:
@@ -69,13 +71,13 @@ def run(command: Callable[[list[str]], int], words: list[str], *, of_process: bo
             terminal.say(str(error) if isinstance(error, Interrupted) else f"error: {error}", error=True)
             return error.status
         finally:
-            sys.stdout.flush()  # here, where it can be said that it fails
+            sys.stdout.flush()  # here, where a failure can be reported
     except OSError as error:
-        if error.errno != errno.EPIPE:  # of a broken pipe nobody need hear: `head` has read enough
+        if error.errno != errno.EPIPE:  # a broken pipe isn't reported: `head` has read enough
             terminal.say(f"error: {_of_system(error)}", error=True)
         terminal.discard(sys.stdout)
         return 1
-    except KeyboardInterrupt:  # where no training step would be lost
+    except KeyboardInterrupt:  # outside of training steps, so that none is lost
         terminal.say(f"\n{terminal.INTERRUPTED}", error=True)
         if of_process:
             terminal.end(Interrupted.status)
@@ -83,7 +85,7 @@ def run(command: Callable[[list[str]], int], words: list[str], *, of_process: bo
 
 
 def _of_system(error: OSError) -> str:
-    """Returns what the system has refused: to write what is printed, which has no name, or a file."""
+    """Returns the message about what the system has refused: to write the output, which has no name, or a file."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.filename is None:
         return f"the output can't be written: {reason}" if error.errno in UNWRITABLE else reason
@@ -120,13 +122,13 @@ def _no_such_command(command: str) -> UserError:
 
 
 def _spare_processor_info() -> None:
-    """Switches off the part of XLA that fails where Linux doesn't say what the processor is, as without /proc."""
+    """Switches off the part of XLA that fails where Linux doesn't describe the processor, as without /proc."""
     if sys.platform == "linux" and not os.access("/proc/cpuinfo", os.R_OK):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_experimental_ynn_fusion_type="
 
 
 def version() -> int:
-    """Prints what a run writes to its config.toml of the versions that it is trained with."""
+    """Prints the versions that a run writes to its config.toml."""
     for name, number in settings.versions().items():
         terminal.say(f"{name} {number}")
     return 0
@@ -134,7 +136,7 @@ def version() -> int:
 
 @dataclass(frozen=True)
 class Train:
-    """--config, beside all options of the configuration."""
+    """The option --config, beside all options of the configuration."""
 
     config: str = DEFAULT_CONFIG
     """Take the defaults of all other options from configs/CONFIG.toml, or from the path of a .toml file."""
@@ -151,10 +153,10 @@ def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
     if not config.run.name:
         config = replace(config, run=replace(config.run, name=path.stem))
     settings.check_processes(config.parallel)
-    with terminal.ending_at_once():  # here: importing JAX and Orbax takes a second that --help doesn't wait
+    with terminal.ending_at_once():  # here, so that --help doesn't wait a second for JAX and Orbax
         from jaxgpt.commands import train as loop
         from jaxgpt.parallel import processes
-    with processes.together(config.parallel), out_of_memory.told():  # before JAX looks at its devices, to read weights
+    with processes.together(config.parallel), out_of_memory.told():  # before JAX sees its devices, to read weights
         if config.training.init_from:
             from jaxgpt.commands import init_from
 
@@ -174,4 +176,4 @@ COMMANDS = {
     "convert": "jaxgpt.commands.convert",
     "verify": "jaxgpt.commands.verify",
     "gradcheck": "jaxgpt.commands.gradcheck",
-}  # the modules, whose `run` takes the words behind the command's name
+}  # modules; each one's `run` takes the words behind the command's name

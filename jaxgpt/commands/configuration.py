@@ -1,10 +1,10 @@
-"""From the options that a user gives to a configuration in which nothing is left open.
+"""Completes the options that a user gives to a configuration in which nothing is left open.
 
-1. The model's shape and the tokenizer are those of the weights that a run begins with (`init_from.with_shape`).
+1. The model's shape and the tokenizer come from the weights that a run begins with (`init_from.with_shape`).
 2. The vocabulary's size and the token between documents come from the tokenizer, the sequences' length from the model:
    `complete` with the text, `without_text` where only the sizes are wanted.
-3. What each machine decides for itself comes last: which attention runs (`with_attention`), and the recompute level
-   (`training/memory_plan.py`, which compiles the train step to know). A run's config.toml keeps what was asked for.
+3. What each machine decides for itself comes last: the attention kernel (`with_attention`), and the recompute level
+   (`training/memory_plan.py`, which compiles the train step to know it). A run's config.toml keeps what was asked for.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from jaxgpt.options.config import Config
 def complete(config: Config, own: tokenizers.Tokenizer | None = None) -> tuple[Corpus, Config]:
     """Returns the text, and the configuration with the sizes that follow from it. UserError as the text raises it.
 
-    `own` is a tokenizer that came with weights, and is taken in the place of the one that the options name.
+    With `own`, a tokenizer that came with weights, the tokenizer that the options name is not used.
     """
     sources = corpus.open_sources(config, own)
     config = resolve(config, next(iter(sources.values())).tokenizer)
@@ -56,6 +56,6 @@ def resolve(config: Config, tokenizer: tokenizers.Tokenizer) -> Config:
 
 
 def with_attention(config: Config) -> tuple[Config, str]:
-    """Returns the configuration with the attention that runs on this machine, and words that say which that is."""
+    """Returns the configuration with the attention that runs on this machine, and a line that describes it."""
     compute, words = choose_attention(config.model, config.compute, config.training.sequence_length)
     return dataclasses.replace(config, compute=compute), words

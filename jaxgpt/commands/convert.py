@@ -39,13 +39,13 @@ class Convert:
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TO")]
     """What to write."""
     to: Literal["auto", "huggingface", "llmc", "run"] = "auto"
-    """In which format; auto writes llm.c's where TO ends with .bin, else a Hugging Face folder from a run of ours, and
-    a run's folder from anything else."""
+    """The format; auto writes llm.c's where TO ends with .bin, else a Hugging Face folder from a run of ours, and a
+    run's folder from anything else."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the numbers written; auto keeps what they are."""
+    """Type of the numbers written; auto keeps what they are."""
     tokenizer: str = ""
-    """For weights that don't say which is theirs: gpt2, bytes, or the path of a tokenizer.json or an llm.c tokenizer
-    file."""
+    """The tokenizer of weights that don't name theirs: gpt2, bytes, or the path of a tokenizer.json or an llm.c
+    tokenizer file."""
     shard_gib: float = 5.0
     """A Hugging Face model is written in files of at most so many GiB."""
     overwrite: bool = False
@@ -71,9 +71,19 @@ def run(words: list[str]) -> int:
 def convert(
     name: str, to: Path, *, form: Format, dtype: str, tokenizer: str, shard_bytes: int, overwrite: bool
 ) -> None:
-    """Reads, writes, and prints what is read and written. What is at `to` is there whole or as it was before.
+    """Converts weights, and prints what is read and written. At `to` there is all of it, or what was there before.
 
-    UserError for weights that can't be read, a target that exists, and what the target's format can't hold.
+    Args:
+        name: The weights to read, as `detect_format.open_weights` takes them.
+        to: The file or folder to write.
+        form: The format to write, or "auto".
+        dtype: The type of the numbers written, or "auto".
+        tokenizer: The tokenizer of weights that don't name theirs, or empty.
+        shard_bytes: The most bytes in one file of a Hugging Face folder.
+        overwrite: Whether to replace what is at `to`.
+
+    Raises:
+        UserError: The weights can't be read, the target exists, or the target's format can't hold the weights.
     """
     began = time.perf_counter()
     writing.check_free(to, overwrite=overwrite)
@@ -125,7 +135,7 @@ def _check_apart(name: str, to: Path) -> None:
     """Raises a UserError where a run would be replaced by its own weights: it has more than those."""
     try:
         read, written = Path(name).resolve(), to.resolve()
-    except (OSError, ValueError, RuntimeError):  # which opening it tells
+    except (OSError, ValueError, RuntimeError):  # reported when the weights are opened
         return
     of_run = any((folder / "config.toml").is_file() for folder in (read, *read.parents[:2]))
     if of_run and (read.is_relative_to(written) or written.is_relative_to(read)):
@@ -149,7 +159,7 @@ def _dtype(dtype: str, form: Format, source: Source) -> str:
 
 
 def _write_llmc(to: Path, source: Source, params: Params, dtype: str, overwrite: bool) -> list[Path]:
-    """The model file, and beside it the tokenizer's where the format can hold it."""
+    """Writes the model file, and beside it the tokenizer's where the format can hold it. Returns their paths."""
     written = [to]
     tokenizer = source.tokenizer
     beside = to.with_name(f"{to.stem}_tokenizer.bin")

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on.
+"""Display of a training run.
 
 On a terminal: one live line, and a line kept for each evaluation. Into a file or a pipe: plain lines.
 """
@@ -21,7 +21,7 @@ SMOOTHING = 0.9
 
 
 class TimeLeft(ProgressColumn):
-    """Hours, minutes and seconds to the end at the run's mean speed, evaluations included."""
+    """The time left, in hours, minutes and seconds, at the run's mean speed, evaluations included."""
 
     max_refresh = 0.5
 
@@ -35,17 +35,17 @@ class TimeLeft(ProgressColumn):
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Lets the error through; a rich console would end the process."""
+        """Raises the error again, where a rich console would end the process."""
         raise
 
 
 def silent() -> Console:
-    """For the processes beside the one that prints."""
+    """Returns a console that prints nothing, for the processes beside the one that prints."""
     return Console(file=io.StringIO(), quiet=True)
 
 
 class Display:
-    """A context manager; `step` after each step, `note` for lines that stay.
+    """Prints a run's live line with `step` after each step, and lines that stay with `note`. A context manager.
 
     Where lines can't be written any more, because a pipe's reader has left or the disk is full, `lost` says why, and
     nothing more is written.
@@ -57,7 +57,7 @@ class Display:
         self.steps = steps
         self.rate: float | None = None  # tokens/s, smoothed
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal
-        self._compiled = False  # the first step's time is the compiler's: no speed
+        self._compiled = False  # the first step's time includes compiling, so it gives no speed
         self._printed = 0.0
         self._progress = Progress(
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
@@ -82,32 +82,37 @@ class Display:
             self._progress.stop()
 
     def note(self, text: str) -> None:
-        """A line that stays; on a terminal, long ones are broken between words."""
+        """Prints a line that stays; on a terminal, long ones are broken between words."""
         with self._printing():
             self.console.print(Text(printable(text)), soft_wrap=not self.console.is_terminal)
 
     @contextlib.contextmanager
     def _printing(self) -> Iterator[None]:
-        """Notes that nothing can be printed any more, where that fails."""
+        """Records an error while printing in `lost`, and switches all further printing off."""
         try:
             yield
         except OSError as error:
             self.lost = error.strerror or str(error)
             self.console.quiet = True
-            with contextlib.suppress(OSError):  # what is left in buffers goes nowhere, and so fails nowhere
+            with contextlib.suppress(OSError):  # buffers are flushed to the null device, which can't fail
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.console.file.fileno())
 
     def resume(self, step: int) -> None:
-        """`step` of them are done already."""
+        """Shows that `step` steps are done already."""
         with self._printing():
             self._progress.reset(self._task, completed=step, description="compiling …")
 
     def step(
         self, step: int, loss: float, tokens_per_second: float, flops_per_second: float, utilisation: float | None
     ) -> None:
-        """`step` of them are done; `utilisation` is the model FLOPs utilisation of the last one, None if unknown.
+        """Shows on the live line that `step` steps are done.
 
-        Where it is unknown, the FLOP/s themselves are shown.
+        Args:
+            step: Number of steps done.
+            loss: The step's loss, in nats per token.
+            tokens_per_second: The step's speed.
+            flops_per_second: The same in FLOP/s, shown where the utilisation is unknown.
+            utilisation: The step's model FLOPs utilisation, from 0 to 1; None if unknown.
         """
         line = f"step {step}/{self.steps}  loss {loss:.4f}"
         if self._compiled:

@@ -67,7 +67,12 @@ def run(words: list[str]) -> int:
 def evaluate(
     run: Path, task: str, data: str, *, limit: int, batch_size: int, shots: int, devices: int, output: Path | None
 ) -> None:
-    """Prints what it finds, adds it to the run's metrics.jsonl, and writes it to `output`. UserError as its parts."""
+    """Prints the figures, adds them to the run's metrics.jsonl, and writes them to `output`.
+
+    Raises:
+        UserError: An option is out of its bounds, or the run, the task or the data can't be read.
+        RunError: `output` can't be written.
+    """
     for key, value in {"limit": limit, "shots": shots, "devices": devices}.items():
         settings.check_number(value, "", key)
     settings.check_number(batch_size, "", "batch_size", positive=True)
@@ -87,7 +92,7 @@ def evaluate(
         line, found = _loss(model, data, limit, batch_size)
     found = {"step": model.about["step"], **found}
     say(f"{line} ({time.perf_counter() - started:.1f} s)")
-    if task or not data:  # of another text the loss is no validation loss of the run's
+    if task or not data:  # the loss over another text is no validation loss of the run
         message = metrics_file.add_evaluation(run, {key: value for key, value in found.items() if key != "tokens"})
         if message:
             say(message, error=True)
@@ -99,8 +104,11 @@ def evaluate(
 
 
 def _loss(model: Trained, data: str, limit: int, batch_size: int) -> tuple[str, dict[str, Any]]:
-    """A line for people, and the numbers: of the run's validation split, of all of the text `data`, or of the
-    validation split of the token files that are called so."""
+    """Returns a line to print, and the figures, for the loss over a text.
+
+    With `data` empty it is the run's validation split. Otherwise it is the validation split of the token files of that
+    name, or all of the text `data`.
+    """
     config, tokenizer = configuration.resolve(model.config, model.tokenizer), model.tokenizer
     if data and not shards.find(data):
         tokens = tokenizer.encode(corpora.load(data))
@@ -124,8 +132,11 @@ def _loss(model: Trained, data: str, limit: int, batch_size: int) -> tuple[str, 
 
 
 def _validation_split(model: Trained, name: str) -> Tokens:
-    """Of the token files `name`, or of what the run was trained on. UserError where that is no longer what it was, and
-    where the tokens are another tokenizer's."""
+    """Returns the validation split of the token files `name`, or without a name that of the text that was trained on.
+
+    Raises:
+        UserError: The text is no longer what the run was trained on, or its tokens are another tokenizer's.
+    """
     config, known = model.config, model.about["text"]
     ours = not config.data.mixture and config.data.text in corpora.NAMES
     if not (name or known or ours):
@@ -133,7 +144,7 @@ def _validation_split(model: Trained, name: str) -> Tokens:
     if name:
         options = dataclasses.replace(config.data, text=name, mixture="", tokenizer=model.tokenizer.name)  # type: ignore[arg-type]
         config = dataclasses.replace(config, data=options)
-    elif not ours:  # a path, which is read as data, and is only of use where the checkpoint knows what is in it
+    elif not ours:  # a path, to be read as data: of use only where the checkpoint has its fingerprint
         say(f"text      {shown(config.data.mixture or config.data.text)}, as the run's config.toml names it")
     data, _ = configuration.complete(config, model.tokenizer if isinstance(model.tokenizer, HuggingFace) else None)
     where = f"--data {name}" if name else f"--data.text {shown(config.data.mixture or config.data.text)}"

@@ -1,4 +1,4 @@
-"""`run.py generate`: text from a run's newest whole checkpoint, streamed to the terminal as `printable` has it."""
+"""`run.py generate`: text drawn from a run's newest whole checkpoint, streamed to the terminal."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from jaxgpt.options.config import Config, Sampling
 from jaxgpt.runs import loading
 from jaxgpt.terminal import say
 
-LARGEST_PROMPTS = 1 << 21  # bytes of a file of them
+LARGEST_PROMPTS = 1 << 21  # bytes of a file of prompts
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Generate:
     samples: int = 1
     """How many texts to draw for each prompt; all are drawn side by side."""
     seed: int = 0
-    """Of the first sample; the next one has the next."""
+    """Random seed of the first sample; each further one takes the next number."""
     chat: bool = False
     """Read lines from the terminal, or from a pipe, and go on with each, one text from the first line to the last."""
     special: bool = False
@@ -46,7 +46,7 @@ class Generate:
 
 
 def run(words: list[str]) -> int:
-    """Draws text from a trained model, to the terminal as it comes."""
+    """Draws text from a trained model, and prints it as it comes."""
     options = command_line.read(Generate, words, "generate")
     if options.chat and (options.prompt or options.prompts or options.samples != 1):
         raise UserError("--chat takes its prompts from what is typed: leave away --prompt, --prompts and --samples")
@@ -63,7 +63,7 @@ def run(words: list[str]) -> int:
 
 
 class Loaded(NamedTuple):
-    """What text is drawn from."""
+    """A trained model, with its configuration and its tokenizer."""
 
     config: Config
     params: Params
@@ -71,7 +71,7 @@ class Loaded(NamedTuple):
 
 
 def load(run: Path) -> Loaded:
-    """A run's newest whole checkpoint; damaged ones are named on stderr. UserError where there is none."""
+    """Loads a run's newest whole checkpoint, and names damaged ones on stderr. UserError where none is whole."""
     found = loading.load(run, devices=1)
     for message in found.damaged:
         say(message, error=True)
@@ -79,7 +79,7 @@ def load(run: Path) -> Loaded:
 
 
 def check(samples: int, seed: int, options: Sampling) -> None:
-    """UserError for options that nothing can be drawn with."""
+    """Raises a UserError for options that nothing can be drawn with."""
     settings.check_number(samples, "", "samples", positive=True)
     settings.check_number(seed, "", "seed")
     settings.check_number(seed + samples - 1, "", "seed")
@@ -91,7 +91,7 @@ def generate(
 ) -> None:
     """Prints `samples` texts that begin with each prompt. UserError for a prompt that the model can't take.
 
-    `special` takes special tokens that a prompt spells out for the tokens.
+    With `special`, special tokens that a prompt spells out are encoded as those tokens.
     """
     config, params, tokenizer = loaded
     begun = [(prompt, encode(prompt, tokenizer, config, special)) for prompt in prompts]
@@ -111,7 +111,7 @@ def generate(
 
 
 def prompts_in(path: Path) -> list[str]:
-    """A file's lines. UserError where it can't be read or has an empty one."""
+    """Returns the lines of a file of prompts. UserError where it can't be read, or has an empty line."""
     try:
         lines = files.text_lines(files.read_text(path, LARGEST_PROMPTS))
     except UserError as error:
@@ -123,14 +123,17 @@ def prompts_in(path: Path) -> list[str]:
 
 
 def encode(prompt: str, tokenizer: Tokenizer, config: Config, special: bool) -> np.ndarray:
-    """A prompt's tokens. UserError where there is none, or one that the model doesn't know."""
+    """Returns a prompt's tokens. UserError where there are none, or where the model doesn't know one of them."""
     tokens = batching.prompt_tokens(prompt, tokenizer, special, "--prompt")
     loader.check_vocabulary(tokens, config.model.vocabulary_size, "--prompt")
     return tokens
 
 
 def _in_order(titles: Sequence[str], pieces: Iterator[batching.Piece]) -> Iterator[str]:
-    """Texts drawn side by side, one after the other: the first unfinished one as it comes, others kept until then."""
+    """Yields texts that are drawn side by side one after the other.
+
+    The first unfinished text is yielded as it comes; those behind it are kept until then.
+    """
     kept = list(titles)
     ended = [False] * len(titles)
     shown = 0

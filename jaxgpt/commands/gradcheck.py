@@ -1,4 +1,4 @@
-"""`run.py gradcheck`: what is checked, and the table that is printed."""
+"""`run.py gradcheck`: the shapes that are checked, and the table that is printed."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ SMALL_MODEL = Model(layers=2, heads=3, width=24, context=24, vocabulary_size=200
 SMALL_COMPUTE = Compute(classifier_chunk=13, attention_block=7)
 BATCH, LENGTH = 2, 20
 LONGEST = 64  # tokens in a sequence where the shapes come from a config
-COPIES = 8  # of the parameters in float64, at the oracle's peak
+COPIES = 8  # float64 copies of the parameters at the oracle's peak of memory
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Gradcheck:
 
 
 def run(words: list[str]) -> int:
-    """Prints one row per tensor; 1 if a gradient is outside its tolerance."""
+    """Prints a row for each tensor; returns 1 if a gradient is outside its tolerance, and else 0."""
     options = command_line.read(Gradcheck, words, "gradcheck")
     return report(options.config or None, options.dtype, Path(options.chart) if options.chart else None)
 
 
 def report(config_name: str | None, dtype: str, chart: Path | None = None) -> int:
-    """Prints one row per tensor as it is found; returns 0 if all are within tolerance, and else 1."""
-    model, compute, batch, length = _shapes(config_name)  # which refuses what can't be checked before anything is set
+    """Prints a row for each tensor as it is found; returns 0 if all are within tolerance, and else 1."""
+    model, compute, batch, length = _shapes(config_name)  # refuses what can't be checked, before JAX's options are set
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_default_matmul_precision", "highest")
     compilation_cache.use("")
@@ -76,7 +76,7 @@ def report(config_name: str | None, dtype: str, chart: Path | None = None) -> in
 
 
 def draw(rows: list[gradcheck.Row], dtype: str, path: Path) -> None:
-    """A point for each tensor's error on a logarithmic scale, and a mark at its tolerance; writes a picture."""
+    """Draws each tensor's error on a logarithmic scale, with a mark at its tolerance, and writes the picture."""
     figure = Figure(figsize=(8, 1.2 + 0.2 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     places = range(len(rows))
@@ -106,7 +106,7 @@ def _shapes(config_name: str | None) -> tuple[Model, Compute, int, int]:
     compute = dataclasses.replace(
         config.compute, attention="blocks", classifier_chunk=min(config.compute.classifier_chunk, length)
     )
-    if compute.recompute == "auto":  # which would be this where there is memory enough
+    if compute.recompute == "auto":  # "auto" is this where there is memory enough
         compute = dataclasses.replace(compute, recompute="none")
     return config.model, compute, BATCH, length
 

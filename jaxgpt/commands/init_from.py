@@ -1,7 +1,7 @@
 """`--init-from`: a run that begins with weights from elsewhere.
 
-The model's shape and the tokenizer are those of the weights. Where the user has named them too, in a config that was
-asked for or on the command line, they must agree.
+The model's shape and the tokenizer are those of the weights. Where the user names them too, in a --config or on the
+command line, they must agree.
 """
 
 from dataclasses import asdict, replace
@@ -22,13 +22,19 @@ from jaxgpt.runs.folder import will_resume
 
 
 def with_shape(config: Config, given: set[str]) -> Config:
-    """The configuration with the shape and tokenizer of `training.init_from`. `given` are the options that the user
-    named, as "section.key". UserError where one of those is another.
+    """Returns the configuration with the shape and tokenizer of the weights `training.init_from`.
 
-    A run that is resumed has what it had; the weights that it began with need not be there any more.
+    A resumed run keeps what it had; the weights that it began with need not exist any more.
+
+    Args:
+        config: The options.
+        given: The options that the user named, as "section.key".
+
+    Raises:
+        UserError: The weights can't be read, or one of the `given` options differs from theirs.
     """
     named = {key: value for key, value in asdict(config.model).items() if f"model.{key}" in given and value}
-    if will_resume(config):  # which refuses other options itself
+    if will_resume(config):  # resuming refuses other options itself
         saved = settings.read_trained(Path(config.run.folder) / config.run.name)
         model, tokenizer = replace(saved.model, **named), saved.data.tokenizer
     else:
@@ -37,15 +43,16 @@ def with_shape(config: Config, given: set[str]) -> Config:
         _check_shape(config.training.init_from, model, named)
         if "data.tokenizer" in given and source.tokenizer:
             _check_tokenizer(config.training.init_from, tokenizer, config.data.tokenizer)
-    if "data.tokenizer" not in given and tokenizer in NAMES:  # or it is one's own, which token files bring along
+    if "data.tokenizer" not in given and tokenizer in NAMES:  # else token files bring it along
         config = replace(config, data=replace(config.data, tokenizer=tokenizer))
     return replace(config, model=model)
 
 
 def tokenizer(config: Config) -> Tokenizer | None:
-    """Returns the tokenizer.json of `training.init_from`, whose tokens the run's text is to be cut into.
+    """Returns the tokenizer of the weights `training.init_from` if it is a tokenizer.json, and else None.
 
-    A run that is resumed has it in its checkpoint. None for a tokenizer that the options can name.
+    Such a tokenizer cuts the run's text into tokens; the options can name any other. A resumed run has it in its
+    checkpoint.
     """
     if not config.training.init_from:
         return None
@@ -58,9 +65,10 @@ def tokenizer(config: Config) -> Tokenizer | None:
 
 
 def weights(config: Config, tokenizer: Tokenizer) -> Source | None:
-    """What `training.init_from` names, to be loaded when there is a place for it; None where nothing is to be.
+    """Returns the weights `training.init_from`, to be loaded when there is a place for them; None for no weights.
 
-    UserError where it isn't of this configuration's shape or the run's tokenizer.
+    Raises:
+        UserError: They have another shape than this configuration, or another tokenizer than the run.
     """
     name = config.training.init_from
     if not name or will_resume(config):
@@ -84,7 +92,7 @@ def weights(config: Config, tokenizer: Tokenizer) -> Source | None:
 
 
 def lines(source: Source) -> list[str]:
-    """What is to be said of it at the start of a run."""
+    """Returns the lines to print about the weights at the start of a run."""
     return [f"weights   from {source.where}: {describe(source)}", *(f"          {note}" for note in source.notes)]
 
 
@@ -118,7 +126,7 @@ def _check_shape(name: str, found: Model, asked: dict[str, Any]) -> None:
     different = [
         f"{settings.option('model', key)} is {_shown(value)} and they have {_shown(asdict(found)[key])}"
         for key, value in asked.items()
-        if value != asdict(found)[key] and key != "document_start"  # which no weight is of
+        if value != asdict(found)[key] and key != "document_start"  # no weight depends on it
     ]
     if different:
         raise UserError(

@@ -1,4 +1,4 @@
-"""`run.py prepare` as it is typed."""
+"""`run.py prepare`: token files, from the options to the report of what was made."""
 
 import difflib
 import os
@@ -24,7 +24,7 @@ from jaxgpt.options import command_line, settings
 from jaxgpt.terminal import say
 
 MOST_PROCESSES = 1024
-LONGEST_NAME_BYTES = 200  # a file's name has no more than 255 nearly everywhere, and this is its beginning
+LONGEST_NAME_BYTES = 200  # most systems allow 255 bytes in a file's name, and this is its beginning
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Prepare:
     validation: tuple[str, ...] = ()
     """Sources to validate on; without them, the first tokens of the text."""
     validation_tokens: int = 0
-    """How many of them; 0 takes about a tenth of all, and at most one shard."""
+    """Number of tokens to validate on; 0 takes about a tenth of all, and at most one shard."""
     shard_tokens: int = SHARD_TOKENS
     """Tokens in a file."""
     processes: int = 0
-    """How many tokenize; 0 takes one for each core. The output is the same."""
+    """Number of processes that tokenize; 0 takes one for each core. The output is the same."""
     ready_made: bool = False
     """Download token files that others have made of the data set, where there are some, rather than the text."""
     verify: bool = False
@@ -66,7 +66,7 @@ class Prepare:
 
 
 def run(words: list[str]) -> int:
-    """Makes token files; prints what there is now, and how to train on it."""
+    """Makes token files, and prints what was made and how to train on it."""
     known = "\n".join(f"  {name:18}{data_set.about}" for name, data_set in DATA_SETS.items())
     description = f"{Prepare.__doc__}\n\nData sets by name:\n{known}"
     options = command_line.read(Prepare, words, "prepare", description=description)
@@ -140,16 +140,16 @@ def _settings(options: Prepare, data_set: sources.DataSet | None, name: str) -> 
 
 
 def _name(source: str) -> str:
-    """Returns tinystories for tinystories, notes for notes.jsonl.gz and notes/*.txt, name for hf:owner/name:split.
+    """Returns a name for a source: notes for notes.jsonl.gz or notes/*.txt, name for hf:owner/name:split.
 
-    What not every system takes in a file's name becomes "_".
+    Characters that some systems refuse in a file's name become "_".
     """
     if source.startswith(sources.HUB):
         parts = source.removeprefix(sources.HUB).partition(":")[0].split("/")
         name = "-".join(parts[1:])
     else:
         path = Path(source)
-        while re.search(r"[*?\[]", path.name) and not os.path.exists(path):  # which is false for too long a name
+        while re.search(r"[*?\[]", path.name) and not os.path.exists(path):  # exists is false for too long a name
             path = path.parent
         name = path.resolve().name if os.path.isdir(path) else chunks.unpacked_name(path).stem
     name = re.sub(r"[^\w.-]+", "_", name).strip("._-")
@@ -184,7 +184,7 @@ def _verify(folders: list[Path]) -> int:
 
 
 def ready_made(options: Prepare, data_set: sources.DataSet | None, name: str, folder: Path) -> Manifest:
-    """Token files from the hub, each checked, and a manifest of them. What is there already stays."""
+    """Downloads token files from the hub, checks each, and writes their manifest. Files that are there stay."""
     if data_set is None or not data_set.ready_made or options.tokenizer != "gpt2":
         have = ", ".join(known for known, other in DATA_SETS.items() if other.ready_made)
         raise UserError(f"--ready-made: there are such files with the tokenizer gpt2 only, and only of {have}")

@@ -1,4 +1,7 @@
-"""That all processes train the same: otherwise they would wait for each other for ever, or give wrong numbers."""
+"""Checks that all processes train the same run.
+
+Otherwise they would wait for each other for ever, or compute wrong numbers.
+"""
 
 import dataclasses
 import hashlib
@@ -17,7 +20,7 @@ NAMED = 3  # files, at most, in the message about other code
 
 
 def check(config: Config, data: Corpus) -> None:
-    """UserError, naming it, where process 0 has another option, another text, version or code than this one."""
+    """Raises a UserError that names the difference, where process 0 has other options, text, versions or code."""
     if processes.count() == 1:
         return
     own = {
@@ -49,7 +52,7 @@ def check(config: Config, data: Corpus) -> None:
 
 
 def sources(package: Path) -> dict[str, str]:
-    """A hash of each of the package's files of code; an editor's hidden ones are none."""
+    """Returns a hash of each of the package's Python files, an editor's hidden ones excepted."""
     names = [path.relative_to(package.parent) for path in sorted(package.rglob("*.py")) if path.is_file()]
     return {
         name.as_posix(): hashlib.sha256((package.parent / name).read_bytes()).hexdigest()[:16]

@@ -43,7 +43,7 @@ def run(words: list[str]) -> int:
     try:
         if options.output:
             path.write_bytes(page.render(shown))
-        else:  # in a folder that may be of someone else's
+        else:  # the folder may be someone else's
             with writing.replacing(path) as temporary:
                 temporary.write_bytes(page.render(shown))
     except OSError as error:
@@ -74,7 +74,7 @@ def _check(options: Report, folders: list[Path]) -> None:
 def serve(server: live.Server) -> int:
     """Answers until Ctrl-C."""
     with server:
-        server.runs.read()  # so that damaged files are said here
+        server.runs.read()  # so that damaged files are reported here
         say(f"report  {server.url} (Ctrl-C ends it)", flush=True)
         try:
             server.serve_forever()

@@ -1,4 +1,4 @@
-"""`run.py serve`, from its options to a server that listens: what is needed, what is refused, what is printed."""
+"""`run.py serve`: checks the options, loads the model, and starts a server that listens."""
 
 import gc
 import importlib.util
@@ -59,10 +59,11 @@ def run(words: list[str]) -> int:
 
 
 def serve(options: Serve) -> int:
-    """Listens until Ctrl-C or SIGTERM; then what has begun is finished.
+    """Listens until Ctrl-C or SIGTERM, and then finishes the requests that have begun.
 
     Raises:
-        UserError: The options can't be.
+        UserError: An option is out of its bounds, a package is missing, an API key is needed, or the address can't be
+            listened on.
         Terminated: The server was ended by SIGTERM.
     """
     for key in ("slots", "waiting", "max_tokens", "texts", "connections"):
@@ -74,7 +75,7 @@ def serve(options: Serve) -> int:
         raise UserError(
             f"serve needs {' and '.join(missing)}: make env EXTRAS=serve (or pip install -e '.[serve]') installs it"
         )
-    from jaxgpt.generation import gate  # here, because others of the commands don't have what it needs
+    from jaxgpt.generation import gate  # here, because it needs packages that the other commands don't
 
     key, (family, address) = _key(options), _resolve(options.host, options.port)
     loopback = gate.is_loopback(address[0])
@@ -115,7 +116,8 @@ def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> 
         loopback=loopback,
         wrong_keys=options.wrong_keys,
     )
-    # JAX's many objects stay. Without them a collection of garbage, for which all threads wait, is ten times as fast.
+    # JAX's many objects stay alive. Frozen, they are left out of garbage collections, for which all threads wait and
+    # which are then ten times as fast.
     gc.collect()
     gc.freeze()
     most = rates.most_connections(options.connections)
@@ -130,7 +132,7 @@ def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> 
 
 
 def _tell(name: str, listening: socket.socket, key: str, connections: int) -> None:
-    """Prints where the server is; `connections` where they are fewer than was asked for."""
+    """Prints the server's address, and the limit `connections` where it is lower than was asked for, and not 0."""
     host, port = listening.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
     say(f"serving   {shown(name)} at {address} ({'an API key is needed' if key else 'no API key'})", flush=True)
@@ -140,7 +142,7 @@ def _tell(name: str, listening: socket.socket, key: str, connections: int) -> No
 
 
 def _key(options: Serve) -> str:
-    """Returns the API key, or nothing where there is to be none. UserError for one that no header can have."""
+    """Returns the API key; empty where there is none. UserError for a key that no header can have."""
     if options.key_file:
         where = f"--key-file {shown(options.key_file)}"
         try:
@@ -163,7 +165,7 @@ def _key(options: Serve) -> str:
 
 
 def _resolve(host: str, port: int) -> tuple[int, tuple]:
-    """Returns the family and the address to listen on. UserError where there is none."""
+    """Returns the address family and the address to listen on. UserError where there is no such address."""
     if not 0 <= port <= 65535:
         raise UserError(f"--port is {port}, and must be from 0 to 65535")
     try:

@@ -1,6 +1,7 @@
-"""What ends a run early: Ctrl-C, SIGTERM, a closed terminal (SIGHUP), and the end of a Slurm allocation.
+"""Signals and the deadline that end a run early.
 
-The step under way is always finished.
+They are Ctrl-C, SIGTERM, a closed terminal (SIGHUP), and the end of a Slurm allocation. The step under way is always
+finished.
 """
 
 import signal
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from jaxgpt import environment
 from jaxgpt.errors import HungUp, Interrupted, Terminated
 
-HANGUP = getattr(signal, "SIGHUP", None)  # which Windows hasn't got
+HANGUP = getattr(signal, "SIGHUP", None)  # Windows hasn't got it
 SLURM_END = "SLURM_JOB_END_TIME"  # seconds since 1970
 
 
@@ -29,9 +30,10 @@ CTRL_C, SIGTERM, SIGHUP, ALLOCATION = ENDINGS = (
 
 
 class Stop:
-    """A context manager inside of which signals only set `ending`; a second Ctrl-C ends the process at once.
+    """Records signals in `ending` instead of ending the process; a second Ctrl-C ends it at once. A context manager.
 
-    The allocation's end counts where `minutes_before_end` is not 0. Under nohup SIGHUP stays ignored.
+    Where `minutes_before_end` is not 0, the time so many minutes before the end of a Slurm allocation counts as a
+    signal too. Under nohup SIGHUP stays ignored.
     """
 
     def __init__(self, minutes_before_end: float = 0):
@@ -56,12 +58,12 @@ class Stop:
         return bool(self.ending)
 
     def wishes(self) -> list[bool]:
-        """Of each of `ENDINGS`, whether it is this process's."""
+        """Returns for each of `ENDINGS` whether this process wishes to end for it."""
         self.requested()
         return [self.ending is ending for ending in ENDINGS]
 
     def _received(self, number: int, _frame: FrameType | None) -> None:
-        """Nothing is printed here: what it interrupts may be halfway through a print."""
+        """Records a signal. Prints nothing, since the signal may have interrupted a print."""
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         if not self.ending:

@@ -1,4 +1,4 @@
-"""When a run ends before its last step and when it is saved: decided by all of its processes, at the same step."""
+"""Decisions of all processes, at the same step: when a run ends early, and when it is saved."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,7 +10,7 @@ from jaxgpt.runs.saving import Writer
 
 
 class Decisions:
-    """All processes have to call its methods in the same order."""
+    """Decisions that all processes make together: all have to call the methods in the same order."""
 
     def __init__(self, agreement: Agreement, stop: Stop, writer: Writer, display: Display):
         self._agreement, self._stop, self._writer, self._display = agreement, stop, writer, display
@@ -19,7 +19,7 @@ class Decisions:
         self._late, self._idle = False, True
 
     def ends(self) -> bool:
-        """Whether the run is to end here: one step after a process wished it, or at once where it is alone."""
+        """Returns whether the run ends here: one step after a process wished it, or at once where it is alone."""
         self._agree(self._agreement.exchange)
         return bool(self.ending or self.lost)
 
@@ -28,7 +28,7 @@ class Decisions:
         self._agree(self._agreement.now)
 
     def save_is_due(self, step: int) -> bool:
-        """Whether the state after this step is to be saved now."""
+        """Returns whether to save the state after this step now."""
         alone = processes.count() == 1
         return self._writer.due(step) if alone else self._writer.due(step, late=self._late, idle=self._idle)
 

@@ -1,4 +1,4 @@
-"""`run.py`: what a training run does, in order.
+"""`run.py`: the course of a training run.
 
 1. Complete the configuration from the weights and the text that it names, and read the text.
 2. Decide how the run begins: from its own checkpoint, from given weights, or from random ones.
@@ -46,7 +46,7 @@ Observer = Callable[[Trainer, dict[str, Any]], None]
 
 
 def train(config: Config, *observers: Observer) -> None:
-    """Trains as the configuration says, in a new run folder, or going on in the one that is to be resumed.
+    """Trains as the configuration says, in a new run folder or, resuming, in the existing one.
 
     Args:
         config: The options.
@@ -63,7 +63,7 @@ def train(config: Config, *observers: Observer) -> None:
         beginning = begin(asked, data, kept)
         tasks = Tasks(asked, data.tokenizer)
         config, program, chosen, beginning = _compile(asked, beginning)
-        processes.wait_for_all("compiled")  # before the first collective, which waits less long
+        processes.wait_for_all("compiled")  # before the first collective, whose timeout is shorter
         if beginning.folder is None:
             beginning = _open(asked, data, kept, beginning)
         folder = beginning.folder
@@ -77,7 +77,7 @@ def train(config: Config, *observers: Observer) -> None:
             state, notes = _first_state(config, placement, beginning)
             trainer = Trainer(config, data, Output(folder, writer, display), program, placement, state, tasks)
             trainer.observers += observers
-            folder.write_json("memory_plan.json", chosen.plan.as_json())  # now that nothing more is refused
+            folder.write_json("memory_plan.json", chosen.plan.as_json())  # now that nothing can be refused any more
             with Following(folder, config, display.note) as following:
                 trainer.observers.append(lambda _, values: following.observe(values))
                 _introduce(trainer, chosen, notes)
@@ -87,7 +87,7 @@ def train(config: Config, *observers: Observer) -> None:
 def _complete(config: Config) -> tuple[Config, Corpus]:
     """Returns the configuration with the sizes that follow from the text filled in, and the text."""
     compilation_cache.use(config.run.compilation_cache)
-    # How this process was started, and where its machine keeps programs, is none of the run's options.
+    # How this process was started, and where its machine keeps programs, are no options of the run.
     parallel = dataclasses.replace(config.parallel, processes=0, process=-1, coordinator="")
     config = dataclasses.replace(config, parallel=parallel, run=dataclasses.replace(config.run, compilation_cache=""))
     mesh.check(config)
@@ -98,15 +98,15 @@ def _complete(config: Config) -> tuple[Config, Corpus]:
 
 
 class Beginning(NamedTuple):
-    """How a run begins: from a checkpoint of its own, else with given weights, else with random ones.
+    """The beginning of a run: a checkpoint of its own, else given weights, else random ones.
 
-    The folder of a run that is resumed is open from the start, so that nobody waits for a compilation to hear that it
-    can't be; a new folder is not made for a run that the memory plan may refuse.
+    The folder of a resumed run is open from the start, so that nobody waits for a compilation to hear that it can't be
+    resumed. A new folder is not made for a run that the memory plan may refuse.
     """
 
     checkpoint: Found | None = None
     weights: Source | None = None
-    random: Params | None = None  # where they are drawn already, while the train step is compiled
+    random: Params | None = None  # drawn while the train step is compiled, or None
     folder: RunFolder | None = None
 
 
@@ -118,14 +118,14 @@ def begin(asked: Config, data: Corpus, kept: contextlib.ExitStack) -> Beginning:
 
 
 def _open(asked: Config, data: Corpus, kept: contextlib.ExitStack, beginning: Beginning) -> Beginning:
-    """Opens the folder, whose config.toml keeps what was asked for, since another machine would choose otherwise."""
+    """Opens the run's folder. Its config.toml keeps what was asked for: another machine would choose otherwise."""
     folder, found = resuming.open_run(asked, data)
     kept.callback(folder.close)
     return beginning._replace(folder=folder, checkpoint=found)
 
 
 def _first_state(config: Config, placement: Placement, beginning: Beginning) -> tuple[TrainState, list[str]]:
-    """Returns the state to begin from, and lines on where it comes from."""
+    """Returns the state to begin from, and lines that say where it comes from."""
     if beginning.checkpoint:
         assert beginning.folder is not None
         saved, notes = resuming.resume(beginning.folder, beginning.checkpoint, placement.saved_shapes())
@@ -136,7 +136,7 @@ def _first_state(config: Config, placement: Placement, beginning: Beginning) -> 
 
 
 class Chosen(NamedTuple):
-    """What was chosen for this machine, and the memory that it takes."""
+    """The attention kernel and the memory plan that were chosen for this machine."""
 
     attention: str
     plan: memory_plan.Plan
@@ -146,12 +146,13 @@ class Chosen(NamedTuple):
 
 
 def _compile(asked: Config, beginning: Beginning) -> tuple[Config, jax.stages.Compiled, Chosen, Beginning]:
-    """Completes the configuration for this machine, attention and recompute level, with the compiled train step.
+    """Completes the configuration with this machine's attention and recompute level, and compiles the train step.
 
-    UserError, with what would make it fit, for a run that doesn't fit the device's memory.
+    Raises:
+        UserError: The run doesn't fit the device's memory. The message says what would make it fit.
     """
     config, attention = configuration.with_attention(asked)
-    has = device_memory.capacity(config.compute)  # before there is anything of the run's
+    has = device_memory.capacity(config.compute)  # before the run allocates anything
     if _may_draw(config, has, beginning):
         beginning = beginning._replace(random=random_params(config))
     config, program, plan = memory_plan.prepare(config, has)
@@ -161,7 +162,8 @@ def _compile(asked: Config, beginning: Beginning) -> tuple[Config, jax.stages.Co
 def _may_draw(config: Config, has: device_memory.Capacity, beginning: Beginning) -> bool:
     """Returns whether random parameters may be drawn while the train step is compiled or read from the cache.
 
-    They may not where others may be needed, or where the plan may refuse the run for them alone.
+    They may not where given weights or a checkpoint may take their place, nor where the plan may refuse the run for
+    the parameters alone.
     """
     if beginning.weights or config.run.resume != "never" or processes.count() > 1:
         return False
@@ -171,7 +173,7 @@ def _may_draw(config: Config, has: device_memory.Capacity, beginning: Beginning)
 
 
 def _run(trainer: Trainer) -> None:
-    """Takes all steps, with an evaluation, a score and a sample before them and behind them."""
+    """Takes all steps, with an evaluation, a score and a sample before the first and after the last."""
     config, display, decisions = trainer.config, trainer.display, trainer.decisions
     before = ""
     if trainer.folder.resumes:
@@ -191,7 +193,7 @@ def _run(trainer: Trainer) -> None:
     decisions.settle()
     ending, lost = decisions.ending, decisions.lost
     where = f"after step {trainer.done} of {config.training.steps}; saved in {saved}"
-    if lost and (not ending or ending.error is Interrupted):  # with its terminal a run loses its output too
+    if lost and (not ending or ending.error is Interrupted):  # a closed terminal (SIGHUP) takes the output with it
         raise AllFailed(f"stopped {where}, because the output can't be written: {lost}")
     if not ending or ending.error is Interrupted:
         loss = trainer.evaluate()

@@ -1,4 +1,4 @@
-"""The steps of a run: the train step, what is recorded of each, and what is done every so many of them.
+"""Training loop: takes the steps, records their metrics, and does what is due every so many of them.
 
 The trainer dispatches step n and then reads the metrics of step n-1, so that the device never waits for Python.
 """
@@ -34,14 +34,14 @@ from jaxgpt.training.step import BATCH_SPEC, Metrics
 
 
 class Action(NamedTuple):
-    """Something that is done between two steps whenever it is due after the step of this number."""
+    """An action between two steps, taken whenever it is due after the step of this number."""
 
     due: Callable[[int], bool]
     act: Callable[[], object]
 
 
 class Output(NamedTuple):
-    """Where a run's results go."""
+    """Destinations of a run's results."""
 
     folder: RunFolder
     writer: Writer
@@ -76,7 +76,7 @@ class Trainer:
         self.clock = 0.0  # when the last step's metrics were read
         self.stop = Stop(config.checkpoint.stop_minutes_before_end)
         self.decisions = Decisions(Agreement(placement.layout), self.stop, self.writer, self.display)
-        self.tokens = training.micro_batches * training.batch_size * training.sequence_length  # of a step
+        self.tokens = training.micro_batches * training.batch_size * training.sequence_length  # per step
         self.flops_per_token = flops.per_token(config.model, training.sequence_length)
         self.peak = peaks.peak(config.compute, placement.layout.devices)
         self.actions = [
@@ -87,7 +87,7 @@ class Trainer:
         ]
 
     def _every(self, steps: int) -> Callable[[int], bool]:
-        """Returns when an action is due that is done every so many steps, and at the end of the run anyway."""
+        """Returns when an action is due that is taken every so many steps, and at the end of the run anyway."""
         return lambda done: steps > 0 and done % steps == 0 and done < self.config.training.steps
 
     def go(self, batches: Any) -> None:
@@ -110,7 +110,7 @@ class Trainer:
         self._record(self.done, pending)
 
     def _check_writer(self) -> None:
-        """Tells that a checkpoint wasn't written. RunError where other processes wait for this one's part of it."""
+        """Reports a checkpoint that wasn't written. RunError where other processes wait for this one's shards."""
         if not self.writer.problem:
             return
         if processes.count() > 1:
@@ -119,9 +119,12 @@ class Trainer:
         self.writer.problem = ""
 
     def _record(self, step: int, pending: tuple[Metrics, float] | None) -> None:
-        """Reads the metrics of step number `step`, counted from 1, which waits until that step is done.
+        """Reads and records the metrics of step number `step`, counted from 1. Waits until that step is done.
 
-        With them comes how long the step waited for its batch.
+        Args:
+            step: The number.
+            pending: The step's metrics, and the seconds that it waited for its batch; None where they are recorded
+                already.
         """
         if pending is None:
             return
@@ -174,7 +177,7 @@ class Trainer:
         )
 
     def evaluate(self) -> float:
-        """Returns the validation loss, after recording it."""
+        """Computes, records and returns the validation loss, in nats per token."""
         started = time.perf_counter()
         loss = self.validation_loss(self.state.params)
         bits = loss * self.nat
@@ -190,7 +193,7 @@ class Trainer:
             self.display.note(f"step {self.done}: {result.line()} ({seconds:.1f} s)")
 
     def sample(self) -> str:
-        """Draws a text, writes it to samples.txt, and returns it as it may be shown on a terminal."""
+        """Draws a text, appends it to samples.txt, and returns it with control characters escaped."""
         config, data = self.config, self.data
         params = self.placement.whole_params(self.state)
         if not processes.first():
@@ -205,7 +208,7 @@ class Trainer:
         self.display.note(f"--- sample after step {self.done} ---\n{self.sample()}\n---")
 
     def save(self) -> Path:
-        """Saves the state and waits until it is on the disk. Returns the checkpoint's path."""
+        """Saves the state, waits until it is on the disk, and returns the checkpoint's path."""
         return self.writer.save_and_wait(*self._to_save())
 
     def _to_save(self) -> tuple[TrainState, dict[str, Any]]:
@@ -213,7 +216,7 @@ class Trainer:
 
     def draw_curve(self) -> Path:
         """Draws loss.png."""
-        from jaxgpt.reports.curves import loss_curve  # here: a start doesn't wait three quarters of a second for it
+        from jaxgpt.reports.curves import loss_curve  # here: importing it takes 0.75 s
 
         with self.folder.replacing("loss.png") as path:
             loss_curve(read_metrics(self.folder.path / "metrics.jsonl"), self.config.run.name, path)

@@ -1,4 +1,7 @@
-"""`run.py verify`: our forward and backward beside llm.c's, on a model and a debug state that it has written."""
+"""`run.py verify`: comparison with llm.c.
+
+Our forward and backward are compared with llm.c's, on a model and a debug state that llm.c has written.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,7 +39,7 @@ class Verify:
 
 
 def run(words: list[str]) -> int:
-    """Prints one row per tensor; 1 if one is outside its bounds."""
+    """Prints a row for each tensor; returns 1 if one is outside its bounds, and else 0."""
     options = command_line.read(Verify, words, "verify")
     return verify(Path(options.model), Path(options.state))
 
@@ -49,16 +52,18 @@ class Computed(NamedTuple):
 
 class Row(NamedTuple):
     name: str
-    difference: float  # the largest of one number
-    reference: float  # the largest number, in llm.c's file
+    difference: float  # the largest |ours - theirs| of one number
+    reference: float  # the largest |theirs|
     relative: float  # ‖ours - theirs‖ / ‖theirs‖
-    of_bound: float  # the largest difference, as a share of what that number is allowed
+    of_bound: float  # the largest difference, as a share of its bound
     passed: bool
 
 
 def verify(model_path: Path, state_path: Path) -> int:
-    """Prints a row for each tensor and a verdict; 1 if one is outside its bounds. UserError for files that can't be
-    read, and for a model in bfloat16, whose rounding alone is more than the bounds.
+    """Prints a row for each tensor and a verdict; returns 1 if one is outside its bounds, and else 0.
+
+    Raises:
+        UserError: A file can't be read, or the model is in bfloat16, whose rounding alone is more than the bounds.
     """
     source = llmc.open_model(model_path)
     if source.dtype != "float32":
@@ -86,7 +91,7 @@ def verify(model_path: Path, state_path: Path) -> int:
 
 
 def computed(params: Params, state: llmc_state.State, model: Model) -> Computed:
-    """Ours, in float32."""
+    """Returns our logits, loss and gradients, in float32."""
     compute = Compute(attention="blocks", classifier_chunk=min(Compute.classifier_chunk, state.tokens.size))
 
     @jax.jit
@@ -100,7 +105,7 @@ def computed(params: Params, state: llmc_state.State, model: Model) -> Computed:
 
 
 def rows(ours: Computed, theirs: llmc_state.State) -> Iterator[Row]:
-    """The comparison of logits, loss and each gradient."""
+    """Yields the comparisons of the logits, the loss and each gradient."""
     yield compare("logits", ours.logits, theirs.logits, LOGITS, 0.0, np.inf)
     yield compare("loss", ours.loss, np.float32(theirs.loss), LOSS, 0.0, np.inf)
     for (tensor, a), (_, b) in zip(tensors.paired(ours.grads), tensors.paired(theirs.grads), strict=True):
@@ -108,10 +113,13 @@ def rows(ours: Computed, theirs: llmc_state.State) -> Iterator[Row]:
 
 
 def compare(name: str, ours, theirs, bound: float, share: float, in_norm: float) -> Row:
-    """Each number may differ by bound + share·|theirs|, and all of them together by `in_norm` of their norm."""
+    """Compares two tensors of the same size.
+
+    Each number may differ by bound + share·|theirs|, and all of them together by `in_norm` of their norm.
+    """
     ours, theirs = np.ravel(ours), np.ravel(theirs)
     difference = reference = of_bound = squares = all_squares = 0.0
-    with np.errstate(invalid="ignore", over="ignore"):  # of files that have NaN or infinity, which pass nothing
+    with np.errstate(invalid="ignore", over="ignore"):  # for NaN and infinity, which never pass
         for start in range(0, ours.size, AT_ONCE):
             b = np.float64(theirs[start : start + AT_ONCE])
             a = np.abs(ours[start : start + AT_ONCE] - b)

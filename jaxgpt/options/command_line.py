@@ -1,4 +1,4 @@
-"""The words of a command line: a command's options from them, and what is written shorter than an option's name."""
+"""Command-line words: a command's options from them, and the shorter spellings of some options."""
 
 import dataclasses
 import itertools
@@ -13,14 +13,15 @@ from jaxgpt.options.suggestions import no_such_option
 
 Options = TypeVar("Options")
 OF_ALL = {"-h", "--help"}
-SWITCHED = {"true", "false"}  # what is given to a switch elsewhere
+SWITCHED = {"true", "false"}  # values that a switch takes in other programs
 
 
 def read(kind: type[Options], words: list[str], command: str, **more: Any) -> Options:
-    """The options of the dataclass `kind` that the words of `run.py COMMAND` give.
+    """Returns the options of the dataclass `kind` that the words of `run.py COMMAND` give.
 
-    UserError, with what may have been meant, for each option that there isn't. Whatever else is wrong tyro says, and
-    ends with status 2 as well.
+    Raises:
+        UserError: An option doesn't exist; the message says what may have been meant. Whatever else is wrong tyro
+            reports, and ends with status 2 as well.
     """
     prog = command if command.startswith("-m") else f"run.py {command}".strip()  # as it is typed behind "python"
     known = list(names(kind))
@@ -32,7 +33,7 @@ def read(kind: type[Options], words: list[str], command: str, **more: Any) -> Op
 
 
 def names(kind: Any, prefix: str = "") -> Iterator[str]:
-    """The options that tyro makes of a dataclass, without the dashes before them."""
+    """Yields the options that tyro makes of a dataclass, without the dashes before them."""
     for key, hint in get_type_hints(kind, include_extras=True).items():
         bare, *about = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         name = prefix + key.replace("_", "-")
@@ -46,7 +47,7 @@ def names(kind: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _check_switches(words: list[str], known: list[str]) -> None:
-    """UserError where what is on or off is given a value."""
+    """Raises a UserError where a switch is given a value."""
     for word, following in itertools.pairwise([*words, ""]):
         option, equals, _ = word.partition("=")
         section, dot, key = _name(option).rpartition(".")
@@ -56,19 +57,22 @@ def _check_switches(words: list[str], known: list[str]) -> None:
 
 
 def _options_of(words: list[str]) -> list[str]:
-    """The words that tyro takes for options, without "=value": a value can't begin with a dash and a letter."""
+    """Returns the words that tyro takes for options, without "=value".
+
+    A value can't begin with a dash and a letter.
+    """
     before = words[: words.index("--")] if "--" in words else words
     found = [word.partition("=")[0] for word in before if re.match("--?[A-Za-z]", word)]
     return [word for word in found if not word.startswith("--tyro-") and word not in ("-inf", "-nan")]
 
 
 def _name(word: str) -> str:
-    """An option's name, if it has the dashes before it that make it one."""
+    """Returns an option's name without the dashes before it; empty for a word that has none."""
     return word[2:].replace("_", "-") if word.startswith("--") else ""
 
 
 def take(words: list[str], option: str) -> tuple[str | None, list[str]]:
-    """The value of an option, as `--option value` or `--option=value`, and the other words."""
+    """Returns the value of an option, given as `--option value` or `--option=value`, and the other words."""
     value, rest, waiting = None, [], False
     for word in words:
         if waiting:
@@ -85,12 +89,16 @@ def take(words: list[str], option: str) -> tuple[str | None, list[str]]:
 
 
 def named(words: list[str]) -> set[str]:
-    """The options on a command line, as "section.key"."""
+    """Returns the options on a command line, as "section.key"."""
     return {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
 
 
 def written_out(words: list[str]) -> list[str]:
-    """`--resume` as `--run.resume always`, `--resume auto` as `--run.resume auto`, `--init-from` with its section."""
+    """Returns the words with the short options written out.
+
+    `--resume` becomes `--run.resume always`, `--resume auto` becomes `--run.resume auto`, and `--init-from` gets its
+    section.
+    """
     words = [f"--training.{word[2:]}" if word.partition("=")[0] == "--init-from" else word for word in words]
     result = []
     for word, following in zip(words, [*words, "--"][1:], strict=True):

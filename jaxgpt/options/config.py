@@ -33,13 +33,13 @@ class Model:
 
     @property
     def padded_vocabulary_size(self) -> int:
-        """Vp."""
+        """Returns Vp, the vocabulary size rounded up to a multiple of 128."""
         return -(-self.vocabulary_size // 128) * 128
 
 
 @dataclass(frozen=True)
 class Compute:
-    """How the model is computed: none of these changes what is computed, beyond rounding."""
+    """Computation of the model: none of these changes what is computed, beyond rounding."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the activations and of the copy of the weights that they meet; moments are float32 always."""
@@ -72,16 +72,16 @@ class Parallel:
     """Training on several devices, each with its part of every micro-batch's sequences."""
 
     devices: int = 0
-    """How many, of all processes together; 0 takes all there are."""
+    """Number of devices, of all processes together; 0 takes all there are."""
     zero: Literal[0, 1, 2, 3] = 0
-    """What they divide among them, so that each needs less memory: nothing (0), masters and moments (1), gradients as
-    well (2), the parameters as well, which are gathered layer by layer (3)."""
+    """What is sharded over the devices, so that each needs less memory: nothing (0), master weights and moments (1),
+    gradients as well (2), the parameters as well, which are all-gathered layer by layer (3)."""
     reproducible: bool = False
     """The same parameters to the last bit on 1, 2, 4 and 8 devices, for a price in time. Needs zero = 0, and a batch
     size divisible by 8."""
     processes: int = 0
-    """How many processes train together, each with its own devices, on one machine or several. 0 asks Slurm, Open MPI
-    and Kubernetes, and is 1 where none of them started this one."""
+    """Number of processes that train together, each with its own devices, on one machine or several. 0 asks Slurm,
+    Open MPI and Kubernetes, and is 1 where none of them started this one."""
     process: int = -1
     """This process's number among them, from 0; only where `processes` is given."""
     coordinator: str = ""
@@ -91,7 +91,7 @@ class Parallel:
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained on."""
+    """Text to train on, and how it becomes tokens."""
 
     text: str = "embedded"
     """"embedded" (English that ships with Python), "tinyshakespeare", the path of a UTF-8 text file; or token files: a
@@ -111,7 +111,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Training:
-    """How long, and on how much at once."""
+    """Length of the training, and the size of its batches."""
 
     steps: int = 1000
     """Number of optimizer steps."""
@@ -122,7 +122,7 @@ class Training:
     sequence_length: int = 0
     """Tokens in a sequence (T); 0 takes the model's context."""
     seed: int = 0
-    """Of the initial weights, the order of the data and the samples."""
+    """Random seed of the initial weights, the order of the data and the samples."""
     init_from: str = ""
     """Begin with these weights rather than random ones: a run's folder, a checkpoint, a Hugging Face folder or model
     name, an llm.c model file. The model's shape and tokenizer are then theirs. Shorter: --init-from."""
@@ -179,7 +179,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How text is drawn from the model."""
+    """Drawing of text from the model."""
 
     tokens: int = 200
     """Number of tokens to draw."""
@@ -200,7 +200,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """When the run is saved, and which of its checkpoints are kept. The end of a run is always saved."""
+    """Times at which the run is saved, and checkpoints that are kept. The end of a run is always saved."""
 
     every_steps: int = 0
     """Steps between checkpoints; 0 saves by the clock only."""
@@ -216,7 +216,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Run:
-    """Where the run's files go."""
+    """Name, folder and files of the run."""
 
     name: str = ""
     """The run's folder is `folder`/`name`; empty takes the name of the config."""

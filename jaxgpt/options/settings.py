@@ -1,4 +1,4 @@
-"""Options from files and the command line: reading, checking, writing.
+"""Options in files and on the command line: reading, checking, writing.
 
 `configs/NAME.toml` holds what differs from the defaults in `config.py`; options on the command line override both.
 """
@@ -26,8 +26,8 @@ CONFIGS = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "confi
 VERSIONS = "versions"  # the table that a run's own config.toml adds; read back, it is passed over
 PACKAGES = ("jax", "jaxlib", "numpy", "orbax-checkpoint", "tiktoken")
 LARGEST = 2**31 - 1  # steps, seeds and sizes become int32 on the device
-# What a command that reads a run takes from its config.toml: what the model is, how it is computed, and what it was
-# trained on. Where files go, who is told and which processes meet is for the reader's own command line to say.
+# Options that a command takes from the config.toml of a run that it reads: what the model is, how it is computed, and
+# what it was trained on. Folders, trackers and processes are for the reader's own command line to name.
 OF_A_TRAINED_MODEL: dict[str, set[str] | None] = {
     "model": None,  # all of it
     "compute": None,
@@ -37,7 +37,7 @@ OF_A_TRAINED_MODEL: dict[str, set[str] | None] = {
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """'; did you mean X?' where one of the names is close to the word, and otherwise '.'"""
+    """Returns '; did you mean X?' where one of the names is close to the word, and otherwise '.'"""
     close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else "."
 
@@ -47,7 +47,7 @@ def config_names() -> list[str]:
 
 
 def find_config(name: str) -> Path:
-    """`configs/NAME.toml`, or the path of a TOML file. UserError if there is none."""
+    """Returns the path of `configs/NAME.toml`, or of the TOML file of that name. UserError if there is none."""
     path = Path(name) if name.endswith(".toml") else CONFIGS / f"{name}.toml"
     if path.is_file():
         return path
@@ -64,7 +64,7 @@ def find_config(name: str) -> Path:
 
 
 def runs_near(path: Path) -> str:
-    """What to add to a message that `path` is no run's folder: the one that was meant, or those that there are."""
+    """Returns the end of a message that `path` is no run's folder: the one that was meant, or those that there are."""
     for parent in path.parents:
         if (parent / "config.toml").is_file() and parent != Path():
             return f". The run's folder is {parent}"
@@ -100,7 +100,7 @@ def read_defaults(path: Path) -> Config:
 def read_trained(run: Path) -> Config:
     """Returns what a run's config.toml says of its model and its text; all its other options are the defaults.
 
-    The run may be of someone else's: nothing in it names a folder to write to or to load programs from, a tracker,
+    The run may be someone else's, so nothing in it may name a folder to write to or to load programs from, a tracker,
     a process or a file to begin from. UserError as `read` raises it.
     """
     path = run / "config.toml"
@@ -127,7 +127,7 @@ def _config(path: Path, tables: dict[str, Any]) -> Config:
 
 
 def keys(path: Path) -> set[str]:
-    """The options that a TOML file which was read names, as "section.key"."""
+    """Returns the options that a TOML file names, as "section.key"."""
     return {f"{name}.{key}" for name, table in files.read_toml(path).items() for key in table}
 
 
@@ -143,7 +143,7 @@ def section(where: str, name: str, kind: Any, table: dict[str, Any]) -> Any:
 
 
 def _meant(section: str, key: str) -> str:
-    """'; did you mean X?' or '; did you mean X in [SECTION]?' where there is such a key, and otherwise '.'"""
+    """Returns '; did you mean X?' or '; did you mean X in [SECTION]?' where there is such a key, and otherwise '.'"""
     known = [f"{name}.{other}" for name, kind in get_type_hints(Config).items() for other in get_type_hints(kind)]
     found = suggestions.meant(f"{section}.{key}", [name.replace("_", "-") for name in known])
     if not found:
@@ -170,12 +170,12 @@ def _value(where: str, expected: Any, value: Any) -> Any:
 
 
 def option(section: str, key: str) -> str:
-    """The name of an option on the command line; `section` is empty for the options of a command's own."""
+    """Returns the name of an option on the command line; `section` is empty for the options of a command's own."""
     return f"--{section}.{key}".replace("--.", "--").replace("_", "-")
 
 
 class Difference(NamedTuple):
-    """One option that two configurations have different values of."""
+    """An option of which two configurations have different values."""
 
     section: str
     key: str
@@ -184,15 +184,15 @@ class Difference(NamedTuple):
 
     @property
     def option(self) -> str:
-        """Its name on the command line."""
+        """Returns the option's name on the command line."""
         return option(self.section, self.key)
 
 
 def differences(saved: Mapping[str, Mapping[str, Any]], asked: Config) -> list[Difference]:
-    """Every option in which a saved configuration, as JSON has it, differs from the one that is asked for.
+    """Returns every option in which a saved configuration, as JSON has it, differs from the one that is asked for.
 
-    An option, or a whole section, that did not exist when it was saved had its default. One that exists no more is
-    passed over.
+    An option, or a whole section, that did not exist when it was saved had its default. An option that exists no more
+    is ignored.
     """
     found = []
     for section, options in dataclasses.asdict(asked).items():
@@ -205,12 +205,12 @@ def differences(saved: Mapping[str, Mapping[str, Any]], asked: Config) -> list[D
 
 
 def _as_json(value: Any) -> Any:
-    """Tuples as the lists that they become in a file."""
+    """Returns a tuple as the list that it becomes in a file, and anything else as it is."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def check(config: Config) -> None:
-    """UserError, naming the option, for a value that no run could use."""
+    """Raises a UserError, naming the option, for a value that no run could use."""
     check_model(config.model)
     positive = {
         "compute": ("classifier_chunk", "attention_block"),
@@ -264,7 +264,7 @@ def check(config: Config) -> None:
 
 
 def check_model(model: Model) -> None:
-    """UserError, naming the option, for a shape that no model has."""
+    """Raises a UserError, naming the option, for a shape that no model has."""
     for key in ("layers", "heads", "width", "context"):
         check_number(getattr(model, key), "model", key, positive=True)
     check_number(model.vocabulary_size, "model", "vocabulary_size")
@@ -285,7 +285,7 @@ def check_model(model: Model) -> None:
 
 
 def check_processes(parallel: Parallel) -> None:
-    """That each process can know which one it is, and where the others are."""
+    """Raises a UserError where a process can't know which one it is, or where the others are."""
     processes, process, coordinator = parallel.processes, parallel.process, parallel.coordinator
     if processes > 1:
         needed = f"from 0 to {processes - 1}, another in each of the {processes} processes (--parallel.processes)"
@@ -300,7 +300,7 @@ def check_processes(parallel: Parallel) -> None:
 
 
 def check_sampling(sampling: Sampling, section: str) -> None:
-    """UserError, naming the option, for a value that nothing can be drawn with."""
+    """Raises a UserError, naming the option, for a value that nothing can be drawn with."""
     for key in ("tokens", "temperature", "top_k"):
         check_number(getattr(sampling, key), section, key)
     _require(0 < sampling.top_p <= 1, section, "top_p", sampling.top_p, "above 0 and at most 1")
@@ -310,7 +310,10 @@ def check_sampling(sampling: Sampling, section: str) -> None:
 
 
 def check_number(value: float, section: str, key: str, *, positive: bool = False) -> None:
-    """UserError for a number below 0 (or, `positive`, not above it), for NaN and infinity, and for too large an int."""
+    """Raises a UserError, naming the option, for a number that is out of its bounds.
+
+    They are 0 (included unless `positive`) and, for an int, `LARGEST`. NaN and infinity are out of bounds.
+    """
     _require(
         value > 0 or (value == 0 and not positive), section, key, value, "greater than 0" if positive else "0 or more"
     )
@@ -324,11 +327,11 @@ def _require(holds: bool, section: str, key: str, value: object, requirement: st
 
 
 def versions() -> dict[str, str]:
-    """Of this package, of Python, and of what numbers depend on."""
+    """Returns the versions of this package, of Python, and of the packages that numbers depend on."""
     own = {"jaxgpt": __version__, "python": platform.python_version()}
     return own | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def write(config: Config, path: Path) -> None:
-    """Everything needed to repeat the run: all options, and the versions of what it ran on."""
+    """Writes everything needed to repeat the run: all options, and the versions of what it ran on."""
     path.write_text(tomli_w.dumps(dataclasses.asdict(config) | {VERSIONS: versions()}), encoding="utf-8")

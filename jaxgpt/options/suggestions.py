@@ -1,10 +1,10 @@
-"""Which option was meant by a name that is none: mistyped, without its section, or what another program calls it."""
+"""Suggestions for an option that doesn't exist: mistyped, without its section, or as another program calls it."""
 
 import difflib
 import re
 from collections.abc import Sequence
 
-# What nanoGPT, llm.c and papers call an option of ours, by our option's name or the last part of it.
+# Names that nanoGPT, llm.c and papers use, each with our option's name or the last part of it.
 OTHERS = {
     "lr": "learning-rate",
     "min-lr": "final-fraction",
@@ -40,11 +40,11 @@ ABSENT = {
     "compile": "everything is compiled",
 }
 MOST = 3  # options in a suggestion
-ALIKE, BEGINNING, SHORTEST = 0.6, 0.9, 3  # of 1: how alike counts, and what the first letters count, if so many
+ALIKE, BEGINNING, SHORTEST = 0.6, 0.9, 3  # of 1: the least likeness; that of the same first letters; how many of them
 
 
 def no_such_option(word: str, known: Sequence[str], command: str) -> str:
-    """The message about an option that is none of the known ones, with those that it may have been meant for."""
+    """Returns the message about an option that doesn't exist, with those that may have been meant."""
     said = f"{word}: there is no such option"
     if why := ABSENT.get(_plain(word)):
         return f"{said}: {why}"
@@ -54,7 +54,7 @@ def no_such_option(word: str, known: Sequence[str], command: str) -> str:
 
 
 def meant(word: str, known: Sequence[str]) -> list[str]:
-    """Those of the known options ("section.key", or "key") that `word` may stand for."""
+    """Returns the known options ("section.key", or "key") that `word` may stand for."""
     section, _, key = (name := _plain(word)).rpartition(".")
     found = []
     if other := OTHERS.get(key):
@@ -69,7 +69,7 @@ def meant(word: str, known: Sequence[str]) -> list[str]:
 
 
 def _plain(word: str) -> str:
-    """Without the dashes before it, and as our names are written: run.no-report, where it may be no-run.report."""
+    """Returns an option without the dashes before it, in the form of our names: run.no-report for no-run.report."""
     return re.sub(r"^no-(\w+)\.", r"\1.no-", word.lstrip("-").replace("_", "-").lower())
 
 
@@ -78,7 +78,7 @@ def _last(option: str) -> str:
 
 
 def _likeness(name: str, key: str, option: str) -> float:
-    """From 0 to 1, of the last parts or of the whole names, in which a dash may have been typed for the dot."""
+    """Returns how alike the last parts or the whole names are, from 0 to 1; a dash may have been typed for the dot."""
     last = _last(option)
     pairs = [(key, last), (name.replace(".", "-"), option.replace(".", "-"))]
     ratios = [difflib.SequenceMatcher(None, typed, ours).ratio() for typed, ours in pairs]

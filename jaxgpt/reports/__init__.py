@@ -1,1 +1,1 @@
-"""Pictures of a run."""
+"""Pictures and pages of runs."""

@@ -1,4 +1,4 @@
-"""What a report shows of a run, as plain data: from the files of its folder, whether it trains or has ended."""
+"""Content of a run's report as plain data, from the files of its folder, whether it trains or has ended."""
 
 import math
 import os
@@ -17,13 +17,13 @@ from jaxgpt.reports.history import Curve, History, number, smoothed, thinned
 
 MACHINE = "machine.json"
 SAMPLES = 40  # shown, evenly over the run
-SAMPLE_CHARACTERS = 4000  # of each
+SAMPLE_CHARACTERS = 4000  # of each sample
 SAMPLES_BYTES = 4 * 2**20  # of samples.txt that are read, from its end
 SKIPS = 500  # marks at skipped steps
 
 # Published results by millions of parameters, as llm.c compares with them: FineWeb's validation loss and HellaSwag's
-# accuracy, normalised by length. What OpenAI's GPT-2 weights reach, and what the GPT-3 paper says of its own, whose
-# weights were never published, so that there is no loss on FineWeb.
+# accuracy, normalised by length. GPT-2's are what OpenAI's weights reach. GPT-3's are from its paper: its weights were
+# never published, so there is no loss on FineWeb.
 GPT2 = {
     124: {"loss": 3.424958, "hellaswag": 0.294463},
     350: {"loss": 3.083089, "hellaswag": 0.375224},
@@ -34,7 +34,13 @@ GPT3_HELLASWAG = {125: 0.337, 350: 0.436, 760: 0.510, 1300: 0.547}
 
 
 def of_run(folder: Path, history: History, state: str = "") -> dict[str, Any]:
-    """All that a page shows of a run. UserError for a file of its folder that is damaged."""
+    """Returns all that a page shows of a run. UserError for a file of its folder that is damaged.
+
+    Args:
+        folder: The run's folder.
+        history: Its metrics, as far as they are read.
+        state: Words for the run's state; empty makes them of the number of steps.
+    """
     config = _toml(folder / "config.toml")
     versions = config.pop("versions", {})
     machine = _json(folder / MACHINE)
@@ -101,12 +107,15 @@ def _points(curve: Curve) -> list[list[Any]]:
 
 
 def _plain(value: float) -> float | None:
-    """With six digits, which no picture has room for; JSON has no NaN."""
+    """Returns a number with six digits, more than a picture shows; None for NaN and infinity, which JSON lacks."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _baselines(config: dict[str, Any], machine: dict[str, Any], history: History) -> list[dict[str, Any]]:
-    """Lines of the published models nearest in size: the loss where the text is FineWeb's, accuracy on HellaSwag."""
+    """Returns lines at the results of the published models nearest in size.
+
+    The loss has one where the text is FineWeb's, and the accuracy where the task is HellaSwag.
+    """
     millions = number(machine.get("parameters"), 124e6) / 1e6
     text = f"{_get(config, 'data', 'text', '')} {_get(config, 'data', 'mixture', '')}".lower()
     # FineWeb-Edu has a validation split of its own, and a loss counts another tokenizer's tokens.
@@ -130,7 +139,7 @@ def _size(millions: int) -> str:
 
 
 def _samples(path: Path) -> list[dict[str, Any]]:
-    """Texts by step, from a samples.txt. What a text says, lines like the file's own among it, stays text."""
+    """Returns the texts of a samples.txt by step. What a text says, even lines like the file's own, stays text."""
     if not os.path.lexists(path):
         return []
     with files.open_file(path, within=path.parent) as file:
@@ -153,14 +162,14 @@ def _get(config: dict[str, Any], section: str, key: str, otherwise: Any) -> Any:
 
 
 def _toml(path: Path) -> dict[str, Any]:
-    """The tables of a config.toml: of any version of this package, so unknown options are no mistake here."""
+    """Returns the tables of a config.toml. Any version may have written it: an unknown option is no mistake here."""
     if not os.path.lexists(path):
         raise UserError(f"{shown(path)}: there is no such file, so {shown(path.parent)} is not a run's folder")
     return {name: _without_infinity(table) for name, table in files.read_toml(path, within=path.parent).items()}
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a file that may be missing: an older run's folder has not all of them."""
+    """Returns the object in a JSON file, or an empty one where the file is missing, as in an older run's folder."""
     if not os.path.lexists(path):
         return {}
     try:
@@ -170,7 +179,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _without_infinity(value: Any) -> Any:
-    """The same with a text for each number that JSON, as which it goes into the page, hasn't got."""
+    """Returns the value with NaN and infinity as text, since the page's JSON hasn't got them."""
     if isinstance(value, dict):
         return {name: _without_infinity(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -179,7 +188,7 @@ def _without_infinity(value: Any) -> Any:
 
 
 def _plan(found: dict[str, Any]) -> dict[str, Any]:
-    """A memory plan whose sizes are numbers, or none: the page calculates with them."""
+    """Returns a memory plan whose sizes are numbers, since the page calculates with them; else an empty one."""
     parts = found.get("parts")
     if not isinstance(parts, dict):
         return {}

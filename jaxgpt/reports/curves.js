@@ -1,4 +1,4 @@
-// The curves: which there are, and how plotly.js draws them.
+// Draws the curves with plotly.js.
 
 const COLOURS = ["#4c8bf5", "#f28e2b", "#2ca58d", "#d1495b", "#9b5de5", "#8a8d91", "#c9a227", "#3fb8d9"];
 const SECOND = "#f28e2b"; // validation, where there is one run

@@ -1,4 +1,4 @@
-"""The loss curve of a run as a picture."""
+"""A run's loss curve as a picture."""
 
 import warnings
 from pathlib import Path
@@ -26,11 +26,11 @@ def loss_curve(metrics: list[dict[str, Any]], title: str, path: Path) -> None:
         axes.legend()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name in letters that the font hasn't got
-        figure.savefig(path, format="png", dpi=120)  # whatever the name
+        figure.savefig(path, format="png", dpi=120)  # whatever the file's name ends with
 
 
 def _smoothed(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
-    """A running mean whose window is a fiftieth of the curve."""
+    """Returns a running mean whose window is a fiftieth of the curve."""
     window = max(1, len(points) // 50)
     means = []
     for end in range(1, len(points) + 1):

@@ -1,7 +1,7 @@
 """A run's metrics.jsonl as columns of numbers, read as it grows, and thinned out for a picture.
 
-`training.metrics_file.read_metrics` reads a whole file into objects; a run of 500,000 steps has 170 MB of them, and a
-report that is written again and again reads only what is new.
+`metrics_file.read_metrics` reads a whole file into objects; a run of 500,000 steps has 170 MB of them, and a report
+that is written again and again reads only what is new.
 """
 
 import itertools
@@ -17,14 +17,14 @@ from jaxgpt import files, foreign_text
 
 COLUMNS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu", "step_seconds", "data_wait_seconds")
 PIECE = 2**20  # bytes read at once
-BUCKETS = 700  # of a curve; each keeps its smallest and its largest value
-LAST = 256  # bytes before the place read up to: where they have changed, the file is another one
+BUCKETS = 700  # per curve; each keeps its smallest and its largest value
+LAST = 256  # bytes before the place read up to: if they have changed, the file is another one
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 
 
 class History:
-    """What a metrics.jsonl says. Lines that can't be read are passed over: a run may be writing the last one."""
+    """Columns of a metrics.jsonl. Lines that can't be read are passed over: a run may be writing the last one."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -41,11 +41,11 @@ class History:
         self._skips = 0
 
     def update(self) -> bool:
-        """Reads the next piece of what is new; whether there may be more. UserError where the file can't be read."""
+        """Reads the next piece of what is new; returns whether there may be more. UserError where that fails."""
         with files.open_file(self.path, within=self.path.parent) as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(0, self.read - LAST))
-            if size < self.read or file.read(min(self.read, LAST)) != self._last:  # a resumed run cut it, or a new one
+            if size < self.read or file.read(min(self.read, LAST)) != self._last:  # cut back, or replaced
                 self._begin()
                 file.seek(0)
             piece = file.read(PIECE)
@@ -57,7 +57,7 @@ class History:
         return whole > 0 and self.read < size
 
     def read_all(self) -> "History":
-        """Reads to the end."""
+        """Reads to the end of the file, and returns itself."""
         while self.update():
             pass
         return self
@@ -93,18 +93,21 @@ class History:
             self.tokens_per_step = number(values.get("tokens"), 0.0) / step
 
     def curve(self, name: str) -> Curve:
-        """A column by step, without the values that are not finite."""
+        """Returns a column by step, without the values that are not finite."""
         return finite(np.array(self.steps), np.array(self.columns[name]))
 
     def recent(self, name: str, count: int = 200) -> float:
-        """The mean of a column's last values, without the first step's, whose time is the compiler's; NaN for none."""
+        """Returns the mean of a column's last `count` values; NaN where there are none.
+
+        The first step is left out, since its time includes compiling.
+        """
         values = np.array(self.columns[name][1:][-count:])
         values = values[np.isfinite(values)]
         return float(values.mean()) if len(values) else math.nan
 
 
 def number(value: Any, otherwise: float = math.nan) -> float:
-    """As a finite float where it is such a number."""
+    """Returns a value as a float if it is a finite number, and else `otherwise`."""
     known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
     return float(value) if known else otherwise
 
@@ -115,9 +118,9 @@ def finite(steps: np.ndarray, values: np.ndarray) -> Curve:
 
 
 def thinned(curve: Curve, buckets: int = BUCKETS) -> Curve:
-    """At most two points of each of so many equal parts, the smallest and the largest, beside the first and the last.
+    """Returns the smallest and the largest point of each of `buckets` equal parts, and the first and the last point.
 
-    Unlike a mean it keeps every spike, and unlike a drawn sample nothing that is drawn was not there.
+    Unlike a mean it draws only points that exist, and unlike a random sample it keeps every spike.
     """
     steps, values = curve
     if len(values) <= 2 * buckets:
@@ -132,7 +135,7 @@ def thinned(curve: Curve, buckets: int = BUCKETS) -> Curve:
 
 
 def smoothed(curve: Curve, buckets: int = BUCKETS) -> Curve:
-    """A running mean over the last fiftieth of the curve, at most at so many steps and the last one."""
+    """Returns a running mean over the last fiftieth of the curve, at up to `buckets` steps, the last one included."""
     steps, values = curve
     if not len(values):
         return curve

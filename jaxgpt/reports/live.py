@@ -1,4 +1,4 @@
-"""`run.py report --live`: the report from a small server of this machine's own, which the page asks for news."""
+"""`run.py report --live`: a small server on this machine alone, which the page asks for news."""
 
 import contextlib
 import http.server
@@ -16,11 +16,11 @@ from jaxgpt.foreign_text import printable
 from jaxgpt.reports import content, page
 from jaxgpt.reports.history import History
 
-HOST = "127.0.0.1"  # nobody else reaches it, since it asks nobody who they are
+HOST = "127.0.0.1"  # this machine alone, since the server has no authentication
 
 
 class Runs:
-    """Some runs' folders, read again where something in them changed."""
+    """Runs that a page shows. Of metrics.jsonl only what is new is read again."""
 
     def __init__(self, folders: list[Path]):
         self.folders = folders
@@ -28,14 +28,14 @@ class Runs:
         self._lock = threading.Lock()
 
     def version(self) -> str:
-        """Another one whenever a file that is shown has changed."""
+        """Returns a text that changes whenever a file that is shown changes."""
         names = ("metrics.jsonl", "samples.txt", "config.toml", "memory_plan.json")
         paths = [folder / name for folder in self.folders for name in names]
         found = [path.stat() for path in paths if path.exists()]
         return "-".join(f"{stat.st_mtime_ns:x}.{stat.st_size:x}" for stat in found)
 
     def read(self) -> list[dict[str, Any]]:
-        """All that the page shows. UserError for damaged files."""
+        """Returns all that the page shows. UserError for damaged files."""
         with self._lock:
             return [
                 content.of_run(folder, history.read_all())
@@ -51,7 +51,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__((HOST, port), Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing of a client that has gone away, and prints the traceback of anything else."""
+        """Ignores a client that has gone away, and prints the traceback of anything else."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
@@ -65,7 +65,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     timeout: float = 30  # seconds for a request to arrive and to be answered
 
     def handle(self) -> None:
-        """Answers the connection's request; a client that sends a byte now and then is cut off too."""
+        """Answers the connection's request; after `timeout` cuts off even a client that sends a byte now and then."""
         timer = threading.Timer(self.timeout, self._cut_off)
         timer.daemon = True
         timer.start()
@@ -79,8 +79,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def do_GET(self) -> None:
-        """The page, or its data, or 204 where the data are those that the page has."""
-        # A page of elsewhere may have its own name point to this machine, and would then read what is here.
+        """Answers with the page, or its data, or 204 where the page has the newest data already."""
+        # DNS rebinding: a foreign page may point its own name to this machine, and would then read what is here.
         if self.headers.get("Host", "") not in (
             f"{HOST}:{self.server.server_port}",
             f"localhost:{self.server.server_port}",
@@ -100,7 +100,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self._answer(HTTPStatus.NOT_FOUND, b"there is nothing here but /\n", "text/plain")
 
     def do_HEAD(self) -> None:
-        """The same without its body."""
+        """Answers as GET does, without the body."""
         self.do_GET()
 
     def _data(self, known: str) -> None:
@@ -122,11 +122,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Says nothing: a page that asks every two seconds would fill the terminal."""
+        """Prints nothing: a page that asks every two seconds would fill the terminal."""
 
 
 def listen(folders: list[Path], port: int) -> Server:
-    """A server that listens already. UserError where it can't."""
+    """Returns a server that listens already. UserError where it can't."""
     try:
         return Server(Runs(folders), port)
     except OSError as error:

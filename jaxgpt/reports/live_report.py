@@ -1,8 +1,8 @@
-"""What is written beside metrics.jsonl while a run trains: its report.html and the trackers' files.
+"""Files that are written beside metrics.jsonl while a run trains: its report.html and the trackers' files.
 
 The report is written by a thread of its own, at evaluations and by the clock, and once more at the end. The thread
-shares Python's lock with the loop, so it takes at most a two-hundredth of the time: what a piece of work cost in
-seconds of processor, it sleeps 200 times as long after it. Nothing that goes wrong here ends a run; it is said once.
+shares Python's lock with the training loop, so it takes at most a two-hundredth of the time: after a piece of work it
+sleeps 200 times as long as that took in seconds of processor. An error here never ends a run; it is reported once.
 """
 
 import os
@@ -27,13 +27,18 @@ from jaxgpt.runs.folder import RunFolder
 
 REPORT = "report.html"
 SECONDS = 30.0  # between reports by the clock, at least
-SHARE = 1 / 200  # of the time, that the thread may take
+SHARE = 1 / 200  # of the time that the thread may take
 
 
 class Following:
-    """A context manager around the run. In a process that isn't the first it does nothing.
+    """Writes a run's report and its trackers' files while it trains. A context manager around the run.
 
-    `config` is the run's with the model's shape resolved; `say` shows a line to the user.
+    In a process that isn't the first it does nothing.
+
+    Args:
+        folder: The run's folder.
+        config: The run's options, with the model's shape resolved.
+        say: Shows a line to the user.
     """
 
     def __init__(self, folder: RunFolder, config: Config, say: Callable[[str], None]):
@@ -48,7 +53,7 @@ class Following:
             return self
         try:
             self.folder.write_json(content.MACHINE, machine(self.config))
-        except Exception as error:  # what can't be written now, metrics.jsonl will fail at too
+        except Exception as error:  # metrics.jsonl will fail at the same
             self.say(f"{content.MACHINE}: {error}")
         self._trackers = trackers.start(self.config, self.folder.path)
         if self.config.run.report:
@@ -70,7 +75,7 @@ class Following:
                 self.say(f"report           {self.folder.path / REPORT}")
 
     def observe(self, values: dict[str, Any]) -> None:
-        """Takes the values of a line of metrics.jsonl."""
+        """Hands the values of a line of metrics.jsonl to the trackers; at an evaluation, wakes the report's thread."""
         for tracker in list(self._trackers):
             self._carefully(tracker, lambda tracker=tracker: tracker.write(values))
         if "learning_rate" not in values:  # an evaluation
@@ -84,7 +89,7 @@ class Following:
             self._trackers = [other for other in self._trackers if other is not tracker]
 
     def _work(self) -> None:
-        """The thread: reads what is new and writes the report, and sleeps after each for as long as it owes."""
+        """Runs the thread: reads what is new and writes the report, and sleeps after each for as long as it owes."""
         while not self._ended:
             self._wake.clear()
             while self._owe(self._report.read) and not self._ended:
@@ -110,7 +115,7 @@ class Report:
         self._history = History(folder / "metrics.jsonl")
 
     def read(self) -> bool:
-        """Reads a piece of what is new; whether there may be more."""
+        """Reads a piece of what is new; returns whether there may be more."""
         try:
             return self._history.update()
         except Exception as error:
@@ -118,7 +123,7 @@ class Report:
             return False
 
     def write(self, state: str, *, read: bool = True) -> None:
-        """Writes the page, in one moment for those who read it; before that, reads all that is new."""
+        """Replaces the page, so that nobody reads half of it; before that, with `read`, reads all that is new."""
         try:
             if read:
                 self._history.read_all()
@@ -142,7 +147,10 @@ def _memory() -> str:
 
 
 def machine(config: Config) -> dict[str, Any]:
-    """Where a run trains and what of it only the process knows, for machine.json. No names of hosts or people."""
+    """Returns what machine.json says: where a run trains, and what only its process knows.
+
+    It has no names of hosts or people.
+    """
     devices = jax.devices()
     return {
         "devices": f"{len(devices)} × {devices[0].device_kind} ({devices[0].platform})",

@@ -1,6 +1,6 @@
-// What every part of the page makes its elements with, and the memory plan as a picture.
+// Makes the elements of every part of the page, and draws the memory plan.
 
-// An element with text or other elements in it. Text is only ever set as text: what a run wrote can't become markup.
+// Returns an element with text or other elements in it. Text is set as text: what a run wrote can't become markup.
 function element(tag, classes, ...content) {
   const made = document.createElement(tag);
   if (classes) made.className = classes;

@@ -1,7 +1,7 @@
-"""The report as one HTML file that asks the network for nothing.
+"""Report as one HTML file that asks the network for nothing.
 
 The curves are drawn by plotly.js, which comes with the Python package plotly (MIT); only that file of it is used, so
-nothing of plotly is imported and a page costs no more than writing it. What there is on PyPI to choose from:
+nothing of plotly is imported and a page costs no more than writing it. The choice on PyPI:
 
     plotly    4.8 MB of script, 2.0 MB compressed as here; figures are plain JSON, so that live updates and dark mode
               are a call each; hover across curves, zoom, touch; 10 MB to download, and one small package that it needs
@@ -13,9 +13,9 @@ Size decided less than time. The script is kept compressed in the page (base64 o
 unpacks), so that a report is about 2.3 MB. plotly is one of the package's own dependencies since a report is written
 for every run; where it is missing all the same, the page is written without curves and says so.
 
-All that comes from a run goes into the page as JSON in which no character can end the script element it is in, and onto
-the screen as text, never as HTML. A Content-Security-Policy forbids the page any request, so that a mistake here would
-not reach the network either.
+All that comes from a run goes into the page as JSON in which no character can end the script element it is in, and
+onto the screen as text, never as HTML. A Content-Security-Policy forbids the page any request, so that a mistake here
+would not reach the network either.
 """
 
 import base64
@@ -32,14 +32,19 @@ POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inli
 
 
 def render(runs: list[dict[str, Any]], *, live: bool = False) -> bytes:
-    """The page of some runs (of `content.of_run`); a live one asks the server that it came from for news."""
+    """Returns the page of some runs.
+
+    Args:
+        runs: What `content.of_run` returns for each.
+        live: Whether the page asks the server that it came from for news.
+    """
     before, between, after = _parts(live)
     data = json.dumps({"runs": runs, "live": live}, allow_nan=False, default=str)
     return before + safe(data).encode() + between + plotly() + after
 
 
 def safe(data: str) -> str:
-    """JSON that may stand in a script element: the same values, without a character that means something in HTML."""
+    """Returns JSON that may stand in a script element: the same values, without characters that HTML knows."""
     for character in "<>&\u2028\u2029":
         data = data.replace(character, f"\\u{ord(character):04x}")
     return data
@@ -47,7 +52,7 @@ def safe(data: str) -> str:
 
 @functools.cache
 def _parts(live: bool) -> tuple[bytes, bytes, bytes]:
-    """The page before the data, between data and script, and after the script."""
+    """Returns the page before the data, between data and script, and after the script."""
     policy = POLICY + ("connect-src 'self'" if live else "connect-src 'none'")
     page = (HERE / "page.html").read_text(encoding="utf-8").replace("{policy}", policy)
     for name in ("page.css", "memory.js", "curves.js", "page.js"):
@@ -59,7 +64,7 @@ def _parts(live: bool) -> tuple[bytes, bytes, bytes]:
 
 @functools.cache
 def plotly() -> bytes:
-    """plotly.js as base64 of gzip; nothing where plotly isn't installed."""
+    """Returns plotly.js as base64 of gzip; empty where plotly isn't installed."""
     found = importlib.util.find_spec("plotly")
     if not (found and found.origin):
         return b""

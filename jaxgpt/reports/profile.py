@@ -1,8 +1,8 @@
-"""Where a step's time goes: a trace of it, and a table of time per layer, forward and backward.
+"""Profile of a train step: a trace of it, and a table of time per layer, forward and backward.
 
 The layers and the optimizer name what they do with `jax.named_scope` ("attention.forward"), and the compiled program
-keeps those names beside its operations; the trace says how long each operation ran. Operations that the compiler has
-fused are counted where the fusion's last one came from, and what belongs to no layer as "between layers".
+keeps those names beside its operations; the trace says how long each operation ran. A fused operation counts for the
+scope of the last operation in it, and what belongs to no layer counts as "between layers".
 """
 
 import collections
@@ -26,7 +26,7 @@ from jaxgpt.training.step import make_train_step
 
 
 class Share(NamedTuple):
-    """What a function of the package costs in one step."""
+    """Cost of one of the package's functions in one step."""
 
     where: str  # such as "attention.backward"
     milliseconds: float  # summed over threads or streams
@@ -34,9 +34,9 @@ class Share(NamedTuple):
 
 
 def trace(step: Callable[[], Any], steps: int, folder: Path) -> list[dict[str, Any]]:
-    """Runs `step` (which waits for its result) under the profiler; returns the events of the trace.
+    """Runs `step` under the profiler, `steps` times; returns the events of the trace.
 
-    The trace in `folder` is one that XProf and Perfetto open.
+    `step` must wait for its result. XProf and Perfetto open the trace in `folder`.
     """
     with jax.profiler.trace(str(folder), create_perfetto_trace=True):
         for _ in range(steps):
@@ -48,7 +48,13 @@ def trace(step: Callable[[], Any], steps: int, folder: Path) -> list[dict[str, A
 
 
 def shares(events: Iterable[dict[str, Any]], program: str, steps: int) -> list[Share]:
-    """Time by function, the largest first. `program` is the compiled program's text."""
+    """Returns the time of one step by function, the largest first.
+
+    Args:
+        events: The events of a trace.
+        program: The compiled program's text.
+        steps: Number of steps in the trace.
+    """
     origins = operation_origins(program)
     time: collections.Counter[str] = collections.Counter()
     count: collections.Counter[str] = collections.Counter()
@@ -61,7 +67,7 @@ def shares(events: Iterable[dict[str, Any]], program: str, steps: int) -> list[S
 
 
 def operation_origins(program: str) -> dict[str, str]:
-    """From the name of each operation in the text of a compiled program to the innermost scope it was made in."""
+    """Returns the innermost named scope of each operation in a compiled program's text, by the operation's name."""
     origins = {}
     for name, rest in re.findall(r"^ *(?:ROOT )?%?([\w.\-]+) = (.*)$", program, re.MULTILINE):
         # Loops, calls and the like take no time of their own: what is in them is counted itself.
@@ -75,7 +81,15 @@ def operation_origins(program: str) -> dict[str, str]:
 
 
 def report(config: Config, batch: int, length: int, folder: Path, steps: int = 3) -> int:
-    """Profiles this configuration's train step on random tokens and prints the table."""
+    """Profiles a configuration's train step on random tokens, and prints the table.
+
+    Args:
+        config: The options. The step runs on one device.
+        batch: Number of sequences (B).
+        length: Tokens in a sequence (T).
+        folder: Where to write the trace.
+        steps: Number of steps to trace.
+    """
     compute, attention = choose_attention(config.model, config.compute, length)
     config = dataclasses.replace(config, compute=compute, parallel=Parallel(devices=1))
     train_step = make_train_step(config)

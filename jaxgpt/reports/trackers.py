@@ -23,21 +23,21 @@ from jaxgpt.options.config import Config
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 LONGEST_IDENTITY = 1000  # bytes
-IDENTITY = "wandb_id.txt"  # in the run's folder, so that a resumed run goes on with the same one there
+IDENTITY = "wandb_id.txt"  # keeps the run's id there, so that a resumed run goes on with it
 
 
 class Tracker(Protocol):
     name: str
 
     def write(self, values: dict[str, Any]) -> None:
-        """A line of metrics.jsonl."""
+        """Writes a line of metrics.jsonl."""
         ...
 
     def close(self) -> None: ...
 
 
 def check(config: Config) -> list[str]:
-    """The names in `run.trackers`. UserError for one that there isn't, or that isn't installed."""
+    """Returns the names in `run.trackers`. UserError for one that doesn't exist or isn't installed."""
     names = list(dict.fromkeys(word.strip() for word in config.run.trackers.split(",") if word.strip()))
     for name in names:
         if name not in PACKAGES:
@@ -51,12 +51,12 @@ def check(config: Config) -> list[str]:
 
 
 def start(config: Config, folder: Path) -> list[Tracker]:
-    """The trackers that the configuration names, open. UserError as `check`, and where one refuses to begin."""
+    """Starts the trackers that the configuration names. UserError as `check` raises it, and where one can't begin."""
     made: list[Tracker] = []
     for name in check(config):
         try:
             made.append(TensorBoard(folder) if name == "tensorboard" else WeightsAndBiases(config, folder))
-        except Exception as error:  # no account, no network, no disk: the user asked for it, and can still change it
+        except Exception as error:  # no account, network or disk: the user asked for it, and can still change it
             for tracker in made:
                 tracker.close()
             raise UserError(f"--run.trackers {name}: it can't begin ({error or type(error).__name__})") from None
@@ -64,13 +64,13 @@ def start(config: Config, folder: Path) -> list[Tracker]:
 
 
 def _check_own(folder: Path) -> None:
-    """UserError where a tracker would write somewhere else than in the run's folder."""
+    """Raises a UserError where a tracker would write somewhere else than in the run's folder."""
     if folder.is_symlink():
         raise UserError(f"{shown(folder)} is a link, and is not written through")
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
-    """By name, without what is no finite number, and without the step itself."""
+    """Returns the finite numbers of a line of metrics.jsonl by their tracker's names, without the step."""
     prefix = f"{values['task']}/" if "task" in values else ""
     return {
         f"{prefix}{key}": value

@@ -1,7 +1,8 @@
-"""What a checkpoint says of itself, read as data that may be wrong.
+"""A checkpoint's metadata, read as data that may be wrong.
 
-`checkpoints/STEP/about/metadata` is JSON that `resuming.about` or `interop.runs.write` made, or anybody else. It is
-read here alone: every field has its type and its bounds, and one that an older version didn't write has its default.
+`checkpoints/STEP/about/metadata` is JSON that `resuming.about`, `interop.runs.write` or anybody else has written. It
+is read here alone: every field has its type and its bounds, and a field that an older version didn't write has a
+default.
 """
 
 from collections.abc import Callable
@@ -16,10 +17,10 @@ from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.models import family
 
 FILE = Path("about", "metadata")  # within a checkpoint, as orbax names it
-OF_ONE_START = {"parallel", "evaluation", "sampling", "checkpoint", "run"}  # they change nothing of what was trained
+OF_ONE_START = {"parallel", "evaluation", "sampling", "checkpoint", "run"}  # sections that change no training
 MOST_SHARES = 1 << 16  # sources of a mixture
-SMALLEST = 1 << 26  # bytes of parameters that need no such number of bytes on the disk
-COMPRESSED = 16  # times that parameters may be larger than their files: random numbers hardly shrink
+SMALLEST = 1 << 26  # bytes of parameters, up to which the size of their files isn't checked
+COMPRESSED = 16  # bytes of parameters per byte of their files: random numbers hardly shrink
 
 
 class About(TypedDict):
@@ -28,18 +29,19 @@ class About(TypedDict):
     step: int
     configuration: dict[str, dict[str, Any]]  # options by section, as they were saved
     tokenizer: dict[str, Any]  # as `tokenizers.from_state` takes it
-    versions: dict[str, str]  # of this package and of what numbers depend on
+    versions: dict[str, str]  # this package's, and those of what numbers depend on
     sequences_per_step: int  # 0 where the configuration doesn't say either
-    text: dict[str, Any]  # the data's fingerprint; empty where they aren't known
+    text: dict[str, Any]  # the data's fingerprint; empty where it isn't known
     lengths: dict[str, int]  # bytes that the run's files had
-    converted_from: str  # where the weights came from if they were not trained here, or empty
+    converted_from: str  # the source of weights that were not trained here, else empty
 
 
 def read_about(checkpoint: Path) -> About:
-    """Returns what a checkpoint says of itself.
+    """Returns a checkpoint's metadata.
 
-    UserError, naming the file and the field, for what is no JSON, has another type or is out of its bounds, and for an
-    option that this version doesn't know.
+    Raises:
+        UserError: The file is no JSON, a field has another type or is out of its bounds, or this version doesn't know
+            an option. The message names the file and the field.
     """
     path = checkpoint / FILE
     values = files.read_json(path, within=checkpoint)
@@ -73,9 +75,9 @@ def model_of(about: About) -> Model:
 
 
 def check_size(checkpoint: Path, about: About) -> None:
-    """Raises a UserError where the files are far too small for the parameters that the checkpoint says it has.
+    """Raises a UserError where the files are far too small for the parameters that the metadata states.
 
-    The memory for those is taken before anything of them is read.
+    The memory for the parameters is allocated before any of them is read.
     """
     model = model_of(about)
     stated = 4 * family(model).parameter_count(model)
@@ -88,7 +90,7 @@ def check_size(checkpoint: Path, about: About) -> None:
 
 
 def _configuration(where: str, saved: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The options that this version knows. UserError for others, but for those of one start alone."""
+    """Returns the saved options by section. UserError for an unknown one, except in the sections `OF_ONE_START`."""
     kinds = get_type_hints(Config)
     if "model" not in saved:
         raise UserError(f"{where}: configuration doesn't say of which model it is")
@@ -116,7 +118,7 @@ def _check_model(where: str, model: Model) -> None:
 
 
 def _field(where: str, values: dict[str, Any], name: str, valid: Callable[[Any], bool], default: Any) -> Any:
-    """A field's value; its default where it is missing, which None says that it must not be."""
+    """Returns a field's value, or its default where it is missing. Without a default it must not be missing."""
     if name not in values and default is not None:
         return default
     value = values.get(name)
@@ -138,7 +140,7 @@ def _is_table(value: Any) -> bool:
 
 
 def _is_table_of(kind: type) -> Callable[[Any], bool]:
-    """Whether a value is an object whose values are of this type."""
+    """Returns a test of whether a value is an object whose values are all of this type."""
     return lambda value: isinstance(value, dict) and all(type(item) is kind for item in value.values())
 
 
@@ -147,12 +149,12 @@ def _is_table_of_bytes(value: Any) -> bool:
 
 
 def _is_bytes(value: Any) -> bool:
-    """Whether a value is a number of bytes."""
+    """Returns whether a value is a number of bytes."""
     return type(value) is int and 0 <= value < 2**63
 
 
 def _is_fingerprint(value: Any) -> bool:
-    """Whether a value is made as `fingerprint.of`, `fingerprint.of_files` or several of them in shares are."""
+    """Returns whether a value has the form of `fingerprint.of`, of `fingerprint.of_files` or of a mixture of them."""
     if not isinstance(value, dict):
         return False
     if "quotas" in value:
@@ -170,7 +172,7 @@ def _is_fingerprint(value: Any) -> bool:
 
 
 def _is_file(value: Any) -> bool:
-    """Whether a value is what a fingerprint says of one file, or of a text."""
+    """Returns whether a value is the fingerprint of one file or of one text."""
     return (
         isinstance(value, dict)
         and _is_bytes(value.get("bytes"))

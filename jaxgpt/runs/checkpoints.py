@@ -33,19 +33,22 @@ from jaxgpt.runs import checksums
 from jaxgpt.runs.about import About, check_size, model_of, read_about
 from jaxgpt.training.state import TrainState, on_trees
 
-# Which there are
+# Listing
 
 
 def whole_steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints that were written to their end, in order."""
+    """Returns the steps of the whole checkpoints, those that were written to their end, in order."""
     return [step for step in steps_of(folder) if checksums.is_there(folder / str(step))]
 
 
 def steps_of(folder: Path) -> list[int]:
-    """The steps of all checkpoints that have their name, which orbax gives them when all of their files are there.
+    """Returns the steps of all checkpoints that have their final name, in order.
 
-    UserError where the folder can't be read, since a run that seems to have none is begun anew; and for a link: older
-    checkpoints are deleted, and what it leads to may be another run's.
+    Orbax gives a checkpoint that name when all of its files are written.
+
+    Raises:
+        UserError: The folder can't be read, since a run that seems to have no checkpoint is begun anew; or a
+            checkpoint is a link, since older checkpoints are deleted, and the link may lead to another run's.
     """
     found = [folder / name for name in files.names(folder) if _STEP.fullmatch(name) and (folder / name).is_dir()]
     for path in found:
@@ -55,9 +58,9 @@ def steps_of(folder: Path) -> list[int]:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """What a killed process, or a full disk, has left half written, by the names that we and orbax give.
+    """Returns the half-written checkpoints that a killed process or a full disk has left.
 
-    What else lies in the folder is the user's.
+    They are known by the names that this package and orbax give. Anything else in the folder is the user's.
     """
     begun = [
         folder / name
@@ -74,7 +77,7 @@ _TEMPORARY = re.compile(r"[0-9]{1,10}\.orbax-checkpoint-tmp(-[0-9]+)?")
 
 
 class Found(NamedTuple):
-    """The newest checkpoint that is as it was written, and a message for each newer one that is not."""
+    """The newest whole checkpoint, and a message for each newer one that is damaged."""
 
     path: Path
     about: About
@@ -82,9 +85,14 @@ class Found(NamedTuple):
 
 
 def find(folder: Path, parts: tuple[str, ...] | None = None) -> Found:
-    """The newest whole checkpoint; with `parts`, one of which those folders are whole. All processes take the same.
+    """Returns the newest whole checkpoint; all processes get the same one.
 
-    UserError where there is none, or none that is whole.
+    Args:
+        folder: A run's checkpoints/.
+        parts: The subfolders that must be whole, such as ("params", "about"); without it all.
+
+    Raises:
+        UserError: There is no checkpoint, or none that is whole.
     """
     found = search(folder, parts)
     if isinstance(found, str):
@@ -93,7 +101,7 @@ def find(folder: Path, parts: tuple[str, ...] | None = None) -> Found:
 
 
 def search(folder: Path, parts: tuple[str, ...] | None = None) -> Found | str:
-    """`find`, but for why there is none that is whole: it is returned, and not raised."""
+    """Returns the newest whole checkpoint as `find` does, or else the message that `find` would raise."""
     name, messages = processes.talk.from_first(lambda: _newest_whole(folder, parts))
     if not name:
         return messages[-1]
@@ -104,7 +112,7 @@ def search(folder: Path, parts: tuple[str, ...] | None = None) -> Found | str:
 
 
 def _newest_whole(folder: Path, parts: tuple[str, ...] | None) -> tuple[str, list[str]]:
-    """Its name, empty if there is none, and the messages."""
+    """Returns the name of the newest whole checkpoint, empty where there is none, and the messages."""
     files.check_within(folder, folder.parent)
     if not whole_steps(folder):
         return "", [f"{folder}: there is no whole checkpoint (has the run been saved yet?)"]
@@ -123,7 +131,7 @@ def _newest_whole(folder: Path, parts: tuple[str, ...] | None) -> tuple[str, lis
 
 
 def at(path: Path, parts: tuple[str, ...] | None = None) -> Found:
-    """One checkpoint. UserError where it isn't whole; with `parts`, where one of those folders isn't."""
+    """Returns the checkpoint at `path`. UserError where it, or with `parts` one of those subfolders, isn't whole."""
     damage = checksums.damage(path, parts)
     if damage:
         raise UserError(f"{path}: this checkpoint is not whole ({damage}). Restore it from a copy, or take another")
@@ -131,10 +139,11 @@ def at(path: Path, parts: tuple[str, ...] | None = None) -> Found:
 
 
 def load_params(run: Path, model: Model) -> tuple[Params, Found]:
-    """The newest whole checkpoint's parameters, and where they come from.
+    """Returns the parameters of a run's newest whole checkpoint, and the checkpoint.
 
-    UserError as `find` raises it, and where it is another model's than `model`, whose vocabulary size may be 0 for
-    whatever the checkpoint has.
+    Raises:
+        UserError: As `find` raises it, or the checkpoint is of another model than `model`. A vocabulary size of 0 in
+            `model` stands for any.
     """
     found = find(run / "checkpoints", ("params", "about"))
     _check_same_model(found.path, found.about["configuration"]["model"], model)
@@ -142,7 +151,7 @@ def load_params(run: Path, model: Model) -> tuple[Params, Found]:
 
 
 def tokenizer_of(found: Found) -> Tokenizer:
-    """A checkpoint's tokenizer. UserError where it has none that can be read."""
+    """Returns a checkpoint's tokenizer. UserError where it has none that can be read."""
     try:
         return tokenizers.from_state(found.about["tokenizer"])
     except UserError as error:
@@ -150,7 +159,7 @@ def tokenizer_of(found: Found) -> Tokenizer:
 
 
 def params_of(found: Found) -> Params:
-    """A checkpoint's parameters, in float32."""
+    """Returns a checkpoint's parameters, in float32."""
     check_size(found.path, found.about)
     saved = model_of(found.about)
     target = _placed(jax.eval_shape(lambda: family(saved).init(saved, jax.random.key(0))))
@@ -158,7 +167,7 @@ def params_of(found: Found) -> Params:
 
 
 def save_params(path: Path, params: Params, about: dict[str, Any]) -> None:
-    """Writes a checkpoint of parameters alone, which nothing can be resumed from. OSError where it can't be written."""
+    """Writes a checkpoint of parameters alone, which no run can resume from. OSError where it can't be written."""
     items = ocp.args.Composite(
         params=ocp.args.StandardSave(params), about=ocp.args.JsonSave(about | {"step": int(path.name)})
     )
@@ -176,7 +185,12 @@ def save_params(path: Path, params: Params, about: dict[str, Any]) -> None:
 
 
 def load_state(path: Path, target: TrainState) -> TrainState:
-    """The train state of a checkpoint. `target` gives shapes, dtypes and, where its leaves have them, shardings."""
+    """Returns a checkpoint's train state.
+
+    Args:
+        path: The checkpoint.
+        target: The state's shapes, dtypes and, where its leaves have them, shardings.
+    """
     params, optimizer = saved_form(target)
     arguments = ocp.args.Composite(
         params=ocp.args.StandardRestore(_placed(params)), optimizer=ocp.args.StandardRestore(_placed(optimizer))
@@ -186,9 +200,10 @@ def load_state(path: Path, target: TrainState) -> TrainState:
 
 
 def saved_form(state: TrainState) -> tuple[Params, dict[str, Any]]:
-    """The parameters, and all else; of the random key its data. Layers are stacked, however they are computed.
+    """Returns a train state as checkpoints have it: the parameters, and everything else in a dict.
 
-    Also of shapes.
+    Layers are stacked, however they are computed, and the random key is saved as its data. The state may be of arrays
+    or of shapes.
     """
     if not are_stacked(state.params.blocks):
         of_shapes = isinstance(state.step, jax.ShapeDtypeStruct)
@@ -212,9 +227,9 @@ def _state_form(params: Params, rest: dict[str, Any], *, apart: bool) -> TrainSt
 
 
 def _placed(shapes: Any) -> Any:
-    """Shapes with a sharding each: their own, or else this process's first device.
+    """Returns the shapes with a sharding each: their own, or else this process's first device.
 
-    (Orbax would take the one that was saved.)
+    Without one, orbax would take the sharding that was saved.
     """
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
@@ -224,13 +239,13 @@ def _placed(shapes: Any) -> Any:
 
 
 def _read(path: Path, arguments: ocp.args.Composite) -> Any:
-    """What a checkpoint has. UserError where orbax can't read it."""
+    """Returns what orbax restores from a checkpoint. UserError where it can't be read."""
     with quiet():
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
                 return checkpointer.restore(path.absolute(), args=arguments)
         except Exception as error:  # of many types: orbax even raises Exception itself
-            if out_of_memory.is_cause(error):  # which is no damage
+            if out_of_memory.is_cause(error):  # the checkpoint isn't damaged
                 raise
             message = one_line(error)
         let_others_fail()
@@ -257,7 +272,7 @@ def one_line(error: Exception) -> str:
 
 
 def let_others_fail() -> None:
-    """After an error, while orbax is kept quiet: the time in which other arrays' reads or writes end, and fail too."""
+    """Waits after an error, while orbax is kept quiet, until the reads or writes of other arrays end or fail too."""
     time.sleep(0.5)
     gc.collect()
 
@@ -266,8 +281,9 @@ def let_others_fail() -> None:
 def quiet() -> Iterator[None]:
     """Keeps orbax from printing.
 
-    It reads and writes many arrays at once. When one fails, it leaves the others behind, and each would print a
-    traceback when it ends or is collected, beside the one message that we give. It also logs what was not asked for.
+    Orbax reads and writes many arrays at once. When one fails, it leaves the others behind, and each would print a
+    traceback when it ends or is collected, beside the one message that the package gives. Orbax also logs what nobody
+    asked for.
     """
     loggers = [logging.getLogger("absl"), logging.getLogger("asyncio")]
     levels = [logger.level for logger in loggers]

@@ -1,4 +1,4 @@
-"""Which files a checkpoint consists of, and whether they are as they were written.
+"""Checksums of a checkpoint's files.
 
 SHA256SUMS, written last, has one line for each file, in the form that `sha256sum --check` reads. A folder without it
 was not finished.
@@ -15,12 +15,12 @@ from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
 NAME = "SHA256SUMS"
-LARGEST = 1 << 24  # bytes of it
+LARGEST = 1 << 24  # bytes of SHA256SUMS
 _LINE = re.compile("[0-9a-f]{64}  .+")
 
 
 def write(folder: Path) -> None:
-    """Adds SHA256SUMS, whole or not at all, once what it speaks of is on the disk. OSError where writing fails."""
+    """Writes SHA256SUMS, whole or not at all, once the files that it lists are on the disk. OSError if that fails."""
     writing.sync_tree(folder)
     writing.sync(folder.absolute().parent)  # the folder's own name
     text = "".join(f"{digest}  {name}\n" for name, digest in _digests(folder).items())
@@ -29,18 +29,18 @@ def write(folder: Path) -> None:
 
 
 def is_there(folder: Path) -> bool:
-    """Whether the folder has a SHA256SUMS, and so was written to its end."""
+    """Returns whether the folder has a SHA256SUMS, and so was written to its end."""
     return files.is_file(folder / NAME, within=folder)
 
 
 def damage(folder: Path, parts: tuple[str, ...] | None = None) -> str:
-    """Returns what is wrong with the files, in words; empty if nothing is.
+    """Returns a description of what is wrong with the files; empty if nothing is.
 
     Links, pipes and devices are damage too: a checkpoint has none, and reading one may never end.
 
     Args:
         folder: The checkpoint.
-        parts: Those of its folders that matter, beside the files that are in none; all without it.
+        parts: The subfolders to check, beside the files that are in none; without it all.
     """
 
     def wanted(names: dict[str, str]) -> dict[str, str]:
@@ -72,7 +72,7 @@ def damage(folder: Path, parts: tuple[str, ...] | None = None) -> str:
 
 
 def _digests(folder: Path, parts: tuple[str, ...] | None = None) -> dict[str, str]:
-    """Returns the SHA-256 of each file in the folder but SHA256SUMS itself. UserError for what is no file or folder."""
+    """Returns the SHA-256 of each file in the folder but SHA256SUMS. UserError for anything but files and folders."""
     digests = {}
     for root, folders, names in os.walk(folder, onerror=_fail):
         if parts is not None and Path(root) == folder:

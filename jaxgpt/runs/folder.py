@@ -6,8 +6,8 @@ memory_plan.json what the train step needs, by name
 samples.txt      text drawn from the model
 metrics.damaged  lines of metrics.jsonl that could not be read when the run was resumed
 loss.png         the loss curve
-machine.json     where the run trains
-report.html      all of this to look at
+machine.json     the machine that the run trains on
+report.html      a page that shows all of this
 checkpoints/     by orbax
 """
 
@@ -31,8 +31,8 @@ from jaxgpt.runs import checkpoints, metrics_file
 
 CONFIGURATION = "config.toml"
 SAMPLES = "samples.txt"
-GROWING = (metrics_file.NAME, SAMPLES)  # which a resumed run cuts back
-OURS = (CONFIGURATION, *GROWING, "memory_plan.json", "machine.json", "loss.png")  # what only the open run writes
+GROWING = (metrics_file.NAME, SAMPLES)  # cut back when the run is resumed
+OURS = (CONFIGURATION, *GROWING, "memory_plan.json", "machine.json", "loss.png")  # written by the open run alone
 WRITTEN = {*OURS, metrics_file.DAMAGED, "report.html", "checkpoints", "tensorboard", "wandb", "wandb_id.txt"}
 
 EXISTS = (
@@ -43,9 +43,9 @@ NOTHING_TO_RESUME = "{}: there is no checkpoint to resume from. --resume auto be
 
 
 def check_name(config: Config) -> None:
-    """UserError for a name that `RunFolder` is sure to refuse, so that nobody waits for a compilation to hear of it."""
+    """Raises a UserError for a name that `RunFolder` is sure to refuse, before anybody waits for a compilation."""
     path = Path(config.run.folder) / config.run.name
-    with contextlib.suppress(OSError, ValueError):  # which RunFolder tells
+    with contextlib.suppress(OSError, ValueError):  # RunFolder reports them
         if config.run.resume == "always" and not will_resume(config):
             raise UserError(NOTHING_TO_RESUME.format(path))
         if config.run.resume == "never" and not config.run.overwrite and checkpoints.steps_of(path / "checkpoints"):
@@ -53,25 +53,25 @@ def check_name(config: Config) -> None:
 
 
 def will_resume(config: Config) -> bool:
-    """Whether a run of this name is there to go on with, and is to be gone on with."""
+    """Returns whether a run of this name has checkpoints and `run.resume` asks to resume it."""
     folder = Path(config.run.folder) / config.run.name / "checkpoints"
     return config.run.resume != "never" and bool(checkpoints.steps_of(folder))
 
 
 class RunFolder:
-    """An open run folder: a new one, or with `run.resume` one that has checkpoints, which stays as it is until `go_on`.
+    """An open run folder: a new one or, with `run.resume`, one that has checkpoints, left unchanged until `go_on`.
 
-    Whatever is written there is written into the folder itself: no link that lies in it is followed.
+    Everything is written into the folder itself: no link that lies in it is followed.
 
     Raises:
-        UserError: It can't be made or opened, it exists and is not to be replaced, another process trains in it, or
-            nothing can be resumed that should be.
+        UserError: The folder can't be made or opened, it exists and may not be replaced, another process trains in it,
+            or there is nothing to resume where there should be.
     """
 
     def __init__(self, config: Config):
-        self.config = config  # as it was asked for, with what each machine decides for itself left open
+        self.config = config  # as asked for: what each machine decides for itself is left open
         self.path = Path(config.run.folder) / config.run.name
-        self.notes: list[str] = []  # to be said at the start
+        self.notes: list[str] = []  # lines to print at the start
         self._lock = writing.Lock(None)
         self._file: BinaryIO = io.BytesIO()  # metrics.jsonl, once it is open
         try:
@@ -94,7 +94,7 @@ class RunFolder:
             raise
 
     def _take(self) -> None:
-        """Locks the folder if it is there, and sees whether it is to be resumed."""
+        """Locks the folder if it exists, and decides whether it is resumed."""
         if not self._lock.held and self.path.exists():
             self._lock = writing.lock(self.path, metrics_file.TRAINING)
         self.resumes = will_resume(self.config)
@@ -102,7 +102,7 @@ class RunFolder:
             writing.check_no_link(self.checkpoints)
 
     def _make(self) -> None:
-        """Makes a new folder in the place of the old one, if there is one. The name has to be reserved."""
+        """Makes a new folder, in the place of the old one if there is one. The name must be reserved."""
         with writing.replacing_folder(self.path) as new:
             settings.write(self.config, new / CONFIGURATION)
             self._file = writing.open_to_append(new / metrics_file.NAME)
@@ -111,7 +111,7 @@ class RunFolder:
         self._lock = lock
 
     def _check_replaceable(self) -> None:
-        """Raises a UserError, or an OSError for a link, where something is there that is not to be replaced."""
+        """Raises a UserError, or an OSError for a link, where something exists that may not be replaced."""
         if not self.path.exists():
             return
         options = self.config.run
@@ -123,11 +123,11 @@ class RunFolder:
         writing.check_no_link(self.path)
 
     def _is_untrained(self) -> bool:
-        """Whether nothing would be lost: not one step was recorded, and there is no checkpoint."""
+        """Returns whether nothing would be lost: no step was recorded, and there is no checkpoint."""
         return metrics_file.is_untrained(self.path / metrics_file.NAME) and not checkpoints.steps_of(self.checkpoints)
 
     def _others(self) -> list[str]:
-        """What lies in the folder and is not ours to delete, unless it was said that the run is to be replaced."""
+        """Returns what lies in the folder and no run has written, so may not be deleted; none with `run.overwrite`."""
         if self.config.run.overwrite or not self.path.is_dir():
             return []
         left = re.compile(rf"\.({'|'.join(map(re.escape, OURS))})\.(new|old)-[0-9a-f]+")
@@ -136,10 +136,10 @@ class RunFolder:
         return sorted(names) + sorted(f"checkpoints/{name}" for name in kept)
 
     def start_over(self, reason: str) -> None:
-        """Begins anew where there is nothing to resume after all. The folder is kept under another name.
+        """Begins anew where nothing can be resumed after all, and keeps the old folder under another name.
 
         Args:
-            reason: Why nothing there can be resumed, to be said at the start.
+            reason: Why nothing can be resumed, to print at the start.
         """
         try:
             with writing.reserved(self.path):
@@ -151,7 +151,7 @@ class RunFolder:
         self.resumes = False
 
     def _keep(self, reason: str) -> None:
-        """Gives the folder another name, which is free, and notes that with the reason. The name has to be reserved."""
+        """Renames the folder to a free name, and notes that with the reason. The name must be reserved."""
         kept = next(path for number in itertools.count(1) if not os.path.lexists(path := self._aside(number)))
         self.path.rename(kept)
         self.notes = [f"{reason}. This run is kept as {kept}, and begins anew"]
@@ -160,16 +160,16 @@ class RunFolder:
         return self.path.with_name(f"{self.path.name}.damaged-{number}")
 
     def go_on(self, config: Config, step: int, lengths: dict[str, Any]) -> list[str]:
-        """Cuts the files back to what they were when the state after `step` was saved, and opens them.
+        """Cuts the growing files back to their lengths when the state after `step` was saved, and opens them.
 
         Args:
-            config: What is asked for now, which becomes config.toml.
-            step: The step.
-            lengths: The bytes that the files had then, by name, as the checkpoint says. Names other than those of the
-                two files that grow are passed over: a checkpoint doesn't say which files are cut.
+            config: The options that are asked for now, which become config.toml.
+            step: The checkpoint's step.
+            lengths: The bytes that the files had then, by name, as the checkpoint says. Names that aren't in `GROWING`
+                are ignored: a checkpoint doesn't decide which files are cut.
 
         Returns:
-            Messages on what was damaged.
+            Messages on damaged lines.
         """
         lines, texts = (_length(lengths, name) for name in GROWING)
         try:
@@ -186,7 +186,7 @@ class RunFolder:
         return damaged
 
     def lengths(self) -> dict[str, int]:
-        """Returns how many bytes metrics.jsonl and samples.txt have, all of them on the disk."""
+        """Returns the bytes of metrics.jsonl and samples.txt by name, all of them on the disk."""
         result = {}
         for name in GROWING:
             with self.writing(name) as path:
@@ -202,7 +202,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def metric(self, **values: Any) -> None:
-        """Adds a line to metrics.jsonl, so that others can read it at once. Numbers that are not finite become null."""
+        """Appends a line to metrics.jsonl, which readers see at once. Numbers that are not finite become null."""
         with self.writing(metrics_file.NAME) as path:
             if not os.path.samestat(os.fstat(self._file.fileno()), os.stat(path)):
                 self._file.close()  # an editor has put another file in its place
@@ -211,18 +211,18 @@ class RunFolder:
             self._file.flush()
 
     def sample(self, step: int, text: str) -> None:
-        """Adds a text to samples.txt."""
+        """Appends a text to samples.txt."""
         with self.writing(SAMPLES) as path, writing.open_to_append(path) as file:
             file.write(f"--- step {step}\n{text}\n\n".encode())
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
-        """Writes a file of one object."""
+        """Writes a JSON file of one object."""
         with self.replacing(name) as path:
             path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     @contextlib.contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
-        """Yields where to write a file that takes the place of one in the folder when the block ends."""
+        """Yields a temporary path, whose file takes the place of one in the folder when the block ends."""
         with self.writing(name) as path, writing.replacing(path) as new:
             yield new
 
@@ -245,7 +245,7 @@ class RunFolder:
 
 
 class Onlooker(RunFolder):
-    """The folder as a process has it that is not the first: it reads checkpoints and writes nothing."""
+    """The run folder in every process but the first: it reads checkpoints and writes nothing."""
 
     def __init__(self, config: Config, resumes: bool):
         self.config, self.resumes = config, resumes
@@ -271,7 +271,7 @@ class Onlooker(RunFolder):
 
 
 def open_folder(config: Config) -> RunFolder:
-    """The run's folder, as this process has it."""
+    """Opens the run's folder: a `RunFolder` in process 0, an `Onlooker` in the others."""
     if not processes.first():
         return Onlooker(config, processes.talk.from_first(lambda: False))
     folder = RunFolder(config)
@@ -280,7 +280,7 @@ def open_folder(config: Config) -> RunFolder:
 
 
 def _length(lengths: dict[str, Any], name: str) -> int:
-    """Returns a length that a checkpoint says. UserError where it isn't one."""
+    """Returns a file's length as the checkpoint states it. UserError where it isn't one."""
     length = lengths.get(name)
     if not isinstance(length, int) or isinstance(length, bool) or length < 0:
         raise UserError(f"the checkpoint says that {name} had {quoted(length)} bytes. Restore it from a copy")

@@ -1,4 +1,4 @@
-"""A run's model, ready to be evaluated on this machine's devices."""
+"""A run's trained model, loaded on this machine's devices."""
 
 import dataclasses
 from pathlib import Path
@@ -20,17 +20,22 @@ from jaxgpt.runs.about import About, model_of
 
 
 class Trained(NamedTuple):
-    config: Config  # as `settings.read_trained` reads it, but for the devices: each has all parameters
+    config: Config  # as `settings.read_trained` reads it, with the devices that `load` was given
     params: Params
     tokenizer: tokenizers.Tokenizer
-    about: About  # what its checkpoint says of itself
+    about: About  # the checkpoint's metadata
     damaged: list[str]  # a message for each newer checkpoint that isn't whole
 
 
 def load(run: Path, devices: int = 0) -> Trained:
-    """The newest whole checkpoint of a run, on so many devices (0: all).
+    """Returns the model of a run's newest whole checkpoint.
 
-    UserError where there is no such run, no whole checkpoint of it, and where there are fewer devices.
+    Args:
+        run: The run's folder.
+        devices: Number of devices, each of which gets all parameters; 0 takes all devices.
+
+    Raises:
+        UserError: There is no such run, it has no whole checkpoint, or there are fewer devices.
     """
     if not files.exists(run / "config.toml"):
         raise UserError(f"--run {shown(run)}: not a run's folder (it has no config.toml){settings.runs_near(run)}")
@@ -41,7 +46,7 @@ def load(run: Path, devices: int = 0) -> Trained:
     everywhere = NamedSharding(mesh.make(parallel), PartitionSpec())
     params, found = checkpoints.load_params(run, config.model)
     model = model_of(found.about)
-    # One layer is compiled and not all of them, since there is a program for each length.
+    # Scanned layers: one is compiled and not all of them, since there is a program for each length.
     compute = dataclasses.replace(config.compute, layers="scanned")
     config = dataclasses.replace(config, model=model, compute=compute, parallel=parallel)
     tokenizer = checkpoints.tokenizer_of(found)

@@ -21,11 +21,11 @@ NAME = "metrics.jsonl"
 DAMAGED = "metrics.damaged"  # lines that could not be read
 LONGEST = 1 << 20  # bytes of a line: ours have hundreds
 TRAINING = "is training this run"
-EVALUATE = "evaluate"  # lines that a command added which was no part of the training
+EVALUATE = "evaluate"  # marks the lines that `run.py evaluate` has added
 
 
 def line(values: dict[str, Any]) -> bytes:
-    """Returns a line of the file. Numbers that JSON hasn't got become null."""
+    """Returns a line of the file. NaN and infinity, which JSON hasn't got, become null."""
     finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
     }
@@ -33,7 +33,7 @@ def line(values: dict[str, Any]) -> bytes:
 
 
 def parse(text: bytes) -> dict[str, Any] | None:
-    """Returns a line's object; None for a line that was not written to its end, or is no object with a step."""
+    """Returns a line's object; None where the line was not written to its end, or isn't an object with a step."""
     try:
         values = parse_json(text) if text.endswith(b"\n") else None
     except ValueError:
@@ -49,7 +49,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def is_untrained(path: Path) -> bool:
-    """Whether no training step was recorded."""
+    """Returns whether no training step was recorded."""
     if not files.exists(path):
         return True
     with files.open_file(path, within=path.parent) as file:
@@ -57,18 +57,18 @@ def is_untrained(path: Path) -> bool:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yields a file's lines; one that is longer than any of ours in parts, which can't be read."""
+    """Yields a file's lines; one that is longer than `LONGEST` comes in parts, which can't be read."""
     return iter(lambda: file.readline(LONGEST), b"")
 
 
 def cut_back(path: Path, length: int, step: int) -> list[str]:
-    """Leaves of a metrics.jsonl what it had when the state after `step` was saved, and says what was damaged.
+    """Cuts a metrics.jsonl back to what it had when the state after `step` was saved.
 
-    Evaluations of steps up to this one that were added later stay. Lines that can't be read are put aside into
-    `DAMAGED`. The file is written anew, so that one that was linked here is left as it is.
+    Evaluations of steps up to `step` that were added later stay. Lines that can't be read are moved to `DAMAGED`. The
+    file is written anew, so that a file that was linked here is left as it is.
 
     Args:
-        path: The file, which need not be there.
+        path: The file, which need not exist.
         length: The bytes that it had then.
         step: The step.
 
@@ -105,7 +105,7 @@ def cut_back(path: Path, length: int, step: int) -> list[str]:
 
 
 def cut_text(path: Path, length: int) -> None:
-    """Leaves the first bytes of a file, if it is there, and writes it anew for that."""
+    """Cuts a file to its first `length` bytes by writing it anew; does nothing where there is none."""
     if not files.exists(path):
         return
     with files.open_file(path, within=path.parent) as file, writing.replacing(path) as new, new.open("wb") as kept:
@@ -115,7 +115,7 @@ def cut_text(path: Path, length: int) -> None:
 
 @contextlib.contextmanager
 def _aside(path: Path) -> Iterator[BinaryIO]:
-    """Opens the file of damaged lines, to add some; they are on the disk when the block ends."""
+    """Opens the file of damaged lines to append to; they are on the disk when the block ends."""
     with writing.open_to_append(path) as file:
         yield file
         file.flush()
@@ -123,7 +123,11 @@ def _aside(path: Path) -> Iterator[BinaryIO]:
 
 
 def add_evaluation(run: Path, values: dict[str, Any]) -> str:
-    """Adds a line to the metrics.jsonl of a run that isn't open here; returns why it wasn't added, or nothing."""
+    """Appends an evaluation to the metrics.jsonl of a run that isn't open here.
+
+    Returns:
+        Why it wasn't added; empty if it was.
+    """
     path = run / NAME
     try:
         with writing.lock(run, TRAINING), writing.open_to_append(path) as file:

@@ -1,4 +1,4 @@
-"""Going on where an earlier start of the same run was saved.
+"""Resuming a run from its last checkpoint.
 
 The next step sees the data it would have seen, since `loader.batch_at` is a function of the step alone; everything
 else is in the checkpoint. So on the same number of devices the run ends with the same bits as one that was never
@@ -21,7 +21,7 @@ from jaxgpt.data.corpus import Corpus
 from jaxgpt.runs.folder import RunFolder, open_folder
 from jaxgpt.training.state import TrainState
 
-# What would make another run of it. The text is compared by its content, and so may have moved.
+# Options that make another run, beside the model's. The text is compared by its content, so it may have moved.
 FIXED = {"data": {"tokenizer", "validation_fraction"}, "training": {"sequence_length", "seed", "init_from"}}
 
 
@@ -30,7 +30,7 @@ def sequences_per_step(config: Config) -> int:
 
 
 def about(folder: RunFolder, data: Corpus) -> dict[str, Any]:
-    """What a checkpoint says of itself beside its step."""
+    """Returns a checkpoint's metadata, without its step."""
     return {
         "configuration": dataclasses.asdict(folder.config),
         "versions": settings.versions(),
@@ -42,7 +42,7 @@ def about(folder: RunFolder, data: Corpus) -> dict[str, Any]:
 
 
 def open_run(config: Config, data: Corpus) -> tuple[RunFolder, Found | None]:
-    """The run's folder; and where it is to be resumed the checkpoint to go on from, with nothing changed yet."""
+    """Opens the run's folder, and finds the checkpoint that it resumes from, if it does. Changes nothing there yet."""
     folder = open_folder(config)
     try:
         return folder, find(folder, data) if folder.resumes else None
@@ -52,10 +52,10 @@ def open_run(config: Config, data: Corpus) -> tuple[RunFolder, Found | None]:
 
 
 def find(folder: RunFolder, data: Corpus) -> Found | None:
-    """Finds the last whole checkpoint.
+    """Finds the newest whole checkpoint, and checks that the run may resume from it.
 
-    With `--resume auto` a run of which none is whole begins anew, and what is there is kept under another name: a job
-    that is started again and again would otherwise never get further.
+    With `--resume auto` a run without a whole checkpoint begins anew, and the old folder is kept under another name: a
+    job that is restarted again and again would otherwise never get further.
 
     Returns:
         The checkpoint; None where the folder is a new one now.
@@ -79,27 +79,30 @@ def find(folder: RunFolder, data: Corpus) -> Found | None:
 
 
 def resume(folder: RunFolder, found: Found, target: TrainState) -> tuple[TrainState, list[str]]:
-    """The state of the checkpoint that was found, with the run's files as they were then, and what is to be said of it.
+    """Returns the restored state and the lines to print, and cuts the run's files back to that step.
 
-    `target` gives the state's shapes.
+    Args:
+        folder: The run's open folder.
+        found: The checkpoint to resume from.
+        target: The state's shapes.
     """
     config, saved = folder.config, found.about
     state = checkpoints.load_state(found.path, target)
-    if state.nonfinite >= config.training.stop_after_nonfinite:  # the run stopped at that, and is to try again
+    if state.nonfinite >= config.training.stop_after_nonfinite:  # the run stopped for these, and now tries again
         state = state._replace(nonfinite=state.nonfinite * 0)
     step = saved["step"]
     damaged = folder.go_on(config, step, saved["lengths"])
     if processes.first():
         saving.delete_unfinished(folder.checkpoints)
         for other in checkpoints.whole_steps(folder.checkpoints):
-            if other > step:  # which are not whole, and are trained again
+            if other > step:  # not whole, and trained again
                 saving.delete(folder.checkpoints / str(other))
     begun = f"resuming after step {step}, from {found.path}"
     return state, [*found.damaged, begun, *damaged, *_changes(saved, config)]
 
 
 def _check(where: str, saved: About, config: Config, data: Corpus) -> None:
-    """UserError naming both values of what must not change."""
+    """Raises a UserError that names both values of each option that differs and must not change."""
     different = [
         f"{found.option} was {shown(found.saved)} and is {shown(found.asked)}"
         for found in settings.differences(saved["configuration"], config)
@@ -128,7 +131,7 @@ def _check(where: str, saved: About, config: Config, data: Corpus) -> None:
 
 
 def _changes(saved: About, config: Config) -> list[str]:
-    """A line for each thing that differs from when the checkpoint was written, and may."""
+    """Returns a line for each allowed difference from when the checkpoint was written."""
     options = [
         f"changed   {found.option} was {shown(found.saved)} and is {shown(found.asked)}"
         for found in settings.differences(saved["configuration"], config)

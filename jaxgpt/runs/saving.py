@@ -1,7 +1,7 @@
 """Writing checkpoints in the background, while training goes on.
 
-Of several processes each writes what its devices have, and orbax waits for all of them; process 0 alone makes the
-checkpoint whole and deletes older ones.
+Each process writes its devices' shards, and orbax waits for all of them; process 0 alone writes the checksums, which
+make a checkpoint whole, and deletes older checkpoints.
 """
 
 import contextlib
@@ -23,18 +23,18 @@ from jaxgpt.training.state import TrainState
 
 
 class Writer:
-    """Writes checkpoints into `folder` while training goes on, and deletes those that are not to be kept.
+    """Writes checkpoints into `folder`, one at a time, while training goes on, and deletes those that are not kept.
 
-    A context manager: at its end the last one is written. One is written at a time.
+    A context manager: leaving it waits until the last checkpoint is written.
     """
 
     def __init__(self, folder: Path, options: Checkpoint):
         self.folder, self.options = folder, options
-        self.problem = ""  # what went wrong since the last look at it
+        self.problem = ""  # the last failure, until its reader clears it
         self._failures = 0
         self._thread: threading.Thread | None = None
         self._wanted = False
-        self._clock = time.monotonic()  # when the last one was begun
+        self._clock = time.monotonic()  # when the last save began
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Writer":
@@ -52,19 +52,22 @@ class Writer:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is being written."""
+        """Returns whether no checkpoint is being written."""
         return not (self._thread and self._thread.is_alive())
 
     @property
     def late(self) -> bool:
-        """Whether so many minutes have passed that the state is to be saved."""
+        """Returns whether `checkpoint.every_minutes` have passed since the last save began."""
         minutes = self.options.every_minutes
         return minutes > 0 and time.monotonic() - self._clock >= 60 * minutes
 
     def due(self, step: int, *, late: bool | None = None, idle: bool | None = None) -> bool:
-        """Whether the state after this step is to be saved now; where the last is still being written, later.
+        """Returns whether to save the state after this step now. A save that is due waits for the one before it.
 
-        `late` and `idle` are what all processes have agreed on, in the place of this one's own.
+        Args:
+            step: The number of the step.
+            late: `late` as all processes have agreed on it; this process's own if None.
+            idle: `idle` as all processes have agreed on it; this process's own if None.
         """
         steps = self.options.every_steps
         self._wanted |= steps > 0 and step % steps == 0
@@ -72,9 +75,9 @@ class Writer:
         return self._wanted and (self.idle if idle is None else idle)
 
     def save(self, state: TrainState, about: dict[str, Any]) -> Path:
-        """Begins to write the state under its step, and returns where, once the state may be overwritten.
+        """Starts to write the state under its step; returns the checkpoint's path once the state may be overwritten.
 
-        What goes wrong is told in `problem`.
+        A failure is reported in `problem`.
         """
         self._wait()
         step = int(state.step)
@@ -102,7 +105,7 @@ class Writer:
         return self.folder / str(step)
 
     def save_and_wait(self, state: TrainState, about: dict[str, Any]) -> Path:
-        """`save`, to its end. RunError where the disk is full or can't be written."""
+        """Saves the state, waits until it is on the disk, and returns the checkpoint. RunError where that fails."""
         self._wait()
         self.problem = ""
         path = self.save(state, about)
@@ -112,12 +115,12 @@ class Writer:
         return path
 
     def _finish(self, path: Path) -> None:
-        """Waits until orbax has written all of it, makes it whole, and deletes what need not be kept any more."""
+        """Waits until orbax has written everything, writes the checksums, and deletes what need not be kept."""
         try:
             self._orbax.wait_until_finished()
             if processes.first():
                 checksums.write(path)
-                writing.sync(self.folder.absolute().parent)  # the name of a folder that the first of them made
+                writing.sync(self.folder.absolute().parent)  # the first checkpoint may have made the folder
                 steps = whole_steps(self.folder)
                 for step in set(steps) - kept(steps, self.options.keep_last, self.options.keep_every):
                     delete(self.folder / str(step))
@@ -135,7 +138,7 @@ class Writer:
         self.problem = f"{self.folder}: the checkpoint of step {step} could not be written: {error}"
 
     def _forget(self) -> None:
-        """Collects what orbax holds of a save that failed, before it may print again."""
+        """Frees what orbax holds of a failed save, before orbax may print again."""
         del self._orbax
         if self._failures:
             checkpoints.let_others_fail()
@@ -146,7 +149,7 @@ class Writer:
 
 
 def kept(steps: list[int], last: int, every: int) -> set[int]:
-    """Which checkpoints to keep: the `last` newest, and with `every` the first at or after each multiple of it."""
+    """Returns the steps to keep: the `last` newest, and with `every` the first at or after each multiple of it."""
     result = set(steps[-last:])
     reached = 0  # the multiple
     for step in steps if every else []:
@@ -157,13 +160,13 @@ def kept(steps: list[int], last: int, every: int) -> set[int]:
 
 
 def delete(path: Path) -> None:
-    """Deletes a checkpoint, its SHA256SUMS first, so that what a crash leaves of it doesn't look whole."""
+    """Deletes a checkpoint, its SHA256SUMS first, so that a crash leaves nothing that looks whole."""
     (path / checksums.NAME).unlink(missing_ok=True)
     writing.sync(path)
     shutil.rmtree(path)
 
 
 def delete_unfinished(folder: Path) -> None:
-    """Deletes what a killed process, or a full disk, has left half written, and nothing else."""
+    """Deletes half-written checkpoints, and nothing else."""
     for path in checkpoints.unfinished(folder):
         shutil.rmtree(path, ignore_errors=True)

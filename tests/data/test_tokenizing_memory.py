@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgpt.data import tokenizers, workers
-from jaxgpt.data.pieces import Layout, Piece, Position
+from jaxgpt.data.chunks import Layout, Piece, Position
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "characters"])
