@@ -1,1 +1,1 @@
-"""Scoring a model."""
+"""Evaluation: validation loss, multiple-choice tasks, lm-evaluation-harness."""

@@ -1,4 +1,4 @@
-"""llm.c's multiple-choice files, such as hellaswag_val.bin: read and written.
+"""Reads and writes llm.c's multiple-choice files, such as hellaswag_val.bin.
 
 Little-endian. 256 int32: 20240522, version 1, the number of examples, the bytes of the longest one; then uint16, each
 example:
@@ -34,7 +34,7 @@ class Example(NamedTuple):
 
 
 def read(path: Path) -> list[Example]:
-    """All examples. UserError, with the byte, where the file is not what its numbers say."""
+    """Returns all examples. UserError, with the byte, where the file is not what its numbers say."""
     data = files.read_bytes(path, LARGEST_BYTES)
     if len(data) < HEADER_BYTES:
         raise UserError(f"{shown(path)}: {len(data)} bytes, and the header alone has {HEADER_BYTES}. {WHAT_TO_DO}")
@@ -63,7 +63,7 @@ def read(path: Path) -> list[Example]:
 
 
 def _example(path: Path, stream: np.ndarray, place: int, index: int, longest: int) -> tuple[Example, int]:
-    """The example at `place`, and the place after it."""
+    """Returns the example at `place`, and the place after it; places count uint16 numbers."""
 
     def wrong(what: str, at: int) -> UserError:
         return UserError(f"{shown(path)}: example {index} at byte {HEADER_BYTES + 2 * at}: {what}. {WHAT_TO_DO}")

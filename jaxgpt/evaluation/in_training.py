@@ -13,7 +13,7 @@ from jaxgpt.options.config import Config
 
 
 class Tasks:
-    """`evaluation.tasks`, read. UserError, before anything is trained, for one that can't be."""
+    """Reads the tasks of `evaluation.tasks`. UserError, before anything is trained, for one that can't be read."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer):
         options = config.evaluation
@@ -24,7 +24,7 @@ class Tasks:
         ]
 
     def results(self, config: Config, params: Params) -> Iterator[tuple[Result, float]]:
-        """Each task's result with the parameters of the train state of `config`, and the seconds it took."""
+        """Yields each task's result with the parameters of the train state of `config`, and the seconds it took."""
         scorer = self._scorer = self._scorer or make_scorer(config, config.evaluation.batch_size)
         for examples in self._examples:
             started = time.perf_counter()
@@ -33,7 +33,7 @@ class Tasks:
 
 
 def _named(tasks: str) -> list[tuple[str, str]]:
-    """ "hellaswag=a.jsonl,piqa" as [("hellaswag", "a.jsonl"), ("piqa", "")]."""
+    """Parses "hellaswag=a.jsonl,piqa" as [("hellaswag", "a.jsonl"), ("piqa", "")]."""
     pairs = [(name.strip(), path.strip()) for name, _, path in (part.partition("=") for part in tasks.split(","))]
     pairs = [] if pairs == [("", "")] else pairs
     for name, path in pairs:

@@ -40,7 +40,7 @@ BATCH_SIZE = 16  # where lm_eval leaves it to the model
 
 @register_model("jaxgpt")
 class JaxGPT(LM):
-    """A run's newest whole checkpoint, on so many devices (0: all). UserError as `trained.load`."""
+    """A run's newest whole checkpoint, on so many devices (0: all). UserError as `loading.load`."""
 
     def __init__(
         self, run: str, devices: int = 0, batch_size: int | str = BATCH_SIZE, max_gen_toks: int = 256, **others: Any
@@ -53,7 +53,7 @@ class JaxGPT(LM):
 
     @property
     def max_length(self) -> int:
-        """Tokens."""
+        """Tokens of the model's context."""
         return self.model.config.model.context
 
     @property
@@ -61,7 +61,7 @@ class JaxGPT(LM):
         return self.model.tokenizer.name
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Of each request's continuation after its context, and whether it is what would be drawn greedily."""
+        """Returns each continuation's log-likelihood, in nats, and whether it is what would be drawn greedily."""
         pairs: list[Any] = [request.args for request in requests]
         asked = [multiple_choice.split(str(context), str(text), self.model.tokenizer) for context, text in pairs]
         answers = [(score.log_likelihood, score.greedy) for score in self._scores(asked)]
@@ -70,7 +70,7 @@ class JaxGPT(LM):
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Of each text, whose tokens are predicted once each, in windows as long as the context."""
+        """Returns each text's log-likelihood; its tokens are predicted once each, in windows as long as the context."""
         tokenizer = self.model.tokenizer
         asked, counts = [], []
         for request in requests:
@@ -90,7 +90,7 @@ class JaxGPT(LM):
         return answers
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """A text for each context, up to one of its stops or the end of a text."""
+        """Draws a text for each context, up to one of its stops or the end of a text."""
         tokenizer, config = self.model.tokenizer, self.model.config
         asked = [self._to_draw(*request.args[:2], seed=seed) for seed, request in enumerate(requests)]
         answers = [""] * len(requests)
@@ -118,7 +118,7 @@ class JaxGPT(LM):
         return batching.Request(prompt, sampling, seed, until_end_of_text=True)
 
     def _scores(self, requests: list[Request]) -> list[Score]:
-        """UserError for a continuation that is longer than the context."""
+        """Returns the requests' scores. UserError for a continuation that is longer than the context."""
         longest = max((len(request.completion) for request in requests), default=0)
         if longest > self.max_length:
             raise UserError(f"a continuation has {longest:,} tokens, and the model's context is {self.max_length:,}")
@@ -134,7 +134,7 @@ def _whole(name: str, value: int | str) -> int:
 
 
 def main() -> int:
-    """lm_eval's command; mistakes about the run are reported as this project reports them."""
+    """Runs lm_eval's command; mistakes about the run are reported as this project reports them."""
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # it would fork for its bootstraps, which JAX's threads forbid
     try:
         cli_evaluate()

@@ -31,10 +31,11 @@ AT_ONCE = 1 << 24  # tokens that are counted at once
 
 
 def make_validation_loss(config: Config, tokens: loader.Tokens, sequence_length: int) -> Callable[[Params], float]:
-    """A function of a state's parameters: the mean loss in nats over every token of `tokens` that has one before it.
+    """Returns a function of parameters: the mean loss in nats over every token of `tokens` that has one before it.
 
-    Windows of `sequence_length` that do not overlap, the last one filled up with ignored targets, so that the mean is
-    the same whatever the batch size. With `evaluation_batches`, over that many batches from the beginning.
+    It takes windows of `sequence_length` that do not overlap, the last one padded with ignored targets, so that the
+    mean is the same whatever the batch size. With `evaluation_batches` it takes so many batches from the beginning. The
+    parameters are a train state's.
     """
     layout, batch_size = layout_of(config), config.training.batch_size
 
@@ -66,7 +67,7 @@ def make_validation_loss(config: Config, tokens: loader.Tokens, sequence_length:
 
 
 def bits_per_byte_of_one_nat(config: Config, tokens: Tokens, sequence_length: int, tokenizer: Tokenizer) -> float:
-    """What the mean loss of `make_validation_loss` is multiplied by; NaN where its targets have no bytes."""
+    """Returns the factor from the mean loss of `make_validation_loss` to bits per byte; NaN for targets of no bytes."""
     lengths = np.array([len(token) for token in tokenizer.tokens], np.int64)
     if tokenizer.end_of_text is not None:
         lengths[tokenizer.end_of_text] = 0
@@ -77,7 +78,7 @@ def bits_per_byte_of_one_nat(config: Config, tokens: Tokens, sequence_length: in
 
 
 def _targets(config: Config, tokens: Tokens, sequence_length: int) -> int:
-    """How many tokens the validation loss is the mean over."""
+    """Returns the number of tokens that the validation loss is the mean over."""
     training = config.training
     there = len(tokens) - 1
     return min(there, training.evaluation_batches * training.batch_size * sequence_length or there)

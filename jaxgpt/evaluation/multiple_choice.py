@@ -1,4 +1,4 @@
-"""How often a model holds the right choice for the likeliest.
+"""Multiple-choice accuracy: how often a model holds the right choice for the likeliest.
 
 With s_i the summed log-likelihood of choice i's tokens after the context:
 
@@ -43,7 +43,7 @@ class Examples(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What was found; None where a task has no such number."""
+    """A task's numbers; None where it has no such number."""
 
     task: str
     examples: int
@@ -57,7 +57,7 @@ class Result(NamedTuple):
         return self._asdict()
 
     def line(self) -> str:
-        """For people."""
+        """Returns the numbers as a line for people."""
         numbers = {"norm": self.accuracy_norm, "per token": self.accuracy_per_token}
         more = [f"{name} {value:.4f}" for name, value in numbers.items() if value is not None]
         more += [f"perplexity {self.perplexity:.2f}"] if self.perplexity is not None else []
@@ -72,9 +72,18 @@ class Result(NamedTuple):
 
 
 def load(task: str, path: str, tokenizer: Tokenizer, model: Model, *, limit: int = 0, shots: int = 0) -> Examples:
-    """A task's examples as this tokenizer has them, from its file or the hub; with `limit`, the first so many.
+    """Returns a task's examples in tokens.
 
-    UserError as the files raise it, where the tokenizer hasn't got the tokens, and where the model has no room.
+    Args:
+        task: Its name.
+        path: Its file; empty for the hub's.
+        tokenizer: The model's.
+        model: The model that is to be scored.
+        limit: Number of examples, from the beginning; 0 for all.
+        shots: Number of answered questions of MMLU before each.
+
+    Raises:
+        UserError: The file can't be read, the tokenizer hasn't got the tokens, or the model has no room for a choice.
     """
     greedy, taken = False, slice(limit or None)
     if path.endswith(".bin"):
@@ -128,7 +137,7 @@ def tokenized(question: Question, tokenizer: Tokenizer) -> Example:
 
 
 def split(context: str, completion: str, tokenizer: Tokenizer) -> Request:
-    """The two in tokens: those of the whole text, cut where the context's own end.
+    """Returns context and completion in tokens: those of the whole text, cut where the context's own end.
 
     A space at the context's end goes over to the completion, since it is a part of the next word's token. Without a
     context the completion comes after `prefix`. UserError where nothing is left to score.
@@ -143,7 +152,7 @@ def split(context: str, completion: str, tokenizer: Tokenizer) -> Request:
 
 
 def prefix(tokenizer: Tokenizer) -> int:
-    """What comes before a text that begins with nothing: the end of another, or a line's end.
+    """Returns the token before a text without a context: the end of another text, or a line's end.
 
     Some tokenizers drop a line's end; with them it is the first token that there is.
     """
@@ -156,14 +165,14 @@ def prefix(tokenizer: Tokenizer) -> int:
 
 
 def evaluate(examples: Examples, scorer: Scorer, params: Params) -> Result:
-    """The task's result with these parameters."""
+    """Returns the task's result with these parameters."""
     scores = iter(scorer(params, [request for example in examples.examples for request in example.requests]))
     per_example = [[next(scores) for _ in example.requests] for example in examples.examples]
     return result(examples, per_example)
 
 
 def result(examples: Examples, scores: Sequence[Sequence[Score]]) -> Result:
-    """The numbers, from each example's scores."""
+    """Returns the task's numbers, from each example's scores."""
     count, perplexity = len(examples.examples), None
     if examples.greedy:
         right = [bool(score.greedy) for (score,) in scores]
@@ -182,5 +191,5 @@ def result(examples: Examples, scores: Sequence[Sequence[Score]]) -> Result:
 
 
 def _right(example: Example, scores: Sequence[Score], lengths: Sequence[int]) -> bool:
-    """Whether the right choice has the largest score for its length."""
+    """Returns whether the right choice has the largest score for its length."""
     return int(np.argmax([score.log_likelihood / n for score, n in zip(scores, lengths, strict=True)])) == example.label

@@ -1,9 +1,9 @@
-"""How likely a model takes a text to go on as it does: what all multiple-choice tasks are made of.
+"""Log-likelihood of a text's continuation: what all multiple-choice tasks are made of.
 
     score = Σ_t log p(completion_t | context, completion_<t)
 
 Sequences are sorted by length and padded to one of a few lengths, so that one program for each of these lengths scores
-any task. What is padded comes after the sequence, and causal attention sees none of it. Each device scores batches of
+any task. Padding comes after the sequence, and causal attention sees none of it. Each device scores batches of
 the same shape whatever the number of devices is, and the last batch of a length is filled up with ignored targets, so
 that scores don't depend on the batch size or on the devices but for rounding.
 """
@@ -47,9 +47,9 @@ Scorer = Callable[[Params, Sequence[Request]], list[Score]]
 
 
 def padded_length(length: int, context: int) -> int:
-    """The least of 32, 48, 64, 96, 128, 192, ... that `length` fits in: powers of two and the middles between them.
+    """Returns the least of 32, 48, 64, 96, 128, 192, ... that is no less than `length`, at most the model's context.
 
-    At most the model's context.
+    These are powers of two and the middles between them.
     """
     power = SHORTEST
     while 2 * power <= length:
@@ -59,10 +59,14 @@ def padded_length(length: int, context: int) -> int:
 
 
 def make_scorer(config: Config, batch_size: int) -> Scorer:
-    """A function of parameters, as `config`'s train state has them, and requests: their scores, in their order.
+    """Returns a function of parameters, as `config`'s train state has them, and requests: their scores, in their order.
 
-    `batch_size` is the number of sequences that each device scores at once. Of a context that is too long for the model
-    the beginning is left out; a completion is at most as long as the model's context.
+    A context that is too long for the model loses its beginning; a completion is at most as long as the model's
+    context.
+
+    Args:
+        config: The run's configuration.
+        batch_size: Number of sequences that each device scores at once.
     """
     # The attention that takes any length.
     compute = dataclasses.replace(config.compute, attention="blocks")
@@ -111,7 +115,7 @@ def make_scorer(config: Config, batch_size: int) -> Scorer:
 def _of_tokens(
     head: unembedding.Params, x: Float[Array, "N C"], targets: Int[Array, " N"], vocabulary_size: int
 ) -> tuple[Float[Array, " N"], Bool[Array, " N"]]:
-    """Each target's loss, and whether it is the likeliest token; 0 and False of the ignored ones.
+    """Returns each target's loss, and whether it is the likeliest token; 0 and False for ignored ones.
 
     Most tokens are context and padding. The others come first, so that logits are computed only of chunks with them.
     """
@@ -139,12 +143,15 @@ def _of_tokens(
 
 
 def _places(requests: Sequence[Request]) -> list[Request]:
-    """The requests as tuples, which can be compared."""
+    """Returns the requests as tuples, which can be compared."""
     return [Request(tuple(request.context), tuple(request.completion)) for request in requests]
 
 
 def _by_length(requests: list[Request], context: int) -> dict[int, list[Request]]:
-    """The different requests by the length that they are padded to, the longest first, so that room shows at once."""
+    """Groups the different requests by the length that they are padded to.
+
+    The longest come first, so that a lack of memory shows at once.
+    """
     groups: dict[int, list[Request]] = {}
     for request in sorted(set(requests), key=lambda request: (-sum(map(len, request)), request)):
         length = padded_length(min(sum(map(len, request)) - 1, context), context)
@@ -153,7 +160,7 @@ def _by_length(requests: list[Request], context: int) -> dict[int, list[Request]
 
 
 def _batch(requests: list[Request], rows: int, length: int, context: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and targets, int32 (rows, length)."""
+    """Returns tokens and targets, int32 (rows, length)."""
     tokens = np.zeros((rows, length), np.int32)
     targets = np.full((rows, length), cross_entropy.IGNORED, np.int32)
     for row, (before, completion) in enumerate(requests):

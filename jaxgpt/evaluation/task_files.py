@@ -28,10 +28,15 @@ RESTORE = "Restore the file from where it came"
 
 
 def questions(task: str, path: str, shots: int = 0) -> list[Question]:
-    """All of a task's questions, from a file, or from the hub where `path` is empty.
+    """Returns all of a task's questions.
 
-    `shots` is the number of answered questions of MMLU that come before each, from its development split. UserError for
-    a task or a file that isn't there, and for one that isn't as it should be.
+    Args:
+        task: Its name.
+        path: Its file; empty to take it from the hub.
+        shots: Number of answered questions of MMLU that come before each, from its development split.
+
+    Raises:
+        UserError: There is no such task or file, or the file isn't as it should be.
     """
     check_name(task, path)
     if shots and task != "mmlu":
@@ -58,7 +63,7 @@ def questions(task: str, path: str, shots: int = 0) -> list[Question]:
 
 
 def check_name(task: str, path: str) -> None:
-    """UserError for a task that there isn't; a file of llm.c's may be of any."""
+    """Raises a UserError for a task that there isn't; a file of llm.c's may be of any."""
     if task not in TASKS and not (task and path.endswith(".bin")):
         raise UserError(f"there is no task {written(task)}{nearest(task, TASKS)} There are: {', '.join(TASKS)}")
 
@@ -67,7 +72,7 @@ def check_name(task: str, path: str) -> None:
 
 
 def _development(where: Path, path: str, shots: int) -> dict[str, list[Row]]:
-    """The development split's rows by their subject."""
+    """Returns the development split's rows by their subject."""
     if not path:
         folder = _downloaded("mmlu", "all/dev")
     elif where.is_dir() and where.with_name("dev").is_dir():
@@ -96,7 +101,7 @@ def _shown(row: Row, development: dict[str, list[Row]], shots: int) -> list[Row]
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file, or of all CSV files in a folder."""
+    """Yields the rows of a file, or of all CSV files in a folder."""
     readers = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
     try:
         found = sorted(path.glob("*.csv")) if path.is_dir() else [path]
@@ -168,7 +173,10 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _downloaded(task: str, part: str) -> Path:
-    """The file in the hub's cache, which goes on with downloads that were broken off. UserError where it can't be."""
+    """Returns a task's file in the hub's cache, downloaded if it isn't there.
+
+    The hub's client resumes downloads that were broken off. UserError where the file can't be had.
+    """
     by_hand = f"Name a file of it with --data: JSON lines, or Parquet of {TASKS[task].repository}"
     try:
         from huggingface_hub import hf_hub_download

@@ -38,7 +38,7 @@ Row = Mapping[str, Any]
 
 
 class Malformed(Exception):
-    """What is wrong with a row."""
+    """An error in a row; its text says what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Task:
 
 
 def _asked(contexts: str | list[str], choices: list[str], label: int) -> Question:
-    """The question with a space between each context and its choice."""
+    """Returns the question with a space between each context and its choice."""
     if isinstance(contexts, str):
         contexts = [contexts] * len(choices)
     if not 0 <= label < len(choices):
@@ -83,7 +83,7 @@ def _texts(row: Row, key: str) -> list[str]:
 
 
 def _number(row: Row, key: str) -> int:
-    """An integer, which may be written as a text."""
+    """Returns an integer, which the row may have as a text."""
     value = row.get(key)
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
         return int(value)
@@ -98,12 +98,15 @@ def _number(row: Row, key: str) -> int:
 
 
 def _without_brackets(text: str) -> str:
-    """The text without what WikiHow's layout left in it: "[header]", "[title]", "[step]"."""
+    """Returns the text without what WikiHow's layout left in it: "[header]", "[title]", "[step]"."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
 def _hellaswag(row: Row) -> Question:
-    """Files with the context in one piece (ctx alone) have it taken as it is; its second part isn't capitalised."""
+    """Returns a row's question.
+
+    A context in one piece (ctx alone) is taken as it is: its second part isn't capitalised.
+    """
     parts = "ctx_a" in row
     context = f"{_text(row, 'ctx_a')} {_text(row, 'ctx_b').capitalize()}" if parts else _text(row, "ctx")
     endings = [_without_brackets(ending) for ending in _texts(row, "endings")]
@@ -114,7 +117,7 @@ def _hellaswag_llmc(row: Row) -> Question:
     return _asked(_text(row, "ctx"), _texts(row, "endings"), _number(row, "label"))
 
 
-# Of one form each
+# Tasks of one form each
 
 
 def _mmlu(row: Row) -> Question:
@@ -131,7 +134,7 @@ def _mmlu(row: Row) -> Question:
 
 
 def _mmlu_heading(row: Row) -> str:
-    """Above the whole, and so above none of what is shown in it: those rows have no subject."""
+    """Returns the heading above the whole; the examples that are shown have none, since their rows have no subject."""
     subject = row.get("subject")
     if not isinstance(subject, str):
         return ""
@@ -152,8 +155,11 @@ def _winogrande(row: Row) -> Question:
 
 
 def _stem_and_choices(row: Row, stem: str) -> tuple[str, list[str], int]:
-    """The AI2's form: {"question": {"stem", "choices": [{"text", "label"}]}, "answerKey"}, or on the hub, where `stem`
-    names the question's text, {stem, "choices": {"text": [], "label": []}, "answerKey"}."""
+    """Returns the question, the choices and the right one's index of a row in the AI2's form.
+
+    That is {"question": {"stem", "choices": [{"text", "label"}]}, "answerKey"}, or on the hub, where `stem` names the
+    question's text, {stem, "choices": {"text": [], "label": []}, "answerKey"}.
+    """
     question = row.get("question")
     if isinstance(question, dict):
         choices = question.get("choices")

@@ -1,1 +1,1 @@
-"""Drawing text from a model."""
+"""Text generation: sampling, decoding with a cache, and a server."""

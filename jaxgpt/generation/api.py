@@ -1,7 +1,7 @@
-"""What `/v1/completions` is asked for: the body of a request, checked, as texts to draw.
+"""Requests to `/v1/completions`: a request's body is checked and becomes texts to draw.
 
 The parameters are OpenAI's (https://platform.openai.com/docs/api-reference/completions), and top_k, min_p and
-repetition_penalty beside them. One that would change the answer and isn't there is refused, never passed over.
+repetition_penalty besides. A parameter that would change the answer and isn't offered is refused, never ignored.
 """
 
 import functools
@@ -27,10 +27,10 @@ MOST_STOP_CHARACTERS = 256
 MOST_PARTS = 1000  # names and values of a body, beside the tokens of its prompts
 LONGEST_NAME = 60  # characters of what isn't known that are shown
 LEAST_SEED, MOST_SEED = -(2**63), 2**63 - 1
-ANY_SEED = -1  # as without one
-# Known, and left away or one of these, since anything else can't be done.
+ANY_SEED = -1  # the same as no seed
+# Parameters that are known and not offered, with the values that they may have: those change nothing.
 NOT_OFFERED: dict[str, tuple[Any, ...]] = {
-    "best_of": (None, 1),  # and `n`
+    "best_of": (None, 1),  # and the value of `n`
     "frequency_penalty": (None, 0),
     "logit_bias": (None, {}),
     "logprobs": (None,),
@@ -55,6 +55,7 @@ class ApiError(Exception):
         self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
 
     def body(self) -> dict[str, Any]:
+        """Returns the body of the answer, a JSON object."""
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
@@ -67,7 +68,7 @@ def rendered(value: dict[str, Any]) -> bytes:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for."""
+    """Limits on one request."""
 
     context: int
     """Tokens of prompt and answer together."""
@@ -83,8 +84,8 @@ def read(body: bytes, limits: Limits) -> Any:
     """Returns the JSON value of a body.
 
     Raises:
-        ApiError: It has none, or of more parts than any request that could be answered: which is known before Python's
-            parser, for which all threads wait, makes hundreds of thousands of objects of it.
+        ApiError: It has none, or one of more parts than any request that could be answered. The parts are counted
+            before Python's parser, for which all threads wait, makes hundreds of thousands of objects of them.
     """
     most = MOST_PARTS + limits.texts * limits.context
     if next(itertools.islice(_PARTS.finditer(body), most, None), None):
@@ -107,7 +108,7 @@ class Completion:
 
 
 def completion(body: Any, name: str, tokenizer: Tokenizer, vocabulary_size: int, limits: Limits) -> Completion:
-    """The request that a JSON body makes of the model called `name`. ApiError where it can't be answered."""
+    """Returns what a JSON body asks of the model called `name`. ApiError where it can't be answered."""
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object")
     take = _Taker(body)
@@ -191,7 +192,7 @@ class _Taker:
 
 
 def _prompt_values(value: str | list) -> list[str | list]:
-    """A text, texts, tokens, or lists of tokens: each prompt as a text or a list."""
+    """Returns the prompts, each a text or a list of tokens, of a text, texts, tokens, or lists of tokens."""
     if isinstance(value, list) and not value:
         raise ApiError(400, "prompt is empty", param="prompt")
     return [value] if isinstance(value, str) or all(map(_is_token, value)) else value
@@ -202,7 +203,12 @@ def _is_token(value: Any) -> bool:
 
 
 def _tokens(value: Any, tokenizer: Tokenizer, vocabulary_size: int, special: bool, most: int) -> np.ndarray:
-    """A prompt's tokens. ApiError for more than `most`, which of a long text is known before it is cut into them."""
+    """Returns a prompt's tokens.
+
+    Raises:
+        ApiError: They are more than `most`, which is known of a very long text before it is encoded; or the prompt is
+            no text and no tokens, or has tokens that the model doesn't know.
+    """
     size = min(vocabulary_size, tokenizer.vocabulary_size)
     if isinstance(value, (str, list)) and len(value) > most * (_longest(tokenizer) if isinstance(value, str) else 1):
         kind = "characters" if isinstance(value, str) else "tokens"
@@ -231,7 +237,7 @@ def _too_long(what: str, most: int) -> ApiError:
 
 @functools.lru_cache(maxsize=4)
 def _longest(tokenizer: Tokenizer) -> int:
-    """Bytes of the longest token, which no token has more characters than."""
+    """Returns the bytes of the longest token: no token has more characters."""
     return max(map(len, tokenizer.tokens))
 
 

@@ -1,4 +1,4 @@
-"""Texts that are drawn side by side: each begins when a slot is free and leaves it when it ends.
+"""Continuous batching: texts are drawn side by side, each begins when a slot is free and leaves it when it ends.
 
 A text ends after its number of tokens, before the first of its stop texts, or before its tokenizer's end of text where
 that is asked for. What might be the beginning of a stop text is held back until it is known not to be.
@@ -56,7 +56,7 @@ def prompt_tokens(prompt: str, tokenizer: Tokenizer, special: bool, called: str)
 
 @dataclass(eq=False)
 class Text:
-    """A text on its way."""
+    """A text that is being drawn, or waits for a slot."""
 
     request: Request
     tokens: list[int] = field(default_factory=list)  # drawn so far
@@ -64,7 +64,7 @@ class Text:
 
 
 class Piece(NamedTuple):
-    """Of the text of request number `number`."""
+    """The next piece of the text of request number `number`."""
 
     number: int
     text: str
@@ -72,7 +72,7 @@ class Piece(NamedTuple):
 
 
 class UntilStop:
-    """Text from tokens, up to the first of some stop texts."""
+    """Decodes tokens to text, up to the first of some stop texts."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
         self._decode, self._stop = tokenizer.stream_decoder(), stop
@@ -80,11 +80,11 @@ class UntilStop:
         self.stopped = False
 
     def __call__(self, token: int) -> str:
-        """What is certain to be in the text, now that it has this token too."""
+        """Takes the next token; returns the further text that is certain now, since it can't begin a stop text."""
         return self._certain(self._decode(token))
 
     def finish(self) -> str:
-        """What was held back, when there are no more tokens."""
+        """Returns the text that was held back, when there are no more tokens."""
         piece = self._certain(self._decode.finish())
         piece, self._held = piece + self._held, ""
         return piece
@@ -103,7 +103,7 @@ class UntilStop:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of the text that `stop` begins with, and is longer than."""
+    """Returns the length of the longest end of the text that `stop` begins with, and is longer than."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
@@ -116,12 +116,13 @@ class Batch:
         self._running: dict[int, tuple[Text, UntilStop]] = {}
 
     def add(self, request: Request) -> Text:
+        """Queues a text to be drawn."""
         text = Text(request)
         self._waiting.append(text)
         return text
 
     def remove(self, text: Text) -> None:
-        """Of a text that nobody wants any more."""
+        """Removes a text that nobody wants any more."""
         if text in self._waiting:
             self._waiting.remove(text)
         for slot in [slot for slot, (running, _) in self._running.items() if running is text]:
@@ -177,7 +178,7 @@ class Batch:
 def generate(
     params: Params, requests: Sequence[Request], model: Model, compute: Compute, tokenizer: Tokenizer
 ) -> Iterator[Piece]:
-    """Pieces of all the texts as they come."""
+    """Yields pieces of all the texts as they come."""
     longest = max(len(request.prompt) + request.sampling.tokens for request in requests)
     model = only_known_tokens(model, tokenizer)
     decoder = Decoder(params, model, compute, slots=min(len(requests), MOST_SLOTS), capacity=longest)

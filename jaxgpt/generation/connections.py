@@ -25,15 +25,16 @@ HEADER_SECONDS = 10
 BODY_SECONDS = 30
 STALLED_SECONDS = 30
 CLOSING_SECONDS = 5  # for the last bytes of an answer to be taken
-LAST_SECONDS = 30  # that requests have to end when the server is told to
+LAST_SECONDS = 30  # in which requests must end once the server is told to
 LARGEST_HEAD = 1 << 14
 LONGEST_QUEUE = 1024  # connections that the system keeps until they are accepted
 SMALL_PIECE, MOST_SMALL_PIECES = 64, 1024  # bytes of a body's chunk, and how many chunks may have fewer
 
 
 class Requests(h11.Connection):
-    """The requests of a connection. Heads that are too long are errors, and bodies in so many small chunks that they
-    would take seconds to parse.
+    """The requests of a connection. Long heads are errors, and so are bodies in very many small chunks.
+
+    Such bodies would take seconds to parse.
     """
 
     def __init__(self) -> None:
@@ -206,7 +207,7 @@ class Listener(uvicorn.Server):
 
 
 class _Printable(logging.Formatter):
-    """What is logged may have clients' text in it."""
+    """Formats records as printable text: they may have clients' text in them."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
@@ -218,7 +219,7 @@ def _not_cancelled(record: logging.LogRecord) -> bool:
 
 
 def log_to_stderr() -> None:
-    """Has errors of uvicorn and asyncio printed to stderr. Their warnings are of clients' mistakes."""
+    """Logs errors of uvicorn and asyncio to stderr. Warnings, which are of clients' mistakes, are left out."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
     handler.addFilter(_not_cancelled)

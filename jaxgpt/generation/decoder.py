@@ -1,4 +1,4 @@
-"""Several texts that go on at once, each with a cache of its own in a slot.
+"""Decoder of several texts at once, each with a cache of its own in a slot.
 
     prefill    one text's prompt into its cache, and its first token: one program for each power of two of the length
     decode     up to MOST_AT_ONCE further tokens of some texts, in one loop on the device: one program for each power of
@@ -56,6 +56,7 @@ def _prefill(
     model: Model,
     compute: Compute,
 ) -> tuple[Slot, Int[Array, ""]]:
+    """Runs the first `length` of a prompt's tokens, and draws the token after them."""
     logits, cache = family(model).prefill(params, cache, tokens, length, Context(model, compute))
     token = draw(logits, options, drawn[None], seen[None])[0]
     return Slot(cache, token, length, drawn + 1, seen.at[token].set(True)), token
@@ -71,7 +72,7 @@ def _decode(
     model: Model,
     compute: Compute,
 ) -> tuple[tuple[Slot, ...], Int[Array, "B N"]]:
-    """`count` further tokens of each text, at most MOST_AT_ONCE; what is behind them means nothing."""
+    """Draws `count` further tokens of each text, at most MOST_AT_ONCE = N; columns behind them mean nothing."""
     rows = jnp.arange(len(slots))
     last, length, drawn, seen = (jnp.stack(column) for column in list(zip(*slots, strict=True))[1:])
 
@@ -89,7 +90,7 @@ def _decode(
 
 @dataclasses.dataclass
 class _Text:
-    """What is known here of the text in a slot."""
+    """The host's record of the text in a slot."""
 
     tokens: list[int]
     prompt: int  # how many of them were not drawn
@@ -123,7 +124,7 @@ class Decoder:
         return Slot(family(self.model).init_cache(self._params, self.capacity, self.model), last, length, drawn, seen)
 
     def free(self) -> list[int]:
-        """The slots without a text."""
+        """Returns the slots without a text."""
         return [slot for slot, text in enumerate(self._texts) if text is None]
 
     def start(self, slot: int, prompt: Sequence[int] | np.ndarray, sampling: Sampling, seed: int) -> int:
@@ -136,7 +137,7 @@ class Decoder:
         self._texts[slot] = None
 
     def go_on(self, most: int = MOST_AT_ONCE) -> dict[int, list[int]]:
-        """Some further tokens of each text, at least one and at most `most`, by slot."""
+        """Draws some further tokens of each text, at least one and at most `most`; returns them by slot."""
         running = {slot: text for slot, text in enumerate(self._texts) if text is not None}
         full = [slot for slot, text in running.items() if text.in_cache == self.model.context]
         forgetful = {slot: [self._run_prompt(slot, max(1, self.model.context // 2))] for slot in full}
@@ -152,9 +153,9 @@ class Decoder:
         return forgetful | drawn
 
     def _decode(self, slots: list[int], count: int) -> dict[int, list[int]]:
-        """`count` tokens of the texts in these slots.
+        """Draws `count` tokens of the texts in these slots; returns them by slot.
 
-        Free slots go with them, as many as there are, to make a power of two: few programs are compiled.
+        Free slots are decoded too, to make a power of two as far as there are any: so few programs are compiled.
         """
         number = min(power_of_two(len(slots)), len(self._slots))
         rows = [*slots, *self.free()][:number]
@@ -202,7 +203,10 @@ class Decoder:
 
 
 def computed_in(compute: Compute) -> Compute:
-    """How text is computed. On a CPU in float32: a bfloat16 product of few rows takes many times as long there."""
+    """Returns the options by which text is computed.
+
+    A CPU computes in float32: a bfloat16 product of few rows takes many times as long there.
+    """
     dtype = "float32" if jax.default_backend() == "cpu" else compute.dtype
     # The attention that takes any length, dtype and device, and keeps keys and values; layers apart, unless there are
     # many, since a loop over them would copy each layer's weights for every token.
@@ -210,5 +214,5 @@ def computed_in(compute: Compute) -> Compute:
 
 
 def power_of_two(number: int) -> int:
-    """The smallest one that is at least the number."""
+    """Returns the smallest power of two that is at least the number."""
     return 1 << (number - 1).bit_length()

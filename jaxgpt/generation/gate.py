@@ -1,7 +1,7 @@
 """The gate of the server's application: what is done with every request before and after it is answered.
 
-Refused are names of other machines in Host, by which a page in a browser could reach a server of this machine alone,
-and requests beyond the number of connections. Where an answer comes before a request's body has been read, the rest
+It refuses names of other machines in Host, by which a page in a browser could reach a server of this machine alone, and
+requests beyond the number of connections. Where an answer comes before a request's body has been read, the rest
 of the body is read first: a connection that is closed on a client that still sends takes the answer with it.
 """
 

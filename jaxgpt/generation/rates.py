@@ -1,4 +1,4 @@
-"""How much a client may do in a minute, and how many connections the process has files for."""
+"""Limits on what a client may do in a minute, and on the connections that the process has files for."""
 
 import collections
 import ipaddress

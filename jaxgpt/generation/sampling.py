@@ -28,7 +28,7 @@ LEAST_TOP_P = 1e-6
 
 
 class Settings(NamedTuple):
-    """One of each for every text.
+    """Sampling settings, one of each for every text.
 
     Temperature 0 takes the likeliest; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 change nothing.
     """
@@ -42,7 +42,7 @@ class Settings(NamedTuple):
 
 
 def settings(options: Sequence[tuple[Sampling, int]]) -> Settings:
-    """Of texts' options and seeds, as arrays. A seed has 64 bits, with or without a sign."""
+    """Returns texts' options and seeds as arrays. A seed has 64 bits, with or without a sign."""
     columns = {
         name: np.array(
             [getattr(sampling, name) for sampling, _ in options], np.int32 if name == "top_k" else np.float32
@@ -58,7 +58,7 @@ def settings(options: Sequence[tuple[Sampling, int]]) -> Settings:
 
 
 def only_known_tokens(model: Model, tokenizer: Tokenizer) -> Model:
-    """The model as text is drawn from it: no token that the tokenizer hasn't got, and all of it is one document."""
+    """Returns the model as text is drawn from it: with only the tokenizer's tokens, and each text one document."""
     vocabulary_size = min(model.vocabulary_size, tokenizer.vocabulary_size)
     return dataclasses.replace(model, vocabulary_size=vocabulary_size, document_start=-1)
 
@@ -66,7 +66,14 @@ def only_known_tokens(model: Model, tokenizer: Tokenizer) -> Model:
 def draw(
     logits: Float[Array, "B V"], settings: Settings, places: Int[Array, " B"], seen: Bool[Array, "B V"]
 ) -> Int[Array, " B"]:
-    """A token for each text; `places` counts the tokens drawn before, `seen` are the tokens that the text has."""
+    """Draws a token for each text.
+
+    Args:
+        logits: For each text's next token.
+        settings: Each text's own.
+        places: Number of tokens that were drawn for each text before.
+        seen: Tokens that occur in each text.
+    """
     temperature, penalty = settings.temperature[:, None], settings.repetition_penalty[:, None]
     logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
     likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -89,7 +96,7 @@ def draw(
 
 
 def _smallest_kept(scaled: Float[Array, "B V"], settings: Settings) -> Float[Array, " B"]:
-    """The logit of the least likely token that top_k and top_p leave; equally likely ones are left together."""
+    """Returns the logit of the least likely token that top_k and top_p leave; equally likely ones are left together."""
     top_k, top_p = settings.top_k[:, None], settings.top_p[:, None]
     descending = jnp.sort(scaled, axis=-1, descending=True)
     kept = (jnp.arange(scaled.shape[-1]) < top_k) | (top_k == 0)

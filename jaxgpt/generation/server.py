@@ -40,7 +40,7 @@ SHORT_BODY = 1 << 14
 
 @dataclass(frozen=True)
 class Options:
-    """How the server behaves."""
+    """Options of the server."""
 
     name: str
     """The model's."""
@@ -88,7 +88,7 @@ class Server:
         return Gate(app, self._options.loopback, error_response)
 
     def end(self) -> None:
-        """Ends what is being drawn: who waits for it is told."""
+        """Ends the texts that are being drawn, and tells the clients that wait for them."""
         for drawing in self._worker.drawings:
             drawing.fail(ApiError(503, "the server is ending"))
 

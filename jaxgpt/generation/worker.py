@@ -16,7 +16,7 @@ LOOK_SECONDS = 0.5  # between looks whether a client that waits for its whole an
 
 
 class Event(NamedTuple):
-    """What has come of a text."""
+    """A text's next piece, or its end."""
 
     piece: str
     tokens: int  # drawn so far
@@ -48,16 +48,17 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        """Texts that were asked for and have not ended; for the event loop's thread."""
+        """Number of texts that were asked for and have not ended; for the event loop's thread."""
         return sum(map(len, self.drawings))
 
     def ask(self, request: Request, listener: Listener) -> Job:
+        """Asks for a text; the listener is called with each of its events."""
         job = Job(request, listener)
         self._inbox.put(("add", job))
         return job
 
     def cancel(self, job: Job) -> None:
-        """Nobody waits for the text any more."""
+        """Cancels a text that nobody waits for any more."""
         self._inbox.put(("cancel", job))
 
     def stop(self) -> None:
@@ -86,7 +87,7 @@ class Worker:
                     job.listener(Event("", 0, "failed"))
 
     def _take_messages(self) -> bool:
-        """All that have come; waits for one where there is nothing to do. False to stop."""
+        """Handles all messages that have come, waiting for one where there is nothing to do. Returns False to stop."""
         while not self._inbox.empty() or not len(self._batch):
             what, job = self._inbox.get()
             if job is None:
@@ -100,7 +101,7 @@ class Worker:
 
 
 class Drawing:
-    """The texts of one request on their way, for the event loop. A context, whose end cancels what hasn't ended."""
+    """The texts of one request, for the event loop. A context manager: its exit cancels texts that haven't ended."""
 
     def __init__(self, worker: Worker, requests: Sequence[Request]):
         self._worker = worker
@@ -130,14 +131,14 @@ class Drawing:
         self._jobs.clear()
 
     def fail(self, error: ApiError) -> None:
-        """Has whoever waits for the texts get an error."""
+        """Sends an error to whoever waits for the texts."""
         self._queue.put_nowait(error)
 
     async def events(self, has_left: Callable[[], Awaitable[bool]] | None = None) -> AsyncGenerator[tuple[int, Event]]:
         """Yields pieces of all texts as they come, until all have ended.
 
         Args:
-            has_left: Tells whether the client has gone, with which it ends early.
+            has_left: Tells whether the client has gone; then this ends early.
 
         Raises:
             ApiError: There will be no more.

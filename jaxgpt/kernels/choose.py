@@ -1,8 +1,8 @@
-"""Which attention runs, decided once, before a step is compiled, and said in words that a person reads.
+"""Choice of the attention that runs: made once, before a step is compiled, and told to the user.
 
-`compute.attention` is what the user asks for. What comes out of `choose_attention` has it as "blocks"
+`compute.attention` is what the user asks for. `choose_attention` makes it "blocks"
 (`layers/attention.py`, which runs anywhere) or "cudnn" (`cudnn_attention.py`), and the model looks at nothing else. The
-choice is never a silent one: whoever calls this prints the words that come with it.
+choice is never a silent one: the caller prints the description that comes with it.
 """
 
 import dataclasses
@@ -17,14 +17,18 @@ from jaxgpt.options.config import Compute, Model
 
 
 def attention_layer(compute: Compute) -> ModuleType:
-    """The module whose forward, backward and output the model takes; an "auto" that nobody decided is "blocks"."""
+    """Returns the module of attention that the model takes; "auto", where it was not decided, is "blocks"."""
     return cudnn_attention if compute.attention == "cudnn" else attention
 
 
 def choose_attention(model: Model, compute: Compute, length: int) -> tuple[Compute, str]:
-    """`compute` with "auto" decided for sequences of `length` tokens on this machine's device, and the words for it.
+    """Decides "auto" for sequences of `length` tokens on this machine's device.
 
-    UserError where cuDNN's kernel is asked for and can't run.
+    Returns:
+        `compute` with its attention decided, and a description of it to print.
+
+    Raises:
+        UserError: cuDNN's kernel is asked for and can't run.
     """
     blocks = f"in blocks of {compute.attention_block} queries"
     if compute.attention == "blocks":
@@ -43,7 +47,7 @@ def choose_attention(model: Model, compute: Compute, length: int) -> tuple[Compu
 
 
 def missing(model: Model, compute: Compute, length: int) -> list[str]:
-    """What cuDNN's kernel would need and hasn't got here, each with what there is instead; empty where it can run.
+    """Lists what cuDNN's kernel needs and hasn't got here, each with what there is instead; empty where it can run.
 
     The limits are those of training in NVIDIA's support matrix for cuDNN's scaled dot-product attention, which are
     stricter in places than JAX's own check (`check_is_flash_attention`).
@@ -81,7 +85,7 @@ def _missing_cudnn(capability: tuple[int, ...]) -> list[str]:
 
 
 def _cuda_capability() -> tuple[int, ...] | None:
-    """The device's compute capability, (9, 0) for an H100; None where it isn't an NVIDIA GPU."""
+    """Returns the device's compute capability, (9, 0) for an H100; None where it isn't an NVIDIA GPU."""
     device = jax.devices()[0]
     if device.platform != "gpu" or "cuda" not in device.client.platform_version:  # AMD's are "gpu" too
         return None
@@ -89,7 +93,7 @@ def _cuda_capability() -> tuple[int, ...] | None:
 
 
 def _cudnn_parts(version: int) -> tuple[int, int, int]:
-    """91002 is 9.10.2."""
+    """Splits cuDNN's version as it counts it itself: 91002 is 9.10.2."""
     return version // 10000, version // 100 % 100, version % 100
 
 

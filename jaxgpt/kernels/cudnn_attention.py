@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Float32
 
 
 class Residuals(NamedTuple):
-    """As forward has them: the kernels read (B, T, H, D) in place, so nothing is transposed."""
+    """Residuals in the layout of forward's inputs: the kernels read (B, T, H, D) in place, so nothing is transposed."""
 
     q: Float[Array, "B T H D"]
     k: Float[Array, "B T H D"]
@@ -46,7 +46,11 @@ def forward(
     block: int,
     starts: None = None,
 ) -> tuple[Float[Array, "B T H D"], Residuals]:
-    """`block` is the layer's; cuDNN picks the sizes of its own tiles, so it changes nothing here. No `starts`."""
+    """Returns attention's output and its residuals.
+
+    `block` is the option of `layers/attention.py`; cuDNN picks the sizes of its own tiles, so it changes nothing here.
+    Documents (`starts`) aren't offered.
+    """
     out, logsumexp = cudnn._dot_product_attention_fwd_p_wrapper.bind(
         q, k, v, *_absent(q), is_training=True, **_parameters(q)
     )
@@ -57,7 +61,7 @@ def forward(
 def backward(
     residuals: Residuals, dout: Float[Array, "B T H D"], *, block: int, starts: None = None
 ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H D"], Float[Array, "B T H D"]]:
-    """(dq, dk, dv), in the dtype of dout. `block` as in forward."""
+    """Returns (dq, dk, dv), in the dtype of dout. `block` and `starts` are forward's."""
     q, k, v, out, logsumexp = residuals
     gradients = cudnn._dot_product_attention_bwd_p_wrapper.bind(
         q, k, v, *_absent(q), logsumexp, out, dout.astype(q.dtype), **_parameters(q)
@@ -72,7 +76,7 @@ def output(residuals: Residuals) -> Float[Array, "B T H D"]:
 
 
 def version() -> int | None:
-    """cuDNN's version as it counts it itself, 91002 for 9.10.2; None where there is no cuDNN."""
+    """Returns cuDNN's version as it counts it itself, 91002 for 9.10.2; None where there is no cuDNN."""
     try:
         return cudnn.check_cudnn_version()
     except RuntimeError:  # JAX's CUDA package is not installed
@@ -80,8 +84,10 @@ def version() -> int | None:
 
 
 def _absent(q: Float[Array, "B T H D"]) -> list[Float[Array, "0"]]:
-    """What the primitives can take and attention here has none of, in their order: a bias, the lengths of queries and
-    keys, offsets of packed sequences (two), page tables (two)."""
+    """Returns empty arrays for what the primitives can take and attention here has none of.
+
+    In their order: a bias, the lengths of queries and keys, offsets of packed sequences (two), page tables (two).
+    """
     return [jnp.zeros(0, q.dtype)] * 7
 
 

@@ -27,7 +27,7 @@ from jaxgpt.layers.numerics import accumulation_dtype, not_before, product
 
 
 class Residuals(NamedTuple):
-    """All with the heads first, as the products want them."""
+    """Residuals, all with the heads first, as the products want them."""
 
     q: Float[Array, "B H T D"]
     k: Float[Array, "B H T D"]
@@ -64,7 +64,7 @@ def forward(
 def backward(
     residuals: Residuals, dout: Float[Array, "B T H D"], *, block: int, starts: Int[Array, "B T"] | None = None
 ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H D"], Float[Array, "B T H D"]]:
-    """(dq, dk, dv), in the dtype of dout. `block` and `starts` are forward's."""
+    """Returns (dq, dk, dv), in the dtype of dout. `block` and `starts` are forward's."""
     q, k, v, out, logsumexp = residuals
     q, k, v = not_before(dout, (q, k, v))  # the scores are computed again
     dtype, dout = accumulation_dtype(dout.dtype), _swap(dout)
@@ -103,7 +103,7 @@ def _blocks(length: int, block: int) -> Iterator[slice]:
 
 
 def _swap(x: Float[Array, "B a b D"]) -> Float[Array, "B b a D"]:
-    """(B, T, H, D) to (B, H, T, D), and back."""
+    """Swaps (B, T, H, D) to (B, H, T, D), and back."""
     return jnp.swapaxes(x, 1, 2)
 
 

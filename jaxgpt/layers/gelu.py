@@ -26,7 +26,7 @@ class Residuals(NamedTuple):
 
 @jax.named_scope("gelu.forward")
 def forward(x: Float[Array, "*batch F"]) -> tuple[Float[Array, "*batch F"], Residuals]:
-    """Computed in the accumulation dtype; the output has the dtype of x."""
+    """Computes in the accumulation dtype; the output has the dtype of x."""
     wide = x.astype(accumulation_dtype(x.dtype))
     y = 0.5 * wide * (1 + jnp.tanh(SLOPE * (wide + CUBIC * wide * wide * wide)))
     return y.astype(x.dtype), Residuals(x)

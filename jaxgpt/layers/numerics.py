@@ -34,7 +34,7 @@ def product(equation: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Fl
 
 @functools.cache
 def _cpu_multiplies_bfloat16() -> bool:
-    """Whether this machine's CPU says so; where it says nothing (not on Linux), it is taken not to."""
+    """Returns whether this machine's CPU says so; where it says nothing (not on Linux), it is taken not to."""
     try:
         words = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
     except OSError:

@@ -43,7 +43,7 @@ def normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.f
 
 
 def _normal_from(first: UInt[Array, ""], key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """Those whose place begins at `first`."""
+    """Normal numbers whose place begins at `first`."""
     words = _bits_from(first, key, shape, jnp.uint32)
     # 23 bits below a one's exponent are a number in [1, 2).
     ones = lax.bitcast_convert_type(words >> 9 | jnp.uint32(0x3F800000), jnp.float32)
@@ -55,13 +55,13 @@ def _normal_from(first: UInt[Array, ""], key: Key[Array, ""], shape: tuple[int, 
 def _bits_from(
     first: UInt[Array, ""], key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike
 ) -> UInt[Array, "..."]:
-    """Those whose place begins at `first`."""
+    """Random bits whose place begins at `first`."""
     words = _threefry(jax.random.key_data(key), first + _places(shape))
     return lax.convert_element_type(words[0] ^ words[1], dtype)
 
 
 def _counted_by_one_word(key: Key[Array, ""], shape: tuple[int, ...]) -> bool:
-    """Whether these are numbers of threefry's whose place is less than 2³², as of all but the largest models."""
+    """Returns whether these are threefry's numbers whose places are below 2³², as of all but the largest models."""
     partitionable = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
     return partitionable and str(jax.random.key_impl(key)) == "threefry2x32" and math.prod(shape) < COUNTED
 

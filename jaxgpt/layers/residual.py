@@ -15,11 +15,11 @@ from jaxtyping import Array, Float
 
 @jax.named_scope("residual.forward")
 def forward(x: Float[Array, "*batch C"], branch: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
-    """Nothing is kept for backward."""
+    """Returns the sum; nothing is kept for backward."""
     return x + branch
 
 
 @jax.named_scope("residual.backward")
 def backward(dy: Float[Array, "*batch C"]) -> tuple[Float[Array, "*batch C"], Float[Array, "*batch C"]]:
-    """(dx, dbranch)."""
+    """Returns (dx, dbranch)."""
     return dy, dy

@@ -24,7 +24,7 @@ from jaxgpt.layers.numerics import accumulation_dtype
 def forward(
     x: Float[Array, "B T H D"], places: Int[Array, "#B T"], *, base: float = 10_000.0
 ) -> Float[Array, "B T H D"]:
-    """Computed in the accumulation dtype; the output has the dtype of x. Nothing is kept for backward. D is even."""
+    """Computes in the accumulation dtype; the output has the dtype of x. Nothing is kept for backward. D is even."""
     cos, sin = _turns(x, places, base)
     first, second = _halves(x)
     y = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -22,7 +22,7 @@ class Residuals(NamedTuple):
 
 @jax.named_scope("swiglu.forward")
 def forward(gate: Float[Array, "*batch F"], up: Float[Array, "*batch F"]) -> tuple[Float[Array, "*batch F"], Residuals]:
-    """Computed in the accumulation dtype; the output has the dtype of the inputs."""
+    """Computes in the accumulation dtype; the output has the dtype of the inputs."""
     g, u = (array.astype(accumulation_dtype(array.dtype)) for array in (gate, up))
     return (g * jax.nn.sigmoid(g) * u).astype(gate.dtype), Residuals(gate, up)
 
@@ -31,7 +31,7 @@ def forward(gate: Float[Array, "*batch F"], up: Float[Array, "*batch F"]) -> tup
 def backward(
     residuals: Residuals, dy: Float[Array, "*batch F"]
 ) -> tuple[Float[Array, "*batch F"], Float[Array, "*batch F"]]:
-    """(dgate, dup), in the dtype of dy. The sigmoid is computed again rather than kept."""
+    """Returns (dgate, dup), in the dtype of dy. The sigmoid is computed again rather than kept."""
     dtype = accumulation_dtype(dy.dtype)
     g, u = (array.astype(dtype) for array in not_before(dy, residuals))
     s = jax.nn.sigmoid(g)

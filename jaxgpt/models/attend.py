@@ -1,4 +1,4 @@
-"""How the tokens of a block attend: to the text before them, or to the keys and values that were kept of it.
+"""Attention of a block's tokens: to the text before them, or to the keys and values that were kept of it.
 
 A family's `block_forward` is handed one of these and calls its `forward(q, k, v)` on (B, T, H, D). So a block's maths
 is written once for training, prefill and decoding:
@@ -71,7 +71,7 @@ class WholeText:
     def backward(
         self, residuals: Any, dout: Float[Array, "B T H D"]
     ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H D"], Float[Array, "B T H D"]]:
-        """(dq, dk, dv)."""
+        """Returns (dq, dk, dv)."""
         block = self.context.compute.attention_block
         return self._layer.backward(residuals, dout, block=block, starts=self.starts)
 
@@ -107,7 +107,7 @@ class KeptText:
 
 
 def split_heads(x: Float[Array, "N C"], batch: int, heads: int) -> Float[Array, "B T H D"]:
-    """Head h takes columns hD to (h+1)D."""
+    """Splits columns into heads: head h takes columns hD to (h+1)D."""
     return x.reshape(batch, x.shape[0] // batch, heads, x.shape[1] // heads)
 
 

@@ -28,7 +28,7 @@ def identity(block: Block) -> Block:
 
 
 class Context(NamedTuple):
-    """What every function of a family needs and none of them changes."""
+    """Options and transforms that every function of a family needs and none of them changes."""
 
     model: Model
     compute: Compute
@@ -38,14 +38,14 @@ class Context(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What a family's `features` reads."""
+    """Inputs of a family's `features`."""
 
     tokens: Int[Array, "B T"]
     starts: Int[Array, "B T"] | None = None  # the place where each token's document begins; None: all at 0
 
 
 class Aux(NamedTuple):
-    """What a family adds to the loss itself, such as the balance of a router, and its metrics by name."""
+    """Terms that a family adds to the loss itself, such as the balance of a router, and its metrics by name."""
 
     loss: Float[Array, ""] | float = 0.0
     metrics: Any = ()
@@ -69,12 +69,12 @@ def inputs_of(tokens: Int[Array, "B T"], model: Model) -> Inputs:
 
 
 def are_stacked(blocks: Any) -> bool:
-    """Whether these blocks, or what belongs to them layer by layer, lie on a leading L axis."""
+    """Returns whether these blocks, or what belongs to them layer by layer, lie on a leading L axis."""
     return type(blocks) is not tuple
 
 
 def unstacked(params: Params) -> Params:
-    """The same parameters with each block's apart."""
+    """Returns the parameters with each block's apart."""
     if not are_stacked(params.blocks):
         return params
     leaves, block = jax.tree.flatten(params.blocks)
@@ -82,7 +82,7 @@ def unstacked(params: Params) -> Params:
 
 
 def stacked(params: Params) -> Params:
-    """The same parameters with all blocks' on a leading L axis."""
+    """Returns the parameters with all blocks' on a leading L axis."""
     if are_stacked(params.blocks):
         return params
     return params._replace(blocks=jax.tree.map(lambda *leaves: jnp.stack(leaves), *params.blocks))
@@ -104,7 +104,7 @@ def block_shapes(shapes: Params) -> Block:
 
 
 def stacked_marks(params: Params) -> Params:
-    """For each tensor, whether its first axis counts layers."""
+    """Marks for each tensor whether its first axis counts layers."""
     marks = jax.tree.map(lambda _: False, params)
     if are_stacked(params.blocks):
         marks = marks._replace(blocks=jax.tree.map(lambda _: True, params.blocks))
@@ -117,7 +117,7 @@ def stacked_marks(params: Params) -> Params:
 def scan_blocks(
     body: Callable, carry: Array, blocks: Any, *more: Any, gather: BlockTransform = identity, reverse: bool = False
 ) -> Any:
-    """`body(carry, block, *more's parts)`, which returns (carry, output), over all layers: (carry, outputs).
+    """Scans `body(carry, block, *more's parts)`, which returns (carry, output), over all layers: (carry, outputs).
 
     Over stacked blocks this is a loop, which is compiled once and copies each layer out of the stack and its outputs
     into one. Over blocks apart its turns are written out, which is traced once (jit), compiled L times (inline) and

@@ -48,7 +48,7 @@ class Params(NamedTuple):
 
 
 class BlockResiduals(NamedTuple):
-    """What a block keeps; None what `compute.recompute` has computed again.
+    """Residuals of a block; None for what `compute.recompute` has computed again.
 
     The input of `attention_out` is attention's own output, so it is not kept twice.
     """
@@ -148,7 +148,7 @@ def describe(model: Model) -> str:
 
 
 def decays(params: Params) -> Params:
-    """True for the tensors that weight decay applies to: both tables and the blocks' weights."""
+    """Marks with True the tensors that weight decay applies to: both tables and the blocks' weights."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].name in MATRICES, params)
 
 
@@ -191,7 +191,7 @@ def block_forward(
 def block_backward(
     params: Block, residuals: BlockResiduals, dx: Float[Array, "N C"], attend: WholeText
 ) -> tuple[Block, Float[Array, "N C"]]:
-    """`block_forward` from its last line to its first."""
+    """Backward of a block: `block_forward` from its last line to its first."""
     dx, dbranch = residual.backward(dx)
     activated = residuals.mlp_out or linear.Residuals(swiglu.forward(*not_before(dbranch, residuals.swiglu))[0])
     mlp_out, dactivated = linear.backward(params.mlp_out, activated, dbranch)

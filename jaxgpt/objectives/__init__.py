@@ -1,4 +1,4 @@
-"""What is minimised. Each objective is a module with the same names: Batch, count, loss, loss_and_grads."""
+"""Objectives, which training minimises. Each is a module with the same names: Batch, count, loss, loss_and_grads."""
 
 from types import ModuleType
 
@@ -7,5 +7,5 @@ from jaxgpt.options.config import Config
 
 
 def objective(config: Config) -> ModuleType:
-    """The module of what this configuration minimises."""
+    """Returns the module of this configuration's objective."""
     return next_token

@@ -1,4 +1,4 @@
-"""The next token: the mean of -log p(target) over all tokens that have a target.
+"""Next-token objective: the mean of -log p(target) over all tokens that have a target.
 
     loss = -scale Σ_i ℓ_i           ∂loss/∂ℓ_i = -scale           ℓ_i = log p(target_i)
 
@@ -22,14 +22,14 @@ __all__ = ["Batch", "count", "loss", "loss_and_grads"]
 
 
 def count(batch: Batch) -> Int[Array, ""]:
-    """The number of tokens that the mean is over."""
+    """Returns the number of tokens that the mean is over."""
     return jnp.sum(batch.targets != cross_entropy.IGNORED)
 
 
 def loss(
     family: ModuleType, params: Params, batch: Batch, context: Context, *, scale: Float[Array, ""] | None = None
 ) -> Float[Array, ""]:
-    """The mean over this batch's targets; with `scale`, `scale` times their sum."""
+    """Returns the mean loss of this batch's targets, in nats; with `scale`, `scale` times their sum."""
     x, _, aux = family.features(params, inputs_of(batch.tokens, context.model), context)
     value, _ = _classify(family, params, x, batch, context, _scale(batch, scale))
     return _with_aux(value, aux, batch, scale)
@@ -38,7 +38,7 @@ def loss(
 def loss_and_grads(
     family: ModuleType, params: Params, batch: Batch, context: Context, *, scale: Float[Array, ""] | None = None
 ) -> tuple[Float[Array, ""], dict[str, Any], Params]:
-    """`loss`, metrics by name, and the loss's gradient by every parameter, in the accumulation dtype."""
+    """Returns `loss`, metrics by name, and the gradient by every parameter, in the accumulation dtype."""
     x, residuals, aux = family.features(params, inputs_of(batch.tokens, context.model), context)
     value, classifier = _classify(family, params, x, batch, context, _scale(batch, scale))
     dhead, dx = unembedding.backward(classifier)
@@ -51,7 +51,7 @@ def _scale(batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""]:
 
 
 def _share(batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""] | float:
-    """This batch's share of all targets, which is what the family's own loss counts with."""
+    """Returns this batch's share of all targets, by which the family's own loss is weighted."""
     return 1.0 if scale is None else scale * count(batch)
 
 
@@ -74,5 +74,5 @@ def _classify(
 
 
 def _chunk_loss(scale: Float[Array, ""], logp: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, " n"]]:
-    """A chunk's loss, and its gradient by each log-probability."""
+    """Returns a chunk's loss, and its gradient by each log-probability."""
     return -scale * jnp.sum(logp), jnp.full(logp.shape, -scale)

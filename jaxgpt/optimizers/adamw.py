@@ -30,6 +30,8 @@ class Moments(NamedTuple):
 
 
 def init(params: Tree) -> Moments:
+    """Returns zero moments in the accumulation dtype, each in memory of its own."""
+
     def zeros() -> Tree:
         return jax.tree.map(lambda param: jnp.zeros(param.shape, accumulation_dtype(param.dtype)), params)
 
@@ -49,9 +51,18 @@ def update(
     advance: Bool[Array, ""] | bool = True,
     key: Key[Array, ""] | None = None,
 ) -> tuple[Tree, Moments]:
-    """New parameters and moments; the old ones where `advance` is False.
+    """Returns the new parameters and moments; the old ones where `advance` is False.
 
-    `step` counts from 0; `decays` is a tree of bools like `params`; bfloat16 parameters need a `key`.
+    Args:
+        params: The parameters.
+        moments: Their moments.
+        grads: Their gradients, already clipped.
+        decays: A tree of bools like `params`: which of them decay.
+        step: The step's number, from 0.
+        learning_rate: η.
+        options: β₁, β₂, ε and λ.
+        advance: False leaves everything as it is.
+        key: Needed by bfloat16 parameters, whose new values are rounded at random.
     """
     t = step + 1
     correction1 = 1 - options.beta1**t
@@ -84,7 +95,7 @@ def _update_one(
     decay: bool,
     options: Optimizer,
 ) -> tuple[Array, Array, Array]:
-    """One tensor's new value and moments; `place` is which of the parameters it is."""
+    """Returns one tensor's new value and moments; `place` is its number among the parameters."""
     first = jnp.where(advance, options.beta1 * first + (1 - options.beta1) * grad, first)
     second = jnp.where(advance, options.beta2 * second + (1 - options.beta2) * jnp.square(grad), second)
     # Keeps the compiler from computing the moments a second time for the parameter, which would need copies of the

@@ -10,9 +10,11 @@ from jaxtyping import Array, Float
 
 @jax.named_scope("clipping.global_norm")
 def global_norm(grads: Any, total: Callable[[Array], Array] | None = None) -> Float[Array, ""]:
-    """The Euclidean norm of all gradients taken as one vector.
+    """Returns the Euclidean norm of all gradients taken as one vector.
 
-    Where several devices have a part of it each, `total` gives the sum of their squares.
+    Args:
+        grads: The gradients, or this device's shards of them.
+        total: Sums the squares over the devices, where each has a shard of the gradients.
     """
     squares = jnp.asarray(sum(_square(grad) for grad in jax.tree.leaves(grads)))
     return jnp.sqrt(total(squares) if total else squares)
@@ -24,5 +26,5 @@ def _square(grad: Float[Array, "..."]) -> Float[Array, ""]:
 
 
 def factor(norm: Float[Array, ""], limit: float) -> Float[Array, ""]:
-    """What to multiply the gradients by so that their norm is at most `limit`; 1 where `limit` is 0."""
+    """Returns the factor that brings gradients of this norm to at most `limit`; 1 where `limit` is 0."""
     return jnp.minimum(1, limit / norm) if limit else jnp.ones_like(norm)

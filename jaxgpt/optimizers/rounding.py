@@ -15,7 +15,7 @@ from jaxgpt.layers import random
 
 
 def stochastic(x: Float32[Array, "..."], key: Key[Array, ""]) -> BFloat16[Array, "..."]:
-    """NaN, infinities and what is a bfloat16 already stay what they are."""
+    """Rounds at random to bfloat16. NaN, infinities and what is a bfloat16 already stay what they are."""
     noise = random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
     bits = lax.bitcast_convert_type(x, jnp.uint32) + noise
     rounded = lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)

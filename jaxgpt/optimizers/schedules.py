@@ -19,7 +19,7 @@ WSD_FLAT = 0.8
 
 
 def learning_rate(step: Int[Array, ""], steps: int, options: Optimizer) -> Float[Array, ""]:
-    """For step 0 to `steps` - 1. A function of a traced step: a change of phase compiles nothing."""
+    """Returns the rate at `step`, from 0 to `steps` - 1. The step may be traced: a change of phase compiles nothing."""
     peak, final = options.learning_rate, options.final_fraction * options.learning_rate
     warmup = options.warmup_steps
     progress = _progress(step, warmup, steps)
@@ -36,5 +36,5 @@ def learning_rate(step: Int[Array, ""], steps: int, options: Optimizer) -> Float
 
 
 def _progress(step: Int[Array, ""], start: int, end: int) -> Float[Array, ""]:
-    """0 up to `start`, 1 at `end`, linear between."""
+    """Returns 0 up to `start`, 1 at `end`, and is linear between."""
     return jnp.clip((step - start) / max(end - start, 1), 0, 1)

@@ -1,1 +1,1 @@
-"""Data parallelism: the mesh of devices, and who of them has what."""
+"""Data parallelism: device mesh, ZeRO sharding, multi-process setup."""

@@ -1,9 +1,9 @@
-"""What any process wishes, all of them learn at the same step: to stop, to save.
+"""Agreement of processes: a wish of any of them, to stop or to save, is known to all of them at the same step.
 
-A process alone may not leave the loop or begin to save, since the others would wait for it in a collective. So with
-each step the processes' wishes are put together in a program of its own, a maximum of a few numbers over all devices.
-It runs behind the step before, and its result is read one step later, when it is long there: neither the device nor
-Python waits for it. A process alone hears what it says.
+A process by itself may not leave the loop or begin to save, since the others would wait for it in a collective. So at
+each step the processes' wishes are combined by a small program: a maximum of a few numbers over all devices. It runs
+behind the step before, and its result is read one step later, when it has long been there: neither the device nor
+Python waits for it. A process that trains alone gets its own wishes back.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from jaxgpt.parallel.sharding import Layout
 
 
 class Agreement:
-    """Of the processes of a layout; all of them have to call its methods in the same order."""
+    """Combines the wishes of a layout's processes. All of them have to call its methods in the same order."""
 
     def __init__(self, layout: Layout):
         self.layout = layout
@@ -29,7 +29,14 @@ class Agreement:
             self._any = layout.jit(lambda wishes: lax.pmax(wishes[0], AXIS), in_specs=sharded, out_specs=whole)
 
     def exchange(self, wishes: Sequence[bool]) -> list[bool]:
-        """Says this process's wishes; returns which of them any process had at the last exchange (at first, none)."""
+        """Sends this process's wishes, and returns those that any process sent at the exchange before.
+
+        Args:
+            wishes: One bool per wish, in the same order at each call and in each process.
+
+        Returns:
+            One bool per wish, all False at the first exchange. A process that trains alone gets its own at once.
+        """
         if processes.count() == 1:
             return list(wishes)
         before = self._said
@@ -38,7 +45,7 @@ class Agreement:
         return [False] * len(wishes) if before is None else [bool(wish) for wish in np.asarray(before)]
 
     def now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Which of the wishes any process has now, for which it waits."""
+        """Returns which of the wishes any process has now; waits for all processes."""
         self.exchange(wishes)
         heard = self.exchange(wishes)
         self._said = None

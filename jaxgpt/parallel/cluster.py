@@ -1,7 +1,8 @@
-"""Where this process stands among those that train together, as options or the cluster say.
+"""This process's place among those that train together, from options or from the cluster's scheduler.
 
-JAX knows how to ask Slurm, Open MPI and Kubernetes; here is what it leaves open: whether there are several processes at
-all, Open MPI 5, of which it either knows nothing or asks mpi4py, and which devices are whose.
+JAX knows how to ask Slurm, Open MPI and Kubernetes. This module decides what JAX leaves open: whether there are several
+processes at all, Open MPI 5 (of which JAX either knows nothing or asks mpi4py), and which devices belong to which
+process.
 """
 
 import os
@@ -22,14 +23,15 @@ class Place(NamedTuple):
     coordinator: str  # host:port, where process 0 listens
     processes: int
     process: int
-    source: str  # who says so
-    devices: list[int] | None = None  # this process's of its machine's; None takes those that it sees
+    source: str  # what says so, for messages
+    devices: list[int] | None = None  # its machine's device ids that this process takes; None: all that it sees
 
 
 def find(parallel: Parallel) -> Place | None:
-    """This process's place; None where it trains alone.
+    """Returns this process's place, or None where it trains alone.
 
-    UserError where the cluster says that there are several processes, and not how they find each other.
+    Raises:
+        UserError: The cluster says that there are several processes, and not how they find each other.
     """
     if parallel.processes == 1:
         return None
@@ -51,16 +53,16 @@ def _slurm() -> Place | None:
 
 
 def _per_node(text: str) -> list[int]:
-    """Slurm's "2(x3),1" as [2, 2, 2, 1]."""
+    """Parses Slurm's tasks per node: "2(x3),1" is [2, 2, 2, 1]."""
     found = re.findall(r"(?<!\d)([0-9]{1,6})(?!\d)(?:\(x([0-9]{1,6})\))?", text)
     return [int(tasks) for tasks, nodes in found for _ in range(int(nodes or 1))]
 
 
 def _open_mpi(coordinator: str) -> Place | None:
-    """The place that Open MPI's variables say.
+    """Returns the place that Open MPI's variables give, or None where there are none.
 
-    Of versions before 5 JAX knows them. Of later ones its newer versions ask mpi4py, and its older ones know nothing:
-    there the variables are read here, which needs no package and is the same under all versions of JAX.
+    JAX knows the variables of versions before 5. For later versions, newer ones of JAX ask mpi4py and older ones know
+    nothing: there the variables are read here, which needs no package and is the same under all versions of JAX.
     """
     if "OMPI_COMM_WORLD_SIZE" not in os.environ:
         return None
@@ -85,7 +87,7 @@ def _major(version: str) -> int:
 
 
 def _kubernetes() -> Place | None:
-    """Of a pod of an indexed Job. Kubernetes is asked by its own client, which need not be installed."""
+    """Returns the place of a pod of an indexed Job. Needs Kubernetes's own client, which may not be installed."""
     if not {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= os.environ.keys():
         return None
     try:
@@ -99,7 +101,16 @@ def _kubernetes() -> Place | None:
 
 
 def _asked(cluster: type[clusters.ClusterEnv], name: str, together: int) -> Place:
-    """What JAX's own detection finds. `together`: processes on this machine."""
+    """Returns the place that JAX's own detection finds.
+
+    Args:
+        cluster: JAX's detection for one kind of cluster.
+        name: The cluster's name in messages.
+        together: Number of the job's processes on this machine.
+
+    Raises:
+        UserError: The detection fails.
+    """
     try:
         if not cluster.is_env_present():
             raise RuntimeError("its variables are missing")
@@ -117,10 +128,10 @@ def _asked(cluster: type[clusters.ClusterEnv], name: str, together: int) -> Plac
 
 
 def _share(number: int, together: int) -> list[int] | None:
-    """Process `number`'s share of the GPUs that the `together` processes of a machine see.
+    """Returns process `number`'s share of the GPUs that the `together` processes of a machine see; None for all.
 
-    One process drives all of them. Where the scheduler has given each process its own there is nothing to share out.
-    Where it doesn't say how many there are, each takes one.
+    A process alone on its machine drives all of them. Where the scheduler has given each process its own, there is
+    nothing to divide. Where it doesn't say how many there are, each process takes one.
     """
     if together == 1:
         return None

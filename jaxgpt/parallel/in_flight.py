@@ -1,7 +1,7 @@
-"""How many programs may be on their way to the devices at once.
+"""A limit on the number of programs that are dispatched to the devices at once.
 
 JAX returns before a program has run, so a loop that only dispatches fills the devices' queues: with batches, for which
-there may be no room, and on simulated devices until they stand still for ever. XLA's CPU client takes 32 programs a
+there may be no room, and on simulated devices until they deadlock. XLA's CPU client takes 32 programs a
 device. The launch of one more waits for room, in a thread of the pool that also runs the programs; with few cores the
 pool has no more threads than there are devices. With one of them waiting, a program whose devices have to meet in a
 collective never gets all the threads that it needs, and there is never room.
@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-MOST = 4  # dispatched and not known to be done; the training loop has two
+MOST = 4  # programs dispatched and not known to be done; the training loop has two
 
 
 def in_turn(results: Iterable[Any]) -> Iterator[Any]:
@@ -35,5 +35,5 @@ def in_turn(results: Iterable[Any]) -> Iterator[Any]:
 
 
 def _read(result: Any) -> Any:
-    """Waits for all devices, and not only for the one that the numbers are read from."""
+    """Returns a result in NumPy's memory; waits for all devices, and not only for the one that it is read from."""
     return jax.device_get(jax.block_until_ready(result))

@@ -1,8 +1,8 @@
-"""What is done where JAX finds that the processes have lost each other: a message, and a status of ours.
+"""Replaces JAX's abort, where the processes have lost each other, by a message and an exit status of our own.
 
-JAX would abort the process there, with a trace of its C++ code. It takes a function to be called instead, but up to
-0.12 it can't hand Python the reason: that is a C++ exception which nobody catches, for which the C++ library aborts the
-process as well. So that one exception is caught where all that nobody catches arrive.
+JAX would abort the process there, with a trace of its C++ code. It takes a callback instead, but up to 0.12 it fails to
+hand Python the reason: it throws a C++ exception that nobody catches, for which the C++ library aborts the process as
+well. So this one exception is caught in the C++ library's terminate handler, where all uncaught ones arrive.
 """
 
 import contextlib
@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterator
 
 from jaxlib import _jax  # type: ignore[reportAttributeAccessIssue]
 
-_kept = []  # what C++ has pointers to
+_kept = []  # keeps alive what C++ has pointers to
 
 
 @contextlib.contextmanager
 def instead_of_abort(function: Callable[[], None]) -> Iterator[None]:
-    """Clients of JAX's service that are made inside call this function, which ends the process, in a thread of theirs.
+    """Has clients of JAX's service that are made inside call a function where they would abort the process.
 
-    Where the C++ library is another one than GCC's, JAX does as it always does.
+    Args:
+        function: Ends the process. It is called in a thread of the client's. It is not used where the C++ library is
+            another one than GCC's (libstdc++): there JAX aborts as ever.
     """
     if not _catch_bad_cast(function):
         yield
@@ -33,6 +35,7 @@ def instead_of_abort(function: Callable[[], None]) -> Iterator[None]:
 
 
 def _catch_bad_cast(function: Callable[[], None]) -> bool:
+    """Has an uncaught std::bad_cast call a function before the process aborts. Returns False without libstdc++."""
     try:
         library = ctypes.CDLL("libstdc++.so.6")
         set_terminate, current = library._ZSt13set_terminatePFvvE, library.__cxa_current_exception_type

@@ -1,8 +1,9 @@
-"""How processes find each other before JAX connects them: over one TCP connection from each to process 0.
+"""Rendezvous of the processes before JAX connects them: one TCP connection from each to process 0.
 
-JAX waits for minutes without a word where a process is missing, and where two have the same number its C++ code aborts
-all of them. Here process 0 counts those who come, at the port where JAX's service is to listen afterwards. So it can
-name who is missing or came twice, and each end of a connection learns at once that the other has died.
+JAX waits for minutes without a message where a process is missing, and where two have the same number its C++ code
+aborts all of them. Here process 0 counts those that come, at the port where JAX's service is to listen afterwards. So
+it can name the ones that are missing or came twice, and each end of a connection learns at once that the other has
+died. The lines that they send:
 
     process 0    "jaxgpt"
     another      "PROCESSES PROCESS"
@@ -26,7 +27,7 @@ LINE = 4096  # bytes, at most
 
 
 def meet(place: Place) -> None:
-    """Returns when all processes are there.
+    """Waits until all processes are there.
 
     Raises:
         UserError: process 0 can't listen, two processes have the same number, or not all were told the same count.
@@ -37,6 +38,7 @@ def meet(place: Place) -> None:
 
 
 def who(place: Place) -> str:
+    """Returns a process's name in messages."""
     return f"process {place.process} of {place.processes} ({place.source})"
 
 
@@ -44,6 +46,7 @@ def who(place: Place) -> str:
 
 
 def _gather(place: Place) -> None:
+    """Waits for the other processes, and replies to all of them once they are there or can't train together."""
     until = time.monotonic() + START_SECONDS
     links: list[socket.socket] = []  # of all that have come, also of one that isn't welcome
     reply = b""
@@ -78,6 +81,7 @@ def _gather(place: Place) -> None:
 
 
 def _listening(place: Place) -> socket.socket:
+    """Opens the coordinator's port, for IPv6 too where the system has it. UserError where it can't be opened."""
     port = int(place.coordinator.rpartition(":")[2])
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
@@ -90,7 +94,7 @@ def _listening(place: Place) -> socket.socket:
 
 
 def _accepted(server: socket.socket) -> socket.socket | None:
-    """A connection that waits to be accepted, if there is one."""
+    """Accepts a connection that waits for it; None where there is none."""
     server.settimeout(0)
     try:
         link, _ = server.accept()
@@ -101,9 +105,10 @@ def _accepted(server: socket.socket) -> socket.socket | None:
 
 
 def _admitted(link: socket.socket, place: Place, numbers: set[int]) -> int | None:
-    """The number of the process at the other end; None where it is no process of this program.
+    """Returns the number of the process at the other end; None where it is no process of this program.
 
-    UserError where it can't be one of these.
+    Raises:
+        UserError: It was started with another number of processes, or its own number is taken or out of range.
     """
     try:
         link.sendall(GREETING)
@@ -133,6 +138,7 @@ def _missing(place: Place, numbers: set[int]) -> str:
 
 
 def _join(place: Place) -> None:
+    """Waits for process 0 to be there, and then for its reply. UserError or RunError as it says."""
     until = time.monotonic() + START_SECONDS
     while True:
         try:
@@ -155,7 +161,7 @@ def _join(place: Place) -> None:
 
 
 def _reply(place: Place, until: float) -> bytes:
-    """What process 0 says when all have come; b"" where it has ended. OSError where it isn't there."""
+    """Returns process 0's reply once all have come; b"" where it has ended. OSError where it isn't there."""
     host, _, port = place.coordinator.rpartition(":")
     left = max(until - time.monotonic(), RETRY_SECONDS)
     with socket.create_connection((host.strip("[]"), int(port)), timeout=min(left, 10)) as link:
@@ -175,7 +181,7 @@ def _reply(place: Place, until: float) -> bytes:
 
 
 def _line(link: socket.socket) -> bytes:
-    """The other end's next line, which is all that it says for now."""
+    """Reads the other end's next line, of at most `LINE` bytes, after which it waits for an answer."""
     line = b""
     while not line.endswith(b"\n") and len(line) < LINE:
         more = link.recv(LINE - len(line))

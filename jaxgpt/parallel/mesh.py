@@ -1,4 +1,4 @@
-"""The devices that train together: one row of them, along the axis "data", process by process."""
+"""The mesh of the devices that train together: one axis, "data", along which they lie process by process."""
 
 from typing import Any
 
@@ -9,16 +9,16 @@ from jaxgpt.errors import UserError
 from jaxgpt.options.config import Config, Parallel
 
 AXIS = "data"
-SHARDS = 8  # virtual ones, of `parallel.reproducible`
+SHARDS = 8  # virtual shards of `parallel.reproducible`
 
 
 def available() -> int:
-    """How many devices `parallel.devices` = 0 takes, of all processes."""
+    """Returns the number of devices, over all processes, that `parallel.devices` = 0 takes."""
     return len(jax.devices())
 
 
 def make(parallel: Parallel) -> Mesh:
-    """UserError where more devices are asked for than there are."""
+    """Returns the mesh. UserError where more devices are asked for than there are, or not as many of each process."""
     there = jax.devices()
     count = parallel.devices or available()
     if count > len(there):
@@ -30,7 +30,7 @@ def make(parallel: Parallel) -> Mesh:
 
 
 def _taken(there: list[Any], count: int) -> list[Any]:
-    """The first devices of each process, of all as many. UserError where that can't be."""
+    """Returns the first devices of each process, as many of each. UserError where that can't be."""
     processes = jax.process_count()
     each, rest = divmod(count, processes)
     own = [[device for device in there if device.process_index == process] for process in range(processes)]
@@ -44,7 +44,7 @@ def _taken(there: list[Any], count: int) -> list[Any]:
 
 
 def check(config: Config) -> None:
-    """UserError where a micro-batch can't be divided among the devices."""
+    """Raises a UserError where a micro-batch can't be divided among the devices, or not into the virtual shards."""
     count, sequences = make(config.parallel).size, config.training.batch_size
     if sequences % count:
         raise UserError(

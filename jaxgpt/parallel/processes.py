@@ -1,11 +1,11 @@
-"""Several processes, each with its own devices, that train one model: their beginning, their talk and their end.
+"""Several processes, each with its own devices, that train one model: start, communication, failure, end.
 
-All run the same program and meet in every step's collectives. What is not a number on a device goes through the
-coordination service that JAX starts in process 0: few and small words, never one for each step.
+All run the same program and meet in every step's collectives. What is not an array on a device goes through the
+coordination service that JAX starts in process 0: few and small JSON values, never one for each step.
 
 A process that can't go on would leave the others waiting in a collective. So it tells all of them why, and they end
-too; each has a thread that listens. One that was killed can't tell: the others' next collective fails, or else the
-service misses its heartbeat and ends them.
+too; each has a thread that listens for it. A process that was killed can't tell: the others' next collective fails, or
+else the service misses its heartbeat and ends them.
 """
 
 import contextlib
@@ -28,34 +28,36 @@ from jaxgpt.terminal import say
 
 HEARTBEAT_SECONDS = 30  # without a heartbeat, after which a process counts as dead
 CONNECT_SECONDS = 30  # in which JAX must have connected all processes, once they have met
-LONGEST_WAIT = 7 * 24 * 3600  # of those that wait for others, who are alive as long as their hearts beat
+LONGEST_WAIT = 7 * 24 * 3600  # no limit in practice: those waited for are alive as long as their heartbeats come
 LISTEN_SECONDS = 0.5
 GRACE_SECONDS = 5  # in which a process that hears of a failure may end by itself, most often of the same one
-AGREED = (AllFailed, Interrupted)  # what all processes raise at the same step
+AGREED = (AllFailed, Interrupted)  # errors that all processes raise at the same step
 GONE = "another process has ended, or can't be reached"
 GO_ON = "--resume goes on from the last checkpoint, on fewer processes too"
 FAILURE, HEARD = "jaxgpt/failure", "jaxgpt/heard"
 
 
 def count() -> int:
+    """Returns the number of processes."""
     return distributed.global_state.num_processes if distributed.global_state.client else 1
 
 
 def index() -> int:
-    """This process's number, from 0. Only process 0 writes the run's files and prints."""
+    """Returns this process's number, from 0. Only process 0 writes the run's files and prints."""
     return distributed.global_state.process_id
 
 
 def first() -> bool:
+    """Returns whether this is process 0."""
     return index() == 0
 
 
 @contextlib.contextmanager
 def together(parallel: Parallel) -> Iterator[None]:
-    """Inside, this process is one of several where options or the cluster say so; at the end each waits for all.
+    """Makes this process one of several, where options or the cluster say so; at the end each waits for all.
 
-    An error ends all of them. It is printed here then, and does not come out: the process ends with its status.
-    But where all processes have agreed on it each ends by itself, and it comes out of the first alone.
+    An error ends all processes. It is then printed here and not raised: the process ends with its status. An error that
+    all processes have agreed on (`AGREED`) ends each by itself: process 0 raises it, and the others exit silently.
     """
     place = cluster.find(parallel)
     if place is None:
@@ -68,7 +70,7 @@ def together(parallel: Parallel) -> Iterator[None]:
             yield
         except AGREED as error:
             agreed = error
-        # Process 0 has most to do at the end, and the service is in it: none may leave before.
+        # Process 0 has most to do at the end, and the service is in it: none may leave before all are here.
         wait_for_all("end")
     except BaseException as error:  # Ctrl-C and a bug's exceptions too
         tell(error)
@@ -83,7 +85,10 @@ def together(parallel: Parallel) -> Iterator[None]:
 
 @contextlib.contextmanager
 def telling() -> Iterator[None]:
-    """To be entered behind what an error closes: the others hear of it before, and nothing closed waits for them."""
+    """Tells the other processes of an error. Enter it last, so that they hear of it before cleanup starts.
+
+    Nothing that is then closed has to wait for them.
+    """
     try:
         yield
     except AGREED:
@@ -94,7 +99,7 @@ def telling() -> Iterator[None]:
 
 
 def _start(place: cluster.Place) -> None:
-    """Meets the others. Where JAX can't connect all of them, that is said and the process ends."""
+    """Meets the other processes and connects JAX to them. Where JAX can't, prints that and ends the process."""
     # JAX would take SIGTERM for itself, and from here on: a run could not be stopped while it compiles.
     jax.config.update("jax_enable_preemption_service", False)
     meeting.meet(place)
@@ -114,18 +119,19 @@ def _start(place: cluster.Place) -> None:
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             )
     except Exception as error:  # of many types
-        # Of a service that did not start something is left that would crash an ordinary end.
+        # A service that did not start leaves something behind that would crash an ordinary exit.
         _leave(f"{failed}: {_one_line(error)}", RunError.status)
     finally:
         patience.cancel()
 
 
 def _leave(message: str, status: int) -> NoReturn:
+    """Prints an error and ends the process at once."""
     say(f"error: {message}", error=True, flush=True)
     os._exit(status)
 
 
-# Talk
+# Communication
 
 
 def _client() -> Any:
@@ -133,19 +139,19 @@ def _client() -> Any:
 
 
 def wait_for_all(name: str) -> None:
-    """Until all processes are here. Each name may be used once."""
+    """Waits until all processes are here. Each name may be used once."""
     if count() > 1:
         _client().wait_at_barrier(f"jaxgpt/{name}", 1000 * LONGEST_WAIT)
 
 
 class Talk:
-    """Process 0's words to the others. All processes have to say and hear the same things in the same order."""
+    """Broadcast and all-gather of small JSON values; every process calls them in the same order."""
 
     def __init__(self) -> None:
         self._said = 0
 
     def from_first(self, make: Callable[[], Any]) -> Any:
-        """What process 0 makes, on all of them: something that JSON can hold. Its error ends all."""
+        """Broadcasts the JSON value that `make` returns in process 0. An error of `make` ends all processes."""
         if count() == 1:
             return make()
         key = f"jaxgpt/said/{self._said}"
@@ -157,7 +163,7 @@ class Talk:
         return json.loads(_client().blocking_key_value_get(key, 1000 * LONGEST_WAIT))
 
     def from_all(self, own: Any) -> list[Any]:
-        """Each process's own, in their order: something that JSON can hold."""
+        """All-gathers each process's own JSON value; returns them in the order of the processes."""
         if count() == 1:
             return [own]
         key = f"jaxgpt/said/{self._said}"
@@ -176,14 +182,15 @@ talk = Talk()
 
 
 class Failure(NamedTuple):
-    """Why a process can't go on."""
+    """The cause for which a process can't go on."""
 
     message: str
-    status: int  # with which all processes end
+    status: int  # exit status of all processes
     process: int
 
 
 def _failure(error: BaseException) -> Failure:
+    """Returns what the other processes are told of this one's error."""
     if isinstance(error, KeyboardInterrupt):
         return Failure("stopped with Ctrl-C", Interrupted.status, index())
     if isinstance(error, JaxgptError):
@@ -194,7 +201,7 @@ def _failure(error: BaseException) -> Failure:
 
 
 def _of_another(error: BaseException) -> bool:
-    """Whether it is a collective or the service that failed, so that the fault is in another process."""
+    """Returns whether a collective or the service failed, so that the fault is in another process."""
     return any(word in str(error) for word in ("Gloo", "NCCL", "coordination", "Barrier"))
 
 
@@ -203,14 +210,14 @@ def _one_line(error: BaseException) -> str:
 
 
 def tell(error: BaseException) -> None:
-    """Says to all processes why this one can't go on, unless one has said so before."""
+    """Tells all processes why this one can't go on, unless one has told its own cause before."""
     if count() > 1:
         with contextlib.suppress(Exception):  # another was first, or the service is gone
             _client().key_value_set(FAILURE, json.dumps(_failure(error)))
 
 
 def _told() -> Failure | None:
-    """What was told first."""
+    """Returns the failure that was told first, or None."""
     try:
         return Failure(*json.loads(_client().key_value_try_get(FAILURE)))
     except Exception:  # nothing was, or the service is gone
@@ -218,7 +225,7 @@ def _told() -> Failure | None:
 
 
 class _Listener:
-    """A thread that ends this process where another says that it can't go on."""
+    """A thread that ends this process where another tells that it can't go on."""
 
     def __init__(self) -> None:
         self._done = threading.Event()
@@ -247,7 +254,10 @@ _ending = threading.Lock()
 
 
 def _first_to_end() -> bool:
-    """Whether the thread that asks is the first that ends this process; another one's time is up when this returns."""
+    """Returns whether the calling thread is the first that ends this process.
+
+    For any other thread it returns only once the first one has had time to end the process.
+    """
     if _ending.acquire(blocking=False):
         return True
     time.sleep(LISTEN_SECONDS + 2 * GRACE_SECONDS)
@@ -255,9 +265,10 @@ def _first_to_end() -> bool:
 
 
 def _end(error: BaseException | None) -> None:
-    """Prints what was told and ends the process at once: an ordinary end would wait for the others.
+    """Prints the failure that was told and ends the process at once: an ordinary exit would wait for the others.
 
-    `error` is this process's own, None where it has none.
+    Args:
+        error: This process's own error; None where it has none.
     """
     _first_to_end()
     own = _failure(error) if error else None
@@ -276,12 +287,16 @@ def _end(error: BaseException | None) -> None:
 
 
 def _acknowledge() -> None:
+    """Counts this process among those that have heard of the failure."""
     with contextlib.suppress(Exception):
         _client().key_value_increment(HEARD, 1)
 
 
 def _wait_for_listeners() -> None:
-    """In process 0: until the others have ended, who would not without the service; but not for those that hang."""
+    """Waits, in process 0, until the others have heard of the failure, but not for those that hang.
+
+    Without the service, which is in process 0, they would not hear of it.
+    """
     until = time.monotonic() + LISTEN_SECONDS + GRACE_SECONDS + 1
     while time.monotonic() < until:
         with contextlib.suppress(Exception):

@@ -1,4 +1,4 @@
-"""The same bits on 1, 2, 4 and 8 devices: gradients summed over fixed virtual shards, in a fixed tree.
+"""Gradients with the same bits on 1, 2, 4 and 8 devices: summed over fixed virtual shards, in a fixed tree.
 
 Floating-point sums depend on their order, and XLA's on the shapes of what it sums. So every micro-batch is cut in 8
 virtual shards of the same size, whatever the number of devices D, and each device computes the gradients of its 8/D one
@@ -21,7 +21,7 @@ from jaxgpt.parallel.mesh import AXIS, SHARDS
 
 
 def summed(function: Callable[[Any], Any], batch: Any, devices: int) -> Any:
-    """The sum of `function` over the virtual shards of all devices, of this device's batch, whose arrays are (A, B, T).
+    """Sums `function` over the virtual shards of all devices, of this device's batch, whose arrays are (A, B, T).
 
     B divides by this device's number of shards, and the number of devices divides 8.
     """

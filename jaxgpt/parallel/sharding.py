@@ -1,6 +1,6 @@
-"""Who has what, and what crosses the network: ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054).
+"""ZeRO sharding (Rajbhandari et al. 2020, arXiv:1910.02054): each device's shards, and the collectives.
 
-D devices each take their part of every micro-batch's sequences. What each of them has of the P parameters:
+D devices each take their part of every micro-batch's sequences. Each of them keeps, of the P parameters,
 
     zero    masters, moments    gradients        parameters the activations meet
     0       P                   P                P
@@ -8,12 +8,12 @@ D devices each take their part of every micro-batch's sequences. What each of th
     2       P/D                 P/D              P
     3       P/D                 P/D              P/D, and one layer's at a time
 
-From stage 1 on a tensor is kept as pieces: flattened, filled up with zeros to a multiple of D, and cut in D (of stacked
-layers, each layer by itself). So a tensor of any shape is divided, and AdamW, which looks at one number at a time, runs
-on the pieces as they are. A filling zero has the gradient 0 and stays 0.
+From stage 1 on a tensor is kept as shards (`pieces` in the names here): flattened, padded with zeros to a multiple of
+D, and cut in D (stacked layers each by itself). So a tensor of any shape can be sharded, and AdamW, which looks at one
+number at a time, runs on the shards as they are. A padding zero has the gradient 0 and stays 0.
 
-A sum of gradients over the devices is `psum` where everyone needs all of it, and `psum_scatter` where everyone needs a
-piece. The other functions here say when it is taken; on one device all of them do nothing.
+Gradients are summed over the devices by an all-reduce (`psum`) where every device needs the whole sum, and by a
+reduce-scatter (`psum_scatter`) where each needs its shard. The functions here say when; on one device they do nothing.
 """
 
 import math
@@ -35,7 +35,7 @@ Tree = Any
 
 @dataclass(frozen=True)
 class Layout:
-    """How the parameters lie on the devices. Of one device all is whole, whatever the stage."""
+    """The layout of the parameters on the devices. On one device all is whole, whatever the stage."""
 
     mesh: Mesh
     zero: int
@@ -48,33 +48,39 @@ class Layout:
 
     @property
     def in_pieces(self) -> bool:
-        """Whether masters and moments are."""
+        """Returns whether master weights and moments are sharded."""
         return self.zero >= 1 and self.devices > 1
 
-    # Of what each process has
+    # Parts of a process
 
     @property
     def own_devices(self) -> list[int]:
-        """The places in the mesh of this process's devices."""
+        """Indices of this process's devices in the mesh."""
         devices = self.mesh.devices.flat
         return [place for place, device in enumerate(devices) if device.process_index == jax.process_index()]
 
     def own_rows(self, sequences: int) -> list[int]:
-        """Which of a micro-batch's sequences this process's devices compute with, and so those that it reads."""
+        """Returns the indices of a micro-batch's sequences that this process's devices compute with.
+
+        They are the only ones that this process reads.
+        """
         each = sequences // self.devices
         return [device * each + row for device in self.own_devices for row in range(each)]
 
     def from_processes(self, own: Tree, spec: PartitionSpec) -> Tree:
-        """Arrays of all processes, divided among the devices as `spec` says, from this one's part; alone, as it is."""
+        """Returns arrays of all processes, sharded over the devices by `spec`, from this process's part of them.
+
+        A process that trains alone gets its arrays back as they are.
+        """
         if jax.process_count() == 1:
             return own
         sharding = NamedSharding(self.mesh, spec)
         return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), own)
 
-    # Of whole arrays, outside of the step
+    # Whole arrays, outside of the step
 
     def specs(self) -> Params:
-        """Which axis of the parameters, or of a moment, is divided among the devices."""
+        """Returns the PartitionSpecs of the parameters, which are a moment's too."""
 
         def one(shape: jax.ShapeDtypeStruct, stacked: bool) -> PartitionSpec:
             return PartitionSpec(*[None] * stacked, AXIS) if self.in_pieces else PartitionSpec()
@@ -82,11 +88,11 @@ class Layout:
         return jax.tree.map(one, self.shapes, stacked_marks(self.shapes))
 
     def shardings(self, specs: Tree) -> Tree:
-        """For jit; None, which is as it comes, on one device."""
+        """Returns NamedShardings for `jax.jit`, or None on one device."""
         return None if self.devices == 1 else jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs)
 
     def jit(self, function: Callable, *, in_specs: Tree, out_specs: Tree, **options: Any) -> Callable:
-        """The function jitted, which every device runs on what the specs give it of the arguments."""
+        """Jits a function that every device runs on its part of the arguments, as `in_specs` divides them."""
         if self.devices == 1:
             return jax.jit(function, **options)
         # check_vma would want layers to say which of their arrays differ between devices.
@@ -94,7 +100,7 @@ class Layout:
         return jax.jit(run, in_shardings=self.shardings(in_specs), out_shardings=self.shardings(out_specs), **options)
 
     def pieces(self, whole: Params) -> Params:
-        """All devices' pieces of the parameters, or of a moment; itself where it isn't kept in pieces."""
+        """Shards whole parameters, or a moment, over all devices; returns them unchanged where they are kept whole."""
         return self._split(whole, stacked_marks(whole)) if self.in_pieces else whole
 
     def whole(self, pieces: Params) -> Params:
@@ -104,22 +110,22 @@ class Layout:
     def _split(self, whole: Tree, stacked: Tree) -> Tree:
         return jax.tree.map(lambda array, stacked: _filled_up(array, int(stacked), self.devices), whole, stacked)
 
-    # Of one device's arrays, inside of the step
+    # One device's arrays, inside of the step
 
     def total(self, value: Array) -> Array:
-        """The sum of all devices' values."""
+        """Sums a value over the devices."""
         return lax.psum(value, AXIS) if self.devices > 1 else value
 
     def total_of_pieces(self, value: Array) -> Array:
-        """The sum of a value that each device has for its own pieces."""
+        """Sums over the devices a value that each has for its own shards."""
         return self.total(value) if self.in_pieces else value
 
     def own_key(self, key: Key[Array, ""]) -> Key[Array, ""]:
-        """For the rounding of what this device updates: another on each, where each has its own pieces."""
+        """Returns a key for rounding what this device updates: another on each, where each has its own shards."""
         return jax.random.fold_in(key, lax.axis_index(AXIS)) if self.in_pieces else key
 
     def working(self, params: Params) -> Params:
-        """What the model computes with: whole parameters, with stage 3 the blocks' in pieces that `gather` joins."""
+        """All-gathers the parameters that the model computes with; at stage 3 the blocks' stay sharded for `gather`."""
         if not self.in_pieces:
             return params
         if self.zero < 3:
@@ -129,7 +135,7 @@ class Layout:
 
     @property
     def gather(self) -> BlockTransform:
-        """One layer's parameters from what `working` gave for it."""
+        """Function that all-gathers one block's parameters; the identity where `working` gave them whole."""
         if not (self.in_pieces and self.zero >= 3):
             return identity
         shapes = block_shapes(self.shapes)
@@ -137,27 +143,30 @@ class Layout:
 
     @property
     def scatter(self) -> BlockTransform:
-        """What is kept of a micro-batch's gradients of one layer: from stage 2 on a piece of their sum."""
+        """Function that reduce-scatters a micro-batch's gradients of one block; the identity below stage 2."""
         if not self._early:
             return identity
         return lambda grads: self._scattered(grads, jax.tree.map(lambda _: False, grads))
 
     def scatter_ends(self, grads: Params) -> Params:
-        """The same for what is in no layer; the layers have been seen to."""
+        """Reduce-scatters a micro-batch's gradients of all but the blocks, whose own `scatter` has reduce-scattered."""
         if not self._early:
             return grads
         ends = grads._replace(blocks=())
         return self._scattered(ends, stacked_marks(ends))._replace(blocks=grads.blocks)
 
     def reduce(self, grads: Params) -> Params:
-        """The sum over devices of a step's gradients, once; what stages 2 and 3 have summed already stays."""
+        """Sums a step's gradients over the devices, once: an all-reduce at stage 0, a reduce-scatter at stage 1.
+
+        At stages 2 and 3 each micro-batch has done so already, and they stay as they are.
+        """
         if self.devices == 1 or self._early:
             return grads
         return self._scattered(grads, stacked_marks(grads)) if self.zero else lax.psum(grads, AXIS)
 
     @property
     def _early(self) -> bool:
-        """Whether gradients are summed over the devices in each micro-batch, so that none keeps all of them."""
+        """Returns whether gradients are summed over the devices in each micro-batch, so that none keeps all of them."""
         return self.in_pieces and self.zero >= 2
 
     def _scattered(self, grads: Tree, stacked: Tree) -> Tree:
@@ -168,7 +177,7 @@ class Layout:
 
 
 def _filled_up(array: Array, kept: int, devices: int) -> Array:
-    """Flattened but for the first `kept` axes, with zeros behind it up to a multiple of the number of devices."""
+    """Flattens all but the first `kept` axes, and pads with zeros to a multiple of the number of devices."""
     flat = array.reshape(*array.shape[:kept], -1)
     return jnp.pad(flat, [(0, 0)] * kept + [(0, -flat.shape[-1] % devices)])
 
@@ -180,6 +189,8 @@ def _joined(flat: Array, shape: jax.ShapeDtypeStruct) -> Array:
 
 
 def _gathered(pieces: Tree, shapes: Tree) -> Tree:
+    """All-gathers shards into whole tensors of these shapes."""
+
     def one(piece: Array, shape: jax.ShapeDtypeStruct) -> Array:
         return _joined(lax.all_gather(piece, AXIS, axis=piece.ndim - 1, tiled=True), shape)
 
@@ -187,7 +198,7 @@ def _gathered(pieces: Tree, shapes: Tree) -> Tree:
 
 
 def first_axis_that_divides(shape: jax.ShapeDtypeStruct, mesh: Mesh) -> NamedSharding:
-    """For a whole tensor between devices: divided along the first axis that can be, or else on all of them."""
+    """Returns the sharding of a whole tensor along its first axis that divides; replicated where none does."""
     for axis, size in enumerate(shape.shape):
         if size % mesh.size == 0:
             return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))

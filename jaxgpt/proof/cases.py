@@ -1,4 +1,4 @@
-"""What the gradient check checks: a case for each layer, and one for each whole model of a family.
+"""Cases of the gradient check: one for each layer, and one for each whole model of a family.
 
 No autodiff is in here: a case only puts a forward, its hand-written backward and inputs together.
 """
@@ -33,7 +33,7 @@ from jaxgpt.proof.gradcheck import Case, Tree
 
 
 def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Array, ""]) -> Iterator[Case]:
-    """Every layer at the shapes it has in this model, and then the whole model."""
+    """Yields cases of every layer at the shapes it has in this model, and of the whole model."""
     keys = iter(jax.random.split(key, 14))
     B, T, C, H, V, Vp = batch, length, model.width, model.heads, model.vocabulary_size, model.padded_vocabulary_size
     yield embedding_case(next(keys), B, T, C, Vp, model.context)
@@ -111,7 +111,7 @@ def swiglu_case(key: Key[Array, ""], B: int, T: int, F: int) -> Case:
 
 
 def _layer_case(name: str, layer: Any, params: Tree, x: Array) -> Case:
-    """For the layers of the plain form forward(params, x), backward(params, residuals, dy)."""
+    """Returns the case of a layer of the plain form forward(params, x), backward(params, residuals, dy)."""
 
     def backward(inputs, dy):
         dparams, dx = layer.backward(inputs["params"], layer.forward(inputs["params"], inputs["x"])[1], dy)
@@ -178,7 +178,7 @@ def unembedding_case(key: Key[Array, ""], B: int, T: int, C: int, V: int, Vp: in
     weights = jnp.asarray(*_normals(key, (B, T)))
 
     def objective(logp, weights):
-        """Not linear, and another for each token, so that ∂loss/∂ℓ differs between them."""
+        """Non-linear objective, another for each token, so that ∂loss/∂ℓ differs between them."""
         parts = weights.astype(logp.dtype) * jnp.exp(logp)
         return jnp.sum(parts), parts
 
@@ -196,7 +196,7 @@ def unembedding_case(key: Key[Array, ""], B: int, T: int, C: int, V: int, Vp: in
 
 
 def model_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: Compute) -> Case:
-    """A whole model of any family, under the loss of the next token."""
+    """Returns the case of a whole model of any family, under the loss of the next token."""
     module, context = family(model), Context(model, compute)
     params = jax.jit(lambda: module.init(model, key, jnp.float64))()
     leaves, structure = jax.tree.flatten(params)
@@ -239,7 +239,7 @@ def _integers(key: Key[Array, ""], shape: tuple[int, ...], end: int) -> Array:
 
 
 def _starts(key: Key[Array, ""], B: int, T: int) -> Array:
-    """Where each token's document begins, with documents of about three tokens."""
+    """Returns the places where each token's document begins, with documents of about three tokens."""
     begins = _random(key).random((B, T)) < 1 / 3
     return jnp.asarray(np.maximum.accumulate(np.where(begins, np.arange(T, dtype=np.int32), 0), axis=1))
 

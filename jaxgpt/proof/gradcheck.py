@@ -22,7 +22,7 @@ Tree = Any  # a pytree of arrays
 
 class Case(NamedTuple):
     name: str
-    inputs: Tree  # what is differentiated by
+    inputs: Tree  # the gradient is taken by these
     forward: Callable[[Tree], Array]
     backward: Callable[[Tree, Array], Tree]  # (inputs, gradient by forward's output) to gradients by inputs
     depth: int = 1  # number of layers, one after another, through which rounding errors add up
@@ -54,7 +54,7 @@ def tolerance(dtype: DTypeLike, depth: int) -> float:
 
 
 def check(case: Case, dtype: DTypeLike) -> list[Row]:
-    """One row per tensor of the case's inputs. Needs `jax_enable_x64`."""
+    """Returns one row per tensor of the case's inputs. Needs `jax_enable_x64`."""
     inputs = jax.tree.map(lambda array: jnp.asarray(array, dtype), case.inputs)
     exact = jax.tree.map(lambda array: jnp.asarray(array, np.float64), inputs)
     output = jax.eval_shape(case.forward, exact)

@@ -1,1 +1,1 @@
-"""The train step, and the loop, the files and the figures around it."""
+"""The train step and its state, and what is known of them before a run: memory, FLOPs, advice."""

@@ -1,13 +1,13 @@
-"""What a person may try after a run that failed: only what would change something."""
+"""Advice after a run that failed: only changes that would make a difference."""
 
 from jaxgpt.options.config import Config
 
 
 def after_nonfinite(config: Config, step: int) -> str:
-    """Returns what may help where the loss or a gradient is NaN or infinite at this step, as options to give.
+    """Returns options that may help where the loss or a gradient is NaN or infinite at this step, as a phrase.
 
-    Nothing that is off is to be made smaller, and nothing is advised that is so already. A warm-up that ended long ago
-    had no part in it.
+    No option that is off is to be made smaller, and none is advised that is set so already. A warm-up that ended long
+    ago had no part in it.
     """
     optimizer, compute = config.optimizer, config.compute
     tries = [f"a lower --optimizer.learning-rate (it is {optimizer.learning_rate:g})"]

@@ -16,14 +16,14 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 class Capacity(NamedTuple):
-    bytes: int | None  # None where nobody says
-    source: str  # what it is, for people
+    bytes: int | None  # None where it isn't known
+    source: str  # what the bytes are, for messages
 
 
 def capacity(compute: Compute) -> Capacity:
-    """The memory that a run may have: `compute.memory_limit_gib`, else what the device or the system has left.
+    """Returns the memory that a run may have: `compute.memory_limit_gib`, or what the device or the system has left.
 
-    Of several processes the least, so that all of them compile the same program.
+    All processes get the least of theirs, so that they compile the same program.
     """
     all_of_them = [Capacity(*found) for found in processes.talk.from_all(_own_capacity(compute))]
     return min(all_of_them, key=lambda found: -1 if found.bytes is None else found.bytes)
@@ -57,7 +57,7 @@ def _system_left() -> list[int]:
 
 
 def _cgroups_left(root: Path, membership: Path) -> list[int]:
-    """Bytes left under each memory limit that Linux control groups set this process, of version 1 or 2.
+    """Returns the bytes left under each memory limit that Linux control groups set this process, of version 1 or 2.
 
     A limit holds for all groups below it, so those above this process's own count too. Inside a container the path that
     the kernel tells may be the host's; the root of what is mounted there is then the container's own group.

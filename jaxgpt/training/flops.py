@@ -1,12 +1,12 @@
 """Floating-point operations of training, counted per token: a multiplication and an addition are two.
 
-Two counts of what the model needs. llm.c's, which `mfu` in metrics.jsonl is made with so that it compares with others':
+There are two counts of what the model needs. llm.c's, by which `mfu` in metrics.jsonl compares with other programs':
 
     6 N + 6 L C T                        N: all parameters that a token meets, V rows in the table
 
 and the matrix products alone, exactly, which each family counts itself (`flops_per_token`). `hardware_per_token` adds
-what this program multiplies beyond those: attention's scores computed again, the part of each block of queries that the
-mask hides, and with recompute = "block" each block's forward but its last product.
+the operations of this program beyond those: attention's scores computed again, the part of each block of queries that
+the mask hides, and with recompute = "block" each block's forward but its last product.
 """
 
 from jaxgpt.models import family
@@ -28,10 +28,10 @@ def products_per_token(model: Model, sequence_length: int) -> int:
 
 
 def hardware_per_token(model: Model, compute: Compute, sequence_length: int) -> float:
-    """Returns `products_per_token`, and what the program multiplies again or in vain.
+    """Returns `products_per_token` and the operations that the program repeats or does in vain, together.
 
-    As for `layers/attention.py` and tokens that fill the classifier's chunks; a kernel of a device's own skips other
-    parts of the square.
+    Counted for `layers/attention.py`, and for tokens that fill the classifier's chunks; a device-specific kernel skips
+    other parts of the square.
     """
     C, T, block = model.width, sequence_length, compute.attention_block
     keys = sum((min(start + block, T) - start) * min(start + block, T) for start in range(0, T, block)) / T

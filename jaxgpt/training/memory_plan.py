@@ -1,7 +1,7 @@
 """The memory plan: what a run's train step needs, by name, against what there is; and what would make it fit.
 
-The total is the compiled program's own: arguments, outputs that are no argument's memory again, temporaries. The names
-come from shapes. What of the temporaries has no name is workspace; where the named arrays are together more than the
+The total is the compiled program's own: arguments, outputs that don't reuse an argument's memory, temporaries. The
+names come from shapes. Temporaries without a name are workspace; where the named arrays are together larger than the
 temporaries, not all of them exist at once, and the difference is written as "shared": the logits of a chunk of tokens
 are gone when the blocks' gradients come, which take the same memory.
 """
@@ -30,12 +30,12 @@ SMALLEST_CHUNK = 128  # of the classifier: below it, its products are slow
 
 @dataclass(frozen=True)
 class Plan:
-    """All in bytes."""
+    """The memory of a compiled train step on one device; all sizes in bytes."""
 
     parts: dict[str, int]  # by name; together the total
     activations: dict[str, int]  # what each part of one layer keeps for the backward
     capacity: int | None
-    source: str  # of the capacity
+    source: str  # what the capacity is, for people
     recompute: str  # the level
     batch_size: int
     largest_batch_size: int | None  # estimated; None where the capacity isn't known
@@ -49,7 +49,7 @@ class Plan:
         return self.capacity is None or self.total <= self.capacity
 
     def lines(self) -> list[str]:
-        """A table for people."""
+        """Returns the plan as a table for people."""
         shown = {name: size for name, size in self.parts.items() if size}
         lines = [f"  {name:<38}{size / 2**20:>12,.1f} MiB" for name, size in shown.items()]
         layer = ", ".join(f"{name} {size / 2**20:,.2f}" for name, size in self.activations.items() if size)
@@ -64,19 +64,19 @@ class Plan:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """For memory_plan.json."""
+        """Returns the plan as memory_plan.json has it."""
         return dataclasses.asdict(self) | {"total": self.total, "fits": self.fits}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the shapes say, in bytes."""
+    """Sizes of a train step's arrays on one device, from their shapes, in bytes."""
 
-    parameters: int  # that are kept: the masters, in float32
+    parameters: int  # of the train state: float32 masters, or bfloat16 without masters
     moments: int
     gradients: int
     weights: int  # the copy in the compute dtype; 0 where the parameters themselves serve
-    activations: dict[str, int]  # by name, of all layers
+    activations: dict[str, int]  # residuals by their names, of all layers
     ends: int  # residuals of what is in no block
     logits: int  # of one chunk
     classifier: int  # the chunk's logits and their gradient
@@ -93,10 +93,19 @@ class Sizes:
 
 
 def prepare(config: Config, has: Capacity) -> tuple[Config, jax.stages.Compiled, Plan]:
-    """The configuration with its recompute level chosen, its train step compiled, and the plan of it in what it `has`.
+    """Chooses the recompute level, compiles the train step and plans its memory.
 
-    "auto" takes the fastest level that fits, or the last. UserError, with what would make it fit, for a run that
-    doesn't.
+    "auto" takes the fastest level that fits, or the last.
+
+    Args:
+        config: The run's configuration.
+        has: The memory that the run may have.
+
+    Returns:
+        The configuration with its recompute level, the compiled train step, and its plan.
+
+    Raises:
+        UserError: The train step doesn't fit; the message lists options that would make it fit.
     """
     for candidate in _levels(config):
         last = candidate.compute.recompute == LEVELS[-1] or config.compute.recompute != "auto"
@@ -116,7 +125,7 @@ def _levels(config: Config) -> list[Config]:
 
 
 def make(config: Config, program: jax.stages.Compiled, has: Capacity) -> Plan:
-    """The plan of this configuration's compiled train step."""
+    """Returns the plan of this configuration's compiled train step."""
     found: Any = program.memory_analysis()
     arguments, temporaries = found.argument_size_in_bytes, found.temp_size_in_bytes
     new = found.output_size_in_bytes - found.alias_size_in_bytes
@@ -143,10 +152,10 @@ def make(config: Config, program: jax.stages.Compiled, has: Capacity) -> Plan:
 
 
 def _largest_batch(config: Config, sizes: Sizes, state: int, temporaries: int, capacity: int) -> int:
-    """Sequences in the largest micro-batch that fits: an estimate that errs on the small side.
+    """Estimates the number of sequences in the largest micro-batch that fits; it errs on the small side.
 
-    The temporaries peak while the classifier runs or when all gradients are there; each time they are a part that does
-    not grow with the batch and one that does, of which at most all that isn't the former. For a batch r times as large
+    The temporaries peak while the classifier runs or when all gradients are there. Each time a fixed part of them does
+    not grow with the batch, and at most all the rest does. For a batch r times as large
 
         temporaries(r) ≤ max over both of  fixed + r (temporaries - fixed)
 
@@ -158,7 +167,7 @@ def _largest_batch(config: Config, sizes: Sizes, state: int, temporaries: int, c
 
 
 def least(config: Config) -> int:
-    """Bytes that this configuration's train step has at one time whatever the compiler does.
+    """Returns a lower bound, in bytes, on what the train step has at one time, whatever the compiler does.
 
     When the classifier runs, all saved activations, a chunk's logits and the table's gradient are there.
     """
@@ -167,7 +176,7 @@ def least(config: Config) -> int:
 
 
 def measure(config: Config) -> Sizes:
-    """The sizes by name on one device, from shapes: nothing is computed."""
+    """Returns the sizes by name on one device, from shapes: nothing is computed."""
     model, compute, training, layout = config.model, config.compute, config.training, layout_of(config)
     state, _, _ = step.shapes(config)
     weights = jax.eval_shape(lambda params: cast(params, compute), layout.shapes)
@@ -202,7 +211,7 @@ def _bytes(tree: Any) -> int:
 
 
 def _by_name(blocks: Any) -> dict[str, int]:
-    """Bytes by the name of the block's field, over all layers, however those are stored."""
+    """Sums bytes by the name of the block's field, over all layers, however those are stored."""
     sizes: dict[str, int] = {}
     for path, leaf in jax.tree.leaves_with_path(blocks):
         names = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
@@ -215,7 +224,7 @@ def _by_name(blocks: Any) -> dict[str, int]:
 
 
 def _refusal(config: Config, plan: Plan) -> UserError:
-    """The error, with the options that would make it fit, each of them compiled to see that it does."""
+    """Returns the error, with the options that would make it fit, each of them compiled to see that it does."""
     assert plan.capacity is not None
     head = (
         f"the train step needs {plan.total / 2**20:,.0f} MiB, and {plan.capacity / 2**20:,.0f} MiB is {plan.source}. "
@@ -237,7 +246,7 @@ def _refusal(config: Config, plan: Plan) -> UserError:
 
 
 def _changes(config: Config, plan: Plan) -> Iterator[list[Config]]:
-    """What might make it fit, kind by kind, what costs least time first; of each kind the smallest change first."""
+    """Yields changes that might make it fit, kind by kind, the cheapest in time first; of a kind the smallest first."""
     compute, training = config.compute, config.training
     after = LEVELS[LEVELS.index(compute.recompute) + 1 :]
     yield [_with(config, compute={"recompute": level}) for level in after if level != "block"]
@@ -256,7 +265,7 @@ def _changes(config: Config, plan: Plan) -> Iterator[list[Config]]:
 
 
 def _split(config: Config, batch_size: int) -> dict[str, int]:
-    """The same batch in smaller micro-batches."""
+    """Returns the options that cut the same batch in smaller micro-batches."""
     training = config.training
     return {
         "batch_size": batch_size,
@@ -265,7 +274,7 @@ def _split(config: Config, batch_size: int) -> dict[str, int]:
 
 
 def _first_that_fits(candidates: list[Config], plan: Plan) -> tuple[Config, int] | None:
-    """The first of them that fits and the bytes that it needs, as its compiled program says."""
+    """Returns the first candidate that fits, and the bytes that its compiled program needs; None where none does."""
     assert plan.capacity is not None
     for candidate in candidates:
         if least(candidate) <= plan.capacity:
@@ -276,7 +285,7 @@ def _first_that_fits(candidates: list[Config], plan: Plan) -> tuple[Config, int]
 
 
 def _words(config: Config, changed: Config) -> str:
-    """The command-line options that make the one of the other."""
+    """Returns the command-line options that turn `config` into `changed`."""
     words = []
     for section in ("compute", "training"):
         before, after = (dataclasses.asdict(getattr(of, section)) for of in (config, changed))
@@ -287,6 +296,6 @@ def _words(config: Config, changed: Config) -> str:
 
 
 def _with(config: Config, **sections: dict[str, Any]) -> Config:
-    """With some options of some sections changed."""
+    """Returns the configuration with some options of some sections changed."""
     changed = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
     return dataclasses.replace(config, **changed)

@@ -1,4 +1,4 @@
-"""What devices could do at most: the denominator of the model FLOPs utilisation.
+"""Peak FLOP/s of devices: the denominator of the model FLOPs utilisation (MFU).
 
 Dense figures in TFLOP/s as the makers state them, without the sparsity that doubles most headlines: (bfloat16 summed in
 float32, float32 products as JAX runs them by default). The latter is TF32 on NVIDIA since Ampere, the ordinary units
@@ -45,7 +45,7 @@ PEAKS: dict[str, tuple[float | None, float]] = {
     "NVIDIA GeForce RTX 5070 Ti": (87.9, 43.9),
     "NVIDIA GeForce RTX 5080": (112.6, 56.3),
     "NVIDIA GeForce RTX 5090": (209.5, 104.8),
-    # A chip of v2, v3 and 7x is two devices to JAX, and each has half of what is said of the chip.
+    # A chip of v2, v3 and 7x is two devices to JAX, and each has half of the chip's figure.
     "TPU v2": (22.5, 22.5),
     "TPU v3": (61.5, 61.5),
     "TPU v4": (275.0, 275.0),
@@ -66,7 +66,7 @@ MEASURED_WIDTH = 2048
 
 
 def peak(compute: Compute, devices: int = 1) -> float | None:
-    """The dense peak in FLOP/s of so many devices at the compute dtype; where it isn't known, None.
+    """Returns the dense peak in FLOP/s of so many devices at the compute dtype; None where it isn't known.
 
     With `compute.measure_peak` a CPU's is what it reaches on one large product, timed here in about a second.
     """
@@ -77,13 +77,13 @@ def peak(compute: Compute, devices: int = 1) -> float | None:
         bfloat16, float32 = PEAKS[name]
         teraflops = bfloat16 if compute.dtype == "bfloat16" else float32
         return None if teraflops is None else 1e12 * teraflops * devices
-    # A CPU's devices are simulated, and are together what it is; how many processes share it nobody says.
+    # A CPU's devices are simulated: together they are one CPU. How many processes share it isn't known.
     known = compute.measure_peak and device.platform == "cpu" and jax.process_count() == 1
     return measured(compute.dtype) if known else None
 
 
 def measured(dtype: str, width: int = MEASURED_WIDTH, seconds: float = MEASURED_SECONDS) -> float:
-    """FLOP/s of the fastest of several products of two square matrices, summed in float32 as the layers sum."""
+    """Times products of two square matrices, summed in float32 as the layers sum; returns the fastest one's FLOP/s."""
     a = jnp.ones((width, width), dtype)
     product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
     product(a).block_until_ready()

@@ -1,8 +1,8 @@
-"""The train state on several devices, and on its way into a checkpoint and out of one.
+"""Resharding of the train state: between its layout on several devices and that of a checkpoint.
 
 A checkpoint has whole tensors with layers stacked, whatever the ZeRO stage and the number of devices, so that a run may
-go on with others. On its way each tensor is divided among the devices along the first axis that can be, so that none of
-them needs room for all of it. On one device the state is already what is saved (`checkpoints.saved_form`).
+resume with others. In between each tensor is sharded over the devices along its first axis that divides, so that none
+of them needs room for all of it. On one device the state is already what is saved (`checkpoints.saved_form`).
 """
 
 import jax
@@ -16,7 +16,7 @@ from jaxgpt.training.state import TrainState, initial_state, layout_of, on_trees
 
 
 class Placement:
-    """Of this configuration's train state. What it jits is compiled at its first use."""
+    """Moves the train state between its sharded and its checkpoint layout. Programs are compiled at their first use."""
 
     def __init__(self, config: Config):
         self.layout = layout_of(config)
@@ -45,18 +45,22 @@ class Placement:
         self._whole = jax.jit(layout.whole, out_shardings=everywhere)
 
     def words(self) -> list[str]:
-        """What is to be said of it at the start of a run."""
+        """Returns the lines to print of it at the start of a run."""
         if self.layout.devices == 1:
             return []
         processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
         return [f"parallel  {self.layout.devices} devices{processes}, ZeRO stage {self.layout.zero}"]
 
     def first_state(self, params: Params | None = None) -> TrainState:
-        """The state before the first step: with random parameters, or these, whole, stacked and in NumPy's memory."""
+        """Returns the state before the first step.
+
+        Args:
+            params: Whole, stacked parameters in NumPy's memory; None draws random ones.
+        """
         return initial_state(self._config, None if params is None else self._placed(params))
 
     def _placed(self, whole: Params) -> Params:
-        """As the state has them."""
+        """Casts, shards and places whole parameters on the devices."""
         dtype, layout = self._config.compute.parameters, self.layout
         if layout.devices == 1:  # a copy: the step gives its memory to the next state
             arranged = arrange(whole, self._config.compute)
@@ -71,21 +75,21 @@ class Placement:
         return placed(jax.device_put(whole, between))
 
     def to_save(self, state: TrainState) -> TrainState:
-        """The state as it is handed over to be saved."""
+        """Returns the state in its checkpoint layout."""
         return state if self.layout.devices == 1 else self._join(state)
 
     def saved_shapes(self) -> TrainState:
-        """The shapes of that, with the shardings in which it is to be read."""
+        """Shapes of the checkpoint layout, with the shardings in which it is to be read."""
         return self._shapes if self.layout.devices == 1 else self._saved
 
     def from_saved(self, state: TrainState) -> TrainState:
-        """The state that trains on, from what was read into `saved_shapes`."""
+        """Returns the state to resume with, from what was read into `saved_shapes`."""
         return state if self.layout.devices == 1 else self._split(state)
 
     def whole_params(self, state: TrainState) -> Params:
-        """All parameters, to draw text from: on every device, or of several processes on the first of this one's.
+        """All-gathers the parameters to draw text from: on every device, or of several processes on this one's first.
 
-        All processes have to join in it, and each may then compute with them by itself.
+        All processes have to call it together, and each may then compute with the result by itself.
         """
         whole = self._whole(state.params) if self.layout.in_pieces else state.params
         return whole if jax.process_count() == 1 else jax.tree.map(lambda array: array.addressable_data(0), whole)

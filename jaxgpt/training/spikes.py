@@ -22,11 +22,12 @@ class Window(NamedTuple):
 
 
 def init(size: int = SPIKE_WINDOW) -> Window:
+    """Returns an empty window of W = `size` values."""
     return Window(jnp.zeros(size, jnp.float32), jnp.int32(0))
 
 
 def update(window: Window, value: Float[Array, ""], take: Bool[Array, ""]) -> tuple[Window, Float[Array, ""]]:
-    """The window with the value in it, and the value's z-score; where not `take`, the window as it was, and NaN."""
+    """Returns the window with the value and the value's z-score; without `take` the window as it was, and NaN."""
     size = window.values.shape[0]
     values = window.values.at[window.count % size].set(value)
     above = value - values  # so that equal values give exactly 0
@@ -38,5 +39,5 @@ def update(window: Window, value: Float[Array, ""], take: Bool[Array, ""]) -> tu
 
 
 def is_spike(z: Float[Array, ""], threshold: float) -> Bool[Array, ""]:
-    """Whether z is above the threshold; never where that is 0, nor where z is NaN."""
+    """Returns whether z is above the threshold; never where that is 0, nor where z is NaN."""
     return z > threshold if threshold else jnp.zeros_like(z, bool)

@@ -1,4 +1,4 @@
-"""The train state: what it is, the one before the first step, and how it lies on the devices."""
+"""The train state: its fields, its value before the first step, and its layout on the devices."""
 
 import dataclasses
 import functools
@@ -31,32 +31,32 @@ class TrainState(NamedTuple):
 
 
 def init_state(config: Config) -> TrainState:
-    """The state before the first step; a pure function of `training.seed`."""
+    """Returns the state before the first step; a pure function of `training.seed`."""
     return state_of(init_params(config), config)
 
 
 def init_params(config: Config) -> Params:
-    """`init_state`'s."""
+    """Returns the random parameters of `init_state`, in the layout and the dtype that are kept."""
     key, _ = jax.random.split(jax.random.key(config.training.seed))
     params = arrange(family(config.model).init(config.model, key), config.compute)
     return jax.tree.map(lambda array: array.astype(config.compute.parameters), layout_of(config).pieces(params))
 
 
 def state_of(params: Params, config: Config) -> TrainState:
-    """The state before the first step with these parameters, of which only the shapes are read."""
+    """Returns the state before the first step with these parameters; the rest depends on their shapes alone."""
     _, key = jax.random.split(jax.random.key(config.training.seed))
     step, nonfinite, skipped = (jnp.int32(0) for _ in range(3))  # each in memory of its own, since all is donated
     return TrainState(params, adamw.init(params), step, key, nonfinite, skipped, spikes.init(), spikes.init())
 
 
 def on_trees(change: Callable[[Params], Params], state: TrainState) -> TrainState:
-    """The state with its parameters and both of its moments changed."""
+    """Applies `change` to a state's parameters and to both of its moments."""
     params, *moments = map(change, (state.params, *state.moments))
     return state._replace(params=params, moments=adamw.Moments(*moments))
 
 
 def cast(params: Params, compute: Compute) -> Params:
-    """The copy of the parameters that the activations meet."""
+    """Casts parameters to the compute dtype, as the activations meet them."""
     return jax.tree.map(lambda array: array.astype(compute.dtype), params)
 
 
@@ -65,22 +65,22 @@ def cast(params: Params, compute: Compute) -> Params:
 
 @functools.lru_cache
 def layout_of(config: Config) -> Layout:
-    """How the parameters and moments lie on the devices. UserError for devices that aren't there."""
+    """Returns the layout of parameters and moments on the devices. UserError for devices that aren't there."""
     shapes = jax.eval_shape(lambda: arrange(family(config.model).init(config.model, jax.random.key(0)), config.compute))
     return Layout(mesh.make(config.parallel), config.parallel.zero, shapes, config.parallel.reproducible)
 
 
 def specs(layout: Layout) -> TrainState:
-    """Which axis of each part of the state is divided among the devices."""
+    """Returns the PartitionSpecs of the train state."""
     params, whole = layout.specs(), PartitionSpec()
     return TrainState(params, adamw.Moments(params, params), whole, whole, whole, whole, whole, whole)  # type: ignore[arg-type]
 
 
-# Without computing it, and computing it in little memory
+# Its shapes, without computing it, and computing it in little memory
 
 
 def state_shapes(config: Config) -> TrainState:
-    """Those of `init_state`."""
+    """Abstract shapes of the initial train state."""
     return _state_shapes(_without_recompute(config))
 
 
@@ -90,10 +90,14 @@ def _state_shapes(config: Config) -> TrainState:
 
 
 def initial_state(config: Config, given: Params | None = None) -> TrainState:
-    """`init_state`, in two programs: what the random weights need while they are drawn is gone when the moments come.
+    """Computes `init_state` in two programs: what drawing the random weights needs is freed before the rest.
 
-    In one, a run with small batches would need more for its first state than for its steps, which the plan is of. With
-    `given` parameters none are drawn.
+    In one program, a run with small batches would need more memory for its first state than for its steps, for which
+    the memory plan is made.
+
+    Args:
+        config: The run's configuration.
+        given: Parameters to begin with, as `init_params` has them; None draws random ones.
     """
     made = jax.block_until_ready(random_params(config) if given is None else given)
     _, rest = _first_programs(_without_recompute(config))
@@ -101,18 +105,19 @@ def initial_state(config: Config, given: Params | None = None) -> TrainState:
 
 
 def random_params(config: Config) -> Params:
-    """Those of `init_state`. JAX doesn't wait until they are drawn."""
+    """Random initial parameters, dispatched asynchronously."""
     params, _ = _first_programs(_without_recompute(config))
     return params()
 
 
 def _without_recompute(config: Config) -> Config:
-    """Whatever level is chosen, the first state is the same, and so are the programs that make it."""
+    """Sets recompute to "none": at any level the first state is the same, and so are the programs that make it."""
     return dataclasses.replace(config, compute=dataclasses.replace(config.compute, recompute="none"))
 
 
 @functools.lru_cache
 def _first_programs(config: Config) -> tuple[Callable[[], Params], Callable[[], tuple[Any, ...]]]:
+    """Jits the two programs of `initial_state`: the random parameters, and the state's other fields."""
     layout = layout_of(config)
     where = layout.shardings(specs(layout))
     params, rest = (where.params, where[1:]) if where else (None, None)

@@ -2,17 +2,17 @@
 
     state, metrics = train_step(state, frozen, batch)
 
-What is trained is `state.params`; `frozen` are parameters that are not, None where all are trained. Gradients, moments
-and checkpoints have only what is trained. The state is donated: its buffers become the new state's.
+`state.params` are the parameters that are trained, and `frozen` those that are not, None where all are trained.
+Gradients, moments and checkpoints have only what is trained. The state is donated: its buffers become the new state's.
 
-The micro-batches of a batch are walked by a loop with a float32 accumulator, and each is weighted by 1/(number of
-targets in the whole batch), so that the sum is the gradient of the whole batch's mean however it is cut. A step whose
+A loop over the micro-batches of a batch sums their gradients in float32. Each is weighted by 1/(number of targets in
+the whole batch), so that the sum is the gradient of the whole batch's mean however it is cut. A step whose
 loss or gradient is not finite, or is a spike (`spikes.py`), changes neither parameters nor moments. After
 `stop_after_nonfinite` steps in a row that were not finite no step changes anything, so that steps that were already
 dispatched when the loop reads of it leave the last good state alone.
 
-On several devices the step is one `shard_map`: each runs this on its part of every micro-batch's sequences, and what is
-`layout`'s is what crosses the network (`parallel/sharding.py`). All else is the same on each of them.
+On several devices the step is one `shard_map`: each device runs this on its part of every micro-batch's sequences, and
+the collectives are in `layout`'s functions (`parallel/sharding.py`). All else is the same on each of them.
 """
 
 from collections.abc import Callable
@@ -51,14 +51,14 @@ class Metrics(NamedTuple):
 
 
 def needs_fixed_order(compute: Compute) -> bool:
-    """Whether the compiler must be told to add in a fixed order: some of a GPU's kernels add what comes first first."""
+    """Returns whether the compiler must be told to add in a fixed order: some GPU kernels add in order of arrival."""
     return compute.deterministic and jax.default_backend() == "gpu"
 
 
 def batch_loss_and_grads(
     params: Params, frozen: Any, batch: Batch, config: Config, layout: Layout
 ) -> tuple[Float[Array, ""], Params]:
-    """The mean loss of a batch of micro-batches, and this device's shard of its float32 gradient."""
+    """Returns the batch's mean loss, in nats, and this device's shard of its float32 gradient."""
     model, minimised = family(config.model), objective(config)
     scale = 1 / jnp.maximum(layout.total(minimised.count(batch)), 1)
     working = layout.working(cast(params, config.compute))
@@ -85,7 +85,7 @@ def batch_loss_and_grads(
 
 
 def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
-    """The jitted train step of this configuration. Compiles once per shape of the batch, of which a run has one."""
+    """Jits the train step of this configuration. It compiles once per shape of the batch, of which a run has one."""
     layout = layout_of(config)
 
     def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -136,12 +136,12 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
 
 
 def shapes(config: Config) -> tuple[TrainState, None, Batch]:
-    """The shapes of a train step's arguments: the state, what is frozen (nothing), and the batch."""
+    """Abstract shapes of a train step's arguments: the state, what is frozen (nothing), and the batch."""
     training = config.training
     tokens = jax.ShapeDtypeStruct((training.micro_batches, training.batch_size, training.sequence_length), np.int32)
     return state_shapes(config), None, Batch(tokens, tokens)
 
 
 def compile_step(config: Config) -> jax.stages.Compiled:
-    """The train step of this configuration, which must have its sizes filled in and no "auto" in `compute`."""
+    """Compiles the train step of this configuration, which must have its sizes filled in and no "auto" in `compute`."""
     return make_train_step(config).lower(*shapes(config)).compile()
