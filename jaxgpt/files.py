@@ -21,12 +21,13 @@ HOLES = 16  # a file's size over its bytes on the disk, at most: compressed disk
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
 
 
-def open_file(path: Path, within: Path | None = None) -> io.BufferedReader:
+def open_file(path: Path, within: Path | None = None, *, holes: bool = False) -> io.BufferedReader:
     """Opens a regular file to read its bytes.
 
     Args:
         path: The file.
         within: The folder that the file belongs to, such as a run's: links may not lead out of it.
+        holes: Whether the file may be nearly all hole, since it isn't read from end to end.
 
     Raises:
         UserError: The file doesn't exist or can't be read; it is a folder, a pipe or a device (which might never end);
@@ -42,7 +43,8 @@ def open_file(path: Path, within: Path | None = None) -> io.BufferedReader:
         raise _unreadable(path, error) from None
     try:
         _check_regular(path, os.fstat(descriptor).st_mode)
-        _check_holes(path, descriptor)
+        if not holes:
+            _check_holes(path, descriptor)
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -51,7 +53,7 @@ def open_file(path: Path, within: Path | None = None) -> io.BufferedReader:
 
 def size(path: Path, within: Path | None = None) -> int:
     """Returns a file's bytes. UserError as `open_file` raises it."""
-    with open_file(path, within) as file:
+    with open_file(path, within, holes=True) as file:
         return os.fstat(file.fileno()).st_size
 
 

@@ -30,7 +30,7 @@ def test_each_way_is_one_message_with_status_1(error, monkeypatch, capsys):
         except Exception as cause:
             raise ValueError("could not read the array") from cause
 
-    monkeypatch.setitem(cli.COMMANDS, "report", refused)
+    monkeypatch.setattr("jaxgpt.commands.report.run", refused)
     assert cli.main(["report"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: there is not enough memory (")
@@ -69,7 +69,7 @@ def test_a_system_without_proc_does_not_say(monkeypatch):
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/meminfo")
 
     monkeypatch.setattr(device_memory.psutil, "virtual_memory", missing)
-    monkeypatch.setattr(compile, "CGROUPS", Path("/nowhere"))
+    monkeypatch.setattr(device_memory, "CGROUPS", Path("/nowhere"))
     assert device_memory._system_left() == []
 
 

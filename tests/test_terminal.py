@@ -99,7 +99,7 @@ def test_what_the_system_refuses_is_one_line(error, message, monkeypatch, capfd)
         raise error
 
     monkeypatch.setattr(terminal, "discard", lambda stream: None)  # it would be that of the tests
-    monkeypatch.setitem(cli.COMMANDS, "report", refused)
+    monkeypatch.setattr("jaxgpt.commands.report.run", refused)
     assert cli.main(["report"]) == 1
     assert capfd.readouterr().err == message
 

@@ -22,7 +22,7 @@ from jaxgpt.foreign_text import shown
 
 PIECE_BYTES = 1 << 20
 LONGEST_WORD_BYTES = 4 << 20  # a stretch of text without a safe place is cut at this length
-LONGEST_ROW_BYTES = 64 << 20
+LONGEST_ROW_BYTES = 16 << 20
 
 Kind = Literal["text", "jsonl", "json", "parquet"]
 SUFFIXES: dict[str, Kind] = {

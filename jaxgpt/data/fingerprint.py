@@ -28,7 +28,7 @@ def of_files(paths: Sequence[Path], sums: dict[str, str]) -> dict[str, Any]:
 
 
 def _of_file(path: Path, whole: bool) -> dict[str, Any]:
-    with files.open_file(path) as file:
+    with files.open_file(path, holes=True) as file:
         content = memoryview(np.memmap(file, np.uint8, "r"))  # type: ignore[arg-type]
     if whole or len(content) <= SAMPLES * SMALLEST:
         return of(content)

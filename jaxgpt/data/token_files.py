@@ -51,7 +51,7 @@ def open(path: Path | str, within: Path | None = None) -> np.ndarray:
             link leads out of `within`.
     """
     path = Path(path)
-    with files.open_file(path, within) as file:
+    with files.open_file(path, within, holes=True) as file:  # it is mapped, and read where it is needed
         try:
             header = file.read(HEADER_BYTES)
             form, count = _check(path, os.fstat(file.fileno()).st_size, header)

@@ -6,6 +6,7 @@ import types
 import jax
 import pytest
 
+from benchmarks import bench
 from jaxgpt.commands import gradcheck
 from jaxgpt.errors import UserError
 from jaxgpt.generation.decoder import Decoder
@@ -139,7 +140,7 @@ def test_a_forced_kernel_ends_training_before_a_folder_is_made(fails, tmp_path):
 
 def test_a_forced_kernel_ends_a_profile(fails, tmp_path):
     words = ("--profile", str(tmp_path), "--sizes", "1x64", "--dtypes", "bfloat16", "--compute.attention", "cudnn")
-    assert "--compute.attention cudnn can't run here" in fails("bench", "--config", "quickstart", *words)
+    assert "--compute.attention cudnn can't run here" in fails("--config", "quickstart", *words, command=bench.run)
 
 
 def test_samples_are_drawn_where_the_kernel_cant_run(quick_compilation):

@@ -48,7 +48,7 @@ def compiled_once():
     """Each program is compiled once for all tests; a limit changes none."""
     programs = functools.cache(step.compile_step)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compile, "compile_step", lambda config: programs(limited(config, 0)))
+        patch.setattr(step, "compile_step", lambda config: programs(limited(config, 0)))
         yield
 
 
@@ -155,7 +155,7 @@ def test_auto_compiles_nothing_that_cannot_fit(monkeypatch):
     room = plan(change(most, compute={"recompute": "block"})).total
     compiled = []
     compile_step = step.compile_step
-    monkeypatch.setattr(compile, "compile_step", lambda config: compiled.append(config) or compile_step(config))
+    monkeypatch.setattr(step, "compile_step", lambda config: compiled.append(config) or compile_step(config))
     prepare(limited(most, room))
     assert [config.compute.recompute for config in compiled] == ["block"]
 
