@@ -1,6 +1,9 @@
 """Whole numbers in environment variables, which a scheduler or the user sets."""
 
+import contextlib
 import os
+import traceback
+from collections.abc import Iterator
 
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
@@ -39,3 +42,20 @@ def check() -> None:
         import jax  # noqa: F401
     except ValueError as error:
         raise UserError(f"an environment variable of JAX's is not as JAX wants it: {shown(error)}") from None
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Inside, an error of a backend that JAX_PLATFORMS asks for and that JAX can't start becomes a UserError."""
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        frames = traceback.extract_tb(error.__traceback__)
+        if not platforms or not any(frame.filename.endswith("xla_bridge.py") for frame in frames):
+            raise
+        reason = f" ({shown(error)})" if str(error) else ""
+        raise UserError(
+            f"the environment variable JAX_PLATFORMS is {quoted(platforms)}, and JAX can't start that here{reason}. "
+            "Leave it away, or name a platform that is installed, such as cpu"
+        ) from None

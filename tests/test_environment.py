@@ -1,5 +1,11 @@
 """Numbers in environment variables."""
 
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from jaxgpt import environment
@@ -7,6 +13,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.options.config import Parallel
 from jaxgpt.parallel import cluster
 
+ROOT = Path(__file__).resolve().parent.parent
 NO_NUMBERS = ["", "soon", "-1", "1.5", "9" * 5000, "٣", str(2**53 + 1), "\x1b[31m3"]
 
 
@@ -54,3 +61,22 @@ def test_jax_refuses_its_own_variables(fails, monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "abc")
     monkeypatch.setattr("builtins.__import__", refuse)
     assert 'Invalid value "abc" for JAX flag jax_num_cpu_devices' in fails("generate", "--run", "x")
+
+
+PLUGINS = [name for name in ("jax_cuda12_plugin", "jax_cuda13_plugin") if importlib.util.find_spec(name)]
+
+
+@pytest.mark.parametrize(
+    "platform", ["foo", pytest.param("cuda", marks=pytest.mark.skipif(bool(PLUGINS), reason="CUDA may be there"))]
+)
+def test_a_platform_that_jax_cannot_start_is_told(platform, tmp_path):
+    """One that there isn't, and one whose plugin isn't installed, or has no device here."""
+    words = [sys.executable, ROOT / "run.py", "--config", "quickstart", "--run.folder", tmp_path / "runs"]
+    environment = os.environ | {"JAX_PLATFORMS": platform}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 2
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith(
+        f"error: the environment variable JAX_PLATFORMS is '{platform}', and JAX can't start that"
+    )
+    assert "Traceback" not in done.stderr

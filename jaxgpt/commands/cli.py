@@ -62,7 +62,7 @@ def run(command: Callable[[list[str]], int], words: list[str], *, of_process: bo
     terminal.prepare()
     try:
         try:
-            with out_of_memory.told():
+            with out_of_memory.told(), environment.told():
                 for word in words:
                     terminal.check_typed(word)
                 environment.check()
