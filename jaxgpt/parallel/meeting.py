@@ -16,10 +16,12 @@ import selectors
 import socket
 import time
 
+from jaxgpt import environment
 from jaxgpt.errors import JaxgptError, RunError, UserError
 from jaxgpt.parallel.cluster import Place
 
-START_SECONDS = 45  # in which all processes must have come
+START_SECONDS = 45  # in which all processes must have come, unless the variable says otherwise
+SECONDS_VARIABLE = "JAXGPT_START_SECONDS"
 GREETING_SECONDS = 2  # in which an end that is there says its first line
 RETRY_SECONDS = 0.2
 GREETING, MEET = b"jaxgpt\n", b"meet\n"
@@ -37,6 +39,11 @@ def meet(place: Place) -> None:
         (_gather if place.process == 0 else _join)(place)
 
 
+def start_seconds() -> float:
+    """Returns the seconds in which all processes must have come. UserError where the variable has no number."""
+    return environment.needed(SECONDS_VARIABLE, START_SECONDS)
+
+
 def who(place: Place) -> str:
     """Returns a process's name in messages."""
     return f"process {place.process} of {place.processes} ({place.source})"
@@ -47,7 +54,7 @@ def who(place: Place) -> str:
 
 def _gather(place: Place) -> None:
     """Waits for the other processes, and replies to all of them once they are there or can't train together."""
-    until = time.monotonic() + START_SECONDS
+    until = time.monotonic() + start_seconds()
     links: list[socket.socket] = []  # of all that have come, also of one that isn't welcome
     reply = b""
     try:
@@ -129,7 +136,7 @@ def _missing(place: Place, numbers: set[int]) -> str:
     absent = [str(number) for number in range(1, place.processes) if number not in numbers]
     names = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
     return (
-        f"{who(place)} waited {START_SECONDS} seconds at {place.coordinator} for process{'es' * (len(absent) > 1)} "
+        f"{who(place)} waited {start_seconds()} seconds at {place.coordinator} for process{'es' * (len(absent) > 1)} "
         f"{names}. Were all of them started, with that address, and is the port open to them?"
     )
 
@@ -139,7 +146,7 @@ def _missing(place: Place, numbers: set[int]) -> str:
 
 def _join(place: Place) -> None:
     """Waits for process 0 to be there, and then for its reply. UserError or RunError as it says."""
-    until = time.monotonic() + START_SECONDS
+    until = time.monotonic() + start_seconds()
     while True:
         try:
             reply = _reply(place, until)
@@ -148,8 +155,8 @@ def _join(place: Place) -> None:
             if time.monotonic() >= until:
                 reason = error.strerror or str(error)
                 raise RunError(
-                    f"{who(place)} waited {START_SECONDS} seconds for process 0 at {place.coordinator}: {reason}. Was "
-                    "it started, is it there, with a port that is free and open, and did it not end at once?"
+                    f"{who(place)} waited {start_seconds()} seconds for process 0 at {place.coordinator}: {reason}. "
+                    "Was it started, is it there, with a port that is free and open, and did it not end at once?"
                 ) from None
         time.sleep(RETRY_SECONDS)
     if reply == MEET:
@@ -174,7 +181,7 @@ def _reply(place: Place, until: float) -> bytes:
             raise OSError("another program listens there")
         try:
             link.sendall(f"{place.processes} {place.process}\n".encode())
-            link.settimeout(START_SECONDS + GREETING_SECONDS)  # process 0 may have begun to wait just now
+            link.settimeout(start_seconds() + GREETING_SECONDS)  # process 0 may have begun to wait just now
             return _line(link)
         except OSError:
             return b""

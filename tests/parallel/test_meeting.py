@@ -143,3 +143,14 @@ def test_nobody_at_the_port(port, soon):
     (error,) = met(port, (2, 1))
     assert isinstance(error, RunError)
     assert f"for process 0 at localhost:{port}: Connection refused. Was it started" in str(error)
+
+
+def test_the_time_to_start_in_is_the_users(port, monkeypatch):
+    monkeypatch.setenv(meeting.SECONDS_VARIABLE, "1")
+    (error,) = met(port, (2, 1))
+    assert isinstance(error, RunError)
+    assert "waited 1 seconds for process 0" in str(error)
+    monkeypatch.setenv(meeting.SECONDS_VARIABLE, "soon")
+    (error,) = met(port, (2, 1))
+    assert isinstance(error, UserError)
+    assert meeting.SECONDS_VARIABLE in str(error)
