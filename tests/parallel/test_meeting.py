@@ -84,16 +84,24 @@ def test_who_is_missing_is_named(port, soon):
     assert_all(found, RunError, message)
 
 
+def come(port: int, number: int) -> socket.socket:
+    """Comes to process 0 of 4 as this one."""
+    while True:
+        with contextlib.suppress(OSError):
+            link = socket.create_connection(("localhost", port), 5)
+            assert link.recv(7) == meeting.GREETING
+            link.sendall(f"4 {number}\n".encode())
+            return link
+
+
 def test_one_that_ends_before_all_have_met(port):
     """It says who it is, and its connection is closed."""
     with ThreadPoolExecutor(1) as pool:
-        found = pool.submit(met, port, (4, 0), (4, 2))
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1) as link:
-                assert link.recv(7) == meeting.GREETING
-                link.sendall(b"4 1\n")
-                break
-        assert_all(found.result(), RunError, "process 1 has ended before all 4 had met")
+        found = pool.submit(met, port, (4, 0))
+        with come(port, 2) as other:
+            come(port, 1).close()
+            assert_all(found.result(), RunError, "process 1 has ended before all 4 had met")
+            assert other.recv(meeting.LINE) == b"1 process 1 has ended before all 4 had met\n"
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import yaml
 
 from jaxgpt.commands import cli
 from jaxgpt.errors import UserError
+from jaxgpt.parallel import meeting
 from tests.parallel.several import ROOT
 
 
@@ -46,7 +47,8 @@ def test_the_pods_of_the_job_set_find_each_other(tmp_path, config):
     program(tmp_path, "python", 'printf "%s\\n" "$@"')
     (script,) = container["args"]
     assert script.startswith("exec .venv/bin/python run.py ")
-    (variable,) = container["env"]
+    variable, patience = container["env"]
+    assert (patience["name"], patience["value"].isdecimal()) == (meeting.SECONDS_VARIABLE, True)
     done = subprocess.run(
         [*container["command"], script.replace(".venv/bin/python", str(tmp_path / "python"))],
         env=os.environ | {variable["name"]: "3"},
