@@ -19,7 +19,7 @@ from benchmarks.fuzz_readers import Input, Reader, written
 from jaxgpt.commands.generate import prompts_in
 from jaxgpt.data import corpora as texts
 from jaxgpt.data import manifest, prepare, tokenizers
-from jaxgpt.data.chunks import Layout
+from jaxgpt.data.chunks import TextLayout
 from jaxgpt.errors import Interrupted, UserError
 from jaxgpt.generation import api
 from jaxgpt.runs import checksums, metrics_file
@@ -63,8 +63,8 @@ def packed() -> list[Input]:
     ]
 
 
-def settings(names: list[str], tokenizer: str, shard_tokens: int) -> prepare.Settings:
-    return prepare.Settings("x", tuple(names), (), 0, shard_tokens, tokenizer, 0, Layout("text", "\n\n"))
+def settings(names: list[str], tokenizer: str, shard_tokens: int) -> prepare.PrepareSettings:
+    return prepare.PrepareSettings("x", tuple(names), (), 0, shard_tokens, tokenizer, 0, TextLayout("text", "\n\n"))
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from jaxgpt.options import settings
 from jaxgpt.options.config import Config, Parallel
 from jaxgpt.parallel import mesh
 from jaxgpt.training import step
-from jaxgpt.training.resharding import Placement
+from jaxgpt.training.resharding import Resharding
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
 def measure(config: Config, steps: int) -> float:
     """Seconds of a step, after one that isn't timed."""
     mesh.check(config)
-    program, state = step.compile_step(config), Placement(config).first_state()
+    program, state = step.compile_step(config), Resharding(config).first_state()
     shape = (1, config.training.batch_size, config.training.sequence_length)
     tokens = np.random.default_rng(0).integers(config.model.vocabulary_size, size=shape, dtype=np.int32)
     seconds = []

@@ -49,14 +49,14 @@ def chat(loaded: Loaded, options: Sampling, seed: int, *, special: bool = False)
             continue
         said = [*said, *tokens.tolist()]
         said = said[-max(1, model.context - options.tokens) :] if len(said) + options.tokens > model.context else said
-        batch = batching.Batch(decoder, tokenizer)
+        batch = batching.ContinuousBatch(decoder, tokenizer)
         text = batch.add(batching.Request(np.array(said), options, seed))
         _answer(batch, text)
         said += text.tokens
         seed = (seed + 1) % 2**31
 
 
-def _answer(batch: batching.Batch, text: batching.Text) -> None:
+def _answer(batch: batching.ContinuousBatch, text: batching.Text) -> None:
     """Draws the text and prints it as it comes; Ctrl-C ends it early."""
     try:
         while len(batch):

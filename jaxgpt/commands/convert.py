@@ -20,7 +20,7 @@ from jaxgpt.interop import (
     runs,
     tensors,
 )
-from jaxgpt.interop.source import Source
+from jaxgpt.interop.source import WeightSource
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
 from jaxgpt.options import command_line, settings
@@ -126,7 +126,7 @@ USES = {
 }
 
 
-def describe(source: Source) -> str:
+def describe(source: WeightSource) -> str:
     tokenizer = f", tokenizer {source.tokenizer.name}" if source.tokenizer else ""
     return f"{source.kind}, {source.dtype}, {family(source.model).describe(source.model)}{tokenizer}"
 
@@ -142,7 +142,7 @@ def _check_apart(name: str, to: Path) -> None:
         raise UserError(f"{shown(to)} and what is to be read, {shown(name)}, lie one in the other. Give another name")
 
 
-def _form(form: Format, to: Path, source: Source) -> Format:
+def _form(form: Format, to: Path, source: WeightSource) -> Format:
     if form != "auto":
         return form
     if to.suffix == ".bin":
@@ -150,7 +150,7 @@ def _form(form: Format, to: Path, source: Source) -> Format:
     return "huggingface" if source.kind in ("a run's checkpoint", "a checkpoint") else "run"
 
 
-def _dtype(dtype: str, form: Format, source: Source) -> str:
+def _dtype(dtype: str, form: Format, source: WeightSource) -> str:
     if dtype == "float16" and form != "huggingface":
         raise UserError(f"--dtype float16: {NAMES[form]} can't hold it; take float32 or bfloat16")
     if dtype != "auto":
@@ -158,7 +158,7 @@ def _dtype(dtype: str, form: Format, source: Source) -> str:
     return "float32" if source.dtype == "float16" and form != "huggingface" else source.dtype
 
 
-def _write_llmc(to: Path, source: Source, params: Params, dtype: str, overwrite: bool) -> list[Path]:
+def _write_llmc(to: Path, source: WeightSource, params: Params, dtype: str, overwrite: bool) -> list[Path]:
     """Writes the model file, and beside it the tokenizer's where the format can hold it. Returns their paths."""
     written = [to]
     tokenizer = source.tokenizer

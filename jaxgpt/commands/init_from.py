@@ -14,7 +14,7 @@ from jaxgpt.data.tokenizers import NAMES, Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import detect_format
-from jaxgpt.interop.source import Source
+from jaxgpt.interop.source import WeightSource
 from jaxgpt.options import settings
 from jaxgpt.options.config import Config, Model
 from jaxgpt.runs import checkpoints
@@ -64,7 +64,7 @@ def tokenizer(config: Config) -> Tokenizer | None:
     return found if isinstance(found, HuggingFace) else None
 
 
-def weights(config: Config, tokenizer: Tokenizer) -> Source | None:
+def weights(config: Config, tokenizer: Tokenizer) -> WeightSource | None:
     """Returns the weights `training.init_from`, to be loaded when there is a place for them; None for no weights.
 
     Raises:
@@ -91,7 +91,7 @@ def weights(config: Config, tokenizer: Tokenizer) -> Source | None:
     return source
 
 
-def lines(source: Source) -> list[str]:
+def lines(source: WeightSource) -> list[str]:
     """Returns the lines to print about the weights at the start of a run."""
     return [f"weights   from {source.where}: {describe(source)}", *(f"          {note}" for note in source.notes)]
 

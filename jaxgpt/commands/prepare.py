@@ -13,9 +13,9 @@ import tyro
 
 from jaxgpt import writing
 from jaxgpt.data import chunks, hub, manifest, sources, token_files, tokenizers
-from jaxgpt.data.chunks import Layout
+from jaxgpt.data.chunks import TextLayout
 from jaxgpt.data.manifest import Manifest, Shard
-from jaxgpt.data.prepare import Settings, prepare
+from jaxgpt.data.prepare import PrepareSettings, prepare
 from jaxgpt.data.sources import DATA_SETS, SHARD_TOKENS
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
@@ -115,9 +115,9 @@ def _tokenizer_of(name: str) -> tokenizers.Tokenizer | None:
     )
 
 
-def _settings(options: Prepare, data_set: sources.DataSet | None, name: str) -> Settings:
+def _settings(options: Prepare, data_set: sources.DataSet | None, name: str) -> PrepareSettings:
     separator = options.separator.replace("\\n", "\n").replace("\\t", "\t")
-    result = Settings(
+    result = PrepareSettings(
         name=name,
         sources=options.sources,
         validation=options.validation,
@@ -125,7 +125,7 @@ def _settings(options: Prepare, data_set: sources.DataSet | None, name: str) -> 
         shard_tokens=options.shard_tokens,
         tokenizer=options.tokenizer,
         vocabulary_size=options.vocabulary_size if options.tokenizer == "bpe" else 0,
-        layout=Layout(options.field, separator),
+        layout=TextLayout(options.field, separator),
     )
     if data_set is None:
         return result
@@ -135,7 +135,7 @@ def _settings(options: Prepare, data_set: sources.DataSet | None, name: str) -> 
         sources=(data_set.source,),
         validation=validation,
         validation_tokens=options.validation_tokens or data_set.validation_tokens,
-        layout=Layout(options.field, separator or data_set.separator),
+        layout=TextLayout(options.field, separator or data_set.separator),
     )
 
 

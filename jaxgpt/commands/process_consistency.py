@@ -30,7 +30,7 @@ def check(config: Config, data: Corpus) -> None:
         "code": sources(Path(jaxgpt.__file__).parent),
     }
     own = json.loads(json.dumps(own))  # tuples become lists, as they do on the way
-    first = processes.talk.from_first(lambda: own)
+    first = processes.talk.broadcast(lambda: own)
     different = [
         f"{found.option} is {found.saved} there and {found.asked} here"
         for found in settings.differences(first["options"], config)

@@ -12,7 +12,7 @@ from jaxgpt import files
 from jaxgpt.commands import generate
 from jaxgpt.errors import Terminated, UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.generation.batching import Batch
+from jaxgpt.generation.batching import ContinuousBatch
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.sampling import only_known_tokens
 from jaxgpt.options import command_line, settings
@@ -121,7 +121,7 @@ def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> 
     gc.collect()
     gc.freeze()
     most = rates.most_connections(options.connections)
-    worker = Worker(Batch(decoder, tokenizer))
+    worker = Worker(ContinuousBatch(decoder, tokenizer))
     try:
         answering = server.Server(worker, tokenizer, chosen)
         _tell(name, listening, key, most if most < options.connections else 0)

@@ -26,7 +26,7 @@ from jaxgpt.data import corpus
 from jaxgpt.data.corpus import Corpus
 from jaxgpt.errors import AllFailed, Interrupted
 from jaxgpt.evaluation.in_training import Tasks
-from jaxgpt.interop.source import Source
+from jaxgpt.interop.source import WeightSource
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Config
@@ -38,7 +38,7 @@ from jaxgpt.runs.checkpoints import Found
 from jaxgpt.runs.folder import RunFolder, check_name, will_resume
 from jaxgpt.runs.saving import Writer
 from jaxgpt.training import device_memory, flops, memory_plan, step
-from jaxgpt.training.resharding import Placement
+from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import TrainState, initial_state, random_params
 from jaxgpt.training.step import needs_fixed_order
 
@@ -73,9 +73,9 @@ def train(config: Config, *observers: Observer) -> None:
             Display(config.training.steps, None if processes.first() else silent()) as display,
             processes.telling(),
         ):
-            placement = Placement(config)
-            state, notes = _first_state(config, placement, beginning)
-            trainer = Trainer(config, data, Output(folder, writer, display), program, placement, state, tasks)
+            resharding = Resharding(config)
+            state, notes = _first_state(config, resharding, beginning)
+            trainer = Trainer(config, data, Output(folder, writer, display), program, resharding, state, tasks)
             trainer.observers += observers
             folder.write_json("memory_plan.json", chosen.plan.as_json())  # now that nothing can be refused any more
             with Following(folder, config, display.note) as following:
@@ -105,14 +105,14 @@ class Beginning(NamedTuple):
     """
 
     checkpoint: Found | None = None
-    weights: Source | None = None
+    weights: WeightSource | None = None
     random: Params | None = None  # drawn while the train step is compiled, or None
     folder: RunFolder | None = None
 
 
 def begin(asked: Config, data: Corpus, kept: contextlib.ExitStack) -> Beginning:
     """Decides how the run begins. UserError where it can't be resumed, or where the weights don't fit it."""
-    if processes.talk.from_first(lambda: will_resume(asked)):
+    if processes.talk.broadcast(lambda: will_resume(asked)):
         return _open(asked, data, kept, Beginning())
     return Beginning(weights=init_from.weights(asked, data.tokenizer))
 
@@ -124,14 +124,14 @@ def _open(asked: Config, data: Corpus, kept: contextlib.ExitStack, beginning: Be
     return beginning._replace(folder=folder, checkpoint=found)
 
 
-def _first_state(config: Config, placement: Placement, beginning: Beginning) -> tuple[TrainState, list[str]]:
+def _first_state(config: Config, resharding: Resharding, beginning: Beginning) -> tuple[TrainState, list[str]]:
     """Returns the state to begin from, and lines that say where it comes from."""
     if beginning.checkpoint:
         assert beginning.folder is not None
-        saved, notes = resuming.resume(beginning.folder, beginning.checkpoint, placement.saved_shapes())
-        return placement.from_saved(saved), notes
+        saved, notes = resuming.resume(beginning.folder, beginning.checkpoint, resharding.saved_shapes())
+        return resharding.from_saved(saved), notes
     if beginning.weights:
-        return placement.first_state(beginning.weights.load()), init_from.lines(beginning.weights)
+        return resharding.first_state(beginning.weights.load()), init_from.lines(beginning.weights)
     return initial_state(config, beginning.random), []
 
 
@@ -182,7 +182,7 @@ def _run(trainer: Trainer) -> None:
         before = trainer.sample()
         trainer.evaluate()
         trainer.score()
-    rows = trainer.placement.layout.own_rows(config.training.batch_size)
+    rows = trainer.resharding.layout.own_rows(config.training.batch_size)
     with trainer.stop, corpus.feed(trainer.data, config, trainer.done, rows) as batches:
         trainer.go(batches)
         display.stop()
@@ -217,7 +217,7 @@ def _introduce(trainer: Trainer, chosen: Chosen, notes: list[str]) -> None:
         f"{device.device_kind} ({device.platform})",
         f"a token   {trainer.flops_per_token:,} operations, as llm.c counts them, which "
         f"{'MFU' if trainer.peak else 'TFLOP/s'} is of; {products:,} in matrix products",
-        *trainer.placement.words(),
+        *trainer.resharding.words(),
         *chosen.lines(),
         *(["order     of sums is fixed: some kernels are slower ones"] if needs_fixed_order(config.compute) else []),
         *([f"note      {config.run.note}"] if config.run.note else []),

@@ -28,7 +28,7 @@ from jaxgpt.runs.folder import RunFolder
 from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.runs.saving import Writer
 from jaxgpt.training import advice, flops, peaks
-from jaxgpt.training.resharding import Placement
+from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import TrainState
 from jaxgpt.training.step import BATCH_SPEC, Metrics
 
@@ -60,12 +60,12 @@ class Trainer:
         data: Corpus,
         output: Output,
         train_step: jax.stages.Compiled,
-        placement: Placement,
+        resharding: Resharding,
         state: TrainState,
         tasks: Tasks,
     ):
         training = config.training
-        self.config, self.data, self.placement, self.tasks = config, data, placement, tasks
+        self.config, self.data, self.resharding, self.tasks = config, data, resharding, tasks
         self.folder, self.writer, self.display = output
         self.train_step, self.state = train_step, state
         self.frozen = None  # parameters that are not trained
@@ -75,10 +75,10 @@ class Trainer:
         self.done = int(state.step)  # steps dispatched
         self.clock = 0.0  # when the last step's metrics were read
         self.stop = Stop(config.checkpoint.stop_minutes_before_end)
-        self.decisions = Decisions(Agreement(placement.layout), self.stop, self.writer, self.display)
+        self.decisions = Decisions(Agreement(resharding.layout), self.stop, self.writer, self.display)
         self.tokens = training.micro_batches * training.batch_size * training.sequence_length  # per step
         self.flops_per_token = flops.per_token(config.model, training.sequence_length)
-        self.peak = peaks.peak(config.compute, placement.layout.devices)
+        self.peak = peaks.peak(config.compute, resharding.layout.devices)
         self.actions = [
             Action(self._every(training.evaluate_every), self.evaluate),
             Action(self._every(config.evaluation.every), self.score),
@@ -95,7 +95,7 @@ class Trainer:
         pending: tuple[Metrics, float] | None = None
         self.clock = time.perf_counter()
         while self.done < self.config.training.steps and not self.decisions.ends():
-            batch = self.placement.layout.from_processes(batches.next(), BATCH_SPEC)
+            batch = self.resharding.layout.from_processes(batches.next(), BATCH_SPEC)
             self.state, metrics = self.train_step(self.state, self.frozen, batch)
             self._record(self.done, pending)
             pending = metrics, batches.waited
@@ -195,7 +195,7 @@ class Trainer:
     def sample(self) -> str:
         """Draws a text, appends it to samples.txt, and returns it with control characters escaped."""
         config, data = self.config, self.data
-        params = self.placement.whole_params(self.state)
+        params = self.resharding.whole_params(self.state)
         if not processes.first():
             return ""
         request = batching.Request(data.prompt, config.sampling, config.training.seed)
@@ -212,7 +212,7 @@ class Trainer:
         return self.writer.save_and_wait(*self._to_save())
 
     def _to_save(self) -> tuple[TrainState, dict[str, Any]]:
-        return self.placement.to_save(self.state), resuming.about(self.folder, self.data)
+        return self.resharding.to_save(self.state), resuming.about(self.folder, self.data)
 
     def draw_curve(self) -> Path:
         """Draws loss.png."""

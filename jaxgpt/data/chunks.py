@@ -34,7 +34,7 @@ SUFFIXES: dict[str, Kind] = {
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 
 
-class Layout(NamedTuple):
+class TextLayout(NamedTuple):
     """Layout of the documents in the files."""
 
     field: str = "text"  # the field of a JSON object, or the column of a Parquet file, that holds the text
@@ -50,10 +50,10 @@ class Position(NamedTuple):
     begins: bool = True  # a document begins here
 
 
-class Piece(NamedTuple):
+class Chunk(NamedTuple):
     path: str
     kind: Kind
-    layout: Layout
+    layout: TextLayout
     position: Position
     data: bytes  # empty for a Parquet file, which has `values`
     read: int  # bytes of the file on the disk (packed) that were read up to the piece's end
@@ -63,7 +63,7 @@ class Piece(NamedTuple):
         """Returns the approximate number of bytes that the piece takes in memory."""
         return len(self.data) + sum(len(value.text or "") for value in self.values)
 
-    def emptied(self) -> "Piece":
+    def emptied(self) -> "Chunk":
         """Returns the piece without its text."""
         return self._replace(data=b"", values=())
 
@@ -83,7 +83,7 @@ def separators(separator: str) -> re.Pattern[str]:
     return re.compile(r"\r?\n".join(re.escape(part) for part in separator.replace("\r\n", "\n").split("\n")))
 
 
-def cut(path: Path, layout: Layout, start: Position) -> Iterator[Piece]:
+def cut(path: Path, layout: TextLayout, start: Position) -> Iterator[Chunk]:
     """Yields the pieces of a file from `start` on. UserError where the file can't be read or is damaged."""
     kind = kind_of(path) or "text"
     if kind == "parquet":
@@ -101,10 +101,10 @@ def cut(path: Path, layout: Layout, start: Position) -> Iterator[Piece]:
             kind = "jsonl" if kind == "json" else kind
             reader.skip(start.offset)
             cutter = _LineCutter(path) if kind == "jsonl" else _TextCutter(path, layout)
-        yield from _pieces(reader, cutter, Piece(str(path), kind, layout, start, b"", 0))
+        yield from _pieces(reader, cutter, Chunk(str(path), kind, layout, start, b"", 0))
 
 
-def _pieces(reader: unpacking.Reader, cutter: "_Cutter", first: Piece) -> Iterator[Piece]:
+def _pieces(reader: unpacking.Reader, cutter: "_Cutter", first: Chunk) -> Iterator[Chunk]:
     """Yields the pieces from the reader's place on.
 
     Args:
@@ -146,7 +146,7 @@ class _Cutter:
 
 
 class _TextCutter(_Cutter):
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, path: Path, layout: TextLayout) -> None:
         separator, self._path, self._whole = layout.separator, path, layout.whole
         self._pattern = re.compile(separators(separator).pattern.encode()) if separator else None
         # A separator that is not wholly in the data yet may begin in their last bytes.
@@ -218,7 +218,7 @@ def _checked(path: Path, end: int, data: bytes, offset: int, what: str, advice: 
     return end, True
 
 
-def _parquet_pieces(path: Path, layout: Layout, start: Position) -> Iterator[Piece]:
+def _parquet_pieces(path: Path, layout: TextLayout, start: Position) -> Iterator[Chunk]:
     size, row_count = path.stat().st_size, max(parquet.row_count(path), 1)
     values, held = [], 0
     for value in parquet.texts(path, layout.field, start.offset):
@@ -233,6 +233,6 @@ def _parquet_pieces(path: Path, layout: Layout, start: Position) -> Iterator[Pie
         yield _parquet_piece(path, layout, start, values, size)
 
 
-def _parquet_piece(path: Path, layout: Layout, start: Position, values: list[parquet.Value], read: int) -> Piece:
+def _parquet_piece(path: Path, layout: TextLayout, start: Position, values: list[parquet.Value], read: int) -> Chunk:
     position = Position(start.file, values[0].row)
-    return Piece(str(path), "parquet", layout, position, b"", read, tuple(values))
+    return Chunk(str(path), "parquet", layout, position, b"", read, tuple(values))

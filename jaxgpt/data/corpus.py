@@ -23,7 +23,7 @@ class Corpus(NamedTuple):
     fingerprint: dict[str, Any]  # of the data, as `fingerprint.difference` compares it
 
 
-class Source(NamedTuple):
+class TextSource(NamedTuple):
     """A text or a set of token files, with its tokenizer and its two splits."""
 
     description: str
@@ -33,7 +33,7 @@ class Source(NamedTuple):
     fingerprint: dict[str, Any]
 
 
-def open_sources(config: Config, own: tokenizers.Tokenizer | None = None) -> dict[str, Source]:
+def open_sources(config: Config, own: tokenizers.Tokenizer | None = None) -> dict[str, TextSource]:
     """Opens the sources that the options name, by name.
 
     Args:
@@ -46,7 +46,7 @@ def open_sources(config: Config, own: tokenizers.Tokenizer | None = None) -> dic
     return {name: _source(name, config, own) for name in weights_of(config)}
 
 
-def put_together(sources: dict[str, Source], config: Config) -> Corpus:
+def put_together(sources: dict[str, TextSource], config: Config) -> Corpus:
     """Returns the corpus of these sources.
 
     Args:
@@ -122,7 +122,7 @@ def feed(data: Corpus, config: Config, first: int, rows: Sequence[int]) -> Feede
     return Feeder(make, first)
 
 
-def _source(name: str, config: Config, own: tokenizers.Tokenizer | None = None) -> Source:
+def _source(name: str, config: Config, own: tokenizers.Tokenizer | None = None) -> TextSource:
     """Opens one source. UserError where there is no such text or no such token files."""
     if found := shards.find(name):
         tokenizer = own if own and not found.manifest else _tokenizer_of(found, config)
@@ -130,11 +130,11 @@ def _source(name: str, config: Config, own: tokenizers.Tokenizer | None = None) 
         known = found.manifest.shards if found.manifest else ()
         sums = {shard.file: shard.sha256 for shard in known}
         made_of = fingerprint.of_files([*train.paths, *validation.paths], sums)
-        return Source(f"{len(train.paths)} token files of {name}", tokenizer, train, validation, made_of)
+        return TextSource(f"{len(train.paths)} token files of {name}", tokenizer, train, validation, made_of)
     text = corpora.load(name)
     tokenizer = own or tokenizers.make(config.data.tokenizer, text)
     train, validation = loader.split(tokenizer.encode(text), config.data.validation_fraction)
-    return Source(corpora.describe(name), tokenizer, train, validation, fingerprint.of(text.encode()))
+    return TextSource(corpora.describe(name), tokenizer, train, validation, fingerprint.of(text.encode()))
 
 
 def _tokenizer_of(found: TokenSet, config: Config) -> tokenizers.Tokenizer:
@@ -153,7 +153,7 @@ def _tokenizer_of(found: TokenSet, config: Config) -> tokenizers.Tokenizer:
     return tokenizers.make(config.data.tokenizer, "")
 
 
-def _check(name: str, source: Source, tokenizer: tokenizers.Tokenizer, config: Config) -> None:
+def _check(name: str, source: TextSource, tokenizer: tokenizers.Tokenizer, config: Config) -> None:
     """Raises a UserError where a source is too short, or is not made of this tokenizer's tokens."""
     where, size = f"--data.text {name}", config.model.vocabulary_size
     if source.tokenizer.state() != tokenizer.state():

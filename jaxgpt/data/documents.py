@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from jaxgpt.data import chunks, json_rows
-from jaxgpt.data.chunks import Piece
+from jaxgpt.data.chunks import Chunk
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
@@ -42,7 +42,7 @@ class Rows:
             raise UserError(f"{begun}{self.first_bad}. Mend it, or have up to N bad rows left out with --skip-bad N")
 
 
-def of(piece: Piece, rows: Rows) -> Iterator[Document]:
+def of(piece: Chunk, rows: Rows) -> Iterator[Document]:
     """Yields the documents of a piece that are not empty, and counts the rows without a document in `rows`.
 
     Raises:
@@ -60,7 +60,7 @@ def of(piece: Piece, rows: Rows) -> Iterator[Document]:
             yield Document(text, True)
 
 
-def _rows(piece: Piece) -> Iterator[tuple[str, str, str]]:
+def _rows(piece: Chunk) -> Iterator[tuple[str, str, str]]:
     """Yields the place of each row, its text, and what is wrong with it, both of which may be empty."""
     if piece.kind == "parquet":
         for value in piece.values:
@@ -71,7 +71,7 @@ def _rows(piece: Piece) -> Iterator[tuple[str, str, str]]:
         yield f"at byte offset {piece.position.offset + row.offset:,}", row.text, row.wrong
 
 
-def _of_text(piece: Piece) -> Iterator[Document]:
+def _of_text(piece: Chunk) -> Iterator[Document]:
     separator, begins = piece.layout.separator, piece.position.begins
     text = _decoded(piece)
     start = 0
@@ -84,7 +84,7 @@ def _of_text(piece: Piece) -> Iterator[Document]:
         yield Document(text[start:], begins)
 
 
-def _decoded(piece: Piece) -> str:
+def _decoded(piece: Chunk) -> str:
     offset = piece.position.offset
     try:
         text = piece.data.decode("utf-8")

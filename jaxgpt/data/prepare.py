@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from jaxgpt import __version__, writing
 from jaxgpt.data import chunks, documents, manifest, progress, sources, token_files, tokenizers, workers
-from jaxgpt.data.chunks import Layout, Piece, Position
+from jaxgpt.data.chunks import Chunk, Position, TextLayout
 from jaxgpt.data.manifest import Manifest, Split
 from jaxgpt.data.workers import Pool, Tokenized
 from jaxgpt.errors import Interrupted, RunError, UserError
@@ -32,7 +32,7 @@ SAMPLED_PIECES = 4  # of the files of one kind, though at least two of each file
 
 
 @dataclass(frozen=True)
-class Settings:
+class PrepareSettings:
     """Options that the output depends on, beside the files."""
 
     name: str
@@ -42,7 +42,7 @@ class Settings:
     shard_tokens: int
     tokenizer: str
     vocabulary_size: int  # of a BPE to be trained
-    layout: Layout
+    layout: TextLayout
     tokenizer_sha256: str = ""  # of the state of a tokenizer that came from a file
 
 
@@ -58,7 +58,7 @@ class Part(NamedTuple):
 
 
 def prepare(
-    settings: Settings,
+    settings: PrepareSettings,
     folder: Path,
     processes: int,
     skip_bad: int = 0,
@@ -132,7 +132,7 @@ class _Shards:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: PrepareSettings,
         parts: list[Part],
         folder: Path,
         bar: progress.Bar,
@@ -235,14 +235,14 @@ class _Shards:
             skip = 0
         self._end_shard(number + 1, Position(), 0)
 
-    def _pieces(self, part: Part, start: Position) -> Iterator[Piece]:
+    def _pieces(self, part: Part, start: Position) -> Iterator[Chunk]:
         """Yields the pieces of a part's files from `start` on. While one file is read, the next one is downloaded."""
         self.bar.skip(sum(file.size for file in part.files[: start.file]))
         for number, path in enumerate(sources.here(part.files[start.file :]), start.file):
             beginning = start if number == start.file else Position(number)
             yield from self.bar.watch(chunks.cut(path, self.settings.layout, beginning), part.files[number].size)
 
-    def _add(self, number: int, piece: Piece, result: Tokenized, skip: int) -> None:
+    def _add(self, number: int, piece: Chunk, result: Tokenized, skip: int) -> None:
         """Writes a piece's tokens but for the first `skip`, which earlier token files have."""
         rows = replace(self.rows)
         rows.add(result.rows)

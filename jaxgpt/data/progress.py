@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from jaxgpt import files
 from jaxgpt.data import manifest
-from jaxgpt.data.chunks import Piece, Position
+from jaxgpt.data.chunks import Chunk, Position
 from jaxgpt.data.manifest import Shard
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import printable, quoted, shown
@@ -145,7 +145,7 @@ class Bar:
         self._before += size
         self._show(0)
 
-    def watch(self, items: Iterable[Piece], size: int) -> Iterator[Piece]:
+    def watch(self, items: Iterable[Chunk], size: int) -> Iterator[Chunk]:
         """Yields the pieces of a file of `size` bytes, and shows how far it was read."""
         for piece in items:
             yield piece

@@ -186,7 +186,7 @@ class GPT2(BytePairs):
         super().__init__("gpt2", encoding, encoding.eot_token)
 
 
-class Trained(BytePairs):
+class TrainedBytePairs(BytePairs):
     """A trained BPE: its tokens by rank, each of the 256 bytes among them. The end of text has the next id."""
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
@@ -229,7 +229,7 @@ def from_state(state: dict) -> Tokenizer:
     fields = state if isinstance(state, dict) else {}
     name, characters = fields.get("name"), fields.get("characters", "")
     if name == "bpe" and isinstance(fields.get("tokens"), list):
-        return Trained(encodings.tokens_from_text(fields["tokens"]))
+        return TrainedBytePairs(encodings.tokens_from_text(fields["tokens"]))
     if name == "huggingface" and isinstance(fields.get("file"), str):
         from jaxgpt.data.tokenizer_json import HuggingFace  # here, because that file imports this one
 

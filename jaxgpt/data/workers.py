@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxgpt.data import chunks, documents, encodings, token_files, tokenizers
-from jaxgpt.data.chunks import Piece
+from jaxgpt.data.chunks import Chunk
 from jaxgpt.data.documents import Rows
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
@@ -53,7 +53,7 @@ class Pool:
             context = get_context("spawn")
             self._executor = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(tokenizer,))
 
-    def map(self, function: Callable[[Piece], Any], items: Iterable[Piece]) -> Iterator[tuple[Piece, Any]]:
+    def map(self, function: Callable[[Chunk], Any], items: Iterable[Chunk]) -> Iterator[tuple[Chunk, Any]]:
         """Yields each piece, without its text, and the function's result for it, in order.
 
         Only a few pieces are read ahead, and fewer where they are long.
@@ -87,13 +87,13 @@ def _begin(tokenizer: dict[str, Any] | None) -> None:
     _tokenizer = tokenizers.from_state(tokenizer) if tokenizer else None
 
 
-def tokenize(piece: Piece) -> Tokenized:
+def tokenize(piece: Chunk) -> Tokenized:
     """Returns the tokens of a piece's documents, each document behind the end-of-text token if there is one."""
     assert _tokenizer is not None
     return tokenize_with(_tokenizer, piece)
 
 
-def tokenize_with(tokenizer: tokenizers.Tokenizer, piece: Piece) -> Tokenized:
+def tokenize_with(tokenizer: tokenizers.Tokenizer, piece: Chunk) -> Tokenized:
     """Tokenizes as `tokenize` does, with this tokenizer. UserError for a text that it can't encode."""
     dtype = token_files.format_for(tokenizer.vocabulary_size).dtype
     parts, count, rows = [], 0, Rows()
@@ -108,14 +108,14 @@ def tokenize_with(tokenizer: tokenizers.Tokenizer, piece: Piece) -> Tokenized:
     return Tokenized(np.concatenate(parts or [np.empty(0, dtype)]), count, rows)
 
 
-def _encode(tokenizer: tokenizers.Tokenizer, text: str, piece: Piece) -> np.ndarray:
+def _encode(tokenizer: tokenizers.Tokenizer, text: str, piece: Chunk) -> np.ndarray:
     try:
         return tokenizer.encode(text)
     except UserError as error:
         raise UserError(f"{shown(piece.path)}, in the part that begins at {piece.position.offset:,}: {error}") from None
 
 
-def characters(piece: Piece) -> set[str]:
+def characters(piece: Chunk) -> set[str]:
     """Returns the set of characters in a piece's documents."""
     return set().union(*(document.text for document in documents.of(piece, Rows())))
 
@@ -128,7 +128,7 @@ class Made(NamedTuple):
     left_out: int = 0  # characters of long words that a BPE wasn't trained on
 
 
-def make_tokenizer(name: str, vocabulary_size: int, texts: Iterable[Piece], processes: int, skip_bad: int) -> Made:
+def make_tokenizer(name: str, vocabulary_size: int, texts: Iterable[Chunk], processes: int, skip_bad: int) -> Made:
     """Returns the tokenizer called `name`.
 
     Args:
@@ -149,7 +149,7 @@ def make_tokenizer(name: str, vocabulary_size: int, texts: Iterable[Piece], proc
         return Made(tokenizers.make(name, "".join(found)))
     if name == "bpe":
         sample = Sample(texts, skip_bad)
-        return Made(tokenizers.Trained(encodings.train(sample, vocabulary_size)), sample.left_out)
+        return Made(tokenizers.TrainedBytePairs(encodings.train(sample, vocabulary_size)), sample.left_out)
     return Made(tokenizers.make(name, ""))
 
 
@@ -163,7 +163,7 @@ class Sample:
         left_out: The number of characters of such words that were left out so far.
     """
 
-    def __init__(self, texts: Iterable[Piece], skip_bad: int) -> None:
+    def __init__(self, texts: Iterable[Chunk], skip_bad: int) -> None:
         self.left_out, self._texts, self._skip_bad = 0, texts, skip_bad
 
     def __iter__(self) -> Iterator[str]:

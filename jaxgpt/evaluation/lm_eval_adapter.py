@@ -28,7 +28,7 @@ except ImportError as error:
     raise UserError(f"to be scored by lm_eval a package is needed ({error}): make env EXTRAS=lm-eval") from None
 
 from jaxgpt.evaluation import multiple_choice
-from jaxgpt.evaluation.scoring import Request, Score, make_scorer
+from jaxgpt.evaluation.scoring import Score, ScoringRequest, make_scorer
 from jaxgpt.foreign_text import shown
 from jaxgpt.generation import batching
 from jaxgpt.options.config import Sampling
@@ -80,7 +80,7 @@ class JaxGPT(LM):
                 max_seq_len=self.max_length,
                 context_len=1,
             )
-            disjoint = [Request(*utils.make_disjoint_window(window)) for window in windows]
+            disjoint = [ScoringRequest(*utils.make_disjoint_window(window)) for window in windows]
             asked += disjoint
             counts.append(len(disjoint))
         scores = iter(self._scores(asked))
@@ -117,7 +117,7 @@ class JaxGPT(LM):
             prompt = np.array([multiple_choice.prefix(self.model.tokenizer)], np.int32)
         return batching.Request(prompt, sampling, seed, until_end_of_text=True)
 
-    def _scores(self, requests: list[Request]) -> list[Score]:
+    def _scores(self, requests: list[ScoringRequest]) -> list[Score]:
         """Returns the requests' scores. UserError for a continuation that is longer than the context."""
         longest = max((len(request.completion) for request in requests), default=0)
         if longest > self.max_length:

@@ -22,7 +22,7 @@ from jaxgpt.data import loader
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.evaluation import choice_files, task_files
-from jaxgpt.evaluation.scoring import Request, Score, Scorer
+from jaxgpt.evaluation.scoring import Score, Scorer, ScoringRequest
 from jaxgpt.evaluation.tasks import TASKS, Question
 from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Model
@@ -31,7 +31,7 @@ from jaxgpt.options.config import Model
 class Example(NamedTuple):
     """A question in tokens."""
 
-    requests: tuple[Request, ...]
+    requests: tuple[ScoringRequest, ...]
     characters: tuple[int, ...]  # of each completion; none where they have no text
     label: int
 
@@ -113,7 +113,9 @@ def _check(where: str, examples: list[Example], model: Model) -> None:
 
 
 def _from_tokens(example: choice_files.Example) -> Example:
-    requests = tuple(Request(example.context.tolist(), completion.tolist()) for completion in example.completions)
+    requests = tuple(
+        ScoringRequest(example.context.tolist(), completion.tolist()) for completion in example.completions
+    )
     return Example(requests, (), example.label)
 
 
@@ -136,7 +138,7 @@ def tokenized(question: Question, tokenizer: Tokenizer) -> Example:
     )
 
 
-def split(context: str, completion: str, tokenizer: Tokenizer) -> Request:
+def split(context: str, completion: str, tokenizer: Tokenizer) -> ScoringRequest:
     """Returns context and completion in tokens: those of the whole text, cut where the context's own end.
 
     A space at the context's end goes over to the completion, since it is a part of the next word's token. Without a
@@ -148,7 +150,7 @@ def split(context: str, completion: str, tokenizer: Tokenizer) -> Request:
     after = whole[len(before) :]
     if not len(after):
         raise UserError(f"after {context[-40:]!r} there is nothing to score")
-    return Request(before.tolist() or [prefix(tokenizer)], after.tolist())
+    return ScoringRequest(before.tolist() or [prefix(tokenizer)], after.tolist())
 
 
 def prefix(tokenizer: Tokenizer) -> int:

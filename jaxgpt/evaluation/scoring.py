@@ -31,7 +31,7 @@ SHORTEST = 32  # tokens that a sequence is padded to, at least
 CHUNK = 128  # tokens whose logits exist at once
 
 
-class Request(NamedTuple):
+class ScoringRequest(NamedTuple):
     """Token ids; neither is empty."""
 
     context: Sequence[int]
@@ -43,7 +43,7 @@ class Score(NamedTuple):
     greedy: bool  # whether each of its tokens is the likeliest at its place
 
 
-Scorer = Callable[[Params, Sequence[Request]], list[Score]]
+Scorer = Callable[[Params, Sequence[ScoringRequest]], list[Score]]
 
 
 def padded_length(length: int, context: int) -> int:
@@ -88,7 +88,7 @@ def make_scorer(config: Config, batch_size: int) -> Scorer:
     rows = batch_size * layout.devices
     own = layout.own_rows(rows)
 
-    def scorer(params: Params, requests: Sequence[Request]) -> list[Score]:
+    def scorer(params: Params, requests: Sequence[ScoringRequest]) -> list[Score]:
         places = _places(requests)  # equal requests are scored once, and so are equal to the last bit
         parts = [
             (length, group[start : start + rows])
@@ -101,7 +101,7 @@ def make_scorer(config: Config, batch_size: int) -> Scorer:
                 batch = tuple(array[own] for array in _batch(part, rows, length, model.context))
                 yield program(params, *layout.from_processes(batch, sequences))
 
-        found: dict[Request, Score] = {}
+        found: dict[ScoringRequest, Score] = {}
         for (_, part), (values, greedy) in zip(parts, in_turn(dispatched()), strict=True):
             found |= {
                 request: Score(float(value), bool(all_greedy))
@@ -142,24 +142,24 @@ def _of_tokens(
     return jnp.zeros_like(losses).at[order].set(losses), jnp.zeros_like(likeliest).at[order].set(likeliest)
 
 
-def _places(requests: Sequence[Request]) -> list[Request]:
+def _places(requests: Sequence[ScoringRequest]) -> list[ScoringRequest]:
     """Returns the requests as tuples, which can be compared."""
-    return [Request(tuple(request.context), tuple(request.completion)) for request in requests]
+    return [ScoringRequest(tuple(request.context), tuple(request.completion)) for request in requests]
 
 
-def _by_length(requests: list[Request], context: int) -> dict[int, list[Request]]:
+def _by_length(requests: list[ScoringRequest], context: int) -> dict[int, list[ScoringRequest]]:
     """Groups the different requests by the length that they are padded to.
 
     The longest come first, so that a lack of memory shows at once.
     """
-    groups: dict[int, list[Request]] = {}
+    groups: dict[int, list[ScoringRequest]] = {}
     for request in sorted(set(requests), key=lambda request: (-sum(map(len, request)), request)):
         length = padded_length(min(sum(map(len, request)) - 1, context), context)
         groups.setdefault(length, []).append(request)
     return groups
 
 
-def _batch(requests: list[Request], rows: int, length: int, context: int) -> tuple[np.ndarray, np.ndarray]:
+def _batch(requests: list[ScoringRequest], rows: int, length: int, context: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns tokens and targets, int32 (rows, length)."""
     tokens = np.zeros((rows, length), np.int32)
     targets = np.full((rows, length), cross_entropy.IGNORED, np.int32)

@@ -107,7 +107,7 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-class Batch:
+class ContinuousBatch:
     """Texts in a decoder's slots, and those that wait for one, first come first served."""
 
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer):
@@ -182,7 +182,7 @@ def generate(
     longest = max(len(request.prompt) + request.sampling.tokens for request in requests)
     model = only_known_tokens(model, tokenizer)
     decoder = Decoder(params, model, compute, slots=min(len(requests), MOST_SLOTS), capacity=longest)
-    batch = Batch(decoder, tokenizer)
+    batch = ContinuousBatch(decoder, tokenizer)
     numbers = {id(text): number for number, text in enumerate([batch.add(request) for request in requests])}
     while len(batch):
         for text, piece in batch.turn():

@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from jaxgpt.generation.sampling import Settings, draw, settings
+from jaxgpt.generation.sampling import SamplingSettings, draw, settings
 from jaxgpt.models import family
 from jaxgpt.models.attend import Cache
 from jaxgpt.models.blocks import Context, Params, are_stacked, arrange
@@ -47,7 +47,7 @@ class Slot(NamedTuple):
 def _prefill(
     params: Params,
     cache: Cache,
-    options: Settings,
+    options: SamplingSettings,
     tokens: Int[Array, "1 T"],
     length: Int[Array, ""],
     drawn: Int[Array, ""],
@@ -66,7 +66,7 @@ def _prefill(
 def _decode(
     params: Params,
     slots: tuple[Slot, ...],
-    options: Settings,
+    options: SamplingSettings,
     count: Int[Array, ""],
     *,
     model: Model,

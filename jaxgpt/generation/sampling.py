@@ -27,7 +27,7 @@ LEAST_TEMPERATURE = 1e-30  # below it the likeliest token is taken
 LEAST_TOP_P = 1e-6
 
 
-class Settings(NamedTuple):
+class SamplingSettings(NamedTuple):
     """Sampling settings, one of each for every text.
 
     Temperature 0 takes the likeliest; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 change nothing.
@@ -41,20 +41,20 @@ class Settings(NamedTuple):
     repetition_penalty: Float[Array, " B"]
 
 
-def settings(options: Sequence[tuple[Sampling, int]]) -> Settings:
+def settings(options: Sequence[tuple[Sampling, int]]) -> SamplingSettings:
     """Returns texts' options and seeds as arrays. A seed has 64 bits, with or without a sign."""
     columns = {
         name: np.array(
             [getattr(sampling, name) for sampling, _ in options], np.int32 if name == "top_k" else np.float32
         )
-        for name in Settings._fields
+        for name in SamplingSettings._fields
         if name != "seed"
     }
     # Logits divided by less would be infinite; and some token has to be left.
     columns["temperature"][columns["temperature"] < LEAST_TEMPERATURE] = 0
     columns["top_p"] = np.maximum(columns["top_p"], LEAST_TOP_P)
     seeds = np.array([divmod(seed % 2**64, 2**32) for _, seed in options], np.uint32)
-    return Settings(seed=seeds, **columns)  # type: ignore[arg-type]
+    return SamplingSettings(seed=seeds, **columns)  # type: ignore[arg-type]
 
 
 def only_known_tokens(model: Model, tokenizer: Tokenizer) -> Model:
@@ -64,7 +64,7 @@ def only_known_tokens(model: Model, tokenizer: Tokenizer) -> Model:
 
 
 def draw(
-    logits: Float[Array, "B V"], settings: Settings, places: Int[Array, " B"], seen: Bool[Array, "B V"]
+    logits: Float[Array, "B V"], settings: SamplingSettings, places: Int[Array, " B"], seen: Bool[Array, "B V"]
 ) -> Int[Array, " B"]:
     """Draws a token for each text.
 
@@ -95,7 +95,7 @@ def draw(
     return lax.cond(jnp.any(settings.temperature > 0), at_random, lambda: likeliest)
 
 
-def _smallest_kept(scaled: Float[Array, "B V"], settings: Settings) -> Float[Array, " B"]:
+def _smallest_kept(scaled: Float[Array, "B V"], settings: SamplingSettings) -> Float[Array, " B"]:
     """Returns the logit of the least likely token that top_k and top_p leave; equally likely ones are left together."""
     top_k, top_p = settings.top_k[:, None], settings.top_p[:, None]
     descending = jnp.sort(scaled, axis=-1, descending=True)

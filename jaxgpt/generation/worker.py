@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from jaxgpt.generation.api import ApiError
-from jaxgpt.generation.batching import Batch, Request, Text
+from jaxgpt.generation.batching import ContinuousBatch, Request, Text
 from jaxgpt.terminal import say
 
 LOOK_SECONDS = 0.5  # between looks whether a client that waits for its whole answer is still there
@@ -37,7 +37,7 @@ class Job:
 class Worker:
     """Draws texts in a thread of its own, until it is stopped."""
 
-    def __init__(self, batch: Batch):
+    def __init__(self, batch: ContinuousBatch):
         self._batch = batch
         self._inbox: queue.SimpleQueue[tuple[str, Job | None]] = queue.SimpleQueue()
         self._jobs: dict[Text, Job] = {}

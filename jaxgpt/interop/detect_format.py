@@ -9,7 +9,7 @@ from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.interop import hub, huggingface, huggingface_tokenizer, llmc, llmc_tokenizer, runs
-from jaxgpt.interop.source import Source
+from jaxgpt.interop.source import WeightSource
 
 GPT2_VOCABULARY = 50257
 # Files that can run code, by their names and, whatever their names are, by their first bytes.
@@ -18,7 +18,7 @@ ZIP, PROTOCOLS = b"PK\x03\x04", (b"\x02", b"\x03", b"\x04", b"\x05")
 OTHERS = {".h5": "TensorFlow's format", ".msgpack": "Flax's format", ".gguf": "llama.cpp's format", ".onnx": "ONNX"}
 
 
-def open_weights(name: str) -> Source:
+def open_weights(name: str) -> WeightSource:
     """Opens weights: a run's folder, a checkpoint, a Hugging Face folder, an llm.c model file or a model of the hub.
 
     UserError where there are none that can be read.
@@ -31,7 +31,7 @@ def open_weights(name: str) -> Source:
     return source
 
 
-def _open(name: str) -> Source:
+def _open(name: str) -> WeightSource:
     path = Path(name)
     try:
         if path.is_dir():
@@ -48,7 +48,7 @@ def _open(name: str) -> Source:
     raise UserError(f"{shown(name)}: there is no such file or folder{_beside(path)}")
 
 
-def _open_file(path: Path) -> Source:
+def _open_file(path: Path) -> WeightSource:
     if path.suffix in (".safetensors", ".json"):
         raise UserError(f"{shown(path)}: give the folder that it is in, {shown(path.parent)}")
     if path.suffix in OTHERS:
@@ -62,7 +62,7 @@ def _open_file(path: Path) -> Source:
     return llmc.open_model(path)
 
 
-def _open_folder(path: Path) -> Source:
+def _open_folder(path: Path) -> WeightSource:
     if (path / "config.toml").is_file():
         return runs.open_run(path)
     if (path / huggingface.CONFIG).exists():
@@ -91,7 +91,7 @@ def _beside(path: Path) -> str:
     return f". In {shown(path.parent)} there are: {', '.join(shown(name, 60) for name in names)}" if names else ""
 
 
-def with_tokenizer(source: Source, name: str) -> Source:
+def with_tokenizer(source: WeightSource, name: str) -> WeightSource:
     """Returns the same weights with the tokenizer that the user names.
 
     Args:

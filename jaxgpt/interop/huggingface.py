@@ -17,7 +17,7 @@ from jaxgpt import files, foreign_text
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.interop import huggingface_config, huggingface_tokenizer, tensors
-from jaxgpt.interop.source import Source
+from jaxgpt.interop.source import WeightSource
 from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Model
 
@@ -67,7 +67,7 @@ class _Tensors:
         return file.get_tensor(stored)
 
 
-def open_folder(folder: Path) -> Source:
+def open_folder(folder: Path) -> WeightSource:
     """Opens a folder. UserError where it isn't GPT-2's, its files don't agree, or it has no weights."""
     config = files.read_json(folder / CONFIG, 1 << 20, huggingface_tokenizer.root(folder))
     model = huggingface_config.model_of(folder / CONFIG, config)
@@ -76,7 +76,7 @@ def open_folder(folder: Path) -> Source:
     dtype = STORED[dtypes.pop()] if len(dtypes) == 1 else "float32"
     end_of_text = huggingface_config.end_of_text(config)
     tokenizer, notes = huggingface_tokenizer.read(folder, model, end_of_text)
-    return Source(
+    return WeightSource(
         where=str(folder),
         kind="a Hugging Face folder" + (f" of {len(found.paths)} files" if len(found.paths) > 1 else ""),
         model=model,

@@ -17,7 +17,7 @@ from typing import Any
 from jaxgpt import files
 from jaxgpt.data import tokenizer_json
 from jaxgpt.data.tokenizer_json import HuggingFace
-from jaxgpt.data.tokenizers import GPT2, Bytes, Characters, Tokenizer, Trained, gpt2_merges
+from jaxgpt.data.tokenizers import GPT2, Bytes, Characters, Tokenizer, TrainedBytePairs, gpt2_merges
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.interop import byte_level, huggingface_config
@@ -44,7 +44,7 @@ def can_express(tokenizer: Tokenizer) -> bool:
 
     Those of cl100k, o200k and Llama 3 can't: their makers publish their own.
     """
-    return isinstance(tokenizer, GPT2 | Trained | Bytes | Characters | HuggingFace)
+    return isinstance(tokenizer, GPT2 | TrainedBytePairs | Bytes | Characters | HuggingFace)
 
 
 def files_of(tokenizer: Tokenizer, model: Model) -> dict[str, str]:
@@ -62,7 +62,7 @@ def files_of(tokenizer: Tokenizer, model: Model) -> dict[str, str]:
     elif can_express(tokenizer):
         content = _content(tokenizer)
         result[FILE] = json.dumps(content, ensure_ascii=False)
-        if isinstance(tokenizer, GPT2 | Trained):
+        if isinstance(tokenizer, GPT2 | TrainedBytePairs):
             settings |= {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
             settings |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
             result[VOCABULARY] = json.dumps(content["model"]["vocab"], ensure_ascii=False)
@@ -76,7 +76,7 @@ def files_of(tokenizer: Tokenizer, model: Model) -> dict[str, str]:
 
 def _content(tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns the tokenizer.json of one of our own tokenizers."""
-    if isinstance(tokenizer, GPT2 | Trained):
+    if isinstance(tokenizer, GPT2 | TrainedBytePairs):
         plain = tokenizer.tokens[: tokenizer.end_of_text]
         vocabulary = {byte_level.written(token): number for number, token in enumerate(plain)}
         pairs = gpt2_merges() if isinstance(tokenizer, GPT2) else byte_level.merges(plain)
@@ -246,7 +246,7 @@ def _candidate(model: dict[str, Any]) -> Tokenizer | None:
         return gpt2
     if sum(map(len, tokens)) > byte_level.LARGEST or b"" in tokens or list(vocabulary)[-1] != END_OF_TEXT:
         return None
-    return Trained(tokens)
+    return TrainedBytePairs(tokens)
 
 
 def _gpt2() -> GPT2 | None:
@@ -325,7 +325,7 @@ def _disagreements(folder: Path, tokenizer: Tokenizer) -> tuple[str, ...]:
     missing = [name for name in names if isinstance(name, str) and known(name) is None]
     if missing:
         notes.append(f"{CONFIG} adds {len(missing):,} tokens that {FILE} hasn't got: {quoted(missing[0])} first")
-    if config.get("add_prefix_space") is True and isinstance(tokenizer, GPT2 | Trained):
+    if config.get("add_prefix_space") is True and isinstance(tokenizer, GPT2 | TrainedBytePairs):
         notes.append(f"{CONFIG} has add_prefix_space, and {FILE} has it not: a text begins without a space")
     return tuple(notes)
 

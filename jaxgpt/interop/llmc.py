@@ -18,7 +18,7 @@ from jaxgpt import files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import tensors
-from jaxgpt.interop.source import Source
+from jaxgpt.interop.source import WeightSource
 from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Model
 from jaxgpt.options.settings import LARGEST
@@ -87,7 +87,7 @@ def positive(path: Path, number: int, place: int, what: str, largest: int = LARG
 # Models
 
 
-def open_model(path: Path) -> Source:
+def open_model(path: Path) -> WeightSource:
     """Opens a model file. UserError where it is none, its shape is impossible, or its size isn't the header's."""
     header = read_header(path, MODEL_MAGIC, tuple(DTYPES), "an llm.c model file")
     version, *shape = header.numbers[1:8]
@@ -103,7 +103,7 @@ def open_model(path: Path) -> Source:
     dtype = tensors.DTYPES[DTYPES[version]]
     numbers = tensors.count(model) + (rows - model.padded_vocabulary_size) * C
     check_size(path, header.file_bytes, HEADER_BYTES + dtype.itemsize * numbers, f"a model of this shape in {dtype}")
-    return Source(
+    return WeightSource(
         where=str(path),
         kind=f"an llm.c model file, version {version}",
         model=model,

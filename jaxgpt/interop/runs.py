@@ -9,7 +9,7 @@ import numpy as np
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.interop import tensors
-from jaxgpt.interop.source import Source
+from jaxgpt.interop.source import WeightSource
 from jaxgpt.models.blocks import Params
 from jaxgpt.options import settings
 from jaxgpt.options.config import Compute, Config, Data, Model, Run
@@ -17,24 +17,24 @@ from jaxgpt.runs import checkpoints
 from jaxgpt.runs.about import model_of
 
 
-def open_run(folder: Path) -> Source:
+def open_run(folder: Path) -> WeightSource:
     """Opens the newest whole checkpoint of a run. UserError where there is none."""
     return _source(checkpoints.find(folder / "checkpoints", ("params", "about")), "a run's checkpoint")
 
 
-def open_checkpoint(folder: Path) -> Source:
+def open_checkpoint(folder: Path) -> WeightSource:
     """Opens one checkpoint. UserError where it isn't whole."""
     return _source(checkpoints.at(folder, ("params", "about")), "a checkpoint")
 
 
-def _source(found: checkpoints.Found, kind: str) -> Source:
+def _source(found: checkpoints.Found, kind: str) -> WeightSource:
     dtype = found.about["configuration"].get("compute", {}).get("parameters", "float32")
 
     def load() -> Params:
         params = checkpoints.params_of(found)  # in float32, which holds bfloat16 too
         return jax.tree.map(lambda array: np.asarray(array).astype(tensors.DTYPES[dtype], copy=False), params)
 
-    return Source(
+    return WeightSource(
         where=str(found.path),
         kind=kind,
         model=model_of(found.about),

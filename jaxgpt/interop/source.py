@@ -9,7 +9,7 @@ from jaxgpt.options.config import Model
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightSource:
     """Weights in files whose headers have all been checked."""
 
     where: str

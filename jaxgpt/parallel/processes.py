@@ -150,7 +150,7 @@ class Talk:
     def __init__(self) -> None:
         self._said = 0
 
-    def from_first(self, make: Callable[[], Any]) -> Any:
+    def broadcast(self, make: Callable[[], Any]) -> Any:
         """Broadcasts the JSON value that `make` returns in process 0. An error of `make` ends all processes."""
         if count() == 1:
             return make()
@@ -162,7 +162,7 @@ class Talk:
             return said
         return json.loads(_client().blocking_key_value_get(key, 1000 * LONGEST_WAIT))
 
-    def from_all(self, own: Any) -> list[Any]:
+    def all_gather(self, own: Any) -> list[Any]:
         """All-gathers each process's own JSON value; returns them in the order of the processes."""
         if count() == 1:
             return [own]

@@ -47,7 +47,7 @@ class Layout:
         return self.mesh.size
 
     @property
-    def in_pieces(self) -> bool:
+    def sharded(self) -> bool:
         """Returns whether master weights and moments are sharded."""
         return self.zero >= 1 and self.devices > 1
 
@@ -83,7 +83,7 @@ class Layout:
         """Returns the PartitionSpecs of the parameters, which are a moment's too."""
 
         def one(shape: jax.ShapeDtypeStruct, stacked: bool) -> PartitionSpec:
-            return PartitionSpec(*[None] * stacked, AXIS) if self.in_pieces else PartitionSpec()
+            return PartitionSpec(*[None] * stacked, AXIS) if self.sharded else PartitionSpec()
 
         return jax.tree.map(one, self.shapes, stacked_marks(self.shapes))
 
@@ -99,13 +99,13 @@ class Layout:
         run = jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
         return jax.jit(run, in_shardings=self.shardings(in_specs), out_shardings=self.shardings(out_specs), **options)
 
-    def pieces(self, whole: Params) -> Params:
+    def shard(self, whole: Params) -> Params:
         """Shards whole parameters, or a moment, over all devices; returns them unchanged where they are kept whole."""
-        return self._split(whole, stacked_marks(whole)) if self.in_pieces else whole
+        return self._split(whole, stacked_marks(whole)) if self.sharded else whole
 
-    def whole(self, pieces: Params) -> Params:
+    def unshard(self, shards: Params) -> Params:
         """The inverse of `pieces`."""
-        return jax.tree.map(_joined, pieces, self.shapes) if self.in_pieces else pieces
+        return jax.tree.map(_joined, shards, self.shapes) if self.sharded else shards
 
     def _split(self, whole: Tree, stacked: Tree) -> Tree:
         return jax.tree.map(lambda array, stacked: _filled_up(array, int(stacked), self.devices), whole, stacked)
@@ -116,17 +116,17 @@ class Layout:
         """Sums a value over the devices."""
         return lax.psum(value, AXIS) if self.devices > 1 else value
 
-    def total_of_pieces(self, value: Array) -> Array:
+    def total_of_shards(self, value: Array) -> Array:
         """Sums over the devices a value that each has for its own shards."""
-        return self.total(value) if self.in_pieces else value
+        return self.total(value) if self.sharded else value
 
     def own_key(self, key: Key[Array, ""]) -> Key[Array, ""]:
         """Returns a key for rounding what this device updates: another on each, where each has its own shards."""
-        return jax.random.fold_in(key, lax.axis_index(AXIS)) if self.in_pieces else key
+        return jax.random.fold_in(key, lax.axis_index(AXIS)) if self.sharded else key
 
     def working(self, params: Params) -> Params:
         """All-gathers the parameters that the model computes with; at stage 3 the blocks' stay sharded for `gather`."""
-        if not self.in_pieces:
+        if not self.sharded:
             return params
         if self.zero < 3:
             return _gathered(params, self.shapes)
@@ -136,7 +136,7 @@ class Layout:
     @property
     def gather(self) -> BlockTransform:
         """Function that all-gathers one block's parameters; the identity where `working` gave them whole."""
-        if not (self.in_pieces and self.zero >= 3):
+        if not (self.sharded and self.zero >= 3):
             return identity
         shapes = block_shapes(self.shapes)
         return lambda block: _gathered(block, shapes)
@@ -167,7 +167,7 @@ class Layout:
     @property
     def _early(self) -> bool:
         """Returns whether gradients are summed over the devices in each micro-batch, so that none keeps all of them."""
-        return self.in_pieces and self.zero >= 2
+        return self.sharded and self.zero >= 2
 
     def _scattered(self, grads: Tree, stacked: Tree) -> Tree:
         return jax.tree.map(

@@ -102,7 +102,7 @@ def find(folder: Path, parts: tuple[str, ...] | None = None) -> Found:
 
 def search(folder: Path, parts: tuple[str, ...] | None = None) -> Found | str:
     """Returns the newest whole checkpoint as `find` does, or else the message that `find` would raise."""
-    name, messages = processes.talk.from_first(lambda: _newest_whole(folder, parts))
+    name, messages = processes.talk.broadcast(lambda: _newest_whole(folder, parts))
     if not name:
         return messages[-1]
     found = Found(folder / name, read_about(folder / name), messages)

@@ -273,9 +273,9 @@ class Onlooker(RunFolder):
 def open_folder(config: Config) -> RunFolder:
     """Opens the run's folder: a `RunFolder` in process 0, an `Onlooker` in the others."""
     if not processes.first():
-        return Onlooker(config, processes.talk.from_first(lambda: False))
+        return Onlooker(config, processes.talk.broadcast(lambda: False))
     folder = RunFolder(config)
-    processes.talk.from_first(lambda: folder.resumes)
+    processes.talk.broadcast(lambda: folder.resumes)
     return folder
 
 

@@ -83,7 +83,7 @@ class Writer:
         step = int(state.step)
         path = self.folder.absolute() / str(step)
         self._wanted, self._clock = False, time.monotonic()
-        if not processes.talk.from_first(lambda: checksums.is_there(path)):
+        if not processes.talk.broadcast(lambda: checksums.is_there(path)):
             params, optimizer = checkpoints.saved_form(state)
             items = ocp.args.Composite(
                 params=ocp.args.StandardSave(params),

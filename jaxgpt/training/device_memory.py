@@ -25,7 +25,7 @@ def capacity(compute: Compute) -> Capacity:
 
     All processes get the least of theirs, so that they compile the same program.
     """
-    all_of_them = [Capacity(*found) for found in processes.talk.from_all(_own_capacity(compute))]
+    all_of_them = [Capacity(*found) for found in processes.talk.all_gather(_own_capacity(compute))]
     return min(all_of_them, key=lambda found: -1 if found.bytes is None else found.bytes)
 
 

@@ -190,9 +190,9 @@ def measure(config: Config) -> Sizes:
     gradients = sum(leaf.size * wide.itemsize for leaf in jax.tree.leaves(weights))
     chunk = min(compute.classifier_chunk, sequences * training.sequence_length)
     logits = chunk * model.padded_vocabulary_size
-    divided = layout.devices if layout.in_pieces else 1
-    copied = compute.dtype != compute.parameters or layout.in_pieces
-    whole = weights if layout.zero < 3 or not layout.in_pieces else weights._replace(blocks=())
+    divided = layout.devices if layout.sharded else 1
+    copied = compute.dtype != compute.parameters or layout.sharded
+    whole = weights if layout.zero < 3 or not layout.sharded else weights._replace(blocks=())
     return Sizes(
         parameters=_bytes(state.params) // divided,
         moments=_bytes(state.moments) // divided,

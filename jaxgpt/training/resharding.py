@@ -15,7 +15,7 @@ from jaxgpt.parallel.sharding import first_axis_that_divides
 from jaxgpt.training.state import TrainState, initial_state, layout_of, on_trees, specs, state_shapes
 
 
-class Placement:
+class Resharding:
     """Moves the train state between its sharded and its checkpoint layout. Programs are compiled at their first use."""
 
     def __init__(self, config: Config):
@@ -27,10 +27,10 @@ class Placement:
             return
 
         def joined(state: TrainState) -> TrainState:
-            return on_trees(lambda pieces: stacked(layout.whole(pieces)), state)
+            return on_trees(lambda pieces: stacked(layout.unshard(pieces)), state)
 
         def split(state: TrainState) -> TrainState:
-            return on_trees(lambda whole: layout.pieces(arrange(whole, config.compute)), state)
+            return on_trees(lambda whole: layout.shard(arrange(whole, config.compute)), state)
 
         shapes = jax.eval_shape(joined, self._shapes)
         everywhere = NamedSharding(mesh, PartitionSpec())
@@ -42,7 +42,7 @@ class Placement:
         self._saved = jax.tree.map(lambda shape, sharding: shape.update(sharding=sharding), shapes, between)
         self._join = jax.jit(joined, out_shardings=between)
         self._split = jax.jit(split, out_shardings=layout.shardings(specs(layout)))
-        self._whole = jax.jit(layout.whole, out_shardings=everywhere)
+        self._whole = jax.jit(layout.unshard, out_shardings=everywhere)
 
     def words(self) -> list[str]:
         """Returns the lines to print of it at the start of a run."""
@@ -67,7 +67,7 @@ class Placement:
             return jax.tree.map(lambda array: jnp.array(array, dtype), arranged)
 
         def split(whole: Params) -> Params:
-            pieces = layout.pieces(arrange(whole, self._config.compute))
+            pieces = layout.shard(arrange(whole, self._config.compute))
             return jax.tree.map(lambda array: array.astype(dtype), pieces)
 
         between = jax.tree.map(lambda shape: shape.sharding, self._saved.params)
@@ -91,5 +91,5 @@ class Placement:
 
         All processes have to call it together, and each may then compute with the result by itself.
         """
-        whole = self._whole(state.params) if self.layout.in_pieces else state.params
+        whole = self._whole(state.params) if self.layout.sharded else state.params
         return whole if jax.process_count() == 1 else jax.tree.map(lambda array: array.addressable_data(0), whole)

@@ -39,7 +39,7 @@ def init_params(config: Config) -> Params:
     """Returns the random parameters of `init_state`, in the layout and the dtype that are kept."""
     key, _ = jax.random.split(jax.random.key(config.training.seed))
     params = arrange(family(config.model).init(config.model, key), config.compute)
-    return jax.tree.map(lambda array: array.astype(config.compute.parameters), layout_of(config).pieces(params))
+    return jax.tree.map(lambda array: array.astype(config.compute.parameters), layout_of(config).shard(params))
 
 
 def state_of(params: Params, config: Config) -> TrainState:

@@ -90,7 +90,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
 
     def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         loss, grads = batch_loss_and_grads(state.params, frozen, batch, config, layout)
-        norm = clipping.global_norm(grads, layout.total_of_pieces)
+        norm = clipping.global_norm(grads, layout.total_of_shards)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         factor = clipping.factor(norm, config.optimizer.clip_norm)
         grads = jax.tree.map(lambda grad: grad * factor, grads)

@@ -80,7 +80,7 @@ def test_ctrl_c_ends_the_answer_alone(loaded, answers, monkeypatch):
     """What was drawn until then stays said."""
     asked = []
 
-    class Interrupted(batching.Batch):
+    class Interrupted(batching.ContinuousBatch):
         def add(self, request):
             asked.append(bytes(request.prompt.tolist()))
             return super().add(request)

@@ -233,7 +233,7 @@ def test_generate_with_an_option_out_of_range(fails, run, words, message):
 def test_special_tokens_and_empty_prompts_begin_a_document(work, monkeypatch):
     """Of a tokenizer that has an end of text, behind the 256 bytes."""
     configuration = Config(model=dataclasses.replace(MODEL, vocabulary_size=257), run=Run(name="special"))
-    state = tokenizers.Trained([bytes([i]) for i in range(256)]).state()
+    state = tokenizers.TrainedBytePairs([bytes([i]) for i in range(256)]).state()
     save(work / "special", configuration, zeros(configuration), state)
     asked = []
     monkeypatch.setattr(batching, "generate", lambda params, requests, *rest: asked.extend(requests) or iter(()))

@@ -17,7 +17,7 @@ from jaxgpt.models import blocks
 from jaxgpt.options import settings
 from jaxgpt.options.config import Compute, Config, Model, Parallel, Training
 from jaxgpt.runs.metrics_file import read_metrics
-from jaxgpt.training.resharding import Placement
+from jaxgpt.training.resharding import Resharding
 from tests import whole
 from tests.interop.weights import assert_same_bits, random_params
 
@@ -47,7 +47,7 @@ def test_the_first_state_has_these_parameters(devices, zero, layers, parameters)
         parallel=Parallel(devices=devices, zero=zero),
         training=Training(batch_size=8, sequence_length=8, seed=3),
     )
-    placement = Placement(config)
+    placement = Resharding(config)
     given = random_params(MODEL)
     state = placement.first_state(given)
     without = placement.first_state()

@@ -37,14 +37,14 @@ def test_sources_are_the_code_alone(package):
 def difference(monkeypatch, change):
     """The message of process 1, where process 0 has said something else."""
 
-    def from_first(make):
+    def broadcast(make):
         first = copy.deepcopy(make())
         change(first)
         return first
 
     monkeypatch.setattr(processes, "count", lambda: 2)
     monkeypatch.setattr(processes, "index", lambda: 1)
-    monkeypatch.setattr(processes.talk, "from_first", from_first)
+    monkeypatch.setattr(processes.talk, "broadcast", broadcast)
     data = Corpus.__new__(Corpus, *[{} if name == "fingerprint" else None for name in Corpus._fields])
     try:
         process_consistency.check(Config(), data)

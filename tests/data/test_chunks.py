@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxgpt.data import chunks, documents, json_rows, safe_cuts, tokenizers, workers
-from jaxgpt.data.chunks import Layout, Position
+from jaxgpt.data.chunks import Position, TextLayout
 from jaxgpt.data.documents import Rows
 from jaxgpt.errors import UserError
 from tests.data.shapes import SHAPES, text
@@ -27,10 +27,10 @@ def write(path: Path, whole: str) -> Path:
     return path
 
 
-PLAIN = Layout()
+PLAIN = TextLayout()
 
 
-def texts_of(path: Path, layout: Layout = PLAIN, rows: Rows | None = None) -> list[str]:
+def texts_of(path: Path, layout: TextLayout = PLAIN, rows: Rows | None = None) -> list[str]:
     """The documents of a file, put together again."""
     found: list[str] = []
     for piece in chunks.cut(path, layout, Position()):
@@ -45,15 +45,15 @@ def texts_of(path: Path, layout: Layout = PLAIN, rows: Rows | None = None) -> li
 def test_the_tokens_of_pieces_are_those_of_the_whole(tmp_path, small, shape):
     whole = text(shape, 3 * PIECE)
     path, gpt2 = write(tmp_path / "a.txt", whole), tokenizers.make("gpt2", "")
-    found = list(chunks.cut(path, Layout(), Position()))
+    found = list(chunks.cut(path, TextLayout(), Position()))
     assert shape == "only line breaks" or len(found) > 2
     tokens = [token for piece in found for token in workers.tokenize_with(gpt2, piece).tokens.tolist()]
     assert tokens == [gpt2.end_of_text, *gpt2.encode(whole).tolist()]
     for piece in found:  # from any piece on the pieces are the same
-        assert next(chunks.cut(path, Layout(), piece.position)) == piece
+        assert next(chunks.cut(path, TextLayout(), piece.position)) == piece
 
 
-@pytest.mark.parametrize("layout", [Layout(), Layout(separator="\n\n\n\n\n")])
+@pytest.mark.parametrize("layout", [TextLayout(), TextLayout(separator="\n\n\n\n\n")])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_memory_is_a_few_pieces_and_work_grows_with_the_text(tmp_path, small, monkeypatch, shape, layout):
     """Counted: the bytes that are scanned for a place to cut at, of a text and of one of twice its size."""
@@ -76,7 +76,7 @@ def test_a_separator_is_found_whatever_the_line_ends(tmp_path, small):
     paragraphs = [f"{number}. " + "a b " * (number % 50) for number in range(3000)]
     for end in ("\n", "\r\n"):
         path = write(tmp_path / "a.txt", (2 * end).join(paragraphs))
-        found = texts_of(path, Layout(separator="\n\n"))
+        found = texts_of(path, TextLayout(separator="\n\n"))
         assert found == [paragraph + 2 * end for paragraph in paragraphs[:-1]] + paragraphs[-1:]
 
 
@@ -84,7 +84,7 @@ def test_a_separator_is_never_cut_in_two(tmp_path, small):
     """Though "d|o" or "1|x" in it would be a place to cut at."""
     paragraphs = ["word 1x " * length for length in (3000, 2047, 2048, 10, 9000)]
     path = write(tmp_path / "a.txt", "end 1of 2text".join(paragraphs))
-    assert texts_of(path, Layout(separator="end 1of 2text")) == paragraphs
+    assert texts_of(path, TextLayout(separator="end 1of 2text")) == paragraphs
 
 
 def rows_in(folder: Path, name: str, values: list) -> Path:

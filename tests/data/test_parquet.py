@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 from jaxgpt.data import chunks, documents, parquet, parquet_pages
-from jaxgpt.data.chunks import Layout, Position
+from jaxgpt.data.chunks import Position, TextLayout
 from jaxgpt.data.documents import Rows
 from jaxgpt.errors import UserError
 
@@ -38,7 +38,7 @@ def test_null_and_nothing_are_empty(write, kind):
     values = arrow.array(["one", None, "", "two"])
     values = values.dictionary_encode() if kind == "dictionary" else values.cast(getattr(arrow, kind)())
     rows = Rows()
-    (piece,) = chunks.cut(write({"text": values}), Layout(), Position())
+    (piece,) = chunks.cut(write({"text": values}), TextLayout(), Position())
     assert [document.text for document in documents.of(piece, rows)] == ["one", "two"]
     assert (rows.empty, rows.bad) == (2, 0)
 
@@ -48,7 +48,7 @@ def test_text_that_is_not_utf_8_is_bad(write):
         arrow.string(), 2, [None, arrow.py_buffer(b"\0\0\0\0\2\0\0\0\4\0\0\0"), arrow.py_buffer(b"ok\xff\xfe")]
     )
     rows = Rows()
-    (piece,) = chunks.cut(write({"text": values}), Layout(), Position())
+    (piece,) = chunks.cut(write({"text": values}), TextLayout(), Position())
     assert [document.text for document in documents.of(piece, rows)] == ["ok"]
     assert rows.bad == 1
     assert "row 1: not UTF-8" in rows.first_bad
@@ -82,7 +82,7 @@ def test_a_text_that_stands_in_many_rows_is_kept_once(tmp_path, kind):
     assert (tmp_path / "a.parquet").stat().st_size < 2000
     tracemalloc.start()
     count = 0
-    for piece in chunks.cut(tmp_path / "a.parquet", Layout(), Position()):
+    for piece in chunks.cut(tmp_path / "a.parquet", TextLayout(), Position()):
         assert piece.size() <= 2 * chunks.PIECE_BYTES
         count += len(piece.values)
         if count > 60:

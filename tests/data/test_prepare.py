@@ -15,7 +15,7 @@ import pytest
 
 from jaxgpt.commands import cli
 from jaxgpt.data import chunks, manifest, safe_cuts, token_files, tokenizers, workers
-from jaxgpt.data.chunks import Layout, Position
+from jaxgpt.data.chunks import Position, TextLayout
 from jaxgpt.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def test_where_a_long_document_is_cut_does_not_show(work, small_pieces, name):
     tokenizer = tokenizers.from_state(manifest.read(Path("out")).tokenizer)
     before = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
     assert every(Path("out")) == before + tokenizer.encode(text).tolist()
-    cuts = list(chunks.cut(Path("long.txt"), Layout(), Position()))
+    cuts = list(chunks.cut(Path("long.txt"), TextLayout(), Position()))
     assert len(cuts) > 20
     assert b"".join(piece.data for piece in cuts).decode() == text
 
@@ -104,7 +104,7 @@ def test_text_without_any_place_to_cut_is_cut_between_characters(work, small_pie
     text = "東京" * 30_000
     Path("long.txt").write_text(text)
     prepare("long.txt", "--output", "out")
-    cuts = list(chunks.cut(Path("long.txt"), Layout(), Position()))
+    cuts = list(chunks.cut(Path("long.txt"), TextLayout(), Position()))
     assert max(len(piece.data) for piece in cuts) <= 1 << 14
     assert tokenizers.make("gpt2", "").decode(every(Path("out"))[1:]) == text
 
@@ -288,7 +288,7 @@ def test_a_trained_bpe_cuts_text_as_its_library_does():
     text = (ROOT / "README.md").read_text()
     tokens = encodings.train([text], 600)
     assert tokens == encodings.train([text], 600)
-    ours = tokenizers.Trained(tokens)
+    ours = tokenizers.TrainedBytePairs(tokens)
     assert (ours.vocabulary_size, ours.end_of_text) == (600, 599)
     theirs = library.Tokenizer(library.models.BPE())
     theirs.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -304,6 +304,6 @@ def test_a_trained_bpe_cuts_text_as_its_library_does():
 def test_one_process_is_this_one(work):
     """Nothing is started where nothing is gained."""
     with workers.Pool(1, {"name": "bytes"}) as pool:
-        piece = chunks.Piece("x", "text", Layout(), Position(), b"ab", 2)
+        piece = chunks.Chunk("x", "text", TextLayout(), Position(), b"ab", 2)
         ((_, result),) = pool.map(workers.tokenize, [piece])
     assert result.tokens.tolist() == [97, 98]

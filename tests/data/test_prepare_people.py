@@ -12,7 +12,7 @@ import pytest
 from jaxgpt.commands import cli
 from jaxgpt.commands import prepare as command
 from jaxgpt.data import encodings, manifest, workers
-from jaxgpt.data.chunks import Layout, Piece, Position
+from jaxgpt.data.chunks import Chunk, Position, TextLayout
 from tests.data.shapes import text
 
 TEXT = text("one line a paragraph", 300_000)
@@ -161,7 +161,7 @@ def test_a_name_comes_from_any_file_name(work, source, name):
 @pytest.mark.parametrize("blob", ["A" * 300_000, "ab+/" * 80_000, "東京" * 100_000, " " * 200_000, "-" * 200_000])
 def test_a_bpe_is_not_trained_on_what_is_too_long_for_a_word(work, blob):
     pytest.importorskip("tokenizers")
-    piece = Piece("a", "text", Layout(), Position(), f"a text {blob}\nand more".encode(), 0)
+    piece = Chunk("a", "text", TextLayout(), Position(), f"a text {blob}\nand more".encode(), 0)
     sample = workers.Sample([piece], 0)
     (trained_on,) = list(sample)
     assert len(trained_on) < 40

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgpt.data import tokenizers, workers
-from jaxgpt.data.chunks import Layout, Piece, Position
+from jaxgpt.data.chunks import Chunk, Position, TextLayout
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "characters"])
@@ -18,7 +18,7 @@ def test_memory_is_in_proportion_to_the_piece(tokenizer, text, separator, count)
     """Also where each character is a document."""
     whole = text * count
     data = whole.encode()
-    piece = Piece("a.txt", "text", Layout(separator=separator), Position(), data, len(data))
+    piece = Chunk("a.txt", "text", TextLayout(separator=separator), Position(), data, len(data))
     made = tokenizers.make(tokenizer, text)
     tracemalloc.start()
     try:

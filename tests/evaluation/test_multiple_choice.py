@@ -11,7 +11,7 @@ from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.evaluation import choice_files, multiple_choice
 from jaxgpt.evaluation.multiple_choice import Example, Examples
-from jaxgpt.evaluation.scoring import Request, Score, make_scorer
+from jaxgpt.evaluation.scoring import Score, ScoringRequest, make_scorer
 from jaxgpt.models import gpt2
 from jaxgpt.options.config import Compute, Config, Model
 
@@ -44,7 +44,7 @@ ROWS = [  # written for this test
 def example(lengths: list[tuple[int, int]], label: int) -> Example:
     """Of choices with so many tokens and characters."""
     return Example(
-        tuple(Request([1], [0] * tokens) for tokens, _ in lengths), tuple(count for _, count in lengths), label
+        tuple(ScoringRequest([1], [0] * tokens) for tokens, _ in lengths), tuple(count for _, count in lengths), label
     )
 
 
@@ -74,9 +74,9 @@ def test_where_a_text_is_cut_in_tokens():
     tokenizer = tokenizers.GPT2()
     whole = tokenizer.encode("Hello there world").tolist()
     for context, completion in (("Hello there", " world"), ("Hello there ", "world")):
-        assert multiple_choice.split(context, completion, tokenizer) == Request(whole[:2], whole[2:])
-    assert multiple_choice.split("", " world", tokenizer) == Request([50256], whole[2:])
-    assert multiple_choice.split("", "ab", tokenizers.Bytes()) == Request([10], [97, 98])
+        assert multiple_choice.split(context, completion, tokenizer) == ScoringRequest(whole[:2], whole[2:])
+    assert multiple_choice.split("", " world", tokenizer) == ScoringRequest([50256], whole[2:])
+    assert multiple_choice.split("", "ab", tokenizers.Bytes()) == ScoringRequest([10], [97, 98])
 
 
 def random_params(model: Model) -> gpt2.Params:

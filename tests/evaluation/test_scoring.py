@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxgpt.evaluation.scoring import SHORTEST, Request, make_scorer, padded_length
+from jaxgpt.evaluation.scoring import SHORTEST, ScoringRequest, make_scorer, padded_length
 from jaxgpt.models import gpt2
 from jaxgpt.models.blocks import arrange
 from jaxgpt.options.config import Compute, Config, Model, Parallel
@@ -35,7 +35,7 @@ def requests(params):
     """Of all lengths, two the same, some too long for the context, and some that are what the model would say."""
     generator = np.random.default_rng(0)
     sizes = [(1, 1), (3, 2), (30, 5), (38, 2), (39, 2), (60, 30), (1, 40), (5, 40), (7, 1), (7, 1), (12, 20)]
-    found = [Request(*(generator.integers(150, size=size).tolist() for size in pair)) for pair in sizes]
+    found = [ScoringRequest(*(generator.integers(150, size=size).tolist() for size in pair)) for pair in sizes]
     found[9] = found[8]
     forward = jax.jit(lambda tokens: whole.logits(params, tokens, CONFIG.model, CONFIG.compute))
     for length in (1, 4):
@@ -44,7 +44,7 @@ def requests(params):
             padded = np.zeros((1, 40), np.int32)
             padded[0, : len(text)] = text
             text = [*text, int(np.argmax(forward(padded)[0, len(text) - 1]))]
-        found.append(Request(text[: len(text) - length], text[len(text) - length :]))
+        found.append(ScoringRequest(text[: len(text) - length], text[len(text) - length :]))
     return found
 
 
@@ -79,7 +79,7 @@ def test_scores_are_the_models_whatever_the_batch_size(params, requests, expecte
 
 
 def divided(layout: Layout, params: gpt2.Params) -> gpt2.Params:
-    return jax.device_put(layout.pieces(arrange(params, Compute())), layout.shardings(layout.specs()))
+    return jax.device_put(layout.shard(arrange(params, Compute())), layout.shardings(layout.specs()))
 
 
 @pytest.mark.parametrize(

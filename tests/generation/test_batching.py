@@ -46,7 +46,7 @@ class Scripted(Decoder):
 
 def run(script: str, at_once: int, *options: Sampling, slots: int = 1) -> list[tuple[str, str]]:
     """The whole text of each request, and how it ended."""
-    batch = batching.Batch(Scripted(script.encode(), slots, at_once), BYTES)
+    batch = batching.ContinuousBatch(Scripted(script.encode(), slots, at_once), BYTES)
     requests = [batch.add(batching.Request(np.array([65]), option, 0)) for option in options]
     said = {id(text): "" for text in requests}
     while len(batch):
@@ -87,7 +87,7 @@ def test_more_requests_than_slots():
 
 
 def test_a_text_that_nobody_wants_leaves_its_slot():
-    batch = batching.Batch(Scripted(b"x" * 50, 1, 2), BYTES)
+    batch = batching.ContinuousBatch(Scripted(b"x" * 50, 1, 2), BYTES)
     first, second, third = (batch.add(batching.Request(np.array([65]), Sampling(tokens=9), 0)) for _ in range(3))
     list(batch.turn())
     batch.remove(second)
@@ -101,7 +101,7 @@ def test_the_end_of_text_ends_it_where_it_is_asked_for():
     letters = tokenizers.make("characters", "abc")
     letters.end_of_text = 2
     for ends, expected in ((True, ("ab", "stop")), (False, ("abca", "length"))):
-        batch = batching.Batch(Scripted(bytes([0, 1, 2, 0]), 1, 1), letters)
+        batch = batching.ContinuousBatch(Scripted(bytes([0, 1, 2, 0]), 1, 1), letters)
         text = batch.add(batching.Request(np.array([0]), Sampling(tokens=4), 0, until_end_of_text=ends))
         pieces = ""
         while len(batch):

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from jaxgpt.generation import api, rates
-from jaxgpt.generation.batching import Batch
+from jaxgpt.generation.batching import ContinuousBatch
 from jaxgpt.generation.worker import Job, Worker
 from tests.generation.servers import BYTES, KEY, NAME, POST, connections, in_form, listening, post, send, server
 
@@ -40,7 +40,7 @@ class Repeating:
 
 @pytest.fixture(scope="module")
 def worker():
-    worker = Worker(Batch(Repeating(), BYTES))  # type: ignore[arg-type]
+    worker = Worker(ContinuousBatch(Repeating(), BYTES))  # type: ignore[arg-type]
     yield worker
     worker.stop()
 

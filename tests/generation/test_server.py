@@ -10,7 +10,7 @@ import pytest
 
 from jaxgpt.data import tokenizers
 from jaxgpt.generation import api, batching
-from jaxgpt.generation.batching import Batch
+from jaxgpt.generation.batching import ContinuousBatch
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.worker import Worker
 from jaxgpt.models import gpt2
@@ -34,7 +34,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def worker(params):
-    worker = Worker(Batch(Decoder(params, MODEL, Compute(), slots=3, capacity=64), BYTES))
+    worker = Worker(ContinuousBatch(Decoder(params, MODEL, Compute(), slots=3, capacity=64), BYTES))
     yield worker
     worker.stop()
 
@@ -286,7 +286,7 @@ def test_a_model_that_fails_is_said_to(capsys):
         def free(self):
             raise MemoryError("no room")
 
-    worker = Worker(Batch(Failing(), BYTES))  # type: ignore[arg-type]
+    worker = Worker(ContinuousBatch(Failing(), BYTES))  # type: ignore[arg-type]
     with listening(worker, key="") as address, openai_client(address) as client:
         for _ in range(2):  # the one that it happens to, and one that comes afterwards
             with pytest.raises(openai.InternalServerError, match="the model failed"):

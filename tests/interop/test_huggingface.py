@@ -130,7 +130,7 @@ def test_the_exported_tokenizer_and_pipeline(tmp_path, transformers, name):
         b" que",
         b"\xe6\x97",
     ]
-    tokenizer = tokenizers.Trained(own) if name == "bpe" else tokenizers.make(name, TEXT)
+    tokenizer = tokenizers.TrainedBytePairs(own) if name == "bpe" else tokenizers.make(name, TEXT)
     model = Model(layers=1, heads=2, width=8, context=64, vocabulary_size=tokenizer.vocabulary_size)
     export(tmp_path / "hf", tokenizer=tokenizer, model=model)
     read = huggingface.open_folder(tmp_path / "hf").tokenizer

@@ -85,7 +85,7 @@ def test_gpt2s_vocabulary_with_anything_else_is_not_gpt2(tmp_path, gpt2, change)
 @pytest.mark.parametrize("name", ["bytes", "characters", "bpe"])
 def test_ours_are_read_as_ours_and_changed_ones_are_not(tmp_path, name):
     own = [bytes([byte]) for byte in range(256)] + [b"th", b" th", b"the", b" t", b"xyz"]  # no merges make the last
-    ours = tokenizers.Trained(own) if name == "bpe" else tokenizers.make(name, TEXT)
+    ours = tokenizers.TrainedBytePairs(own) if name == "bpe" else tokenizers.make(name, TEXT)
     content = json.loads(huggingface_tokenizer.files_of(ours, MODEL)["tokenizer.json"])
     again = read(tmp_path, content)
     assert again.state() == ours.state()
@@ -108,7 +108,7 @@ def test_vocabulary_and_merges_in_two_files(tmp_path):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": space}))
         tokenizer, notes = huggingface_tokenizer.read(tmp_path, MODEL)
         assert tokenizer is not None
-        assert (type(tokenizer), notes) == ((HuggingFace if space else tokenizers.Trained), ())
+        assert (type(tokenizer), notes) == ((HuggingFace if space else tokenizers.TrainedBytePairs), ())
         expected = transformers.GPT2Tokenizer.from_pretrained(tmp_path)
         assert tokenizer.encode(text).tolist() == expected(text)["input_ids"]
         assert tokenizer.end_of_text == 259

@@ -19,7 +19,7 @@ from jaxgpt.options.config import Compute, Config, Model, Optimizer, Parallel, T
 from jaxgpt.proof import cases
 from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.training import step
-from jaxgpt.training.resharding import Placement
+from jaxgpt.training.resharding import Resharding
 from tests import whole
 
 SMALL = Model(layers=2, heads=2, width=8, context=8, vocabulary_size=11, family="llama")
@@ -140,7 +140,7 @@ def trained(devices: int, zero: int):
         training=Training(steps=5, micro_batches=2, batch_size=8, sequence_length=5),
         optimizer=Optimizer(learning_rate=0.01, clip_norm=0.5),
     )
-    placement, train_step, losses = Placement(config), step.make_train_step(config), []
+    placement, train_step, losses = Resharding(config), step.make_train_step(config), []
     state = placement.first_state()
     for seed in range(5):
         batch = Batch(*np.random.default_rng(seed).integers(11, size=(2, 2, 8, 5), dtype=np.int32))

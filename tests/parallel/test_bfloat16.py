@@ -20,7 +20,7 @@ from jaxgpt.optimizers import rounding
 from jaxgpt.options.config import Compute, Config, Model, Optimizer, Parallel, Training
 from jaxgpt.parallel.mesh import AXIS
 from jaxgpt.training import step
-from jaxgpt.training.resharding import Placement
+from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import layout_of
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -49,7 +49,7 @@ def batch(seed: int) -> Batch:
 def trained(parameters: str, devices: int, zero: int, steps: int = 1, key: int = 0):
     """The losses and the whole parameters after some steps from the same bfloat16 numbers, and the last state."""
     made = config(parameters, devices, zero)
-    placement, train_step = Placement(made), step_of(parameters, devices, zero)
+    placement, train_step = Resharding(made), step_of(parameters, devices, zero)
     state = placement.first_state()
     rounded = jax.tree.map(lambda array: array.astype(jnp.bfloat16).astype(array.dtype), state.params)
     state = state._replace(params=rounded, key=jax.random.key(key))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxgpt.evaluation.loss import make_validation_loss
-from jaxgpt.evaluation.scoring import Request, make_scorer
+from jaxgpt.evaluation.scoring import ScoringRequest, make_scorer
 from jaxgpt.options.config import Compute, Config, Model, Parallel, Training
 from jaxgpt.parallel import in_flight
 from jaxgpt.parallel.sharding import Layout
@@ -78,7 +78,7 @@ def test_the_validation_loss_keeps_few_programs_in_flight(queue):
 
 def test_scoring_keeps_few_programs_in_flight(queue):
     """Each gives two arrays, which count apart here."""
-    requests = [Request([a, b], [c, d]) for a in range(8) for b in range(8) for c in range(8) for d in range(2)]
+    requests = [ScoringRequest([a, b], [c, d]) for a in range(8) for b in range(8) for c in range(8) for d in range(2)]
     make_scorer(CONFIG, 1)(None, requests)  # type: ignore[arg-type]
     assert queue.dispatched == 2 * 128
     assert queue.most == 2 * in_flight.MOST

@@ -9,7 +9,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.options.config import Compute, Config, Model, Optimizer, Parallel, Training
 from jaxgpt.parallel import mesh
 from jaxgpt.training import step
-from jaxgpt.training.resharding import Placement
+from jaxgpt.training.resharding import Resharding
 
 MODEL = Model(layers=2, heads=3, width=15, context=12, vocabulary_size=101)
 STEPS = 5
@@ -26,7 +26,7 @@ def config(devices: int, *, reproducible: bool = True, dtype: str = "float32", z
 
 
 def run(config: Config):
-    state, train_step = Placement(config).first_state(), step.make_train_step(config)
+    state, train_step = Resharding(config).first_state(), step.make_train_step(config)
     losses = []
     for seed in range(STEPS):
         batch = Batch(*np.random.default_rng(seed).integers(101, size=(2, 2, 16, 12), dtype=np.int32))

@@ -12,7 +12,7 @@ from jaxgpt.data.loader import IGNORED, Batch
 from jaxgpt.models import blocks, gpt2
 from jaxgpt.options.config import Compute, Config, Model, Optimizer, Parallel, Training
 from jaxgpt.training import step
-from jaxgpt.training.resharding import Placement
+from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import init_state
 from tests.parallel.collectives import collectives
 
@@ -49,7 +49,7 @@ def batch(seed: int) -> Batch:
 @functools.cache
 def first_state():
     """As it is saved, on the host; of the random key its data."""
-    state = Placement(config(1, 0, layers="scanned")).first_state()
+    state = Resharding(config(1, 0, layers="scanned")).first_state()
     return jax.tree.map(np.asarray, state._replace(key=jax.random.key_data(state.key)))
 
 
@@ -57,7 +57,7 @@ def first_state():
 def program(devices: int, zero: int, layers: str = "unrolled"):
     """The compiled step, and what places its state."""
     made = config(devices, zero, layers=layers)
-    placement = Placement(made)
+    placement = Resharding(made)
     train_step = step.make_train_step(made)
     return train_step.lower(jax.eval_shape(lambda: init_state(made)), None, batch(0)).compile(), placement
 
