@@ -8,7 +8,7 @@ D devices each take their part of every micro-batch's sequences. Each of them ke
     2       P/D                 P/D              P
     3       P/D                 P/D              P/D, and one layer's at a time
 
-From stage 1 on a tensor is kept as shards (`pieces` in the names here): flattened, padded with zeros to a multiple of
+From stage 1 on a tensor is kept as shards: flattened, padded with zeros to a multiple of
 D, and cut in D (stacked layers each by itself). So a tensor of any shape can be sharded, and AdamW, which looks at one
 number at a time, runs on the shards as they are. A padding zero has the gradient 0 and stays 0.
 

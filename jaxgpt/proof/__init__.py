@@ -1,1 +1,1 @@
-
+"""The gradient check: every hand-written gradient beside `jax.grad`."""

@@ -1,0 +1,43 @@
+"""A run's folder with something in it, to compare with."""
+
+import errno
+import json
+import math
+import os
+import resource
+import shutil
+import sys
+from typing import Any
+
+import pytest
+
+from jaxgpt import writing
+from jaxgpt.errors import RunError, UserError
+from jaxgpt.options import settings
+from jaxgpt.options.config import Config, Run
+from jaxgpt.runs import folder as folder_module
+from jaxgpt.runs import metrics_file, saving
+from jaxgpt.runs.folder import RunFolder
+from jaxgpt.runs.metrics_file import read_metrics
+
+
+def files(folder):
+    """All that is in a folder, with its contents."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def files_of_step_two(config):
+    """A run whose step 2 was saved, and what it has written since."""
+    folder = RunFolder(config())
+    folder.metric(step=1, loss=3.0)
+    folder.metric(step=2, loss=2.0)
+    folder.metric(step=2, val_loss=2.0)
+    folder.sample(2, "é")
+    lengths = folder.lengths()
+    (folder.checkpoints / "2").mkdir(parents=True)
+    before = files(folder.path)
+    folder.metric(step=2, val_loss=2.5)  # as a run that was stopped evaluates at its end
+    folder.metric(step=3, loss=1.0)
+    folder.sample(4, "later")
+    folder.close()
+    return before, lengths
