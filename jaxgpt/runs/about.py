@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, TypedDict, get_type_hints
 
 from jaxgpt import __version__, files
-from jaxgpt.options import settings
-from jaxgpt.options.config import Config, Model, Training
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.models import family
+from jaxgpt.options import settings
+from jaxgpt.options.config import Config, Model, Training
 
 FILE = Path("about", "metadata")  # within a checkpoint, as orbax names it
 OF_ONE_START = {"parallel", "evaluation", "sampling", "checkpoint", "run"}  # sections that change no training

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxgpt import files, writing
-from jaxgpt.options import settings
-from jaxgpt.options.config import Config
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.foreign_text import quoted, shown
+from jaxgpt.options import settings
+from jaxgpt.options.config import Config
 from jaxgpt.parallel import processes
 from jaxgpt.runs import checkpoints, metrics_file
 

@@ -8,12 +8,12 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxgpt import compilation_cache, files
-from jaxgpt.options import settings
-from jaxgpt.options.config import Config, Parallel
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.models.blocks import Params
+from jaxgpt.options import settings
+from jaxgpt.options.config import Config, Parallel
 from jaxgpt.parallel import mesh
 from jaxgpt.runs import checkpoints
 from jaxgpt.runs.about import About, model_of

@@ -8,16 +8,16 @@ stopped.
 import dataclasses
 from typing import Any
 
-from jaxgpt.options import settings
-from jaxgpt.options.config import Config
+from jaxgpt.data import fingerprint
+from jaxgpt.data.corpus import Corpus
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
+from jaxgpt.options import settings
+from jaxgpt.options.config import Config
 from jaxgpt.parallel import processes
 from jaxgpt.runs import checkpoints, saving
-from jaxgpt.data import fingerprint
 from jaxgpt.runs.about import About
 from jaxgpt.runs.checkpoints import Found
-from jaxgpt.data.corpus import Corpus
 from jaxgpt.runs.folder import RunFolder, open_folder
 from jaxgpt.training.state import TrainState
 

@@ -14,8 +14,8 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from jaxgpt import writing
-from jaxgpt.options.config import Checkpoint
 from jaxgpt.errors import RunError
+from jaxgpt.options.config import Checkpoint
 from jaxgpt.parallel import processes
 from jaxgpt.runs import checkpoints, checksums
 from jaxgpt.runs.checkpoints import whole_steps

@@ -1,24 +1,6 @@
 """A run's folder with something in it, to compare with."""
 
-import errno
-import json
-import math
-import os
-import resource
-import shutil
-import sys
-from typing import Any
-
-import pytest
-
-from jaxgpt import writing
-from jaxgpt.errors import RunError, UserError
-from jaxgpt.options import settings
-from jaxgpt.options.config import Config, Run
-from jaxgpt.runs import folder as folder_module
-from jaxgpt.runs import metrics_file, saving
 from jaxgpt.runs.folder import RunFolder
-from jaxgpt.runs.metrics_file import read_metrics
 
 
 def files(folder):
