@@ -90,7 +90,7 @@ def test_ctrl_c_ends_the_answer_alone(loaded, answers, monkeypatch):
             if len(asked) == 1:
                 signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(batching, "Batch", Interrupted)
+    monkeypatch.setattr(batching, "ContinuousBatch", Interrupted)
     answers("one\ntwo\n", Sampling(tokens=15, temperature=0.0))
     assert asked[0] == b"one\n"
     assert asked[1].startswith(b"one\n")
