@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from jaxgpt.commands import cli
 from jaxgpt.data.loader import Batch
@@ -52,7 +50,7 @@ def params():
     return params
 
 
-def theirs(params) -> transformers.LlamaForCausalLM:
+def theirs(torch, transformers, params):
     """The same weights as Hugging Face's Llama, which has them as (out, in) and what is fused here apart."""
     V, F = SMALL.vocabulary_size, llama.feed_forward(SMALL)
     config = transformers.LlamaConfig(
@@ -88,10 +86,12 @@ def theirs(params) -> transformers.LlamaForCausalLM:
 
 
 def test_logits_and_loss_are_transformers(params):
+    torch = pytest.importorskip("torch", reason="PyTorch comes with the parity extra")
+    transformers = pytest.importorskip("transformers", reason="transformers comes with the parity extra")
     tokens = np.random.default_rng(1).integers(SMALL.vocabulary_size, size=(3, 8), dtype=np.int32)
     ours = jax.jit(lambda *of: whole.logits(*of, SMALL, Compute(attention_block=3)))(params, tokens)
     with torch.no_grad():
-        expected = theirs(params)(torch.tensor(tokens).long()).logits.numpy()
+        expected = theirs(torch, transformers, params)(torch.tensor(tokens).long()).logits.numpy()
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 
