@@ -2,10 +2,10 @@
 
 import sys
 
-from jaxgpt import allocator, terminal
+from jaxgpt import environment, terminal
 
 if __name__ == "__main__":
-    allocator.restart_with_settings()
+    environment.restart_with_allocator()
     with terminal.ending_at_once():
         from jaxgpt.commands.cli import main
 

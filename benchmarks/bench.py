@@ -12,7 +12,7 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from benchmarks import compare
-from jaxgpt import allocator
+from jaxgpt import environment
 from jaxgpt.commands import cli, configuration
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
@@ -96,5 +96,5 @@ def _size(text: str, context: int) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    allocator.restart_with_settings()
+    environment.restart_with_allocator()
     sys.exit(cli.run(run, sys.argv[1:]))

@@ -45,7 +45,7 @@ OPTIONS = {
     "checkpoint.every-steps": 1,
     "run.sample-every": 700,
 }
-PRELOADED = ["jaxgpt.commands.train", "jaxgpt.generation.batching", "jaxgpt.reports.curves", "benchmarks.kill_at"]
+PRELOADED = ["jaxgpt.commands.train", "jaxgpt.generation.batching", "matplotlib.figure", "benchmarks.kill_at"]
 PARTS = ("kills", "operations", "saving")
 TIMED = {"tokens_per_second", "step_seconds", "data_wait_seconds"}
 

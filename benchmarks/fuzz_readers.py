@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxgpt.data import fingerprint, manifest, token_files, tokenizers
-from jaxgpt.evaluation import choice_files, task_files
+from jaxgpt.evaluation import task_files
 from jaxgpt.interop import (
     byte_level,
     huggingface,
@@ -28,7 +28,7 @@ from jaxgpt.interop import (
 )
 from jaxgpt.options import settings
 from jaxgpt.options.config import Config, Model
-from jaxgpt.reports import content, page
+from jaxgpt.reports import page
 from jaxgpt.reports.history import History
 from jaxgpt.runs import about
 
@@ -162,8 +162,8 @@ def manifests() -> list[Input]:
 
 def choices() -> list[Input]:
     ids = [np.arange(1, 1 + length) for length in (3, 1, 5, 2)]
-    examples = [choice_files.Example(ids[i % 4], tuple(ids), i % 4) for i in range(8)]
-    return [written(lambda folder: choice_files.write(folder / "c.bin", examples))]
+    examples = [task_files.TokenExample(ids[i % 4], tuple(ids), i % 4) for i in range(8)]
+    return [written(lambda folder: task_files.write_llmc(folder / "c.bin", examples))]
 
 
 def task_lines() -> list[Input]:
@@ -229,7 +229,7 @@ def runs() -> list[Input]:
 
 def read_run(folder: Path) -> None:
     """As a page."""
-    page.render([content.of_run(folder, History(folder / "metrics.jsonl").read_all())])
+    page.render([page.of_run(folder, History(folder / "metrics.jsonl").read_all())])
 
 
 READERS = [
@@ -238,7 +238,7 @@ READERS = [
     Reader("a run's files", runs, read_run),
     Reader("token file", token_shards, lambda folder: int(token_files.open(folder / "t.bin").sum())),
     Reader("manifest", manifests, manifest.verify),
-    Reader("multiple-choice file", choices, lambda folder: choice_files.read(folder / "c.bin")),
+    Reader("multiple-choice file", choices, lambda folder: task_files.read_llmc(folder / "c.bin")),
     Reader(
         "multiple-choice lines",
         task_lines,

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from benchmarks import machine
-from jaxgpt import allocator
+from jaxgpt import environment
 from jaxgpt.commands import configuration
 from jaxgpt.data.loader import Batch
 from jaxgpt.kernels.choose import choose_attention
@@ -93,5 +93,5 @@ def measure(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    allocator.restart_with_settings()
+    environment.restart_with_allocator()
     main()

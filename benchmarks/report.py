@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from jaxgpt import allocator
+from jaxgpt import environment
 from jaxgpt.runs.metrics_file import read_metrics
 
 
@@ -54,7 +54,7 @@ def main() -> None:
 
 def measure(config: str, steps: int, *, report: bool) -> dict[str, float]:
     """One run, by the command that its users type; seconds."""
-    allocator.restart_with_settings()
+    environment.restart_with_allocator()
     from jaxgpt.commands import cli
     from jaxgpt.commands.trainer import Trainer
     from jaxgpt.reports import live_report

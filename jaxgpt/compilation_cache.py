@@ -19,9 +19,9 @@ from pathlib import Path
 import jax
 from jax._src import compilation_cache, lru_cache  # JAX has no public API for another cache
 
+from jaxgpt.environment import cache_folder
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.paths import cache_folder
 from jaxgpt.terminal import say
 
 OFF = "off"

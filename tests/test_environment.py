@@ -1,4 +1,4 @@
-"""Numbers in environment variables."""
+"""Environment variables, and the restart of a command with the C library's settings and the same words."""
 
 import importlib.util
 import os
@@ -72,11 +72,34 @@ PLUGINS = [name for name in ("jax_cuda12_plugin", "jax_cuda13_plugin") if import
 def test_a_platform_that_jax_cannot_start_is_told(platform, tmp_path):
     """One that there isn't, and one whose plugin isn't installed, or has no device here."""
     words = [sys.executable, ROOT / "run.py", "--config", "quickstart", "--run.folder", tmp_path / "runs"]
-    environment = os.environ | {"JAX_PLATFORMS": platform}
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
+    variables = os.environ | {"JAX_PLATFORMS": platform}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=variables)
     assert done.returncode == 2
     message = done.stderr.splitlines()[-1]
     assert message.startswith(
         f"error: the environment variable JAX_PLATFORMS is '{platform}', and JAX can't start that"
     )
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the settings are those of Linux's C library")
+def test_a_command_runs_with_the_settings():
+    """The words are kept, and -X options too; the restarted process is seen by the variable it prints."""
+    code = (
+        "import os, sys; from jaxgpt import environment; environment.restart_with_allocator();"
+        "print(os.environ['GLIBC_TUNABLES'], sys.argv[1:], sys.flags.dev_mode, sep='|')"
+    )
+    variables = {name: value for name, value in os.environ.items() if name != environment.ALLOCATOR_VARIABLE}
+    command = [sys.executable, "-X", "dev", "-W", "ignore", "-c", code, "a b", "--c"]
+    output = subprocess.run(command, env=variables, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    variable, words, dev_mode = output.strip().split("|")
+    assert "glibc.malloc.mmap_max=0" in variable
+    assert words == "['a b', '--c']"
+    assert dev_mode == "True"
+
+
+def test_settings_of_the_user_are_left_alone(monkeypatch):
+    monkeypatch.setenv(environment.ALLOCATOR_VARIABLE, "glibc.malloc.check=1")
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started again"))
+    environment.restart_with_allocator()
+    assert os.environ[environment.ALLOCATOR_VARIABLE] == "glibc.malloc.check=1"

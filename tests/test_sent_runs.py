@@ -9,12 +9,12 @@ import pytest
 import tomli_w
 
 from jaxgpt import compilation_cache
-from jaxgpt.commands import cli, init_from
+from jaxgpt.commands import cli, configuration
 from jaxgpt.data import fingerprint
 from jaxgpt.errors import UserError
 from jaxgpt.options import settings
 from jaxgpt.options.config import Config, Training
-from jaxgpt.reports import content, trackers
+from jaxgpt.reports import page, trackers
 from jaxgpt.reports.history import History
 from jaxgpt.reports.live_report import Report
 from tests import sent
@@ -97,7 +97,7 @@ def test_evaluate_reads_the_text_of_the_run_only_where_it_is_the_same(run, fails
 
 def test_init_from_takes_no_paths_from_a_run(run):
     configure(**HOSTILE)
-    config = init_from.with_shape(Config(training=Training(init_from=str(run))), set())
+    config = configuration.with_shape(Config(training=Training(init_from=str(run))), set())
     assert config.model == MODEL
     assert config.run == Config().run
 
@@ -202,7 +202,7 @@ def test_a_report_shows_nothing_from_outside_of_a_run(tmp_path, name, kind):
         case _:
             (folder / name).mkdir()
     with pytest.raises(UserError, match=re.escape(str(folder / name))):
-        content.of_run(folder, History(folder / "metrics.jsonl").read_all())
+        page.of_run(folder, History(folder / "metrics.jsonl").read_all())
 
 
 # Control characters

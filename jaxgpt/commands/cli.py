@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxgpt import allocator, environment, out_of_memory, terminal
+from jaxgpt import environment, errors, terminal
 from jaxgpt.errors import Interrupted, JaxgptError, UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.options import command_line, settings
@@ -39,7 +39,7 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 def start() -> int:
     """Runs the command of this process's command line, as `run.py` and the installed `jaxgpt` do."""
-    allocator.restart_with_settings()
+    environment.restart_with_allocator()
     return main()
 
 
@@ -62,7 +62,7 @@ def run(command: Callable[[list[str]], int], words: list[str], *, of_process: bo
     terminal.prepare()
     try:
         try:
-            with out_of_memory.told(), environment.told():
+            with errors.out_of_memory_told(), environment.told():
                 for word in words:
                     terminal.check_typed(word)
                 environment.check()
@@ -100,7 +100,7 @@ def _command(words: list[str], observers: Sequence["Observer"]) -> int:
     if command not in COMMANDS:
         raise _no_such_command(command)
     if command not in WITHOUT_JAX and command_line.OF_ALL.isdisjoint(words):
-        out_of_memory.check_limit()
+        environment.check_address_space()
         _spare_processor_info()
     if command == "train":
         return train(words, observers)
@@ -154,13 +154,13 @@ def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
         config = replace(config, run=replace(config.run, name=path.stem))
     settings.check_processes(config.parallel)
     with terminal.ending_at_once():  # here, so that --help doesn't wait a second for JAX and Orbax
+        from jaxgpt.commands import configuration
         from jaxgpt.commands import train as loop
         from jaxgpt.parallel import processes
-    with processes.together(config.parallel), out_of_memory.told():  # before JAX sees its devices, to read weights
+    given = command_line.named(rest) | (settings.keys(path) if name else set())
+    with processes.together(config.parallel), errors.out_of_memory_told():  # before JAX sees its devices for weights
         if config.training.init_from:
-            from jaxgpt.commands import init_from
-
-            config = init_from.with_shape(config, command_line.named(rest) | (settings.keys(path) if name else set()))
+            config = configuration.with_shape(config, given)
         settings.check(config)
         loop.train(config, *observers)
     return 0

@@ -1,23 +1,41 @@
-"""Completes the options that a user gives to a configuration in which nothing is left open.
+"""Completes the options that a user gives to a configuration in which nothing is left open, the same in all processes.
 
-1. The model's shape and the tokenizer come from the weights that a run begins with (`init_from.with_shape`).
+1. The model's shape and the tokenizer come from the weights that a run begins with (`--init-from`, `with_shape`). Where
+   the user names them too, in a --config or on the command line, they must agree.
 2. The vocabulary's size and the token between documents come from the tokenizer, the sequences' length from the model:
    `complete` with the text, `without_text` where only the sizes are wanted.
 3. What each machine decides for itself comes last: the attention kernel (`with_attention`), and the recompute level
    (`training/memory_plan.py`, which compiles the train step to know it). A run's config.toml keeps what was asked for.
 """
 
-import dataclasses
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
-from jaxgpt.data import corpus, tokenizers
+import jaxgpt
+from jaxgpt.commands.convert import describe
+from jaxgpt.data import corpus, fingerprint, tokenizers
 from jaxgpt.data.corpus import Corpus
+from jaxgpt.data.tokenizer_json import HuggingFace
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
+from jaxgpt.interop import detect_format
+from jaxgpt.interop.source import WeightSource
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import family
-from jaxgpt.options.config import Config
+from jaxgpt.options import settings
+from jaxgpt.options.config import Config, Model
+from jaxgpt.parallel import processes
+from jaxgpt.runs import checkpoints
+from jaxgpt.runs.folder import will_resume
+
+NAMED = 3  # files, at most, in the message about other code
 
 
-def complete(config: Config, own: tokenizers.Tokenizer | None = None) -> tuple[Corpus, Config]:
+def complete(config: Config, own: Tokenizer | None = None) -> tuple[Corpus, Config]:
     """Returns the text, and the configuration with the sizes that follow from it. UserError as the text raises it.
 
     With `own`, a tokenizer that came with weights, the tokenizer that the options name is not used.
@@ -34,10 +52,8 @@ def without_text(config: Config) -> Config:
     return resolve(config, tokenizers.make(config.data.tokenizer, ""))
 
 
-def resolve(config: Config, tokenizer: tokenizers.Tokenizer) -> Config:
+def resolve(config: Config, tokenizer: Tokenizer) -> Config:
     """Returns the vocabulary size from the tokenizer and the sequence length from the context, where they are 0."""
-    vocabulary_size = config.model.vocabulary_size or tokenizer.vocabulary_size
-    sequence_length = config.training.sequence_length or config.model.context
     document_start = config.model.document_start
     if config.data.document_mask:
         if tokenizer.end_of_text is None:
@@ -46,16 +62,175 @@ def resolve(config: Config, tokenizer: tokenizers.Tokenizer) -> Config:
                 "gpt2 has one, and so have most"
             )
         document_start = tokenizer.end_of_text
-    model = dataclasses.replace(config.model, vocabulary_size=vocabulary_size, document_start=document_start)
+    size = config.model.vocabulary_size or tokenizer.vocabulary_size
+    model = replace(config.model, vocabulary_size=size, document_start=document_start)
     family(model).check(model)
-    return dataclasses.replace(
-        config,
-        model=model,
-        training=dataclasses.replace(config.training, sequence_length=sequence_length),
-    )
+    length = config.training.sequence_length or config.model.context
+    return replace(config, model=model, training=replace(config.training, sequence_length=length))
 
 
 def with_attention(config: Config) -> tuple[Config, str]:
     """Returns the configuration with the attention that runs on this machine, and a line that describes it."""
     compute, words = choose_attention(config.model, config.compute, config.training.sequence_length)
-    return dataclasses.replace(config, compute=compute), words
+    return replace(config, compute=compute), words
+
+
+# Weights to begin with
+
+
+def with_shape(config: Config, given: set[str]) -> Config:
+    """Returns the configuration with the shape and tokenizer of the weights `training.init_from`.
+
+    A resumed run keeps what it had; the weights that it began with need not exist any more.
+
+    Args:
+        config: The options.
+        given: The options that the user named, as "section.key".
+
+    Raises:
+        UserError: The weights can't be read, or one of the `given` options differs from theirs.
+    """
+    named = {key: value for key, value in asdict(config.model).items() if f"model.{key}" in given and value}
+    if will_resume(config):  # resuming refuses other options itself
+        saved = settings.read_trained(Path(config.run.folder) / config.run.name)
+        model, tokenizer = replace(saved.model, **named), saved.data.tokenizer
+    else:
+        source = detect_format.open_weights(config.training.init_from)
+        model, tokenizer = source.model, source.tokenizer.name if source.tokenizer else config.data.tokenizer
+        _check_shape(config.training.init_from, model, named)
+        if "data.tokenizer" in given and source.tokenizer:
+            _check_tokenizer(config.training.init_from, tokenizer, config.data.tokenizer)
+    if "data.tokenizer" not in given and tokenizer in tokenizers.NAMES:  # else token files bring it along
+        config = replace(config, data=replace(config.data, tokenizer=tokenizer))
+    return replace(config, model=model)
+
+
+def tokenizer_of_weights(config: Config) -> Tokenizer | None:
+    """Returns the tokenizer of the weights `training.init_from` if it is a tokenizer.json, and else None.
+
+    Such a tokenizer cuts the run's text into tokens; the options can name any other. A resumed run has it in its
+    checkpoint.
+    """
+    if not config.training.init_from:
+        return None
+    if will_resume(config):
+        folder = Path(config.run.folder) / config.run.name / "checkpoints"
+        found = checkpoints.tokenizer_of(checkpoints.find(folder, ("about",)))
+    else:
+        found = detect_format.open_weights(config.training.init_from).tokenizer
+    return found if isinstance(found, HuggingFace) else None
+
+
+def weights(config: Config, tokenizer: Tokenizer) -> WeightSource | None:
+    """Returns the weights `training.init_from`, to be loaded when there is a place for them; None for no weights.
+
+    Raises:
+        UserError: They have another shape than this configuration, or another tokenizer than the run.
+    """
+    name = config.training.init_from
+    if not name or will_resume(config):
+        return None
+    run = Path(config.run.folder) / config.run.name
+    if run.resolve() in (Path(name).resolve(), *Path(name).resolve().parents):
+        raise UserError(f"--init-from {name}: in the folder that this run would replace. Give another --run.name")
+    source = detect_format.open_weights(name)
+    _check_shape(name, source.model, asdict(config.model))
+    V, Vp, has = config.model.vocabulary_size, config.model.padded_vocabulary_size, tokenizer.vocabulary_size
+    if source.tokenizer:
+        _check_tokenizer(name, source.tokenizer.name, tokenizer.name)
+        if source.tokenizer.state() != tokenizer.state():
+            raise UserError(_other_tokens(name, source.tokenizer, tokenizer))
+    if has > V or (source.tokenizer is None and has <= Vp - 128):  # a vocabulary may have been padded
+        raise UserError(
+            f"--init-from {name}: these weights are of a vocabulary of {V:,} tokens, and the tokenizer "
+            f"{tokenizer.name} has {has:,} (--data.tokenizer)"
+        )
+    return source
+
+
+def about_weights(source: WeightSource) -> list[str]:
+    """Returns the lines to print about the weights at the start of a run."""
+    return [f"weights   from {source.where}: {describe(source)}", *(f"          {note}" for note in source.notes)]
+
+
+def _check_tokenizer(name: str, theirs: str, ours: str) -> None:
+    if theirs != ours:
+        raise UserError(
+            f"--init-from {name}: these weights are of the tokenizer {theirs}, and --data.tokenizer is {ours}"
+        )
+
+
+def _other_tokens(name: str, theirs: Tokenizer, ours: Tokenizer) -> str:
+    """Returns the message about tokenizers of one kind that differ."""
+    advice = f". Prepare the text with --tokenizer {shown(name)}" if isinstance(theirs, HuggingFace) else ""
+    if isinstance(theirs, HuggingFace) and isinstance(ours, HuggingFace) and theirs.text == ours.text:
+        return (
+            f"--init-from {shown(name)}: with these weights token {theirs.end_of_text} ends a text, and in the token "
+            f"files {'none' if ours.end_of_text is None else f'token {ours.end_of_text}'} does, though all others are "
+            f"the same{advice}"
+        )
+    return (
+        f"--init-from {shown(name)}: these weights are of the tokenizer {theirs.name} with other tokens, as of another "
+        f"text's characters{advice}"
+    )
+
+
+def _check_shape(name: str, found: Model, asked: dict[str, Any]) -> None:
+    def written(value: object) -> str:
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    different = [
+        f"{other.option} is {written(other.asked)} and they have {written(other.saved)}"
+        for other in settings.model_differences(asdict(found), replace(found, **asked))
+        if other.key != "document_start"  # no weight depends on it
+    ]
+    if different:
+        raise UserError(
+            f"--init-from {name}: these weights are of another shape: {'; '.join(different)}. Leave these options away "
+            "(and --config, where they stand there), and the shape is that of the weights"
+        )
+
+
+# Processes: they would wait for each other for ever, or compute wrong numbers, if each trained another run
+
+
+def check_processes(config: Config, data: Corpus) -> None:
+    """Raises a UserError that names the difference, where process 0 has other options, text, versions or code."""
+    if processes.count() == 1:
+        return
+    own = {
+        "options": asdict(config),
+        "text": data.fingerprint,
+        "versions": settings.versions(),
+        "code": sources(Path(jaxgpt.__file__).parent),
+    }
+    own = json.loads(json.dumps(own))  # tuples become lists, as they do on the way
+    first = processes.talk.broadcast(lambda: own)
+    different = [
+        f"{found.option} is {found.saved} there and {found.asked} here"
+        for found in settings.differences(first["options"], config)
+    ]
+    different += [
+        f"{name} is {first['versions'].get(name)} there and {version} here"
+        for name, version in own["versions"].items()
+        if first["versions"].get(name) != version
+    ]
+    other = sorted({name for name, _ in first["code"].items() ^ own["code"].items()})
+    if other:
+        names = ", ".join(other[:NAMED]) + (" and more" if len(other) > NAMED else "")
+        different.append(f"the code is not the same in {names}")
+    change = fingerprint.difference(first["text"], own["text"])
+    if change:
+        different.append(f"--data.text {config.data.text} is another text: {change}")
+    if different:
+        raise UserError(f"process {processes.index()} is to train other than process 0: {'; '.join(different)}")
+
+
+def sources(package: Path) -> dict[str, str]:
+    """Returns a hash of each of the package's Python files, an editor's hidden ones excepted."""
+    names = [path.relative_to(package.parent) for path in sorted(package.rglob("*.py")) if path.is_file()]
+    return {
+        name.as_posix(): hashlib.sha256((package.parent / name).read_bytes()).hexdigest()[:16]
+        for name in names
+        if not any(part.startswith(".") for part in name.parts)
+    }

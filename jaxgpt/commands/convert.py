@@ -38,7 +38,7 @@ class Convert:
     """A run's folder, a checkpoint, a Hugging Face folder, the name of a model on its hub, or an llm.c model file."""
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TO")]
     """What to write."""
-    to: Literal["auto", "huggingface", "llmc", "run"] = "auto"
+    to: Format = "auto"
     """The format; auto writes llm.c's where TO ends with .bin, else a Hugging Face folder from a run of ours, and a
     run's folder from anything else."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -53,46 +53,22 @@ class Convert:
 
 
 def run(words: list[str]) -> int:
-    """Converts weights, and prints what was read and written."""
-    options = command_line.read(Convert, words, "convert")
-    settings.check_number(options.shard_gib, "", "shard_gib", positive=True)
-    convert(
-        options.source,
-        Path(options.target),
-        form=options.to,
-        dtype=options.dtype,
-        tokenizer=options.tokenizer,
-        shard_bytes=int(min(options.shard_gib, 2.0**30) * 2**30),
-        overwrite=options.overwrite,
-    )
-    return 0
-
-
-def convert(
-    name: str, to: Path, *, form: Format, dtype: str, tokenizer: str, shard_bytes: int, overwrite: bool
-) -> None:
-    """Converts weights, and prints what is read and written. At `to` there is all of it, or what was there before.
-
-    Args:
-        name: The weights to read, as `detect_format.open_weights` takes them.
-        to: The file or folder to write.
-        form: The format to write, or "auto".
-        dtype: The type of the numbers written, or "auto".
-        tokenizer: The tokenizer of weights that don't name theirs, or empty.
-        shard_bytes: The most bytes in one file of a Hugging Face folder.
-        overwrite: Whether to replace what is at `to`.
+    """Converts weights, and prints what is read and written. At the target is all of it, or what was there before.
 
     Raises:
         UserError: The weights can't be read, the target exists, or the target's format can't hold the weights.
     """
+    options = command_line.read(Convert, words, "convert")
+    settings.check_number(options.shard_gib, "", "shard_gib", positive=True)
+    name, to, overwrite = options.source, Path(options.target), options.overwrite
     began = time.perf_counter()
     writing.check_free(to, overwrite=overwrite)
     _check_apart(name, to)
-    source = detect_format.with_tokenizer(detect_format.open_weights(name), tokenizer)
-    form = _form(form, to, source)
+    source = detect_format.with_tokenizer(detect_format.open_weights(name), options.tokenizer)
+    form = _form(options.to, to, source)
     if form != "run":
         tensors.check(source.model)
-    dtype = _dtype(dtype, form, source)
+    dtype = _dtype(options.dtype, form, source)
     _say("reading", f"{source.where}: {describe(source)}")
     for note in source.notes:
         _say("note", note)
@@ -109,6 +85,7 @@ def convert(
         else:
             with writing.new_folder(to, overwrite=overwrite) as folder:
                 if form == "huggingface":
+                    shard_bytes = int(min(options.shard_gib, 2.0**30) * 2**30)
                     huggingface_export.write(folder, params, source.model, dtype, source.tokenizer, shard_bytes)
                 else:
                     runs.write(folder, params, source.model, dtype, source.tokenizer, run=to, origin=source.where)
@@ -116,6 +93,7 @@ def convert(
     size = sum(path.stat().st_size for path in written)
     _say("done", f"{len(written)} files, {size:,} bytes, in {time.perf_counter() - began:.1f} s")
     _say("use it", USES[form].format(to=to))
+    return 0
 
 
 HALVES = {"float16", "bfloat16"}

@@ -12,15 +12,15 @@ from jaxgpt.data import corpora, fingerprint, loader, shards
 from jaxgpt.data.loader import Tokens
 from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.errors import RunError, UserError
-from jaxgpt.evaluation import multiple_choice
+from jaxgpt.evaluation import multiple_choice, task_files
 from jaxgpt.evaluation.loss import bits_per_byte_of_one_nat, make_validation_loss
 from jaxgpt.evaluation.scoring import make_scorer
 from jaxgpt.foreign_text import shown
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.options import command_line, settings
 from jaxgpt.parallel import mesh
-from jaxgpt.runs import loading, metrics_file
-from jaxgpt.runs.loading import Trained
+from jaxgpt.runs import checkpoints, metrics_file
+from jaxgpt.runs.checkpoints import Trained
 from jaxgpt.terminal import say
 
 
@@ -49,58 +49,43 @@ class Evaluate:
 
 
 def run(words: list[str]) -> int:
-    """Prints the figures and adds them to the run's metrics.jsonl."""
-    options = command_line.read(Evaluate, words, "evaluate")
-    evaluate(
-        Path(options.run),
-        options.task,
-        options.data,
-        limit=options.limit,
-        batch_size=options.batch_size,
-        shots=options.shots,
-        devices=options.devices,
-        output=Path(options.output) if options.output else None,
-    )
-    return 0
-
-
-def evaluate(
-    run: Path, task: str, data: str, *, limit: int, batch_size: int, shots: int, devices: int, output: Path | None
-) -> None:
-    """Prints the figures, adds them to the run's metrics.jsonl, and writes them to `output`.
+    """Prints the figures, adds them to the run's metrics.jsonl, and writes them to `--output`.
 
     Raises:
         UserError: An option is out of its bounds, or the run, the task or the data can't be read.
-        RunError: `output` can't be written.
+        RunError: The output can't be written.
     """
-    for key, value in {"limit": limit, "shots": shots, "devices": devices}.items():
-        settings.check_number(value, "", key)
-    settings.check_number(batch_size, "", "batch_size", positive=True)
-    if shots and not task:
-        raise UserError(f"--shots {shots}: only a task has examples to show. Name it with --task")
+    options = command_line.read(Evaluate, words, "evaluate")
+    task, data, limit, run = options.task, options.data, options.limit, Path(options.run)
+    for key in ("limit", "shots", "devices"):
+        settings.check_number(getattr(options, key), "", key)
+    settings.check_number(options.batch_size, "", "batch_size", positive=True)
+    if options.shots and not task:
+        raise UserError(f"--shots {options.shots}: only a task has examples to show. Name it with --task")
     if task:
-        multiple_choice.task_files.check_name(task, data)
-    model = loading.load(run, devices)
-    for message in model.damaged:
-        say(message, error=True)
+        task_files.check_name(task, data)
+    model = checkpoints.load(run, options.devices)
     started = time.perf_counter()
     if task:
-        examples = multiple_choice.load(task, data, model.tokenizer, model.config.model, limit=limit, shots=shots)
-        result = multiple_choice.evaluate(examples, make_scorer(model.config, batch_size), model.params)
-        line, found = result.line(), result.as_json()
+        tokenizer, shape = model.tokenizer, model.config.model
+        examples = multiple_choice.load(task, data, tokenizer, shape, limit=limit, shots=options.shots)
+        result = multiple_choice.evaluate(examples, make_scorer(model.config, options.batch_size), model.params)
+        line, found = result.line(), result._asdict()
     else:
-        line, found = _loss(model, data, limit, batch_size)
+        line, found = _loss(model, data, limit, options.batch_size)
     found = {"step": model.about["step"], **found}
     say(f"{line} ({time.perf_counter() - started:.1f} s)")
     if task or not data:  # the loss over another text is no validation loss of the run
         message = metrics_file.add_evaluation(run, {key: value for key, value in found.items() if key != "tokens"})
         if message:
             say(message, error=True)
-    if output:
+    if options.output:
+        written = json.dumps({"run": str(run), "data": data, **found}, indent=2) + "\n"
         try:
-            output.write_text(json.dumps({"run": str(run), "data": data, **found}, indent=2) + "\n", encoding="utf-8")
+            Path(options.output).write_text(written, encoding="utf-8")
         except OSError as error:
-            raise RunError(f"--output {output}: writing failed ({error.strerror})") from error
+            raise RunError(f"--output {options.output}: writing failed ({error.strerror})") from error
+    return 0
 
 
 def _loss(model: Trained, data: str, limit: int, batch_size: int) -> tuple[str, dict[str, Any]]:
@@ -138,16 +123,17 @@ def _validation_split(model: Trained, name: str) -> Tokens:
         UserError: The text is no longer what the run was trained on, or its tokens are another tokenizer's.
     """
     config, known = model.config, model.about["text"]
-    ours = not config.data.mixture and config.data.text in corpora.NAMES
+    text = config.data.mixture or config.data.text
+    ours = not config.data.mixture and text in corpora.NAMES
     if not (name or known or ours):
         raise UserError("--run: its checkpoint doesn't say on which text it was trained. Name one with --data")
     if name:
         options = dataclasses.replace(config.data, text=name, mixture="", tokenizer=model.tokenizer.name)  # type: ignore[arg-type]
         config = dataclasses.replace(config, data=options)
     elif not ours:  # a path, to be read as data: of use only where the checkpoint has its fingerprint
-        say(f"text      {shown(config.data.mixture or config.data.text)}, as the run's config.toml names it")
+        say(f"text      {shown(text)}, as the run's config.toml names it")
     data, _ = configuration.complete(config, model.tokenizer if isinstance(model.tokenizer, HuggingFace) else None)
-    where = f"--data {name}" if name else f"--data.text {shown(config.data.mixture or config.data.text)}"
+    where = f"--data {name}" if name else f"--data.text {shown(text)}"
     change = "" if name or not known else fingerprint.difference(known, data.fingerprint)
     if change:
         raise UserError(

@@ -1,27 +1,36 @@
-"""`run.py generate`: text drawn from a run's newest whole checkpoint, streamed to the terminal."""
+"""`run.py generate`: text drawn from a run's newest whole checkpoint, streamed to the terminal.
 
+With `--chat` a user types lines, and the model continues everything said so far: what was typed and what was drawn, as
+one text, each line as it stands. The beginning of a long text is dropped, so that the drawn tokens fit in the model's
+context. The model is no trained assistant: `--stop` says where an answer ends, such as --stop "You:". Lines are edited
+with readline where Python has it. Ctrl-C ends an answer, Ctrl-D the chat.
+"""
+
+import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import numpy as np
 import tyro
 
 from jaxgpt import files
 from jaxgpt.data import loader
-from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import printable, shown
 from jaxgpt.generation import batching
-from jaxgpt.models.blocks import Params
+from jaxgpt.generation.decoder import Decoder
+from jaxgpt.generation.sampling import only_known_tokens
 from jaxgpt.options import command_line, settings
-from jaxgpt.options.config import Config, Sampling
-from jaxgpt.runs import loading
-from jaxgpt.terminal import say
+from jaxgpt.options.config import Sampling
+from jaxgpt.runs import checkpoints
+from jaxgpt.runs.checkpoints import Trained
+from jaxgpt.terminal import check_typed, say
 
 LARGEST_PROMPTS = 1 << 21  # bytes of a file of prompts
+ASK = "> "
 
 
 @dataclass(frozen=True)
@@ -50,62 +59,35 @@ def run(words: list[str]) -> int:
     options = command_line.read(Generate, words, "generate")
     if options.chat and (options.prompt or options.prompts or options.samples != 1):
         raise UserError("--chat takes its prompts from what is typed: leave away --prompt, --prompts and --samples")
-    check(options.samples, options.seed, options.sampling)
+    settings.check_number(options.samples, "", "samples", positive=True)
+    settings.check_number(options.seed, "", "seed")
+    settings.check_number(options.seed + options.samples - 1, "", "seed")
+    settings.check_sampling(options.sampling, "")
     prompts = [*options.prompt, *(prompts_in(Path(options.prompts)) if options.prompts else [])] or ["\n"]
-    loaded = load(Path(options.run))
+    model = checkpoints.load(Path(options.run), devices=1)
     if options.chat:
-        from jaxgpt.commands import chat  # here: it imports this module
-
-        chat.chat(loaded, options.sampling, options.seed, special=options.special)
+        chat(model, options.sampling, options.seed, special=options.special)
     else:
-        generate(loaded, prompts, options.samples, options.seed, options.sampling, special=options.special)
+        generate(model, prompts, options)
     return 0
 
 
-class Loaded(NamedTuple):
-    """A trained model, with its configuration and its tokenizer."""
-
-    config: Config
-    params: Params
-    tokenizer: Tokenizer
-
-
-def load(run: Path) -> Loaded:
-    """Loads a run's newest whole checkpoint, and names damaged ones on stderr. UserError where none is whole."""
-    found = loading.load(run, devices=1)
-    for message in found.damaged:
-        say(message, error=True)
-    return Loaded(found.config, found.params, found.tokenizer)
-
-
-def check(samples: int, seed: int, options: Sampling) -> None:
-    """Raises a UserError for options that nothing can be drawn with."""
-    settings.check_number(samples, "", "samples", positive=True)
-    settings.check_number(seed, "", "seed")
-    settings.check_number(seed + samples - 1, "", "seed")
-    settings.check_sampling(options, "")
-
-
-def generate(
-    loaded: Loaded, prompts: Sequence[str], samples: int, seed: int, options: Sampling, *, special: bool = False
-) -> None:
-    """Prints `samples` texts that begin with each prompt. UserError for a prompt that the model can't take.
-
-    With `special`, special tokens that a prompt spells out are encoded as those tokens.
-    """
-    config, params, tokenizer = loaded
-    begun = [(prompt, encode(prompt, tokenizer, config, special)) for prompt in prompts]
-    headings = [
-        *(["prompt {0}"] if len(prompts) > 1 else []),
-        *(["sample {1}"] if samples > 1 else []),
-    ]
+def generate(model: Trained, prompts: Sequence[str], options: Generate) -> None:
+    """Prints the samples that begin with each prompt. UserError for a prompt that the model can't take."""
+    config, tokenizer = model.config, model.tokenizer
+    begun = []
+    for prompt in prompts:
+        tokens = batching.prompt_tokens(prompt, tokenizer, options.special, "--prompt")
+        loader.check_vocabulary(tokens, config.model.vocabulary_size, "--prompt")
+        begun.append((prompt, tokens))
+    heading = ", ".join(["prompt {0}"] * (len(prompts) > 1) + ["sample {1}"] * (options.samples > 1))
     titles, requests = [], []
     for number, (prompt, tokens) in enumerate(begun, start=1):
-        for sample in range(samples):
-            heading = ", ".join(headings).format(number, sample + 1)
-            titles.append((f"--- {heading}\n" if heading else "") + printable(prompt))
-            requests.append(batching.Request(tokens, options, seed + sample))
-    for piece in _in_order(titles, batching.generate(params, requests, config.model, config.compute, tokenizer)):
+        for sample in range(options.samples):
+            above = f"--- {heading.format(number, sample + 1)}\n" if heading else ""
+            titles.append(above + printable(prompt))
+            requests.append(batching.Request(tokens, options.sampling, options.seed + sample))
+    for piece in _in_order(titles, batching.generate(model.params, requests, config.model, config.compute, tokenizer)):
         sys.stdout.write(piece)
         sys.stdout.flush()
 
@@ -120,13 +102,6 @@ def prompts_in(path: Path) -> list[str]:
         where = f"line {lines.index('') + 1} is empty" if lines else "it is empty"
         raise UserError(f"--prompts {shown(path)}: {where}; give one prompt on each line")
     return lines
-
-
-def encode(prompt: str, tokenizer: Tokenizer, config: Config, special: bool) -> np.ndarray:
-    """Returns a prompt's tokens. UserError where there are none, or where the model doesn't know one of them."""
-    tokens = batching.prompt_tokens(prompt, tokenizer, special, "--prompt")
-    loader.check_vocabulary(tokens, config.model.vocabulary_size, "--prompt")
-    return tokens
 
 
 def _in_order(titles: Sequence[str], pieces: Iterator[batching.Piece]) -> Iterator[str]:
@@ -150,3 +125,64 @@ def _in_order(titles: Sequence[str], pieces: Iterator[batching.Piece]) -> Iterat
             if shown == len(titles):
                 break
             yield kept[shown].removesuffix("\n") if ended[shown] else kept[shown]
+
+
+def chat(trained: Trained, options: Sampling, seed: int, *, special: bool = False) -> None:
+    """Reads lines until there are no more, and answers each; from a pipe without a prompt sign.
+
+    With `special`, special tokens that a line spells out are encoded as those tokens.
+    """
+    config, tokenizer = trained.config, trained.tokenizer
+    model = only_known_tokens(config.model, tokenizer)
+    decoder = Decoder(trained.params, model, config.compute, slots=1, capacity=model.context)
+    terminal = sys.stdin.isatty()
+    if terminal:
+        with contextlib.suppress(ImportError):  # a Python without it
+            import readline  # noqa: F401  # input() edits lines by it
+        say("The model goes on with what you type. Ctrl-C stops an answer, Ctrl-D ends.")
+    said: list[int] = []
+    while (line := _read(terminal)) is not None:
+        try:
+            check_typed(line)
+            tokens = tokenizer.encode(line + "\n", special=special)
+            loader.check_vocabulary(tokens, config.model.vocabulary_size, "what you typed")
+        except UserError as error:
+            say(f"error: {error}", error=True)
+            continue
+        said += tokens.tolist()
+        said = said[-max(1, model.context - options.tokens) :] if len(said) + options.tokens > model.context else said
+        batch = batching.ContinuousBatch(decoder, tokenizer)
+        text = batch.add(batching.Request(np.array(said), options, seed))
+        _answer(batch, text)
+        said += text.tokens
+        seed = (seed + 1) % 2**31
+
+
+def _answer(batch: batching.ContinuousBatch, text: batching.Text) -> None:
+    """Draws the text and prints it as it comes; Ctrl-C ends it early."""
+    try:
+        while len(batch):
+            for _, piece in batch.turn():
+                sys.stdout.write(printable(piece))
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        batch.remove(text)
+    say()
+
+
+def _read(terminal: bool) -> str | None:
+    """Returns the next line that isn't empty; None at the end of the input."""
+    while True:
+        try:
+            line = input(ASK if terminal else "")
+        except EOFError:
+            if terminal:
+                say()
+            return None
+        except KeyboardInterrupt:
+            if not terminal:
+                raise
+            say()  # what was being typed is dropped, as shells do
+            continue
+        if line:
+            return line

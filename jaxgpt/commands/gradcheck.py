@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from jaxgpt import compilation_cache
 from jaxgpt.commands import configuration
-from jaxgpt.errors import RunError, UserError
+from jaxgpt.errors import RunError, UserError, reason
 from jaxgpt.models import family
 from jaxgpt.options import command_line, settings
 from jaxgpt.options.config import Compute, Model
@@ -40,14 +40,11 @@ class Gradcheck:
 
 
 def run(words: list[str]) -> int:
-    """Prints a row for each tensor; returns 1 if a gradient is outside its tolerance, and else 0."""
+    """Prints a row for each tensor as it is found; returns 1 if a gradient is outside its tolerance, and else 0."""
     options = command_line.read(Gradcheck, words, "gradcheck")
-    return report(options.config or None, options.dtype, Path(options.chart) if options.chart else None)
-
-
-def report(config_name: str | None, dtype: str, chart: Path | None = None) -> int:
-    """Prints a row for each tensor as it is found; returns 0 if all are within tolerance, and else 1."""
-    model, compute, batch, length = _shapes(config_name)  # refuses what can't be checked, before JAX's options are set
+    dtype, chart = options.dtype, Path(options.chart) if options.chart else None
+    # Refuses what can't be checked, before JAX's options are set.
+    model, compute, batch, length = _shapes(options.config)
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_default_matmul_precision", "highest")
     compilation_cache.use("")
@@ -70,7 +67,7 @@ def report(config_name: str | None, dtype: str, chart: Path | None = None) -> in
         try:
             draw(rows, dtype, chart)
         except (OSError, ValueError) as error:  # ValueError: a format that matplotlib hasn't got
-            raise RunError(f"--chart {chart}: writing failed ({getattr(error, 'strerror', None) or error})") from error
+            raise RunError(f"--chart {chart}: writing failed ({reason(error)})") from error
         say(f"chart: {chart}")
     return 1 if failed else 0
 
@@ -94,8 +91,8 @@ def draw(rows: list[gradcheck.Row], dtype: str, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _shapes(config_name: str | None) -> tuple[Model, Compute, int, int]:
-    if config_name is None:
+def _shapes(config_name: str) -> tuple[Model, Compute, int, int]:
+    if not config_name:
         return SMALL_MODEL, SMALL_COMPUTE, BATCH, LENGTH
     config = settings.read(settings.find_config(config_name))
     settings.check(config)

@@ -9,7 +9,7 @@ import tyro
 from jaxgpt import files, writing
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.options import command_line, settings
-from jaxgpt.reports import content, live, page
+from jaxgpt.reports import live, page
 from jaxgpt.reports.history import History
 from jaxgpt.reports.live_report import REPORT
 from jaxgpt.terminal import say
@@ -39,7 +39,7 @@ def run(words: list[str]) -> int:
     if options.live:
         return serve(live.listen(folders, options.port))
     path = Path(options.output) if options.output else (folders[0] / REPORT if len(folders) == 1 else Path(REPORT))
-    shown = [content.of_run(folder, History(folder / "metrics.jsonl").read_all()) for folder in folders]
+    shown = [page.of_run(folder, History(folder / "metrics.jsonl").read_all()) for folder in folders]
     try:
         if options.output:
             path.write_bytes(page.render(shown))

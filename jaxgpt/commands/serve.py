@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxgpt import files
-from jaxgpt.commands import generate
-from jaxgpt.errors import Terminated, UserError
+from jaxgpt.errors import Terminated, UserError, reason
 from jaxgpt.foreign_text import shown
 from jaxgpt.generation.batching import ContinuousBatch
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.sampling import only_known_tokens
 from jaxgpt.options import command_line, settings
+from jaxgpt.runs import checkpoints
 from jaxgpt.terminal import say
 
 KEY_VARIABLE = "JAXGPT_API_KEY"
@@ -54,11 +54,6 @@ class Serve:
 
 
 def run(words: list[str]) -> int:
-    """Answers requests until it is told to end."""
-    return serve(command_line.read(Serve, words, "serve"))
-
-
-def serve(options: Serve) -> int:
     """Listens until Ctrl-C or SIGTERM, and then finishes the requests that have begun.
 
     Raises:
@@ -66,6 +61,7 @@ def serve(options: Serve) -> int:
             listened on.
         Terminated: The server was ended by SIGTERM.
     """
+    options = command_line.read(Serve, words, "serve")
     for key in ("slots", "waiting", "max_tokens", "texts", "connections"):
         settings.check_number(getattr(options, key), "", key, positive=True)
     for key in ("per_minute", "wrong_keys"):
@@ -101,10 +97,11 @@ def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> 
     from jaxgpt.generation import api, connections, rates, server
     from jaxgpt.generation.worker import Worker
 
-    config, params, tokenizer = generate.load(Path(options.run))
-    model = only_known_tokens(config.model, tokenizer)
-    decoder = Decoder(params, model, config.compute, slots=options.slots, capacity=model.context)
-    del params
+    trained = checkpoints.load(Path(options.run), devices=1)
+    tokenizer = trained.tokenizer
+    model = only_known_tokens(trained.config.model, tokenizer)
+    decoder = Decoder(trained.params, model, trained.config.compute, slots=options.slots, capacity=model.context)
+    del trained
     name = options.name or Path(options.run).resolve().name
     chosen = server.Options(
         name=name,
@@ -174,10 +171,9 @@ def _resolve(host: str, port: int) -> tuple[int, tuple]:
         )[0]
         return family, address
     except (OSError, ValueError) as error:  # ValueError: a name that can't be one
-        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"--host {shown(host)}: there is no such address ({reason}). 127.0.0.1 is this machine alone, 0.0.0.0 all "
-            "of its addresses"
+            f"--host {shown(host)}: there is no such address ({reason(error)}). 127.0.0.1 is this machine alone, 0.0.0.0 "
+            "all of its addresses"
         ) from None
 
 
@@ -186,6 +182,6 @@ def _listen(options: Serve, family: int, address: tuple) -> socket.socket:
         return socket.create_server(address, family=family)
     except OSError as error:
         raise UserError(
-            f"--host {shown(options.host)} --port {options.port}: can't listen there ({error.strerror or error}). "
+            f"--host {shown(options.host)} --port {options.port}: can't listen there ({reason(error)}). "
             "Another --port may be free; 0 takes one that is"
         ) from None

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxgpt import compilation_cache
-from jaxgpt.commands import configuration, init_from, process_consistency
+from jaxgpt.commands import configuration
 from jaxgpt.commands.display import Display, silent
 from jaxgpt.commands.trainer import Output, Trainer
 from jaxgpt.data import corpus
 from jaxgpt.data.corpus import Corpus
 from jaxgpt.errors import AllFailed, Interrupted
-from jaxgpt.evaluation.in_training import Tasks
+from jaxgpt.evaluation.multiple_choice import Tasks
 from jaxgpt.interop.source import WeightSource
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
@@ -58,7 +58,7 @@ def train(config: Config, *observers: Observer) -> None:
         UserError: The data can't be read, the run can't be resumed, or it doesn't fit the device's memory.
     """
     asked, data = _complete(config)
-    process_consistency.check(asked, data)
+    configuration.check_processes(asked, data)
     with contextlib.ExitStack() as kept:
         beginning = begin(asked, data, kept)
         tasks = Tasks(asked, data.tokenizer)
@@ -93,7 +93,7 @@ def _complete(config: Config) -> tuple[Config, Corpus]:
     mesh.check(config)
     trackers.check(config)
     check_name(config)
-    data, config = configuration.complete(config, init_from.tokenizer(config))
+    data, config = configuration.complete(config, configuration.tokenizer_of_weights(config))
     return config, data
 
 
@@ -114,7 +114,7 @@ def begin(asked: Config, data: Corpus, kept: contextlib.ExitStack) -> Beginning:
     """Decides how the run begins. UserError where it can't be resumed, or where the weights don't fit it."""
     if processes.talk.broadcast(lambda: will_resume(asked)):
         return _open(asked, data, kept, Beginning())
-    return Beginning(weights=init_from.weights(asked, data.tokenizer))
+    return Beginning(weights=configuration.weights(asked, data.tokenizer))
 
 
 def _open(asked: Config, data: Corpus, kept: contextlib.ExitStack, beginning: Beginning) -> Beginning:
@@ -131,7 +131,7 @@ def _first_state(config: Config, resharding: Resharding, beginning: Beginning) -
         saved, notes = resuming.resume(beginning.folder, beginning.checkpoint, resharding.saved_shapes())
         return resharding.from_saved(saved), notes
     if beginning.weights:
-        return resharding.first_state(beginning.weights.load()), init_from.lines(beginning.weights)
+        return resharding.first_state(beginning.weights.load()), configuration.about_weights(beginning.weights)
     return initial_state(config, beginning.random), []
 
 

@@ -12,17 +12,16 @@ import jax
 import numpy as np
 
 from jaxgpt.commands.display import Display
-from jaxgpt.commands.signals import Stop
-from jaxgpt.commands.stopping import Decisions
+from jaxgpt.commands.stopping import Decisions, Stop
 from jaxgpt.data.corpus import Corpus
 from jaxgpt.errors import AllFailed, RunError
-from jaxgpt.evaluation.in_training import Tasks
 from jaxgpt.evaluation.loss import bits_per_byte_of_one_nat, make_validation_loss
+from jaxgpt.evaluation.multiple_choice import Tasks
 from jaxgpt.foreign_text import printable
 from jaxgpt.generation import batching
 from jaxgpt.options.config import Config
 from jaxgpt.parallel import processes
-from jaxgpt.parallel.agreement import Agreement
+from jaxgpt.reports.history import loss_curve
 from jaxgpt.runs import resuming
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.runs.metrics_file import read_metrics
@@ -75,7 +74,7 @@ class Trainer:
         self.done = int(state.step)  # steps dispatched
         self.clock = 0.0  # when the last step's metrics were read
         self.stop = Stop(config.checkpoint.stop_minutes_before_end)
-        self.decisions = Decisions(Agreement(resharding.layout), self.stop, self.writer, self.display)
+        self.decisions = Decisions(resharding.layout, self.stop, self.writer, self.display)
         self.tokens = training.micro_batches * training.batch_size * training.sequence_length  # per step
         self.flops_per_token = flops.per_token(config.model, training.sequence_length)
         self.peak = peaks.peak(config.compute, resharding.layout.devices)
@@ -189,7 +188,7 @@ class Trainer:
     def score(self) -> None:
         """Scores the model on its multiple-choice tasks."""
         for result, seconds in self.tasks.results(self.config, self.state.params):
-            self._metric(step=self.done, **result.as_json())
+            self._metric(step=self.done, **result._asdict())
             self.display.note(f"step {self.done}: {result.line()} ({seconds:.1f} s)")
 
     def sample(self) -> str:
@@ -216,8 +215,6 @@ class Trainer:
 
     def draw_curve(self) -> Path:
         """Draws loss.png."""
-        from jaxgpt.reports.curves import loss_curve  # here: importing it takes 0.75 s
-
         with self.folder.replacing("loss.png") as path:
             loss_curve(read_metrics(self.folder.path / "metrics.jsonl"), self.config.run.name, path)
         return self.folder.path / "loss.png"

@@ -39,32 +39,13 @@ class Verify:
 
 
 def run(words: list[str]) -> int:
-    """Prints a row for each tensor; returns 1 if one is outside its bounds, and else 0."""
-    options = command_line.read(Verify, words, "verify")
-    return verify(Path(options.model), Path(options.state))
-
-
-class Computed(NamedTuple):
-    logits: Any  # (B, T, V)
-    loss: Any
-    grads: Params
-
-
-class Row(NamedTuple):
-    name: str
-    difference: float  # the largest |ours - theirs| of one number
-    reference: float  # the largest |theirs|
-    relative: float  # ‖ours - theirs‖ / ‖theirs‖
-    of_bound: float  # the largest difference, as a share of its bound
-    passed: bool
-
-
-def verify(model_path: Path, state_path: Path) -> int:
     """Prints a row for each tensor and a verdict; returns 1 if one is outside its bounds, and else 0.
 
     Raises:
         UserError: A file can't be read, or the model is in bfloat16, whose rounding alone is more than the bounds.
     """
+    options = command_line.read(Verify, words, "verify")
+    model_path, state_path = Path(options.model), Path(options.state)
     source = llmc.open_model(model_path)
     if source.dtype != "float32":
         raise UserError(f"{model_path}: weights in {source.dtype}; the bounds are for float32 (version 3)")
@@ -88,6 +69,21 @@ def verify(model_path: Path, state_path: Path) -> int:
         failed += not row.passed
     say(f"\n{total - failed} of {total} agree with llm.c" + (f"; {failed} FAILED" if failed else ""))
     return 1 if failed else 0
+
+
+class Computed(NamedTuple):
+    logits: Any  # (B, T, V)
+    loss: Any
+    grads: Params
+
+
+class Row(NamedTuple):
+    name: str
+    difference: float  # the largest |ours - theirs| of one number
+    reference: float  # the largest |theirs|
+    relative: float  # ‖ours - theirs‖ / ‖theirs‖
+    of_bound: float  # the largest difference, as a share of its bound
+    passed: bool
 
 
 def computed(params: Params, state: llmc_state.State, model: Model) -> Computed:

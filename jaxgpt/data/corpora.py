@@ -28,9 +28,9 @@ from pathlib import Path
 
 from jaxgpt import files, foreign_text
 from jaxgpt.data import chunks, signatures, unpacking
+from jaxgpt.environment import cache_folder
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.paths import cache_folder
 
 NAMES = ("embedded", "tinyshakespeare")
 

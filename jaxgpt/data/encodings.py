@@ -15,8 +15,8 @@ import tiktoken.load
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from jaxgpt import files
+from jaxgpt.environment import cache_folder
 from jaxgpt.errors import UserError
-from jaxgpt.paths import cache_folder
 
 END_OF_TEXT = "<|endoftext|>"
 

@@ -23,8 +23,7 @@ from jaxgpt.models import family
 from jaxgpt.models.blocks import Context, Params
 from jaxgpt.objectives import next_token
 from jaxgpt.options.config import Config
-from jaxgpt.parallel.in_flight import in_turn
-from jaxgpt.parallel.mesh import AXIS
+from jaxgpt.parallel.mesh import AXIS, in_turn
 from jaxgpt.training.state import cast, layout_of
 
 AT_ONCE = 1 << 24  # tokens that are counted at once

@@ -12,20 +12,21 @@ its tokens is the likeliest at its place; it has no other accuracy, and a perple
 """
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxgpt.data import loader
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
-from jaxgpt.evaluation import choice_files, task_files
-from jaxgpt.evaluation.scoring import Score, Scorer, ScoringRequest
+from jaxgpt.evaluation import task_files
+from jaxgpt.evaluation.scoring import Score, Scorer, ScoringRequest, make_scorer
 from jaxgpt.evaluation.tasks import TASKS, Question
 from jaxgpt.models.blocks import Params
-from jaxgpt.options.config import Model
+from jaxgpt.options.config import Config, Model
 
 
 class Example(NamedTuple):
@@ -52,9 +53,6 @@ class Result(NamedTuple):
     accuracy_norm: float | None
     accuracy_per_token: float | None
     perplexity: float | None
-
-    def as_json(self) -> dict[str, Any]:
-        return self._asdict()
 
     def line(self) -> str:
         """Returns the numbers as a line for people."""
@@ -89,7 +87,10 @@ def load(task: str, path: str, tokenizer: Tokenizer, model: Model, *, limit: int
     if path.endswith(".bin"):
         if tokenizer.name != "gpt2":
             raise UserError(f"{path}: its tokens are GPT-2's, and the model's tokenizer is {tokenizer.name}")
-        examples = [_from_tokens(example) for example in choice_files.read(Path(path))[taken]]
+        examples = [
+            Example(tuple(ScoringRequest(one.context.tolist(), end.tolist()) for end in one.completions), (), one.label)
+            for one in task_files.read_llmc(Path(path))[taken]
+        ]
         if not examples:
             raise UserError(f"{path}: there are no examples in it")
     else:
@@ -112,22 +113,15 @@ def _check(where: str, examples: list[Example], model: Model) -> None:
                 )
 
 
-def _from_tokens(example: choice_files.Example) -> Example:
-    requests = tuple(
-        ScoringRequest(example.context.tolist(), completion.tolist()) for completion in example.completions
-    )
-    return Example(requests, (), example.label)
-
-
 def write(path: Path, examples: Examples) -> None:
-    """Writes a task whose choices share their contexts as llm.c's file. UserError and RunError as `choice_files`."""
+    """Writes a task whose choices share their contexts as llm.c's file. UserError and RunError as `write_llmc`."""
     found = []
     for number, example in enumerate(examples.examples, 1):
         contexts, completions = zip(*example.requests, strict=True)
         if any(context != contexts[0] for context in contexts):
             raise UserError(f"{path}: example {number} can't be written: each choice has another context")
-        found.append(choice_files.Example(np.array(contexts[0]), tuple(map(np.array, completions)), example.label))
-    choice_files.write(path, found)
+        found.append(task_files.TokenExample(np.array(contexts[0]), tuple(map(np.array, completions)), example.label))
+    task_files.write_llmc(path, found)
 
 
 def tokenized(question: Question, tokenizer: Tokenizer) -> Example:
@@ -195,3 +189,40 @@ def result(examples: Examples, scores: Sequence[Sequence[Score]]) -> Result:
 def _right(example: Example, scores: Sequence[Score], lengths: Sequence[int]) -> bool:
     """Returns whether the right choice has the largest score for its length."""
     return int(np.argmax([score.log_likelihood / n for score, n in zip(scores, lengths, strict=True)])) == example.label
+
+
+# While a run trains
+
+
+class Tasks:
+    """The multiple-choice tasks that a run is scored on while it trains.
+
+    Reads the tasks of `evaluation.tasks`. UserError, before anything is trained, for one that can't be read.
+    """
+
+    def __init__(self, config: Config, tokenizer: Tokenizer):
+        options = config.evaluation
+        self._scorer: Scorer | None = None
+        self._examples = [
+            load(task, path, tokenizer, config.model, limit=options.limit) for task, path in _named(options.tasks)
+        ]
+
+    def results(self, config: Config, params: Params) -> Iterator[tuple[Result, float]]:
+        """Yields each task's result with the parameters of the train state of `config`, and the seconds it took."""
+        scorer = self._scorer = self._scorer or make_scorer(config, config.evaluation.batch_size)
+        for examples in self._examples:
+            started = time.perf_counter()
+            result = evaluate(examples, scorer, params)
+            yield result, time.perf_counter() - started
+
+
+def _named(tasks: str) -> list[tuple[str, str]]:
+    """Parses "hellaswag=a.jsonl,piqa" as [("hellaswag", "a.jsonl"), ("piqa", "")]."""
+    pairs = [(name.strip(), path.strip()) for name, _, path in (part.partition("=") for part in tasks.split(","))]
+    pairs = [] if pairs == [("", "")] else pairs
+    for name, path in pairs:
+        try:
+            task_files.check_name(name, path)
+        except UserError as error:
+            raise UserError(f"--evaluation.tasks {tasks}: {error}") from None
+    return pairs

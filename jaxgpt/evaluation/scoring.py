@@ -23,8 +23,7 @@ from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Context, Params, inputs_of
 from jaxgpt.options.config import Config
-from jaxgpt.parallel.in_flight import in_turn
-from jaxgpt.parallel.mesh import AXIS
+from jaxgpt.parallel.mesh import AXIS, in_turn
 from jaxgpt.training.state import cast, layout_of
 
 SHORTEST = 32  # tokens that a sequence is padded to, at least

@@ -1,22 +1,27 @@
-"""The tasks' files: JSON lines, CSV, Parquet, from a path or downloaded by the task's name.
+"""The tasks' files, from a path or downloaded by the task's name, and llm.c's files of tokens.
 
 FILE.jsonl      an object a line. Where the right choices are apart, as PIQA's and WinoGrande's are, in
                 FILE-labels.lst beside it, one a line
 SUBJECT_test.csv, or a folder of them: MMLU as its authors published it, without a header: the question, four
                 choices, a letter
 FILE.parquet    as on the Hugging Face hub
+FILE.bin        llm.c's, such as hellaswag_val.bin. Little-endian. 256 int32: 20240522, version 1, the number of
+                examples, the bytes of the longest one; then uint16, each example: 65535, its own bytes, its index, the
+                right choice, the number of choices, n and n tokens of context, and of each choice n and n tokens
 """
 
 import csv
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from jaxgpt import files, foreign_text
 from jaxgpt.data import parquet
-from jaxgpt.errors import UserError
+from jaxgpt.errors import RunError, UserError, one_line
 from jaxgpt.evaluation.tasks import TASKS, Malformed, Question, Row
 from jaxgpt.foreign_text import shown as written
 from jaxgpt.options.settings import nearest
@@ -25,6 +30,14 @@ CONVERTED = "refs/convert/parquet"  # the revision where the hub keeps every dat
 MMLU_FIELDS = 6
 LARGEST_BYTES = 1 << 28  # of a task's file
 RESTORE = "Restore the file from where it came"
+
+# llm.c's files
+MAGIC, VERSION = 20240522, 1
+HEADER_BYTES = 1024
+LARGEST_LLMC = 1 << 30
+START = 65535
+HEADING = 5  # numbers before an example's context
+WHAT_TO_DO = "Make the file anew, or restore it from a copy"
 
 
 def questions(task: str, path: str, shots: int = 0) -> list[Question]:
@@ -190,5 +203,97 @@ def _downloaded(task: str, part: str) -> Path:
             hf_hub_download(TASKS[task].repository, f"{part}/0000.parquet", repo_type="dataset", revision=CONVERTED)
         )
     except Exception as error:  # of many types: its own, httpx's, the operating system's
-        message = (str(error) or type(error).__name__).splitlines()[0]
+        message = one_line(error)
     raise UserError(f"--task {task}: it can't be had from the Hugging Face hub ({message}). {by_hand}")
+
+
+# llm.c's files
+
+
+class TokenExample(NamedTuple):
+    """Token ids of a question: the context and what may come after it."""
+
+    context: np.ndarray
+    completions: tuple[np.ndarray, ...]
+    label: int  # the right one
+
+
+def read_llmc(path: Path) -> list[TokenExample]:
+    """Returns all examples. UserError, with the byte, where the file is not what its numbers say."""
+    data = files.read_bytes(path, LARGEST_LLMC)
+    if len(data) < HEADER_BYTES:
+        raise UserError(f"{written(path)}: {len(data)} bytes, and the header alone has {HEADER_BYTES}. {WHAT_TO_DO}")
+    magic, version, count, longest = np.frombuffer(data, "<i4", 4).tolist()
+    if magic != MAGIC or version != VERSION:
+        raise UserError(
+            f"{written(path)}: its header begins with {magic}, {version}, and llm.c's multiple-choice files with "
+            f"{MAGIC}, {VERSION}. {WHAT_TO_DO}"
+        )
+    room = len(data) - HEADER_BYTES
+    if not (0 <= count <= room // (2 * HEADING) and 0 <= longest <= room) or room % 2:
+        raise UserError(
+            f"{written(path)}: the header says {count} examples of up to {longest} bytes, which don't fit in the "
+            f"{room} bytes after it. {WHAT_TO_DO}"
+        )
+    stream = np.frombuffer(data, "<u2", offset=HEADER_BYTES)
+    place, examples = 0, []
+    for index in range(count):
+        example, place = _llmc_example(path, stream, place, index, longest)
+        examples.append(example)
+    if place != len(stream):
+        raise UserError(
+            f"{written(path)}: {2 * (len(stream) - place)} bytes more than its {count} examples have. {WHAT_TO_DO}"
+        )
+    return examples
+
+
+def _llmc_example(path: Path, stream: np.ndarray, place: int, index: int, longest: int) -> tuple[TokenExample, int]:
+    """Returns the example at `place`, and the place after it; places count uint16 numbers."""
+
+    def wrong(what: str, at: int) -> UserError:
+        return UserError(f"{written(path)}: example {index} at byte {HEADER_BYTES + 2 * at}: {what}. {WHAT_TO_DO}")
+
+    if place + HEADING > len(stream):
+        raise wrong("the file ends there", place)
+    start, size, own_index, label, choices = stream[place : place + HEADING].tolist()
+    if start != START or own_index != index:
+        raise wrong(f"it begins with {start} and index {own_index}, where {START} and {index} are expected", place)
+    end = place + size // 2
+    if size % 2 or size > longest or end > len(stream):
+        raise wrong(f"it says that it has {size} bytes, and the longest has {longest}", place + 1)
+    if not 0 <= label < choices:
+        raise wrong(f"the right choice is number {label}, counted from 0, of {choices}", place + 3)
+    parts, place = [], place + HEADING
+    for _ in range(1 + choices):
+        length = int(stream[place]) if place < end else 0
+        if length == 0 or place + 1 + length > end:
+            raise wrong(f"{length} tokens, of {max(0, end - place - 1)} that are left in it", place)
+        parts.append(stream[place + 1 : place + 1 + length])
+        place += 1 + length
+    if place != end:
+        raise wrong(f"{2 * (end - place)} bytes more than its choices have", place)
+    return TokenExample(parts[0], tuple(parts[1:]), label), place
+
+
+def write_llmc(path: Path, examples: Sequence[TokenExample]) -> None:
+    """Writes the examples. UserError for one that the format has no room for, RunError where it can't be written."""
+    pieces = []
+    for index, example in enumerate(examples):
+        parts = [example.context, *example.completions]
+        body = np.concatenate([piece for part in parts for piece in ([len(part)], np.asarray(part, np.int64))])
+        size = 2 * (HEADING + len(body))
+        heading = [START, size, index, example.label, len(example.completions)]
+        if not all(map(len, parts)) or max(*heading, *body.tolist()) > START or index == START:
+            raise UserError(
+                f"{written(path)}: example {index} can't be written: its tokens are to be of GPT-2's vocabulary, none "
+                f"of its parts empty, all of it below 64 KiB, and its number below {START}"
+            )
+        pieces.append(np.concatenate([heading, body]).astype("<u2").tobytes())
+    header = np.zeros(HEADER_BYTES // 4, "<i4")
+    header[:4] = MAGIC, VERSION, len(pieces), max(map(len, pieces), default=0)
+    try:
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.write_bytes(header.tobytes() + b"".join(pieces))
+        temporary.replace(path)
+    except OSError as error:
+        raise RunError(f"{path}: writing failed ({error.strerror})") from error

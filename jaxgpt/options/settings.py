@@ -204,6 +204,11 @@ def differences(saved: Mapping[str, Mapping[str, Any]], asked: Config) -> list[D
     return found
 
 
+def model_differences(saved: Mapping[str, Any], asked: Model) -> list[Difference]:
+    """Returns the `differences` of two models."""
+    return differences({"model": saved}, Config(model=asked))
+
+
 def _as_json(value: Any) -> Any:
     """Returns a tuple as the list that it becomes in a file, and anything else as it is."""
     return list(value) if isinstance(value, tuple) else value

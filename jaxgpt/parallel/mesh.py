@@ -1,5 +1,10 @@
-"""The mesh of the devices that train together: one axis, "data", along which they lie process by process."""
+"""The mesh of the devices that train together: one axis, "data", along which they lie process by process.
 
+At most a few programs are dispatched to them at once (`in_turn`).
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -9,7 +14,8 @@ from jaxgpt.errors import UserError
 from jaxgpt.options.config import Config, Parallel
 
 AXIS = "data"
-SHARDS = 8  # virtual shards of `parallel.reproducible`
+SHARDS = 8  # virtual shards of `sharding.summed`
+MOST_IN_FLIGHT = 4  # programs dispatched and not known to be done; the training loop has two
 
 
 def available() -> int:
@@ -61,3 +67,31 @@ def check(config: Config) -> None:
     missing = [need for need, there in needs.items() if not there]
     if missing:
         raise UserError(f"--parallel.reproducible needs {' and '.join(missing)}")
+
+
+def in_turn(results: Iterable[Any]) -> Iterator[Any]:
+    """Yields the results of dispatched programs, in NumPy's memory and in their order, a few programs at a time.
+
+    JAX returns before a program has run, so a loop that only dispatches fills the devices' queues: with batches, for
+    which there may be no room, and on simulated devices until they deadlock. XLA's CPU client takes 32 programs a
+    device. The launch of one more waits for room, in a thread of the pool that also runs the programs; with few cores
+    the pool has no more threads than there are devices. With one of them waiting, a program whose devices have to meet
+    in a collective never gets all the threads that it needs, and there is never room. So results are read while the
+    loop goes on. The device has the next programs in its queue meanwhile.
+
+    Args:
+        results: Dispatches a program for each result that is asked of it. The next one is asked for as soon as fewer
+            than `MOST_IN_FLIGHT` programs are in flight.
+    """
+    waiting: deque[Any] = deque()
+    for result in results:
+        waiting.append(result)
+        if len(waiting) == MOST_IN_FLIGHT:
+            yield _read(waiting.popleft())
+    while waiting:
+        yield _read(waiting.popleft())
+
+
+def _read(result: Any) -> Any:
+    """Returns a result in NumPy's memory; waits for all devices, and not only for the one that it is read from."""
+    return jax.device_get(jax.block_until_ready(result))

@@ -23,7 +23,7 @@ from jax._src import distributed  # the service's client has no public name; orb
 
 from jaxgpt.errors import AllFailed, Interrupted, JaxgptError, RunError
 from jaxgpt.options.config import Parallel
-from jaxgpt.parallel import cluster, lost, meeting
+from jaxgpt.parallel import cluster, meeting
 from jaxgpt.terminal import say
 
 HEARTBEAT_SECONDS = 30  # without a heartbeat, after which a process counts as dead
@@ -108,7 +108,7 @@ def _start(place: cluster.Place) -> None:
     patience.daemon = True
     patience.start()
     try:
-        with lost.instead_of_abort(_lost):
+        with meeting.instead_of_abort(_lost):
             jax.distributed.initialize(
                 place.coordinator,
                 place.processes,

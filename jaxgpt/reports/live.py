@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxgpt.errors import JaxgptError, UserError
 from jaxgpt.foreign_text import printable
-from jaxgpt.reports import content, page
+from jaxgpt.reports import page
 from jaxgpt.reports.history import History
 
 HOST = "127.0.0.1"  # this machine alone, since the server has no authentication
@@ -38,7 +38,7 @@ class Runs:
         """Returns all that the page shows. UserError for damaged files."""
         with self._lock:
             return [
-                content.of_run(folder, history.read_all())
+                page.of_run(folder, history.read_all())
                 for folder, history in zip(self.folders, self._histories, strict=True)
             ]
 

@@ -21,7 +21,7 @@ from jaxgpt import writing
 from jaxgpt.models import family
 from jaxgpt.options.config import Config
 from jaxgpt.parallel import processes
-from jaxgpt.reports import content, page, trackers
+from jaxgpt.reports import page, trackers
 from jaxgpt.reports.history import History
 from jaxgpt.runs.folder import RunFolder
 
@@ -52,9 +52,9 @@ class Following:
         if not processes.first():
             return self
         try:
-            self.folder.write_json(content.MACHINE, machine(self.config))
+            self.folder.write_json(page.MACHINE, machine(self.config))
         except Exception as error:  # metrics.jsonl will fail at the same
-            self.say(f"{content.MACHINE}: {error}")
+            self.say(f"{page.MACHINE}: {error}")
         self._trackers = trackers.start(self.config, self.folder.path)
         if self.config.run.report:
             self._thread = threading.Thread(target=self._work, name="report", daemon=True)
@@ -127,7 +127,7 @@ class Report:
         try:
             if read:
                 self._history.read_all()
-            written = page.render([content.of_run(self.folder, self._history, state)])
+            written = page.render([page.of_run(self.folder, self._history, state)])
             with writing.replacing(self.folder / REPORT) as new:
                 new.write_bytes(written)
             self.problem = ""

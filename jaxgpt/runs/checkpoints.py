@@ -7,19 +7,22 @@ checkpoints/STEP/SHA256SUMS   written last: a checkpoint without it was not fini
 """
 
 import contextlib
+import dataclasses
 import gc
 import logging
 import re
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxgpt import files, out_of_memory
+from jaxgpt import compilation_cache, errors, files
 from jaxgpt.data import tokenizers
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
@@ -27,11 +30,15 @@ from jaxgpt.foreign_text import shown
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params, are_stacked, stacked, unstacked
 from jaxgpt.options import settings
-from jaxgpt.options.config import Config, Model
-from jaxgpt.parallel import processes
+from jaxgpt.options.config import Config, Model, Parallel
+from jaxgpt.parallel import mesh, processes
 from jaxgpt.runs import checksums
 from jaxgpt.runs.about import About, check_size, model_of, read_about
+from jaxgpt.terminal import say
 from jaxgpt.training.state import TrainState, on_trees
+
+_STEP = re.compile("0|[1-9][0-9]{0,9}")
+_TEMPORARY = re.compile(r"[0-9]{1,10}\.orbax-checkpoint-tmp(-[0-9]+)?")
 
 # Listing
 
@@ -69,9 +76,6 @@ def unfinished(folder: Path) -> list[Path]:
     ]
     return [path for path in begun if path.is_dir() and not path.is_symlink()]
 
-
-_STEP = re.compile("0|[1-9][0-9]{0,9}")
-_TEMPORARY = re.compile(r"[0-9]{1,10}\.orbax-checkpoint-tmp(-[0-9]+)?")
 
 # Reading
 
@@ -146,8 +150,53 @@ def load_params(run: Path, model: Model) -> tuple[Params, Found]:
             `model` stands for any.
     """
     found = find(run / "checkpoints", ("params", "about"))
-    _check_same_model(found.path, found.about["configuration"]["model"], model)
+    different = [
+        f"{other.key} is {other.saved} there and {other.asked} here"
+        for other in settings.model_differences(found.about["configuration"]["model"], model)
+        if other.key != "vocabulary_size" or other.asked
+    ]
+    if different:
+        raise UserError(
+            f"{found.path}: a checkpoint of another model than the run's config.toml describes: {', '.join(different)}"
+        )
     return params_of(found), found
+
+
+class Trained(NamedTuple):
+    """A run's trained model, on this machine's devices."""
+
+    config: Config  # as `settings.read_trained` reads it, with the devices that `load` was given
+    params: Params
+    tokenizer: Tokenizer
+    about: About  # the checkpoint's metadata
+
+
+def load(run: Path, devices: int = 0) -> Trained:
+    """Returns the model of a run's newest whole checkpoint, and names damaged ones on stderr.
+
+    Args:
+        run: The run's folder.
+        devices: Number of devices, each of which gets all parameters; 0 takes all devices.
+
+    Raises:
+        UserError: There is no such run, it has no whole checkpoint, or there are fewer devices.
+    """
+    if not files.exists(run / "config.toml"):
+        raise UserError(f"--run {shown(run)}: not a run's folder (it has no config.toml){settings.runs_near(run)}")
+    config = settings.read_trained(run)
+    settings.check(config)
+    compilation_cache.use("")
+    parallel = Parallel(devices=devices)
+    everywhere = NamedSharding(mesh.make(parallel), PartitionSpec())
+    params, found = load_params(run, config.model)
+    for message in found.damaged:
+        say(message, error=True)
+    # Scanned layers: one is compiled and not all of them, since there is a program for each length.
+    compute = dataclasses.replace(config.compute, layers="scanned")
+    config = dataclasses.replace(config, model=model_of(found.about), compute=compute, parallel=parallel)
+    if everywhere.mesh.size > 1:
+        params = jax.device_put(params, everywhere)
+    return Trained(config, params, tokenizer_of(found), found.about)
 
 
 def tokenizer_of(found: Found) -> Tokenizer:
@@ -177,7 +226,7 @@ def save_params(path: Path, params: Params, about: dict[str, Any]) -> None:
                 checkpointer.save(path.absolute(), args=items)
             error = ""
         except Exception as raised:  # of many types: orbax even raises Exception itself
-            error = one_line(raised)
+            error = errors.one_line(raised)
         if error:
             let_others_fail()
             raise OSError(error)
@@ -196,7 +245,9 @@ def load_state(path: Path, target: TrainState) -> TrainState:
         params=ocp.args.StandardRestore(_placed(params)), optimizer=ocp.args.StandardRestore(_placed(optimizer))
     )
     restored = _read(path, arguments)
-    return _state_form(restored.params, restored.optimizer, apart=not are_stacked(target.params.blocks))
+    key = jax.random.wrap_key_data(restored.optimizer["key"])
+    state = TrainState(params=restored.params, **restored.optimizer | {"key": key})
+    return state if are_stacked(target.params.blocks) else on_trees(unstacked, state)
 
 
 def saved_form(state: TrainState) -> tuple[Params, dict[str, Any]]:
@@ -207,7 +258,7 @@ def saved_form(state: TrainState) -> tuple[Params, dict[str, Any]]:
     """
     if not are_stacked(state.params.blocks):
         of_shapes = isinstance(state.step, jax.ShapeDtypeStruct)
-        state = jax.eval_shape(_stacked, state) if of_shapes else _stacked(state)
+        state = jax.eval_shape(partial(on_trees, stacked), state) if of_shapes else on_trees(stacked, state)
     rest = state._asdict()
     params, key = rest.pop("params"), rest.pop("key")
     if isinstance(key, jax.Array):
@@ -215,15 +266,6 @@ def saved_form(state: TrainState) -> tuple[Params, dict[str, Any]]:
     else:
         data = jax.eval_shape(jax.random.key_data, key).update(sharding=key.sharding)
     return params, rest | {"key": data}
-
-
-def _stacked(state: TrainState) -> TrainState:
-    return on_trees(stacked, state)
-
-
-def _state_form(params: Params, rest: dict[str, Any], *, apart: bool) -> TrainState:
-    state = TrainState(params=params, **rest | {"key": jax.random.wrap_key_data(rest["key"])})
-    return on_trees(unstacked, state) if apart else state
 
 
 def _placed(shapes: Any) -> Any:
@@ -245,30 +287,14 @@ def _read(path: Path, arguments: ocp.args.Composite) -> Any:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
                 return checkpointer.restore(path.absolute(), args=arguments)
         except Exception as error:  # of many types: orbax even raises Exception itself
-            if out_of_memory.is_cause(error):  # the checkpoint isn't damaged
+            if errors.is_out_of_memory(error):  # the checkpoint isn't damaged
                 raise
-            message = one_line(error)
+            message = errors.one_line(error)
         let_others_fail()
     raise UserError(f"{path}: this checkpoint can't be read ({message}). Restore it from a copy, or train anew")
 
 
-def _check_same_model(where: Path, saved: dict[str, Any], model: Model) -> None:
-    different = [
-        f"{found.key} is {found.saved} there and {found.asked} here"
-        for found in settings.differences({"model": saved}, Config(model=model))
-        if found.section == "model" and (found.key != "vocabulary_size" or found.asked)
-    ]
-    if different:
-        raise UserError(
-            f"{where}: a checkpoint of another model than the run's config.toml describes: {', '.join(different)}"
-        )
-
-
 # Orbax
-
-
-def one_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].partition(" See full")[0]
 
 
 def let_others_fail() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from jaxgpt import writing
-from jaxgpt.errors import RunError
+from jaxgpt.errors import RunError, one_line
 from jaxgpt.options.config import Checkpoint
 from jaxgpt.parallel import processes
 from jaxgpt.runs import checkpoints, checksums
@@ -96,7 +96,7 @@ class Writer:
                 self._orbax.save(path, args=items, force=True)
                 error = ""
             except Exception as raised:  # of many types: orbax even raises Exception itself
-                error = checkpoints.one_line(raised)
+                error = one_line(raised)
             if error:
                 self._failed(step, error)
             else:
@@ -126,7 +126,7 @@ class Writer:
                     delete(self.folder / str(step))
             error = ""
         except Exception as raised:  # as above
-            error = checkpoints.one_line(raised)
+            error = one_line(raised)
         if error:
             self._failed(int(path.name), error)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import psutil
 
-from jaxgpt import out_of_memory
+from jaxgpt import environment
 from jaxgpt.options.config import Compute
 from jaxgpt.parallel import processes
 
@@ -49,7 +49,7 @@ def _system_left() -> list[int]:
     """Returns the bytes that the system has left, and those of the address space under a limit of the shell's."""
     with contextlib.suppress(Exception):  # of many types: where there is no /proc, or half of one
         left = [psutil.virtual_memory().available]
-        limit = out_of_memory.address_space()
+        limit = environment.address_space()
         if limit is not None:
             left.append(max(limit - psutil.Process().memory_info().vms, 0))
         return left

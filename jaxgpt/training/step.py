@@ -31,7 +31,7 @@ from jaxgpt.models.blocks import Context, Params
 from jaxgpt.objectives import objective
 from jaxgpt.optimizers import adamw, clipping, schedules
 from jaxgpt.options.config import Compute, Config
-from jaxgpt.parallel import mesh, reproducible
+from jaxgpt.parallel import mesh, sharding
 from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import spikes
 from jaxgpt.training.state import TrainState, cast, layout_of, specs, state_shapes
@@ -79,7 +79,7 @@ def batch_loss_and_grads(
         return total
 
     if layout.reproducible:
-        return reproducible.summed(over_micro_batches, batch, layout.devices)
+        return sharding.summed(over_micro_batches, batch, layout.devices)
     loss, grads = over_micro_batches(batch)
     return layout.total(loss), layout.reduce(grads)
 

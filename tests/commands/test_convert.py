@@ -148,9 +148,9 @@ def test_what_fails_halfway_leaves_what_was_there(convert, monkeypatch, target):
 
 
 def overwrite(target: str) -> None:
-    from jaxgpt.commands.convert import convert
+    from jaxgpt.commands import convert
 
-    convert("runs/a", Path(target), form="auto", dtype="auto", tokenizer="", shard_bytes=10**9, overwrite=True)
+    convert.run(["runs/a", target, "--overwrite"])
 
 
 # What can't be

@@ -200,4 +200,4 @@ def test_the_scores_in_training_are_those_of_the_saved_parameters(work):
     (line,) = [
         line for line in metrics() if line["step"] == found.about["step"] and "task" in line and "by" not in line
     ]
-    assert line == {"step": found.about["step"], **result.as_json()}
+    assert line == {"step": found.about["step"], **result._asdict()}

@@ -13,7 +13,7 @@ import urllib.request
 import pytest
 
 from jaxgpt.commands import cli
-from jaxgpt.reports import content, live, page
+from jaxgpt.reports import live, page
 from jaxgpt.reports.history import History
 from tests.reports import runs
 
@@ -74,20 +74,20 @@ def test_published_results_belong_to_their_data(tmp_path, text, task, expected):
     folder = runs.write(tmp_path / "one", steps=2, text=text)
     history = History(folder / "metrics.jsonl").read_all()
     history.tasks = {task: history.tasks["hellaswag"]} if task else {}
-    assert [line["name"] for line in content.of_run(folder, history)["baselines"]] == expected
+    assert [line["name"] for line in page.of_run(folder, history)["baselines"]] == expected
 
 
 @pytest.mark.parametrize(("parameters", "name"), [(1, "124M"), (345e6, "350M"), (8e8, "774M"), (1e12, "1558M")])
 def test_the_nearest_size_is_compared_with(tmp_path, parameters, name):
     folder = runs.write(tmp_path / "one", steps=2)
     (folder / "machine.json").write_text(json.dumps({"parameters": parameters}))
-    baseline, *_ = content.of_run(folder, History(folder / "metrics.jsonl").read_all())["baselines"]
+    baseline, *_ = page.of_run(folder, History(folder / "metrics.jsonl").read_all())["baselines"]
     assert baseline["name"] == f"GPT-2 {name}"
 
 
 def test_the_data_survive_the_page_and_none_of_it_is_markup(tmp_path):
     folder = runs.write(tmp_path / "one", steps=2, note=runs.HOSTILE, sample=runs.HOSTILE)
-    shown = content.of_run(folder, History(folder / "metrics.jsonl").read_all())
+    shown = page.of_run(folder, History(folder / "metrics.jsonl").read_all())
     text = page.render([shown]).decode()
     data = text.split('id="data">')[1].split("</script>")[0]
     assert not set("<>&\u2028\u2029") & set(data)
@@ -97,9 +97,9 @@ def test_the_data_survive_the_page_and_none_of_it_is_markup(tmp_path):
 def test_many_long_samples_are_some_of_them_cut_short(tmp_path):
     folder = runs.write(tmp_path / "one", steps=500, of=500)
     (folder / "samples.txt").write_text("".join(f"--- step {step}\n{'é' * 9000}\n\n" for step in range(300)))
-    samples = content.of_run(folder, History(folder / "metrics.jsonl").read_all())["samples"]
-    assert len(samples) == content.SAMPLES
-    assert samples[-1] == {"step": 299, "text": "é" * content.SAMPLE_CHARACTERS}
+    samples = page.of_run(folder, History(folder / "metrics.jsonl").read_all())["samples"]
+    assert len(samples) == page.SAMPLES
+    assert samples[-1] == {"step": 299, "text": "é" * page.SAMPLE_CHARACTERS}
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from jaxgpt.data import corpora
+from jaxgpt.environment import cache_folder
 from jaxgpt.errors import UserError
-from jaxgpt.paths import cache_folder
 
 PLAY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n"
 

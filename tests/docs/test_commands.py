@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from jaxgpt.commands import cli, init_from, train
+from jaxgpt.commands import cli, configuration, train
 from tests.docs import world
 from tests.docs.commands import ROOT, Command, Line, commands, lines, trains
 
@@ -146,7 +146,7 @@ def run_no_further(command: Command) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tyro, "cli", stop)
         patch.setattr(train, "train", done)
-        patch.setattr(init_from, "with_shape", lambda config, named: config)  # it would ask the hub
+        patch.setattr(configuration, "with_shape", lambda config, named: config)  # it would ask the hub
         words = command.words
         if "--parallel.processes" in words:  # checked as options, as the others aren't there
             words = [*words, "--help"]

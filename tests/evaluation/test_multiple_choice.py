@@ -9,7 +9,7 @@ import pytest
 
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
-from jaxgpt.evaluation import choice_files, multiple_choice
+from jaxgpt.evaluation import multiple_choice, task_files
 from jaxgpt.evaluation.multiple_choice import Example, Examples
 from jaxgpt.evaluation.scoring import Score, ScoringRequest, make_scorer
 from jaxgpt.models import gpt2
@@ -147,7 +147,7 @@ def test_llmcs_file_gives_the_scores_of_the_text_it_was_made_of(tmp_path):
     tokenizer, config = tokenizers.GPT2(), Config(model=MODEL, compute=Compute(layers="scanned"))
     examples = multiple_choice.load("hellaswag_llmc", written(tmp_path / "a.jsonl", ROWS), tokenizer, MODEL)
     multiple_choice.write(tmp_path / "a.bin", examples)
-    read = choice_files.read(tmp_path / "a.bin")
+    read = task_files.read_llmc(tmp_path / "a.bin")
     assert [one.context.tolist() for one in read] == [tokenizer.encode(row["ctx"]).tolist() for row in ROWS]
     scorer, params = make_scorer(config, 16), random_params(MODEL)
     ours = multiple_choice.evaluate(examples, scorer, params)

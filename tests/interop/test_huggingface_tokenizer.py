@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxgpt import writing
-from jaxgpt.commands import cli, configuration, init_from
+from jaxgpt.commands import cli, configuration
 from jaxgpt.data import loader, tokenizers
 from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.errors import UserError
@@ -201,12 +201,12 @@ def test_a_text_is_cut_by_the_weights_tokenizer(tmp_path, monkeypatch):
     export(Path("hf"), file_of(make), theirs(make).get_vocab_size())
     Path("text.txt").write_text(TEXT * 20, encoding="utf-8")
     config = Config(Model(1, 2, 8, 8), training=Training(init_from="hf"), data=Data(text="text.txt"))
-    data, resolved = configuration.complete(config, init_from.tokenizer(config))
+    data, resolved = configuration.complete(config, configuration.tokenizer_of_weights(config))
     assert not isinstance(data.train, loader.Mixture)
     assert resolved.model.vocabulary_size == theirs(make).get_vocab_size()
     expected = HuggingFace(file_of(make)).encode(TEXT * 20)
     assert np.array_equal(np.concatenate([data.train[:], data.validation[:]]), expected)
-    assert init_from.tokenizer(replace(config, training=Training())) is None
+    assert configuration.tokenizer_of_weights(replace(config, training=Training())) is None
 
 
 @pytest.mark.slow
@@ -236,12 +236,12 @@ def test_prepared_tokens_and_weights_agree_or_are_told_apart(work):
     config = Config(Model(1, 2, 8, 64), training=Training(init_from="hf"), data=Data(text="whole"))
     for folder in ("whole", "file"):
         config = replace(config, data=Data(text=folder))
-        data, resolved = configuration.complete(config, init_from.tokenizer(config))
-        assert init_from.weights(resolved, data.tokenizer)
+        data, resolved = configuration.complete(config, configuration.tokenizer_of_weights(config))
+        assert configuration.weights(resolved, data.tokenizer)
     config = replace(config, data=Data(text="alone"))
-    data, resolved = configuration.complete(config, init_from.tokenizer(config))
+    data, resolved = configuration.complete(config, configuration.tokenizer_of_weights(config))
     with pytest.raises(UserError, match=r"token 2 ends a text, and in the token files token 265 does.*--tokenizer hf"):
-        init_from.weights(resolved, data.tokenizer)
+        configuration.weights(resolved, data.tokenizer)
 
 
 def test_another_programs_transformers_reads_it(tmp_path):

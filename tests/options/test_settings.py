@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgpt.commands import cli, init_from, train
+from jaxgpt.commands import cli, configuration, train
 from jaxgpt.errors import UserError
 from jaxgpt.options import config
 from jaxgpt.options import settings as options
@@ -63,7 +63,7 @@ def trained(monkeypatch):
     configs: list[Config] = []
     monkeypatch.setattr(train, "train", configs.append)
     monkeypatch.setattr(
-        init_from, "with_shape", lambda config, given: config
+        configuration, "with_shape", lambda config, given: config
     )  # looks at the weights, which aren't there
     return configs
 

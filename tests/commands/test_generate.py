@@ -9,14 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt.commands import chat
-from jaxgpt.commands.generate import Loaded
+from jaxgpt.commands import generate
 from jaxgpt.data import tokenizers
 from jaxgpt.foreign_text import printable
 from jaxgpt.generation import batching
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.models import gpt2
 from jaxgpt.options.config import Config, Model, Sampling
+from jaxgpt.runs.checkpoints import Trained
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -28,7 +28,7 @@ OPTIONS = Sampling(tokens=6, temperature=1.0)
 @pytest.fixture(scope="module")
 def loaded():
     params = jax.tree.map(lambda array: 10 * array, gpt2.init(MODEL, jax.random.key(0)))
-    return Loaded(Config(model=MODEL), params, BYTES)
+    return Trained(Config(model=MODEL), params, BYTES, {})
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def answers(loaded, monkeypatch, capsys):
 
     def run(typed: str, options=OPTIONS, seed=0) -> str:
         monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-        chat.chat(loaded, options, seed)
+        generate.chat(loaded, options, seed)
         return capsys.readouterr().out
 
     return run
@@ -70,7 +70,7 @@ def test_more_tokens_than_the_context(answers):
 def test_what_cannot_be_encoded_is_said_and_the_chat_goes_on(loaded, monkeypatch, capsys):
     letters = tokenizers.make("characters", "abc\n")
     monkeypatch.setattr(sys, "stdin", io.StringIO("abd\nabc\n"))
-    chat.chat(loaded._replace(tokenizer=letters), OPTIONS, 0)
+    generate.chat(loaded._replace(tokenizer=letters), OPTIONS, 0)
     out, err = capsys.readouterr()
     assert "the character 'd'" in err
     assert len(out) == 7
@@ -104,9 +104,9 @@ def test_on_a_terminal_there_is_a_prompt_sign_and_ctrl_d_ends(loaded, monkeypatc
     with open(theirs, encoding="utf-8") as terminal:
         monkeypatch.setattr(sys, "stdin", terminal)
         os.write(ours, b"one\n\x04")
-        chat.chat(loaded, OPTIONS, 0)
+        generate.chat(loaded, OPTIONS, 0)
     os.close(ours)
     out = capsys.readouterr().out
     assert "Ctrl-D ends." in out
     assert printable(BYTES.decode(np.array(drawn(loaded, b"one\n", 0)))) in out
-    assert out.count(chat.ASK) == 2
+    assert out.count(generate.ASK) == 2

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from jaxgpt import errors, out_of_memory
+from jaxgpt import environment, errors
 from jaxgpt.commands import cli
 from jaxgpt.training import device_memory
 
-ROOT = Path(cli.__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parent.parent
 REFUSED = [
     MemoryError(),
     MemoryError("std::bad_alloc"),
@@ -38,13 +38,13 @@ def test_each_way_is_one_message_with_status_1(error, monkeypatch, capsys):
 
 @pytest.mark.parametrize("error", [ValueError("memory"), KeyError("x"), OSError(errno.ENOENT, "No such file")])
 def test_other_errors_are_none_of_it(error):
-    assert not out_of_memory.is_cause(error)
+    assert not errors.is_out_of_memory(error)
 
 
 def test_an_error_that_comes_from_itself_ends_the_search():
     one, other = ValueError("a"), ValueError("b")
     one.__cause__, other.__cause__ = other, one
-    assert not out_of_memory.is_cause(one)
+    assert not errors.is_out_of_memory(one)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
@@ -58,9 +58,9 @@ def test_a_limit_below_what_jax_needs_is_said_before_it_aborts():
 
 def test_a_limit_of_the_address_space_counts_in_the_memory_plan(monkeypatch):
     free = device_memory._system_left()
-    monkeypatch.setattr(out_of_memory, "address_space", lambda: 10**15)
+    monkeypatch.setattr(environment, "address_space", lambda: 10**15)
     assert len(device_memory._system_left()) == len(free) + 1
-    monkeypatch.setattr(out_of_memory, "address_space", lambda: 10**6)
+    monkeypatch.setattr(environment, "address_space", lambda: 10**6)
     assert min(device_memory._system_left()) == 0
 
 
@@ -74,9 +74,9 @@ def test_a_system_without_proc_does_not_say(monkeypatch):
 
 
 def test_enough_or_no_limit_is_no_error(monkeypatch):
-    for limit in (None, out_of_memory.LEAST_ADDRESS_SPACE):
-        monkeypatch.setattr(out_of_memory, "address_space", lambda limit=limit: limit)
-        out_of_memory.check_limit()
-    monkeypatch.setattr(out_of_memory, "address_space", lambda: out_of_memory.LEAST_ADDRESS_SPACE - 1)
+    for limit in (None, environment.LEAST_ADDRESS_SPACE):
+        monkeypatch.setattr(environment, "address_space", lambda limit=limit: limit)
+        environment.check_address_space()
+    monkeypatch.setattr(environment, "address_space", lambda: environment.LEAST_ADDRESS_SPACE - 1)
     with pytest.raises(errors.RunError, match="ulimit -v unlimited"):
-        out_of_memory.check_limit()
+        environment.check_address_space()

@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgpt.errors import UserError
-from jaxgpt.evaluation import choice_files
-from jaxgpt.evaluation.choice_files import Example
+from jaxgpt.evaluation import task_files
+from jaxgpt.evaluation.task_files import TokenExample
 
 EXAMPLES = [
-    Example(np.array([32, 582, 318]), (np.array([3555]), np.array([262, 3996]), np.array([50256]), np.array([1])), 2),
-    Example(np.array([7]), (np.array([8, 9, 10]), np.array([11])), 1),
+    TokenExample(
+        np.array([32, 582, 318]), (np.array([3555]), np.array([262, 3996]), np.array([50256]), np.array([1])), 2
+    ),
+    TokenExample(np.array([7]), (np.array([8, 9, 10]), np.array([11])), 1),
 ]
 STREAM = [
     *(65535, 36, 0, 2, 4, 3, 32, 582, 318, 1, 3555, 2, 262, 3996, 1, 50256, 1, 1),
@@ -24,14 +26,14 @@ BYTES = struct.pack("<256i", 20240522, 1, 2, 36, *[0] * 252) + struct.pack(f"<{l
 
 
 def test_what_is_written_is_llmcs(tmp_path):
-    choice_files.write(tmp_path / "a.bin", EXAMPLES)
+    task_files.write_llmc(tmp_path / "a.bin", EXAMPLES)
     assert (tmp_path / "a.bin").read_bytes() == BYTES
     assert list(tmp_path.iterdir()) == [tmp_path / "a.bin"]
 
 
 def test_what_is_read_is_what_was_written(tmp_path):
     (tmp_path / "a.bin").write_bytes(BYTES)
-    for found, example in zip(choice_files.read(tmp_path / "a.bin"), EXAMPLES, strict=True):
+    for found, example in zip(task_files.read_llmc(tmp_path / "a.bin"), EXAMPLES, strict=True):
         assert found.label == example.label
         for part, expected in zip(
             (found.context, *found.completions), (example.context, *example.completions), strict=True
@@ -77,14 +79,14 @@ def changed(place: int, value: int) -> bytes:
 def test_a_damaged_file_is_refused_with_its_byte(tmp_path, data, message):
     (tmp_path / "a.bin").write_bytes(data)
     with pytest.raises(UserError) as error:
-        choice_files.read(tmp_path / "a.bin")
+        task_files.read_llmc(tmp_path / "a.bin")
     assert message in str(error.value)
 
 
 def test_no_file(tmp_path):
     for path in (tmp_path / "none.bin", tmp_path, Path("a\0b")):
         with pytest.raises(UserError):
-            choice_files.read(path)
+            task_files.read_llmc(path)
 
 
 @settings(max_examples=300)
@@ -97,7 +99,7 @@ def test_only_user_errors(tmp_path_factory, length, changes):
     path = tmp_path_factory.getbasetemp() / "fuzzed.bin"
     path.write_bytes(data[:length] if length > 1024 else data)
     try:
-        examples = choice_files.read(path)
+        examples = task_files.read_llmc(path)
     except UserError:
         return
     tokens = sum(len(part) for example in examples for part in (example.context, *example.completions))
@@ -107,12 +109,12 @@ def test_only_user_errors(tmp_path_factory, length, changes):
 @pytest.mark.parametrize(
     "example",
     [
-        Example(np.array([], int), (np.array([1]),), 0),
-        Example(np.array([1]), (np.array([70000]),), 0),
-        Example(np.ones(33_000, int), (np.array([1]),), 0),
+        TokenExample(np.array([], int), (np.array([1]),), 0),
+        TokenExample(np.array([1]), (np.array([70000]),), 0),
+        TokenExample(np.ones(33_000, int), (np.array([1]),), 0),
     ],
 )
 def test_what_has_no_room_is_not_written(tmp_path, example):
     with pytest.raises(UserError, match="example 1 can't be written"):
-        choice_files.write(tmp_path / "a.bin", [EXAMPLES[0], example])
+        task_files.write_llmc(tmp_path / "a.bin", [EXAMPLES[0], example])
     assert not list(tmp_path.iterdir())

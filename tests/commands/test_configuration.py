@@ -1,5 +1,9 @@
-"""`--init-from`: the state begins with the weights, wherever they lie, and what doesn't fit is refused."""
+"""`--init-from`: the state begins with the weights, wherever they lie, and what doesn't fit is refused.
 
+Processes that would not train the same are refused too.
+"""
+
+import copy
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +14,15 @@ import numpy as np
 import pytest
 
 from jaxgpt import writing
-from jaxgpt.commands import cli, init_from
+from jaxgpt.commands import cli, configuration
 from jaxgpt.data import tokenizers
+from jaxgpt.data.corpus import Corpus
+from jaxgpt.errors import UserError
 from jaxgpt.interop import huggingface_export, llmc, tensors
 from jaxgpt.models import blocks
 from jaxgpt.options import settings
 from jaxgpt.options.config import Compute, Config, Model, Parallel, Training
+from jaxgpt.parallel import processes
 from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.training.resharding import Resharding
 from tests import whole
@@ -89,8 +96,8 @@ def test_training_begins_with_the_weights_and_is_resumed_without_them(hf, capsys
     assert first_loss("a") == pytest.approx(float(loss), rel=0.02)
     shutil.rmtree("hf")
     resumed = replace(config, model=Model(), run=replace(config.run, resume="always"))
-    assert init_from.with_shape(resumed, set()) == replace(resumed, model=MODEL)
-    assert init_from.weights(resumed, tokenizers.Bytes()) is None
+    assert configuration.with_shape(resumed, set()) == replace(resumed, model=MODEL)
+    assert configuration.weights(resumed, tokenizers.Bytes()) is None
 
 
 @pytest.mark.parametrize(
@@ -120,3 +127,67 @@ def test_a_run_does_not_replace_what_it_begins_with(hf, fails):
     message = fails(*TRAIN[:-1], "runs/a", "--run.name=a", "--run.overwrite")
     assert "--init-from runs/a: in the folder that this run would replace" in message
     assert Path("runs/a/checkpoints/0/params").is_dir()
+
+
+@pytest.fixture
+def package(tmp_path):
+    package = tmp_path / "package"
+    (package / "layers").mkdir(parents=True)
+    for name in ("a.py", "layers/b.py", "layers/c.py"):
+        (package / name).write_text("x = 1\n")
+    return package
+
+
+def test_sources_are_the_code_alone(package):
+    before = configuration.sources(package)
+    assert list(before) == ["package/a.py", "package/layers/b.py", "package/layers/c.py"]
+    (package / "layers" / "b.pyc").write_text("compiled")
+    (package / ".#a.py").symlink_to("user@machine.123:456")  # what Emacs leaves beside a file that is edited
+    (package / ".ipynb_checkpoints").mkdir()
+    (package / ".ipynb_checkpoints" / "a-checkpoint.py").write_text("x = 1\n")
+    assert configuration.sources(package) == before
+    (package / "layers" / "b.py").write_text("x = 2\n")
+    after = configuration.sources(package)
+    assert {name for name in before if before[name] != after[name]} == {"package/layers/b.py"}
+
+
+def difference(monkeypatch, change):
+    """The message of process 1, where process 0 has said something else."""
+
+    def broadcast(make):
+        first = copy.deepcopy(make())
+        change(first)
+        return first
+
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "index", lambda: 1)
+    monkeypatch.setattr(processes.talk, "broadcast", broadcast)
+    data = Corpus.__new__(Corpus, *[{} if name == "fingerprint" else None for name in Corpus._fields])
+    try:
+        configuration.check_processes(Config(), data)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_the_same_is_allowed(monkeypatch):
+    assert difference(monkeypatch, lambda first: None) == ""
+
+
+@pytest.mark.parametrize("hash_there", ["0123456789abcdef", None])
+def test_other_code_of_the_same_version_is_named(monkeypatch, hash_there):
+    """A file that was changed, and one that is only here."""
+
+    def change(first):
+        if hash_there:
+            first["code"]["jaxgpt/layers/gelu.py"] = hash_there
+        else:
+            del first["code"]["jaxgpt/layers/gelu.py"]
+
+    message = difference(monkeypatch, change)
+    assert message == ("process 1 is to train other than process 0: the code is not the same in jaxgpt/layers/gelu.py")
+
+
+def test_another_version_is_named(monkeypatch):
+    message = difference(monkeypatch, lambda first: first["versions"].update(jax="0.0.1"))
+    assert message.endswith(f"process 0: jax is 0.0.1 there and {settings.versions()['jax']} here")

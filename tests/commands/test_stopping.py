@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from jaxgpt.commands import signals
-from jaxgpt.commands.signals import SLURM_END, Stop
+from jaxgpt.commands import stopping
+from jaxgpt.commands.stopping import SLURM_END, Stop
 from jaxgpt.errors import HungUp, Interrupted, Terminated
 
 
@@ -34,7 +34,7 @@ def test_only_a_second_ctrl_c_ends_the_process():
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
-        assert stop.ending == signals.SIGTERM
+        assert stop.ending == stopping.SIGTERM
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
 
 
@@ -50,14 +50,14 @@ def test_under_nohup_a_closed_terminal_is_no_reason():
 
 def test_some_minutes_before_the_end_of_the_allocation(monkeypatch):
     now = [1_000_000.0]
-    monkeypatch.setattr(signals.time, "time", lambda: now[0])
+    monkeypatch.setattr(stopping.time, "time", lambda: now[0])
     monkeypatch.setenv(SLURM_END, "1000600")
     stop, other = Stop(minutes_before_end=5), Stop(minutes_before_end=0)
     now[0] += 299
     assert not stop.requested()
     now[0] += 1
     assert stop.requested()
-    assert stop.ending == signals.ALLOCATION
+    assert stop.ending == stopping.ALLOCATION
     assert not other.requested()
 
 
