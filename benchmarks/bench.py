@@ -67,10 +67,10 @@ def run(words: list[str]) -> int:
 
     model = configuration.without_text(config).model
     if options.profile:
-        from jaxgpt.reports import profile
+        from benchmarks import step_profile
 
         compute = replace(options.compute, dtype=options.dtypes[0])
-        return profile.report(replace(config, model=model, compute=compute), *sizes[0], Path(options.profile))
+        return step_profile.report(replace(config, model=model, compute=compute), *sizes[0], Path(options.profile))
     return compare.compare(
         model,
         sizes=sizes,

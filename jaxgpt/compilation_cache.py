@@ -20,7 +20,7 @@ import jax
 from jax._src import compilation_cache, lru_cache  # JAX has no public API for another cache
 
 from jaxgpt.environment import cache_folder
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, reason
 from jaxgpt.foreign_text import shown
 from jaxgpt.terminal import say
 
@@ -50,23 +50,26 @@ def use(choice: str) -> None:
     of_jax = "" if choice else jax.config.values["jax_compilation_cache_dir"] or ""
     if "://" in of_jax:  # a bucket, which JAX reads itself
         return
+    named = choice or of_jax or cache_folder() / "compiled"
     try:
-        folder = Path(choice or of_jax or cache_folder() / "compiled").absolute()
+        folder = Path(named).absolute()
         _make(folder)
         others = _written_by_others(folder)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        why = f"can't be kept there ({getattr(error, 'strerror', None) or error})"
-        _do_without(choice or of_jax or cache_folder() / "compiled", why)
+        _do_without(named, f"can't be kept there ({reason(error)})")
         return
     if others:
-        reason, remedy = others
-        why = f"aren't kept there, since {reason}, and could have code run here"
+        cause, remedy = others
+        why = f"aren't kept there, since {cause}, and could have code run here"
         remedy = f". {remedy}, or name another folder, or off: --run.compilation-cache"
         if choice or of_jax:
             raise UserError(f"{shown(folder)}: compiled programs {why}{remedy}")
         _do_without(folder, why, remedy)
         return
-    compilation_cache.get_file_cache = _opened
+    compilation_cache.get_file_cache = lambda path: (
+        CheckedCache(path, max_size=jax.config.values["jax_compilation_cache_max_size"]),
+        path,
+    )
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if not of_jax:
         jax.config.update("jax_compilation_cache_max_size", LARGEST_BYTES)
@@ -131,10 +134,6 @@ def _own_group(number: int) -> bool:
     return user.pw_gid == number and user.pw_name == group.gr_name and set(group.gr_mem) <= {user.pw_name}
 
 
-def _opened(path: str) -> tuple["CheckedCache", str]:
-    return CheckedCache(path, max_size=jax.config.values["jax_compilation_cache_max_size"]), path
-
-
 class CheckedCache(lru_cache.LRUCache):
     """JAX's cache with a checksum before each program.
 
@@ -145,7 +144,7 @@ class CheckedCache(lru_cache.LRUCache):
 
     def get(self, key: str) -> bytes | None:
         """Returns the program stored under `key`; None where there is none, or where it is damaged."""
-        name = _name(key)
+        name = f"{key}-checked"  # which JAX's own caches, whose programs have no checksum, never look for
         path = self._file(name)
         if self.off or not os.path.lexists(path):
             return None
@@ -167,7 +166,7 @@ class CheckedCache(lru_cache.LRUCache):
         """Stores a program, unless it is stored already."""
         if self.off:
             return
-        name = _name(key)
+        name = f"{key}-checked"
         try:
             super().put(name, _checksum(name, value) + value)
             os.chmod(self._file(name), 0o600)
@@ -175,7 +174,7 @@ class CheckedCache(lru_cache.LRUCache):
             self._give_up("another process has had its lock for long")
         except OSError as error:  # such as a full disk
             _delete(self._file(name))
-            self._give_up(error.strerror or str(error))
+            self._give_up(reason(error))
 
     def _evict_if_needed(self, *, additional_size: int = 0) -> None:
         """Deletes the least recently used programs until there is room.
@@ -200,18 +199,13 @@ class CheckedCache(lru_cache.LRUCache):
     def _file(self, name: str) -> Path:
         return Path(self.path, f"{name}{lru_cache._CACHE_SUFFIX}")
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, why: str) -> None:
         self.off = True
         say(
-            f"{shown(self.path)}: what is compiled from here on can't be kept there ({reason}); "
+            f"{shown(self.path)}: what is compiled from here on can't be kept there ({why}); "
             "--run.compilation-cache takes another folder",
             error=True,
         )
-
-
-def _name(key: str) -> str:
-    """Returns a name that JAX's own caches, whose programs have no checksum, never look for."""
-    return f"{key}-checked"
 
 
 def _checksum(name: str, program: bytes) -> bytes:

@@ -33,8 +33,7 @@ def number(name: str) -> int | None:
 def needed(name: str, otherwise: int | None = None) -> int:
     """Returns a variable's whole number from 0 to `LARGEST`, or `otherwise` where the variable isn't set.
 
-    Raises:
-        UserError: The variable is something else, or it isn't set and there is no `otherwise`.
+    UserError where the variable is something else, or it isn't set and there is no `otherwise`.
     """
     if name not in os.environ and otherwise is not None:
         return otherwise

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt import foreign_text
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, reason
 from jaxgpt.foreign_text import shown
 
 LARGEST_JSON = 1 << 26  # bytes
@@ -160,7 +160,7 @@ def check_within(path: Path, within: Path) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{shown(path)}: can't be read ({getattr(error, 'strerror', None) or error})")
+    return UserError(f"{shown(path)}: can't be read ({reason(error)})")
 
 
 def _check_holes(path: Path, descriptor: int) -> None:

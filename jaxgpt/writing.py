@@ -15,7 +15,7 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,51 +39,41 @@ def _has_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", "config.toml"))
 
 
-@contextlib.contextmanager
-def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a temporary path, whose file is renamed to `path` and on the disk when the block ends without an error.
+def new_file(path: Path, *, overwrite: bool = False) -> contextlib.AbstractContextManager[Path]:
+    """Makes a temporary path, whose file is renamed to `path` and on the disk when the block ends without an error.
 
-    Raises:
-        UserError: As `check_free` raises it, or another process is writing the file.
-        RunError: Writing fails.
+    UserError as `check_free` raises it, or another process is writing the file; RunError where writing fails.
     """
-    check_free(path, overwrite=overwrite)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, where a file is to be written. Give another name")
-    with _writing(path), reserved(path):
-        check_free(path, overwrite=overwrite)  # it may have been made meanwhile
-        with replacing(path) as temporary:
-            yield temporary
+    return _new(path, overwrite, replacing, "a folder, where a file is" if path.is_dir() else "")
+
+
+def new_folder(path: Path, *, overwrite: bool = False) -> contextlib.AbstractContextManager[Path]:
+    """Makes a new empty folder, which is renamed to `path` as the file of `new_file`, with the same errors."""
+    return _new(
+        path, overwrite, replacing_folder, "" if path.is_dir() or not path.exists() else "a file, where a folder is"
+    )
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a new empty folder, which is renamed to `path` and on the disk when the block ends without an error.
-
-    Raises:
-        UserError: As `check_free` raises it, or another process is writing the folder.
-        RunError: Writing fails.
-    """
+def _new(path: Path, overwrite: bool, replace: Callable, otherwise: str) -> Iterator[Path]:
     check_free(path, overwrite=overwrite)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file, where a folder is to be written. Give another name")
-    with _writing(path), reserved(path):
-        check_free(path, overwrite=overwrite)  # it may have been made, or put back, meanwhile
-        with replacing_folder(path) as new:
-            yield new
-
-
-# Replacing
+    if otherwise:
+        raise UserError(f"{path} is {otherwise} to be written. Give another name")
+    try:
+        with reserved(path):
+            check_free(path, overwrite=overwrite)  # it may have been made, or put back, meanwhile
+            with replace(path) as new:
+                yield new
+    except OSError as error:
+        raise failure(path, error) from error
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path, whose file takes the place of `path` when the block ends, and is then on the disk.
 
-    The old file stays until then, and stays if the block fails. A link is replaced, and not followed.
-
-    Raises:
-        OSError: Writing fails.
+    The old file stays until then, and stays if the block fails. A link is replaced, and not followed. OSError where
+    writing fails.
     """
     temporary = _beside(path, "new")
     try:
@@ -130,9 +120,8 @@ def make_folder(path: Path) -> None:
 def open_to_append(path: Path) -> BinaryIO:
     """Opens a file to append to; makes it where there is none.
 
-    Raises:
-        OSError: The file is a pipe, a device or a link. A hard link counts too, since what is written would appear
-            elsewhere as well.
+    OSError where the file is a pipe, a device or a link. A hard link counts too, since what is written would appear
+    elsewhere as well.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     check_no_link(path)
@@ -148,9 +137,6 @@ def check_no_link(path: Path) -> None:
     """Raises an OSError where the path is a symbolic link."""
     if path.is_symlink():
         raise OSError(errno.ELOOP, "it is a link, and is not followed")
-
-
-# Flushing
 
 
 def sync(path: Path) -> None:
@@ -180,30 +166,17 @@ def sync_tree(folder: Path) -> None:
         sync(Path(root))
 
 
-# Locks
+class Lock(contextlib.ExitStack):
+    """A lock on a file or a folder, held until it is closed or the process ends.
 
+    Not `held`, it keeps nobody out: Windows and some network file systems have no such locks.
+    """
 
-class Lock:
-    """A lock on a file or a folder, held until it is closed or the process ends."""
-
-    def __init__(self, descriptor: int | None):
-        self._descriptor = descriptor
-
-    @property
-    def held(self) -> bool:
-        """Returns whether the lock keeps others out; Windows and some network file systems have no such locks."""
-        return self._descriptor is not None
-
-    def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def __enter__(self) -> "Lock":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __init__(self, descriptor: int | None = None):
+        super().__init__()
+        self.held = descriptor is not None
+        if descriptor is not None:
+            self.callback(os.close, descriptor)
 
 
 def lock(path: Path, does: str, *, make: bool = False) -> Lock:
@@ -219,7 +192,7 @@ def lock(path: Path, does: str, *, make: bool = False) -> Lock:
         OSError: It can't be opened.
     """
     if sys.platform == "win32":
-        return Lock(None)
+        return Lock()
     import fcntl
 
     while True:
@@ -230,28 +203,19 @@ def lock(path: Path, does: str, *, make: bool = False) -> Lock:
             os.close(descriptor)
             if isinstance(error, BlockingIOError):
                 raise UserError(f"{shown(str(path))}: another process {does}. Wait for its end, or stop it") from None
-            return Lock(None)
-        if _is_at(descriptor, path):
-            return Lock(descriptor)
+            return Lock()
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return Lock(descriptor)
         os.close(descriptor)  # it was renamed or deleted before it was locked: what is there now counts
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Returns whether an open file is the one that the path leads to."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 @contextlib.contextmanager
 def reserved(path: Path) -> Iterator[None]:
     """Keeps other processes from making or replacing `path`, and deletes what killed processes have left beside it.
 
-    The lock is on a file beside `path`, since what doesn't exist yet can't be locked.
-
-    Raises:
-        UserError: Another process has reserved the name.
+    The lock is on a file beside `path`, since what doesn't exist yet can't be locked. UserError where another process
+    has reserved the name.
     """
     path = path.absolute()
     if not path.parent.exists():
@@ -299,14 +263,6 @@ def _beside(path: Path, word: str) -> Path:
     """Returns a new hidden name in the same folder."""
     path = path.absolute()  # "." has no name
     return path.with_name(f".{path.name}.{word}-{secrets.token_hex(4)}")
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise failure(path, error) from error
 
 
 def failure(path: Path, error: OSError) -> RunError:

@@ -6,11 +6,11 @@ import time
 import pytest
 
 from benchmarks import bench, compare
+from benchmarks import step_profile as profile
 from benchmarks.compare import agree, combine
 from benchmarks.peers.spec import Spec
 from jaxgpt.errors import RunError
 from jaxgpt.options.config import Compute, Model, Optimizer
-from jaxgpt.reports import profile
 
 
 def answer(who="ours", **values):

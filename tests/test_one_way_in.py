@@ -57,8 +57,6 @@ ALLOWED = {
     ("parallel/processes.py", "json.loads"): "what the run's other processes say, which are its own",
     ("reports/page.py", "read_text"): "the package's own page",
     ("reports/page.py", "read_bytes"): "the script in plotly's package",
-    ("reports/profile.py", "gzip.open"): "the trace that this process has just written",
-    ("reports/profile.py", "json.load"): "the trace that this process has just written",
     ("writing.py", "os.open"): "to flush to the disk what was just written",
 }
 PRINTS = {("terminal.py", "print"): "the one way"}

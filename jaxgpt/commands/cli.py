@@ -28,6 +28,7 @@ from jaxgpt.errors import Interrupted, JaxgptError, UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.options import command_line, settings
 from jaxgpt.options.config import Config
+from jaxgpt.options.suggestions import nearest
 
 if TYPE_CHECKING:
     from jaxgpt.commands.train import Observer
@@ -86,22 +87,24 @@ def run(command: Callable[[list[str]], int], words: list[str], *, of_process: bo
 
 def _of_system(error: OSError) -> str:
     """Returns the message about what the system has refused: to write the output, which has no name, or a file."""
-    reason = error.strerror or str(error) or type(error).__name__
+    why = errors.reason(error)
     if error.filename is None:
-        return f"the output can't be written: {reason}" if error.errno in UNWRITABLE else reason
-    return f"{shown(os.fsdecode(error.filename))}: {reason}"
+        return f"the output can't be written: {why}" if error.errno in UNWRITABLE else why
+    return f"{shown(os.fsdecode(error.filename))}: {why}"
 
 
 def _command(words: list[str], observers: Sequence["Observer"]) -> int:
     """Runs the command that the words name. UserError where there is none."""
     command = "train" if not words or words[0].startswith("-") else words.pop(0)
     if "--version" in words or words[:1] == ["-V"]:
-        return version()
+        terminal.say("\n".join(f"{name} {number}" for name, number in settings.versions().items()))
+        return 0
     if command not in COMMANDS:
         raise _no_such_command(command)
     if command not in WITHOUT_JAX and command_line.OF_ALL.isdisjoint(words):
         environment.check_address_space()
-        _spare_processor_info()
+        if sys.platform == "linux" and not os.access("/proc/cpuinfo", os.R_OK):  # as without /proc: a part of XLA fails
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_experimental_ynn_fusion_type="
     if command == "train":
         return train(words, observers)
     return importlib.import_module(COMMANDS[command]).run(words)
@@ -115,23 +118,10 @@ def _no_such_command(command: str) -> UserError:
             "python -m benchmarks.bench"
         )
     is_config = command in settings.config_names()
-    near = f"; did you mean --config {command}?" if is_config else settings.nearest(command, COMMANDS)
+    near = f"; did you mean --config {command}?" if is_config else nearest(command, COMMANDS)
     return UserError(
         f"{command}: there is no such command{near} There are: {', '.join(COMMANDS)}; see python run.py --help"
     )
-
-
-def _spare_processor_info() -> None:
-    """Switches off the part of XLA that fails where Linux doesn't describe the processor, as without /proc."""
-    if sys.platform == "linux" and not os.access("/proc/cpuinfo", os.R_OK):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_experimental_ynn_fusion_type="
-
-
-def version() -> int:
-    """Prints the versions that a run writes to its config.toml."""
-    for name, number in settings.versions().items():
-        terminal.say(f"{name} {number}")
-    return 0
 
 
 @dataclass(frozen=True)

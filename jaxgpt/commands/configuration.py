@@ -124,8 +124,7 @@ def tokenizer_of_weights(config: Config) -> Tokenizer | None:
 def weights(config: Config, tokenizer: Tokenizer) -> WeightSource | None:
     """Returns the weights `training.init_from`, to be loaded when there is a place for them; None for no weights.
 
-    Raises:
-        UserError: They have another shape than this configuration, or another tokenizer than the run.
+    UserError where they have another shape than this configuration, or another tokenizer than the run.
     """
     name = config.training.init_from
     if not name or will_resume(config):

@@ -55,8 +55,7 @@ class Convert:
 def run(words: list[str]) -> int:
     """Converts weights, and prints what is read and written. At the target is all of it, or what was there before.
 
-    Raises:
-        UserError: The weights can't be read, the target exists, or the target's format can't hold the weights.
+    UserError where the weights can't be read, the target exists, or the target's format can't hold the weights.
     """
     options = command_line.read(Convert, words, "convert")
     settings.check_number(options.shard_gib, "", "shard_gib", positive=True)

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from jaxgpt.errors import reason
 from jaxgpt.foreign_text import printable
 
 PLAIN_SECONDS = 10  # between plain lines, where there is no terminal
@@ -92,7 +93,7 @@ class Display:
         try:
             yield
         except OSError as error:
-            self.lost = error.strerror or str(error)
+            self.lost = reason(error)
             self.console.quiet = True
             with contextlib.suppress(OSError):  # buffers are flushed to the null device, which can't fail
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.console.file.fileno())
@@ -105,14 +106,9 @@ class Display:
     def step(
         self, step: int, loss: float, tokens_per_second: float, flops_per_second: float, utilisation: float | None
     ) -> None:
-        """Shows on the live line that `step` steps are done.
+        """Shows on the live line that `step` steps are done, with the last one's loss in nats per token and its speed.
 
-        Args:
-            step: Number of steps done.
-            loss: The step's loss, in nats per token.
-            tokens_per_second: The step's speed.
-            flops_per_second: The same in FLOP/s, shown where the utilisation is unknown.
-            utilisation: The step's model FLOPs utilisation, from 0 to 1; None if unknown.
+        The speed is shown in FLOP/s too where the model FLOPs utilisation, from 0 to 1, is unknown.
         """
         line = f"step {step}/{self.steps}  loss {loss:.4f}"
         if self._compiled:

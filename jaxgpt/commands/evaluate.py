@@ -51,9 +51,8 @@ class Evaluate:
 def run(words: list[str]) -> int:
     """Prints the figures, adds them to the run's metrics.jsonl, and writes them to `--output`.
 
-    Raises:
-        UserError: An option is out of its bounds, or the run, the task or the data can't be read.
-        RunError: The output can't be written.
+    UserError where an option is out of its bounds, or the run, the task or the data can't be read; RunError where the
+    output can't be written.
     """
     options = command_line.read(Evaluate, words, "evaluate")
     task, data, limit, run = options.task, options.data, options.limit, Path(options.run)
@@ -119,8 +118,7 @@ def _loss(model: Trained, data: str, limit: int, batch_size: int) -> tuple[str, 
 def _validation_split(model: Trained, name: str) -> Tokens:
     """Returns the validation split of the token files `name`, or without a name that of the text that was trained on.
 
-    Raises:
-        UserError: The text is no longer what the run was trained on, or its tokens are another tokenizer's.
+    UserError where the text is no longer what the run was trained on, or its tokens are another tokenizer's.
     """
     config, known = model.config, model.about["text"]
     text = config.data.mixture or config.data.text

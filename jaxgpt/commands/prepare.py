@@ -1,11 +1,10 @@
 """`run.py prepare`: token files, from the options to the report of what was made."""
 
-import difflib
 import os
 import re
 import shlex
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +20,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import huggingface_tokenizer
 from jaxgpt.options import command_line, settings
+from jaxgpt.options.suggestions import nearest
 from jaxgpt.terminal import say
 
 MOST_PROCESSES = 1024
@@ -107,35 +107,28 @@ def _tokenizer_of(name: str) -> tokenizers.Tokenizer | None:
     path = Path(name)
     if name and (os.path.isdir(path) or path.suffix == ".json"):
         return huggingface_tokenizer.read_file(path)
-    nearest = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
     raise UserError(
         f"--tokenizer {shown(name)}: give {', '.join(names)}, or the path of a tokenizer.json or of a folder that has "
-        f"one{hint}"
+        f"one{nearest(name, names)}"
     )
 
 
 def _settings(options: Prepare, data_set: sources.DataSet | None, name: str) -> PrepareSettings:
     separator = options.separator.replace("\\n", "\n").replace("\\t", "\t")
-    result = PrepareSettings(
+    validation, validation_tokens, named = options.validation, options.validation_tokens, options.sources
+    if data_set is not None:
+        named, separator = (data_set.source,), separator or data_set.separator
+        validation = validation or ((data_set.validation,) if data_set.validation else ())
+        validation_tokens = validation_tokens or data_set.validation_tokens
+    return PrepareSettings(
         name=name,
-        sources=options.sources,
-        validation=options.validation,
-        validation_tokens=options.validation_tokens,
+        sources=named,
+        validation=validation,
+        validation_tokens=validation_tokens,
         shard_tokens=options.shard_tokens,
         tokenizer=options.tokenizer,
         vocabulary_size=options.vocabulary_size if options.tokenizer == "bpe" else 0,
         layout=TextLayout(options.field, separator),
-    )
-    if data_set is None:
-        return result
-    validation = options.validation or ((data_set.validation,) if data_set.validation else ())
-    return replace(
-        result,
-        sources=(data_set.source,),
-        validation=validation,
-        validation_tokens=options.validation_tokens or data_set.validation_tokens,
-        layout=TextLayout(options.field, separator or data_set.separator),
     )
 
 

@@ -9,6 +9,7 @@ import tyro
 from jaxgpt import files, writing
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.options import command_line, settings
+from jaxgpt.options.suggestions import nearest
 from jaxgpt.reports import live, page
 from jaxgpt.reports.history import History
 from jaxgpt.reports.live_report import REPORT
@@ -65,7 +66,7 @@ def _check(options: Report, folders: list[Path]) -> None:
     for folder in folders:
         if not folder.is_dir():
             runs = [path.parent.name for path in folder.parent.glob("[!.]*/config.toml")]
-            near = settings.nearest(folder.name, runs)
+            near = nearest(folder.name, runs)
             raise UserError(f"{folder}: there is no such folder{settings.runs_near(folder) if near == '.' else near}")
         if not files.exists(folder / "metrics.jsonl"):
             raise UserError(f"{folder}: not a run's folder (it has no metrics.jsonl){settings.runs_near(folder)}")

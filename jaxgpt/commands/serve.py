@@ -56,10 +56,8 @@ class Serve:
 def run(words: list[str]) -> int:
     """Listens until Ctrl-C or SIGTERM, and then finishes the requests that have begun.
 
-    Raises:
-        UserError: An option is out of its bounds, a package is missing, an API key is needed, or the address can't be
-            listened on.
-        Terminated: The server was ended by SIGTERM.
+    UserError where an option is out of its bounds, a package is missing, an API key is needed, or the address can't be
+    listened on; Terminated where the server was ended by SIGTERM.
     """
     options = command_line.read(Serve, words, "serve")
     for key in ("slots", "waiting", "max_tokens", "texts", "connections"):
@@ -172,8 +170,8 @@ def _resolve(host: str, port: int) -> tuple[int, tuple]:
         return family, address
     except (OSError, ValueError) as error:  # ValueError: a name that can't be one
         raise UserError(
-            f"--host {shown(host)}: there is no such address ({reason(error)}). 127.0.0.1 is this machine alone, 0.0.0.0 "
-            "all of its addresses"
+            f"--host {shown(host)}: there is no such address ({reason(error)}). 127.0.0.1 is this machine alone, "
+            "0.0.0.0 all of its addresses"
         ) from None
 
 

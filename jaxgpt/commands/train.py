@@ -62,7 +62,8 @@ def train(config: Config, *observers: Observer) -> None:
     with contextlib.ExitStack() as kept:
         beginning = begin(asked, data, kept)
         tasks = Tasks(asked, data.tokenizer)
-        config, program, chosen, beginning = _compile(asked, beginning)
+        program, beginning = _compile(asked, beginning)
+        config = program.config
         processes.wait_for_all("compiled")  # before the first collective, whose timeout is shorter
         if beginning.folder is None:
             beginning = _open(asked, data, kept, beginning)
@@ -75,12 +76,12 @@ def train(config: Config, *observers: Observer) -> None:
         ):
             resharding = Resharding(config)
             state, notes = _first_state(config, resharding, beginning)
-            trainer = Trainer(config, data, Output(folder, writer, display), program, resharding, state, tasks)
+            trainer = Trainer(config, data, Output(folder, writer, display), program.step, resharding, state, tasks)
             trainer.observers += observers
-            folder.write_json("memory_plan.json", chosen.plan.as_json())  # now that nothing can be refused any more
+            folder.write_json("memory_plan.json", program.plan.as_json())  # now that nothing can be refused any more
             with Following(folder, config, display.note) as following:
                 trainer.observers.append(lambda _, values: following.observe(values))
-                _introduce(trainer, chosen, notes)
+                _introduce(trainer, program, notes)
                 _run(trainer)
 
 
@@ -135,28 +136,26 @@ def _first_state(config: Config, resharding: Resharding, beginning: Beginning) -
     return initial_state(config, beginning.random), []
 
 
-class Chosen(NamedTuple):
-    """The attention kernel and the memory plan that were chosen for this machine."""
+class Program(NamedTuple):
+    """The compiled train step, and what was chosen for this machine."""
 
-    attention: str
+    config: Config
+    step: jax.stages.Compiled
+    attention: str  # a line that describes it
     plan: memory_plan.Plan
 
-    def lines(self) -> list[str]:
-        return [f"attention {self.attention}", *self.plan.lines()]
 
-
-def _compile(asked: Config, beginning: Beginning) -> tuple[Config, jax.stages.Compiled, Chosen, Beginning]:
+def _compile(asked: Config, beginning: Beginning) -> tuple[Program, Beginning]:
     """Completes the configuration with this machine's attention and recompute level, and compiles the train step.
 
-    Raises:
-        UserError: The run doesn't fit the device's memory. The message says what would make it fit.
+    UserError where the run doesn't fit the device's memory. The message says what would make it fit.
     """
     config, attention = configuration.with_attention(asked)
     has = device_memory.capacity(config.compute)  # before the run allocates anything
     if _may_draw(config, has, beginning):
         beginning = beginning._replace(random=random_params(config))
-    config, program, plan = memory_plan.prepare(config, has)
-    return config, program, Chosen(attention, plan), beginning
+    config, compiled, plan = memory_plan.prepare(config, has)
+    return Program(config, compiled, attention, plan), beginning
 
 
 def _may_draw(config: Config, has: device_memory.Capacity, beginning: Beginning) -> bool:
@@ -205,7 +204,7 @@ def _run(trainer: Trainer) -> None:
         raise ending.error(f"stopped {ending.reason} {where}; --resume goes on from there")
 
 
-def _introduce(trainer: Trainer, chosen: Chosen, notes: list[str]) -> None:
+def _introduce(trainer: Trainer, program: Program, notes: list[str]) -> None:
     config, data, device = trainer.config, trainer.data, jax.devices()[0]
     products = flops.products_per_token(config.model, config.training.sequence_length)
     for line in (
@@ -218,7 +217,8 @@ def _introduce(trainer: Trainer, chosen: Chosen, notes: list[str]) -> None:
         f"a token   {trainer.flops_per_token:,} operations, as llm.c counts them, which "
         f"{'MFU' if trainer.peak else 'TFLOP/s'} is of; {products:,} in matrix products",
         *trainer.resharding.words(),
-        *chosen.lines(),
+        f"attention {program.attention}",
+        *program.plan.lines(),
         *(["order     of sums is fixed: some kernels are slower ones"] if needs_fixed_order(config.compute) else []),
         *([f"note      {config.run.note}"] if config.run.note else []),
         *trainer.folder.notes,
@@ -229,9 +229,9 @@ def _introduce(trainer: Trainer, chosen: Chosen, notes: list[str]) -> None:
 
 def _conclude(trainer: Trainer, before: str, after: str, loss: float, saved: object) -> None:
     note = trainer.display.note
-    for heading, text in (("before training", before), ("after training", after)):
+    for heading, text in (("before", before), ("after", after)):
         if text:
-            note(f"\n--- sample {heading} ---\n{text}")
+            note(f"\n--- sample {heading} training ---\n{text}")
     note(f"\nvalidation loss  {loss:.4f}")
     note(f"loss curve       {trainer.draw_curve()}")
     note(f"checkpoint       {saved}")

@@ -32,13 +32,6 @@ from jaxgpt.training.state import TrainState
 from jaxgpt.training.step import BATCH_SPEC, Metrics
 
 
-class Action(NamedTuple):
-    """An action between two steps, taken whenever it is due after the step of this number."""
-
-    due: Callable[[int], bool]
-    act: Callable[[], object]
-
-
 class Output(NamedTuple):
     """Destinations of a run's results."""
 
@@ -78,11 +71,12 @@ class Trainer:
         self.tokens = training.micro_batches * training.batch_size * training.sequence_length  # per step
         self.flops_per_token = flops.per_token(config.model, training.sequence_length)
         self.peak = peaks.peak(config.compute, resharding.layout.devices)
-        self.actions = [
-            Action(self._every(training.evaluate_every), self.evaluate),
-            Action(self._every(config.evaluation.every), self.score),
-            Action(self._every(config.run.sample_every), self._show_sample),
-            Action(self.decisions.save_is_due, lambda: self.writer.save(*self._to_save())),
+        # Between two steps: whether an action is due after the step of this number, and the action.
+        self.actions: list[tuple[Callable[[int], bool], Callable[[], object]]] = [
+            (self._every(training.evaluate_every), self.evaluate),
+            (self._every(config.evaluation.every), self.score),
+            (self._every(config.run.sample_every), self._show_sample),
+            (self.decisions.save_is_due, lambda: self.writer.save(*self._to_save())),
         ]
 
     def _every(self, steps: int) -> Callable[[int], bool]:
@@ -99,11 +93,11 @@ class Trainer:
             self._record(self.done, pending)
             pending = metrics, batches.waited
             self.done += 1
-            if due := [action for action in self.actions if action.due(self.done)]:
+            if due := [act for is_due, act in self.actions if is_due(self.done)]:
                 self._record(self.done, pending)
                 pending = None
-                for action in due:
-                    action.act()
+                for act in due:
+                    act()
                 self.clock = time.perf_counter()
             self._check_writer()
         self._record(self.done, pending)
@@ -120,10 +114,7 @@ class Trainer:
     def _record(self, step: int, pending: tuple[Metrics, float] | None) -> None:
         """Reads and records the metrics of step number `step`, counted from 1. Waits until that step is done.
 
-        Args:
-            step: The number.
-            pending: The step's metrics, and the seconds that it waited for its batch; None where they are recorded
-                already.
+        `pending` are the metrics and the seconds that the step waited for its batch; None where they are recorded.
         """
         if pending is None:
             return
@@ -214,7 +205,6 @@ class Trainer:
         return self.resharding.to_save(self.state), resuming.about(self.folder, self.data)
 
     def draw_curve(self) -> Path:
-        """Draws loss.png."""
         with self.folder.replacing("loss.png") as path:
             loss_curve(read_metrics(self.folder.path / "metrics.jsonl"), self.config.run.name, path)
         return self.folder.path / "loss.png"

@@ -41,8 +41,7 @@ class Verify:
 def run(words: list[str]) -> int:
     """Prints a row for each tensor and a verdict; returns 1 if one is outside its bounds, and else 0.
 
-    Raises:
-        UserError: A file can't be read, or the model is in bfloat16, whose rounding alone is more than the bounds.
+    UserError where a file can't be read, or the model is in bfloat16, whose rounding alone is more than the bounds.
     """
     options = command_line.read(Verify, words, "verify")
     model_path, state_path = Path(options.model), Path(options.state)

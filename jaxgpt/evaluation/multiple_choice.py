@@ -59,24 +59,18 @@ class Result(NamedTuple):
         numbers = {"norm": self.accuracy_norm, "per token": self.accuracy_per_token}
         more = [f"{name} {value:.4f}" for name, value in numbers.items() if value is not None]
         more += [f"perplexity {self.perplexity:.2f}"] if self.perplexity is not None else []
-        return (
-            f"{self.task}: accuracy {self.accuracy:.4f} ± {self.standard_error:.4f}, "
-            + "".join(f"{part}, " for part in more)
-            + f"{self.examples:,} examples"
-        )
-
-
-# Reading
+        first = f"{self.task}: accuracy {self.accuracy:.4f} ± {self.standard_error:.4f}"
+        return ", ".join([first, *more, f"{self.examples:,} examples"])
 
 
 def load(task: str, path: str, tokenizer: Tokenizer, model: Model, *, limit: int = 0, shots: int = 0) -> Examples:
-    """Returns a task's examples in tokens.
+    """Returns a task's examples in the tokens of the model that is to be scored.
 
     Args:
         task: Its name.
         path: Its file; empty for the hub's.
         tokenizer: The model's.
-        model: The model that is to be scored.
+        model: The model.
         limit: Number of examples, from the beginning; 0 for all.
         shots: Number of answered questions of MMLU before each.
 
@@ -127,9 +121,7 @@ def write(path: Path, examples: Examples) -> None:
 def tokenized(question: Question, tokenizer: Tokenizer) -> Example:
     pairs = zip(question.contexts, question.completions, strict=True)
     characters = tuple(max(1, len(completion.removeprefix(" "))) for completion in question.completions)
-    return Example(
-        tuple(split(context, completion, tokenizer) for context, completion in pairs), characters, question.label
-    )
+    return Example(tuple(split(*pair, tokenizer) for pair in pairs), characters, question.label)
 
 
 def split(context: str, completion: str, tokenizer: Tokenizer) -> ScoringRequest:
@@ -155,9 +147,6 @@ def prefix(tokenizer: Tokenizer) -> int:
     if tokenizer.end_of_text is not None:
         return tokenizer.end_of_text
     return int(next(iter(tokenizer.encode("\n")), 0))
-
-
-# Scoring
 
 
 def evaluate(examples: Examples, scorer: Scorer, params: Params) -> Result:
@@ -189,9 +178,6 @@ def result(examples: Examples, scores: Sequence[Sequence[Score]]) -> Result:
 def _right(example: Example, scores: Sequence[Score], lengths: Sequence[int]) -> bool:
     """Returns whether the right choice has the largest score for its length."""
     return int(np.argmax([score.log_likelihood / n for score, n in zip(scores, lengths, strict=True)])) == example.label
-
-
-# While a run trains
 
 
 class Tasks:

@@ -61,11 +61,7 @@ def make_scorer(config: Config, batch_size: int) -> Scorer:
     """Returns a function of parameters, as `config`'s train state has them, and requests: their scores, in their order.
 
     A context that is too long for the model loses its beginning; a completion is at most as long as the model's
-    context.
-
-    Args:
-        config: The run's configuration.
-        batch_size: Number of sequences that each device scores at once.
+    context. Each device scores `batch_size` sequences at once.
     """
     # The attention that takes any length.
     compute = dataclasses.replace(config.compute, attention="blocks")
@@ -88,7 +84,8 @@ def make_scorer(config: Config, batch_size: int) -> Scorer:
     own = layout.own_rows(rows)
 
     def scorer(params: Params, requests: Sequence[ScoringRequest]) -> list[Score]:
-        places = _places(requests)  # equal requests are scored once, and so are equal to the last bit
+        # As tuples they can be compared: equal requests are scored once, and so are equal to the last bit.
+        places = [ScoringRequest(tuple(context), tuple(completion)) for context, completion in requests]
         parts = [
             (length, group[start : start + rows])
             for length, group in _by_length(places, model.context).items()
@@ -139,11 +136,6 @@ def _of_tokens(
     found = lax.map(one_chunk, (x.reshape(-1, chunk, x.shape[-1]), in_order.reshape(-1, chunk)))
     losses, likeliest = (values.reshape(-1)[:count] for values in found)
     return jnp.zeros_like(losses).at[order].set(losses), jnp.zeros_like(likeliest).at[order].set(likeliest)
-
-
-def _places(requests: Sequence[ScoringRequest]) -> list[ScoringRequest]:
-    """Returns the requests as tuples, which can be compared."""
-    return [ScoringRequest(tuple(request.context), tuple(request.completion)) for request in requests]
 
 
 def _by_length(requests: list[ScoringRequest], context: int) -> dict[int, list[ScoringRequest]]:

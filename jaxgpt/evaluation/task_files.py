@@ -24,7 +24,7 @@ from jaxgpt.data import parquet
 from jaxgpt.errors import RunError, UserError, one_line
 from jaxgpt.evaluation.tasks import TASKS, Malformed, Question, Row
 from jaxgpt.foreign_text import shown as written
-from jaxgpt.options.settings import nearest
+from jaxgpt.options.suggestions import nearest
 
 CONVERTED = "refs/convert/parquet"  # the revision where the hub keeps every data set as Parquet
 MMLU_FIELDS = 6

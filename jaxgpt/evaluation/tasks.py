@@ -94,9 +94,6 @@ def _number(row: Row, key: str) -> int:
     return value
 
 
-# HellaSwag
-
-
 def _without_brackets(text: str) -> str:
     """Returns the text without what WikiHow's layout left in it: "[header]", "[title]", "[step]"."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
@@ -115,9 +112,6 @@ def _hellaswag(row: Row) -> Question:
 
 def _hellaswag_llmc(row: Row) -> Question:
     return _asked(_text(row, "ctx"), _texts(row, "endings"), _number(row, "label"))
-
-
-# Tasks of one form each
 
 
 def _mmlu(row: Row) -> Question:
@@ -165,10 +159,8 @@ def _stem_and_choices(row: Row, stem: str) -> tuple[str, list[str], int]:
         choices = question.get("choices")
         if not (isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices)):
             raise Malformed("question.choices is not a list of objects")
-        text, named = (
-            _text(question, "stem"),
-            {key: [choice.get(key) for choice in choices] for key in ("text", "label")},
-        )
+        text = _text(question, "stem")
+        named = {key: [choice.get(key) for choice in choices] for key in ("text", "label")}
     else:
         text, named = _text(row, stem), row.get("choices")
         if not isinstance(named, dict):

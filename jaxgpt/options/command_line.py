@@ -19,9 +19,8 @@ SWITCHED = {"true", "false"}  # values that a switch takes in other programs
 def read(kind: type[Options], words: list[str], command: str, **more: Any) -> Options:
     """Returns the options of the dataclass `kind` that the words of `run.py COMMAND` give.
 
-    Raises:
-        UserError: An option doesn't exist; the message says what may have been meant. Whatever else is wrong tyro
-            reports, and ends with status 2 as well.
+    UserError where an option doesn't exist; the message says what may have been meant. Whatever else is wrong tyro
+    reports, and ends with status 2 as well.
     """
     prog = command if command.startswith("-m") else f"run.py {command}".strip()  # as it is typed behind "python"
     known = list(names(kind))

@@ -4,12 +4,11 @@
 """
 
 import dataclasses
-import difflib
 import importlib.metadata
 import math
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -18,8 +17,8 @@ import tomli_w
 from jaxgpt import __version__, files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.options import suggestions
 from jaxgpt.options.config import SPIKE_WINDOW, Config, Model, Parallel, Sampling
+from jaxgpt.options.suggestions import meant, nearest
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()), Path("configs"))
@@ -36,12 +35,6 @@ OF_A_TRAINED_MODEL: dict[str, set[str] | None] = {
 }
 
 
-def nearest(word: str, names: Iterable[str]) -> str:
-    """Returns '; did you mean X?' where one of the names is close to the word, and otherwise '.'"""
-    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else "."
-
-
 def config_names() -> list[str]:
     return sorted(path.stem for path in CONFIGS.glob("*.toml"))
 
@@ -51,12 +44,10 @@ def find_config(name: str) -> Path:
     path = Path(name) if name.endswith(".toml") else CONFIGS / f"{name}.toml"
     if path.is_file():
         return path
-    if name.endswith(".toml"):
-        ours = path.stem if path.stem in config_names() else ""
-        raise UserError(
-            f"--config {name}: there is no such file" + (f"; did you mean --config {ours}?" if ours else "")
-        )
     names = config_names()
+    if name.endswith(".toml"):
+        near = f"; did you mean --config {path.stem}?" if path.stem in names else ""
+        raise UserError(f"--config {name}: there is no such file{near}")
     raise UserError(
         f"--config {name}: there is no such config{nearest(name, names)} "
         f"There are: {', '.join(names)}; or give the path of a .toml file"
@@ -145,11 +136,11 @@ def section(where: str, name: str, kind: Any, table: dict[str, Any]) -> Any:
 def _meant(section: str, key: str) -> str:
     """Returns '; did you mean X?' or '; did you mean X in [SECTION]?' where there is such a key, and otherwise '.'"""
     known = [f"{name}.{other}" for name, kind in get_type_hints(Config).items() for other in get_type_hints(kind)]
-    found = suggestions.meant(f"{section}.{key}", [name.replace("_", "-") for name in known])
+    found = meant(f"{section}.{key}", [name.replace("_", "-") for name in known])
     if not found:
         return "."
-    where, _, meant = found[0].replace("-", "_").partition(".")
-    return f"; did you mean {meant}{'' if where == section else f' in [{where}]'}?"
+    where, _, known_key = found[0].replace("-", "_").partition(".")
+    return f"; did you mean {known_key}{'' if where == section else f' in [{where}]'}?"
 
 
 def _value(where: str, expected: Any, value: Any) -> Any:
@@ -192,14 +183,14 @@ def differences(saved: Mapping[str, Mapping[str, Any]], asked: Config) -> list[D
     """Returns every option in which a saved configuration, as JSON has it, differs from the one that is asked for.
 
     An option, or a whole section, that did not exist when it was saved had its default. An option that exists no more
-    is ignored.
+    is ignored. A tuple is the list that it becomes in a file.
     """
     found = []
     for section, options in dataclasses.asdict(asked).items():
         defaults = dataclasses.asdict(type(getattr(asked, section))())
         for key, value in options.items():
             old = saved.get(section, {}).get(key, defaults[key])
-            if _as_json(old) != _as_json(value):
+            if (list(old) if isinstance(old, tuple) else old) != (list(value) if isinstance(value, tuple) else value):
                 found.append(Difference(section, key, old, value))
     return found
 
@@ -207,11 +198,6 @@ def differences(saved: Mapping[str, Mapping[str, Any]], asked: Config) -> list[D
 def model_differences(saved: Mapping[str, Any], asked: Model) -> list[Difference]:
     """Returns the `differences` of two models."""
     return differences({"model": saved}, Config(model=asked))
-
-
-def _as_json(value: Any) -> Any:
-    """Returns a tuple as the list that it becomes in a file, and anything else as it is."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def check(config: Config) -> None:
@@ -233,39 +219,27 @@ def check(config: Config) -> None:
         "checkpoint": ("every_steps", "every_minutes", "keep_every", "stop_minutes_before_end"),
         "run": ("sample_every",),
     }
-    for section, keys in positive.items():
+    for sections in (positive, not_negative):
+        for section, keys in sections.items():
+            for key in keys:
+                check_number(getattr(getattr(config, section), key), section, key, positive=sections is positive)
+    context, largest, run = config.model.context, math.sqrt(SPIKE_WINDOW - 1), config.run
+    of_length = f"at most the model's context, {context} (--model.context)"
+    of_spikes = f"at least 0, and below {largest:.2f} to skip any step"
+    for section, keys, holds, needed in (
+        ("training", ("sequence_length",), lambda tokens: tokens <= context, of_length),
+        ("data", ("validation_fraction",), lambda share: 0 < share < 1, "between 0 and 1"),
+        ("optimizer", ("beta1", "beta2"), lambda decay: 0 <= decay < 1, "at least 0 and below 1"),
+        ("training", ("loss_spike_z", "grad_norm_spike_z"), lambda z: 0 <= z < largest, of_spikes),
+        ("optimizer", ("final_fraction",), lambda share: share <= 1, "at most 1"),
+    ):
         for key in keys:
-            check_number(getattr(getattr(config, section), key), section, key, positive=True)
-    for section, keys in not_negative.items():
-        for key in keys:
-            check_number(getattr(getattr(config, section), key), section, key)
-    model, data, training, optimizer = config.model, config.data, config.training, config.optimizer
-    _require(
-        training.sequence_length <= model.context,
-        "training",
-        "sequence_length",
-        training.sequence_length,
-        f"at most the model's context, {model.context} (--model.context)",
-    )
-    _require(
-        0 < data.validation_fraction < 1, "data", "validation_fraction", data.validation_fraction, "between 0 and 1"
-    )
-    for key in ("beta1", "beta2"):
-        value = getattr(optimizer, key)
-        _require(0 <= value < 1, "optimizer", key, value, "at least 0 and below 1")
-    for key in ("loss_spike_z", "grad_norm_spike_z"):
-        value, largest = getattr(training, key), math.sqrt(SPIKE_WINDOW - 1)
-        _require(0 <= value < largest, "training", key, value, f"at least 0, and below {largest:.2f} to skip any step")
-    _require(optimizer.final_fraction <= 1, "optimizer", "final_fraction", optimizer.final_fraction, "at most 1")
+            value = getattr(getattr(config, section), key)
+            _require(holds(value), section, key, value, needed)
     check_sampling(config.sampling, "sampling")
     check_processes(config.parallel)
-    _require(
-        not (config.run.overwrite and config.run.resume == "always"),
-        "run",
-        "overwrite",
-        True,
-        "left away with --resume, or else the run would be lost before it is resumed",
-    )
+    needed = "left away with --resume, or else the run would be lost before it is resumed"
+    _require(not (run.overwrite and run.resume == "always"), "run", "overwrite", True, needed)
 
 
 def check_model(model: Model) -> None:
@@ -273,20 +247,10 @@ def check_model(model: Model) -> None:
     for key in ("layers", "heads", "width", "context"):
         check_number(getattr(model, key), "model", key, positive=True)
     check_number(model.vocabulary_size, "model", "vocabulary_size")
-    _require(
-        model.width % model.heads == 0,
-        "model",
-        "width",
-        model.width,
-        f"divisible by the number of heads, {model.heads} (--model.heads)",
-    )
-    _require(
-        -1 <= model.document_start <= LARGEST,
-        "model",
-        "document_start",
-        model.document_start,
-        f"a token, or -1 for none, and at most {LARGEST}",
-    )
+    needed = f"divisible by the number of heads, {model.heads} (--model.heads)"
+    _require(model.width % model.heads == 0, "model", "width", model.width, needed)
+    start, needed = model.document_start, f"a token, or -1 for none, and at most {LARGEST}"
+    _require(-1 <= start <= LARGEST, "model", "document_start", start, needed)
 
 
 def check_processes(parallel: Parallel) -> None:
@@ -319,9 +283,8 @@ def check_number(value: float, section: str, key: str, *, positive: bool = False
 
     They are 0 (included unless `positive`) and, for an int, `LARGEST`. NaN and infinity are out of bounds.
     """
-    _require(
-        value > 0 or (value == 0 and not positive), section, key, value, "greater than 0" if positive else "0 or more"
-    )
+    bound = "greater than 0" if positive else "0 or more"
+    _require(value > 0 or (value == 0 and not positive), section, key, value, bound)
     _require(math.isfinite(value), section, key, value, "finite")
     _require(isinstance(value, float) or value <= LARGEST, section, key, value, f"at most {LARGEST}")
 

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 # Names that nanoGPT, llm.c and papers use, each with our option's name or the last part of it.
 OTHERS = {
@@ -41,6 +41,12 @@ ABSENT = {
 }
 MOST = 3  # options in a suggestion
 ALIKE, BEGINNING, SHORTEST = 0.6, 0.9, 3  # of 1: the least likeness; that of the same first letters; how many of them
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """Returns '; did you mean X?' where one of the names is close to the word, and otherwise '.'"""
+    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else "."
 
 
 def no_such_option(word: str, known: Sequence[str], command: str) -> str:

@@ -30,8 +30,7 @@ class Place(NamedTuple):
 def find(parallel: Parallel) -> Place | None:
     """Returns this process's place, or None where it trains alone.
 
-    Raises:
-        UserError: The cluster says that there are several processes, and not how they find each other.
+    UserError where the cluster says that there are several processes, and not how they find each other.
     """
     if parallel.processes == 1:
         return None
@@ -69,7 +68,8 @@ def _open_mpi(coordinator: str) -> Place | None:
     count, number, together, local = (
         environment.needed(f"OMPI_COMM_WORLD_{name}") for name in ("SIZE", "RANK", "LOCAL_SIZE", "LOCAL_RANK")
     )
-    if "OMPI_MCA_orte_hnp_uri" in os.environ and _major(os.environ.get("OMPI_VERSION", "")) < 5:
+    major = re.match("[0-9]{1,9}", os.environ.get("OMPI_VERSION", ""))  # of a version such as 5.0.7
+    if "OMPI_MCA_orte_hnp_uri" in os.environ and (major is None or int(major[0]) < 5):
         return _asked(clusters.OmpiCluster, "Open MPI", together)
     if together < count and not coordinator:
         raise UserError(
@@ -78,12 +78,6 @@ def _open_mpi(coordinator: str) -> Place | None:
         )
     port = 49152 + zlib.crc32(os.environ.get("PMIX_NAMESPACE", "").encode(errors="surrogateescape")) % 8192
     return Place(coordinator or f"127.0.0.1:{port}", count, number, "Open MPI", _share(local, together))
-
-
-def _major(version: str) -> int:
-    """Returns the first number of a version such as 5.0.7; 0 for what isn't one."""
-    found = re.match("[0-9]{1,9}", version)
-    return int(found[0]) if found else 0
 
 
 def _kubernetes() -> Place | None:
@@ -101,15 +95,9 @@ def _kubernetes() -> Place | None:
 
 
 def _asked(cluster: type[clusters.ClusterEnv], name: str, together: int) -> Place:
-    """Returns the place that JAX's own detection finds.
+    """Returns the place that JAX's own detection of a cluster finds. UserError where the detection fails.
 
-    Args:
-        cluster: JAX's detection for one kind of cluster.
-        name: The cluster's name in messages.
-        together: Number of the job's processes on this machine.
-
-    Raises:
-        UserError: The detection fails.
+    `together` is the number of the job's processes on this machine.
     """
     try:
         if not cluster.is_env_present():

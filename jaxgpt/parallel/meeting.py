@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from jaxlib import _jax  # type: ignore[reportAttributeAccessIssue]
 
 from jaxgpt import environment
-from jaxgpt.errors import JaxgptError, RunError, UserError
+from jaxgpt.errors import JaxgptError, RunError, UserError, reason
 from jaxgpt.parallel.cluster import Place
 
 START_SECONDS = 45  # in which all processes must have come, unless the variable says otherwise
@@ -36,9 +36,8 @@ LINE = 4096  # bytes, at most
 def meet(place: Place) -> None:
     """Waits until all processes are there.
 
-    Raises:
-        UserError: process 0 can't listen, two processes have the same number, or not all were told the same count.
-        RunError: not all have come, or one has ended before all had.
+    UserError where process 0 can't listen, two processes have the same number, or not all were told the same count;
+    RunError where not all have come, or one has ended before all had.
     """
     if place.processes > 1:
         (_gather if place.process == 0 else _join)(place)
@@ -119,8 +118,7 @@ def _accepted(server: socket.socket) -> socket.socket | None:
 def _admitted(link: socket.socket, place: Place, numbers: set[int]) -> int | None:
     """Returns the number of the process at the other end; None where it is no process of this program.
 
-    Raises:
-        UserError: It was started with another number of processes, or its own number is taken or out of range.
+    UserError where it was started with another number of processes, or its own number is taken or out of range.
     """
     try:
         link.sendall(GREETING)
@@ -158,10 +156,9 @@ def _join(place: Place) -> None:
             break
         except OSError as error:  # process 0 may be about to start
             if time.monotonic() >= until:
-                reason = error.strerror or str(error)
                 raise RunError(
-                    f"{who(place)} waited {start_seconds()} seconds for process 0 at {place.coordinator}: {reason}. "
-                    "Was it started, is it there, with a port that is free and open, and did it not end at once?"
+                    f"{who(place)} waited {start_seconds()} seconds for process 0 at {place.coordinator}: "
+                    f"{reason(error)}. Was it started, is it there, with a port that is free and open, and did it not end at once?"
                 ) from None
         time.sleep(RETRY_SECONDS)
     if reply == MEET:
@@ -217,9 +214,8 @@ def instead_of_abort(function: Callable[[], None]) -> Iterator[None]:
     for which the C++ library aborts the process as well. So this one exception is caught in the C++ library's terminate
     handler, where all uncaught ones arrive.
 
-    Args:
-        function: Ends the process. It is called in a thread of the client's. It is not used where the C++ library is
-            another one than GCC's (libstdc++): there JAX aborts as ever.
+    The function, which is to end the process, is called in a thread of the client's. It is not used where the C++
+    library is another one than GCC's (libstdc++): there JAX aborts as ever.
     """
     if not _catch_bad_cast(function):
         yield

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 from jax._src import distributed  # the service's client has no public name; orbax takes it from there too
 
-from jaxgpt.errors import AllFailed, Interrupted, JaxgptError, RunError
+from jaxgpt.errors import AllFailed, Interrupted, JaxgptError, RunError, one_line
 from jaxgpt.options.config import Parallel
 from jaxgpt.parallel import cluster, meeting
 from jaxgpt.terminal import say
@@ -104,7 +104,7 @@ def _start(place: cluster.Place) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     meeting.meet(place)
     failed = f"{meeting.who(place)} has met the others at {place.coordinator}, and JAX could not connect to them"
-    patience = threading.Timer(CONNECT_SECONDS, _leave, [failed, RunError.status])  # JAX's own would end with SIGABRT
+    patience = threading.Timer(CONNECT_SECONDS, _leave, [failed])  # JAX's own would end with SIGABRT
     patience.daemon = True
     patience.start()
     try:
@@ -120,18 +120,15 @@ def _start(place: cluster.Place) -> None:
             )
     except Exception as error:  # of many types
         # A service that did not start leaves something behind that would crash an ordinary exit.
-        _leave(f"{failed}: {_one_line(error)}", RunError.status)
+        _leave(f"{failed}: {one_line(error)}")
     finally:
         patience.cancel()
 
 
-def _leave(message: str, status: int) -> NoReturn:
+def _leave(message: str) -> NoReturn:
     """Prints an error and ends the process at once."""
-    say(f"error: {message}", error=True, flush=True)
-    os._exit(status)
-
-
-# Communication
+    say(f"error: {message}", error=True)
+    os._exit(RunError.status)
 
 
 def _client() -> Any:
@@ -150,35 +147,35 @@ class Talk:
     def __init__(self) -> None:
         self._said = 0
 
+    def _key(self) -> str:
+        self._said += 1
+        return f"jaxgpt/said/{self._said}"
+
     def broadcast(self, make: Callable[[], Any]) -> Any:
         """Broadcasts the JSON value that `make` returns in process 0. An error of `make` ends all processes."""
         if count() == 1:
             return make()
-        key = f"jaxgpt/said/{self._said}"
-        self._said += 1
+        key = self._key()
         if first():
             said = make()
             _client().key_value_set(key, json.dumps(said))
             return said
-        return json.loads(_client().blocking_key_value_get(key, 1000 * LONGEST_WAIT))
+        return _heard(key)
 
     def all_gather(self, own: Any) -> list[Any]:
         """All-gathers each process's own JSON value; returns them in the order of the processes."""
         if count() == 1:
             return [own]
-        key = f"jaxgpt/said/{self._said}"
-        self._said += 1
+        key = self._key()
         _client().key_value_set(f"{key}/{index()}", json.dumps(own))
-        return [
-            json.loads(_client().blocking_key_value_get(f"{key}/{process}", 1000 * LONGEST_WAIT))
-            for process in range(count())
-        ]
+        return [_heard(f"{key}/{process}") for process in range(count())]
 
 
 talk = Talk()
 
 
-# Failure
+def _heard(key: str) -> Any:
+    return json.loads(_client().blocking_key_value_get(key, 1000 * LONGEST_WAIT))
 
 
 class Failure(NamedTuple):
@@ -196,17 +193,13 @@ def _failure(error: BaseException) -> Failure:
     if isinstance(error, JaxgptError):
         return Failure(str(error), error.status, index())
     if _of_another(error):
-        return Failure(f"{GONE} ({_one_line(error)}). {GO_ON}", RunError.status, index())
-    return Failure(f"{type(error).__name__}: {_one_line(error)}", RunError.status, index())
+        return Failure(f"{GONE} ({one_line(error)}). {GO_ON}", RunError.status, index())
+    return Failure(f"{type(error).__name__}: {one_line(error)}", RunError.status, index())
 
 
 def _of_another(error: BaseException) -> bool:
     """Returns whether a collective or the service failed, so that the fault is in another process."""
     return any(word in str(error) for word in ("Gloo", "NCCL", "coordination", "Barrier"))
-
-
-def _one_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def tell(error: BaseException) -> None:
@@ -247,7 +240,7 @@ class _Listener:
 def _lost() -> None:
     """Ends this process where JAX's service is gone, or says that another process is."""
     if _first_to_end():
-        _leave(f"{GONE}. {GO_ON}", RunError.status)
+        _leave(f"{GONE}. {GO_ON}")
 
 
 _ending = threading.Lock()
@@ -282,14 +275,12 @@ def _end(error: BaseException | None) -> None:
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
-    _wait_for_listeners() if first() else _acknowledge()
+    if first():
+        _wait_for_listeners()
+    else:
+        with contextlib.suppress(Exception):
+            _client().key_value_increment(HEARD, 1)
     os._exit(failure.status)
-
-
-def _acknowledge() -> None:
-    """Counts this process among those that have heard of the failure."""
-    with contextlib.suppress(Exception):
-        _client().key_value_increment(HEARD, 1)
 
 
 def _wait_for_listeners() -> None:

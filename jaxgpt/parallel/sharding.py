@@ -51,8 +51,6 @@ class Layout:
         """Returns whether master weights and moments are sharded."""
         return self.zero >= 1 and self.devices > 1
 
-    # Parts of a process
-
     @property
     def own_devices(self) -> list[int]:
         """Indices of this process's devices in the mesh."""
@@ -76,8 +74,6 @@ class Layout:
             return own
         sharding = NamedSharding(self.mesh, spec)
         return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), own)
-
-    # Whole arrays, outside of the step
 
     def specs(self) -> Params:
         """Returns the PartitionSpecs of the parameters, which are a moment's too."""
@@ -109,8 +105,6 @@ class Layout:
 
     def _split(self, whole: Tree, stacked: Tree) -> Tree:
         return jax.tree.map(lambda array, stacked: _filled_up(array, int(stacked), self.devices), whole, stacked)
-
-    # One device's arrays, inside of the step
 
     def total(self, value: Array) -> Array:
         """Sums a value over the devices."""

@@ -98,16 +98,7 @@ def rotary_case(key: Key[Array, ""], B: int, T: int, H: int, D: int) -> Case:
 
 def swiglu_case(key: Key[Array, ""], B: int, T: int, F: int) -> Case:
     gate, up = _normals(key, *[(B, T, F)] * 2)
-
-    def forward(inputs):
-        return swiglu.forward(inputs["gate"], inputs["up"])
-
-    return Case(
-        "swiglu",
-        {"gate": 2 * gate, "up": up},
-        lambda inputs: forward(inputs)[0],
-        lambda inputs, dy: dict(zip(("gate", "up"), swiglu.backward(forward(inputs)[1], dy), strict=True)),
-    )
+    return _arrays_case("swiglu", swiglu, {"gate": 2 * gate, "up": up})
 
 
 def _layer_case(name: str, layer: Any, params: Tree, x: Array) -> Case:
@@ -122,29 +113,30 @@ def _layer_case(name: str, layer: Any, params: Tree, x: Array) -> Case:
     )
 
 
+def _arrays_case(name: str, layer: Any, arrays: dict[str, Any], *more: Array, **options: Any) -> Case:
+    """Returns the case of a layer of the form forward(*arrays, *more), backward(residuals, dy), both with options."""
+    names = tuple(arrays)  # JAX sorts the keys of a dict
+
+    def forward(inputs):
+        return layer.forward(*(inputs[name] for name in names), *more, **options)
+
+    def backward(inputs, dy):
+        gradients = layer.backward(forward(inputs)[1], dy, **options)
+        return dict(zip(names, gradients if isinstance(gradients, tuple) else (gradients,), strict=True))
+
+    return Case(name, arrays, lambda inputs: forward(inputs)[0], backward)
+
+
 def gelu_case(key: Key[Array, ""], B: int, T: int, F: int) -> Case:
     (x,) = _normals(key, (B, T, F))
-    return Case(
-        "gelu",
-        {"x": 2 * x},
-        lambda inputs: gelu.forward(inputs["x"])[0],
-        lambda inputs, dy: {"x": gelu.backward(gelu.forward(inputs["x"])[1], dy)},
-    )
+    return _arrays_case("gelu", gelu, {"x": 2 * x})
 
 
 def attention_case(key: Key[Array, ""], B: int, T: int, H: int, D: int, block: int, *, documents: bool = False) -> Case:
     q, k, v = _normals(key, *[(B, T, H, D)] * 3)
     starts = _starts(key, B, T) if documents else None
-
-    def forward(inputs):
-        return attention.forward(inputs["q"], inputs["k"], inputs["v"], block=block, starts=starts)
-
-    def backward(inputs, dy):
-        gradients = attention.backward(forward(inputs)[1], dy, block=block, starts=starts)
-        return dict(zip("qkv", gradients, strict=True))
-
     name = "attention_of_documents" if documents else "attention"
-    return Case(name, {"q": q, "k": k, "v": v}, lambda inputs: forward(inputs)[0], backward)
+    return _arrays_case(name, attention, {"q": q, "k": k, "v": v}, block=block, starts=starts)
 
 
 def residual_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
@@ -159,17 +151,7 @@ def residual_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
 
 def cross_entropy_case(key: Key[Array, ""], N: int, V: int, Vp: int) -> Case:
     (logits,) = _normals(key, (N, Vp))
-    targets = _targets(key, (N,), V)
-
-    def forward(inputs):
-        return cross_entropy.forward(inputs["logits"], targets, vocabulary_size=V)
-
-    return Case(
-        "cross_entropy",
-        {"logits": logits},
-        lambda inputs: forward(inputs)[0],
-        lambda inputs, dy: {"logits": cross_entropy.backward(forward(inputs)[1], dy, vocabulary_size=V)},
-    )
+    return _arrays_case("cross_entropy", cross_entropy, {"logits": logits}, _targets(key, (N,), V), vocabulary_size=V)
 
 
 def unembedding_case(key: Key[Array, ""], B: int, T: int, C: int, V: int, Vp: int, chunk: int) -> Case:

@@ -18,6 +18,7 @@ import jax
 import psutil
 
 from jaxgpt import writing
+from jaxgpt.errors import reason
 from jaxgpt.models import family
 from jaxgpt.options.config import Config
 from jaxgpt.parallel import processes
@@ -33,12 +34,7 @@ SHARE = 1 / 200  # of the time that the thread may take
 class Following:
     """Writes a run's report and its trackers' files while it trains. A context manager around the run.
 
-    In a process that isn't the first it does nothing.
-
-    Args:
-        folder: The run's folder.
-        config: The run's options, with the model's shape resolved.
-        say: Shows a line to the user.
+    In a process that isn't the first it does nothing. `say` shows a line to the user.
     """
 
     def __init__(self, folder: RunFolder, config: Config, say: Callable[[str], None]):
@@ -119,7 +115,7 @@ class Report:
         try:
             return self._history.update()
         except Exception as error:
-            self.problem = _words(error)
+            self.problem = reason(error)
             return False
 
     def write(self, state: str, *, read: bool = True) -> None:
@@ -132,18 +128,7 @@ class Report:
                 new.write_bytes(written)
             self.problem = ""
         except Exception as error:
-            self.problem = _words(error)
-
-
-def _words(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def _memory() -> str:
-    try:
-        return f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
-    except Exception:  # of many types: where there is no /proc, or half of one
-        return "unknown"
+            self.problem = reason(error)
 
 
 def machine(config: Config) -> dict[str, Any]:
@@ -152,11 +137,15 @@ def machine(config: Config) -> dict[str, Any]:
     It has no names of hosts or people.
     """
     devices = jax.devices()
+    try:
+        memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
+    except Exception:  # of many types: where there is no /proc, or half of one
+        memory = "unknown"
     return {
         "devices": f"{len(devices)} × {devices[0].device_kind} ({devices[0].platform})",
         "processes": processes.count(),
         "processors": f"{os.cpu_count()} × {platform.processor() or platform.machine()}",
-        "memory": _memory(),
+        "memory": memory,
         "system": platform.platform(),
         "command": " ".join(Path(word).name if index == 0 else word for index, word in enumerate(sys.argv)),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),

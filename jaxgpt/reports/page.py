@@ -220,9 +220,6 @@ def _plan(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# The page
-
-
 def render(runs: list[dict[str, Any]], *, live: bool = False) -> bytes:
     """Returns the page of some runs.
 

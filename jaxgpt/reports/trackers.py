@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from jaxgpt import files, writing
 from jaxgpt.errors import UserError
@@ -24,16 +24,6 @@ from jaxgpt.options.config import Config
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 LONGEST_IDENTITY = 1000  # bytes
 IDENTITY = "wandb_id.txt"  # keeps the run's id there, so that a resumed run goes on with it
-
-
-class Tracker(Protocol):
-    name: str
-
-    def write(self, values: dict[str, Any]) -> None:
-        """Writes a line of metrics.jsonl."""
-        ...
-
-    def close(self) -> None: ...
 
 
 def check(config: Config) -> list[str]:
@@ -50,9 +40,9 @@ def check(config: Config) -> list[str]:
     return names
 
 
-def start(config: Config, folder: Path) -> list[Tracker]:
+def start(config: Config, folder: Path) -> "list[Tracker]":
     """Starts the trackers that the configuration names. UserError as `check` raises it, and where one can't begin."""
-    made: list[Tracker] = []
+    made: "list[Tracker]" = []
     for name in check(config):
         try:
             made.append(TensorBoard(folder) if name == "tensorboard" else WeightsAndBiases(config, folder))
@@ -128,3 +118,6 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
+
+
+Tracker = TensorBoard | WeightsAndBiases

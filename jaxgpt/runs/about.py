@@ -39,16 +39,19 @@ class About(TypedDict):
 def read_about(checkpoint: Path) -> About:
     """Returns a checkpoint's metadata.
 
-    Raises:
-        UserError: The file is no JSON, a field has another type or is out of its bounds, or this version doesn't know
-            an option. The message names the file and the field.
+    UserError, with the file and the field, where it is no JSON, a field has another type or is out of its bounds, or
+    this version doesn't know an option.
     """
     path = checkpoint / FILE
     values = files.read_json(path, within=checkpoint)
     where = shown(path)
-    versions = _field(where, values, "versions", _is_table_of(str), {})
+
+    def field(name: str, valid: Callable[[Any], bool], default: Any) -> Any:
+        return _field(where, values, name, valid, default)
+
+    versions = field("versions", _is_table_of(_is_text), {})
     try:
-        configuration = _configuration(where, _field(where, values, "configuration", _is_table_of(dict), None))
+        configuration = _configuration(where, field("configuration", _is_table_of(_is_table), None))
     except UserError as error:
         wrote = versions.get("jaxgpt", __version__)
         other = f" It was written by jaxgpt {shown(wrote)}, and this is {__version__}." if wrote != __version__ else ""
@@ -56,16 +59,14 @@ def read_about(checkpoint: Path) -> About:
     training = Training(**configuration.get("training", {}))
     number = int(checkpoint.name) if checkpoint.name.isdecimal() and len(checkpoint.name) < 10 else 0
     return About(
-        step=_field(where, values, "step", _is_size, number),
+        step=field("step", _is_size, number),
         configuration=configuration,
-        tokenizer=_field(where, values, "tokenizer", _is_table, {}),
+        tokenizer=field("tokenizer", _is_table, {}),
         versions=versions,
-        sequences_per_step=_field(
-            where, values, "sequences_per_step", _is_size, training.batch_size * training.micro_batches
-        ),
-        text=_field(where, values, "text", _is_fingerprint, {}),
-        lengths=_field(where, values, "lengths", _is_table_of_bytes, {}),
-        converted_from=_field(where, values, "converted_from", lambda value: isinstance(value, str), ""),
+        sequences_per_step=field("sequences_per_step", _is_size, training.batch_size * training.micro_batches),
+        text=field("text", _is_fingerprint, {}),
+        lengths=field("lengths", _is_table_of(_is_bytes), {}),
+        converted_from=field("converted_from", _is_text, ""),
     )
 
 
@@ -121,36 +122,31 @@ def _field(where: str, values: dict[str, Any], name: str, valid: Callable[[Any],
     """Returns a field's value, or its default where it is missing. Without a default it must not be missing."""
     if name not in values and default is not None:
         return default
-    value = values.get(name)
-    if name not in values:
-        raise UserError(f"{where}: {name} is missing. Restore the file from a copy, or take another checkpoint")
-    if not valid(value):
-        raise UserError(
-            f"{where}: {name} can't be {quoted(value)}. Restore the file from a copy, or take another checkpoint"
-        )
-    return value
+    if name not in values or not valid(values[name]):
+        wrong = f"can't be {quoted(values[name])}" if name in values else "is missing"
+        raise UserError(f"{where}: {name} {wrong}. Restore the file from a copy, or take another checkpoint")
+    return values[name]
 
 
 def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value <= settings.LARGEST
 
 
+def _is_bytes(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 def _is_table(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-def _is_table_of(kind: type) -> Callable[[Any], bool]:
-    """Returns a test of whether a value is an object whose values are all of this type."""
-    return lambda value: isinstance(value, dict) and all(type(item) is kind for item in value.values())
-
-
-def _is_table_of_bytes(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_bytes, value.values()))
-
-
-def _is_bytes(value: Any) -> bool:
-    """Returns whether a value is a number of bytes."""
-    return type(value) is int and 0 <= value < 2**63
+def _is_table_of(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Returns a test of whether a value is an object whose values all pass a test."""
+    return lambda value: isinstance(value, dict) and all(map(valid, value.values()))
 
 
 def _is_fingerprint(value: Any) -> bool:
@@ -166,9 +162,7 @@ def _is_fingerprint(value: Any) -> bool:
             and all(_is_size(quota) for quota in quotas)
             and all(_is_fingerprint(source) and "quotas" not in source for source in sources)
         )
-    if "files" in value:
-        return isinstance(value["files"], dict) and all(map(_is_file, value["files"].values()))
-    return _is_file(value)
+    return _is_table_of(_is_file)(value["files"]) if "files" in value else _is_file(value)
 
 
 def _is_file(value: Any) -> bool:

@@ -40,8 +40,6 @@ from jaxgpt.training.state import TrainState, on_trees
 _STEP = re.compile("0|[1-9][0-9]{0,9}")
 _TEMPORARY = re.compile(r"[0-9]{1,10}\.orbax-checkpoint-tmp(-[0-9]+)?")
 
-# Listing
-
 
 def whole_steps(folder: Path) -> list[int]:
     """Returns the steps of the whole checkpoints, those that were written to their end, in order."""
@@ -51,11 +49,9 @@ def whole_steps(folder: Path) -> list[int]:
 def steps_of(folder: Path) -> list[int]:
     """Returns the steps of all checkpoints that have their final name, in order.
 
-    Orbax gives a checkpoint that name when all of its files are written.
-
-    Raises:
-        UserError: The folder can't be read, since a run that seems to have no checkpoint is begun anew; or a
-            checkpoint is a link, since older checkpoints are deleted, and the link may lead to another run's.
+    Orbax gives a checkpoint that name when all of its files are written. UserError where the folder can't be read,
+    since a run that seems to have no checkpoint is begun anew; or where a checkpoint is a link, since older checkpoints
+    are deleted, and the link may lead to another run's.
     """
     found = [folder / name for name in files.names(folder) if _STEP.fullmatch(name) and (folder / name).is_dir()]
     for path in found:
@@ -77,9 +73,6 @@ def unfinished(folder: Path) -> list[Path]:
     return [path for path in begun if path.is_dir() and not path.is_symlink()]
 
 
-# Reading
-
-
 class Found(NamedTuple):
     """The newest whole checkpoint, and a message for each newer one that is damaged."""
 
@@ -89,14 +82,10 @@ class Found(NamedTuple):
 
 
 def find(folder: Path, parts: tuple[str, ...] | None = None) -> Found:
-    """Returns the newest whole checkpoint; all processes get the same one.
+    """Returns the newest whole checkpoint in a run's checkpoints/; all processes get the same one.
 
-    Args:
-        folder: A run's checkpoints/.
-        parts: The subfolders that must be whole, such as ("params", "about"); without it all.
-
-    Raises:
-        UserError: There is no checkpoint, or none that is whole.
+    `parts` are the subfolders that must be whole, such as ("params", "about"); without it all. UserError where there is
+    no checkpoint, or none that is whole.
     """
     found = search(folder, parts)
     if isinstance(found, str):
@@ -145,9 +134,7 @@ def at(path: Path, parts: tuple[str, ...] | None = None) -> Found:
 def load_params(run: Path, model: Model) -> tuple[Params, Found]:
     """Returns the parameters of a run's newest whole checkpoint, and the checkpoint.
 
-    Raises:
-        UserError: As `find` raises it, or the checkpoint is of another model than `model`. A vocabulary size of 0 in
-            `model` stands for any.
+    UserError as `find` raises it, and where it is of another model. A vocabulary size of 0 in `model` stands for any.
     """
     found = find(run / "checkpoints", ("params", "about"))
     different = [
@@ -174,12 +161,8 @@ class Trained(NamedTuple):
 def load(run: Path, devices: int = 0) -> Trained:
     """Returns the model of a run's newest whole checkpoint, and names damaged ones on stderr.
 
-    Args:
-        run: The run's folder.
-        devices: Number of devices, each of which gets all parameters; 0 takes all devices.
-
-    Raises:
-        UserError: There is no such run, it has no whole checkpoint, or there are fewer devices.
+    Each of so many devices gets all parameters; 0 takes all devices. UserError where there is no such run, it has no
+    whole checkpoint, or there are fewer devices.
     """
     if not files.exists(run / "config.toml"):
         raise UserError(f"--run {shown(run)}: not a run's folder (it has no config.toml){settings.runs_near(run)}")
@@ -234,12 +217,7 @@ def save_params(path: Path, params: Params, about: dict[str, Any]) -> None:
 
 
 def load_state(path: Path, target: TrainState) -> TrainState:
-    """Returns a checkpoint's train state.
-
-    Args:
-        path: The checkpoint.
-        target: The state's shapes, dtypes and, where its leaves have them, shardings.
-    """
+    """Returns a checkpoint's train state, with the shapes, dtypes and, where it has them, shardings of `target`."""
     params, optimizer = saved_form(target)
     arguments = ocp.args.Composite(
         params=ocp.args.StandardRestore(_placed(params)), optimizer=ocp.args.StandardRestore(_placed(optimizer))
@@ -292,9 +270,6 @@ def _read(path: Path, arguments: ocp.args.Composite) -> Any:
             message = errors.one_line(error)
         let_others_fail()
     raise UserError(f"{path}: this checkpoint can't be read ({message}). Restore it from a copy, or train anew")
-
-
-# Orbax
 
 
 def let_others_fail() -> None:

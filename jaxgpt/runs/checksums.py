@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 
 from jaxgpt import files, writing
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, reason
 from jaxgpt.foreign_text import shown
 
 NAME = "SHA256SUMS"
@@ -34,13 +34,10 @@ def is_there(folder: Path) -> bool:
 
 
 def damage(folder: Path, parts: tuple[str, ...] | None = None) -> str:
-    """Returns a description of what is wrong with the files; empty if nothing is.
+    """Returns a description of what is wrong with a checkpoint's files; empty if nothing is.
 
-    Links, pipes and devices are damage too: a checkpoint has none, and reading one may never end.
-
-    Args:
-        folder: The checkpoint.
-        parts: The subfolders to check, beside the files that are in none; without it all.
+    Links, pipes and devices are damage too: a checkpoint has none, and reading one may never end. With `parts` it
+    checks these subfolders alone, and the files that are in none.
     """
 
     def wanted(names: dict[str, str]) -> dict[str, str]:
@@ -56,7 +53,7 @@ def damage(folder: Path, parts: tuple[str, ...] | None = None) -> str:
         written = wanted({line[66:]: line[:64] for line in lines})
         found = _digests(folder, parts)
     except OSError as error:
-        return error.strerror or str(error)
+        return reason(error)
     except UserError as error:
         return str(error)
     except UnicodeDecodeError:
@@ -73,8 +70,12 @@ def damage(folder: Path, parts: tuple[str, ...] | None = None) -> str:
 
 def _digests(folder: Path, parts: tuple[str, ...] | None = None) -> dict[str, str]:
     """Returns the SHA-256 of each file in the folder but SHA256SUMS. UserError for anything but files and folders."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
     digests = {}
-    for root, folders, names in os.walk(folder, onerror=_fail):
+    for root, folders, names in os.walk(folder, onerror=fail):
         if parts is not None and Path(root) == folder:
             folders[:] = [name for name in folders if name in parts]
         for name in [*folders, *names]:
@@ -89,7 +90,3 @@ def _digests(folder: Path, parts: tuple[str, ...] | None = None) -> dict[str, st
                 with files.open_file(path, within=folder) as file:
                     digests[relative] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
-
-
-def _fail(error: OSError) -> None:
-    raise error

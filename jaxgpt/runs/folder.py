@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxgpt import files, writing
-from jaxgpt.errors import RunError, UserError
+from jaxgpt.errors import RunError, UserError, reason
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.options import settings
 from jaxgpt.options.config import Config
@@ -61,18 +61,16 @@ def will_resume(config: Config) -> bool:
 class RunFolder:
     """An open run folder: a new one or, with `run.resume`, one that has checkpoints, left unchanged until `go_on`.
 
-    Everything is written into the folder itself: no link that lies in it is followed.
-
-    Raises:
-        UserError: The folder can't be made or opened, it exists and may not be replaced, another process trains in it,
-            or there is nothing to resume where there should be.
+    Everything is written into the folder itself: no link that lies in it is followed. UserError where the folder can't
+    be made or opened, it exists and may not be replaced, another process trains in it, or there is nothing to resume
+    where there should be.
     """
 
     def __init__(self, config: Config):
         self.config = config  # as asked for: what each machine decides for itself is left open
         self.path = Path(config.run.folder) / config.run.name
         self.notes: list[str] = []  # lines to print at the start
-        self._lock = writing.Lock(None)
+        self._lock = writing.Lock()
         self._file: BinaryIO = io.BytesIO()  # metrics.jsonl, once it is open
         try:
             self._take()
@@ -135,29 +133,23 @@ class RunFolder:
         kept = set(files.names(self.checkpoints)) - {path.name for path in checkpoints.unfinished(self.checkpoints)}
         return sorted(names) + sorted(f"checkpoints/{name}" for name in kept)
 
-    def start_over(self, reason: str) -> None:
-        """Begins anew where nothing can be resumed after all, and keeps the old folder under another name.
-
-        Args:
-            reason: Why nothing can be resumed, to print at the start.
-        """
+    def start_over(self, why: str) -> None:
+        """Begins anew where nothing can be resumed, for a reason to print, and keeps the folder under another name."""
         try:
             with writing.reserved(self.path):
                 writing.check_no_link(self.path)
-                self._keep(reason)
+                self._keep(why)
                 self._make()
         except OSError as error:
             raise _cannot_write(self.path, error) from None
         self.resumes = False
 
-    def _keep(self, reason: str) -> None:
-        """Renames the folder to a free name, and notes that with the reason. The name must be reserved."""
-        kept = next(path for number in itertools.count(1) if not os.path.lexists(path := self._aside(number)))
+    def _keep(self, why: str) -> None:
+        """Renames the folder to a free name, and notes that with the reason `why`. The name must be reserved."""
+        names = (self.path.with_name(f"{self.path.name}.damaged-{number}") for number in itertools.count(1))
+        kept = next(path for path in names if not os.path.lexists(path))
         self.path.rename(kept)
-        self.notes = [f"{reason}. This run is kept as {kept}, and begins anew"]
-
-    def _aside(self, number: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.damaged-{number}")
+        self.notes = [f"{why}. This run is kept as {kept}, and begins anew"]
 
     def go_on(self, config: Config, step: int, lengths: dict[str, Any]) -> list[str]:
         """Cuts the growing files back to their lengths when the state after `step` was saved, and opens them.
@@ -171,7 +163,11 @@ class RunFolder:
         Returns:
             Messages on damaged lines.
         """
-        lines, texts = (_length(lengths, name) for name in GROWING)
+        for name in GROWING:
+            length = lengths.get(name)
+            if type(length) is not int or length < 0:
+                raise UserError(f"the checkpoint says that {name} had {quoted(length)} bytes. Restore it from a copy")
+        lines, texts = (lengths[name] for name in GROWING)
         try:
             for name in OURS:
                 writing.clear(self.path / name)
@@ -252,7 +248,7 @@ class Onlooker(RunFolder):
         self.path = Path(config.run.folder) / config.run.name
         self.notes: list[str] = []
 
-    def start_over(self, reason: str) -> None:
+    def start_over(self, why: str) -> None:
         self.resumes = False
 
     def go_on(self, config: Config, step: int, lengths: dict[str, Any]) -> list[str]:
@@ -279,14 +275,5 @@ def open_folder(config: Config) -> RunFolder:
     return folder
 
 
-def _length(lengths: dict[str, Any], name: str) -> int:
-    """Returns a file's length as the checkpoint states it. UserError where it isn't one."""
-    length = lengths.get(name)
-    if not isinstance(length, int) or isinstance(length, bool) or length < 0:
-        raise UserError(f"the checkpoint says that {name} had {quoted(length)} bytes. Restore it from a copy")
-    return length
-
-
 def _cannot_write(path: Path, error: Exception) -> UserError:
-    reason = getattr(error, "strerror", None) or error
-    return UserError(f"{path}: can't write there ({reason}). Choose another folder with --run.folder")
+    return UserError(f"{path}: can't write there ({reason(error)}). Choose another folder with --run.folder")

@@ -62,18 +62,10 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def cut_back(path: Path, length: int, step: int) -> list[str]:
-    """Cuts a metrics.jsonl back to what it had when the state after `step` was saved.
+    """Cuts a metrics.jsonl, if there is one, back to its `length` in bytes when the state after `step` was saved.
 
-    Evaluations of steps up to `step` that were added later stay. Lines that can't be read are moved to `DAMAGED`. The
-    file is written anew, so that a file that was linked here is left as it is.
-
-    Args:
-        path: The file, which need not exist.
-        length: The bytes that it had then.
-        step: The step.
-
-    Returns:
-        Messages: one if there was a damaged line, else none.
+    Evaluations of steps up to `step` that were added later stay. Lines that can't be read are moved to `DAMAGED`, and
+    a message says so. The file is written anew, so that a file that was linked here is left as it is.
     """
     if not files.exists(path):
         return []
@@ -90,18 +82,19 @@ def cut_back(path: Path, length: int, step: int) -> list[str]:
             values = parse(text)
             if values is None:
                 if end <= length:
-                    aside = aside or opened.enter_context(_aside(path.with_name(DAMAGED)))
+                    aside = aside or opened.enter_context(writing.open_to_append(path.with_name(DAMAGED)))
                     aside.write(text if text.endswith(b"\n") else text + b"\n")
                     first, count = first or number, count + 1
             elif values["step"] <= step and (end <= length or values.get("by") == EVALUATE):
                 kept.write(text)
-    if not count:
-        return []
-    if count == 1:
-        return [f"{path}: line {first:,} can't be read; it is put aside into {DAMAGED}"]
-    return [
-        f"{path}: {count:,} lines, the first of them line {first:,}, can't be read; they are put aside into {DAMAGED}"
-    ]
+        if aside:  # on the disk before the lines are gone from here
+            aside.flush()
+            os.fsync(aside.fileno())
+    if count > 1:
+        lines, they = f"{count:,} lines, the first of them line {first:,},", "they are"
+    else:
+        lines, they = f"line {first:,}", "it is"
+    return [f"{path}: {lines} can't be read; {they} put aside into {DAMAGED}"] if count else []
 
 
 def cut_text(path: Path, length: int) -> None:
@@ -113,21 +106,8 @@ def cut_text(path: Path, length: int) -> None:
         kept.truncate(min(length, kept.tell()))
 
 
-@contextlib.contextmanager
-def _aside(path: Path) -> Iterator[BinaryIO]:
-    """Opens the file of damaged lines to append to; they are on the disk when the block ends."""
-    with writing.open_to_append(path) as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def add_evaluation(run: Path, values: dict[str, Any]) -> str:
-    """Appends an evaluation to the metrics.jsonl of a run that isn't open here.
-
-    Returns:
-        Why it wasn't added; empty if it was.
-    """
+    """Appends an evaluation to the metrics.jsonl of a run that isn't open here; returns why not, empty if it was."""
     path = run / NAME
     try:
         with writing.lock(run, TRAINING), writing.open_to_append(path) as file:

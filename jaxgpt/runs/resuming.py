@@ -25,17 +25,13 @@ from jaxgpt.training.state import TrainState
 FIXED = {"data": {"tokenizer", "validation_fraction"}, "training": {"sequence_length", "seed", "init_from"}}
 
 
-def sequences_per_step(config: Config) -> int:
-    return config.training.micro_batches * config.training.batch_size
-
-
 def about(folder: RunFolder, data: Corpus) -> dict[str, Any]:
     """Returns a checkpoint's metadata, without its step."""
     return {
         "configuration": dataclasses.asdict(folder.config),
         "versions": settings.versions(),
         "tokenizer": data.tokenizer.state(),
-        "sequences_per_step": sequences_per_step(folder.config),
+        "sequences_per_step": folder.config.training.micro_batches * folder.config.training.batch_size,
         "text": data.fingerprint,
         "lengths": folder.lengths(),
     }
@@ -55,13 +51,8 @@ def find(folder: RunFolder, data: Corpus) -> Found | None:
     """Finds the newest whole checkpoint, and checks that the run may resume from it.
 
     With `--resume auto` a run without a whole checkpoint begins anew, and the old folder is kept under another name: a
-    job that is restarted again and again would otherwise never get further.
-
-    Returns:
-        The checkpoint; None where the folder is a new one now.
-
-    Raises:
-        UserError: There is none, it is another run's, or the text is not the one it was trained on.
+    job that is restarted again and again would otherwise never get further. Returns None where the folder is a new one
+    now. UserError where there is no checkpoint, it is another run's, or the text is not the one it was trained on.
     """
     found = checkpoints.search(folder.checkpoints)
     if isinstance(found, str):
@@ -79,13 +70,7 @@ def find(folder: RunFolder, data: Corpus) -> Found | None:
 
 
 def resume(folder: RunFolder, found: Found, target: TrainState) -> tuple[TrainState, list[str]]:
-    """Returns the restored state and the lines to print, and cuts the run's files back to that step.
-
-    Args:
-        folder: The run's open folder.
-        found: The checkpoint to resume from.
-        target: The state's shapes.
-    """
+    """Returns the state in the form of `target`, and the lines to print; cuts the run's files back to that step."""
     config, saved = folder.config, found.about
     state = checkpoints.load_state(found.path, target)
     if state.nonfinite >= config.training.stop_after_nonfinite:  # the run stopped for these, and now tries again
@@ -110,7 +95,7 @@ def _check(where: str, saved: About, config: Config, data: Corpus) -> None:
     ]
     if saved["tokenizer"] != data.tokenizer.state() and not different:
         different.append("the tokenizer has other tokens")
-    sequences = sequences_per_step(config)
+    sequences = config.training.micro_batches * config.training.batch_size
     if saved["sequences_per_step"] != sequences:
         different.append(
             f"a step had {saved['sequences_per_step']} sequences and has {sequences} "

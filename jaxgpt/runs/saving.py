@@ -64,10 +64,7 @@ class Writer:
     def due(self, step: int, *, late: bool | None = None, idle: bool | None = None) -> bool:
         """Returns whether to save the state after this step now. A save that is due waits for the one before it.
 
-        Args:
-            step: The number of the step.
-            late: `late` as all processes have agreed on it; this process's own if None.
-            idle: `idle` as all processes have agreed on it; this process's own if None.
+        `late` and `idle` are what all processes have agreed on; this process's own if None.
         """
         steps = self.options.every_steps
         self._wanted |= steps > 0 and step % steps == 0

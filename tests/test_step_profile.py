@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks import step_profile as profile
 from jaxgpt.layers import gelu, linear
 from jaxgpt.options.config import Compute, Config, Model, Training
-from jaxgpt.reports import profile
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
