@@ -34,15 +34,13 @@ def use(choice: str) -> None:
     """Has JAX keep what it compiles from now on. Call it before anything is compiled.
 
     A folder that can't be written is no reason to stop: stderr says so, and programs are compiled anew. The same holds
-    for the user's cache folder where others can write to it. Where `choice` is empty, JAX's own variables apply
-    (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE).
+    for the user's cache folder where others can write to it. UserError where others can write to a folder that was
+    named.
 
     Args:
         choice: The folder, as in `run.compilation_cache`: from the user's command line alone, never from a file that
-            may come from others. Empty takes compiled/ in the user's cache folder; OFF keeps nothing.
-
-    Raises:
-        UserError: Others can write to the folder that was named.
+            may come from others. OFF keeps nothing. Where it is empty, JAX's own variables apply
+            (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE), and else compiled/ in the user's cache folder.
     """
     if choice == OFF or not (choice or jax.config.values["jax_enable_compilation_cache"]):
         jax.config.update("jax_enable_compilation_cache", False)

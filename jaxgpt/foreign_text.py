@@ -7,10 +7,10 @@ import json
 import re
 import tomllib
 import unicodedata
-from collections.abc import Callable
 from typing import Any
 
 DEEPEST = 64  # levels of nested arrays and tables
+TOO_DEEP = f"more than {DEEPEST} arrays or objects within one another"
 LONGEST_NUMBER = 20  # digits of an integer: one of 64 bits has no more
 LONGEST_SHOWN = 200  # characters of a value in a message
 MOST_DOTS = 256  # in a line of TOML: each could open a table within a table
@@ -57,45 +57,34 @@ def _written_out(character: str) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
-def parse_json(text: str | bytes, constant: Callable[[str], Any] | None = None, *, unique: bool = False) -> Any:
-    """Returns the value of a JSON text.
+def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
+    """Returns the value of a JSON text; bytes must be UTF-8, and may begin with a byte order mark.
 
-    Args:
-        text: The text; bytes must be UTF-8, and may begin with a byte order mark.
-        constant: Converts NaN, Infinity and -Infinity; without it they are floats, as in Python's json.
-        unique: Whether an object with a key twice is refused. Otherwise the last value counts.
-
-    Raises:
-        ValueError: The text is no JSON, arrays and objects are nested more than `DEEPEST` deep, an integer has more
-            than `LONGEST_NUMBER` digits, or a key is there twice. The reason is short.
+    With `unique` an object with a key twice is refused. Otherwise the last value counts. ValueError where the text is
+    no JSON, arrays and objects are nested more than `DEEPEST` deep, or an integer has more than `LONGEST_NUMBER`
+    digits.
     """
     text = decode(text) if isinstance(text, bytes) else text.removeprefix("\ufeff")
     if text.count("[") + text.count("{") > DEEPEST:
         _check_depth(text)
     try:
-        pairs = _unique if unique else None
-        return json.loads(text, parse_int=_integer, parse_constant=constant, object_pairs_hook=pairs)
+        return json.loads(text, parse_int=_integer, object_pairs_hook=_unique if unique else None)
     except RecursionError:
-        raise ValueError(_too_deep()) from None
+        raise ValueError(TOO_DEEP) from None
 
 
-def parse_toml(text: str | bytes, parse_float: Callable[[str], Any] = float) -> dict[str, Any]:
-    """Returns the tables of a TOML text.
+def parse_toml(text: str | bytes) -> dict[str, Any]:
+    """Returns the tables of a TOML text; bytes must be UTF-8, and may begin with a byte order mark.
 
-    Args:
-        text: The text; bytes must be UTF-8, and may begin with a byte order mark.
-        parse_float: Converts a float's text.
-
-    Raises:
-        ValueError: The text is no TOML, tables and arrays are nested too deep, or an integer needs more than 64 bits.
+    ValueError where it is no TOML, tables and arrays are nested too deep, or an integer needs more than 64 bits.
     """
     text = decode(text) if isinstance(text, bytes) else text.removeprefix("\ufeff")
     if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
         raise ValueError(f"a line has more than {MOST_DOTS} dots")
     try:
-        tables = tomllib.loads(text, parse_float=parse_float)
+        tables = tomllib.loads(text)
     except RecursionError:
-        raise ValueError(_too_deep()) from None
+        raise ValueError(TOO_DEEP) from None
     except tomllib.TOMLDecodeError as error:
         raise ValueError(shown(error)) from None
     except ValueError:  # an integer of more digits than Python converts
@@ -130,10 +119,6 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _too_deep() -> str:
-    return f"more than {DEEPEST} arrays or objects within one another"
-
-
 _BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|$)|[\[{\]}]', re.DOTALL)
 
 
@@ -145,7 +130,7 @@ def _check_depth(text: str) -> None:
             case "[" | "{":
                 depth += 1
                 if depth > DEEPEST:
-                    raise ValueError(_too_deep())
+                    raise ValueError(TOO_DEEP)
             case "]" | "}":
                 depth -= 1
 
@@ -155,7 +140,7 @@ def _check_values(tables: dict[str, Any]) -> None:
     while waiting:
         value, depth = waiting.pop()
         if depth > DEEPEST:
-            raise ValueError(_too_deep())
+            raise ValueError(TOO_DEEP)
         if isinstance(value, (dict, list)):
             waiting += [(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value)]
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:

@@ -35,17 +35,17 @@ def prepare() -> None:
             stream.reconfigure(errors="backslashreplace" if number else "surrogateescape")
 
 
-def say(text: object = "", *, error: bool = False, end: str = "\n", flush: bool = False) -> None:
+def say(text: object = "", *, error: bool = False, flush: bool = False) -> None:
     """Prints a text with control characters escaped, to stdout, or with `error` to stderr.
 
     File names, fields of files, tokens and drawn text come from others, so the package prints by this function alone,
     or by rich's Console with `printable` and without markup. An error while printing an error is ignored.
     """
     if not error:
-        print(printable(str(text)), end=end, flush=flush)
+        print(printable(str(text)), flush=flush)
         return
     try:
-        print(printable(str(text)), file=sys.stderr, end=end, flush=True)
+        print(printable(str(text)), file=sys.stderr, flush=True)
     except (OSError, ValueError):  # ValueError: it has been closed
         discard(sys.stderr)
 
@@ -63,14 +63,11 @@ def ending_at_once() -> Iterator[None]:
         end(Interrupted.status)
 
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+    with contextlib.ExitStack() as restored:
+        if before is signal.default_int_handler and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, end_now)
+            restored.callback(signal.signal, signal.SIGINT, before)
         yield
-        return
-    signal.signal(signal.SIGINT, end_now)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def end(status: int) -> NoReturn:

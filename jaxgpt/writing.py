@@ -49,9 +49,8 @@ def new_file(path: Path, *, overwrite: bool = False) -> contextlib.AbstractConte
 
 def new_folder(path: Path, *, overwrite: bool = False) -> contextlib.AbstractContextManager[Path]:
     """Makes a new empty folder, which is renamed to `path` as the file of `new_file`, with the same errors."""
-    return _new(
-        path, overwrite, replacing_folder, "" if path.is_dir() or not path.exists() else "a file, where a folder is"
-    )
+    free = path.is_dir() or not path.exists()
+    return _new(path, overwrite, replacing_folder, "" if free else "a file, where a folder is")
 
 
 @contextlib.contextmanager
@@ -180,16 +179,10 @@ class Lock(contextlib.ExitStack):
 
 
 def lock(path: Path, does: str, *, make: bool = False) -> Lock:
-    """Locks a file or a folder.
+    """Locks a file or a folder, or with `make` an empty file that it makes where there is none.
 
-    Args:
-        path: The file or folder.
-        does: The activity of another process that has locked it, for the message: "is training this run".
-        make: Whether to make an empty file where there is none.
-
-    Raises:
-        UserError: Another process has locked it.
-        OSError: It can't be opened.
+    UserError where another process has locked it, which `does` something: "is training this run". OSError where it
+    can't be opened.
     """
     if sys.platform == "win32":
         return Lock()

@@ -6,7 +6,7 @@ import pytest
 
 from jaxgpt.commands import cli, train
 from jaxgpt.commands.generate import Generate
-from jaxgpt.options import command_line, suggestions
+from jaxgpt.options import command_line
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
 
@@ -117,10 +117,10 @@ def test_options_that_there_are_not_are_all_said(fails):
 def test_what_others_call_an_option_leads_to_one_of_ours():
     """Each entry of the table, for one command or another."""
     known = {kind: list(command_line.names(kind)) for kind in (cli.Train, Generate)}
-    for other in suggestions.OTHERS:
-        found = [name for names in known.values() for name in suggestions.meant(f"--{other}", names)]
-        assert any(suggestions.OTHERS[other] in (name, name.rpartition(".")[2]) for name in found), other
-    for other in suggestions.OTHERS.keys() | suggestions.ABSENT:
+    for other in command_line.OTHERS:
+        found = [name for names in known.values() for name in command_line.meant(f"--{other}", names)]
+        assert any(command_line.OTHERS[other] in (name, name.rpartition(".")[2]) for name in found), other
+    for other in command_line.OTHERS.keys() | command_line.ABSENT:
         assert not any(other in names for names in known.values()), other
 
 

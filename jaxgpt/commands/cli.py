@@ -27,8 +27,8 @@ from jaxgpt import environment, errors, terminal
 from jaxgpt.errors import Interrupted, JaxgptError, UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.options import command_line, settings
+from jaxgpt.options.command_line import nearest
 from jaxgpt.options.config import Config
-from jaxgpt.options.suggestions import nearest
 
 if TYPE_CHECKING:
     from jaxgpt.commands.train import Observer
@@ -47,9 +47,7 @@ def start() -> int:
 def main(arguments: Sequence[str] | None = None, observers: Sequence["Observer"] = ()) -> int:
     """Runs a command and returns its exit status, as docs/resuming.md lists them.
 
-    Args:
-        arguments: The words of the command line; by default this process's own.
-        observers: Called with the metrics of a training run, as `train.train` says.
+    The words are by default this process's own. The observers are called with a run's metrics, as `train.train` says.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     return run(lambda words: _command(words, observers), words, of_process=arguments is None)

@@ -81,14 +81,8 @@ def with_attention(config: Config) -> tuple[Config, str]:
 def with_shape(config: Config, given: set[str]) -> Config:
     """Returns the configuration with the shape and tokenizer of the weights `training.init_from`.
 
-    A resumed run keeps what it had; the weights that it began with need not exist any more.
-
-    Args:
-        config: The options.
-        given: The options that the user named, as "section.key".
-
-    Raises:
-        UserError: The weights can't be read, or one of the `given` options differs from theirs.
+    A resumed run keeps what it had; the weights that it began with need not exist any more. UserError where the weights
+    can't be read, or differ in one of the options that the user has given, "section.key".
     """
     named = {key: value for key, value in asdict(config.model).items() if f"model.{key}" in given and value}
     if will_resume(config):  # resuming refuses other options itself
@@ -154,9 +148,8 @@ def about_weights(source: WeightSource) -> list[str]:
 
 def _check_tokenizer(name: str, theirs: str, ours: str) -> None:
     if theirs != ours:
-        raise UserError(
-            f"--init-from {name}: these weights are of the tokenizer {theirs}, and --data.tokenizer is {ours}"
-        )
+        wrong = f"these weights are of the tokenizer {theirs}, and --data.tokenizer is {ours}"
+        raise UserError(f"--init-from {name}: {wrong}")
 
 
 def _other_tokens(name: str, theirs: Tokenizer, ours: Tokenizer) -> str:

@@ -11,15 +11,7 @@ from rich.console import Console
 from jaxgpt import writing
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.interop import (
-    detect_format,
-    huggingface_export,
-    huggingface_tokenizer,
-    llmc,
-    llmc_tokenizer,
-    runs,
-    tensors,
-)
+from jaxgpt.interop import detect_format, huggingface_export, huggingface_tokenizer, llmc, llmc_tokenizer, runs, tensors
 from jaxgpt.interop.source import WeightSource
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
@@ -137,18 +129,15 @@ def _dtype(dtype: str, form: Format, source: WeightSource) -> str:
 
 def _write_llmc(to: Path, source: WeightSource, params: Params, dtype: str, overwrite: bool) -> list[Path]:
     """Writes the model file, and beside it the tokenizer's where the format can hold it. Returns their paths."""
-    written = [to]
-    tokenizer = source.tokenizer
+    written, tokenizer, longest = [to], source.tokenizer, llmc_tokenizer.LONGEST
     beside = to.with_name(f"{to.stem}_tokenizer.bin")
     if tokenizer and tokenizer.end_of_text is not None:
-        if all(1 <= len(token) <= llmc_tokenizer.LONGEST for token in tokenizer.tokens):
+        if all(1 <= len(token) <= longest for token in tokenizer.tokens):
             with writing.new_file(beside, overwrite=overwrite) as path:
                 llmc_tokenizer.write(path, tokenizer.tokens, tokenizer.end_of_text)
             written.append(beside)
         else:
-            _say(
-                "note", f"the tokenizer has tokens of 0 or over {llmc_tokenizer.LONGEST} bytes: no llm.c tokenizer file"
-            )
+            _say("note", f"the tokenizer has tokens of 0 or over {longest} bytes: no llm.c tokenizer file")
     elif tokenizer:
         _say("note", f"the tokenizer {tokenizer.name} has no end-of-text token, and so no llm.c tokenizer file")
     with writing.new_file(to, overwrite=overwrite) as path:

@@ -13,8 +13,7 @@ from jaxgpt.data.loader import Tokens
 from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.evaluation import multiple_choice, task_files
-from jaxgpt.evaluation.loss import bits_per_byte_of_one_nat, make_validation_loss
-from jaxgpt.evaluation.scoring import make_scorer
+from jaxgpt.evaluation.scoring import bits_per_byte_of_one_nat, make_scorer, make_validation_loss
 from jaxgpt.foreign_text import shown
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.options import command_line, settings
@@ -56,9 +55,7 @@ def run(words: list[str]) -> int:
     """
     options = command_line.read(Evaluate, words, "evaluate")
     task, data, limit, run = options.task, options.data, options.limit, Path(options.run)
-    for key in ("limit", "shots", "devices"):
-        settings.check_number(getattr(options, key), "", key)
-    settings.check_number(options.batch_size, "", "batch_size", positive=True)
+    settings.check_own(options, ("batch_size",), ("limit", "shots", "devices"))
     if options.shots and not task:
         raise UserError(f"--shots {options.shots}: only a task has examples to show. Name it with --task")
     if task:
@@ -108,11 +105,8 @@ def _loss(model: Trained, data: str, limit: int, batch_size: int) -> tuple[str, 
     bits = loss * bits_per_byte_of_one_nat(config, tokens, length, tokenizer)
     count = min(len(tokens) - 1, limit * sequences * length or len(tokens))
     what = f"the loss of {data} is" if data else "validation loss"
-    return f"{what} {loss:.4f}, {bits:.4f} bits per byte, {count:,} tokens", {
-        "val_loss": loss,
-        "val_bits_per_byte": bits,
-        "tokens": count,
-    }
+    line = f"{what} {loss:.4f}, {bits:.4f} bits per byte, {count:,} tokens"
+    return line, {"val_loss": loss, "val_bits_per_byte": bits, "tokens": count}
 
 
 def _validation_split(model: Trained, name: str) -> Tokens:

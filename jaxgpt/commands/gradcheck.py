@@ -98,21 +98,16 @@ def _shapes(config_name: str) -> tuple[Model, Compute, int, int]:
     settings.check(config)
     config = configuration.without_text(config)
     length = min(LONGEST, config.training.sequence_length)
-    _check_memory(config_name, config.model)
-    # The oracle differentiates the forward: cuDNN's is a primitive, and takes no float64.
-    compute = dataclasses.replace(
-        config.compute, attention="blocks", classifier_chunk=min(config.compute.classifier_chunk, length)
-    )
-    if compute.recompute == "auto":  # "auto" is this where there is memory enough
-        compute = dataclasses.replace(compute, recompute="none")
-    return config.model, compute, BATCH, length
-
-
-def _check_memory(config_name: str, model: Model) -> None:
-    needed = COPIES * 8 * family(model).parameter_count(model, padded=True)
+    needed = COPIES * 8 * family(config.model).parameter_count(config.model, padded=True)
     has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > has:
         raise UserError(
             f"--config {config_name}: jax.grad in float64 would need about {needed / 2**30:.0f} GiB for a model of "
             f"this size, and this machine has {has / 2**30:.0f} GiB. Check a smaller config: the layers are the same"
         )
+    # The oracle differentiates the forward: cuDNN's is a primitive, and takes no float64.
+    chunk = min(config.compute.classifier_chunk, length)
+    compute = dataclasses.replace(config.compute, attention="blocks", classifier_chunk=chunk)
+    if compute.recompute == "auto":  # "auto" is this where there is memory enough
+        compute = dataclasses.replace(compute, recompute="none")
+    return config.model, compute, BATCH, length

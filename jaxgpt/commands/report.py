@@ -9,8 +9,8 @@ import tyro
 from jaxgpt import files, writing
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.options import command_line, settings
-from jaxgpt.options.suggestions import nearest
-from jaxgpt.reports import live, page
+from jaxgpt.options.command_line import nearest
+from jaxgpt.reports import live_report, page
 from jaxgpt.reports.history import History
 from jaxgpt.reports.live_report import REPORT
 from jaxgpt.terminal import say
@@ -38,7 +38,14 @@ def run(words: list[str]) -> int:
     folders = [Path(name) for name in dict.fromkeys(options.runs)]
     _check(options, folders)
     if options.live:
-        return serve(live.listen(folders, options.port))
+        with live_report.listen(folders, options.port) as server:
+            server.runs.read()  # so that damaged files are reported here
+            say(f"report  {server.url} (Ctrl-C ends it)", flush=True)
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:
+                say("\nended")
+        return 0
     path = Path(options.output) if options.output else (folders[0] / REPORT if len(folders) == 1 else Path(REPORT))
     shown = [page.of_run(folder, History(folder / "metrics.jsonl").read_all()) for folder in folders]
     try:
@@ -70,15 +77,3 @@ def _check(options: Report, folders: list[Path]) -> None:
             raise UserError(f"{folder}: there is no such folder{settings.runs_near(folder) if near == '.' else near}")
         if not files.exists(folder / "metrics.jsonl"):
             raise UserError(f"{folder}: not a run's folder (it has no metrics.jsonl){settings.runs_near(folder)}")
-
-
-def serve(server: live.Server) -> int:
-    """Answers until Ctrl-C."""
-    with server:
-        server.runs.read()  # so that damaged files are reported here
-        say(f"report  {server.url} (Ctrl-C ends it)", flush=True)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            say("\nended")
-    return 0

@@ -60,10 +60,8 @@ def run(words: list[str]) -> int:
     listened on; Terminated where the server was ended by SIGTERM.
     """
     options = command_line.read(Serve, words, "serve")
-    for key in ("slots", "waiting", "max_tokens", "texts", "connections"):
-        settings.check_number(getattr(options, key), "", key, positive=True)
-    for key in ("per_minute", "wrong_keys"):
-        settings.check_number(getattr(options, key), "", key)
+    positive = ("slots", "waiting", "max_tokens", "texts", "connections")
+    settings.check_own(options, positive, ("per_minute", "wrong_keys"))
     missing = [package for package in ("starlette", "uvicorn") if importlib.util.find_spec(package) is None]
     if missing:
         raise UserError(

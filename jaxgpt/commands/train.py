@@ -48,16 +48,14 @@ Observer = Callable[[Trainer, dict[str, Any]], None]
 def train(config: Config, *observers: Observer) -> None:
     """Trains as the configuration says, in a new run folder or, resuming, in the existing one.
 
-    Args:
-        config: The options.
-        observers: Called with the trainer and the values of each line of metrics.jsonl once it is written.
+    The observers are called with the trainer and the values of each line of metrics.jsonl once it is written.
 
     Raises:
         RunError: The loss became NaN, or the disk is full.
         Interrupted: Ctrl-C; Terminated after SIGTERM and near the end of a Slurm allocation.
         UserError: The data can't be read, the run can't be resumed, or it doesn't fit the device's memory.
     """
-    asked, data = _complete(config)
+    data, asked = _complete(config)
     configuration.check_processes(asked, data)
     with contextlib.ExitStack() as kept:
         beginning = begin(asked, data, kept)
@@ -85,17 +83,15 @@ def train(config: Config, *observers: Observer) -> None:
                 _run(trainer)
 
 
-def _complete(config: Config) -> tuple[Config, Corpus]:
-    """Returns the configuration with the sizes that follow from the text filled in, and the text."""
+def _complete(config: Config) -> tuple[Corpus, Config]:
+    """Returns the text, and the configuration with the sizes that follow from it."""
     compilation_cache.use(config.run.compilation_cache)
     # How this process was started, and where its machine keeps programs, are no options of the run.
     parallel = dataclasses.replace(config.parallel, processes=0, process=-1, coordinator="")
     config = dataclasses.replace(config, parallel=parallel, run=dataclasses.replace(config.run, compilation_cache=""))
-    mesh.check(config)
-    trackers.check(config)
-    check_name(config)
-    data, config = configuration.complete(config, configuration.tokenizer_of_weights(config))
-    return config, data
+    for check in (mesh.check, trackers.check, check_name):
+        check(config)
+    return configuration.complete(config, configuration.tokenizer_of_weights(config))
 
 
 class Beginning(NamedTuple):

@@ -15,8 +15,8 @@ from jaxgpt.commands.display import Display
 from jaxgpt.commands.stopping import Decisions, Stop
 from jaxgpt.data.corpus import Corpus
 from jaxgpt.errors import AllFailed, RunError
-from jaxgpt.evaluation.loss import bits_per_byte_of_one_nat, make_validation_loss
 from jaxgpt.evaluation.multiple_choice import Tasks
+from jaxgpt.evaluation.scoring import bits_per_byte_of_one_nat, make_validation_loss
 from jaxgpt.foreign_text import printable
 from jaxgpt.generation import batching
 from jaxgpt.options.config import Config
@@ -99,17 +99,12 @@ class Trainer:
                 for act in due:
                     act()
                 self.clock = time.perf_counter()
-            self._check_writer()
+            if problem := self.writer.problem:
+                if processes.count() > 1:  # the others wait for this one's shards
+                    raise RunError(problem)
+                self.display.note(f"{problem}; training goes on")
+                self.writer.problem = ""
         self._record(self.done, pending)
-
-    def _check_writer(self) -> None:
-        """Reports a checkpoint that wasn't written. RunError where other processes wait for this one's shards."""
-        if not self.writer.problem:
-            return
-        if processes.count() > 1:
-            raise RunError(self.writer.problem)
-        self.display.note(f"{self.writer.problem}; training goes on")
-        self.writer.problem = ""
 
     def _record(self, step: int, pending: tuple[Metrics, float] | None) -> None:
         """Reads and records the metrics of step number `step`, counted from 1. Waits until that step is done.

@@ -65,9 +65,7 @@ class JaxGPT(LM):
         pairs: list[Any] = [request.args for request in requests]
         asked = [multiple_choice.split(str(context), str(text), self.model.tokenizer) for context, text in pairs]
         answers = [(score.log_likelihood, score.greedy) for score in self._scores(asked)]
-        for request, answer in zip(requests, answers, strict=True):
-            self.cache_hook.add_partial("loglikelihood", request.args, answer)
-        return answers
+        return self._kept("loglikelihood", requests, answers)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Returns each text's log-likelihood; its tokens are predicted once each, in windows as long as the context."""
@@ -85,21 +83,22 @@ class JaxGPT(LM):
             counts.append(len(disjoint))
         scores = iter(self._scores(asked))
         answers = [sum(next(scores).log_likelihood for _ in range(count)) for count in counts]
-        for request, answer in zip(requests, answers, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, answer)
-        return answers
+        return self._kept("loglikelihood_rolling", requests, answers)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Draws a text for each context, up to one of its stops or the end of a text."""
         tokenizer, config = self.model.tokenizer, self.model.config
         asked = [self._to_draw(*request.args[:2], seed=seed) for seed, request in enumerate(requests)]
         answers = [""] * len(requests)
-        for piece in (
-            batching.generate(self.model.params, asked, config.model, config.compute, tokenizer) if asked else ()
-        ):
-            answers[piece.number] += piece.text
+        if asked:
+            for piece in batching.generate(self.model.params, asked, config.model, config.compute, tokenizer):
+                answers[piece.number] += piece.text
+        return self._kept("generate_until", requests, answers)
+
+    def _kept(self, kind: str, requests: list[Instance], answers: list[Any]) -> list[Any]:
+        """Hands the answers to lm_eval's cache, and returns them."""
         for request, answer in zip(requests, answers, strict=True):
-            self.cache_hook.add_partial("generate_until", request.args, answer)
+            self.cache_hook.add_partial(kind, request.args, answer)
         return answers
 
     def _to_draw(self, context: str, options: dict[str, Any], seed: int) -> batching.Request:

@@ -64,18 +64,10 @@ class Result(NamedTuple):
 
 
 def load(task: str, path: str, tokenizer: Tokenizer, model: Model, *, limit: int = 0, shots: int = 0) -> Examples:
-    """Returns a task's examples in the tokens of the model that is to be scored.
+    """Returns a task's examples in the tokens of the model that is to be scored, from a file or with no path the hub's.
 
-    Args:
-        task: Its name.
-        path: Its file; empty for the hub's.
-        tokenizer: The model's.
-        model: The model.
-        limit: Number of examples, from the beginning; 0 for all.
-        shots: Number of answered questions of MMLU before each.
-
-    Raises:
-        UserError: The file can't be read, the tokenizer hasn't got the tokens, or the model has no room for a choice.
+    It takes so many (`limit`) from the beginning, 0 for all, with `shots` answered questions of MMLU before each.
+    UserError where the file can't be read, the tokenizer hasn't got the tokens, or the model has no room for a choice.
     """
     greedy, taken = False, slice(limit or None)
     if path.endswith(".bin"):
@@ -97,9 +89,8 @@ def load(task: str, path: str, tokenizer: Tokenizer, model: Model, *, limit: int
 def _check(where: str, examples: list[Example], model: Model) -> None:
     for number, example in enumerate(examples, 1):
         for context, completion in example.requests:
-            loader.check_vocabulary(
-                np.array([*context, *completion]), model.vocabulary_size, f"{where}: example {number}"
-            )
+            tokens = np.array([*context, *completion])
+            loader.check_vocabulary(tokens, model.vocabulary_size, f"{where}: example {number}")
             if len(completion) > model.context:
                 raise UserError(
                     f"{where}: example {number} has a choice of {len(completion):,} tokens, and the model's context is "
@@ -187,11 +178,9 @@ class Tasks:
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer):
-        options = config.evaluation
+        limit, named = config.evaluation.limit, _named(config.evaluation.tasks)
         self._scorer: Scorer | None = None
-        self._examples = [
-            load(task, path, tokenizer, config.model, limit=options.limit) for task, path in _named(options.tasks)
-        ]
+        self._examples = [load(task, path, tokenizer, config.model, limit=limit) for task, path in named]
 
     def results(self, config: Config, params: Params) -> Iterator[tuple[Result, float]]:
         """Yields each task's result with the parameters of the train state of `config`, and the seconds it took."""

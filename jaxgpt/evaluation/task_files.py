@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgpt import files, foreign_text
+from jaxgpt import files, foreign_text, writing
 from jaxgpt.data import parquet
 from jaxgpt.errors import RunError, UserError, one_line
 from jaxgpt.evaluation.tasks import TASKS, Malformed, Question, Row
 from jaxgpt.foreign_text import shown as written
-from jaxgpt.options.suggestions import nearest
+from jaxgpt.options.command_line import nearest
 
 CONVERTED = "refs/convert/parquet"  # the revision where the hub keeps every data set as Parquet
 MMLU_FIELDS = 6
@@ -41,15 +41,10 @@ WHAT_TO_DO = "Make the file anew, or restore it from a copy"
 
 
 def questions(task: str, path: str, shots: int = 0) -> list[Question]:
-    """Returns all of a task's questions.
+    """Returns all of a task's questions, from a file or with an empty path from the hub.
 
-    Args:
-        task: Its name.
-        path: Its file; empty to take it from the hub.
-        shots: Number of answered questions of MMLU that come before each, from its development split.
-
-    Raises:
-        UserError: There is no such task or file, or the file isn't as it should be.
+    Before each come so many answered questions of MMLU, from its development split. UserError where there is no such
+    task or file, or the file isn't as it should be.
     """
     check_name(task, path)
     if shots and task != "mmlu":
@@ -81,9 +76,6 @@ def check_name(task: str, path: str) -> None:
         raise UserError(f"there is no task {written(task)}{nearest(task, TASKS)} There are: {', '.join(TASKS)}")
 
 
-# MMLU's answered examples
-
-
 def _development(where: Path, path: str, shots: int) -> dict[str, list[Row]]:
     """Returns the development split's rows by their subject."""
     if not path:
@@ -102,15 +94,11 @@ def _development(where: Path, path: str, shots: int) -> dict[str, list[Row]]:
 
 
 def _shown(row: Row, development: dict[str, list[Row]], shots: int) -> list[Row]:
-    rows = development.get(str(row.get("subject")), [])
+    subject = row.get("subject")
+    rows = development.get(str(subject), [])
     if len(rows) < shots:
-        raise Malformed(
-            f"of its subject, {written(row.get('subject'))}, there are {len(rows)} examples to show, and not {shots}"
-        )
+        raise Malformed(f"of its subject, {written(subject)}, there are {len(rows)} examples to show, and not {shots}")
     return rows[:shots]
-
-
-# Reading
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -161,9 +149,8 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
         lines = csv.reader(io.StringIO(files.read_text(path, LARGEST_BYTES), newline=""))
         for number, fields in enumerate(lines, 1):
             if len(fields) != MMLU_FIELDS:
-                raise UserError(
-                    f"{written(path)}: row {number} has {len(fields)} fields, and {MMLU_FIELDS} are expected"
-                )
+                has = f"row {number} has {len(fields)} fields"
+                raise UserError(f"{written(path)}: {has}, and {MMLU_FIELDS} are expected")
             question, *choices, answer = fields
             yield {"question": question, "choices": choices, "answer": answer, "subject": subject}
     except csv.Error as error:
@@ -182,9 +169,6 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
             raise UserError(f"{written(path)}: a row can't be read ({written(error)}). {RESTORE}") from None
 
 
-# Downloading
-
-
 def _downloaded(task: str, part: str) -> Path:
     """Returns a task's file in the hub's cache, downloaded if it isn't there.
 
@@ -199,9 +183,8 @@ def _downloaded(task: str, part: str) -> Path:
             f"data. {by_hand}"
         ) from None
     try:
-        return Path(
-            hf_hub_download(TASKS[task].repository, f"{part}/0000.parquet", repo_type="dataset", revision=CONVERTED)
-        )
+        name = f"{part}/0000.parquet"
+        return Path(hf_hub_download(TASKS[task].repository, name, repo_type="dataset", revision=CONVERTED))
     except Exception as error:  # of many types: its own, httpx's, the operating system's
         message = one_line(error)
     raise UserError(f"--task {task}: it can't be had from the Hugging Face hub ({message}). {by_hand}")
@@ -240,10 +223,8 @@ def read_llmc(path: Path) -> list[TokenExample]:
     for index in range(count):
         example, place = _llmc_example(path, stream, place, index, longest)
         examples.append(example)
-    if place != len(stream):
-        raise UserError(
-            f"{written(path)}: {2 * (len(stream) - place)} bytes more than its {count} examples have. {WHAT_TO_DO}"
-        )
+    if more := 2 * (len(stream) - place):
+        raise UserError(f"{written(path)}: {more} bytes more than its {count} examples have. {WHAT_TO_DO}")
     return examples
 
 
@@ -292,8 +273,7 @@ def write_llmc(path: Path, examples: Sequence[TokenExample]) -> None:
     header = np.zeros(HEADER_BYTES // 4, "<i4")
     header[:4] = MAGIC, VERSION, len(pieces), max(map(len, pieces), default=0)
     try:
-        temporary = path.with_name(f".{path.name}.new")
-        temporary.write_bytes(header.tobytes() + b"".join(pieces))
-        temporary.replace(path)
+        with writing.replacing(path) as temporary:
+            temporary.write_bytes(header.tobytes() + b"".join(pieces))
     except OSError as error:
         raise RunError(f"{path}: writing failed ({error.strerror})") from error

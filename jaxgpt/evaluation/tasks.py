@@ -89,7 +89,7 @@ def _number(row: Row, key: str) -> int:
         return int(value)
     if type(value) is not int:
         raise Malformed(
-            f"{key} is missing" if value in (None, "") else f"{key} is {quoted(value)}, and must be a number"
+            f"{key} " + ("is missing" if value in (None, "") else f"is {quoted(value)}, and must be a number")
         )
     return value
 
@@ -124,15 +124,11 @@ def _mmlu(row: Row) -> Question:
     asked = "\n".join([_text(row, "question").strip(), *lines, "Answer:"])
     shown = [_mmlu(example) for example in row.get("shown", ())]  # with their answers, before the question
     answered = [f"{example.contexts[0]}{example.completions[example.label]}\n\n" for example in shown]
-    return _asked(f"{_mmlu_heading(row)}{''.join(answered)}{asked}", [*LETTERS], label)
-
-
-def _mmlu_heading(row: Row) -> str:
-    """Returns the heading above the whole; the examples that are shown have none, since their rows have no subject."""
-    subject = row.get("subject")
-    if not isinstance(subject, str):
-        return ""
-    return f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
+    subject, heading = row.get("subject"), ""
+    if isinstance(subject, str):  # the examples that are shown have none, and so no heading
+        name = subject.replace("_", " ")
+        heading = f"The following are multiple choice questions (with answers) about {name}.\n\n"
+    return _asked(f"{heading}{''.join(answered)}{asked}", [*LETTERS], label)
 
 
 def _piqa(row: Row) -> Question:

@@ -17,8 +17,8 @@ import tomli_w
 from jaxgpt import __version__, files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
+from jaxgpt.options.command_line import meant, nearest
 from jaxgpt.options.config import SPIKE_WINDOW, Config, Model, Parallel, Sampling
-from jaxgpt.options.suggestions import meant, nearest
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()), Path("configs"))
@@ -276,6 +276,12 @@ def check_sampling(sampling: Sampling, section: str) -> None:
     _require(0 <= sampling.min_p <= 1, section, "min_p", sampling.min_p, "at least 0 and at most 1")
     check_number(sampling.repetition_penalty, section, "repetition_penalty", positive=True)
     _require(all(sampling.stop), section, "stop", "an empty text", "text of at least one character")
+
+
+def check_own(options: Any, positive: tuple[str, ...], not_negative: tuple[str, ...]) -> None:
+    """Checks numbers among the options of a command's own, as `check_number` does."""
+    for key in (*positive, *not_negative):
+        check_number(getattr(options, key), "", key, positive=key in positive)
 
 
 def check_number(value: float, section: str, key: str, *, positive: bool = False) -> None:

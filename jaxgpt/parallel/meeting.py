@@ -72,11 +72,9 @@ def _gather(place: Place) -> None:
                 for key, _ in ready:
                     if key.data:  # the others say no more than their first line
                         raise RunError(f"process {key.data} has ended before all {place.processes} had met")
-                link = _accepted(server)
-                if link:
+                if link := _accepted(server):
                     links.append(link)
-                    number = _admitted(link, place, numbers)
-                    if number:
+                    if number := _admitted(link, place, numbers):
                         selector.register(link, selectors.EVENT_READ, number)
                         numbers.add(number)
                     else:
@@ -158,7 +156,8 @@ def _join(place: Place) -> None:
             if time.monotonic() >= until:
                 raise RunError(
                     f"{who(place)} waited {start_seconds()} seconds for process 0 at {place.coordinator}: "
-                    f"{reason(error)}. Was it started, is it there, with a port that is free and open, and did it not end at once?"
+                    f"{reason(error)}. Was it started, is it there, with a port that is free and open, and did it not "
+                    "end at once?"
                 ) from None
         time.sleep(RETRY_SECONDS)
     if reply == MEET:

@@ -79,9 +79,7 @@ def in_turn(results: Iterable[Any]) -> Iterator[Any]:
     in a collective never gets all the threads that it needs, and there is never room. So results are read while the
     loop goes on. The device has the next programs in its queue meanwhile.
 
-    Args:
-        results: Dispatches a program for each result that is asked of it. The next one is asked for as soon as fewer
-            than `MOST_IN_FLIGHT` programs are in flight.
+    `results` dispatches a program for each result that is asked of it.
     """
     waiting: deque[Any] = deque()
     for result in results:

@@ -11,7 +11,6 @@ else the service misses its heartbeat and ends them.
 import contextlib
 import json
 import os
-import sys
 import threading
 import time
 import traceback
@@ -24,7 +23,7 @@ from jax._src import distributed  # the service's client has no public name; orb
 from jaxgpt.errors import AllFailed, Interrupted, JaxgptError, RunError, one_line
 from jaxgpt.options.config import Parallel
 from jaxgpt.parallel import cluster, meeting
-from jaxgpt.terminal import say
+from jaxgpt.terminal import end, say
 
 HEARTBEAT_SECONDS = 30  # without a heartbeat, after which a process counts as dead
 CONNECT_SECONDS = 30  # in which JAX must have connected all processes, once they have met
@@ -258,10 +257,9 @@ def _first_to_end() -> bool:
 
 
 def _end(error: BaseException | None) -> None:
-    """Prints the failure that was told and ends the process at once: an ordinary exit would wait for the others.
+    """Prints the failure that was told, or this process's own error, and ends the process at once.
 
-    Args:
-        error: This process's own error; None where it has none.
+    An ordinary exit would wait for the others.
     """
     _first_to_end()
     own = _failure(error) if error else None
@@ -272,15 +270,12 @@ def _end(error: BaseException | None) -> None:
         say(f"error: {failure.message}", error=True)
     elif first() or own is None or own.message != failure.message:
         say(f"error: process {failure.process} failed: {failure.message}", error=True)
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
     if first():
         _wait_for_listeners()
     else:
         with contextlib.suppress(Exception):
             _client().key_value_increment(HEARD, 1)
-    os._exit(failure.status)
+    end(failure.status)
 
 
 def _wait_for_listeners() -> None:

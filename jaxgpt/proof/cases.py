@@ -104,13 +104,14 @@ def swiglu_case(key: Key[Array, ""], B: int, T: int, F: int) -> Case:
 def _layer_case(name: str, layer: Any, params: Tree, x: Array) -> Case:
     """Returns the case of a layer of the plain form forward(params, x), backward(params, residuals, dy)."""
 
+    def forward(inputs):
+        return layer.forward(inputs["params"], inputs["x"])
+
     def backward(inputs, dy):
-        dparams, dx = layer.backward(inputs["params"], layer.forward(inputs["params"], inputs["x"])[1], dy)
+        dparams, dx = layer.backward(inputs["params"], forward(inputs)[1], dy)
         return {"params": dparams, "x": dx}
 
-    return Case(
-        name, {"params": params, "x": x}, lambda inputs: layer.forward(inputs["params"], inputs["x"])[0], backward
-    )
+    return Case(name, {"params": params, "x": x}, lambda inputs: forward(inputs)[0], backward)
 
 
 def _arrays_case(name: str, layer: Any, arrays: dict[str, Any], *more: Array, **options: Any) -> Case:
@@ -183,9 +184,8 @@ def model_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: Compu
     params = jax.jit(lambda: module.init(model, key, jnp.float64))()
     leaves, structure = jax.tree.flatten(params)
     noise = _normals(key, *[leaf.shape for leaf in leaves])  # so that biases and scales aren't at their special values
-    params = jax.tree.unflatten(
-        structure, [np.asarray(leaf) + 0.02 * more for leaf, more in zip(leaves, noise, strict=True)]
-    )
+    leaves = [np.asarray(leaf) + 0.02 * more for leaf, more in zip(leaves, noise, strict=True)]
+    params = jax.tree.unflatten(structure, leaves)
     if compute.layers == "unrolled":
         params = unstacked(params)
     tokens = _integers(key, (B, T), model.vocabulary_size)

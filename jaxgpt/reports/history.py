@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt import files, foreign_text
+from jaxgpt import files
+from jaxgpt.runs import metrics_file
 
 COLUMNS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu", "step_seconds", "data_wait_seconds")
 PIECE = 2**20  # bytes read at once
+RECENT = 200  # values of which a mean is taken
 BUCKETS = 700  # per curve; each keeps its smallest and its largest value
 LAST = 256  # bytes before the place read up to: if they have changed, the file is another one
 
@@ -51,8 +53,8 @@ class History:
                 file.seek(0)
             piece = file.read(PIECE)
             whole = piece.rfind(b"\n") + 1 or (len(piece) if len(piece) == PIECE else 0)  # no line of ours is so long
-            for line in piece[:whole].splitlines():
-                self._take(line)
+            for line in piece[:whole].splitlines(keepends=True):
+                self._take(metrics_file.parse(line))
             self.read += whole
             self._last = (self._last + piece[:whole])[-min(self.read, LAST) :] if self.read else b""
         return whole > 0 and self.read < size
@@ -63,13 +65,8 @@ class History:
             pass
         return self
 
-    def _take(self, line: bytes) -> None:
-        try:
-            values = foreign_text.parse_json(line)
-        except ValueError:
-            return
-        step = values.get("step") if isinstance(values, dict) else None
-        if not isinstance(step, int) or not 0 <= step < 2**63:
+    def _take(self, values: dict[str, Any] | None) -> None:
+        if values is None or (step := values["step"]) >= 2**63:
             return
         if "learning_rate" in values:
             self._take_step(step, values)
@@ -94,14 +91,16 @@ class History:
 
     def curve(self, name: str) -> Curve:
         """Returns a column by step, without the values that are not finite."""
-        return finite(np.array(self.steps), np.array(self.columns[name]))
+        values = np.array(self.columns[name])
+        kept = np.isfinite(values)
+        return np.array(self.steps)[kept], values[kept]
 
-    def recent(self, name: str, count: int = 200) -> float:
-        """Returns the mean of a column's last `count` values; NaN where there are none.
+    def recent(self, name: str) -> float:
+        """Returns the mean of a column's last `RECENT` values; NaN where there are none.
 
         The first step is left out, since its time includes compiling.
         """
-        values = np.array(self.columns[name][1:][-count:])
+        values = np.array(self.columns[name][1:][-RECENT:])
         values = values[np.isfinite(values)]
         return float(values.mean()) if len(values) else math.nan
 
@@ -110,11 +109,6 @@ def number(value: Any, otherwise: float = math.nan) -> float:
     """Returns a value as a float if it is a finite number, and else `otherwise`."""
     known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
     return float(value) if known else otherwise
-
-
-def finite(steps: np.ndarray, values: np.ndarray) -> Curve:
-    kept = np.isfinite(values)
-    return steps[kept], values[kept]
 
 
 def thinned(curve: Curve, buckets: int = BUCKETS) -> Curve:

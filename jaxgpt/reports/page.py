@@ -62,10 +62,7 @@ GPT3_HELLASWAG = {125: 0.337, 350: 0.436, 760: 0.510, 1300: 0.547}
 def of_run(folder: Path, history: History, state: str = "") -> dict[str, Any]:
     """Returns all that a page shows of a run. UserError for a file of its folder that is damaged.
 
-    Args:
-        folder: The run's folder.
-        history: Its metrics, as far as they are read.
-        state: Words for the run's state; empty makes them of the number of steps.
+    The metrics are shown as far as they are read. Words for the run's `state` are made of the number of steps if empty.
     """
     config = _toml(folder / "config.toml")
     versions = config.pop("versions", {})
@@ -144,7 +141,8 @@ def _baselines(config: dict[str, Any], machine: dict[str, Any], history: History
     text = f"{_get(config, 'data', 'text', '')} {_get(config, 'data', 'mixture', '')}".lower()
     # FineWeb-Edu has a validation split of its own, and a loss counts another tokenizer's tokens.
     fineweb = "fineweb" in text and "edu" not in text and _get(config, "data", "tokenizer", "gpt2") == "gpt2"
-    gpt2, gpt3 = _nearest(GPT2, millions), _nearest(GPT3_HELLASWAG, millions)
+    far = lambda size: abs(math.log(size / max(millions, 1e-6)))  # noqa: E731
+    gpt2, gpt3 = min(GPT2, key=far), min(GPT3_HELLASWAG, key=far)
     found = []
     if fineweb:
         found.append({"of": "loss", "name": f"GPT-2 {gpt2}M", "value": GPT2[gpt2]["loss"]})
@@ -152,10 +150,6 @@ def _baselines(config: dict[str, Any], machine: dict[str, Any], history: History
         found.append({"of": task, "name": f"GPT-2 {gpt2}M", "value": 100 * GPT2[gpt2]["hellaswag"]})
         found.append({"of": task, "name": f"GPT-3 {gpt3}M", "value": 100 * GPT3_HELLASWAG[gpt3]})
     return found
-
-
-def _nearest(sizes: dict[int, Any], millions: float) -> int:
-    return min(sizes, key=lambda size: abs(math.log(size / max(millions, 1e-6))))
 
 
 def _samples(path: Path) -> list[dict[str, Any]]:
@@ -170,9 +164,8 @@ def _samples(path: Path) -> list[dict[str, Any]]:
         {"step": int(step), "text": text.strip("\n")[:SAMPLE_CHARACTERS]}
         for step, text in zip(parts[::2], parts[1::2], strict=True)
     ]
-    if len(found) <= SAMPLES:
-        return found
-    return [found[round(index * (len(found) - 1) / (SAMPLES - 1))] for index in range(SAMPLES)]
+    shown = min(SAMPLES, len(found))
+    return [found[round(index * (len(found) - 1) / max(1, shown - 1))] for index in range(shown)]
 
 
 def _get(config: dict[str, Any], section: str, key: str, otherwise: Any) -> Any:
@@ -221,12 +214,7 @@ def _plan(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def render(runs: list[dict[str, Any]], *, live: bool = False) -> bytes:
-    """Returns the page of some runs.
-
-    Args:
-        runs: What `of_run` returns for each.
-        live: Whether the page asks the server that it came from for news.
-    """
+    """Returns the page of some runs, of each what `of_run` returns; `live` asks its server for news."""
     before, between, after = _parts(live)
     data = json.dumps({"runs": runs, "live": live}, allow_nan=False, default=str)
     return before + safe(data).encode() + between + plotly() + after

@@ -109,18 +109,14 @@ def _newest_whole(folder: Path, parts: tuple[str, ...] | None) -> tuple[str, lis
     files.check_within(folder, folder.parent)
     if not whole_steps(folder):
         return "", [f"{folder}: there is no whole checkpoint (has the run been saved yet?)"]
-    damaged = []
-    path, damage = folder, ""
+    damaged, last = [], ""
     for step in reversed(steps_of(folder)):
-        path = folder / str(step)
-        damage = checksums.damage(path, parts)
+        damage = checksums.damage(folder / str(step), parts)
         if not damage:
-            return path.name, damaged
-        damaged.append(f"{path}: this checkpoint is not whole ({damage}); the one before it is used")
-    return "", [
-        f"{path}: this checkpoint is not whole ({damage}), and there is no other that is. Restore it from a copy, or "
-        "train anew"
-    ]
+            return str(step), damaged
+        last = f"{folder / str(step)}: this checkpoint is not whole ({damage})"
+        damaged.append(f"{last}; the one before it is used")
+    return "", [f"{last}, and there is no other that is. Restore it from a copy, or train anew"]
 
 
 def at(path: Path, parts: tuple[str, ...] | None = None) -> Found:
@@ -143,9 +139,8 @@ def load_params(run: Path, model: Model) -> tuple[Params, Found]:
         if other.key != "vocabulary_size" or other.asked
     ]
     if different:
-        raise UserError(
-            f"{found.path}: a checkpoint of another model than the run's config.toml describes: {', '.join(different)}"
-        )
+        what = "a checkpoint of another model than the run's config.toml describes"
+        raise UserError(f"{found.path}: {what}: {', '.join(different)}")
     return params_of(found), found
 
 
@@ -200,9 +195,8 @@ def params_of(found: Found) -> Params:
 
 def save_params(path: Path, params: Params, about: dict[str, Any]) -> None:
     """Writes a checkpoint of parameters alone, which no run can resume from. OSError where it can't be written."""
-    items = ocp.args.Composite(
-        params=ocp.args.StandardSave(params), about=ocp.args.JsonSave(about | {"step": int(path.name)})
-    )
+    metadata = ocp.args.JsonSave(about | {"step": int(path.name)})
+    items = ocp.args.Composite(params=ocp.args.StandardSave(params), about=metadata)
     with quiet():
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -219,10 +213,9 @@ def save_params(path: Path, params: Params, about: dict[str, Any]) -> None:
 def load_state(path: Path, target: TrainState) -> TrainState:
     """Returns a checkpoint's train state, with the shapes, dtypes and, where it has them, shardings of `target`."""
     params, optimizer = saved_form(target)
-    arguments = ocp.args.Composite(
-        params=ocp.args.StandardRestore(_placed(params)), optimizer=ocp.args.StandardRestore(_placed(optimizer))
-    )
-    restored = _read(path, arguments)
+    parts = {"params": params, "optimizer": optimizer}
+    arguments = {name: ocp.args.StandardRestore(_placed(part)) for name, part in parts.items()}
+    restored = _read(path, ocp.args.Composite(**arguments))
     key = jax.random.wrap_key_data(restored.optimizer["key"])
     state = TrainState(params=restored.params, **restored.optimizer | {"key": key})
     return state if are_stacked(target.params.blocks) else on_trees(unstacked, state)
@@ -252,10 +245,11 @@ def _placed(shapes: Any) -> Any:
     Without one, orbax would take the sharding that was saved.
     """
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or first),
-        shapes,
-    )
+
+    def placed(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or first)
+
+    return jax.tree.map(placed, shapes)
 
 
 def _read(path: Path, arguments: ocp.args.Composite) -> Any:
@@ -286,15 +280,10 @@ def quiet() -> Iterator[None]:
     traceback when it ends or is collected, beside the one message that the package gives. Orbax also logs what nobody
     asked for.
     """
-    loggers = [logging.getLogger("absl"), logging.getLogger("asyncio")]
-    levels = [logger.level for logger in loggers]
-    hook = sys.unraisablehook
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    sys.unraisablehook = lambda _: None
-    try:
+    with contextlib.ExitStack() as restored:
+        for logger in map(logging.getLogger, ("absl", "asyncio")):
+            restored.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL)
+        restored.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
+        sys.unraisablehook = lambda _: None
         yield
-    finally:
-        sys.unraisablehook = hook
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -69,6 +69,7 @@ class RunFolder:
     def __init__(self, config: Config):
         self.config = config  # as asked for: what each machine decides for itself is left open
         self.path = Path(config.run.folder) / config.run.name
+        self.checkpoints = self.path / "checkpoints"
         self.notes: list[str] = []  # lines to print at the start
         self._lock = writing.Lock()
         self._file: BinaryIO = io.BytesIO()  # metrics.jsonl, once it is open
@@ -154,14 +155,9 @@ class RunFolder:
     def go_on(self, config: Config, step: int, lengths: dict[str, Any]) -> list[str]:
         """Cuts the growing files back to their lengths when the state after `step` was saved, and opens them.
 
-        Args:
-            config: The options that are asked for now, which become config.toml.
-            step: The checkpoint's step.
-            lengths: The bytes that the files had then, by name, as the checkpoint says. Names that aren't in `GROWING`
-                are ignored: a checkpoint doesn't decide which files are cut.
-
-        Returns:
-            Messages on damaged lines.
+        The options that are asked for now become config.toml. Of the `lengths` in bytes, as the checkpoint states them,
+        names that aren't in `GROWING` are ignored: a checkpoint doesn't decide which files are cut. Returns messages on
+        damaged lines.
         """
         for name in GROWING:
             length = lengths.get(name)
@@ -192,10 +188,6 @@ class RunFolder:
         with self.writing(""):
             writing.sync(self.path)
         return result
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
 
     def metric(self, **values: Any) -> None:
         """Appends a line to metrics.jsonl, which readers see at once. Numbers that are not finite become null."""
@@ -244,9 +236,9 @@ class Onlooker(RunFolder):
     """The run folder in every process but the first: it reads checkpoints and writes nothing."""
 
     def __init__(self, config: Config, resumes: bool):
-        self.config, self.resumes = config, resumes
+        self.config, self.resumes, self.notes = config, resumes, []
         self.path = Path(config.run.folder) / config.run.name
-        self.notes: list[str] = []
+        self.checkpoints = self.path / "checkpoints"
 
     def start_over(self, why: str) -> None:
         self.resumes = False
@@ -257,22 +249,16 @@ class Onlooker(RunFolder):
     def lengths(self) -> dict[str, int]:
         return {}
 
-    def metric(self, **values: Any) -> None: ...
+    def _nothing(self, *_: Any, **__: Any) -> None: ...
 
-    def sample(self, step: int, text: str) -> None: ...
-
-    def write_json(self, name: str, values: dict[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
+    metric = sample = write_json = close = _nothing
 
 
 def open_folder(config: Config) -> RunFolder:
     """Opens the run's folder: a `RunFolder` in process 0, an `Onlooker` in the others."""
-    if not processes.first():
-        return Onlooker(config, processes.talk.broadcast(lambda: False))
-    folder = RunFolder(config)
-    processes.talk.broadcast(lambda: folder.resumes)
-    return folder
+    folder = RunFolder(config) if processes.first() else None
+    resumes = processes.talk.broadcast(lambda: folder and folder.resumes)
+    return folder or Onlooker(config, resumes)
 
 
 def _cannot_write(path: Path, error: Exception) -> UserError:

@@ -26,10 +26,8 @@ EVALUATE = "evaluate"  # marks the lines that `run.py evaluate` has added
 
 def line(values: dict[str, Any]) -> bytes:
     """Returns a line of the file. NaN and infinity, which JSON hasn't got, become null."""
-    finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
-    }
-    return (json.dumps(finite) + "\n").encode()
+    lost = {key: None for key, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
+    return (json.dumps(values | lost) + "\n").encode()
 
 
 def parse(text: bytes) -> dict[str, Any] | None:

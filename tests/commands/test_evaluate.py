@@ -13,8 +13,7 @@ from jaxgpt import writing
 from jaxgpt.commands import cli, configuration
 from jaxgpt.data import tokenizers
 from jaxgpt.evaluation import multiple_choice
-from jaxgpt.evaluation.loss import bits_per_byte_of_one_nat
-from jaxgpt.evaluation.scoring import make_scorer
+from jaxgpt.evaluation.scoring import bits_per_byte_of_one_nat, make_scorer
 from jaxgpt.options import settings
 from jaxgpt.parallel import mesh
 from jaxgpt.runs import checkpoints, metrics_file

@@ -13,7 +13,7 @@ import urllib.request
 import pytest
 
 from jaxgpt.commands import cli
-from jaxgpt.reports import live, page
+from jaxgpt.reports import live_report, page
 from jaxgpt.reports.history import History
 from tests.reports import runs
 
@@ -56,7 +56,7 @@ def test_a_page_that_cannot_be_written(work, capsys):
 
 
 def test_a_port_that_is_taken(work, fails):
-    server = live.listen([runs.write(work / "one", steps=2)], 0)
+    server = live_report.listen([runs.write(work / "one", steps=2)], 0)
     with server:
         assert "Another port may be free" in fails("report", "one", "--live", "--port", str(server.server_port))
 
@@ -104,7 +104,7 @@ def test_many_long_samples_are_some_of_them_cut_short(tmp_path):
 
 @pytest.fixture
 def server(tmp_path):
-    opened = live.listen([runs.write(tmp_path / "one", steps=5)], 0)
+    opened = live_report.listen([runs.write(tmp_path / "one", steps=5)], 0)
     thread = threading.Thread(target=opened.serve_forever)
     thread.start()
     yield opened
@@ -152,7 +152,7 @@ def test_addresses_that_are_none_and_clients_that_leave_are_no_tracebacks(server
 
 
 def test_a_slow_client_is_cut_off(server, monkeypatch):
-    monkeypatch.setattr(live.Handler, "timeout", 0.3)
+    monkeypatch.setattr(live_report.Handler, "timeout", 0.3)
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
         with contextlib.suppress(OSError):
             for byte in b"GET / HTTP/1.1":

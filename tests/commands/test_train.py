@@ -21,7 +21,7 @@ import pytest
 
 from jaxgpt.commands import cli, configuration, train
 from jaxgpt.data import loader
-from jaxgpt.evaluation.loss import make_validation_loss
+from jaxgpt.evaluation.scoring import make_validation_loss
 from jaxgpt.options import settings
 from jaxgpt.runs import checkpoints
 from jaxgpt.runs.metrics_file import read_metrics

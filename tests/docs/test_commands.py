@@ -69,12 +69,12 @@ def weights(folder):
 def no_server(monkeypatch):
     """What would answer for ever ends when it could begin to."""
     uvicorn = pytest.importorskip("uvicorn", reason="serves with uvicorn, of the serve extra")
-    from jaxgpt.reports import live
+    from jaxgpt.reports import live_report
 
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
     # It closes all handlers, and Abseil's then closes what pytest captures with.
     monkeypatch.setattr(uvicorn.Config, "configure_logging", lambda self: None)
-    monkeypatch.setattr(live.Server, "serve_forever", lambda self: None)
+    monkeypatch.setattr(live_report.Server, "serve_forever", lambda self: None)
 
 
 def failures(chosen: list[Line], check: Callable[[Command], None], capsys: pytest.CaptureFixture) -> list[str]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt.evaluation.loss import make_validation_loss
+from jaxgpt.evaluation.scoring import make_validation_loss
 from jaxgpt.models import gpt2
 from jaxgpt.options.config import Config, Model, Training
 from tests import whole

@@ -13,8 +13,7 @@ import pytest
 
 from jaxgpt.commands import cli
 from jaxgpt.errors import UserError
-from jaxgpt.evaluation.loss import make_validation_loss
-from jaxgpt.evaluation.scoring import ScoringRequest, make_scorer
+from jaxgpt.evaluation.scoring import ScoringRequest, make_scorer, make_validation_loss
 from jaxgpt.options.config import Compute, Config, Model, Parallel, Training
 from jaxgpt.parallel import mesh
 from jaxgpt.parallel.sharding import Layout

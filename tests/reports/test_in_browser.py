@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from jaxgpt.commands import cli
-from jaxgpt.reports import live
+from jaxgpt.reports import live_report
 from tests.reports import browser as browsers
 from tests.reports import runs
 
@@ -148,7 +148,7 @@ def test_without_plotly_the_page_says_so(browser, tmp_path, monkeypatch):
 
 def test_live_it_updates_by_itself(browser, tmp_path):
     folder = runs.write(tmp_path / "live", steps=50)
-    server = live.listen([folder], 0)
+    server = live_report.listen([folder], 0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
