@@ -1,12 +1,10 @@
 """Whole runs of a tiny model, from the command line to the files they leave."""
 
-import contextlib
 import dataclasses
+import functools
 import gc
-import io
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -24,8 +22,9 @@ from jaxgpt.data import loader
 from jaxgpt.evaluation.scoring import make_validation_loss
 from jaxgpt.options import settings
 from jaxgpt.runs import checkpoints
-from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.training import step as train_step
+from tests import small_run
+from tests.small_run import Finished, run
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -33,66 +32,21 @@ ROOT = Path(cli.__file__).resolve().parents[2]
 STEPS = 20
 TOKENS = 4 * 16  # of one step
 OPTIONS = {
-    "model.layers": 1,
-    "model.heads": 2,
-    "model.width": 16,
-    "model.context": 16,
-    "data.text": "text.txt",
-    "data.tokenizer": "characters",
     "training.steps": STEPS,
-    "training.batch-size": 4,
     "training.evaluate-every": 5,
     "optimizer.schedule": "wsd",  # flat until 80%, then falling
     "optimizer.warmup-steps": 4,
-    "optimizer.learning-rate": 0.02,
     "sampling.tokens": 24,
     "run.sample-every": 7,
     "run.note": "a [note]",
 }
-
-
-class Finished(NamedTuple):
-    status: int
-    folder: Path
-    printed: str
-    errors: str
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        return read_metrics(self.folder / "metrics.jsonl")
-
-    @property
-    def steps(self) -> list[dict[str, Any]]:
-        return [line for line in self.metrics if "loss" in line]
-
-    @property
-    def validation(self) -> dict[int, float]:
-        return {line["step"]: line["val_loss"] for line in self.metrics if "val_loss" in line}
-
-
-def words(**changes: Any) -> list[str]:
-    """The command line of the tiny run; `training_steps=3` changes an option."""
-    options = OPTIONS | {name.replace("_", ".", 1).replace("_", "-"): value for name, value in changes.items()}
-    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
-
-
-def run(command: list[str], name: str, *observers: train.Observer) -> Finished:
-    """Trains in runs/NAME of the current folder."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = cli.main([*command, "--run.name", name], observers)
-    return Finished(status, Path("runs", name).absolute(), out.getvalue(), err.getvalue())
+words = functools.partial(small_run.words, OPTIONS)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def work(tmp_path_factory):
     """A folder with text.txt, which is the current folder of these tests."""
-    folder = tmp_path_factory.mktemp("work")
-    choose = random.Random(0)
-    vocabulary = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "red", "hats"]
-    lines = [" ".join(choose.choices(vocabulary, k=7)) for _ in range(100)]
-    (folder / "text.txt").write_text("\n".join(lines) + "\n")
-    with contextlib.chdir(folder):
+    with small_run.in_folder(tmp_path_factory.mktemp("work")) as folder:
         yield folder
 
 
@@ -123,7 +77,7 @@ def observed(work):
 
     gc.collect()
     jax.monitoring.register_event_duration_secs_listener(listen)
-    finished = run(words(), "first", observe)
+    finished = run(words(), "first", [observe])
     jax.monitoring.unregister_event_duration_listener(listen)
     return finished, observations
 

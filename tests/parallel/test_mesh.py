@@ -18,27 +18,12 @@ from jaxgpt.options.config import Compute, Config, Model, Parallel, Training
 from jaxgpt.parallel import mesh
 from jaxgpt.parallel.sharding import Layout
 from jaxgpt.runs import checkpoints
+from tests.parallel import several
 from tests.parallel.several import ROOT
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
-STEPS = 8
-OPTIONS = {
-    "model.layers": 1,
-    "model.heads": 1,
-    "model.width": 9,
-    "model.context": 8,
-    "compute.recompute": "none",
-    "data.text": "text.txt",
-    "data.tokenizer": "bytes",
-    "training.steps": STEPS,
-    "training.batch-size": 8,
-    "training.evaluate-every": 0,
-    "training.evaluation-batches": 2,
-    "optimizer.learning-rate": 0.01,
-    "sampling.tokens": 4,
-    "checkpoint.every-steps": 4,
-}
+STEPS = several.OPTIONS["training.steps"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,8 +36,9 @@ def work(tmp_path_factory):
 
 
 def run(name: str, devices: int, zero: int, *more: str) -> Path:
-    options = OPTIONS | {"run.name": name, "parallel.devices": devices, "parallel.zero": zero}
-    assert cli.main([*(word for key, value in options.items() for word in (f"--{key}", str(value))), *more]) == 0
+    of_run = {"run__name": name, "parallel__devices": devices, "parallel__zero": zero}
+    seldom = {"training__micro_batches": 1, "training__evaluate_every": 0, "training__evaluation_batches": 2}
+    assert cli.main([*several.words(**seldom, **of_run), *more]) == 0
     return Path("runs", name)
 
 

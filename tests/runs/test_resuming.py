@@ -1,10 +1,7 @@
 """Runs that go on where they were saved: the same bits as a run that was never stopped, or a refusal."""
 
-import contextlib
 import dataclasses
-import io
 import json
-import random
 import shutil
 import signal
 import time
@@ -16,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from jaxgpt.commands import cli, configuration, train
 from jaxgpt.data import loader
@@ -27,45 +23,24 @@ from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.training import memory_plan
 from jaxgpt.training import step as train_step
 from jaxgpt.training.state import init_state
+from tests import small_run
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
+pytestmark = pytest.mark.usefixtures("quickly_compiled", "compiled_once")
 
 STEPS = 12
 SAVED = 4  # the step that runs are resumed from
-OPTIONS = {
-    "model.layers": 1,
-    "model.heads": 2,
-    "model.width": 16,
-    "model.context": 16,
-    "data.text": "text.txt",
-    "data.tokenizer": "characters",
-    "training.steps": STEPS,
-    "training.batch-size": 4,
-    "training.evaluate-every": 3,
-    "optimizer.learning-rate": 0.02,
-    "sampling.tokens": 8,
-    "run.sample-every": 5,
-}
+OPTIONS = {"training.steps": STEPS, "training.evaluate-every": 3, "sampling.tokens": 8, "run.sample-every": 5}
 
 
 def run(name: str, *more: str, observers: Sequence[train.Observer] = (), **changes: Any) -> tuple[int, str, str]:
     """Trains in runs/NAME; status and what was printed. `training_steps=3` changes an option."""
-    options = OPTIONS | {name.replace("_", ".", 1).replace("_", "-"): value for name, value in changes.items()}
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = cli.main([*words, "--run.name", name, *more], observers)
-    return status, out.getvalue(), err.getvalue()
+    return small_run.run([*small_run.words(OPTIONS, **changes), *more], name, observers)[:3]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def work(tmp_path_factory):
     """A folder with text.txt, which is the current folder of these tests."""
-    folder = tmp_path_factory.mktemp("work")
-    choose = random.Random(0)
-    lines = [" ".join(choose.choices(["the", "cat", "sat", "on", "a", "mat"], k=7)) for _ in range(300)]
-    (folder / "text.txt").write_text("\n".join(lines) + "\n")
-    with contextlib.chdir(folder):
+    with small_run.in_folder(tmp_path_factory.mktemp("work"), 300, small_run.WORDS[:6]) as folder:
         yield folder
 
 
@@ -96,24 +71,6 @@ def stopped(whole):
 def not_compiled(monkeypatch):
     """What is refused is refused before the train step would be compiled."""
     monkeypatch.setattr(memory_plan, "prepare", None)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """All of these runs have few programs among them, which are kept on the disk."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def state(folder: Path):
