@@ -236,7 +236,7 @@ READERS = [
     Reader("config.toml", configurations, read_configuration),
     Reader("what a checkpoint says", abouts, read_about),
     Reader("a run's files", runs, read_run),
-    Reader("token file", token_shards, lambda folder: int(token_files.open(folder / "t.bin").sum())),
+    Reader("token file", token_shards, lambda folder: int(token_files.tokens_of(folder / "t.bin").sum())),
     Reader("manifest", manifests, manifest.verify),
     Reader("multiple-choice file", choices, lambda folder: choice_files.read(folder / "c.bin")),
     Reader(

@@ -26,7 +26,7 @@ import tyro
 
 from benchmarks.machine import cpu_name, versions
 from jaxgpt.commands import prepare
-from jaxgpt.data import corpora, loader, manifest, shards, tokenizers
+from jaxgpt.data import corpora, corpus, loader, manifest, tokenizers
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT_BYTES = 3000
@@ -110,7 +110,7 @@ def time_prepare(source: Path, folder: Path, cores: int) -> tuple[Clock, int]:
 
 def time_loader(folder: Path, batches: int = 20) -> float:
     """Median seconds for a batch of 524,288 tokens."""
-    found = shards.find(str(folder))
+    found = corpus.find_token_files(str(folder))
     assert found is not None
     seconds = []
     for step in range(batches):

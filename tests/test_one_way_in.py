@@ -80,7 +80,7 @@ def test_other_ways_are_found():
 import numpy as np, gzip
 from jaxgpt.data import token_files
 def f(path):
-    open(path); path.open("rb"); path.read_text(); np.memmap(path); gzip.open(path); token_files.open(path)
+    open(path); path.open("rb"); path.read_text(); np.memmap(path); gzip.open(path); token_files.tokens_of(path)
     path.open("w"); open(path, mode="w")
 """
     assert sorted(openings(ast.parse(source))) == ["gzip.open", "np.memmap", "open", "open", "read_text"]

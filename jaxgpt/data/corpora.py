@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jaxgpt import files, foreign_text
-from jaxgpt.data import chunks, signatures, unpacking
+from jaxgpt.data import documents, unpacking
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.paths import cache_folder
@@ -106,7 +106,7 @@ def _file(name: str) -> Path:
             f"{called} is a pipe or a device, which can be read once at most, and a run that goes on after an "
             "interruption reads its text again: write it to a file first, and name that"
         )
-    if chunks.kind_of(path) in ("json", "jsonl", "parquet"):
+    if documents.kind_of(path) in ("json", "jsonl", "parquet"):
         output = shlex.quote(shown(f"data/{path.name.partition('.')[0]}"))
         raise UserError(
             f"{called} has rows with fields, and is no plain text. Make token files of it by: python run.py prepare "
@@ -118,7 +118,7 @@ def _file(name: str) -> Path:
 def _read(name: str) -> bytes:
     """Returns the unpacked bytes of the file `name`. UserError where it can't be read, or they are too many."""
     path = _file(name)
-    if path.suffix.lower() not in chunks.PACKED:
+    if path.suffix.lower() not in documents.PACKED:
         return files.read_bytes(path, files.LARGEST_TEXT)
     most = min(LARGEST_UNPACKED, max(SMALL_UNPACKED, LARGEST_RATIO * files.size(path)))
     with unpacking.opened(path) as reader:
@@ -153,7 +153,7 @@ def _unknown(name: str) -> UserError:
 
 def _decode(data: bytes, name: str) -> str:
     """Decodes UTF-8, without a byte order mark. UserError for bytes that are not text, and for an empty text."""
-    signatures.check_text(Path(name), data[: signatures.HEAD_BYTES])
+    unpacking.check_text(Path(name), data[: unpacking.HEAD_BYTES])
     try:
         text = foreign_text.decode(data)
     except ValueError as error:

@@ -1,13 +1,85 @@
-"""Extracts the documents of a piece of a file, and counts the rows that have none."""
+"""Pieces of text files, the documents in them, and the rows of JSON and Parquet that have none.
 
+- text: a file is one document, or documents with a separator between them
+- jsonl: each line is a row, an object with a field that holds a document
+- json: a list of such rows, or one row on each line
+- parquet: each row is a document
+"""
+
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
-from jaxgpt.data import chunks, json_rows
-from jaxgpt.data.chunks import Chunk
+from jaxgpt import foreign_text
+from jaxgpt.data import parquet
 from jaxgpt.errors import UserError
-from jaxgpt.foreign_text import shown
+from jaxgpt.foreign_text import quoted, shown
+
+Kind = Literal["text", "jsonl", "json", "parquet"]
+SUFFIXES: dict[str, Kind] = {
+    **dict.fromkeys((".txt", ".text", ".md"), "text"),
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+    ".json": "json",
+    ".parquet": "parquet",
+}
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+
+# A whole string, or the quotation mark of one that doesn't end; brackets and braces; a comma.
+_MARKS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{},]', re.DOTALL)
+
+
+class TextLayout(NamedTuple):
+    """Layout of the documents in the files."""
+
+    field: str = "text"  # the field of a JSON object, or the column of a Parquet file, that holds the text
+    separator: str = ""  # between the documents of a text file; empty: the file is one document
+    whole: bool = False  # never cut within a document, for a tokenizer that needs all of it
+
+
+class Position(NamedTuple):
+    """The beginning of a piece."""
+
+    file: int = 0  # index in the list of files
+    offset: int = 0  # byte offset in the unpacked content; for Parquet the row number
+    begins: bool = True  # a document begins here
+
+
+class Chunk(NamedTuple):
+    path: str
+    kind: Kind
+    layout: TextLayout
+    position: Position
+    data: bytes  # empty for a Parquet file, which has `values`
+    read: int  # bytes of the file on the disk (packed) that were read up to the piece's end
+    values: tuple[parquet.Value, ...] = ()
+
+    def size(self) -> int:
+        """Returns the approximate number of bytes that the piece takes in memory."""
+        return len(self.data) + sum(len(value.text or "") for value in self.values)
+
+    def emptied(self) -> "Chunk":
+        """Returns the piece without its text."""
+        return self._replace(data=b"", values=())
+
+
+def kind_of(path: Path) -> Kind | None:
+    """Returns a file's kind by its suffix, not counting that of a packed file; None for a suffix that is not known."""
+    return SUFFIXES.get(unpacked_name(path).suffix.lower())
+
+
+def unpacked_name(path: Path) -> Path:
+    """Returns the path without the suffix that says how the file is packed."""
+    return path.with_suffix("") if path.suffix.lower() in PACKED else path
+
+
+def separators(separator: str) -> re.Pattern[str]:
+    r"""Returns a pattern that finds a separator, whose line breaks may be \r\n in the text."""
+    return re.compile(r"\r?\n".join(re.escape(part) for part in separator.replace("\r\n", "\n").split("\n")))
+
+
+# Documents
 
 
 class Document(NamedTuple):
@@ -66,7 +138,7 @@ def _rows(piece: Chunk) -> Iterator[tuple[str, str, str]]:
         for value in piece.values:
             yield f"row {value.row:,}", value.text or "", value.wrong
         return
-    found = json_rows.of_list if piece.kind == "json" else json_rows.of_lines
+    found = _of_list if piece.kind == "json" else _of_lines
     for row in found(piece.data, piece.layout.field):
         yield f"at byte offset {piece.position.offset + row.offset:,}", row.text, row.wrong
 
@@ -75,7 +147,7 @@ def _of_text(piece: Chunk) -> Iterator[Document]:
     separator, begins = piece.layout.separator, piece.position.begins
     text = _decoded(piece)
     start = 0
-    for match in chunks.separators(separator).finditer(text) if separator else ():
+    for match in separators(separator).finditer(text) if separator else ():
         document = text[start : match.end() if separator.isspace() else match.start()]
         if document:
             yield Document(document, begins)
@@ -94,3 +166,86 @@ def _decoded(piece: Chunk) -> str:
             f"{offset + error.start:,} ({error.reason}); convert it to UTF-8, or leave it out"
         ) from None
     return text if offset else text.removeprefix("\ufeff")
+
+
+# Rows of JSON
+
+
+class _JsonRow(NamedTuple):
+    offset: int  # in the piece
+    text: str  # empty where the field is null
+    wrong: str = ""  # why it has no text
+
+
+def _of_lines(data: bytes, field: str) -> Iterator[_JsonRow]:
+    """Yields the rows of JSON lines. Lines end at newlines alone, and blank lines are passed over."""
+    offset = 0
+    for line in data.split(b"\n"):
+        if line.strip():
+            yield _row(line, offset, field)
+        offset += len(line) + 1
+
+
+def _of_list(data: bytes, field: str) -> Iterator[_JsonRow]:
+    """Yields the rows of a part of a list, up to the list's end."""
+    start = 0
+    for place, closes in _ends(data):
+        yield from _row_between(data, start, place, field)
+        start = place + 1
+        if closes:
+            return
+    yield from _row_between(data, start, len(data), field)
+
+
+def last_row_end(data: bytes) -> tuple[int, bool]:
+    """Returns the place behind the last row that is whole, 0 where there is none, and whether the list ends there."""
+    last = 0
+    for place, closes in _ends(data):
+        last = place + 1
+        if closes:
+            return last, True
+    return last, False
+
+
+def _ends(data: bytes) -> Iterator[tuple[int, bool]]:
+    """Yields the place of each comma between a list's rows, with False, and of its closing bracket, with True."""
+    depth = 0
+    for mark in _MARKS.finditer(data):
+        match mark[0]:
+            case b"[" | b"{":
+                depth += 1
+            case b"]" | b"}" if depth:
+                depth -= 1
+            case b"]":
+                yield mark.start(), True
+                return
+            case b"," if not depth:
+                yield mark.start(), False
+            case b'"':  # the beginning of a string that doesn't end
+                return
+
+
+def _row_between(data: bytes, start: int, end: int, field: str) -> Iterator[_JsonRow]:
+    row = data[start:end]
+    if row.strip():
+        yield _row(row, start + len(row) - len(row.lstrip()), field)
+
+
+def _row(data: bytes, offset: int, field: str) -> _JsonRow:
+    try:
+        value = foreign_text.parse_json(data)
+    except ValueError as error:
+        return _JsonRow(offset, "", f"no JSON: {shown(error)}")
+    if not isinstance(value, dict):
+        return _JsonRow(offset, "", f"{quoted(value)}, where an object is expected")
+    if field not in value:
+        fields = ", ".join(shown(name, 40) for name in sorted(value)[:20])
+        return _JsonRow(
+            offset, "", f"an object without a field '{shown(field)}' (--field). Its fields: {fields or 'none'}"
+        )
+    text = value[field]
+    if text is None:
+        return _JsonRow(offset, "")
+    if not isinstance(text, str):
+        return _JsonRow(offset, "", f"an object whose field '{shown(field)}' is {quoted(text)}, and no text (--field)")
+    return _JsonRow(offset, text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))

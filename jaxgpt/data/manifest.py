@@ -50,7 +50,7 @@ class Manifest:
 
 def describe(path: Path, split: Split) -> Shard:
     """Returns the manifest's entry for an existing token file, all of which is read for its SHA-256."""
-    tokens = token_files.open(path, path.parent)
+    tokens = token_files.tokens_of(path, path.parent)
     with files.open_file(path, path.parent) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         size = os.fstat(file.fileno()).st_size

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from jaxgpt import __version__, writing
 from jaxgpt.data import chunks, documents, manifest, progress, sources, token_files, tokenizers, workers
-from jaxgpt.data.chunks import Chunk, Position, TextLayout
+from jaxgpt.data.documents import Chunk, Position, TextLayout
 from jaxgpt.data.manifest import Manifest, Split
 from jaxgpt.data.workers import Pool, Tokenized
 from jaxgpt.errors import Interrupted, RunError, UserError
@@ -124,7 +124,7 @@ def prepare(
 def _ending(file: sources.File) -> str:
     """Returns the suffixes of a file's name, which say of what kind it is and how it is packed."""
     path = Path(file.name)
-    return chunks.unpacked_name(path).suffix + path.suffix
+    return documents.unpacked_name(path).suffix + path.suffix
 
 
 class _Shards:

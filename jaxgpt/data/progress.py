@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from jaxgpt import files
 from jaxgpt.data import manifest
-from jaxgpt.data.chunks import Chunk, Position
+from jaxgpt.data.documents import Chunk, Position
 from jaxgpt.data.manifest import Shard
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import printable, quoted, shown

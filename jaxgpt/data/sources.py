@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxgpt.data import corpora, hub
-from jaxgpt.data.chunks import kind_of
+from jaxgpt.data.documents import kind_of
 from jaxgpt.data.manifest import Split
 from jaxgpt.errors import UserError
 from jaxgpt.files import open_file

@@ -8,15 +8,18 @@ The header's third number is the count of tokens. 32 bits can't hold a count abo
 from the file's size, and the header must agree with its low 32 bits. The header of a file that was cut off doesn't.
 """
 
+import bisect
 import contextlib
+import itertools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from jaxgpt import files
-from jaxgpt.data import signatures
+from jaxgpt.data import unpacking
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
@@ -39,7 +42,7 @@ def format_for(vocabulary_size: int) -> Format:
     return GPT2 if vocabulary_size <= 1 << 16 else LLAMA3
 
 
-def open(path: Path | str, within: Path | None = None) -> np.ndarray:
+def tokens_of(path: Path | str, within: Path | None = None) -> np.ndarray:
     """Returns the tokens of a file, 1-D, uint16 or uint32, as a read-only memory map; only the header is read.
 
     Args:
@@ -64,7 +67,7 @@ def open(path: Path | str, within: Path | None = None) -> np.ndarray:
 def _check(path: Path, size: int, header: bytes) -> tuple[Format, int]:
     """Returns the format, and the count of tokens by the file's size. UserError where the header doesn't agree."""
     magic = int.from_bytes(header[:4], "little")
-    if magic not in FORMATS and (about := signatures.known(header)):
+    if magic not in FORMATS and (about := unpacking.known(header)):
         raise UserError(f"{shown(path)} is no token file, but {about}")
     if magic not in FORMATS and path.name in ("train.bin", "val.bin") and size and size % 2 == 0:
         raise UserError(_without_header(path))
@@ -108,6 +111,38 @@ def _without_header(path: Path) -> str:
 
 def _bytes(form: Format, count: int) -> int:
     return HEADER_BYTES + count * form.dtype.itemsize
+
+
+class Shards:
+    """Token files one after another as one read-only, 1-D array of tokens, which can be sliced.
+
+    A slice is read from the disk when it is taken. Indices may exceed 32 bits.
+    """
+
+    def __init__(self, paths: Sequence[Path], within: Path | None = None) -> None:
+        self.paths = tuple(paths)
+        self._files = [tokens_of(path, within) for path in paths]
+        self._ends = list(itertools.accumulate(len(file) for file in self._files))
+        types = {file.dtype for file in self._files}
+        if len(types) > 1:
+            raise UserError(
+                f"{shown(paths[0].parent)} has token files of {' and '.join(sorted(map(str, types)))}: give those of "
+                "one tokenizer"
+            )
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, _ = part.indices(len(self))
+        pieces = []
+        number = bisect.bisect_right(self._ends, start)
+        while start < stop:
+            begin = self._ends[number] - len(self._files[number])
+            end = min(stop, self._ends[number])
+            pieces.append(self._files[number][start - begin : end - begin])
+            start, number = end, number + 1
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.empty(0, np.uint16)])
 
 
 def header(form: Format, count: int) -> bytes:

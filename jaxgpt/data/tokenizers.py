@@ -51,7 +51,7 @@ class Tokenizer(ABC):
         tokens: The bytes of each token, by id.
         end_of_text: The id that separates documents, or None where the vocabulary has none.
         whole_documents: Whether documents must be encoded whole: where they are cut, even at the places that
-            `safe_cuts` lists, their tokens may change.
+            `chunks` lists, their tokens may change.
     """
 
     name: str

@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxgpt.data import chunks, documents, encodings, token_files, tokenizers
-from jaxgpt.data.chunks import Chunk
-from jaxgpt.data.documents import Rows
+from jaxgpt.data.documents import Chunk, Rows
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
@@ -77,7 +75,7 @@ class Pool:
     def __enter__(self) -> "Pool":
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
 
