@@ -11,16 +11,8 @@ from rich.console import Console
 from jaxgpt import writing
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.interop import (
-    detect_format,
-    huggingface_export,
-    huggingface_tokenizer,
-    llmc,
-    llmc_tokenizer,
-    runs,
-    tensors,
-)
-from jaxgpt.interop.source import WeightSource
+from jaxgpt.interop import detect_format, huggingface, huggingface_tokenizer, llmc, runs, tensors
+from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
 from jaxgpt.options import command_line, settings
@@ -109,7 +101,7 @@ def convert(
         else:
             with writing.new_folder(to, overwrite=overwrite) as folder:
                 if form == "huggingface":
-                    huggingface_export.write(folder, params, source.model, dtype, source.tokenizer, shard_bytes)
+                    huggingface.write_folder(folder, params, source.model, dtype, source.tokenizer, shard_bytes)
                 else:
                     runs.write(folder, params, source.model, dtype, source.tokenizer, run=to, origin=source.where)
             written = [path for path in to.rglob("*") if path.is_file()]
@@ -164,14 +156,12 @@ def _write_llmc(to: Path, source: WeightSource, params: Params, dtype: str, over
     tokenizer = source.tokenizer
     beside = to.with_name(f"{to.stem}_tokenizer.bin")
     if tokenizer and tokenizer.end_of_text is not None:
-        if all(1 <= len(token) <= llmc_tokenizer.LONGEST for token in tokenizer.tokens):
+        if all(1 <= len(token) <= llmc.LONGEST_TOKEN for token in tokenizer.tokens):
             with writing.new_file(beside, overwrite=overwrite) as path:
-                llmc_tokenizer.write(path, tokenizer.tokens, tokenizer.end_of_text)
+                llmc.write_tokenizer(path, tokenizer.tokens, tokenizer.end_of_text)
             written.append(beside)
         else:
-            _say(
-                "note", f"the tokenizer has tokens of 0 or over {llmc_tokenizer.LONGEST} bytes: no llm.c tokenizer file"
-            )
+            _say("note", f"the tokenizer has tokens of 0 or over {llmc.LONGEST_TOKEN} bytes: no llm.c tokenizer file")
     elif tokenizer:
         _say("note", f"the tokenizer {tokenizer.name} has no end-of-text token, and so no llm.c tokenizer file")
     with writing.new_file(to, overwrite=overwrite) as path:

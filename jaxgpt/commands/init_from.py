@@ -14,7 +14,7 @@ from jaxgpt.data.tokenizers import NAMES, Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import detect_format
-from jaxgpt.interop.source import WeightSource
+from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.options import settings
 from jaxgpt.options.config import Config, Model
 from jaxgpt.runs import checkpoints

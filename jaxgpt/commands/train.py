@@ -26,7 +26,7 @@ from jaxgpt.data import corpus
 from jaxgpt.data.corpus import Corpus
 from jaxgpt.errors import AllFailed, Interrupted
 from jaxgpt.evaluation.in_training import Tasks
-from jaxgpt.interop.source import WeightSource
+from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Config

@@ -93,8 +93,7 @@ class HuggingFace(Tokenizer):
         """Bytes that each token adds to a text before it, by id; empty for ids without a token."""
         names = [self._tokenizer.id_to_token(number) for number in range(self._size)]
         if "ByteLevel" in self._decoders:
-            byte_of = encodings.printable_bytes()
-            return tuple(_byte_level(name or "", byte_of) for name in names)
+            return tuple(_byte_level(name or "") for name in names)
         with _errors("can't decode its tokens"):
             added = self._after_another()
         of_bytes = "ByteFallback" in self._decoders
@@ -233,8 +232,8 @@ def _parts(part: Any) -> Iterator[dict[str, Any]]:
                 waiting += inner if isinstance(inner, list) else []
 
 
-def _byte_level(name: str, byte_of: dict[str, int]) -> bytes:
+def _byte_level(name: str) -> bytes:
     """Returns a token's bytes. An added token with a character that stands for no byte is read as text."""
-    if all(character in byte_of for character in name):
-        return bytes(byte_of[character] for character in name)
+    if encodings.BYTE_OF.keys() >= set(name):
+        return bytes(map(encodings.BYTE_OF.__getitem__, name))
     return name.encode("utf-8", "replace")

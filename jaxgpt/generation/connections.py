@@ -7,6 +7,7 @@ are answered with status 503.
 
 import asyncio
 import logging
+import os
 import re
 import socket
 import sys
@@ -18,8 +19,9 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import printable
-from jaxgpt.generation import api, rates
+from jaxgpt.generation import api
 
 HEADER_SECONDS = 10
 BODY_SECONDS = 30
@@ -29,6 +31,10 @@ LAST_SECONDS = 30  # in which requests must end once the server is told to
 LARGEST_HEAD = 1 << 14
 LONGEST_QUEUE = 1024  # connections that the system keeps until they are accepted
 SMALL_PIECE, MOST_SMALL_PIECES = 64, 1024  # bytes of a body's chunk, and how many chunks may have fewer
+SPARE_FILES = 12  # left for whatever else the process opens
+CROWD = 8  # connections beyond the limit that are still told so in an answer
+AT_ONCE = 2  # connections that are accepted in one turn of the event loop
+ON_THE_WAY = 4 * (AT_ONCE + 1)  # until one that is too many is closed, the loop has made four turns
 
 
 class Requests(h11.Connection):
@@ -72,7 +78,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.app_state = self.app_state | {"crowded": len(self.connections) > self._most}
-        if len(self.connections) > self._most + rates.CROWD:
+        if len(self.connections) > self._most + CROWD:
             self._refuse(503, "too many connections: try again later")
         self._watch()
 
@@ -185,7 +191,7 @@ class Listener(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 limit_concurrency=connections,
-                backlog=rates.AT_ONCE,
+                backlog=AT_ONCE,
                 timeout_graceful_shutdown=LAST_SECONDS + CLOSING_SECONDS,
                 proxy_headers=False,
                 server_header=False,
@@ -227,3 +233,29 @@ def log_to_stderr() -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.ERROR)
+
+
+def most_connections(asked: int) -> int:
+    """Returns how many connections the process can have at once: `asked`, or what its limit of open files leaves.
+
+    Raises:
+        UserError: It leaves none.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return asked
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files == resource.RLIM_INFINITY:
+        return asked
+    left = files - _open_files() - SPARE_FILES - CROWD - ON_THE_WAY
+    if left < 1:
+        raise UserError(f"the limit of open files is {files}, which leaves none for connections: raise it by ulimit -n")
+    return min(asked, left)
+
+
+def _open_files() -> int:
+    try:
+        return len(os.listdir("/dev/fd"))
+    except OSError:
+        return 32

@@ -30,8 +30,7 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.generation import api
 from jaxgpt.generation.api import ApiError, Completion
-from jaxgpt.generation.gate import Gate
-from jaxgpt.generation.rates import Rate, client_name
+from jaxgpt.generation.gate import Gate, Rate, client_name
 from jaxgpt.generation.worker import Drawing, Worker
 
 LARGEST_BODY = 1 << 20

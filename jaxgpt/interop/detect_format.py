@@ -2,20 +2,23 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 from jaxgpt import files
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.interop import hub, huggingface, huggingface_tokenizer, llmc, llmc_tokenizer, runs
-from jaxgpt.interop.source import WeightSource
+from jaxgpt.interop import huggingface, huggingface_tokenizer, llmc, runs
+from jaxgpt.interop.tensors import WeightSource
 
 GPT2_VOCABULARY = 50257
 # Files that can run code, by their names and, whatever their names are, by their first bytes.
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 ZIP, PROTOCOLS = b"PK\x03\x04", (b"\x02", b"\x03", b"\x04", b"\x05")
 OTHERS = {".h5": "TensorFlow's format", ".msgpack": "Flax's format", ".gguf": "llama.cpp's format", ".onnx": "ONNX"}
+HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?")  # NAME, OWNER/NAME, and @REVISION
+HUB_FILES = [huggingface.CONFIG, huggingface.WEIGHTS, huggingface.INDEX, *huggingface_tokenizer.FILES]
 
 
 def open_weights(name: str) -> WeightSource:
@@ -43,8 +46,8 @@ def _open(name: str) -> WeightSource:
     except ValueError:  # a zero byte
         raise UserError(f"{quoted(name)} is no path") from None
     first = path.parts[0] if path.parts else ""
-    if hub.NAME.fullmatch(name) and not (len(path.parts) > 1 and os.path.exists(first)):
-        return huggingface.open_folder(hub.fetch(name))
+    if HUB_NAME.fullmatch(name) and not (len(path.parts) > 1 and os.path.exists(first)):
+        return huggingface.open_folder(fetch(name))
     raise UserError(f"{shown(name)}: there is no such file or folder{_beside(path)}")
 
 
@@ -91,6 +94,47 @@ def _beside(path: Path) -> str:
     return f". In {shown(path.parent)} there are: {', '.join(shown(name, 60) for name in names)}" if names else ""
 
 
+def fetch(name: str) -> Path:
+    """Downloads a model's files, unless they are in the hub's cache, and returns their folder there.
+
+    Args:
+        name: NAME or OWNER/NAME, with @REVISION behind it or not.
+
+    Raises:
+        UserError: The extra `hub` is missing, or the hub has no such model or can't be reached.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(
+            f"{name}: there is no such file or folder, and to look for it on the Hugging Face hub the package "
+            "huggingface-hub is needed: make env EXTRAS=hub"
+        ) from None
+    match = HUB_NAME.fullmatch(name)
+    assert match, name
+    repository, revision = match.groups()
+
+    def download(names: list[str]) -> Path:
+        try:
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=names))
+        except Exception as error:  # of many types: the package's, httpx's, the operating system's
+            message = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{name}: there is no such file or folder here, and from the Hugging Face hub it can't be had ({message})"
+        )
+
+    folder = download(HUB_FILES)
+    if (folder / huggingface.WEIGHTS).exists():
+        return folder
+    if not (folder / huggingface.INDEX).exists():
+        raise UserError(
+            f"{name}: on the Hugging Face hub this model has no safetensors. Pickles (.bin) can run code and are not "
+            "read: load it with transformers and save it again, which writes safetensors"
+        )
+    index = files.read_json(folder / huggingface.INDEX, within=huggingface_tokenizer.root(folder))
+    return download([*HUB_FILES, *huggingface.shard_names(index, folder)])
+
+
 def with_tokenizer(source: WeightSource, name: str) -> WeightSource:
     """Returns the same weights with the tokenizer that the user names.
 
@@ -110,7 +154,7 @@ def with_tokenizer(source: WeightSource, name: str) -> WeightSource:
     elif path.is_dir() or path.suffix == ".json":
         tokenizer = huggingface_tokenizer.read_file(path)
     elif path.exists():
-        tokenizer = _same_tokens(name, llmc_tokenizer.read(path))
+        tokenizer = _same_tokens(name, llmc.read_tokenizer(path))
     else:
         raise UserError(
             f"--tokenizer {shown(name)}: give gpt2, bytes, or the path of a tokenizer.json or an llm.c tokenizer file"
@@ -123,7 +167,7 @@ def with_tokenizer(source: WeightSource, name: str) -> WeightSource:
     return dataclasses.replace(source, tokenizer=tokenizer)
 
 
-def _same_tokens(name: str, found: llmc_tokenizer.Tokens) -> tokenizers.Tokenizer:
+def _same_tokens(name: str, found: llmc.Tokens) -> tokenizers.Tokenizer:
     gpt2 = tokenizers.make("gpt2", "")
     if tuple(gpt2.tokens) != found.tokens:
         raise UserError(

@@ -1,23 +1,28 @@
-"""Reads Hugging Face's GPT-2 folders: config.json, and safetensors in one file or in several with an index.
+"""Reads and writes Hugging Face's GPT-2 folders: config.json, and safetensors in one file or several with an index.
 
 Tensors are memory-mapped and read one at a time; pickles are never read. config.json is checked against the headers of
 the safetensors files before anything is allocated. The package safetensors checks each header against its file's size.
 """
 
+import json
+import math
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from jaxgpt import files, foreign_text
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.interop import huggingface_config, huggingface_tokenizer, tensors
-from jaxgpt.interop.source import WeightSource
+from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Model
 
@@ -224,3 +229,70 @@ def _check_tied(folder: Path, found: _Tensors, token: np.ndarray) -> None:
     head = found.read(HEAD)
     if head.astype(token.dtype).tobytes() != token.tobytes():
         raise UserError(f"{shown(folder)}: {HEAD} differs from {TOKEN}, and in this project's GPT-2 both are one")
+
+
+# Writing
+
+
+def write_folder(
+    folder: Path, params: Params, model: Model, dtype: str, tokenizer: Tokenizer | None, shard_bytes: int
+) -> None:
+    """Fills an empty folder with a model.
+
+    Args:
+        folder: The folder.
+        params: Stacked NumPy arrays.
+        model: The model's shape.
+        dtype: The dtype that is written, a key of `tensors.DTYPES`.
+        tokenizer: The tokenizer; None writes none.
+        shard_bytes: The largest size of a safetensors file, but for a tensor that alone is larger.
+
+    Raises:
+        UserError: A number is beyond what the dtype can hold.
+    """
+    end_of_text = tokenizer.end_of_text if tokenizer else None
+    _write_json(folder / CONFIG, huggingface_config.content_of(model, dtype, end_of_text))
+    generation = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+    _write_json(folder / "generation_config.json", generation)
+    if tokenizer:
+        for name, content in huggingface_tokenizer.files_of(tokenizer, model).items():
+            (folder / name).write_text(content, encoding="utf-8")
+    _write_weights(folder, params, model, tensors.DTYPES[dtype], shard_bytes)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_weights(folder: Path, params: Params, model: Model, dtype: np.dtype, shard_bytes: int) -> None:
+    """Writes one file, or several of at most `shard_bytes` (but for a tensor that alone has more) and their index."""
+    shards: list[list[tuple[str, np.ndarray]]] = [[]]
+    filled = total = 0
+    for name, array in _named(params, model):
+        size = math.prod(array.shape) * dtype.itemsize
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append((name, array))
+        filled, total = filled + size, total + size
+    where = {}
+    for number, shard in enumerate(shards, 1):
+        file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        contiguous = {name: np.ascontiguousarray(tensors.cast(array, dtype, name)) for name, array in shard}
+        save_file(contiguous, folder / file, metadata={"format": "pt"})
+        shutil.copymode(folder / CONFIG, folder / file)  # safetensors makes it readable by its owner alone
+        where |= dict.fromkeys(contiguous, file)
+    if len(shards) > 1:
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def _named(params: Params, model: Model) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the tensors' names at Hugging Face, and their arrays, which are views of ours."""
+    for tensor, array in tensors.paired(params):
+        if tensor.stacked:
+            for layer in range(model.layers):
+                yield f"{PREFIX}h.{layer}.{tensor.huggingface}", array[layer]
+        elif tensor.huggingface == TOKEN:
+            yield PREFIX + tensor.huggingface, array[: model.vocabulary_size]
+        else:
+            yield PREFIX + tensor.huggingface, array

@@ -1,4 +1,4 @@
-"""Reads the config.json of a Hugging Face GPT-2, and refuses one that describes another model.
+"""The config.json of a Hugging Face GPT-2: written, read, and refused where it describes another model.
 
 Every key of `transformers.GPT2Config` is in one of the tables here. A key that changes the mathematics is honoured or
 refused. A key that is in no table is named in a note.
@@ -83,6 +83,32 @@ def model_of(path: Path, config: dict[str, Any]) -> Model:
         context=sizes["n_positions"],
         vocabulary_size=sizes["vocab_size"],
     )
+
+
+def content_of(model: Model, dtype: str, end_of_text: int | None) -> dict[str, object]:
+    """Returns the content of config.json. Dropout is off, as it was in training."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": model.vocabulary_size,
+        "n_positions": model.context,
+        "n_ctx": model.context,
+        "n_embd": model.width,
+        "n_layer": model.layers,
+        "n_head": model.heads,
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "initializer_range": 0.02,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "scale_attn_weights": True,
+        "tie_word_embeddings": True,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "torch_dtype": dtype,
+    }
 
 
 def notes(config: dict[str, Any]) -> tuple[str, ...]:

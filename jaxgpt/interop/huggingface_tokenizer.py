@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt import files
-from jaxgpt.data import tokenizer_json
+from jaxgpt.data import encodings, tokenizer_json
+from jaxgpt.data.encodings import BYTE_OF, END_OF_TEXT
 from jaxgpt.data.tokenizer_json import HuggingFace
-from jaxgpt.data.tokenizers import GPT2, Bytes, Characters, Tokenizer, TrainedBytePairs, gpt2_merges
+from jaxgpt.data.tokenizers import GPT2, Bytes, Characters, Tokenizer, TrainedBytePairs
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.interop import byte_level, huggingface_config
-from jaxgpt.interop.byte_level import BYTE_OF, END_OF_TEXT
+from jaxgpt.interop import huggingface_config
 from jaxgpt.options.config import Model
 
 FILE = "tokenizer.json"
@@ -33,6 +33,7 @@ FILES = (FILE, CONFIG, SPECIAL, VOCABULARY, MERGES, ADDED)
 OTHERS = ("tokenizer.model", "spiece.model", VOCABULARY)  # one of these alone doesn't give the ids of a text
 LARGEST_CONFIG = 1 << 24  # bytes
 UNKNOWN = "<unknown>"  # for characters; no token has this name, so an unknown character is an error
+LARGEST_COMPARED = 1 << 20  # bytes of all tokens together, up to which a file is compared with one of ours
 GPT2_WORDS = 50256  # tokens of GPT-2, without the end of text
 
 
@@ -78,15 +79,15 @@ def _content(tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns the tokenizer.json of one of our own tokenizers."""
     if isinstance(tokenizer, GPT2 | TrainedBytePairs):
         plain = tokenizer.tokens[: tokenizer.end_of_text]
-        vocabulary = {byte_level.written(token): number for number, token in enumerate(plain)}
-        pairs = gpt2_merges() if isinstance(tokenizer, GPT2) else byte_level.merges(plain)
+        vocabulary = {encodings.written(token): number for number, token in enumerate(plain)}
+        pairs = encodings.merges(plain)
         content = _byte_level(vocabulary | {END_OF_TEXT: len(plain)}, pairs, [_special(END_OF_TEXT, len(plain))])
         if 256 + len(pairs) < len(plain):  # no merges make some tokens, which are whole words
             content["model"]["ignore_merges"] = True
         return content
     vocabulary = {token: number for number, token in enumerate(tokenizer.tokens)}
     if isinstance(tokenizer, Bytes):
-        return _byte_level({byte_level.written(token): number for token, number in vocabulary.items()}, [], cut=False)
+        return _byte_level({encodings.written(token): number for token, number in vocabulary.items()}, [], cut=False)
     return _words({token.decode(): number for token, number in vocabulary.items()})
 
 
@@ -244,7 +245,7 @@ def _candidate(model: dict[str, Any]) -> Tokenizer | None:
         return Bytes() if len(words) == 256 else None
     if len(words) == GPT2_WORDS and (gpt2 := _gpt2()) and tokens == list(gpt2.tokens[:-1]):
         return gpt2
-    if sum(map(len, tokens)) > byte_level.LARGEST or b"" in tokens or list(vocabulary)[-1] != END_OF_TEXT:
+    if sum(map(len, tokens)) > LARGEST_COMPARED or b"" in tokens or list(vocabulary)[-1] != END_OF_TEXT:
         return None
     return TrainedBytePairs(tokens)
 

@@ -1,14 +1,19 @@
-"""Reads and writes llm.c's model files.
+"""Reads and writes llm.c's files: models, debug states, and the tokenizers with which its programs decode.
 
-    256 int32    magic 20240326, version (3: float32, 5: bfloat16), context, V, L, heads, C, Vp, zeros
-    tensors      `tensors.TENSORS` in their order, layers stacked, weights (out, in), Vp rows of token embeddings
+    model        256 int32: magic 20240326, version (3: float32, 5: bfloat16), context, V, L, heads, C, Vp, zeros
+                 `tensors.TENSORS` in their order, layers stacked, weights (out, in), Vp rows of token embeddings
+    debug state  256 int32: magic 20240327, version 2, B, T, zeros
+                 tokens int32 (B, T), targets of the same shape, logits float32 (B, T, V), loss float32, and the
+                 gradients in float32, laid out as the tensors in a model file. V and Vp stand in that file alone
+    tokenizer    256 int32: magic 20240328, version, V, id of end-of-text (version 2; in version 1 it is 50256), zeros
+                 for each token a byte with its length, and its bytes
 
 All numbers are little-endian. Token tables with another Vp than ours can be read: rows from V on are passed over, and
 ours are 0.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +23,16 @@ from jaxgpt import files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import tensors
-from jaxgpt.interop.source import WeightSource
+from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Model
 from jaxgpt.options.settings import LARGEST
 
 HEADER_BYTES = 1024
-MODEL_MAGIC = 20240326
+MODEL_MAGIC, STATE_MAGIC, TOKENIZER_MAGIC = 20240326, 20240327, 20240328
+STATE_VERSION = 2
+END_OF_TEXT = 50256  # its id in version 1 of tokenizer files
+LONGEST_TOKEN = 255  # bytes
 DTYPES = {3: "float32", 5: "bfloat16"}  # by version
 VERSIONS = {name: version for version, name in DTYPES.items()}
 
@@ -175,3 +183,97 @@ def tensor_bytes(params: Params, dtype: np.dtype) -> Iterator[bytes]:
         for layer in array if tensor.stacked else [array]:
             turned = np.ascontiguousarray(layer.T if tensor.is_weight else layer)
             yield tensors.cast(turned, dtype, tensor.llmc).tobytes()
+
+
+# Debug states
+
+
+class State(NamedTuple):
+    tokens: np.ndarray  # (B, T) int32
+    targets: np.ndarray  # (B, T) int32
+    logits: np.ndarray  # (B, T, V) float32; a memory map in a state that was read
+    loss: float
+    grads: Params  # stacked, float32
+
+
+def read_state(path: Path, model: Model) -> State:
+    """Reads a debug state of this model. UserError where the file is none."""
+    header = read_header(path, STATE_MAGIC, (STATE_VERSION,), "an llm.c debug state")
+    B, T = (positive(path, header.numbers[place], place, what) for place, what in ((2, "B"), (3, "T")))
+    if model.context < T:
+        raise UserError(f"{shown(path)}: T is {T} (at byte 12), and the model's context is {model.context}")
+    V, count = model.vocabulary_size, tensors.count(model)
+    expected = HEADER_BYTES + 4 * (2 * B * T + B * T * V + 1 + count)
+    check_size(path, header.file_bytes, expected, f"a state of {B} x {T} tokens of this model")
+    mapped = memory_map(path, "<i4")[HEADER_BYTES // 4 :]
+    tokens, targets = (np.array(mapped[i * B * T : (i + 1) * B * T]).reshape(B, T) for i in range(2))
+    for what, ids in (("token", tokens), ("target", targets)):
+        outside = np.flatnonzero((ids < 0) | (ids >= V))
+        if outside.size:
+            place = int(outside[0])
+            raise UserError(
+                f"{shown(path)}: {what} {ids.flat[place]} at position {place} is not in the vocabulary of {V}"
+            )
+    floats = mapped[2 * B * T :].view("<f4")
+    end = B * T * V
+    grads = read_tensors(path, expected - 4 * count, model, model.padded_vocabulary_size, tensors.DTYPES["float32"])
+    return State(tokens, targets, floats[:end].reshape(B, T, V), float(floats[end]), grads)
+
+
+def write_state(path: Path, state: State) -> None:
+    """Writes a debug state, whose gradients are stacked NumPy arrays."""
+    with path.open("wb") as file:
+        file.write(write_header([STATE_MAGIC, STATE_VERSION, *state.tokens.shape]))
+        for ids in (state.tokens, state.targets):
+            file.write(np.ascontiguousarray(ids, "<i4").tobytes())
+        file.write(np.ascontiguousarray(state.logits, "<f4").tobytes())
+        file.write(np.float32(state.loss).tobytes())
+        for part in tensor_bytes(state.grads, tensors.DTYPES["float32"]):
+            file.write(part)
+
+
+# Tokenizers
+
+
+class Tokens(NamedTuple):
+    tokens: tuple[bytes, ...]  # by id
+    end_of_text: int
+
+
+def read_tokenizer(path: Path) -> Tokens:
+    """Reads a tokenizer file. UserError where it is none, or its size isn't what its contents say."""
+    header = read_header(path, TOKENIZER_MAGIC, (1, 2), "an llm.c tokenizer file")
+    version, V = header.numbers[1], positive(path, header.numbers[2], 2, "the vocabulary")
+    end_of_text = END_OF_TEXT if version == 1 else header.numbers[3]
+    if not 0 <= end_of_text < V:
+        raise UserError(f"{shown(path)}: end-of-text is {end_of_text} (at byte 12), and the vocabulary has {V} tokens")
+    if header.file_bytes < HEADER_BYTES + 2 * V:  # before anything is read: a length and a byte each
+        check_size(path, header.file_bytes, HEADER_BYTES + 2 * V, f"{V} tokens, at least,")
+    if header.file_bytes > HEADER_BYTES + 256 * V:
+        check_size(path, header.file_bytes, HEADER_BYTES + 256 * V, f"{V} tokens, at most,")
+    data = files.read_bytes(path, header.file_bytes)
+    tokens, place = [], HEADER_BYTES
+    for number in range(V):
+        end = place + 1 + (data[place] if place < len(data) else 0)
+        if not place + 1 < end <= len(data):
+            problem = "is cut off" if end > len(data) or place >= len(data) else "has no bytes"
+            raise UserError(f"{shown(path)}: token {number} of {V}, at byte {place}, {problem}")
+        tokens.append(data[place + 1 : end])
+        place = end
+    check_size(path, len(data), place, f"these {V} tokens")
+    return Tokens(tuple(tokens), end_of_text)
+
+
+def write_tokenizer(path: Path, tokens: Sequence[bytes], end_of_text: int | None) -> None:
+    """Writes a tokenizer file. UserError for a vocabulary that the format can't hold."""
+    if end_of_text is None:
+        raise UserError("an llm.c tokenizer file names an end-of-text token, and this tokenizer has none")
+    for number, token in enumerate(tokens):
+        if not 1 <= len(token) <= LONGEST_TOKEN:
+            raise UserError(
+                f"token {number} has {len(token)} bytes, and an llm.c tokenizer file can hold 1 to {LONGEST_TOKEN}"
+            )
+    with path.open("wb") as file:
+        file.write(write_header([TOKENIZER_MAGIC, 2, len(tokens), end_of_text]))
+        for token in tokens:
+            file.write(bytes([len(token)]) + token)

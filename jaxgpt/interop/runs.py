@@ -9,7 +9,7 @@ import numpy as np
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.interop import tensors
-from jaxgpt.interop.source import WeightSource
+from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models.blocks import Params
 from jaxgpt.options import settings
 from jaxgpt.options.config import Compute, Config, Data, Model, Run

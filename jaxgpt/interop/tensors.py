@@ -1,11 +1,11 @@
-"""Names and layouts of GPT-2's tensors in this project, in llm.c and at Hugging Face.
+"""Weights in any format, and the names and layouts of GPT-2's tensors in this project, in llm.c and at Hugging Face.
 
 The order is llm.c's, which is also that of `gpt2.Params`. Weights are (in, out) here and at Hugging Face, whose GPT-2
 calls such a layer Conv1D, and (out, in) in llm.c.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.layers import embedding, layernorm, linear
 from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Model
 
 FAMILY = "gpt2"  # the family of models with these tensors
 DTYPES = {dtype.name: dtype for dtype in map(np.dtype, (jnp.float32, jnp.bfloat16, jnp.float16))}
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """Weights in files whose headers have all been checked."""
+
+    where: str
+    kind: str  # for people
+    model: Model
+    dtype: str  # as they are stored: a key of DTYPES
+    tokenizer: Tokenizer | None  # None where the files name none, or one that can't be read
+    load: Callable[[], Params]  # reads the weights: stacked NumPy arrays of that dtype
+    notes: tuple[str, ...] = ()  # printed for the user
+    unreadable_tokenizer: bool = False  # the files have a tokenizer that can't be read, and the notes say why
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jaxgpt.generation import api, rates
+from jaxgpt.generation import api, gate
 from jaxgpt.generation.batching import ContinuousBatch
 from jaxgpt.generation.worker import Job, Worker
 from tests.generation.servers import BYTES, KEY, NAME, POST, connections, in_form, listening, post, send, server
@@ -219,7 +219,7 @@ def test_wrong_keys_are_limited_in_rate(worker):
 
 
 def test_a_minute_later_a_client_may_ask_again():
-    rate = rates.Rate(2, "requests")
+    rate = gate.Rate(2, "requests")
     for now in (0.0, 30.0):
         rate.count("a", now)
     for client, now, passes in (("a", 59.0, False), ("b", 59.0, True), ("a", 61.0, True), ("a", 62.0, False)):
@@ -229,8 +229,8 @@ def test_a_minute_later_a_client_may_ask_again():
 
 
 def test_one_network_of_ipv6_is_one_client():
-    assert rates.client_name("2001:db8::1") == rates.client_name("2001:db8::2:3") != rates.client_name("2001:db9::1")
-    assert rates.client_name("192.0.2.1") != rates.client_name("192.0.2.2")
+    assert gate.client_name("2001:db8::1") == gate.client_name("2001:db8::2:3") != gate.client_name("2001:db9::1")
+    assert gate.client_name("192.0.2.1") != gate.client_name("192.0.2.2")
 
 
 def test_what_has_begun_is_ended_when_its_time_is_over(worker, monkeypatch):
