@@ -69,13 +69,7 @@ def cut(path: Path, layout: TextLayout, start: Position) -> Iterator[Chunk]:
 
 
 def _pieces(reader: unpacking.Reader, cutter: "_Cutter", first: Chunk) -> Iterator[Chunk]:
-    """Yields the pieces from the reader's place on.
-
-    Args:
-        reader: The file, at the beginning of the first piece.
-        cutter: Finds the ends of the pieces.
-        first: A piece without data, which has the path, kind, layout and position of the first one.
-    """
+    """Yields the pieces from the reader's place on. `first` is the first one without its data."""
     data, place = b"", 0  # the bytes read so far, and where in them the next piece begins
     wanted, begins = PIECE_BYTES, first.position.begins
     while True:
@@ -98,6 +92,9 @@ def _pieces(reader: unpacking.Reader, cutter: "_Cutter", first: Chunk) -> Iterat
 class _Cutter:
     """Finds the ends of pieces in one kind of file."""
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
     def end(self, data: bytes, offset: int, at_end: bool) -> tuple[int, bool]:
         """Returns the end of the piece that begins with `data`, and whether a document begins there.
 
@@ -108,10 +105,18 @@ class _Cutter:
         """
         raise NotImplementedError
 
+    def _checked(self, end: int, data: bytes, offset: int, what: str, advice: str = "") -> tuple[int, bool]:
+        """Returns `end`, and True. UserError where there is none, and the row or document is too long for memory."""
+        if not end and len(data) >= LONGEST_ROW_BYTES:
+            where = f"{shown(self._path)}: the {what} at byte offset {offset:,}"
+            raise UserError(f"{where} is longer than {LONGEST_ROW_BYTES:,} bytes{advice}")
+        return end, True
+
 
 class _TextCutter(_Cutter):
     def __init__(self, path: Path, layout: TextLayout) -> None:
-        separator, self._path, self._whole = layout.separator, path, layout.whole
+        super().__init__(path)
+        separator, self._whole = layout.separator, layout.whole
         self._pattern = re.compile(separators(separator).pattern.encode()) if separator else None
         # A separator that is not wholly in the data yet may begin in their last bytes.
         self._longest = len(separator.encode()) + separator.count("\n")
@@ -124,7 +129,7 @@ class _TextCutter(_Cutter):
             if ends:
                 return ends[-1], True
         if self._whole:
-            return _checked(self._path, 0, data, offset, "document", ": give what separates documents by --separator")
+            return self._checked(0, data, offset, "document", ": give what separates documents by --separator")
         end = last_safe_cut(data, len(data) - self._longest)
         if not end and len(data) >= LONGEST_WORD_BYTES:
             end = character_start(data, len(data) - 1)
@@ -132,74 +137,53 @@ class _TextCutter(_Cutter):
 
 
 class _LineCutter(_Cutter):
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
     def end(self, data: bytes, offset: int, at_end: bool) -> tuple[int, bool]:
         end = len(data) if at_end else data.rfind(b"\n") + 1
-        return _checked(self._path, end, data, offset, "line")
+        return self._checked(end, data, offset, "line")
 
 
 class _ListCutter(_Cutter):
     """Cuts behind a comma between the rows of a list in JSON, or at its end."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._ended = False
+    _ended = False
 
     def end(self, data: bytes, offset: int, at_end: bool) -> tuple[int, bool]:
-        if self._ended:  # the list ended in earlier data
-            return self._rest(data, offset, 0)
-        end, self._ended = last_row_end(data)
+        end = 0
+        if not self._ended:
+            end, self._ended = last_row_end(data)
         if self._ended:
-            return self._rest(data, offset, end)
+            if data[end:].strip():
+                raise UserError(
+                    f"{shown(self._path)}, at byte offset {offset + end:,}: something stands behind the list of rows. "
+                    "Write one row on each line, or one list"
+                )
+            return len(data), True
         if at_end:
             raise UserError(
                 f"{shown(self._path)}: the list of rows doesn't end before the file does, at byte offset "
                 f"{offset + len(data):,}. Restore it from a copy"
             )
-        return _checked(self._path, end, data, offset, "row")
-
-    def _rest(self, data: bytes, offset: int, end: int) -> tuple[int, bool]:
-        if data[end:].strip():
-            raise UserError(
-                f"{shown(self._path)}, at byte offset {offset + end:,}: something stands behind the list of rows. "
-                "Write one row on each line, or one list"
-            )
-        return len(data), True
-
-
-def _checked(path: Path, end: int, data: bytes, offset: int, what: str, advice: str = "") -> tuple[int, bool]:
-    """Returns `end`, and True, since a row or a document begins there.
-
-    Raises:
-        UserError: No end was found, and the row or document is too long to be kept in memory.
-    """
-    if not end and len(data) >= LONGEST_ROW_BYTES:
-        raise UserError(
-            f"{shown(path)}: the {what} at byte offset {offset:,} is longer than {LONGEST_ROW_BYTES:,} bytes{advice}"
-        )
-    return end, True
+        return self._checked(end, data, offset, "row")
 
 
 def _parquet_pieces(path: Path, layout: TextLayout, start: Position) -> Iterator[Chunk]:
     size, row_count = path.stat().st_size, max(parquet.row_count(path), 1)
     values, held = [], 0
+
+    def piece(read: int) -> Chunk:
+        position = Position(start.file, values[0].row)
+        return Chunk(str(path), "parquet", layout, position, b"", read, tuple(values))
+
     for value in parquet.texts(path, layout.field, start.offset):
         if values and held >= PIECE_BYTES:
-            yield _parquet_piece(path, layout, start, values, size * value.row // row_count)
+            yield piece(size * value.row // row_count)
             values, held = [], 0
         values.append(value)
         held += len(value.text or "")
         if held > LONGEST_ROW_BYTES + PIECE_BYTES:
             raise UserError(f"{shown(path)}: row {value.row:,} is longer than {LONGEST_ROW_BYTES:,} characters")
     if values:
-        yield _parquet_piece(path, layout, start, values, size)
-
-
-def _parquet_piece(path: Path, layout: TextLayout, start: Position, values: list[parquet.Value], read: int) -> Chunk:
-    position = Position(start.file, values[0].row)
-    return Chunk(str(path), "parquet", layout, position, b"", read, tuple(values))
+        yield piece(size)
 
 
 # Safe places

@@ -89,17 +89,11 @@ class Document(NamedTuple):
 
 @dataclass
 class Rows:
-    """Counts of the rows of JSON and Parquet that gave no document.
+    """Counts of the rows of JSON and Parquet that gave no document."""
 
-    Attributes:
-        empty: Rows without text: null, or "".
-        bad: Rows that are damaged, or have something other than text in the field.
-        first_bad: Where the first bad row is, and what is wrong with it.
-    """
-
-    empty: int = 0
-    bad: int = 0
-    first_bad: str = ""
+    empty: int = 0  # without text: null, or ""
+    bad: int = 0  # damaged, or with something other than text in the field
+    first_bad: str = ""  # where it is, and what is wrong with it
 
     def add(self, other: "Rows") -> None:
         """Adds the counts of `other`."""
@@ -115,11 +109,7 @@ class Rows:
 
 
 def of(piece: Chunk, rows: Rows) -> Iterator[Document]:
-    """Yields the documents of a piece that are not empty, and counts the rows without a document in `rows`.
-
-    Raises:
-        UserError: The text isn't UTF-8. The message has the file and the byte offset.
-    """
+    """Yields the documents of a piece that are not empty, and counts the rows without one. UserError for bad UTF-8."""
     if piece.kind == "text":
         yield from _of_text(piece)
         return
@@ -138,9 +128,8 @@ def _rows(piece: Chunk) -> Iterator[tuple[str, str, str]]:
         for value in piece.values:
             yield f"row {value.row:,}", value.text or "", value.wrong
         return
-    found = _of_list if piece.kind == "json" else _of_lines
-    for row in found(piece.data, piece.layout.field):
-        yield f"at byte offset {piece.position.offset + row.offset:,}", row.text, row.wrong
+    for offset, row in (_elements if piece.kind == "json" else _lines)(piece.data):
+        yield f"at byte offset {piece.position.offset + offset:,}", *_text_of(row, piece.layout.field)
 
 
 def _of_text(piece: Chunk) -> Iterator[Document]:
@@ -171,30 +160,24 @@ def _decoded(piece: Chunk) -> str:
 # Rows of JSON
 
 
-class _JsonRow(NamedTuple):
-    offset: int  # in the piece
-    text: str  # empty where the field is null
-    wrong: str = ""  # why it has no text
-
-
-def _of_lines(data: bytes, field: str) -> Iterator[_JsonRow]:
-    """Yields the rows of JSON lines. Lines end at newlines alone, and blank lines are passed over."""
+def _lines(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yields the lines that aren't blank, each with its offset. Lines end at newlines alone."""
     offset = 0
     for line in data.split(b"\n"):
         if line.strip():
-            yield _row(line, offset, field)
+            yield offset, line
         offset += len(line) + 1
 
 
-def _of_list(data: bytes, field: str) -> Iterator[_JsonRow]:
-    """Yields the rows of a part of a list, up to the list's end."""
+def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yields the rows of a part of a list up to the list's end, each with its offset."""
     start = 0
-    for place, closes in _ends(data):
-        yield from _row_between(data, start, place, field)
-        start = place + 1
+    for end, closes in (*_ends(data), (len(data), True)):
+        if (row := data[start:end]).strip():
+            yield start + len(row) - len(row.lstrip()), row
+        start = end + 1
         if closes:
             return
-    yield from _row_between(data, start, len(data), field)
 
 
 def last_row_end(data: bytes) -> tuple[int, bool]:
@@ -225,27 +208,20 @@ def _ends(data: bytes) -> Iterator[tuple[int, bool]]:
                 return
 
 
-def _row_between(data: bytes, start: int, end: int, field: str) -> Iterator[_JsonRow]:
-    row = data[start:end]
-    if row.strip():
-        yield _row(row, start + len(row) - len(row.lstrip()), field)
-
-
-def _row(data: bytes, offset: int, field: str) -> _JsonRow:
+def _text_of(row: bytes, field: str) -> tuple[str, str]:
+    """Returns the text in a row's field, empty where it is null, and why there is none."""
     try:
-        value = foreign_text.parse_json(data)
+        value = foreign_text.parse_json(row)
     except ValueError as error:
-        return _JsonRow(offset, "", f"no JSON: {shown(error)}")
+        return "", f"no JSON: {shown(error)}"
     if not isinstance(value, dict):
-        return _JsonRow(offset, "", f"{quoted(value)}, where an object is expected")
+        return "", f"{quoted(value)}, where an object is expected"
     if field not in value:
-        fields = ", ".join(shown(name, 40) for name in sorted(value)[:20])
-        return _JsonRow(
-            offset, "", f"an object without a field '{shown(field)}' (--field). Its fields: {fields or 'none'}"
-        )
+        fields = ", ".join(shown(name, 40) for name in sorted(value)[:20]) or "none"
+        return "", f"an object without a field '{shown(field)}' (--field). Its fields: {fields}"
     text = value[field]
     if text is None:
-        return _JsonRow(offset, "")
+        return "", ""
     if not isinstance(text, str):
-        return _JsonRow(offset, "", f"an object whose field '{shown(field)}' is {quoted(text)}, and no text (--field)")
-    return _JsonRow(offset, text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        return "", f"an object whose field '{shown(field)}' is {quoted(text)}, and no text (--field)"
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), ""

@@ -92,19 +92,12 @@ def batch_at(
     seed: int,
     rows: Sequence[int] | None = None,
 ) -> Batch:
-    """Returns the batch of one step.
+    """Returns the batch of one step, from 0 on: A = `micro_batches` of B sequences of T tokens.
 
     Args:
         tokens: The training tokens, which may lie on the disk: only the batch's windows are read.
-        step: The step, from 0 on.
-        micro_batches: A.
-        batch_size: B.
-        sequence_length: T.
         seed: The seed of the order, at least 0.
-        rows: R of the numbers 0 ... B-1: the sequences of each micro-batch that are wanted. None for all.
-
-    Returns:
-        Arrays (A, B, T), or (A, R, T) with `rows`.
+        rows: R of the numbers 0 ... B-1: the sequences of each micro-batch that are wanted, as arrays (A, R, T).
 
     Raises:
         UserError: There are fewer than T+1 tokens.
@@ -152,8 +145,7 @@ def _shared_out(quotas: tuple[int, ...], numbers: np.ndarray, seed: int) -> tupl
 def windows_per_epoch(token_count: int, sequence_length: int) -> int:
     """Returns W, the number of sequences in an epoch: as many as fit behind the largest offset, T-1, and at least one.
 
-    Raises:
-        UserError: There are fewer than T+1 tokens, so that not even one sequence and its last target fit.
+    UserError for fewer than T+1 tokens: not even one sequence and its last target.
     """
     if token_count <= sequence_length:
         raise UserError(
@@ -194,13 +186,7 @@ def permutation_keys(*seeds: int) -> np.ndarray:
 
 
 def permuted(places: np.ndarray, count: int, chosen: np.ndarray) -> np.ndarray:
-    """Returns the images of `places` under the permutation of 0 ... count-1 that `chosen` chooses, int64.
-
-    Args:
-        places: Numbers from 0 to count-1, 1-D.
-        count: How many numbers are permuted.
-        chosen: The keys, as `permutation_keys` draws them.
-    """
+    """Returns the images of `places`, 1-D, under the permutation of 0 ... count-1 that the keys `chosen` choose."""
     half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
     values = _rounds(places.astype(np.uint64), half, chosen)
     while (outside := values >= count).any():
@@ -221,9 +207,6 @@ def _mixed(x: np.ndarray) -> np.ndarray:
     x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return x ^ x >> np.uint64(31)
-
-
-# Checks, the validation split, and batches in the background
 
 
 def check_vocabulary(tokens: Tokens, vocabulary_size: int, where: str) -> None:
@@ -250,17 +233,8 @@ def validation_batches(
     """Returns an iterator over the split in order, as tokens and targets, both int32 (B, T).
 
     Every token but the first is a target exactly once. The last batch is padded with token 0 and target IGNORED, so the
-    mean over the targets that are not IGNORED does not depend on B.
-
-    Args:
-        tokens: The validation split.
-        batch_size: B.
-        sequence_length: T.
-        limit: The largest number of batches; None for all.
-        rows: R of the numbers 0 ... B-1: the sequences of each batch that are wanted, as arrays (R, T). None for all.
-
-    Raises:
-        UserError: There are fewer than two tokens.
+    mean over the targets that are not IGNORED does not depend on B. At most `limit` batches are made, and of each only
+    the sequences `rows`, where these are given. UserError for fewer than two tokens.
     """
     target_count = len(tokens) - 1
     if target_count < 1:
@@ -273,14 +247,11 @@ def validation_batches(
     return (_validation_batch(tokens, start, rows, sequence_length) for start in starts)
 
 
-def _validation_batch(
-    tokens: Tokens, start: int, rows: Sequence[int], sequence_length: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _validation_batch(tokens: Tokens, start: int, rows: Sequence[int], T: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the windows `rows` of those that follow one another from `start` on, padded behind the last token."""
-    inputs = np.zeros((len(rows), sequence_length), np.int32)
-    targets = np.full((len(rows), sequence_length), IGNORED, np.int32)
+    inputs, targets = np.zeros((len(rows), T), np.int32), np.full((len(rows), T), IGNORED, np.int32)
     for place, row in enumerate(rows):
-        part = tokens[start + row * sequence_length : start + (row + 1) * sequence_length + 1]
+        part = tokens[start + row * T : start + (row + 1) * T + 1]
         count = max(len(part) - 1, 0)
         inputs[place, :count] = part[:count]
         targets[place, :count] = part[1:]
@@ -291,13 +262,10 @@ class Feeder:
     """Context manager whose `next()` returns make(first), make(first + 1), ..., computed ahead of time by one thread.
 
     An exception of `make` is raised by the `next` that would have returned its batch.
-
-    Attributes:
-        waited: Seconds that the last `next` waited.
     """
 
     def __init__(self, make: Callable[[int], Batch], first: int) -> None:
-        self.waited = 0.0
+        self.waited = 0.0  # seconds that the last `next` waited
         self._make, self._step = make, first
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._batches: deque[Future[Batch]] = deque()

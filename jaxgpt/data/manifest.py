@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from jaxgpt import files
+from jaxgpt import files, writing
 from jaxgpt.data import token_files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
@@ -65,13 +65,8 @@ def write(folder: Path, manifest: Manifest) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file atomically: whole or not at all, even where the power fails."""
-    temporary = path.with_name(f"{path.name}.part")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with writing.replacing(path) as new:
+        new.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> Manifest:

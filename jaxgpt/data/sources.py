@@ -3,7 +3,6 @@
 notes.txt   notes/   'notes/*.jsonl.zst'   tinystories   hf:owner/name   hf:owner/name/configuration:split
 """
 
-import difflib
 import fnmatch
 import glob
 import os
@@ -19,6 +18,7 @@ from jaxgpt.data.manifest import Split
 from jaxgpt.errors import UserError
 from jaxgpt.files import open_file
 from jaxgpt.foreign_text import quoted, shown
+from jaxgpt.options.settings import nearest
 from jaxgpt.terminal import say
 
 HUB = "hf:"
@@ -99,12 +99,10 @@ def find(sources: tuple[str, ...]) -> list[File]:
 
 def _files(source: str) -> list[File]:
     if source.startswith(HUB):
-        return [
-            File(f"{HUB}{remote.repository}/{remote.name}@{remote.revision}", remote.size, 0, remote)
-            for remote in _on_the_hub(source)
-        ]
+        found = _on_the_hub(source)
+        return [File(f"{HUB}{file.repository}/{file.name}@{file.revision}", file.size, 0, file) for file in found]
     if source == "tinyshakespeare":
-        return [_local(corpora.shakespeare_file())]
+        return [_local(corpora.tinyshakespeare()[0])]
     path = Path(source)
     try:
         if path.is_dir():
@@ -119,8 +117,7 @@ def _files(source: str) -> list[File]:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {quoted(source)}: {getattr(error, 'strerror', None) or error}") from None
     if not found:
-        nearest = difflib.get_close_matches(source, [*DATA_SETS, source], n=2)
-        hint = next((f"; did you mean {name}?" for name in nearest if name != source), ".")
+        hint = nearest(source, [name for name in DATA_SETS if name != source])
         raise UserError(
             f"there is no file, folder or data set {quoted(source)}{hint} Data sets: {', '.join(DATA_SETS)}, and "
             f"{HUB}owner/name for any on the Hugging Face hub"

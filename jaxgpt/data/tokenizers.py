@@ -12,7 +12,6 @@ tokens' bytes are joined and read as UTF-8, in which one character may span seve
 """
 
 import codecs
-import difflib
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ import tiktoken
 
 from jaxgpt.data import encodings
 from jaxgpt.errors import UserError
+from jaxgpt.options.settings import nearest
 
 NAMES = ("characters", "bytes", "gpt2", "cl100k", "o200k", "llama3")
 
@@ -204,9 +204,7 @@ def make(name: str, text: str) -> Tokenizer:
         return BytePairs(name, encoding, encoding.eot_token)
     if name == "llama3":
         return BytePairs(name, encodings.llama3(), encodings.LLAMA3_BEGIN_OF_TEXT)
-    nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.4)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    raise UserError(f"there is no tokenizer {name!r}: name one of {', '.join(NAMES)}{hint}")
+    raise UserError(f"there is no tokenizer {name!r}: name one of {', '.join(NAMES)}{nearest(name, NAMES)}")
 
 
 def from_state(state: dict) -> Tokenizer:
