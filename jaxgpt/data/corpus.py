@@ -45,27 +45,17 @@ class TokenSet(NamedTuple):
 
 
 def open_sources(config: Config, own: tokenizers.Tokenizer | None = None) -> dict[str, TextSource]:
-    """Opens the sources that the options name, by name.
+    """Opens the sources that the options name, by name. UserError where there is no such text or no such token files.
 
-    Args:
-        config: The options.
-        own: The tokenizer that came with weights; it replaces the one that the options name.
-
-    Raises:
-        UserError: There is no such text or no such token files.
+    `own` is the tokenizer that came with weights; it replaces the one that the options name.
     """
     return {name: _source(name, config, own) for name in weights_of(config)}
 
 
 def put_together(opened: dict[str, TextSource], config: Config) -> Corpus:
-    """Returns the corpus of these sources.
+    """Returns the corpus of these sources, by the options with the sizes that follow from the sources filled in.
 
-    Args:
-        opened: As `open_sources` returns them.
-        config: The options, with the sizes that follow from the sources already filled in.
-
-    Raises:
-        UserError: A source is too short, has another tokenizer than the others, or a token that the model doesn't have.
+    UserError where a source is too short, has another tokenizer than the others, or tokens that the model hasn't.
     """
     tokenizer = next(iter(opened.values())).tokenizer
     for name, source in opened.items():
@@ -106,13 +96,7 @@ def feed(data: Corpus, config: Config, first: int, rows: Sequence[int]) -> Feede
     """Returns a feeder of a run's batches, which are made in the background.
 
     A token outside the model's vocabulary raises a UserError with the batch that contains it: tokens on the disk are
-    not read earlier.
-
-    Args:
-        data: The corpus.
-        config: The run's options.
-        first: The first step whose batch is made.
-        rows: The sequences of each micro-batch that are wanted, as in `loader.batch_at`.
+    not read earlier. The first batch is that of step `first`; `rows` is as in `loader.batch_at`.
     """
     training = config.training
 
@@ -138,8 +122,7 @@ def _source(name: str, config: Config, own: tokenizers.Tokenizer | None = None) 
     if found := find_token_files(name):
         tokenizer = own if own and not found.manifest else _tokenizer_of(found, config)
         train, validation = found.train, found.validation
-        known = found.manifest.shards if found.manifest else ()
-        sums = {shard.file: shard.sha256 for shard in known}
+        sums = {shard.file: shard.sha256 for shard in (found.manifest.shards if found.manifest else ())}
         made_of = fingerprint.of_files([*train.paths, *validation.paths], sums)
         return TextSource(f"{len(train.paths)} token files of {name}", tokenizer, train, validation, made_of)
     text = corpora.load(name)
@@ -192,13 +175,9 @@ def _prompt(config: Config, tokenizer: tokenizers.Tokenizer, validation: Tokens)
 
 
 def find_token_files(name: str) -> TokenSet | None:
-    """Returns the token files called `name`; None where the name doesn't stand for token files.
+    """Returns the token files of a data set by name, a folder, a .bin file or a pattern; None for any other name.
 
-    Args:
-        name: A data set by name, a folder, a .bin file, or a pattern of files.
-
-    Raises:
-        UserError: The token files are missing or damaged.
+    UserError where the token files are missing or damaged.
     """
     if name in sources.DATA_SETS and name not in corpora.NAMES:
         folder = sources.data_folder() / name

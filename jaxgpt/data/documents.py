@@ -6,6 +6,7 @@
 - parquet: each row is a document
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -172,7 +173,7 @@ def _lines(data: bytes) -> Iterator[tuple[int, bytes]]:
 def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yields the rows of a part of a list up to the list's end, each with its offset."""
     start = 0
-    for end, closes in (*_ends(data), (len(data), True)):
+    for end, closes in itertools.chain(_ends(data), [(len(data), True)]):
         if (row := data[start:end]).strip():
             yield start + len(row) - len(row.lstrip()), row
         start = end + 1

@@ -140,23 +140,13 @@ def from_tokens(tokens: Sequence[bytes], name: str = "bpe") -> tiktoken.Encoding
 
 
 def train(texts: Iterable[str], vocabulary_size: int) -> list[bytes]:
-    """Trains a byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909).
+    """Trains a byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909) of so many tokens, the end of text included.
 
-    Args:
-        texts: The texts to train on.
-        vocabulary_size: The number of tokens, the end of text included.
-
-    Returns:
-        The tokens by rank, without the end of text. They are fewer where the texts have too few words.
-
-    Raises:
-        UserError: The vocabulary is smaller than 257, or the extra `data` is not installed.
+    Returns the tokens by rank, without the end of text. They are fewer where the texts have too few words. UserError
+    for a vocabulary of less than 257 tokens, and where the extra `data` is not installed.
     """
-    smallest = 256 + 1
-    if vocabulary_size < smallest:
-        raise UserError(
-            f"--vocabulary-size is {vocabulary_size}, and must be at least {smallest}: all bytes, and the end"
-        )
+    if vocabulary_size < 257:
+        raise UserError(f"--vocabulary-size is {vocabulary_size}, and must be at least 257: all bytes, and the end")
     try:
         import tokenizers
     except ImportError:

@@ -83,19 +83,12 @@ def read(folder: Path) -> Manifest:
     found = tuple(shard(path, entry) for entry in shards)
     if len({entry.file for entry in found}) < len(found):
         raise UserError(f"{shown(path)} is damaged: it names one file twice")
-    end_of_text = fields.get("end_of_text")
-    return Manifest(
-        name=_field(path, fields, "name", str),
-        tokenizer=_field(path, fields, "tokenizer", dict),
-        vocabulary_size=_field(path, fields, "vocabulary_size", int),
-        end_of_text=None if end_of_text is None else _field(path, fields, "end_of_text", int),
-        documents=_field(path, fields, "documents", int),
-        empty_rows=_field(path, {"empty_rows": 0} | fields, "empty_rows", int),
-        bad_rows=_field(path, {"bad_rows": 0} | fields, "bad_rows", int),
-        settings=_field(path, fields, "settings", dict),
-        versions=_field(path, fields, "versions", dict),
-        shards=found,
-    )
+    fields = {"empty_rows": 0, "bad_rows": 0} | fields
+    kinds = dict.fromkeys(("tokenizer", "settings", "versions"), dict) | {"name": str, "vocabulary_size": int}
+    kinds |= dict.fromkeys(("documents", "empty_rows", "bad_rows"), int)
+    end_of_text = None if fields.get("end_of_text") is None else _field(path, fields, "end_of_text", int)
+    typed = {key: _field(path, fields, key, kind) for key, kind in kinds.items()}
+    return Manifest(shards=found, end_of_text=end_of_text, **typed)
 
 
 def shard(path: Path, entry: Any) -> Shard:

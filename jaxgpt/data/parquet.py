@@ -43,15 +43,10 @@ class Value(NamedTuple):
 
 
 def rows(path: Path, columns: list[str] | None, first: int = 0) -> Iterator[tuple[int, Any]]:
-    """Yields batches of rows of a Parquet file, each with the number of its first row.
+    """Yields batches of rows of a Parquet file from row `first` on, each with the number of its first row.
 
-    Args:
-        path: The file.
-        columns: The columns to read; None reads all.
-        first: The row to begin with.
-
-    Raises:
-        UserError: The file can't be read, is damaged, or states a size that no packed text has.
+    Without `columns` all are read. UserError where the file can't be read, is damaged, or states a size that no packed
+    text has.
     """
     arrow, library = extra("pyarrow"), extra("pyarrow.parquet")
     _metadata(path)
@@ -79,19 +74,9 @@ def rows(path: Path, columns: list[str] | None, first: int = 0) -> Iterator[tupl
 
 
 def _rows_at_once(path: Path, file: BinaryIO, group: int, about: Any, columns: list[str] | None, size: int) -> int:
-    """Returns how many rows of a row group to read at once.
+    """Returns how many rows to read at once of a row group with pyarrow's metadata `about`, in a file of `size` bytes.
 
-    Args:
-        path: The file's path, for messages.
-        file: The file.
-        group: The row group's number.
-        about: The row group's metadata, a pyarrow object.
-        columns: The columns that are read; None for all.
-        size: The file's bytes.
-
-    Raises:
-        UserError: The metadata or the pages state sizes that no packed text has.
-        ValueError: The pages' headers are damaged.
+    UserError where the metadata or the pages state sizes that no packed text has; ValueError for damaged page headers.
     """
     at_once = ROWS
     for column in (about.column(number) for number in range(about.num_columns)):
@@ -155,15 +140,9 @@ class TooShort(Exception):
 
 
 def unpacked_size(file: BinaryIO, column: Any, size: int) -> int:
-    """Returns the bytes that all pages of a column in a row group unpack to, by their headers.
+    """Returns the bytes that all pages of a column (pyarrow's metadata) unpack to, by their headers.
 
-    Args:
-        file: The Parquet file.
-        column: The column's metadata, a pyarrow object.
-        size: The file's bytes.
-
-    Raises:
-        ValueError: The headers are damaged, or lead out of the file.
+    ValueError where the headers are damaged, or lead out of the file of `size` bytes.
     """
     dictionary = column.dictionary_page_offset
     place = min(dictionary or column.data_page_offset, column.data_page_offset)

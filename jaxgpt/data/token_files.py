@@ -45,13 +45,8 @@ def format_for(vocabulary_size: int) -> Format:
 def tokens_of(path: Path | str, within: Path | None = None) -> np.ndarray:
     """Returns the tokens of a file, 1-D, uint16 or uint32, as a read-only memory map; only the header is read.
 
-    Args:
-        path: The token file.
-        within: The folder that the file belongs to, which no link may lead out of.
-
-    Raises:
-        UserError: The file can't be read, is not a token file, or doesn't have the size that its header states; or a
-            link leads out of `within`.
+    UserError where it can't be read, is no token file, doesn't have the size that its header states, or a link leads
+    out of `within`.
     """
     path = Path(path)
     with files.open_file(path, within, holes=True) as file:  # it is mapped, and read where it is needed
@@ -90,9 +85,10 @@ def _check(path: Path, size: int, header: bytes) -> tuple[Format, int]:
         )
     count, rest = divmod(size - HEADER_BYTES, form.dtype.itemsize)
     if rest or count & 0xFFFFFFFF != stated:
+        promised = HEADER_BYTES + stated * form.dtype.itemsize
         raise UserError(
-            f"{shown(path)} is damaged: its header promises {stated:,} tokens, that is {_bytes(form, stated):,} bytes, "
-            f"and it has {size:,}; restore it from a copy, or prepare it anew"
+            f"{shown(path)} is damaged: its header promises {stated:,} tokens, that is {promised:,} bytes, and "
+            f"it has {size:,}; restore it from a copy, or prepare it anew"
         )
     if not count:
         raise UserError(f"{shown(path)} has no tokens")
@@ -107,10 +103,6 @@ def _without_header(path: Path) -> str:
         f't.write(pathlib.Path("{shown(new)}"), numpy.memmap("{shown(path)}", "<u2"), t.GPT2)\'; or make it of the '
         "text by: python run.py prepare"
     )
-
-
-def _bytes(form: Format, count: int) -> int:
-    return HEADER_BYTES + count * form.dtype.itemsize
 
 
 class Shards:
@@ -156,9 +148,6 @@ class Writer:
     """Writes a token file piece by piece, as `path`.part until `close` gives it its name or `discard` deletes it.
 
     Methods raise the disk's OSError, and `write` raises a ValueError for tokens that the format can't hold.
-
-    Attributes:
-        count: How many tokens have been written.
     """
 
     def __init__(self, path: Path, form: Format) -> None:

@@ -9,13 +9,13 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxgpt import foreign_text
 from jaxgpt.data import encodings
-from jaxgpt.data.tokenizers import Tokenizer, check_ids, check_unicode
+from jaxgpt.data.tokenizers import Tokenizer, check_ids, utf8
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
@@ -41,15 +41,9 @@ class HuggingFace(Tokenizer):
     whole_documents = True  # a normaliser, an added token or a pattern may look at anything
 
     def __init__(self, text: str, end_of_text: int | None = None) -> None:
-        """Reads the text of a tokenizer.json.
+        """Reads the text of a tokenizer.json. UserError where the package can't run it or has no such id.
 
-        Args:
-            text: The file's content.
-            end_of_text: The id that separates documents; None where there is none.
-
-        Raises:
-            UserError: The text is not a tokenizer that the package can run, or `end_of_text` is not one of its ids.
-            MissingPackage: The package is not installed.
+        MissingPackage where the package is not installed.
         """
         content = parse(text)
         self.text, self.end_of_text = text, end_of_text
@@ -68,7 +62,7 @@ class HuggingFace(Tokenizer):
         return self._size
 
     def encode(self, text: str, *, special: bool = False) -> np.ndarray:
-        check_unicode(text)
+        utf8(text)
         tokenizer = self._with_special if special else self._tokenizer
         with _errors("can't encode the text"):
             # Without offsets, which take more memory than the ids.
@@ -213,11 +207,7 @@ def _errors(what: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        _fail(what, error)
-
-
-def _fail(what: str, error: BaseException) -> NoReturn:
-    raise UserError(f"tokenizer.json: {what} ({shown(error)})") from None
+        raise UserError(f"tokenizer.json: {what} ({shown(error)})") from None
 
 
 def _parts(part: Any) -> Iterator[dict[str, Any]]:

@@ -50,16 +50,10 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str, *, special: bool = False) -> np.ndarray:
-        """Returns the text's token ids, int32, 1-D.
+        """Returns the text's token ids, int32, 1-D. UserError where the vocabulary can't express a character.
 
-        Args:
-            text: What to encode.
-            special: Whether the names of special tokens in the text, such as <|endoftext|>, become these tokens.
-                Otherwise they are encoded as the characters that they consist of, so that a text can't end its
-                document.
-
-        Raises:
-            UserError: The vocabulary can't express a character.
+        With `special`, the names of special tokens in the text, such as <|endoftext|>, become these tokens. Otherwise
+        they are encoded as the characters that they consist of, so that a text can't end its document.
         """
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -119,7 +113,7 @@ class Characters(Tokenizer):
     def __init__(self, characters: str) -> None:
         self._characters = characters
         self._codes = _codes(characters)
-        self.tokens = [_utf8(character) for character in characters]
+        self.tokens = [utf8(character) for character in characters]
 
     def encode(self, text: str, *, special: bool = False) -> np.ndarray:
         result = np.empty(len(text), np.int32)
@@ -147,7 +141,7 @@ class Bytes(Tokenizer):
     tokens = tuple(bytes([i]) for i in range(256))
 
     def encode(self, text: str, *, special: bool = False) -> np.ndarray:
-        return np.frombuffer(_utf8(text), dtype=np.uint8).astype(np.int32)
+        return np.frombuffer(utf8(text), dtype=np.uint8).astype(np.int32)
 
 
 class BytePairs(Tokenizer):
@@ -158,7 +152,7 @@ class BytePairs(Tokenizer):
         self.tokens = _tokens(encoding)
 
     def encode(self, text: str, *, special: bool = False) -> np.ndarray:
-        check_unicode(text)  # tiktoken would replace characters that UTF-8 can't express
+        utf8(text)  # tiktoken would replace characters that UTF-8 can't express
         allowed = "all" if special else frozenset()
         return self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=()).astype(np.int32)
 
@@ -182,28 +176,24 @@ class TrainedBytePairs(BytePairs):
 
 
 def make(name: str, text: str) -> Tokenizer:
-    """Returns the tokenizer called `name`.
+    """Returns the tokenizer called `name`; the tokens of "characters" are those of the text.
 
-    Args:
-        name: One of NAMES.
-        text: The text whose characters are the tokens of "characters"; the other tokenizers ignore it.
-
-    Raises:
-        UserError: The name is unknown, the text is empty, or the tokenizer's files are damaged or can't be had.
+    UserError where the name is unknown, the text is empty, or the tokenizer's files are damaged or can't be had.
     """
-    if name == "characters":
-        if not text:
+    match name:
+        case "characters" if not text:
             raise UserError("the tokenizer characters is made from a text, and this text is empty; choose another text")
-        return Characters("".join(sorted(set(text))))
-    if name == "bytes":
-        return Bytes()
-    if name == "gpt2":
-        return GPT2()
-    if name in ("cl100k", "o200k"):
-        encoding = encodings.openai(name)
-        return BytePairs(name, encoding, encoding.eot_token)
-    if name == "llama3":
-        return BytePairs(name, encodings.llama3(), encodings.LLAMA3_BEGIN_OF_TEXT)
+        case "characters":
+            return Characters("".join(sorted(set(text))))
+        case "bytes":
+            return Bytes()
+        case "gpt2":
+            return GPT2()
+        case "cl100k" | "o200k":
+            encoding = encodings.openai(name)
+            return BytePairs(name, encoding, encoding.eot_token)
+        case "llama3":
+            return BytePairs(name, encodings.llama3(), encodings.LLAMA3_BEGIN_OF_TEXT)
     raise UserError(f"there is no tokenizer {name!r}: name one of {', '.join(NAMES)}{nearest(name, NAMES)}")
 
 
@@ -227,13 +217,8 @@ def _codes(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
-def check_unicode(text: str) -> None:
-    """Raises a UserError for half a surrogate pair, which Python strings can hold and UTF-8 can't."""
-    _utf8(text)
-
-
-def _utf8(text: str) -> bytes:
-    """Returns the text's UTF-8. UserError as `check_unicode`."""
+def utf8(text: str) -> bytes:
+    """Returns the text's UTF-8. UserError for half a surrogate pair, which Python strings can hold and UTF-8 can't."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:

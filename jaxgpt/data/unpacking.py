@@ -67,11 +67,7 @@ def check_text(path: Path, head: bytes) -> None:
 
 
 class Reader:
-    """Reads a file's unpacked bytes from the beginning on.
-
-    Attributes:
-        offset: The number of unpacked bytes that were read.
-    """
+    """Reads a file's unpacked bytes from the beginning on; `offset` is how many of them were read."""
 
     def __init__(self, path: Path, raw: BinaryIO) -> None:
         self.path, self.offset, self._raw = path, 0, raw

@@ -37,9 +37,7 @@ class Tokenized(NamedTuple):
 class Pool:
     """Processes that share the calls of a function. A pool of one is this process itself.
 
-    Args:
-        processes: How many.
-        tokenizer: The state of the tokenizer that `tokenize` uses; None where it isn't called.
+    `tokenizer` is the state of the tokenizer that `tokenize` uses.
     """
 
     def __init__(self, processes: int, tokenizer: dict[str, Any] | None = None) -> None:
@@ -127,17 +125,10 @@ class Made(NamedTuple):
 
 
 def make_tokenizer(name: str, vocabulary_size: int, texts: Iterable[Chunk], processes: int, skip_bad: int) -> Made:
-    """Returns the tokenizer called `name`.
+    """Returns the tokenizer called `name`: one of `tokenizers.NAMES`, or "bpe". UserError where it can't be made.
 
-    Args:
-        name: One of `tokenizers.NAMES`, or "bpe".
-        vocabulary_size: Of a BPE.
-        texts: The text, which only "characters" and "bpe" read.
-        processes: How many processes collect characters.
-        skip_bad: How many bad rows a BPE's training passes over.
-
-    Raises:
-        UserError: The tokenizer can't be made.
+    Only "characters", which several processes collect, and "bpe", whose training passes over up to `skip_bad` bad rows,
+    read the texts.
     """
     if name == "characters":
         with Pool(processes) as pool:
@@ -156,13 +147,11 @@ class Sample:
 
     Training takes time in proportion to a word's length for each pair that is joined in it. So anything too long for a
     word, such as a picture in base64, is left out.
-
-    Attributes:
-        left_out: The number of characters of such words that were left out so far.
     """
 
     def __init__(self, texts: Iterable[Chunk], skip_bad: int) -> None:
-        self.left_out, self._texts, self._skip_bad = 0, texts, skip_bad
+        self._texts, self._skip_bad = texts, skip_bad
+        self.left_out = 0  # characters of such words, so far
 
     def __iter__(self) -> Iterator[str]:
         left, rows = TRAINED_ON_BYTES, Rows()
@@ -179,6 +168,5 @@ class Sample:
 
 def versions(tokenizer: str) -> dict[str, str]:
     """Returns the versions of the packages that cut the text into tokens."""
-    return {
-        name: version(name) for name in ("tiktoken", *(["tokenizers"] if tokenizer in ("bpe", "huggingface") else []))
-    }
+    names = ["tiktoken", *(["tokenizers"] if tokenizer in ("bpe", "huggingface") else [])]
+    return {name: version(name) for name in names}

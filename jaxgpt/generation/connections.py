@@ -154,11 +154,8 @@ class Connection(H11Protocol):
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = api.rendered(api.ApiError(status, message).body())
-            headers = [
-                (b"content-type", b"application/json"),
-                (b"content-length", b"%d" % len(body)),
-                (b"connection", b"close"),
-            ]
+            headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+            headers.append((b"connection", b"close"))
             reason = HTTPStatus(status).phrase.encode()
             answer = (h11.Response(status_code=status, headers=headers, reason=reason), h11.Data(data=body))
             self.transport.write(b"".join(self.conn.send(event) or b"" for event in answer))
@@ -238,8 +235,7 @@ def log_to_stderr() -> None:
 def most_connections(asked: int) -> int:
     """Returns how many connections the process can have at once: `asked`, or what its limit of open files leaves.
 
-    Raises:
-        UserError: It leaves none.
+    UserError where it leaves none.
     """
     try:
         import resource

@@ -27,13 +27,7 @@ Answer = Callable[[ApiError], ASGIApp]
 
 
 class Gate:
-    """Wraps an application.
-
-    Args:
-        app: The application.
-        loopback: Whether the server listens on this machine alone.
-        answer: Makes an answer of an error.
-    """
+    """Wraps an application of a server that listens on this machine alone (`loopback`) or not."""
 
     def __init__(self, app: ASGIApp, loopback: bool, answer: Answer):
         self._app, self._loopback, self._answer = app, loopback, answer
@@ -110,12 +104,7 @@ class _Body:
 
 
 class Rate:
-    """Counts what clients have done in the last minute.
-
-    Args:
-        most: How often each may do it in a minute; 0 for no limit.
-        what: What it is, in the plural, for the message.
-    """
+    """Counts what clients have done in the last minute: `what`, in the plural, and at most so often; 0 for no limit."""
 
     def __init__(self, most: int, what: str):
         self._most, self._what = most, what
@@ -129,12 +118,8 @@ class Rate:
             times.popleft()
         if self._most and times and len(times) >= self._most:
             wait = max(1, math.ceil(times[0] + 60 - now))
-            raise ApiError(
-                429,
-                f"more than {self._most} {self._what} in a minute: wait {wait} seconds",
-                code="rate_limit_exceeded",
-                retry_after=wait,
-            )
+            message = f"more than {self._most} {self._what} in a minute: wait {wait} seconds"
+            raise ApiError(429, message, code="rate_limit_exceeded", retry_after=wait)
 
     def count(self, client: str, now: float) -> None:
         """Notes that the client has done it once more."""

@@ -66,14 +66,7 @@ def only_known_tokens(model: Model, tokenizer: Tokenizer) -> Model:
 def draw(
     logits: Float[Array, "B V"], settings: SamplingSettings, places: Int[Array, " B"], seen: Bool[Array, "B V"]
 ) -> Int[Array, " B"]:
-    """Draws a token for each text.
-
-    Args:
-        logits: For each text's next token.
-        settings: Each text's own.
-        places: Number of tokens that were drawn for each text before.
-        seen: Tokens that occur in each text.
-    """
+    """Draws a token for each text, before which `places` tokens were drawn, and in which the tokens `seen` occur."""
     temperature, penalty = settings.temperature[:, None], settings.repetition_penalty[:, None]
     logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
     likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)

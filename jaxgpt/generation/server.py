@@ -76,12 +76,7 @@ class Server:
                 Route("/v1/models/{name:path}", self.models),
                 Route("/v1/completions", self.completions, methods=["POST"]),
             ],
-            exception_handlers={  # type: ignore[arg-type]
-                ApiError: _error,
-                HTTPException: _http_error,
-                ClientDisconnect: _gone,
-                Exception: _failure,
-            },
+            exception_handlers=HANDLERS,
         )
         app.router.redirect_slashes = False
         return Gate(app, self._options.loopback, error_response)
@@ -92,10 +87,8 @@ class Server:
             drawing.fail(ApiError(503, "the server is ending"))
 
     async def health(self, request: Request) -> Response:
-        failed = self._worker.failed
-        return _Json(
-            {"status": "failed" if failed else "ok", "texts": self._worker.waiting}, status_code=503 if failed else 200
-        )
+        said, status = ("failed", 503) if self._worker.failed else ("ok", 200)
+        return _Json({"status": said, "texts": self._worker.waiting}, status_code=status)
 
     async def models(self, request: Request) -> Response:
         self._check_key(request)
@@ -123,15 +116,10 @@ class Server:
         if self._worker.failed:
             raise ApiError(500, "the model failed; the server's log says why")
         if self._worker.waiting + len(asked.requests) > options.waiting:
-            raise ApiError(
-                429, "too many texts are waiting: try again later", code="rate_limit_exceeded", retry_after=1
-            )
-        answer = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": options.name,
-        }
+            message = "too many texts are waiting: try again later"
+            raise ApiError(429, message, code="rate_limit_exceeded", retry_after=1)
+        answer = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time())}
+        answer["model"] = options.name
         drawing = Drawing(self._worker, asked.requests)
         if asked.stream:
             return _Events(drawing, _stream(drawing, asked, answer))
@@ -245,18 +233,16 @@ def error_response(error: ApiError, headers: Mapping[str, str] | None = None) ->
     return _Json(error.body(), status_code=error.status, headers=more)
 
 
-async def _error(request: Request, error: ApiError) -> Response:
-    return error_response(error)
-
-
-async def _http_error(request: Request, error: HTTPException) -> Response:
-    message = f"{request.method} {shown(request.scope['path'])}: {error.detail}"
-    return error_response(ApiError(error.status_code, message), error.headers)
-
-
-async def _gone(request: Request, error: ClientDisconnect) -> Response:
-    return Response()  # which nobody receives
-
-
 async def _failure(request: Request, error: Exception) -> Response:
+    match error:
+        case ApiError():
+            return error_response(error)
+        case ClientDisconnect():
+            return Response()  # which nobody receives
+        case HTTPException():
+            message = f"{request.method} {shown(request.scope['path'])}: {error.detail}"
+            return error_response(ApiError(error.status_code, message), error.headers)
     return error_response(ApiError(500, "the server failed; its log says why"))
+
+
+HANDLERS: Any = dict.fromkeys((ApiError, HTTPException, ClientDisconnect, Exception), _failure)

@@ -16,8 +16,6 @@ LOOK_SECONDS = 0.5  # between looks whether a client that waits for its whole an
 
 
 class Event(NamedTuple):
-    """A text's next piece, or its end."""
-
     piece: str
     tokens: int  # drawn so far
     ended: str  # "stop" or "length" with the last piece, "failed" where there will be no more, else ""
@@ -135,13 +133,9 @@ class Drawing:
         self._queue.put_nowait(error)
 
     async def events(self, has_left: Callable[[], Awaitable[bool]] | None = None) -> AsyncGenerator[tuple[int, Event]]:
-        """Yields pieces of all texts as they come, until all have ended.
+        """Yields pieces of all texts as they come, until all have ended or the client has left.
 
-        Args:
-            has_left: Tells whether the client has gone; then this ends early.
-
-        Raises:
-            ApiError: There will be no more.
+        ApiError where there will be no more.
         """
         while self._jobs:
             try:

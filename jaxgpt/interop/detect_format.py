@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from jaxgpt import files
-from jaxgpt.data import tokenizers
+from jaxgpt.data import hub, tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.interop import huggingface, huggingface_tokenizer, llmc, runs
@@ -95,13 +95,10 @@ def _beside(path: Path) -> str:
 
 
 def fetch(name: str) -> Path:
-    """Downloads a model's files, unless they are in the hub's cache, and returns their folder there.
+    """Downloads the files of a model of the hub, unless they are in its cache, and returns their folder there.
 
-    Args:
-        name: NAME or OWNER/NAME, with @REVISION behind it or not.
-
-    Raises:
-        UserError: The extra `hub` is missing, or the hub has no such model or can't be reached.
+    They are config.json, safetensors and tokenizer files, never a pickle. UserError where the extra `hub` is missing,
+    or the hub has no such model or can't be reached.
     """
     try:
         from huggingface_hub import snapshot_download
@@ -118,9 +115,9 @@ def fetch(name: str) -> Path:
         try:
             return Path(snapshot_download(repository, revision=revision, allow_patterns=names))
         except Exception as error:  # of many types: the package's, httpx's, the operating system's
-            message = (str(error) or type(error).__name__).splitlines()[0]
+            reason = hub.first_line(error)
         raise UserError(
-            f"{name}: there is no such file or folder here, and from the Hugging Face hub it can't be had ({message})"
+            f"{name}: there is no such file or folder here, and from the Hugging Face hub it can't be had ({reason})"
         )
 
     folder = download(HUB_FILES)
@@ -136,15 +133,10 @@ def fetch(name: str) -> Path:
 
 
 def with_tokenizer(source: WeightSource, name: str) -> WeightSource:
-    """Returns the same weights with the tokenizer that the user names.
+    """Returns the same weights with the tokenizer that the user names; without a name they keep theirs.
 
-    Args:
-        source: The weights.
-        name: "gpt2", "bytes", or the path of a tokenizer.json, of a folder that has one, or of an llm.c tokenizer file.
-            Empty: the weights keep the tokenizer that they have.
-
-    Raises:
-        UserError: There is no such tokenizer, it can't be read, or it has more tokens than the model.
+    Names are "gpt2", "bytes", or the path of a tokenizer.json, of a folder that has one, or of an llm.c tokenizer file.
+    UserError where there is no such tokenizer, it can't be read, or it has more tokens than the model.
     """
     if not name:
         return source
@@ -154,7 +146,11 @@ def with_tokenizer(source: WeightSource, name: str) -> WeightSource:
     elif path.is_dir() or path.suffix == ".json":
         tokenizer = huggingface_tokenizer.read_file(path)
     elif path.exists():
-        tokenizer = _same_tokens(name, llmc.read_tokenizer(path))
+        tokenizer, found = tokenizers.make("gpt2", ""), llmc.read_tokenizer(path).tokens
+        if tuple(tokenizer.tokens) != found:
+            raise UserError(
+                f"--tokenizer {shown(name)}: its {len(found):,} tokens are not GPT-2's, which are all it may have"
+            )
     else:
         raise UserError(
             f"--tokenizer {shown(name)}: give gpt2, bytes, or the path of a tokenizer.json or an llm.c tokenizer file"
@@ -165,12 +161,3 @@ def with_tokenizer(source: WeightSource, name: str) -> WeightSource:
             f"{source.model.vocabulary_size:,}"
         )
     return dataclasses.replace(source, tokenizer=tokenizer)
-
-
-def _same_tokens(name: str, found: llmc.Tokens) -> tokenizers.Tokenizer:
-    gpt2 = tokenizers.make("gpt2", "")
-    if tuple(gpt2.tokens) != found.tokens:
-        raise UserError(
-            f"--tokenizer {shown(name)}: its {len(found.tokens):,} tokens are not GPT-2's, which are all it may have"
-        )
-    return gpt2

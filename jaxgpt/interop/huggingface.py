@@ -4,6 +4,7 @@ Tensors are memory-mapped and read one at a time; pickles are never read. config
 the safetensors files before anything is allocated. The package safetensors checks each header against its file's size.
 """
 
+import itertools
 import json
 import math
 import os
@@ -152,21 +153,10 @@ def _open(path: Path) -> Any:
 # Tensors
 
 
-def _expected(model: Model) -> Iterator[str]:
-    yield from OF_ENDS
-    for layer in range(model.layers):
-        for name in OF_BLOCKS:
-            yield f"h.{layer}.{name}"
-
-
 def _check(folder: Path, found: _Tensors, model: Model) -> set[str]:
-    """Returns the dtypes of all tensors, by safetensors' names.
+    """Returns the dtypes of all tensors, in a time that doesn't depend on how many layers config.json claims.
 
-    The time is proportional to the number of tensors, however many layers config.json claims.
-
-    Raises:
-        UserError: The folder's tensors are not exactly the model's, or one has another shape, or a dtype that is not in
-            STORED.
+    UserError where the tensors are not exactly the model's, or one has another shape, or a dtype not in STORED.
     """
     dtypes = set()
     for name in found.where:
@@ -187,7 +177,8 @@ def _check(folder: Path, found: _Tensors, model: Model) -> set[str]:
             )
         dtypes.add(stored)
     if len(found.where) - (HEAD in found.where) != len(OF_ENDS) + model.layers * len(OF_BLOCKS):
-        missing = next(name for name in _expected(model) if name not in found.where)
+        of_blocks = (f"h.{layer}.{name}" for layer in range(model.layers) for name in OF_BLOCKS)
+        missing = next(name for name in itertools.chain(OF_ENDS, of_blocks) if name not in found.where)
         raise UserError(f"{shown(folder)}: the tensor {missing} is missing, which a GPT-2 of {model.layers} layers has")
     return dtypes
 
@@ -237,23 +228,14 @@ def _check_tied(folder: Path, found: _Tensors, token: np.ndarray) -> None:
 def write_folder(
     folder: Path, params: Params, model: Model, dtype: str, tokenizer: Tokenizer | None, shard_bytes: int
 ) -> None:
-    """Fills an empty folder with a model.
+    """Fills an empty folder with a model, its stacked NumPy arrays in a dtype that is a key of `tensors.DTYPES`.
 
-    Args:
-        folder: The folder.
-        params: Stacked NumPy arrays.
-        model: The model's shape.
-        dtype: The dtype that is written, a key of `tensors.DTYPES`.
-        tokenizer: The tokenizer; None writes none.
-        shard_bytes: The largest size of a safetensors file, but for a tensor that alone is larger.
-
-    Raises:
-        UserError: A number is beyond what the dtype can hold.
+    A safetensors file has `shard_bytes` at most, but for a tensor that alone is larger. UserError for a number beyond
+    what the dtype can hold.
     """
     end_of_text = tokenizer.end_of_text if tokenizer else None
     _write_json(folder / CONFIG, huggingface_config.content_of(model, dtype, end_of_text))
-    generation = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
-    _write_json(folder / "generation_config.json", generation)
+    _write_json(folder / "generation_config.json", dict.fromkeys(("bos_token_id", "eos_token_id"), end_of_text))
     if tokenizer:
         for name, content in huggingface_tokenizer.files_of(tokenizer, model).items():
             (folder / name).write_text(content, encoding="utf-8")

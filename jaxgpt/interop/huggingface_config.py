@@ -55,11 +55,7 @@ KNOWN = _ALIASES | SIZES.keys() | FIXED.keys() | set(WITHOUT_EFFECT.split())
 
 
 def model_of(path: Path, config: dict[str, Any]) -> Model:
-    """Returns the model that a config.json describes.
-
-    Raises:
-        UserError: It isn't a GPT-2 as this project has it. The message names the key.
-    """
+    """Returns the model that a config.json describes. UserError, with the key, where it isn't this project's GPT-2."""
     kind = config.get("model_type", "gpt2")
     if kind != "gpt2":
         raise UserError(f"{shown(path)}: model_type is {quoted(kind)}; this version reads GPT-2 models")
@@ -87,26 +83,17 @@ def model_of(path: Path, config: dict[str, Any]) -> Model:
 
 def content_of(model: Model, dtype: str, end_of_text: int | None) -> dict[str, object]:
     """Returns the content of config.json. Dropout is off, as it was in training."""
+    sizes = {"vocab_size": model.vocabulary_size, "n_positions": model.context, "n_ctx": model.context}
+    sizes |= {"n_embd": model.width, "n_layer": model.layers, "n_head": model.heads, "n_inner": None}
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        "vocab_size": model.vocabulary_size,
-        "n_positions": model.context,
-        "n_ctx": model.context,
-        "n_embd": model.width,
-        "n_layer": model.layers,
-        "n_head": model.heads,
-        "n_inner": None,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
+        **sizes,
+        **{key: FIXED[key][0] for key in ("activation_function", "layer_norm_epsilon")},
         "initializer_range": 0.02,
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0,
-        "scale_attn_weights": True,
-        "tie_word_embeddings": True,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+        **{key: FIXED[key][0] for key in ("scale_attn_weights", "tie_word_embeddings")},
+        **dict.fromkeys(("bos_token_id", "eos_token_id"), end_of_text),
         "torch_dtype": dtype,
     }
 

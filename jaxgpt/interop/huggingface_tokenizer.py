@@ -9,6 +9,7 @@ A file is read as one of our own tokenizers only where everything in it that a t
 write.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,6 +35,14 @@ OTHERS = ("tokenizer.model", "spiece.model", VOCABULARY)  # one of these alone d
 LARGEST_CONFIG = 1 << 24  # bytes
 UNKNOWN = "<unknown>"  # for characters; no token has this name, so an unknown character is an error
 LARGEST_COMPARED = 1 << 20  # bytes of all tokens together, up to which a file is compared with one of ours
+EMPTY: dict[str, Any] = {  # a tokenizer.json
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [],
+    "normalizer": None,
+    **dict.fromkeys(("pre_tokenizer", "post_processor", "decoder", "model")),
+}
 GPT2_WORDS = 50256  # tokens of GPT-2, without the end of text
 
 
@@ -41,10 +50,7 @@ GPT2_WORDS = 50256  # tokens of GPT-2, without the end of text
 
 
 def can_express(tokenizer: Tokenizer) -> bool:
-    """Returns whether a tokenizer's files can be written.
-
-    Those of cl100k, o200k and Llama 3 can't: their makers publish their own.
-    """
+    """Returns whether a tokenizer's files can be written; the makers of cl100k, o200k and Llama 3 publish their own."""
     return isinstance(tokenizer, GPT2 | TrainedBytePairs | Bytes | Characters | HuggingFace)
 
 
@@ -99,39 +105,20 @@ def _byte_level(
     cut: bool = True,
     space: bool = False,
 ) -> dict[str, Any]:
-    """Returns the tokenizer.json of a byte-level BPE.
+    """Returns the tokenizer.json of a byte-level BPE, with entries of added tokens.
 
-    Args:
-        vocabulary: Ids by token, as files write them.
-        pairs: The merges.
-        added: Entries of added tokens.
-        cut: Whether GPT-2's pattern cuts the text into words first.
-        space: Whether a space is put before the text.
+    With `cut` GPT-2's pattern cuts the text into words first; with `space` a space is put before the text.
     """
     level = {"type": "ByteLevel", "add_prefix_space": space, "trim_offsets": True, "use_regex": cut}
     model = {"type": "BPE", "vocab": vocabulary, "merges": pairs}
     parts = {"added_tokens": list(added), "pre_tokenizer": level, "post_processor": level, "decoder": level}
-    return _empty() | parts | {"model": model}
+    return EMPTY | parts | {"model": model}
 
 
 def _words(vocabulary: dict[str, int]) -> dict[str, Any]:
     split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
     model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN}
-    return _empty() | {"pre_tokenizer": split, "decoder": {"type": "Fuse"}, "model": model}
-
-
-def _empty() -> dict[str, Any]:
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": None,
-        "model": None,
-    }
+    return EMPTY | {"pre_tokenizer": split, "decoder": {"type": "Fuse"}, "model": model}
 
 
 def _special(content: str, number: int) -> dict[str, Any]:
@@ -143,19 +130,11 @@ def _special(content: str, number: int) -> dict[str, Any]:
 
 
 def read(folder: Path, model: Model, end_of_text: int | None = None) -> tuple[Tokenizer | None, tuple[str, ...]]:
-    """Returns the tokenizer of a folder, and notes for the user.
+    """Returns the tokenizer of a Hugging Face folder, and notes for the user.
 
-    Args:
-        folder: A Hugging Face folder.
-        model: The model of the folder, which must have at least as many tokens.
-        end_of_text: The end of text's id by the model's config.json, for tokenizers that don't name it.
-
-    Returns:
-        The tokenizer and notes. The tokenizer is None where the folder has no files of one, where it has more tokens
-        than the model, and where the package `tokenizers` is needed and missing. The notes say which.
-
-    Raises:
-        UserError: A file is damaged, or the package can't read it.
+    The tokenizer is None where the folder has no files of one, where it has more tokens than the model, and where the
+    package `tokenizers` is needed and missing. The notes say which. `end_of_text` is the end of text's id by the
+    model's config.json, for tokenizers that don't name it. UserError where a file is damaged or can't be read.
     """
     try:
         tokenizer = _of_folder(folder, end_of_text)
@@ -243,19 +222,12 @@ def _candidate(model: dict[str, Any]) -> Tokenizer | None:
     tokens = [bytes(map(BYTE_OF.__getitem__, word)) for word in words]
     if len(words) == len(vocabulary):
         return Bytes() if len(words) == 256 else None
-    if len(words) == GPT2_WORDS and (gpt2 := _gpt2()) and tokens == list(gpt2.tokens[:-1]):
-        return gpt2
+    with contextlib.suppress(UserError):  # where GPT-2's file can't be had
+        if len(words) == GPT2_WORDS and tokens == list((gpt2 := GPT2()).tokens[:-1]):
+            return gpt2
     if sum(map(len, tokens)) > LARGEST_COMPARED or b"" in tokens or list(vocabulary)[-1] != END_OF_TEXT:
         return None
     return TrainedBytePairs(tokens)
-
-
-def _gpt2() -> GPT2 | None:
-    """Returns GPT-2's tokenizer; None where its files can't be had."""
-    try:
-        return GPT2()
-    except UserError:
-        return None
 
 
 def _essential(content: dict[str, Any]) -> dict[str, Any] | None:

@@ -45,16 +45,9 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path, magic: int, versions: tuple[int, ...], kind: str) -> Header:
-    """Reads the header of one of llm.c's files.
+    """Reads the header of one of llm.c's files. UserError where it has another magic number or version.
 
-    Args:
-        path: The file.
-        magic: The number that files of this kind begin with.
-        versions: The versions that can be read.
-        kind: The kind, for messages.
-
-    Raises:
-        UserError: The file is not of this kind, or of another version.
+    `kind` is what such a file is called in messages.
     """
     files.refuse_pointer(path)
     length = files.size(path)
@@ -128,14 +121,9 @@ def memory_map(path: Path, dtype: Any) -> np.ndarray:
 
 
 def read_tensors(path: Path, offset: int, model: Model, rows: int, dtype: np.dtype) -> Params:
-    """Reads the parameters from a file whose size has been checked, in our layout.
+    """Reads the parameters from a file whose size has been checked, in our layout and the file's dtype.
 
-    Args:
-        path: The file.
-        offset: The byte offset of the first tensor.
-        model: The model's shape.
-        rows: The file's Vp.
-        dtype: The file's dtype, which the parameters have too.
+    They begin at a byte offset, with `rows` rows in the token table.
     """
     mapped = memory_map(path, np.uint8)
     arrays = {}
@@ -162,11 +150,8 @@ def _as_ours(array: np.ndarray, tensor: tensors.Tensor, model: Model, dtype: np.
     return ours
 
 
-def write_model(path: Path, params: Params, model: Model, dtype_name: str) -> int:
-    """Writes a model file of stacked NumPy arrays, and returns its size in bytes.
-
-    UserError for a dtype that has no version.
-    """
+def write_model(path: Path, params: Params, model: Model, dtype_name: str) -> None:
+    """Writes a model file of stacked NumPy arrays. UserError for a dtype that has no version."""
     if dtype_name not in VERSIONS:
         raise UserError(f"an llm.c model file can't hold {dtype_name}: take --dtype float32 or bfloat16")
     shape = [model.context, model.vocabulary_size, model.layers, model.heads, model.width]
@@ -174,7 +159,6 @@ def write_model(path: Path, params: Params, model: Model, dtype_name: str) -> in
         file.write(write_header([MODEL_MAGIC, VERSIONS[dtype_name], *shape, model.padded_vocabulary_size]))
         for part in tensor_bytes(params, tensors.DTYPES[dtype_name]):
             file.write(part)
-        return file.tell()
 
 
 def tensor_bytes(params: Params, dtype: np.dtype) -> Iterator[bytes]:

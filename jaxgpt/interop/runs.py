@@ -55,19 +55,10 @@ def write(
     run: Path,
     origin: str,
 ) -> None:
-    """Fills an empty folder with a run of no steps, whose only checkpoint is that of step 0.
+    """Fills an empty folder, which will be at `run`, with a run of no steps, whose only checkpoint is that of step 0.
 
-    Args:
-        folder: The folder to fill.
-        params: Stacked NumPy arrays.
-        model: The model's shape.
-        dtype: The dtype of the checkpoint's parameters, a key of `tensors.DTYPES`.
-        tokenizer: The tokenizer.
-        run: The path that the folder will have.
-        origin: Where the weights are from, for the run's note and messages.
-
-    Raises:
-        UserError: There is no tokenizer, or a number is beyond what the dtype can hold.
+    The parameters are stacked NumPy arrays; `origin` says where they are from, for the run's note and messages.
+    UserError where there is no tokenizer, or a number is beyond what the dtype can hold.
     """
     if tokenizer is None:
         raise UserError(f"{origin} doesn't say with which tokenizer it was trained: name it by --tokenizer")

@@ -118,16 +118,7 @@ def paired(params: gpt2.Params) -> Iterator[tuple[Tensor, Any]]:
 
 
 def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """Rounds an array to another dtype.
-
-    Args:
-        array: The array.
-        dtype: One of DTYPES.
-        name: The tensor's name, for messages.
-
-    Raises:
-        UserError: A number is finite, and beyond float16's largest.
-    """
+    """Rounds an array to one of DTYPES. UserError, with the tensor's name, for a number beyond float16's largest."""
     if array.dtype == dtype:
         return array
     with np.errstate(over="ignore"):

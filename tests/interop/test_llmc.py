@@ -55,7 +55,7 @@ def state():
 @pytest.mark.parametrize(("version", "dtype"), [(3, "float32"), (5, "bfloat16")])
 def test_a_model_file_is_the_bytes_laid_out_by_hand_and_back(tmp_path, version, dtype):
     params = random_params(dtype=dtype)
-    assert llmc.write_model(tmp_path / "m.bin", params, MODEL, dtype) == (tmp_path / "m.bin").stat().st_size
+    llmc.write_model(tmp_path / "m.bin", params, MODEL, dtype)
     assert (tmp_path / "m.bin").read_bytes() == model_bytes(params, version)
     source = llmc.open_model(tmp_path / "m.bin")
     assert (source.model, source.dtype) == (MODEL, dtype)
