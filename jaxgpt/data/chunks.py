@@ -55,7 +55,8 @@ def cut(path: Path, layout: TextLayout, start: Position) -> Iterator[Chunk]:
             raise UserError(f"{shown(path)}: a Parquet file is packed within itself, and isn't packed again. Unpack it")
         yield from _parquet_pieces(path, layout, start)
         return
-    head = unpacking.head(path)
+    with unpacking.opened(path) as reader:
+        head = reader.read(unpacking.HEAD_BYTES)
     unpacking.check_text(path, head)
     with unpacking.opened(path) as reader:
         if kind == "json" and head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
@@ -83,7 +84,7 @@ def _pieces(reader: unpacking.Reader, cutter: "_Cutter", first: Chunk) -> Iterat
             continue
         if end:
             position = Position(first.position.file, offset, begins)
-            yield first._replace(position=position, data=window[:end], read=reader.packed_offset())
+            yield first._replace(position=position, data=window[:end], read=reader.raw.tell())
         if at_end:
             return
         place, wanted, begins = place + end, PIECE_BYTES, next_begins

@@ -192,7 +192,12 @@ def find_token_files(name: str) -> TokenSet | None:
         if path.is_dir():
             return _in_folder(path, f"prepare {name} --output data/{path.resolve().name}")
         if path.suffix == ".bin" or (re.search(r"[*?\[]", name) and not path.exists()):
-            return _matching(name)
+            paths = sorted(Path(path) for path in glob.glob(name, recursive=True))
+            if not paths:
+                raise UserError(
+                    f"--data.text {shown(name)}: there are no such files. python run.py prepare makes token files of text"
+                )
+            return _by_names(paths)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise UserError(f"cannot read {quoted(name)}: {getattr(error, 'strerror', None) or error}") from None
     return None
@@ -210,15 +215,6 @@ def _in_folder(folder: Path, command: str) -> TokenSet:
         raise UserError(
             f"{shown(folder)} is a folder, and has no token files (.bin). Make some of the text in it by: python "
             f"run.py {shown(command)}"
-        )
-    return _by_names(paths)
-
-
-def _matching(pattern: str) -> TokenSet:
-    paths = sorted(Path(path) for path in glob.glob(pattern, recursive=True))
-    if not paths:
-        raise UserError(
-            f"--data.text {shown(pattern)}: there are no such files. python run.py prepare makes token files of text"
         )
     return _by_names(paths)
 

@@ -163,13 +163,8 @@ def train(texts: Iterable[str], vocabulary_size: int) -> list[bytes]:
     return [bytes(BYTE_OF[character] for character in token) for token, _ in ranked]
 
 
-def tokens_as_text(tokens: Sequence[bytes]) -> list[str]:
-    """Returns the tokens in base64, as JSON can hold them."""
-    return [base64.b64encode(token).decode() for token in tokens]
-
-
-def tokens_from_text(texts: Sequence[str]) -> list[bytes]:
-    """Inverts `tokens_as_text`. UserError unless each byte is a token, no token is empty, and none is there twice."""
+def from_base64(texts: Sequence[str]) -> list[bytes]:
+    """Decodes saved tokens. UserError unless each byte is a token, no token is empty, and none is there twice."""
     try:
         tokens = [base64.b64decode(text, validate=True) for text in texts]
     except (TypeError, ValueError, binascii.Error):

@@ -186,7 +186,7 @@ class _Shards:
         (part,) = self.parts
         total, alike = 0, itertools.groupby(sorted(part.files, key=_ending), _ending)
         for files in (list(group) for _, group in alike):
-            local = [file for file in files if file.is_local()]
+            local = [file for file in files if isinstance(file.place, Path)]
             chosen = local[:: -(-len(local) // SAMPLED_FILES)] if local else files[:1]  # at most one download
             pieces_each = max(2, SAMPLED_PIECES // len(chosen))
             tokens = sum(self._token_count(file, pieces_each, tokenizer) for file in chosen)

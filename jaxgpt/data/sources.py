@@ -83,10 +83,6 @@ class File(NamedTuple):
     modified: int  # nanoseconds since 1970; 0 on the hub, where a commit never changes
     place: Path | hub.Remote
 
-    def is_local(self) -> bool:
-        """Returns whether the file is on this machine, and not on the hub."""
-        return isinstance(self.place, Path)
-
     def here(self) -> Path:
         """Returns the file's path; a file on the hub is downloaded first."""
         return self.place if isinstance(self.place, Path) else hub.fetch(self.place)

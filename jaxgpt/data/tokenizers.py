@@ -11,6 +11,7 @@ tokens' bytes are joined and read as UTF-8, in which one character may span seve
 - huggingface: any other, read from a tokenizer.json (`tokenizer_json.py`)
 """
 
+import base64
 import codecs
 import functools
 from abc import ABC, abstractmethod
@@ -63,10 +64,6 @@ class Tokenizer(ABC):
     def join(self, ids: Sequence[int] | np.ndarray) -> bytes:
         """Returns the joined bytes of a 1-D sequence of ids. UserError for an id outside the vocabulary."""
         return b"".join([self.tokens[i] for i in check_ids(self, ids).tolist()])
-
-    def stream_decoder(self) -> "StreamDecoder":
-        """Returns a new decoder that takes one id at a time."""
-        return StreamDecoder(self)
 
     def state(self) -> dict:
         """Returns the state from which `from_state` makes the same tokenizer, as JSON can hold it."""
@@ -172,7 +169,7 @@ class TrainedBytePairs(BytePairs):
         super().__init__("bpe", encodings.from_tokens(tokens), len(tokens))
 
     def state(self) -> dict:
-        return {"name": self.name, "tokens": encodings.tokens_as_text(self.tokens[: self.end_of_text])}
+        return {"name": self.name, "tokens": [base64.b64encode(token).decode() for token in self.tokens[:-1]]}
 
 
 def make(name: str, text: str) -> Tokenizer:
@@ -202,7 +199,7 @@ def from_state(state: dict) -> Tokenizer:
     fields = state if isinstance(state, dict) else {}
     name, characters = fields.get("name"), fields.get("characters", "")
     if name == "bpe" and isinstance(fields.get("tokens"), list):
-        return TrainedBytePairs(encodings.tokens_from_text(fields["tokens"]))
+        return TrainedBytePairs(encodings.from_base64(fields["tokens"]))
     if name == "huggingface" and isinstance(fields.get("file"), str):
         from jaxgpt.data.tokenizer_json import HuggingFace  # here, because that file imports this one
 

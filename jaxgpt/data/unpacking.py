@@ -70,7 +70,7 @@ class Reader:
     """Reads a file's unpacked bytes from the beginning on; `offset` is how many of them were read."""
 
     def __init__(self, path: Path, raw: BinaryIO) -> None:
-        self.path, self.offset, self._raw = path, 0, raw
+        self.path, self.offset, self.raw = path, 0, raw
         self._errors = _ERRORS
         match path.suffix.lower():
             case ".gz":
@@ -86,10 +86,6 @@ class Reader:
                 self._errors = (*_ERRORS, library.ZstdError)
             case _:
                 self._stream = raw
-
-    def packed_offset(self) -> int:
-        """Returns the number of bytes of the file itself, packed, that were read."""
-        return self._raw.tell()
 
     def read(self, count: int) -> bytes:
         """Returns the next `count` bytes, fewer only at the end. UserError where the file is damaged."""
@@ -108,8 +104,8 @@ class Reader:
 
     def skip(self, count: int) -> None:
         """Passes over `count` bytes."""
-        if self._stream is self._raw:
-            self._raw.seek(count, 1)
+        if self._stream is self.raw:
+            self.raw.seek(count, 1)
             self.offset += count
             return
         while count and (skipped := len(self.read(min(count, AT_ONCE)))):
@@ -117,11 +113,11 @@ class Reader:
 
     def _damaged(self, error: Exception) -> UserError:
         reason = shown(getattr(error, "strerror", None) or error)
-        if self._stream is self._raw:
+        if self._stream is self.raw:
             return UserError(f"cannot read {shown(self.path)} at byte offset {self.offset:,}: {reason}")
-        where = f"after {self.offset:,} bytes of what is packed in it, before byte {self._raw.tell():,} of the file"
-        self._raw.seek(0)
-        about = known(self._raw.read(HEAD_BYTES))
+        where = f"after {self.offset:,} bytes of what is packed in it, before byte {self.raw.tell():,} of the file"
+        self.raw.seek(0)
+        about = known(self.raw.read(HEAD_BYTES))
         if about and not self.offset and f"ends in {self.path.suffix.lower()}" not in about:
             reason += f"; it is {about}"
         return UserError(f"cannot read {shown(self.path)}: damaged {where} ({reason}). Restore it from a copy")
@@ -163,12 +159,6 @@ def opened(path: Path) -> Iterator[Reader]:
     """Opens a file and yields its reader. UserError as `files.open_file`, and where a package is missing."""
     with files.open_file(path) as raw:
         yield Reader(path, raw)
-
-
-def head(path: Path) -> bytes:
-    """Returns the first unpacked bytes of a file, by which `known` recognises its kind."""
-    with opened(path) as reader:
-        return reader.read(HEAD_BYTES)
 
 
 def extra(module: str) -> Any:

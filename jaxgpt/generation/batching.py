@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.data.tokenizers import StreamDecoder, Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.sampling import only_known_tokens
@@ -69,7 +69,7 @@ class UntilStop:
     """Decodes tokens to text, up to the first of some stop texts."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
-        self._decode, self._stop = tokenizer.stream_decoder(), stop
+        self._decode, self._stop = StreamDecoder(tokenizer), stop
         self._held = ""
         self.stopped = False
 

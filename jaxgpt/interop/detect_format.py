@@ -67,11 +67,11 @@ def _open_file(path: Path) -> WeightSource:
 
 def _open_folder(path: Path) -> WeightSource:
     if (path / "config.toml").is_file():
-        return runs.open_run(path)
+        return runs.open_checkpoint(path, newest=True)
     if (path / huggingface.CONFIG).exists():
         return huggingface.open_folder(path)
     if (path / "params").is_dir() and path.name.isdecimal():
-        return runs.open_checkpoint(path)
+        return runs.open_checkpoint(path, newest=False)
     pickled = [file for file in sorted(path.iterdir()) if file.suffix in PICKLES]
     if pickled:
         raise _pickle(pickled[0])

@@ -94,7 +94,10 @@ def _content(tokenizer: Tokenizer) -> dict[str, Any]:
     vocabulary = {token: number for number, token in enumerate(tokenizer.tokens)}
     if isinstance(tokenizer, Bytes):
         return _byte_level({encodings.written(token): number for token, number in vocabulary.items()}, [], cut=False)
-    return _words({token.decode(): number for token, number in vocabulary.items()})
+    words = {token.decode(): number for token, number in vocabulary.items()}
+    split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+    model = {"type": "WordLevel", "vocab": words, "unk_token": UNKNOWN}
+    return EMPTY | {"pre_tokenizer": split, "decoder": {"type": "Fuse"}, "model": model}
 
 
 def _byte_level(
@@ -113,12 +116,6 @@ def _byte_level(
     model = {"type": "BPE", "vocab": vocabulary, "merges": pairs}
     parts = {"added_tokens": list(added), "pre_tokenizer": level, "post_processor": level, "decoder": level}
     return EMPTY | parts | {"model": model}
-
-
-def _words(vocabulary: dict[str, int]) -> dict[str, Any]:
-    split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
-    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN}
-    return EMPTY | {"pre_tokenizer": split, "decoder": {"type": "Fuse"}, "model": model}
 
 
 def _special(content: str, number: int) -> dict[str, Any]:
@@ -160,7 +157,7 @@ def read_file(path: Path) -> Tokenizer:
         if tokenizer is None:
             raise UserError(f"{shown(path)}: a folder without {FILE}, and without {VOCABULARY} and {MERGES}")
         return tokenizer
-    return _of_text(path, files.read_text(path, files.LARGEST_JSON), _names(folder), end_of_text)
+    return _of_text(path, files.read_text(path, files.LARGEST_JSON), end_of_text)
 
 
 def root(folder: Path) -> Path:
@@ -177,15 +174,16 @@ def _of_folder(folder: Path, end_of_text: int | None) -> Tokenizer | None:
         text = json.dumps(_of_two_files(folder, within), ensure_ascii=False)
     else:
         return None
-    return _of_text(path, text, _names(folder), end_of_text)
+    return _of_text(path, text, end_of_text)
 
 
-def _of_text(path: Path, text: str, names: list[str], end_of_text: int | None) -> Tokenizer:
+def _of_text(path: Path, text: str, end_of_text: int | None) -> Tokenizer:
     """Returns one of our own tokenizers where it is the same, and else the one that `tokenizers` makes of the text."""
+    names = _names(path.parent)
     try:
-        content = tokenizer_json.parse(text)
-        ours = _ours(content)
-        if ours is not None:
+        asked = _essential(tokenizer_json.parse(text))
+        ours = _candidate(asked["model"]) if asked else None
+        if ours and _essential(_content(ours)) == asked:
             return ours
         tokenizer = HuggingFace(text)
         ids = [tokenizer.id_of(name) for name in names]
@@ -198,13 +196,6 @@ def _of_text(path: Path, text: str, names: list[str], end_of_text: int | None) -
         raise
     except UserError as error:
         raise UserError(f"{shown(path)}: {error}. Get it again from where it came") from None
-
-
-def _ours(content: dict[str, Any]) -> Tokenizer | None:
-    """Returns our own tokenizer whose tokenizer.json is equivalent to this one, or None."""
-    asked = _essential(content)
-    candidate = _candidate(asked["model"]) if asked else None
-    return candidate if candidate and _essential(_content(candidate)) == asked else None
 
 
 def _candidate(model: dict[str, Any]) -> Tokenizer | None:

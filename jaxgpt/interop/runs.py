@@ -17,17 +17,10 @@ from jaxgpt.runs import checkpoints
 from jaxgpt.runs.about import model_of
 
 
-def open_run(folder: Path) -> WeightSource:
-    """Opens the newest whole checkpoint of a run. UserError where there is none."""
-    return _source(checkpoints.find(folder / "checkpoints", ("params", "about")), "a run's checkpoint")
-
-
-def open_checkpoint(folder: Path) -> WeightSource:
-    """Opens one checkpoint. UserError where it isn't whole."""
-    return _source(checkpoints.at(folder, ("params", "about")), "a checkpoint")
-
-
-def _source(found: checkpoints.Found, kind: str) -> WeightSource:
+def open_checkpoint(folder: Path, *, newest: bool) -> WeightSource:
+    """Opens a checkpoint, or the newest whole one of a run. UserError where it isn't whole, or there is none."""
+    parts = ("params", "about")
+    found = checkpoints.find(folder / "checkpoints", parts) if newest else checkpoints.at(folder, parts)
     dtype = found.about["configuration"].get("compute", {}).get("parameters", "float32")
 
     def load() -> Params:
@@ -36,7 +29,7 @@ def _source(found: checkpoints.Found, kind: str) -> WeightSource:
 
     return WeightSource(
         where=str(found.path),
-        kind=kind,
+        kind="a run's checkpoint" if newest else "a checkpoint",
         model=model_of(found.about),
         dtype=dtype,
         tokenizer=checkpoints.tokenizer_of(found),

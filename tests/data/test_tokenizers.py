@@ -98,13 +98,13 @@ def test_streaming_gives_what_decoding_at_once_gives(gpt2: Tokenizer, data: st.D
     """Also where the ids are none that encoding gives, and so are not UTF-8 or end inside a character."""
     for tokenizer in (gpt2, tokenizers.make("bytes", ""), tokenizers.make("characters", TEXT)):
         ids = data.draw(st.lists(st.integers(0, tokenizer.vocabulary_size - 1)))
-        assert stream(tokenizer.stream_decoder(), ids) == tokenizer.decode(ids)
+        assert stream(StreamDecoder(tokenizer), ids) == tokenizer.decode(ids)
 
 
 def test_streaming_waits_for_whole_characters(gpt2: Tokenizer) -> None:
     for tokenizer in (gpt2, tokenizers.make("bytes", "")):
         ids = tokenizer.encode("🎭")
-        decoder = tokenizer.stream_decoder()
+        decoder = StreamDecoder(tokenizer)
         assert len(ids) > 1
         assert [decoder(token_id) for token_id in ids] == [""] * (len(ids) - 1) + ["🎭"]
         assert decoder.finish() == ""
@@ -168,7 +168,7 @@ def test_unknown_id_is_refused(tokenizer: Tokenizer, bad_id: int) -> None:
     with pytest.raises(UserError, match=f"token {bad_id} at position 2 .*{tokenizer.name}"):
         tokenizer.decode([0, 1, bad_id])
     with pytest.raises(UserError, match=f"token {bad_id} "):
-        tokenizer.stream_decoder()(bad_id)
+        StreamDecoder(tokenizer)(bad_id)
 
 
 def test_half_a_surrogate_pair_is_refused(tokenizer: Tokenizer) -> None:
