@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxgpt.data import parquet, unpacking
-from jaxgpt.data.documents import PACKED, Chunk, Position, TextLayout, kind_of, last_row_end, separators
+from jaxgpt.data.documents import PACKED, Chunk, Kind, Position, TextLayout, kind_of, last_row_end, separators
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
@@ -61,12 +61,10 @@ def cut(path: Path, layout: TextLayout, start: Position) -> Iterator[Chunk]:
     with unpacking.opened(path) as reader:
         if kind == "json" and head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
             reader.skip(start.offset or head.index(b"[") + 1)
-            cutter: _Cutter = _ListCutter(path)
         else:
             kind = "jsonl" if kind == "json" else kind
             reader.skip(start.offset)
-            cutter = _LineCutter(path) if kind == "jsonl" else _TextCutter(path, layout)
-        yield from _pieces(reader, cutter, Chunk(str(path), kind, layout, start, b"", 0))
+        yield from _pieces(reader, _Cutter(path, kind, layout), Chunk(str(path), kind, layout, start, b"", 0))
 
 
 def _pieces(reader: unpacking.Reader, cutter: "_Cutter", first: Chunk) -> Iterator[Chunk]:
@@ -91,38 +89,26 @@ def _pieces(reader: unpacking.Reader, cutter: "_Cutter", first: Chunk) -> Iterat
 
 
 class _Cutter:
-    """Finds the ends of pieces in one kind of file."""
+    """Finds the ends of pieces in a text, in JSON lines, or in a list in JSON behind a comma between its rows."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def end(self, data: bytes, offset: int, at_end: bool) -> tuple[int, bool]:
-        """Returns the end of the piece that begins with `data`, and whether a document begins there.
-
-        Args:
-            data: The next bytes of the file.
-            offset: Their offset in the file.
-            at_end: Whether they reach to the file's end. If not, an end of 0 means that more data are needed.
-        """
-        raise NotImplementedError
-
-    def _checked(self, end: int, data: bytes, offset: int, what: str, advice: str = "") -> tuple[int, bool]:
-        """Returns `end`, and True. UserError where there is none, and the row or document is too long for memory."""
-        if not end and len(data) >= LONGEST_ROW_BYTES:
-            where = f"{shown(self._path)}: the {what} at byte offset {offset:,}"
-            raise UserError(f"{where} is longer than {LONGEST_ROW_BYTES:,} bytes{advice}")
-        return end, True
-
-
-class _TextCutter(_Cutter):
-    def __init__(self, path: Path, layout: TextLayout) -> None:
-        super().__init__(path)
-        separator, self._whole = layout.separator, layout.whole
+    def __init__(self, path: Path, kind: Kind, layout: TextLayout) -> None:
+        self._path, self._kind, self._whole, separator = path, kind, layout.whole, layout.separator
         self._pattern = re.compile(separators(separator).pattern.encode()) if separator else None
         # A separator that is not wholly in the data yet may begin in their last bytes.
         self._longest = len(separator.encode()) + separator.count("\n")
+        self._list_ended = False
 
     def end(self, data: bytes, offset: int, at_end: bool) -> tuple[int, bool]:
+        """Returns the end of the piece that begins with `data`, read at `offset`, and whether a document begins there.
+
+        Unless the data reach to the file's end, an end of 0 means that more are needed.
+        """
+        match self._kind:
+            case "jsonl":
+                end = len(data) if at_end else data.rfind(b"\n") + 1
+                return self._checked(end, data, offset, "line")
+            case "json":
+                return self._list_end(data, offset, at_end)
         if at_end:
             return len(data), True
         if self._pattern:
@@ -136,23 +122,11 @@ class _TextCutter(_Cutter):
             end = character_start(data, len(data) - 1)
         return end, False
 
-
-class _LineCutter(_Cutter):
-    def end(self, data: bytes, offset: int, at_end: bool) -> tuple[int, bool]:
-        end = len(data) if at_end else data.rfind(b"\n") + 1
-        return self._checked(end, data, offset, "line")
-
-
-class _ListCutter(_Cutter):
-    """Cuts behind a comma between the rows of a list in JSON, or at its end."""
-
-    _ended = False
-
-    def end(self, data: bytes, offset: int, at_end: bool) -> tuple[int, bool]:
+    def _list_end(self, data: bytes, offset: int, at_end: bool) -> tuple[int, bool]:
         end = 0
-        if not self._ended:
-            end, self._ended = last_row_end(data)
-        if self._ended:
+        if not self._list_ended:
+            end, self._list_ended = last_row_end(data)
+        if self._list_ended:
             if data[end:].strip():
                 raise UserError(
                     f"{shown(self._path)}, at byte offset {offset + end:,}: something stands behind the list of rows. "
@@ -165,6 +139,13 @@ class _ListCutter(_Cutter):
                 f"{offset + len(data):,}. Restore it from a copy"
             )
         return self._checked(end, data, offset, "row")
+
+    def _checked(self, end: int, data: bytes, offset: int, what: str, advice: str = "") -> tuple[int, bool]:
+        """Returns `end`, and True. UserError where there is none, and the row or document is too long for memory."""
+        if not end and len(data) >= LONGEST_ROW_BYTES:
+            where = f"{shown(self._path)}: the {what} at byte offset {offset:,}"
+            raise UserError(f"{where} is longer than {LONGEST_ROW_BYTES:,} bytes{advice}")
+        return end, True
 
 
 def _parquet_pieces(path: Path, layout: TextLayout, start: Position) -> Iterator[Chunk]:

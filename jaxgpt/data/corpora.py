@@ -56,9 +56,8 @@ def load(name: str) -> str:
 
     A file's text is returned unchanged, but for a leading byte order mark, which is dropped.
 
-    Raises:
-        UserError: There is no such text, or it is empty, damaged, not UTF-8, of a kind that only `run.py prepare`
-            reads, or can't be downloaded.
+    UserError where there is no such text, or it is empty, damaged, not UTF-8, of a kind that only `run.py prepare`
+    reads, or can't be downloaded.
     """
     if name == "embedded":
         return _embedded()
@@ -116,15 +115,13 @@ def _read(name: str) -> bytes:
         return files.read_bytes(path, files.LARGEST_TEXT)
     most = min(LARGEST_UNPACKED, max(SMALL_UNPACKED, LARGEST_RATIO * files.size(path)))
     with unpacking.opened(path) as reader:
-        parts = []
-        while part := reader.read(unpacking.AT_ONCE):
-            parts.append(part)
-            if reader.offset > most:
-                raise UserError(
-                    f"{shown(name)}: more than {decimal(most)} are packed in it, which is too much to be kept in "
-                    "memory, or packed better than text is. Make token files of it by: python run.py prepare"
-                )
-    return b"".join(parts)
+        data = reader.read(most + 1)
+    if len(data) > most:
+        raise UserError(
+            f"{shown(name)}: more than {decimal(most)} are packed in it, which is too much to be kept in memory, or "
+            "packed better than text is. Make token files of it by: python run.py prepare"
+        )
+    return data
 
 
 def _unknown(name: str) -> UserError:

@@ -194,9 +194,8 @@ def find_token_files(name: str) -> TokenSet | None:
         if path.suffix == ".bin" or (re.search(r"[*?\[]", name) and not path.exists()):
             paths = sorted(Path(path) for path in glob.glob(name, recursive=True))
             if not paths:
-                raise UserError(
-                    f"--data.text {shown(name)}: there are no such files. python run.py prepare makes token files of text"
-                )
+                wanted = f"--data.text {shown(name)}: there are no such files"
+                raise UserError(f"{wanted}. python run.py prepare makes token files of text")
             return _by_names(paths)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise UserError(f"cannot read {quoted(name)}: {getattr(error, 'strerror', None) or error}") from None

@@ -98,19 +98,14 @@ def llama3() -> tiktoken.Encoding:
     """Returns Llama 3's encoding, from Meta's tokenizer.model. UserError where the file is missing or wrong."""
     path = _llama3_file()
     try:
-        ranks = dict(_ranks(files.read_bytes(path, LARGEST_RANKS)))
+        lines = [line.partition(b" ") for line in files.read_bytes(path, LARGEST_RANKS).splitlines()]
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, _, rank in lines}
     except ValueError as error:
         raise UserError(f"{path} is not Llama 3's tokenizer.model: {error}") from None
     if sorted(ranks.values()) != list(range(LLAMA3_RANKS)):
         raise UserError(f"{path} is not Llama 3's tokenizer.model: it has {len(ranks):,} ranks, not {LLAMA3_RANKS:,}")
     special = {f"<|special_{i}|>": LLAMA3_RANKS + i for i in range(LLAMA3_SPECIAL)}
     return tiktoken.Encoding("llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=special)
-
-
-def _ranks(data: bytes) -> Iterable[tuple[bytes, int]]:
-    for line in data.splitlines():
-        token, _, rank = line.partition(b" ")
-        yield base64.b64decode(token, validate=True), int(rank)
 
 
 def _llama3_file() -> Path:

@@ -36,10 +36,8 @@ def files(repository: str, revision: str = "main") -> list[Remote]:
     except _errors(library) as error:
         raise UserError(f"cannot read the data set {repository} on the Hugging Face hub: {first_line(error)}") from None
     found.sort(key=lambda entry: entry.path)
-    sums = [entry.lfs.sha256 if entry.lfs else "" for entry in found]
-    return [
-        Remote(repository, commit, entry.path, entry.size, sha256) for entry, sha256 in zip(found, sums, strict=True)
-    ]
+    about = [(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else "") for entry in found]
+    return [Remote(repository, commit, *fields) for fields in about]
 
 
 def download(repository: str, name: str, revision: str = "main", *, kind: str = "dataset", folder: str = "") -> Path:

@@ -98,6 +98,7 @@ def batch_at(
         tokens: The training tokens, which may lie on the disk: only the batch's windows are read.
         seed: The seed of the order, at least 0.
         rows: R of the numbers 0 ... B-1: the sequences of each micro-batch that are wanted, as arrays (A, R, T).
+            None for all, as arrays (A, B, T).
 
     Raises:
         UserError: There are fewer than T+1 tokens.
@@ -136,7 +137,7 @@ def _shared_out(quotas: tuple[int, ...], numbers: np.ndarray, seed: int) -> tupl
     rounds, positions = np.divmod(numbers, ROUND)
     for number in np.unique(rounds):
         here = rounds == number
-        positions[here] = permuted(positions[here], ROUND, _round_keys(seed, int(number)))
+        positions[here] = permuted(positions[here], ROUND, permutation_keys(seed, int(number), 0, 2))
     ends = np.cumsum(quotas)
     chosen = np.searchsorted(ends, positions, side="right")
     return chosen, rounds * np.array(quotas)[chosen] + positions - (ends - quotas)[chosen]
@@ -162,12 +163,6 @@ def _epoch(token_count: int, sequence_length: int, seed: int, epoch: int, source
     generator = np.random.default_rng((seed, epoch, source))
     largest = min(sequence_length, token_count - windows * sequence_length) - 1  # T-1, unless there are fewer than 2T
     return int(generator.integers(largest, endpoint=True)), permutation_keys(seed, epoch, source, 1)
-
-
-@functools.lru_cache(maxsize=4)
-def _round_keys(seed: int, number: int) -> np.ndarray:
-    """Returns the keys of a round's permutation."""
-    return permutation_keys(seed, number, 0, 2)
 
 
 # A permutation of any size that takes no memory: a Feistel network with cycle walking (Black and Rogaway 2002, "Ciphers

@@ -28,8 +28,7 @@ USUAL_RATIO = 20  # of a column's unpacked size to its size on the disk; above i
 LARGEST_RATIO = 200  # above it, the column is refused
 SMALL_BYTES = 64 << 20  # a column of a row group may have this unpacked size, whatever its ratio
 TEXT_TYPES = ("string", "large_string", "string_view")
-HEADER_BYTES = 1 << 12  # read at first; a header may be longer, since it may contain values of the page
-LARGEST_HEADER = 1 << 24  # Arrow's own limit
+LARGEST_HEADER = 1 << 24  # bytes, as Arrow limits it; a header may contain values of the page
 DEEPEST = 8  # structs within structs
 MOST_PAGES = 1 << 19  # of one column in a row group
 STOP, TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, _, STRUCT = range(13)  # types of fields
@@ -135,10 +134,6 @@ def _metadata(path: Path) -> Any:
 # Pages
 
 
-class TooShort(Exception):
-    """Raised where the bytes end before the struct does."""
-
-
 def unpacked_size(file: BinaryIO, column: Any, size: int) -> int:
     """Returns the bytes that all pages of a column (pyarrow's metadata) unpack to, by their headers.
 
@@ -165,25 +160,21 @@ def unpacked_size(file: BinaryIO, column: Any, size: int) -> int:
 
 def _header(file: BinaryIO, place: int, size: int) -> tuple[dict[int, Any], int]:
     """Returns the page header at a byte offset, and its length in bytes."""
-    count = HEADER_BYTES
-    while 0 <= place < size and count <= LARGEST_HEADER:
+    try:
+        if not 0 <= place < size:
+            raise EOFError
         file.seek(place)
-        data = file.read(count)
-        reader = _Reader(data)
-        try:
-            return reader.struct(), reader.place
-        except TooShort:
-            if len(data) < count:
-                break
-            count *= 16
-    raise ValueError(f"no page begins at byte offset {place:,}")
+        reader = _Reader(file)
+        return reader.struct(), LARGEST_HEADER - reader.left
+    except EOFError:
+        raise ValueError(f"no page begins at byte offset {place:,}") from None
 
 
 class _Reader:
     """Reads a Thrift struct as a dict from field numbers to integers and structs; all other values are None."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data, self.place = data, 0
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.left = file, LARGEST_HEADER
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
         if depth > DEEPEST:
@@ -206,21 +197,22 @@ class _Reader:
             for _ in range(self._unsigned() if byte >> 4 == 15 else byte >> 4):
                 self._value(byte & 15, depth + 1)
         elif kind == BINARY:
-            self._pass_over(self._unsigned())
+            self._read(self._unsigned())
         elif kind in (TRUE, FALSE, BYTE, DOUBLE):  # truth values in a list; a field's are in its type
-            self._pass_over(8 if kind == DOUBLE else 1)
+            self._read(8 if kind == DOUBLE else 1)
         else:  # a page header has no maps
             raise ValueError(f"a field of type {kind}")
         return None
 
-    def _pass_over(self, count: int) -> None:
-        self.place += count
-        if self.place > len(self._data):
-            raise TooShort
+    def _read(self, count: int) -> bytes:
+        self.left -= count
+        data = self._file.read(count) if self.left >= 0 else b""
+        if len(data) < count:
+            raise EOFError
+        return data
 
     def _byte(self) -> int:
-        self._pass_over(1)
-        return self._data[self.place - 1]
+        return self._read(1)[0]
 
     def _unsigned(self) -> int:
         value = shift = 0

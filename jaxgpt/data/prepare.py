@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,7 +159,13 @@ class _Shards:
     def _tokenizer(self, processes: int, given: tokenizers.Tokenizer | None) -> tokenizers.Tokenizer:
         if self.state.tokenizer is None:
             settings = self.settings
-            made = workers.Made(given) if given else self._make_tokenizer(processes)
+            if given:
+                made = workers.Made(given)
+            else:
+                self.bar.begin("reading for the vocabulary")
+                texts = (piece for part in self.parts for piece in self._pieces(part, Position()))
+                name, size = settings.tokenizer, settings.vocabulary_size
+                made = workers.make_tokenizer(name, size, texts, processes, self.skip_bad)
             if made.left_out:
                 self.bar.say(
                     f"{made.left_out:,} characters in words of more than {workers.LONGEST_WORD:,} were left out of the "
@@ -170,12 +177,6 @@ class _Shards:
             self.state = self.state._replace(tokenizer=made.tokenizer.state(), validation_tokens=validation)
             progress.save(self.folder, self.made_from, self.state)
         return tokenizers.from_state(self.state.tokenizer or {})
-
-    def _make_tokenizer(self, processes: int) -> workers.Made:
-        self.bar.begin("reading for the vocabulary")
-        texts = (piece for part in self.parts for piece in self._pieces(part, Position()))
-        settings = self.settings
-        return workers.make_tokenizer(settings.tokenizer, settings.vocabulary_size, texts, processes, self.skip_bad)
 
     def _validation_tokens(self, tokenizer: tokenizers.Tokenizer) -> int:
         """Returns about a tenth of the text's tokens, and at most those of one token file.
@@ -272,6 +273,7 @@ class _Shards:
         progress.save(self.folder, self.made_from, self.state)
 
     def _conclude(self, tokenizer: tokenizers.Tokenizer) -> Manifest:
+        packages = ["tiktoken", *(["tokenizers"] if tokenizer.name in ("bpe", "huggingface") else [])]
         made = Manifest(
             name=self.settings.name,
             tokenizer=tokenizer.state(),
@@ -281,7 +283,7 @@ class _Shards:
             empty_rows=self.rows.empty,
             bad_rows=self.rows.bad,
             settings=self.made_from["settings"],
-            versions={"jaxgpt": __version__, **workers.versions(tokenizer.name)},
+            versions={"jaxgpt": __version__} | {name: version(name) for name in packages},
             shards=self.state.shards,
         )
         self._check_tokens(made)

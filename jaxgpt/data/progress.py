@@ -59,12 +59,10 @@ def load(folder: Path, made_from: dict[str, Any]) -> State:
         if before.get("pieces") != made_from["pieces"]:
             raise UserError(f"{shown(folder)} was begun by another version of jaxgpt: delete the folder and begin anew")
         file, offset, begins = saved["position"]
+        position = Position(int(file), int(offset), bool(begins))
+        counts = ("part", "tokens", "documents", "empty", "bad", "validation_tokens")
         state = State(
-            tokenizer=saved["tokenizer"],
-            part=int(saved["part"]),
-            position=Position(int(file), int(offset), bool(begins)),
-            shards=shards,
-            **{name: int(saved[name]) for name in ("tokens", "documents", "empty", "bad", "validation_tokens")},
+            saved["tokenizer"], position=position, shards=shards, **{name: int(saved[name]) for name in counts}
         )
     except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(f"{shown(path)} is damaged: delete the folder and begin anew") from None

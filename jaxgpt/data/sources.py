@@ -127,8 +127,7 @@ def _in_folder(folder: Path) -> list[Path]:
     Hidden files and folders, such as .git, are ignored. Links are left out: their targets may lie in the folder as
     well, or belong to somebody else.
 
-    Raises:
-        UserError: A folder can't be read, or there are no files of text.
+    UserError where a folder can't be read, or there are no files of text.
     """
     found, links, others = [], [], []
     for place, folders, names in os.walk(folder, onerror=_raise):

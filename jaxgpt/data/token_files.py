@@ -65,7 +65,13 @@ def _check(path: Path, size: int, header: bytes) -> tuple[Format, int]:
     if magic not in FORMATS and (about := unpacking.known(header)):
         raise UserError(f"{shown(path)} is no token file, but {about}")
     if magic not in FORMATS and path.name in ("train.bin", "val.bin") and size and size % 2 == 0:
-        raise UserError(_without_header(path))
+        new = shown(path.with_name(f"tokens_{path.name}"))
+        raise UserError(
+            f"{shown(path)} has no header, as nanoGPT's train.bin and val.bin have none. Write a token file with one, "
+            "and move the old one away: python -c 'import numpy, pathlib; from jaxgpt.data import token_files as t; "
+            f't.write(pathlib.Path("{new}"), numpy.memmap("{shown(path)}", "<u2"), t.GPT2)\'; or make it of the text '
+            "by: python run.py prepare"
+        )
     if len(header) < HEADER_BYTES:
         raise UserError(
             f"{shown(path)} is no token file: it ends at byte offset {len(header)}, within the header of "
@@ -93,16 +99,6 @@ def _check(path: Path, size: int, header: bytes) -> tuple[Format, int]:
     if not count:
         raise UserError(f"{shown(path)} has no tokens")
     return form, count
-
-
-def _without_header(path: Path) -> str:
-    new = path.with_name(f"tokens_{path.name}")
-    return (
-        f"{shown(path)} has no header, as nanoGPT's train.bin and val.bin have none. Write a token file with one, and "
-        "move the old one away: python -c 'import numpy, pathlib; from jaxgpt.data import token_files as t; "
-        f't.write(pathlib.Path("{shown(new)}"), numpy.memmap("{shown(path)}", "<u2"), t.GPT2)\'; or make it of the '
-        "text by: python run.py prepare"
-    )
 
 
 class Shards:

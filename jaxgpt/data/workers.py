@@ -4,7 +4,6 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -164,9 +163,3 @@ class Sample:
             rows.check(self._skip_bad)
             if left <= 0:
                 return
-
-
-def versions(tokenizer: str) -> dict[str, str]:
-    """Returns the versions of the packages that cut the text into tokens."""
-    names = ["tiktoken", *(["tokenizers"] if tokenizer in ("bpe", "huggingface") else [])]
-    return {name: version(name) for name in names}

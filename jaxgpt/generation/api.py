@@ -64,8 +64,7 @@ def rendered(value: dict[str, Any]) -> bytes:
 class Limits:
     """Limits on one request."""
 
-    context: int
-    """Tokens of prompt and answer together."""
+    context: int  # tokens of prompt and answer together
     max_tokens: int
     texts: int
 

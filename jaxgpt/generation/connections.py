@@ -48,8 +48,10 @@ class Requests(h11.Connection):
         self._small_pieces = 0
 
     def next_event(self) -> Any:
-        if self.their_state is h11.IDLE:
-            self._check_head(self.trailing_data[0])
+        if self.their_state is h11.IDLE and len(received := self.trailing_data[0]) > LARGEST_HEAD:
+            ends = re.search(rb"\n\r?\n", received[:LARGEST_HEAD])
+            if not ends:  # h11 raises the same, but only of a head that has not come whole
+                raise h11.RemoteProtocolError("long head", error_status_hint=431)
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._small_pieces = 0
@@ -58,11 +60,6 @@ class Requests(h11.Connection):
             if self._small_pieces > MOST_SMALL_PIECES:
                 raise h11.RemoteProtocolError("small chunks", error_status_hint=413)
         return event
-
-    def _check_head(self, received: bytes) -> None:
-        """Raises an error of the protocol, as h11 does for a head that has not come whole."""
-        if len(received) > LARGEST_HEAD and not re.search(rb"\n\r?\n", received[:LARGEST_HEAD]):
-            raise h11.RemoteProtocolError("long head", error_status_hint=431)
 
 
 class Connection(H11Protocol):
@@ -209,23 +206,20 @@ class Listener(uvicorn.Server):
             timer.cancel()
 
 
-class _Printable(logging.Formatter):
-    """Formats records as printable text: they may have clients' text in them."""
+class _Log(logging.StreamHandler):
+    """Logs in printable text, since clients' text may be in it, and nothing of tasks that ended with the server."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
-
-def _not_cancelled(record: logging.LogRecord) -> bool:
-    """Returns whether a record is of anything but a task that was ended with the server."""
-    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def log_to_stderr() -> None:
     """Logs errors of uvicorn and asyncio to stderr. Warnings, which are of clients' mistakes, are left out."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
-    handler.addFilter(_not_cancelled)
+    handler = _Log()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     for name in ("uvicorn", "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

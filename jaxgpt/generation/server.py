@@ -41,21 +41,14 @@ SHORT_BODY = 1 << 14
 class Options:
     """Options of the server."""
 
-    name: str
-    """The model's."""
+    name: str  # the model's
     vocabulary_size: int
     limits: api.Limits
-    waiting: int
-    """Texts that may be asked for and not have ended."""
-    per_minute: int
-    """Requests of one client in a minute; 0 for no limit."""
-    key: str
-    """What clients must send; empty for none."""
-    loopback: bool
-    """Whether the server listens on this machine alone: then names of other machines in Host are refused, with which a
-    page in a browser could reach it."""
-    wrong_keys: int = 20
-    """Wrong keys of one client in a minute; 0 for no limit."""
+    waiting: int  # texts that may be asked for and not have ended
+    per_minute: int  # requests of one client; 0 for no limit
+    key: str  # clients must send it; empty for none
+    loopback: bool  # the server listens on this machine alone: names of other machines in Host are refused
+    wrong_keys: int = 20  # of one client in a minute; 0 for no limit
 
 
 class Server:

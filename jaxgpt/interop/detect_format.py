@@ -146,7 +146,7 @@ def with_tokenizer(source: WeightSource, name: str) -> WeightSource:
     elif path.is_dir() or path.suffix == ".json":
         tokenizer = huggingface_tokenizer.read_file(path)
     elif path.exists():
-        tokenizer, found = tokenizers.make("gpt2", ""), llmc.read_tokenizer(path).tokens
+        tokenizer, (found, _) = tokenizers.make("gpt2", ""), llmc.read_tokenizer(path)
         if tuple(tokenizer.tokens) != found:
             raise UserError(
                 f"--tokenizer {shown(name)}: its {len(found):,} tokens are not GPT-2's, which are all it may have"

@@ -166,7 +166,9 @@ def _check(folder: Path, found: _Tensors, model: Model) -> set[str]:
                 f"{shown(folder)}: the tensor {quoted(name[:80])} is none of a GPT-2 of {model.layers} layers"
             )
         shape, stored = found.header(name)
-        expected = _stored_shape(tensor, model)
+        expected = list(tensors.shape(tensor, model))[tensor.stacked :]  # of one layer
+        if tensor.huggingface == TOKEN:
+            expected[0] = model.vocabulary_size  # without the padding
         if shape != expected:
             turned = len(shape) > 1 and shape == expected[::-1] and tensor.stacked
             advice = ": as nn.Linear and nanoGPT store it. docs/formats.md tells how to turn it" if turned else ""
@@ -193,12 +195,6 @@ def _tensor(name: str, model: Model) -> tensors.Tensor | None:
     return OF_ENDS.get(name)
 
 
-def _stored_shape(tensor: tensors.Tensor, model: Model) -> list[int]:
-    """Returns the shape of a tensor in a file: of one layer, and without the token table's padding."""
-    shape = list(tensors.shape(tensor, model))[tensor.stacked :]
-    return [model.vocabulary_size, *shape[1:]] if tensor.huggingface == TOKEN else shape
-
-
 def _load(folder: Path, found: _Tensors, model: Model, dtype: np.dtype) -> Params:
     arrays = {}
     for tensor in tensors.TENSORS:
@@ -211,15 +207,10 @@ def _load(folder: Path, found: _Tensors, model: Model, dtype: np.dtype) -> Param
             array[model.vocabulary_size :] = 0
         else:
             array[...] = found.read(tensor.huggingface)
-    if HEAD in found.where:
-        _check_tied(folder, found, arrays["embedding.token"][: model.vocabulary_size])
-    return tensors.from_named(arrays)
-
-
-def _check_tied(folder: Path, found: _Tensors, token: np.ndarray) -> None:
-    head = found.read(HEAD)
-    if head.astype(token.dtype).tobytes() != token.tobytes():
+    token = arrays["embedding.token"][: model.vocabulary_size]
+    if HEAD in found.where and found.read(HEAD).astype(dtype).tobytes() != token.tobytes():
         raise UserError(f"{shown(folder)}: {HEAD} differs from {TOKEN}, and in this project's GPT-2 both are one")
+    return tensors.from_named(arrays)
 
 
 # Writing

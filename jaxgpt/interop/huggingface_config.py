@@ -71,7 +71,10 @@ def model_of(path: Path, config: dict[str, Any]) -> Model:
         raise UserError(
             f"{shown(path)}: n_embd is {sizes['n_embd']}, and {sizes['n_head']} heads (n_head) don't divide it"
         )
-    _check_architecture(path, config)
+    names = config.get("architectures") or []
+    if not (isinstance(names, list) and all(isinstance(name, str) and name.startswith("GPT2") for name in names)):
+        value = names[0] if isinstance(names, list) and len(names) == 1 else names
+        raise UserError(f"{shown(path)}: architectures is {quoted(value)}; this version reads GPT2LMHeadModel")
     return Model(
         layers=sizes["n_layer"],
         heads=sizes["n_head"],
@@ -131,11 +134,3 @@ def _size(path: Path, config: dict[str, Any], key: str) -> int:
 def _kind(value: Any) -> type:
     """Returns the type of a JSON value. All numbers have the type float, and true is not a number."""
     return float if type(value) is int else type(value)
-
-
-def _check_architecture(path: Path, config: dict[str, Any]) -> None:
-    """Raises a UserError where the file names the class of another model than GPT-2."""
-    names = config.get("architectures") or []
-    if not (isinstance(names, list) and all(isinstance(name, str) and name.startswith("GPT2") for name in names)):
-        value = names[0] if isinstance(names, list) and len(names) == 1 else names
-        raise UserError(f"{shown(path)}: architectures is {quoted(value)}; this version reads GPT2LMHeadModel")

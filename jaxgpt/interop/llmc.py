@@ -37,18 +37,8 @@ DTYPES = {3: "float32", 5: "bfloat16"}  # by version
 VERSIONS = {name: version for version, name in DTYPES.items()}
 
 
-class Header(NamedTuple):
-    """The 256 numbers at a file's beginning, and the whole file's size in bytes."""
-
-    numbers: list[int]
-    file_bytes: int
-
-
-def read_header(path: Path, magic: int, versions: tuple[int, ...], kind: str) -> Header:
-    """Reads the header of one of llm.c's files. UserError where it has another magic number or version.
-
-    `kind` is what such a file is called in messages.
-    """
+def read_header(path: Path, magic: int, versions: tuple[int, ...], kind: str) -> tuple[list[int], int]:
+    """Returns the 256 numbers at a file's beginning, and the file's size. UserError where it isn't of this kind."""
     files.refuse_pointer(path)
     length = files.size(path)
     with files.open_file(path) as file:
@@ -61,7 +51,7 @@ def read_header(path: Path, magic: int, versions: tuple[int, ...], kind: str) ->
     if numbers[1] not in versions:
         expected = " or ".join(map(str, versions))
         raise UserError(f"{shown(path)}: {kind} of version {numbers[1]} (at byte 4); version {expected} can be read")
-    return Header(numbers, length)
+    return numbers, length
 
 
 def write_header(numbers: list[int]) -> bytes:
@@ -90,8 +80,8 @@ def positive(path: Path, number: int, place: int, what: str, largest: int = LARG
 
 def open_model(path: Path) -> WeightSource:
     """Opens a model file. UserError where it is none, its shape is impossible, or its size isn't the header's."""
-    header = read_header(path, MODEL_MAGIC, tuple(DTYPES), "an llm.c model file")
-    version, *shape = header.numbers[1:8]
+    header, length = read_header(path, MODEL_MAGIC, tuple(DTYPES), "an llm.c model file")
+    version, *shape = header[1:8]
     names = ("the context", "the vocabulary", "the number of layers", "the number of heads", "the width", "Vp")
     T, V, L, heads, C, rows = (
         positive(path, number, place, what) for place, (number, what) in enumerate(zip(shape, names, strict=True), 2)
@@ -103,7 +93,7 @@ def open_model(path: Path) -> WeightSource:
     model = Model(layers=L, heads=heads, width=C, context=T, vocabulary_size=V)
     dtype = tensors.DTYPES[DTYPES[version]]
     numbers = tensors.count(model) + (rows - model.padded_vocabulary_size) * C
-    check_size(path, header.file_bytes, HEADER_BYTES + dtype.itemsize * numbers, f"a model of this shape in {dtype}")
+    check_size(path, length, HEADER_BYTES + dtype.itemsize * numbers, f"a model of this shape in {dtype}")
     return WeightSource(
         where=str(path),
         kind=f"an llm.c model file, version {version}",
@@ -182,13 +172,13 @@ class State(NamedTuple):
 
 def read_state(path: Path, model: Model) -> State:
     """Reads a debug state of this model. UserError where the file is none."""
-    header = read_header(path, STATE_MAGIC, (STATE_VERSION,), "an llm.c debug state")
-    B, T = (positive(path, header.numbers[place], place, what) for place, what in ((2, "B"), (3, "T")))
+    header, length = read_header(path, STATE_MAGIC, (STATE_VERSION,), "an llm.c debug state")
+    B, T = (positive(path, header[place], place, what) for place, what in ((2, "B"), (3, "T")))
     if model.context < T:
         raise UserError(f"{shown(path)}: T is {T} (at byte 12), and the model's context is {model.context}")
     V, count = model.vocabulary_size, tensors.count(model)
     expected = HEADER_BYTES + 4 * (2 * B * T + B * T * V + 1 + count)
-    check_size(path, header.file_bytes, expected, f"a state of {B} x {T} tokens of this model")
+    check_size(path, length, expected, f"a state of {B} x {T} tokens of this model")
     mapped = memory_map(path, "<i4")[HEADER_BYTES // 4 :]
     tokens, targets = (np.array(mapped[i * B * T : (i + 1) * B * T]).reshape(B, T) for i in range(2))
     for what, ids in (("token", tokens), ("target", targets)):
@@ -219,23 +209,18 @@ def write_state(path: Path, state: State) -> None:
 # Tokenizers
 
 
-class Tokens(NamedTuple):
-    tokens: tuple[bytes, ...]  # by id
-    end_of_text: int
-
-
-def read_tokenizer(path: Path) -> Tokens:
-    """Reads a tokenizer file. UserError where it is none, or its size isn't what its contents say."""
-    header = read_header(path, TOKENIZER_MAGIC, (1, 2), "an llm.c tokenizer file")
-    version, V = header.numbers[1], positive(path, header.numbers[2], 2, "the vocabulary")
-    end_of_text = END_OF_TEXT if version == 1 else header.numbers[3]
+def read_tokenizer(path: Path) -> tuple[tuple[bytes, ...], int]:
+    """Returns the tokens of a tokenizer file by id, and the end of text's id. UserError where it is damaged."""
+    header, length = read_header(path, TOKENIZER_MAGIC, (1, 2), "an llm.c tokenizer file")
+    version, V = header[1], positive(path, header[2], 2, "the vocabulary")
+    end_of_text = END_OF_TEXT if version == 1 else header[3]
     if not 0 <= end_of_text < V:
         raise UserError(f"{shown(path)}: end-of-text is {end_of_text} (at byte 12), and the vocabulary has {V} tokens")
-    if header.file_bytes < HEADER_BYTES + 2 * V:  # before anything is read: a length and a byte each
-        check_size(path, header.file_bytes, HEADER_BYTES + 2 * V, f"{V} tokens, at least,")
-    if header.file_bytes > HEADER_BYTES + 256 * V:
-        check_size(path, header.file_bytes, HEADER_BYTES + 256 * V, f"{V} tokens, at most,")
-    data = files.read_bytes(path, header.file_bytes)
+    if length < HEADER_BYTES + 2 * V:  # before anything is read: a length and a byte each
+        check_size(path, length, HEADER_BYTES + 2 * V, f"{V} tokens, at least,")
+    if length > HEADER_BYTES + 256 * V:
+        check_size(path, length, HEADER_BYTES + 256 * V, f"{V} tokens, at most,")
+    data = files.read_bytes(path, length)
     tokens, place = [], HEADER_BYTES
     for number in range(V):
         end = place + 1 + (data[place] if place < len(data) else 0)
@@ -245,7 +230,7 @@ def read_tokenizer(path: Path) -> Tokens:
         tokens.append(data[place + 1 : end])
         place = end
     check_size(path, len(data), place, f"these {V} tokens")
-    return Tokens(tuple(tokens), end_of_text)
+    return tuple(tokens), end_of_text
 
 
 def write_tokenizer(path: Path, tokens: Sequence[bytes], end_of_text: int | None) -> None:

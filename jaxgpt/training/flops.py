@@ -29,13 +29,8 @@ def per_token(model: Model, sequence_length: int) -> int:
     return 6 * family(model).parameter_count(model, active=True) + 6 * model.layers * model.width * sequence_length
 
 
-def products_per_token(model: Model, sequence_length: int) -> int:
-    """Returns the operations of the model's matrix products, forward and backward."""
-    return family(model).flops_per_token(model, sequence_length)
-
-
 def hardware_per_token(model: Model, compute: Compute, sequence_length: int) -> float:
-    """Returns `products_per_token` and the operations that the program repeats or does in vain, together.
+    """Returns the family's `flops_per_token` and the operations that the program repeats or does in vain, together.
 
     Counted for `layers/attention.py`, and for tokens that fill the classifier's chunks; a device-specific kernel skips
     other parts of the square.

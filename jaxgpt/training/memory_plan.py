@@ -50,8 +50,7 @@ class Plan:
 
     def lines(self) -> list[str]:
         """Returns the plan as a table for people."""
-        shown = {name: size for name, size in self.parts.items() if size}
-        lines = [f"  {name:<38}{size / 2**20:>12,.1f} MiB" for name, size in shown.items()]
+        lines = [f"  {name:<38}{size / 2**20:>12,.1f} MiB" for name, size in self.parts.items() if size]
         layer = ", ".join(f"{name} {size / 2**20:,.2f}" for name, size in self.activations.items() if size)
         has = "" if self.capacity is None else f" of {self.capacity / 2**20:,.1f} MiB"
         return [
@@ -154,10 +153,7 @@ def _largest_batch(config: Config, sizes: Sizes, state: int, temporaries: int, c
 
 
 def least(config: Config) -> int:
-    """Returns a lower bound, in bytes, on what the train step has at one time, whatever the compiler does.
-
-    When the classifier runs, all saved activations, a chunk's logits and the table's gradient are there.
-    """
+    """Returns a lower bound, in bytes, on what the train step takes: what is there when the classifier runs."""
     sizes = measure(config)
     return sizes.parameters + sizes.moments + sizes.weights + sizes.saved + sizes.table + sizes.logits
 

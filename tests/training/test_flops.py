@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.interpreters import partial_eval
 
-from jaxgpt.models import family
+from jaxgpt.models import family, gpt2
 from jaxgpt.options.config import Compute, Model
 from jaxgpt.training import flops
 from tests import whole
@@ -27,7 +27,7 @@ def test_gpt2_124m_counts_as_llm_c_counts_it():
 @pytest.mark.parametrize(("lengths"), [(1, 2), (64, 1024)])
 def test_only_attention_depends_on_the_length(lengths):
     short, long = lengths
-    for count in (flops.per_token, flops.products_per_token):
+    for count in (flops.per_token, gpt2.flops_per_token):
         assert count(GPT2_124M, long) - count(GPT2_124M, short) == 6 * 12 * 768 * (long - short)
 
 
@@ -76,12 +76,12 @@ def test_the_count_is_that_of_the_program(name, recompute, length, block):
 def test_with_one_query_a_block_only_the_scores_are_computed_again():
     compute = Compute(attention_block=1, recompute="none")
     again = 20 * SMALL.layers * 2 * SMALL.width * (20 + 1) / 2 / 20
-    assert flops.hardware_per_token(SMALL, compute, 20) == pytest.approx(flops.products_per_token(SMALL, 20) + again)
+    assert flops.hardware_per_token(SMALL, compute, 20) == pytest.approx(gpt2.flops_per_token(SMALL, 20) + again)
 
 
 def test_both_counts_of_gpt2_124m_are_near():
     """They differ by the positions, norms and biases, which no product multiplies, and by the padding: under 1%."""
-    assert flops.products_per_token(GPT2_124M, 1024) == pytest.approx(flops.per_token(GPT2_124M, 1024), rel=0.01)
+    assert gpt2.flops_per_token(GPT2_124M, 1024) == pytest.approx(flops.per_token(GPT2_124M, 1024), rel=0.01)
 
 
 # Peaks
