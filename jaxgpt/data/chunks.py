@@ -191,9 +191,7 @@ def last_safe_cut(data: bytes, end: int) -> int:
 
 def _last_in(data: bytes) -> int:
     text = data.decode("utf-8", "surrogateescape")
-    place = 0
-    for match in CUT.finditer(text):
-        place = match.start()
+    place = max((match.start() for match in CUT.finditer(text)), default=0)
     return len(text[:place].encode("utf-8", "surrogateescape"))
 
 

@@ -98,18 +98,11 @@ def feed(data: Corpus, config: Config, first: int, rows: Sequence[int]) -> Feede
     A token outside the model's vocabulary raises a UserError with the batch that contains it: tokens on the disk are
     not read earlier. The first batch is that of step `first`; `rows` is as in `loader.batch_at`.
     """
-    training = config.training
+    sizes = ("micro_batches", "batch_size", "sequence_length", "seed")
+    options: dict[str, int] = {name: getattr(config.training, name) for name in sizes}
 
     def make(step: int) -> loader.Batch:
-        batch = loader.batch_at(
-            data.train,
-            step=step,
-            micro_batches=training.micro_batches,
-            batch_size=training.batch_size,
-            sequence_length=training.sequence_length,
-            seed=training.seed,
-            rows=rows,
-        )
+        batch = loader.batch_at(data.train, step=step, rows=rows, **options)
         for tokens in batch:
             loader.check_vocabulary(tokens.reshape(-1), config.model.vocabulary_size, f"the batch of step {step + 1}")
         return batch

@@ -16,6 +16,7 @@ In a mixture, each source has its own epochs, as above. The run's sequences are 
 round every source has its share by its weight, and a permutation drawn from (seed, number of the round) mixes them.
 """
 
+import contextlib
 import functools
 import math
 import time
@@ -253,7 +254,7 @@ def _validation_batch(tokens: Tokens, start: int, rows: Sequence[int], T: int) -
     return inputs, targets
 
 
-class Feeder:
+class Feeder(contextlib.AbstractContextManager):
     """Context manager whose `next()` returns make(first), make(first + 1), ..., computed ahead of time by one thread.
 
     An exception of `make` is raised by the `next` that would have returned its batch.
@@ -278,9 +279,6 @@ class Feeder:
         self.waited = time.perf_counter() - started
         self._begin()
         return batch
-
-    def __enter__(self) -> "Feeder":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)

@@ -41,6 +41,11 @@ class DataSet(NamedTuple):
     ready_made: str = ""  # a repository on the hub that has these data as token files of GPT-2's tokenizer
 
 
+def _fineweb(about: str, which: str, ready_made: str = "") -> DataSet:
+    source = f"hf:HuggingFaceFW/fineweb{which}"
+    return DataSet(about, source, validation_tokens=SHARD_TOKENS, ready_made=ready_made)
+
+
 DATA_SETS = {
     "tinyshakespeare": DataSet("1 MB of plays", "tinyshakespeare", separator="\n\n", validation_tokens=32_768),
     "tinystories": DataSet(
@@ -49,25 +54,11 @@ DATA_SETS = {
         validation="hf:roneneldan/TinyStories:validation",
     ),
     "openwebtext": DataSet("40 GB of web pages", "hf:Skylion007/openwebtext"),
-    "fineweb-10B": DataSet(
-        "10 billion tokens of web pages",
-        "hf:HuggingFaceFW/fineweb/sample/10BT",
-        validation_tokens=SHARD_TOKENS,
-        ready_made="kjj0/fineweb10B-gpt2",
-    ),
-    "fineweb-100B": DataSet(
-        "100 billion tokens of web pages", "hf:HuggingFaceFW/fineweb/sample/100BT", validation_tokens=SHARD_TOKENS
-    ),
-    "fineweb-edu-10B": DataSet(
-        "10 billion tokens of educational pages",
-        "hf:HuggingFaceFW/fineweb-edu/sample/10BT",
-        validation_tokens=SHARD_TOKENS,
-    ),
-    "fineweb-edu-100B": DataSet(
-        "100 billion tokens of educational pages",
-        "hf:HuggingFaceFW/fineweb-edu/sample/100BT",
-        validation_tokens=SHARD_TOKENS,
-        ready_made="karpathy/fineweb-edu-100B-gpt2-token-shards",
+    "fineweb-10B": _fineweb("10 billion tokens of web pages", "/sample/10BT", "kjj0/fineweb10B-gpt2"),
+    "fineweb-100B": _fineweb("100 billion tokens of web pages", "/sample/100BT"),
+    "fineweb-edu-10B": _fineweb("10 billion tokens of educational pages", "-edu/sample/10BT"),
+    "fineweb-edu-100B": _fineweb(
+        "100 billion tokens of educational pages", "-edu/sample/100BT", "karpathy/fineweb-edu-100B-gpt2-token-shards"
     ),
 }
 

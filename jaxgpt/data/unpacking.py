@@ -44,10 +44,8 @@ _KINDS = (
 
 def known(head: bytes) -> str:
     """Says in words what a file with these first bytes is, and what to do with it; empty where it may be text."""
-    for signature, about in _KINDS:
-        if head.startswith(signature):
-            return about
-    return "a tar archive; unpack it, and name the folder" if head[257:262] == b"ustar" else ""
+    tar = "a tar archive; unpack it, and name the folder" if head[257:262] == b"ustar" else ""
+    return next((about for signature, about in _KINDS if head.startswith(signature)), tar)
 
 
 def check_text(path: Path, head: bytes) -> None:

@@ -1,5 +1,6 @@
 """Work that `prepare` shares out to several processes: tokenizing pieces, and collecting their characters."""
 
+import contextlib
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -33,7 +34,7 @@ class Tokenized(NamedTuple):
     rows: Rows
 
 
-class Pool:
+class Pool(contextlib.AbstractContextManager):
     """Processes that share the calls of a function. A pool of one is this process itself.
 
     `tokenizer` is the state of the tokenizer that `tokenize` uses.
@@ -69,9 +70,6 @@ class Pool:
         for done, _, future in waiting:
             yield done, future.result()
 
-    def __enter__(self) -> "Pool":
-        return self
-
     def __exit__(self, *exception: object) -> None:
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
@@ -99,15 +97,12 @@ def tokenize_with(tokenizer: tokenizers.Tokenizer, piece: Chunk) -> Tokenized:
             count += 1
             if tokenizer.end_of_text is not None:
                 parts.append(np.array([tokenizer.end_of_text], dtype))
-        parts.append(_encode(tokenizer, document.text, piece).astype(dtype))
+        try:
+            parts.append(tokenizer.encode(document.text).astype(dtype))
+        except UserError as error:
+            where = f"{shown(piece.path)}, in the part that begins at {piece.position.offset:,}"
+            raise UserError(f"{where}: {error}") from None
     return Tokenized(np.concatenate(parts or [np.empty(0, dtype)]), count, rows)
-
-
-def _encode(tokenizer: tokenizers.Tokenizer, text: str, piece: Chunk) -> np.ndarray:
-    try:
-        return tokenizer.encode(text)
-    except UserError as error:
-        raise UserError(f"{shown(piece.path)}, in the part that begins at {piece.position.offset:,}: {error}") from None
 
 
 def characters(piece: Chunk) -> set[str]:

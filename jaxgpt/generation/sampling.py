@@ -43,13 +43,10 @@ class SamplingSettings(NamedTuple):
 
 def settings(options: Sequence[tuple[Sampling, int]]) -> SamplingSettings:
     """Returns texts' options and seeds as arrays. A seed has 64 bits, with or without a sign."""
-    columns = {
-        name: np.array(
-            [getattr(sampling, name) for sampling, _ in options], np.int32 if name == "top_k" else np.float32
-        )
-        for name in SamplingSettings._fields
-        if name != "seed"
-    }
+    columns = {}
+    for name in SamplingSettings._fields[1:]:
+        dtype = np.int32 if name == "top_k" else np.float32
+        columns[name] = np.array([getattr(sampling, name) for sampling, _ in options], dtype)
     # Logits divided by less would be infinite; and some token has to be left.
     columns["temperature"][columns["temperature"] < LEAST_TEMPERATURE] = 0
     columns["top_p"] = np.maximum(columns["top_p"], LEAST_TOP_P)

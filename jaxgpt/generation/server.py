@@ -101,10 +101,7 @@ class Server:
         options = self._options
         body = await _body(request)
         asked = await asyncio.get_running_loop().run_in_executor(
-            self._short if len(body) <= SHORT_BODY else self._long,
-            lambda: api.completion(
-                api.read(body, options.limits), options.name, self._tokenizer, options.vocabulary_size, options.limits
-            ),
+            self._short if len(body) <= SHORT_BODY else self._long, self._asked, body
         )
         if self._worker.failed:
             raise ApiError(500, "the model failed; the server's log says why")
@@ -118,6 +115,11 @@ class Server:
             return _Events(drawing, _stream(drawing, asked, answer))
         with drawing:
             return _Json(await _whole(drawing, asked, answer, request))
+
+    def _asked(self, body: bytes) -> Completion:
+        options = self._options
+        value = api.read(body, options.limits)
+        return api.completion(value, options.name, self._tokenizer, options.vocabulary_size, options.limits)
 
     def _check_key(self, request: Request) -> None:
         if not self._options.key:

@@ -88,7 +88,7 @@ class Worker:
         return True
 
 
-class Drawing:
+class Drawing(contextlib.AbstractContextManager):
     """The texts of one request, for the event loop. A context manager: its exit cancels texts that haven't ended."""
 
     def __init__(self, worker: Worker, requests: Sequence[Request]):
@@ -110,9 +110,6 @@ class Drawing:
 
     def __len__(self) -> int:
         return len(self._listeners)
-
-    def __enter__(self) -> "Drawing":
-        return self
 
     def __exit__(self, *error: Any) -> None:
         self._worker.drawings.discard(self)

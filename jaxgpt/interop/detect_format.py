@@ -48,7 +48,9 @@ def _open(name: str) -> WeightSource:
     first = path.parts[0] if path.parts else ""
     if HUB_NAME.fullmatch(name) and not (len(path.parts) > 1 and os.path.exists(first)):
         return huggingface.open_folder(fetch(name))
-    raise UserError(f"{shown(name)}: there is no such file or folder{_beside(path)}")
+    beside = sorted(p.name for p in path.parent.glob("*") if not p.name.startswith("."))[:20]
+    hint = f". In {shown(path.parent)} there are: {', '.join(shown(other, 60) for other in beside)}" if beside else ""
+    raise UserError(f"{shown(name)}: there is no such file or folder{hint}")
 
 
 def _open_file(path: Path) -> WeightSource:
@@ -87,11 +89,6 @@ def _pickle(path: Path) -> UserError:
         f"{shown(path)}: a pickle, which can run code and is not read{of_nanogpt}. Make safetensors of it where it was "
         'trained: docs/formats.md has the lines, under "From a pickle"'
     )
-
-
-def _beside(path: Path) -> str:
-    names = sorted(p.name for p in path.parent.glob("*") if not p.name.startswith("."))[:20]
-    return f". In {shown(path.parent)} there are: {', '.join(shown(name, 60) for name in names)}" if names else ""
 
 
 def fetch(name: str) -> Path:

@@ -68,10 +68,10 @@ def check_size(path: Path, found: int, expected: int, what: str) -> None:
         raise UserError(f"{shown(path)}: {found:,} bytes, and {what} takes {expected:,}: the file {problem}")
 
 
-def positive(path: Path, number: int, place: int, what: str, largest: int = LARGEST) -> int:
-    """Returns a header's number. UserError, which names its byte offset, where it is not in [1, largest]."""
-    if not 1 <= number <= largest:
-        raise UserError(f"{shown(path)}: {what} is {number} (at byte {4 * place}), and must be from 1 to {largest}")
+def positive(path: Path, number: int, place: int, what: str) -> int:
+    """Returns a header's number. UserError, which names its byte offset, where it is not in [1, LARGEST]."""
+    if not 1 <= number <= LARGEST:
+        raise UserError(f"{shown(path)}: {what} is {number} (at byte {4 * place}), and must be from 1 to {LARGEST}")
     return number
 
 

@@ -48,11 +48,8 @@ def _own_capacity(compute: Compute) -> Capacity:
 def _system_left() -> list[int]:
     """Returns the bytes that the system has left, and those of the address space under a limit of the shell's."""
     with contextlib.suppress(Exception):  # of many types: where there is no /proc, or half of one
-        left = [psutil.virtual_memory().available]
-        limit = out_of_memory.address_space()
-        if limit is not None:
-            left.append(max(limit - psutil.Process().memory_info().vms, 0))
-        return left
+        limit, used = out_of_memory.address_space(), psutil.Process().memory_info().vms
+        return [psutil.virtual_memory().available, *([] if limit is None else [max(limit - used, 0)])]
     return []
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from jaxgpt.commands import cli, serve
 from jaxgpt.errors import UserError
-from jaxgpt.generation import connections
 
 
 @pytest.mark.parametrize(
@@ -60,6 +59,7 @@ def test_keys_that_no_client_could_send(fails, tmp_path, monkeypatch, key, messa
 
 def test_few_open_files_leave_few_connections(monkeypatch):
     resource = pytest.importorskip("resource", reason="Windows has no such limit")
+    connections = pytest.importorskip("jaxgpt.generation.connections", reason="uvicorn or h11 is not installed")
     for files, most in ((10_000, 100), (60 + connections.SPARE_FILES + connections.CROWD + connections.ON_THE_WAY, 50)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
         monkeypatch.setattr(connections, "_open_files", lambda: 10)

@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jaxgpt.generation import api, gate
+from jaxgpt.generation import api
 from jaxgpt.generation.batching import ContinuousBatch
 from jaxgpt.generation.worker import Worker
-from tests.generation.servers import BYTES, KEY, NAME, POST, connections, in_form, listening, post, send, server
+from tests.generation.servers import BYTES, KEY, NAME, POST, connections, gate, in_form, listening, post, send, server
 
 
 class Repeating:
