@@ -14,18 +14,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxgpt.data import fingerprint, manifest, token_files, tokenizers
+from jaxgpt.data import encodings, fingerprint, manifest, token_files, tokenizers
 from jaxgpt.evaluation import task_files
-from jaxgpt.interop import (
-    byte_level,
-    huggingface,
-    huggingface_export,
-    huggingface_tokenizer,
-    llmc,
-    llmc_state,
-    llmc_tokenizer,
-    tensors,
-)
+from jaxgpt.interop import huggingface, huggingface_tokenizer, llmc, tensors
 from jaxgpt.options import settings
 from jaxgpt.options.config import Config, Model
 from jaxgpt.reports import page
@@ -69,20 +60,20 @@ def models() -> list[Input]:
 
 def states() -> list[Input]:
     tokens = np.arange(10, dtype=np.int32).reshape(2, 5)
-    state = llmc_state.State(tokens, tokens, np.zeros((2, 5, 130), np.float32), 1.0, params())
-    return [written(lambda folder: llmc_state.write(folder / "s.bin", state))]
+    state = llmc.State(tokens, tokens, np.zeros((2, 5, 130), np.float32), 1.0, params())
+    return [written(lambda folder: llmc.write_state(folder / "s.bin", state))]
 
 
 def token_lists() -> list[Input]:
     tokens = [bytes([byte]) for byte in range(256)] + [b"the", b" and", b"<|endoftext|>"]
     many = [b"x"] * 50257
-    few = written(lambda folder: llmc_tokenizer.write(folder / "t.bin", tokens, 258))
-    return [*[few] * 60, written(lambda folder: llmc_tokenizer.write(folder / "t.bin", many, 50256, version=1))]
+    few = written(lambda folder: llmc.write_tokenizer(folder / "t.bin", tokens, 258))
+    return [*[few] * 60, written(lambda folder: llmc.write_tokenizer(folder / "t.bin", many, 50256))]
 
 
 def folders() -> list[Input]:
     def export(dtype: str, shard_bytes: int) -> Input:
-        made = written(lambda folder: huggingface_export.write(folder, params(dtype), MODEL, dtype, None, shard_bytes))
+        made = written(lambda folder: huggingface.write_folder(folder, params(dtype), MODEL, dtype, None, shard_bytes))
         return {name: content for name, content in made.items() if not name.startswith("generation")}  # never read
 
     return [export("float32", 1 << 30), export("bfloat16", 1 << 30), export("float16", 2000)]
@@ -99,7 +90,7 @@ def tokenizer_files() -> list[Input]:
 
 def two_files() -> Input:
     """vocab.json and merges.txt, as older versions of transformers wrote them."""
-    words = [*byte_level.CHARACTER_OF, "th", "the"]
+    words = [*encodings.CHARACTER_OF, "th", "the"]
     vocabulary = json.dumps({word: number for number, word in enumerate(words)})
     merges = "#version: 0.2\nt h\nth e\n"
     config = json.dumps({"add_prefix_space": True, "eos_token": "the"})
@@ -123,7 +114,7 @@ def foreign_tokenizers() -> list[str]:
     likely = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁a", -1.0), ("a", -2.0)], 0, False))
     likely.pre_tokenizer, likely.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     likely.add_special_tokens(["</s>"])
-    split = Tokenizer(models.BPE({character: byte for byte, character in enumerate(byte_level.CHARACTER_OF)}, []))
+    split = Tokenizer(models.BPE({character: byte for byte, character in enumerate(encodings.CHARACTER_OF)}, []))
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     pattern = Regex(r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
     split.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(pattern, "isolated"), level])
@@ -236,7 +227,7 @@ READERS = [
     Reader("config.toml", configurations, read_configuration),
     Reader("what a checkpoint says", abouts, read_about),
     Reader("a run's files", runs, read_run),
-    Reader("token file", token_shards, lambda folder: int(token_files.open(folder / "t.bin").sum())),
+    Reader("token file", token_shards, lambda folder: int(token_files.tokens_of(folder / "t.bin").sum())),
     Reader("manifest", manifests, manifest.verify),
     Reader("multiple-choice file", choices, lambda folder: task_files.read_llmc(folder / "c.bin")),
     Reader(
@@ -245,8 +236,8 @@ READERS = [
         lambda folder: task_files.questions("hellaswag", str(folder / "hellaswag.jsonl")),
     ),
     Reader("llm.c model", models, lambda folder: llmc.open_model(folder / "m.bin").load()),
-    Reader("llm.c state", states, lambda folder: llmc_state.read(folder / "s.bin", MODEL)),
-    Reader("llm.c tokenizer", token_lists, lambda folder: llmc_tokenizer.read(folder / "t.bin")),
+    Reader("llm.c state", states, lambda folder: llmc.read_state(folder / "s.bin", MODEL)),
+    Reader("llm.c tokenizer", token_lists, lambda folder: llmc.read_tokenizer(folder / "t.bin")),
     Reader("Hugging Face folder", folders, lambda folder: huggingface.open_folder(folder).load()),
     Reader("Hugging Face tokenizer", tokenizer_files, read_tokenizer),
 ]

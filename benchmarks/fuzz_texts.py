@@ -19,7 +19,7 @@ from benchmarks.fuzz_readers import Input, Reader, written
 from jaxgpt.commands.generate import prompts_in
 from jaxgpt.data import corpora as texts
 from jaxgpt.data import manifest, prepare, tokenizers
-from jaxgpt.data.chunks import TextLayout
+from jaxgpt.data.documents import TextLayout
 from jaxgpt.errors import Interrupted, UserError
 from jaxgpt.generation import api
 from jaxgpt.runs import checksums, metrics_file

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from jaxgpt.commands import configuration
-from jaxgpt.interop import llmc, llmc_state, tensors
+from jaxgpt.interop import llmc, tensors
 from jaxgpt.options import settings
 from jaxgpt.options.config import Model
 from tests.parity import transformers_model
@@ -42,8 +42,8 @@ def make(folder: Path, model: Model, batch: int, length: int, seed: int = 0) -> 
     with torch.no_grad():
         logits = theirs(input_ids=x).logits.numpy()
     grads = tensors.from_named(transformers_model.gradients(theirs, model))
-    state = llmc_state.State(tokens, targets, logits, loss.item(), grads)
-    llmc_state.write(folder / "model_debug_state.bin", state)
+    state = llmc.State(tokens, targets, logits, loss.item(), grads)
+    llmc.write_state(folder / "model_debug_state.bin", state)
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ import tyro
 
 from benchmarks.machine import cpu_name, versions
 from jaxgpt.commands import prepare
-from jaxgpt.data import corpora, loader, manifest, shards, tokenizers
+from jaxgpt.data import corpora, corpus, encodings, loader, manifest
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT_BYTES = 3000
@@ -88,7 +88,7 @@ def memory_of(pid: int) -> int:
 
 def time_tiktoken(made: list[str], cores: int) -> tuple[Clock, int]:
     """Its time, and the number of tokens."""
-    encoding = tokenizers._gpt2_encoding()
+    encoding = encodings.gpt2()
     with Clock(resource.RUSAGE_SELF) as clock:
         encoded = encoding.encode_ordinary_batch(made, num_threads=cores)
     return clock, sum(map(len, encoded))
@@ -110,7 +110,7 @@ def time_prepare(source: Path, folder: Path, cores: int) -> tuple[Clock, int]:
 
 def time_loader(folder: Path, batches: int = 20) -> float:
     """Median seconds for a batch of 524,288 tokens."""
-    found = shards.find(str(folder))
+    found = corpus.find_token_files(str(folder))
     assert found is not None
     seconds = []
     for step in range(batches):

@@ -12,7 +12,7 @@ from benchmarks.peers import spec as specs
 from benchmarks.peers.spec import Spec
 from jaxgpt.data.loader import Batch
 from jaxgpt.models import gpt2
-from jaxgpt.training import peaks
+from jaxgpt.training import flops
 
 
 class Program(NamedTuple):
@@ -54,7 +54,7 @@ def run(who: str, make: Callable[[Spec, gpt2.Params], Program]) -> None:
         temp_bytes=compiled.memory_analysis().temp_size_in_bytes,
         peak_bytes=memory.get("peak_bytes_in_use") or specs.peak_resident_bytes(),
         device=device.device_kind,
-        peak_flops=peaks.peak(spec.compute),
+        peak_flops=flops.peak(spec.compute),
         note=note,
     )
 

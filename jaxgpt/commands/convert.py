@@ -11,8 +11,8 @@ from rich.console import Console
 from jaxgpt import writing
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.interop import detect_format, huggingface_export, huggingface_tokenizer, llmc, llmc_tokenizer, runs, tensors
-from jaxgpt.interop.source import WeightSource
+from jaxgpt.interop import detect_format, huggingface, huggingface_tokenizer, llmc, runs, tensors
+from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
 from jaxgpt.options import command_line, settings
@@ -77,7 +77,7 @@ def run(words: list[str]) -> int:
             with writing.new_folder(to, overwrite=overwrite) as folder:
                 if form == "huggingface":
                     shard_bytes = int(min(options.shard_gib, 2.0**30) * 2**30)
-                    huggingface_export.write(folder, params, source.model, dtype, source.tokenizer, shard_bytes)
+                    huggingface.write_folder(folder, params, source.model, dtype, source.tokenizer, shard_bytes)
                 else:
                     runs.write(folder, params, source.model, dtype, source.tokenizer, run=to, origin=source.where)
             written = [path for path in to.rglob("*") if path.is_file()]
@@ -129,12 +129,12 @@ def _dtype(dtype: str, form: Format, source: WeightSource) -> str:
 
 def _write_llmc(to: Path, source: WeightSource, params: Params, dtype: str, overwrite: bool) -> list[Path]:
     """Writes the model file, and beside it the tokenizer's where the format can hold it. Returns their paths."""
-    written, tokenizer, longest = [to], source.tokenizer, llmc_tokenizer.LONGEST
+    written, tokenizer, longest = [to], source.tokenizer, llmc.LONGEST_TOKEN
     beside = to.with_name(f"{to.stem}_tokenizer.bin")
     if tokenizer and tokenizer.end_of_text is not None:
         if all(1 <= len(token) <= longest for token in tokenizer.tokens):
             with writing.new_file(beside, overwrite=overwrite) as path:
-                llmc_tokenizer.write(path, tokenizer.tokens, tokenizer.end_of_text)
+                llmc.write_tokenizer(path, tokenizer.tokens, tokenizer.end_of_text)
             written.append(beside)
         else:
             _say("note", f"the tokenizer has tokens of 0 or over {longest} bytes: no llm.c tokenizer file")

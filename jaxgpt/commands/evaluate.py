@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.commands import configuration
-from jaxgpt.data import corpora, fingerprint, loader, shards
+from jaxgpt.data import corpora, corpus, fingerprint, loader
 from jaxgpt.data.loader import Tokens
 from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.errors import RunError, UserError
@@ -91,7 +91,7 @@ def _loss(model: Trained, data: str, limit: int, batch_size: int) -> tuple[str, 
     name, or all of the text `data`.
     """
     config, tokenizer = configuration.resolve(model.config, model.tokenizer), model.tokenizer
-    if data and not shards.find(data):
+    if data and not corpus.find_token_files(data):
         tokens = tokenizer.encode(corpora.load(data))
         loader.check_vocabulary(tokens, config.model.vocabulary_size, f"--data {data}")
     else:

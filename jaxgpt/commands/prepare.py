@@ -11,8 +11,8 @@ from typing import Annotated
 import tyro
 
 from jaxgpt import writing
-from jaxgpt.data import chunks, hub, manifest, sources, token_files, tokenizers
-from jaxgpt.data.chunks import TextLayout
+from jaxgpt.data import documents, hub, manifest, sources, token_files, tokenizers
+from jaxgpt.data.documents import TextLayout
 from jaxgpt.data.manifest import Manifest, Shard
 from jaxgpt.data.prepare import PrepareSettings, prepare
 from jaxgpt.data.sources import DATA_SETS, SHARD_TOKENS
@@ -141,7 +141,7 @@ def _name(source: str) -> str:
         path = Path(source)
         while re.search(r"[*?\[]", path.name) and not os.path.exists(path):  # exists is false for too long a name
             path = path.parent
-        name = path.resolve().name if os.path.isdir(path) else chunks.unpacked_name(path).stem
+        name = path.resolve().name if os.path.isdir(path) else documents.unpacked_name(path).stem
     name = re.sub(r"[^\w.-]+", "_", name).strip("._-")
     return os.fsencode(name)[:LONGEST_NAME_BYTES].decode("utf-8", "ignore") or "data"
 
@@ -185,7 +185,7 @@ def ready_made(options: Prepare, data_set: sources.DataSet | None, name: str, fo
         for number, remote in enumerate(remotes, 1):
             say(f"{number} of {len(remotes)}: {shown(remote.name)} ({remote.size / 1e6:,.0f} MB)", flush=True)
             path = hub.fetch(remote, folder=str(folder))
-            tokens = len(token_files.open(path))
+            tokens = len(token_files.tokens_of(path))
             shards.append(Shard(path.name, sources.split_of(path), tokens, remote.size, remote.sha256))
         tokenizer = tokenizers.make("gpt2", "")
         made = Manifest(

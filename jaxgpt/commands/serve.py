@@ -90,7 +90,7 @@ def _terminated(number: int, frame: object) -> None:
 
 
 def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> None:
-    from jaxgpt.generation import api, connections, rates, server
+    from jaxgpt.generation import api, connections, server
     from jaxgpt.generation.worker import Worker
 
     trained = checkpoints.load(Path(options.run), devices=1)
@@ -113,7 +113,7 @@ def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> 
     # which are then ten times as fast.
     gc.collect()
     gc.freeze()
-    most = rates.most_connections(options.connections)
+    most = connections.most_connections(options.connections)
     worker = Worker(ContinuousBatch(decoder, tokenizer))
     try:
         answering = server.Server(worker, tokenizer, chosen)

@@ -26,7 +26,7 @@ from jaxgpt.data import corpus
 from jaxgpt.data.corpus import Corpus
 from jaxgpt.errors import AllFailed, Interrupted
 from jaxgpt.evaluation.multiple_choice import Tasks
-from jaxgpt.interop.source import WeightSource
+from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Config
@@ -37,7 +37,7 @@ from jaxgpt.runs import resuming
 from jaxgpt.runs.checkpoints import Found
 from jaxgpt.runs.folder import RunFolder, check_name, will_resume
 from jaxgpt.runs.saving import Writer
-from jaxgpt.training import device_memory, flops, memory_plan, step
+from jaxgpt.training import device_memory, memory_plan, step
 from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import TrainState, initial_state, random_params
 from jaxgpt.training.step import needs_fixed_order
@@ -202,7 +202,7 @@ def _run(trainer: Trainer) -> None:
 
 def _introduce(trainer: Trainer, program: Program, notes: list[str]) -> None:
     config, data, device = trainer.config, trainer.data, jax.devices()[0]
-    products = flops.products_per_token(config.model, config.training.sequence_length)
+    products = family(config.model).flops_per_token(config.model, config.training.sequence_length)
     for line in (
         f"run       {trainer.folder.path}",
         f"model     {family(config.model).describe(config.model)}",

@@ -26,7 +26,7 @@ from jaxgpt.runs import resuming
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.runs.saving import Writer
-from jaxgpt.training import advice, flops, peaks
+from jaxgpt.training import flops, spikes
 from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import TrainState
 from jaxgpt.training.step import BATCH_SPEC, Metrics
@@ -70,7 +70,7 @@ class Trainer:
         self.decisions = Decisions(resharding.layout, self.stop, self.writer, self.display)
         self.tokens = training.micro_batches * training.batch_size * training.sequence_length  # per step
         self.flops_per_token = flops.per_token(config.model, training.sequence_length)
-        self.peak = peaks.peak(config.compute, resharding.layout.devices)
+        self.peak = flops.peak(config.compute, resharding.layout.devices)
         # Between two steps: whether an action is due after the step of this number, and the action.
         self.actions: list[tuple[Callable[[int], bool], Callable[[], object]]] = [
             (self._every(training.evaluate_every), self.evaluate),
@@ -158,7 +158,7 @@ class Trainer:
             self.draw_curve()
         raise AllFailed(
             f"step {step}: the {what} is {value}, so the run stops here; the last good state is in {saved}. Try "
-            f"{advice.after_nonfinite(self.config, step)}"
+            f"{spikes.advice_after_nonfinite(self.config, step)}"
         )
 
     def evaluate(self) -> float:

@@ -15,7 +15,7 @@ from jaxgpt import compilation_cache
 from jaxgpt.commands.convert import describe
 from jaxgpt.data.loader import Batch
 from jaxgpt.errors import UserError
-from jaxgpt.interop import llmc, llmc_state, tensors
+from jaxgpt.interop import llmc, tensors
 from jaxgpt.models import family, logits
 from jaxgpt.models.blocks import Context, Params
 from jaxgpt.objectives import next_token
@@ -48,7 +48,7 @@ def run(words: list[str]) -> int:
     source = llmc.open_model(model_path)
     if source.dtype != "float32":
         raise UserError(f"{model_path}: weights in {source.dtype}; the bounds are for float32 (version 3)")
-    state = llmc_state.read(state_path, source.model)
+    state = llmc.read_state(state_path, source.model)
     say(f"model     {source.where}: {describe(source)}")
     say(f"state     {state_path}: {state.tokens.shape[0]} x {state.tokens.shape[1]} tokens")
     compilation_cache.use("")
@@ -85,7 +85,7 @@ class Row(NamedTuple):
     passed: bool
 
 
-def computed(params: Params, state: llmc_state.State, model: Model) -> Computed:
+def computed(params: Params, state: llmc.State, model: Model) -> Computed:
     """Returns our logits, loss and gradients, in float32."""
     compute = Compute(attention="blocks", classifier_chunk=min(Compute.classifier_chunk, state.tokens.size))
 
@@ -99,7 +99,7 @@ def computed(params: Params, state: llmc_state.State, model: Model) -> Computed:
         return jax.tree.map(np.asarray, everything(params, state.tokens, state.targets))
 
 
-def rows(ours: Computed, theirs: llmc_state.State) -> Iterator[Row]:
+def rows(ours: Computed, theirs: llmc.State) -> Iterator[Row]:
     """Yields the comparisons of the logits, the loss and each gradient."""
     yield compare("logits", ours.logits, theirs.logits, LOGITS, 0.0, np.inf)
     yield compare("loss", ours.loss, np.float32(theirs.loss), LOSS, 0.0, np.inf)

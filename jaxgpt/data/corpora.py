@@ -7,7 +7,6 @@
 
 import ast
 import contextlib
-import difflib
 import functools
 import hashlib
 import http.client
@@ -21,16 +20,18 @@ import stat
 import sys
 import sysconfig
 import urllib.request
-import uuid
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from jaxgpt import files, foreign_text
-from jaxgpt.data import chunks, signatures, unpacking
+from rich.filesize import decimal
+
+from jaxgpt import files, foreign_text, writing
+from jaxgpt.data import documents, unpacking
 from jaxgpt.environment import cache_folder
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
+from jaxgpt.options.command_line import nearest
 
 NAMES = ("embedded", "tinyshakespeare")
 
@@ -55,14 +56,13 @@ def load(name: str) -> str:
 
     A file's text is returned unchanged, but for a leading byte order mark, which is dropped.
 
-    Raises:
-        UserError: There is no such text, or it is empty, damaged, not UTF-8, of a kind that only `run.py prepare`
-            reads, or can't be downloaded.
+    UserError where there is no such text, or it is empty, damaged, not UTF-8, of a kind that only `run.py prepare`
+    reads, or can't be downloaded.
     """
     if name == "embedded":
         return _embedded()
     if name == "tinyshakespeare":
-        return _tinyshakespeare()[1].decode("utf-8")
+        return tinyshakespeare()[1].decode("utf-8")
     return _decode(_read(name), name)
 
 
@@ -74,17 +74,10 @@ def describe(name: str) -> str:
     if name == "embedded":
         parts = "the language reference" + (" and the standard library's docstrings" if _library_files() else "")
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        return f"text that ships with Python {version}: {parts} ({_size(len(_embedded().encode()))})"
+        return f"text that ships with Python {version}: {parts} ({decimal(len(_embedded().encode()))})"
     if name == "tinyshakespeare":
-        return f"tiny Shakespeare, 40,000 lines from his plays ({_size(SHAKESPEARE_BYTES)})"
-    return f"the file {shown(name)} ({_size(files.size(_file(name)))})"
-
-
-def _size(count: int) -> str:
-    """Returns a number of bytes as people write it: 512 bytes, 12.3 kB, 2.9 MB."""
-    if count < 1000:
-        return f"{count} bytes"
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+        return f"tiny Shakespeare, 40,000 lines from his plays ({decimal(SHAKESPEARE_BYTES)})"
+    return f"the file {shown(name)} ({decimal(files.size(_file(name)))})"
 
 
 # A user's file
@@ -106,7 +99,7 @@ def _file(name: str) -> Path:
             f"{called} is a pipe or a device, which can be read once at most, and a run that goes on after an "
             "interruption reads its text again: write it to a file first, and name that"
         )
-    if chunks.kind_of(path) in ("json", "jsonl", "parquet"):
+    if documents.kind_of(path) in ("json", "jsonl", "parquet"):
         output = shlex.quote(shown(f"data/{path.name.partition('.')[0]}"))
         raise UserError(
             f"{called} has rows with fields, and is no plain text. Make token files of it by: python run.py prepare "
@@ -118,19 +111,17 @@ def _file(name: str) -> Path:
 def _read(name: str) -> bytes:
     """Returns the unpacked bytes of the file `name`. UserError where it can't be read, or they are too many."""
     path = _file(name)
-    if path.suffix.lower() not in chunks.PACKED:
+    if path.suffix.lower() not in documents.PACKED:
         return files.read_bytes(path, files.LARGEST_TEXT)
     most = min(LARGEST_UNPACKED, max(SMALL_UNPACKED, LARGEST_RATIO * files.size(path)))
     with unpacking.opened(path) as reader:
-        parts = []
-        while part := reader.read(unpacking.AT_ONCE):
-            parts.append(part)
-            if reader.offset > most:
-                raise UserError(
-                    f"{shown(name)}: more than {_size(most)} are packed in it, which is too much to be kept in memory, "
-                    "or packed better than text is. Make token files of it by: python run.py prepare"
-                )
-    return b"".join(parts)
+        data = reader.read(most + 1)
+    if len(data) > most:
+        raise UserError(
+            f"{shown(name)}: more than {decimal(most)} are packed in it, which is too much to be kept in memory, or "
+            "packed better than text is. Make token files of it by: python run.py prepare"
+        )
+    return data
 
 
 def _unknown(name: str) -> UserError:
@@ -141,8 +132,7 @@ def _unknown(name: str) -> UserError:
     with contextlib.suppress(OSError):  # a folder that can't be read
         entries = itertools.islice(folder.iterdir() if exists else (), MOST_COMPARED)
         beside = [str(path) for path in entries if path.is_file() or any(path.glob("*.bin"))]
-    nearest = difflib.get_close_matches(name, [*NAMES, *beside], n=1)
-    hint = f"; did you mean {shown(nearest[0])}?" if nearest else ""
+    hint = shown(nearest(name, [*NAMES, *beside]).removesuffix("."))
     where = f"no such file in {shown(folder.resolve())}" if exists else f"there is no folder {shown(folder)}"
     names = ", ".join(NAMES)
     return UserError(
@@ -153,7 +143,7 @@ def _unknown(name: str) -> UserError:
 
 def _decode(data: bytes, name: str) -> str:
     """Decodes UTF-8, without a byte order mark. UserError for bytes that are not text, and for an empty text."""
-    signatures.check_text(Path(name), data[: signatures.HEAD_BYTES])
+    unpacking.check_text(Path(name), data[: unpacking.HEAD_BYTES])
     try:
         text = foreign_text.decode(data)
     except ValueError as error:
@@ -166,16 +156,11 @@ def _decode(data: bytes, name: str) -> str:
 # Tiny Shakespeare
 
 
-def shakespeare_file() -> Path:
-    """Returns tiny Shakespeare's path: in the JAXGPT_DATA folder, else in the cache, else downloaded into the cache.
+def tinyshakespeare() -> tuple[Path, bytes]:
+    """Returns tiny Shakespeare's path and bytes: in the JAXGPT_DATA folder, else in the cache, else downloaded there.
 
     UserError as `load`.
     """
-    return _tinyshakespeare()[0]
-
-
-def _tinyshakespeare() -> tuple[Path, bytes]:
-    """Returns tiny Shakespeare's path and bytes. UserError as `load`."""
     cached = cache_folder() / "tinyshakespeare.txt"
     own_folder = os.environ.get("JAXGPT_DATA")
     for path in ([Path(own_folder) / cached.name] if own_folder else []) + [cached]:
@@ -188,7 +173,7 @@ def _tinyshakespeare() -> tuple[Path, bytes]:
                 )
             return path, data
     data = _download()
-    _write_atomically(cached, data)
+    _keep(cached, data)
     return cached, data
 
 
@@ -205,16 +190,13 @@ def _download() -> bytes:
     return data
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file that is either absent or whole at any moment, also where several processes write it at once."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4()}")
+def _keep(path: Path, data: bytes) -> None:
+    """Writes a file of the cache, which several processes may do at once."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        with writing.replacing(path) as new:
+            new.write_bytes(data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         advice = "free some space, or name another folder with XDG_CACHE_HOME"
         raise UserError(f"cannot write {path}: {error.strerror}; {advice}") from None
 
@@ -224,15 +206,9 @@ def _write_atomically(path: Path, data: bytes) -> None:
 
 @functools.cache
 def _embedded() -> str:
-    """Returns the reference and the docstrings, in pieces of about 4,000 characters that a fixed seed shuffles.
+    """Returns the text of `_read_embedded`, which is kept in the cache folder until a file of the library changes.
 
-    The pieces are shuffled so that a validation split at the end is of the same kind as the rest. They are short
-    because a few chapters of the reference are so long that one of them could be most of the split. A paragraph is kept
-    once: the reference repeats whole sections, and a text in both splits would be learnt by heart. The same Python
-    release gives the same text.
-
-    Parsing the library takes seconds, so the text is kept in the cache folder for as long as no file of the library
-    changes.
+    Parsing the library takes seconds.
     """
     cached = cache_folder() / f"embedded-{_library_state()}.txt"
     with contextlib.suppress(UserError, ValueError):  # absent, not UTF-8, or without the first line
@@ -242,7 +218,7 @@ def _embedded() -> str:
     text = _read_embedded()
     data = text.encode("utf-8")
     with contextlib.suppress(UserError):  # it can't be kept, and is read anew the next time
-        _write_atomically(cached, hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+        _keep(cached, hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
     return text
 
 
@@ -254,7 +230,12 @@ def _library_state() -> str:
 
 
 def _read_embedded() -> str:
-    """Makes the text of `_embedded` from the library."""
+    """Returns the reference and the docstrings, in pieces of about 4,000 characters that a fixed seed shuffles.
+
+    The pieces are shuffled so that a validation split at the end is of the same kind as the rest. They are short
+    because a few chapters of the reference are so long that one of them could be most of the split. A paragraph is kept
+    once: the reference repeats whole sections, and a text in both splits would be learnt by heart.
+    """
     seen: set[str] = set()
     pieces = []
     for document in (*_reference(), *_library_docstrings()):

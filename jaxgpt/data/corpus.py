@@ -1,16 +1,21 @@
 """The corpus that the options name: tokens of one source or several, their tokenizer, and the two splits."""
 
+import glob
+import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxgpt import files
-from jaxgpt.data import corpora, fingerprint, loader, manifest, shards, tokenizers
-from jaxgpt.data.feeder import Feeder
-from jaxgpt.data.loader import Tokens
-from jaxgpt.data.shards import Shards, TokenSet
+from jaxgpt.data import corpora, fingerprint, loader, manifest, progress, sources, token_files, tokenizers
+from jaxgpt.data.loader import Feeder, Tokens
+from jaxgpt.data.manifest import Manifest
+from jaxgpt.data.token_files import Shards
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.options.config import Config
 
 
@@ -33,40 +38,36 @@ class TextSource(NamedTuple):
     fingerprint: dict[str, Any]
 
 
+class TokenSet(NamedTuple):
+    train: Shards
+    validation: Shards
+    manifest: Manifest | None  # None for files that other programs made
+
+
 def open_sources(config: Config, own: tokenizers.Tokenizer | None = None) -> dict[str, TextSource]:
-    """Opens the sources that the options name, by name.
+    """Opens the sources that the options name, by name. UserError where there is no such text or no such token files.
 
-    Args:
-        config: The options.
-        own: The tokenizer that came with weights; it replaces the one that the options name.
-
-    Raises:
-        UserError: There is no such text or no such token files.
+    `own` is the tokenizer that came with weights; it replaces the one that the options name.
     """
     return {name: _source(name, config, own) for name in weights_of(config)}
 
 
-def put_together(sources: dict[str, TextSource], config: Config) -> Corpus:
-    """Returns the corpus of these sources.
+def put_together(opened: dict[str, TextSource], config: Config) -> Corpus:
+    """Returns the corpus of these sources, by the options with the sizes that follow from the sources filled in.
 
-    Args:
-        sources: As `open_sources` returns them.
-        config: The options, with the sizes that follow from the sources already filled in.
-
-    Raises:
-        UserError: A source is too short, has another tokenizer than the others, or a token that the model doesn't have.
+    UserError where a source is too short, has another tokenizer than the others, or tokens that the model hasn't.
     """
-    tokenizer = next(iter(sources.values())).tokenizer
-    for name, source in sources.items():
+    tokenizer = next(iter(opened.values())).tokenizer
+    for name, source in opened.items():
         _check(name, source, tokenizer, config)
-    if len(sources) == 1:
-        ((description, _, train, validation, made_of),) = sources.values()
+    if len(opened) == 1:
+        ((description, _, train, validation, made_of),) = opened.values()
     else:
-        train = loader.mixture([source.train for source in sources.values()], list(weights_of(config).values()))
-        validation = np.concatenate([source.validation[:] for source in sources.values()])
-        shares = zip(train.quotas, sources.values(), strict=True)
+        train = loader.mixture([source.train for source in opened.values()], list(weights_of(config).values()))
+        validation = np.concatenate([source.validation[:] for source in opened.values()])
+        shares = zip(train.quotas, opened.values(), strict=True)
         description = " and ".join(f"{quota / loader.ROUND:.1%} {source.description}" for quota, source in shares)
-        made_of = {"quotas": list(train.quotas), "sources": [source.fingerprint for source in sources.values()]}
+        made_of = {"quotas": list(train.quotas), "sources": [source.fingerprint for source in opened.values()]}
     prompt = _prompt(config, tokenizer, validation)
     loader.check_vocabulary(prompt, config.model.vocabulary_size, "--run.prompt")
     return Corpus(description, tokenizer, train, validation, prompt, made_of)
@@ -95,26 +96,13 @@ def feed(data: Corpus, config: Config, first: int, rows: Sequence[int]) -> Feede
     """Returns a feeder of a run's batches, which are made in the background.
 
     A token outside the model's vocabulary raises a UserError with the batch that contains it: tokens on the disk are
-    not read earlier.
-
-    Args:
-        data: The corpus.
-        config: The run's options.
-        first: The first step whose batch is made.
-        rows: The sequences of each micro-batch that are wanted, as in `loader.batch_at`.
+    not read earlier. The first batch is that of step `first`; `rows` is as in `loader.batch_at`.
     """
-    training = config.training
+    sizes = ("micro_batches", "batch_size", "sequence_length", "seed")
+    options: dict[str, int] = {name: getattr(config.training, name) for name in sizes}
 
     def make(step: int) -> loader.Batch:
-        batch = loader.batch_at(
-            data.train,
-            step=step,
-            micro_batches=training.micro_batches,
-            batch_size=training.batch_size,
-            sequence_length=training.sequence_length,
-            seed=training.seed,
-            rows=rows,
-        )
+        batch = loader.batch_at(data.train, step=step, rows=rows, **options)
         for tokens in batch:
             loader.check_vocabulary(tokens.reshape(-1), config.model.vocabulary_size, f"the batch of step {step + 1}")
         return batch
@@ -124,11 +112,10 @@ def feed(data: Corpus, config: Config, first: int, rows: Sequence[int]) -> Feede
 
 def _source(name: str, config: Config, own: tokenizers.Tokenizer | None = None) -> TextSource:
     """Opens one source. UserError where there is no such text or no such token files."""
-    if found := shards.find(name):
+    if found := find_token_files(name):
         tokenizer = own if own and not found.manifest else _tokenizer_of(found, config)
         train, validation = found.train, found.validation
-        known = found.manifest.shards if found.manifest else ()
-        sums = {shard.file: shard.sha256 for shard in known}
+        sums = {shard.file: shard.sha256 for shard in (found.manifest.shards if found.manifest else ())}
         made_of = fingerprint.of_files([*train.paths, *validation.paths], sums)
         return TextSource(f"{len(train.paths)} token files of {name}", tokenizer, train, validation, made_of)
     text = corpora.load(name)
@@ -175,3 +162,84 @@ def _prompt(config: Config, tokenizer: tokenizers.Tokenizer, validation: Tokens)
     beginning = tokenizer.decode(validation[:200])
     lines = [line for line in files.text_lines(beginning)[1:] if line.strip()]
     return tokenizer.encode(lines[0] if lines else beginning)[: config.model.context // 4 + 1]
+
+
+# Token files by name: a prepared folder, llm.c's own files, or a pattern of them
+
+
+def find_token_files(name: str) -> TokenSet | None:
+    """Returns the token files of a data set by name, a folder, a .bin file or a pattern; None for any other name.
+
+    UserError where the token files are missing or damaged.
+    """
+    if name in sources.DATA_SETS and name not in corpora.NAMES:
+        folder = sources.data_folder() / name
+        if not folder.is_dir():
+            raise UserError(
+                f"--data.text {name}: these {sources.DATA_SETS[name].about} are not in {folder} yet. Get them there "
+                f"by: python run.py prepare {name}"
+            )
+        return _in_folder(folder, f"prepare {name}")
+    path = Path(name)
+    try:
+        if path.is_dir():
+            return _in_folder(path, f"prepare {name} --output data/{path.resolve().name}")
+        if path.suffix == ".bin" or (re.search(r"[*?\[]", name) and not path.exists()):
+            paths = sorted(Path(path) for path in glob.glob(name, recursive=True))
+            if not paths:
+                wanted = f"--data.text {shown(name)}: there are no such files"
+                raise UserError(f"{wanted}. python run.py prepare makes token files of text")
+            return _by_names(paths)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise UserError(f"cannot read {quoted(name)}: {getattr(error, 'strerror', None) or error}") from None
+    return None
+
+
+def _in_folder(folder: Path, command: str) -> TokenSet:
+    if os.path.lexists(folder / manifest.NAME):
+        return _by_manifest(folder, manifest.read(folder))
+    if os.path.lexists(folder / progress.NAME):
+        raise UserError(
+            f"{shown(folder)} is not prepared to its end: the command that began it goes on where it stopped"
+        )
+    paths = sorted(folder.glob("*.bin"))
+    if not paths:
+        raise UserError(
+            f"{shown(folder)} is a folder, and has no token files (.bin). Make some of the text in it by: python "
+            f"run.py {shown(command)}"
+        )
+    return _by_names(paths)
+
+
+def _by_names(paths: list[Path]) -> TokenSet:
+    """Splits token files by their names. Without one for validation, those in the same folders are taken."""
+    of = {split: [path for path in paths if sources.split_of(path) == split] for split in ("train", "val")}
+    if not of["val"]:
+        beside = sorted({other for folder in {path.parent for path in paths} for other in folder.glob("*.bin")})
+        of["val"] = [path for path in beside if sources.split_of(path) == "val"]
+    for split, found in of.items():
+        if not found:
+            raise UserError(
+                f"{shown(paths[0])}: a .bin file is taken for tokens, and {shown(paths[0].resolve().parent)} has no "
+                f"token files for {'training' if split == 'train' else 'validation'}: those have _{split}_ in their "
+                "names, as llm.c's. python run.py prepare makes both of text"
+            )
+    return TokenSet(Shards(of["train"]), Shards(of["val"]), None)
+
+
+def _by_manifest(folder: Path, found: Manifest) -> TokenSet:
+    """Opens the files that the manifest names. UserError unless each has as many tokens as the manifest says."""
+    for shard in found.shards:
+        path = folder / shard.file
+        count = len(token_files.tokens_of(path, folder))
+        if count != shard.tokens:
+            raise UserError(
+                f"{shown(path)} is not what was prepared: it has {count:,} tokens, and {manifest.NAME} says "
+                f"{shard.tokens:,}; restore it from a copy, or prepare it anew"
+            )
+    train, validation = (
+        [folder / shard.file for shard in found.shards if shard.split == split] for split in ("train", "val")
+    )
+    if not (train and validation):
+        raise UserError(f"{shown(folder / manifest.NAME)} names no files to train on, or none to validate on")
+    return TokenSet(Shards(train, folder), Shards(validation, folder), found)

@@ -49,32 +49,24 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """
     if before == now:
         return ""
-    kinds = [next(kind for kind in ("quotas", "files", "hashes") if kind in data) for data in (before, now)]
-    if kinds[0] != kinds[1]:
+    kind, other = (next(kind for kind in ("quotas", "files", "hashes") if kind in data) for data in (before, now))
+    if kind != other:
         return "it is of another kind"
-    if kinds[0] == "quotas":
-        return _mixture_difference(before, now)
-    return _files_difference(before["files"], now["files"]) if kinds[0] == "files" else _text_difference(before, now)
-
-
-def _mixture_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    if before["quotas"] != now["quotas"]:
-        return f"the shares of 65,536 sequences were {before['quotas']} and are {now['quotas']}"
-    pairs = enumerate(zip(before["sources"], now["sources"], strict=True), 1)
-    changes = ((number, difference(old, new)) for number, (old, new) in pairs)
-    return next((f"source {number}: {change}" for number, change in changes if change), "")
-
-
-def _files_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    for name in before:
-        if name not in now:
-            return f"the file {name} is missing"
-    for name, file in now.items():
-        if name not in before:
-            return f"the file {name} is new"
-        if change := _file_difference(before[name], file):
-            return f"the file {name}: {change}"
-    return ""
+    if kind == "hashes":
+        return _text_difference(before, now)
+    if kind == "quotas":
+        if before["quotas"] != now["quotas"]:
+            return f"the shares of 65,536 sequences were {before['quotas']} and are {now['quotas']}"
+        pairs = enumerate(zip(before["sources"], now["sources"], strict=True), 1)
+        changes = ((f"source {number}: ", difference(old, new)) for number, (old, new) in pairs)
+    else:
+        old_files, new_files = before["files"], now["files"]
+        if gone := [name for name in old_files if name not in new_files]:
+            return f"the file {gone[0]} is missing"
+        if new := [name for name in new_files if name not in old_files]:
+            return f"the file {new[0]} is new"
+        changes = ((f"the file {name}: ", _file_difference(old_files[name], file)) for name, file in new_files.items())
+    return next((where + change for where, change in changes if change), "")
 
 
 def _file_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -91,10 +83,8 @@ def _file_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 def of(content: bytes | memoryview) -> dict[str, Any]:
     """Returns the content's size and a hash of each of its pieces, as JSON can hold them."""
-    return {
-        "bytes": len(content),
-        "hashes": [_hash(memoryview(content)[start:end]) for start, end in _pieces(len(content))],
-    }
+    hashes = [_hash(memoryview(content)[start:end]) for start, end in _pieces(len(content))]
+    return {"bytes": len(content), "hashes": hashes}
 
 
 def _hash(content: bytes | memoryview) -> str:

@@ -34,30 +34,25 @@ def files(repository: str, revision: str = "main") -> list[Remote]:
         entries = interface.list_repo_tree(repository, repo_type="dataset", revision=commit, recursive=True)
         found = [entry for entry in entries if hasattr(entry, "size")]  # others are folders
     except _errors(library) as error:
-        raise UserError(f"cannot read the data set {repository} on the Hugging Face hub: {_first(error)}") from None
+        raise UserError(f"cannot read the data set {repository} on the Hugging Face hub: {first_line(error)}") from None
     found.sort(key=lambda entry: entry.path)
-    return [Remote(repository, commit, entry.path, entry.size, _sha256(entry)) for entry in found]
+    about = [(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else "") for entry in found]
+    return [Remote(repository, commit, *fields) for fields in about]
 
 
 def download(repository: str, name: str, revision: str = "main", *, kind: str = "dataset", folder: str = "") -> Path:
-    """Downloads a file, unless it is here already, and returns its path. UserError where it can't be downloaded.
+    """Downloads a file, unless it is here already, and returns its path: in `folder`, or else in the hub's cache.
 
-    Args:
-        repository: OWNER/NAME on the hub.
-        name: The file's path in the repository.
-        revision: A branch, tag or commit.
-        kind: "dataset" or "model".
-        folder: Where the file is put; empty for the hub's cache.
+    UserError where it can't be downloaded.
     """
     library = extra("huggingface_hub")
+    put = {"repo_type": kind, "revision": revision, "local_dir": folder or None}
     try:
-        return Path(
-            library.hf_hub_download(repository, name, repo_type=kind, revision=revision, local_dir=folder or None)
-        )
+        return Path(library.hf_hub_download(repository, name, **put))
     except _errors(library) as error:
         raise UserError(
-            f"cannot download {name} of {repository} from the Hugging Face hub: {_first(error)}; the same command goes "
-            "on where it stopped"
+            f"cannot download {name} of {repository} from the Hugging Face hub: {first_line(error)}; the same command "
+            "goes on where it stopped"
         ) from None
 
 
@@ -77,16 +72,12 @@ def fetch(remote: Remote, folder: str = "") -> Path:
     return path
 
 
-def _sha256(entry: Any) -> str:
-    return entry.lfs.sha256 if entry.lfs else ""
-
-
 def _errors(library: Any) -> tuple[type[Exception], ...]:
     """Returns the exceptions that a request to the hub can raise."""
     of_http = library.errors.HfHubHTTPError.__bases__  # the base of its HTTP library's errors, whichever that is
     return (*of_http, library.errors.HFValidationError, OSError, ValueError)
 
 
-def _first(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Returns the first line of a message that may have many."""
     return shown((str(error).strip().splitlines() or [type(error).__name__])[0])

@@ -16,20 +16,25 @@ In a mixture, each source has its own epochs, as above. The run's sequences are 
 round every source has its share by its weight, and a permutation drawn from (seed, number of the round) mixes them.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgpt.data import permutation
-from jaxgpt.data.shards import Shards
+from jaxgpt.data.token_files import Shards
 from jaxgpt.errors import UserError
 from jaxgpt.layers.cross_entropy import IGNORED
 
 CHECKED_AT_ONCE = 1 << 24  # tokens
+AHEAD = 2  # batches made before they are asked for
+FEISTEL_ROUNDS = 8
 ROUND = 1 << 16  # sequences; in each round every source of a mixture has its exact share
 
 Tokens = np.ndarray | Shards  # 1-D
@@ -88,19 +93,13 @@ def batch_at(
     seed: int,
     rows: Sequence[int] | None = None,
 ) -> Batch:
-    """Returns the batch of one step.
+    """Returns the batch of one step, from 0 on: A = `micro_batches` of B sequences of T tokens.
 
     Args:
         tokens: The training tokens, which may lie on the disk: only the batch's windows are read.
-        step: The step, from 0 on.
-        micro_batches: A.
-        batch_size: B.
-        sequence_length: T.
         seed: The seed of the order, at least 0.
-        rows: R of the numbers 0 ... B-1: the sequences of each micro-batch that are wanted. None for all.
-
-    Returns:
-        Arrays (A, B, T), or (A, R, T) with `rows`.
+        rows: R of the numbers 0 ... B-1: the sequences of each micro-batch that are wanted, as arrays (A, R, T).
+            None for all, as arrays (A, B, T).
 
     Raises:
         UserError: There are fewer than T+1 tokens.
@@ -128,7 +127,7 @@ def places(mixed: Mixture, numbers: np.ndarray, sequence_length: int, seed: int)
         for epoch in np.unique(epochs[chosen == k]):
             here = (chosen == k) & (epochs == epoch)
             offset, keys = _epoch(len(source), sequence_length, seed, int(epoch), k)
-            starts[here] = offset + permutation.permuted(positions[here], windows, keys) * sequence_length
+            starts[here] = offset + permuted(positions[here], windows, keys) * sequence_length
     return chosen, starts
 
 
@@ -139,7 +138,7 @@ def _shared_out(quotas: tuple[int, ...], numbers: np.ndarray, seed: int) -> tupl
     rounds, positions = np.divmod(numbers, ROUND)
     for number in np.unique(rounds):
         here = rounds == number
-        positions[here] = permutation.permuted(positions[here], ROUND, _round_keys(seed, int(number)))
+        positions[here] = permuted(positions[here], ROUND, permutation_keys(seed, int(number), 0, 2))
     ends = np.cumsum(quotas)
     chosen = np.searchsorted(ends, positions, side="right")
     return chosen, rounds * np.array(quotas)[chosen] + positions - (ends - quotas)[chosen]
@@ -148,8 +147,7 @@ def _shared_out(quotas: tuple[int, ...], numbers: np.ndarray, seed: int) -> tupl
 def windows_per_epoch(token_count: int, sequence_length: int) -> int:
     """Returns W, the number of sequences in an epoch: as many as fit behind the largest offset, T-1, and at least one.
 
-    Raises:
-        UserError: There are fewer than T+1 tokens, so that not even one sequence and its last target fit.
+    UserError for fewer than T+1 tokens: not even one sequence and its last target.
     """
     if token_count <= sequence_length:
         raise UserError(
@@ -165,13 +163,46 @@ def _epoch(token_count: int, sequence_length: int, seed: int, epoch: int, source
     windows = windows_per_epoch(token_count, sequence_length)
     generator = np.random.default_rng((seed, epoch, source))
     largest = min(sequence_length, token_count - windows * sequence_length) - 1  # T-1, unless there are fewer than 2T
-    return int(generator.integers(largest, endpoint=True)), permutation.keys(seed, epoch, source, 1)
+    return int(generator.integers(largest, endpoint=True)), permutation_keys(seed, epoch, source, 1)
 
 
-@functools.lru_cache(maxsize=4)
-def _round_keys(seed: int, number: int) -> np.ndarray:
-    """Returns the keys of a round's permutation."""
-    return permutation.keys(seed, number, 0, 2)
+# A permutation of any size that takes no memory: a Feistel network with cycle walking (Black and Rogaway 2002, "Ciphers
+# with arbitrary finite domains").
+#
+#     (l, r) → (r, l xor f(r, kᵢ)) for i = 1 ... 8 permutes the numbers of 2h bits, whatever f is.
+#
+# A number that lands outside of the count goes through the network again until it lands inside. With the smallest 2h
+# that suffices, at least one number in four lands inside. A stored permutation of the 10⁸ windows of FineWeb's 100
+# billion tokens would take 800 MB in each process, and seconds to draw it anew for each epoch and each resume.
+
+
+def permutation_keys(*seeds: int) -> np.ndarray:
+    """Draws the keys that choose a permutation, uint64 (FEISTEL_ROUNDS,), from seeds of at least 0."""
+    return np.random.default_rng(seeds).integers(1 << 64, size=FEISTEL_ROUNDS, dtype=np.uint64)
+
+
+def permuted(places: np.ndarray, count: int, chosen: np.ndarray) -> np.ndarray:
+    """Returns the images of `places`, 1-D, under the permutation of 0 ... count-1 that the keys `chosen` choose."""
+    half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
+    values = _rounds(places.astype(np.uint64), half, chosen)
+    while (outside := values >= count).any():
+        values[outside] = _rounds(values[outside], half, chosen)
+    return values.astype(np.int64)
+
+
+def _rounds(values: np.ndarray, half: np.uint64, chosen: np.ndarray) -> np.ndarray:
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = values >> half, values & mask
+    for key in chosen:
+        left, right = right, left ^ (_mixed(right ^ key) & mask)
+    return left << half | right
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """Mixes bits by SplitMix64's finalizer (Steele, Lea and Flood 2014): each bit of x flips about half of them."""
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return x ^ x >> np.uint64(31)
 
 
 def check_vocabulary(tokens: Tokens, vocabulary_size: int, where: str) -> None:
@@ -198,17 +229,8 @@ def validation_batches(
     """Returns an iterator over the split in order, as tokens and targets, both int32 (B, T).
 
     Every token but the first is a target exactly once. The last batch is padded with token 0 and target IGNORED, so the
-    mean over the targets that are not IGNORED does not depend on B.
-
-    Args:
-        tokens: The validation split.
-        batch_size: B.
-        sequence_length: T.
-        limit: The largest number of batches; None for all.
-        rows: R of the numbers 0 ... B-1: the sequences of each batch that are wanted, as arrays (R, T). None for all.
-
-    Raises:
-        UserError: There are fewer than two tokens.
+    mean over the targets that are not IGNORED does not depend on B. At most `limit` batches are made, and of each only
+    the sequences `rows`, where these are given. UserError for fewer than two tokens.
     """
     target_count = len(tokens) - 1
     if target_count < 1:
@@ -221,15 +243,42 @@ def validation_batches(
     return (_validation_batch(tokens, start, rows, sequence_length) for start in starts)
 
 
-def _validation_batch(
-    tokens: Tokens, start: int, rows: Sequence[int], sequence_length: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _validation_batch(tokens: Tokens, start: int, rows: Sequence[int], T: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the windows `rows` of those that follow one another from `start` on, padded behind the last token."""
-    inputs = np.zeros((len(rows), sequence_length), np.int32)
-    targets = np.full((len(rows), sequence_length), IGNORED, np.int32)
+    inputs, targets = np.zeros((len(rows), T), np.int32), np.full((len(rows), T), IGNORED, np.int32)
     for place, row in enumerate(rows):
-        part = tokens[start + row * sequence_length : start + (row + 1) * sequence_length + 1]
+        part = tokens[start + row * T : start + (row + 1) * T + 1]
         count = max(len(part) - 1, 0)
         inputs[place, :count] = part[:count]
         targets[place, :count] = part[1:]
     return inputs, targets
+
+
+class Feeder(contextlib.AbstractContextManager):
+    """Context manager whose `next()` returns make(first), make(first + 1), ..., computed ahead of time by one thread.
+
+    An exception of `make` is raised by the `next` that would have returned its batch.
+    """
+
+    def __init__(self, make: Callable[[int], Batch], first: int) -> None:
+        self.waited = 0.0  # seconds that the last `next` waited
+        self._make, self._step = make, first
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._batches: deque[Future[Batch]] = deque()
+        for _ in range(AHEAD):
+            self._begin()
+
+    def _begin(self) -> None:
+        self._batches.append(self._thread.submit(self._make, self._step))
+        self._step += 1
+
+    def next(self) -> Batch:
+        """Returns the next batch, and has the thread make another one."""
+        started = time.perf_counter()
+        batch = self._batches.popleft().result()
+        self.waited = time.perf_counter() - started
+        self._begin()
+        return batch
+
+    def __exit__(self, *exception: object) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)

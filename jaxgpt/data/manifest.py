@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from jaxgpt import files
+from jaxgpt import files, writing
 from jaxgpt.data import token_files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
@@ -50,7 +50,7 @@ class Manifest:
 
 def describe(path: Path, split: Split) -> Shard:
     """Returns the manifest's entry for an existing token file, all of which is read for its SHA-256."""
-    tokens = token_files.open(path, path.parent)
+    tokens = token_files.tokens_of(path, path.parent)
     with files.open_file(path, path.parent) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         size = os.fstat(file.fileno()).st_size
@@ -65,13 +65,8 @@ def write(folder: Path, manifest: Manifest) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file atomically: whole or not at all, even where the power fails."""
-    temporary = path.with_name(f"{path.name}.part")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with writing.replacing(path) as new:
+        new.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> Manifest:
@@ -88,19 +83,12 @@ def read(folder: Path) -> Manifest:
     found = tuple(shard(path, entry) for entry in shards)
     if len({entry.file for entry in found}) < len(found):
         raise UserError(f"{shown(path)} is damaged: it names one file twice")
-    end_of_text = fields.get("end_of_text")
-    return Manifest(
-        name=_field(path, fields, "name", str),
-        tokenizer=_field(path, fields, "tokenizer", dict),
-        vocabulary_size=_field(path, fields, "vocabulary_size", int),
-        end_of_text=None if end_of_text is None else _field(path, fields, "end_of_text", int),
-        documents=_field(path, fields, "documents", int),
-        empty_rows=_field(path, {"empty_rows": 0} | fields, "empty_rows", int),
-        bad_rows=_field(path, {"bad_rows": 0} | fields, "bad_rows", int),
-        settings=_field(path, fields, "settings", dict),
-        versions=_field(path, fields, "versions", dict),
-        shards=found,
-    )
+    fields = {"empty_rows": 0, "bad_rows": 0} | fields
+    kinds = dict.fromkeys(("tokenizer", "settings", "versions"), dict) | {"name": str, "vocabulary_size": int}
+    kinds |= dict.fromkeys(("documents", "empty_rows", "bad_rows"), int)
+    end_of_text = None if fields.get("end_of_text") is None else _field(path, fields, "end_of_text", int)
+    typed = {key: _field(path, fields, key, kind) for key, kind in kinds.items()}
+    return Manifest(shards=found, end_of_text=end_of_text, **typed)
 
 
 def shard(path: Path, entry: Any) -> Shard:

@@ -15,12 +15,13 @@ import json
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 from jaxgpt import __version__, writing
 from jaxgpt.data import chunks, documents, manifest, progress, sources, token_files, tokenizers, workers
-from jaxgpt.data.chunks import Chunk, Position, TextLayout
+from jaxgpt.data.documents import Chunk, Position, TextLayout
 from jaxgpt.data.manifest import Manifest, Split
 from jaxgpt.data.workers import Pool, Tokenized
 from jaxgpt.errors import Interrupted, RunError, UserError
@@ -66,12 +67,7 @@ def prepare(
 ) -> Manifest:
     """Makes the token files of `settings` in `folder`, or resumes making them, and writes the manifest.
 
-    Args:
-        settings: The sources, the tokenizer, and the sizes of the output.
-        folder: The output folder, which is made where there is none.
-        processes: The number of processes that tokenize.
-        skip_bad: The largest number of bad rows that are passed over.
-        tokenizer: The tokenizer, where it came from a file; None for one that is made by its name.
+    Up to `skip_bad` bad rows are passed over. `tokenizer` is one that came from a file; without it one is made by name.
 
     Raises:
         UserError: The sources can't be read, or the output folder can't be used.
@@ -105,7 +101,7 @@ def prepare(
         raise UserError(f"--output {shown(folder)}: can't be made ({error.strerror}). Give another name") from None
     try:
         with writing.lock(folder, "is preparing it"), progress.Bar(sum(part.size for part in parts)) as bar:
-            return _Shards(settings, parts, folder, bar, skip_bad, tokenizer).make(processes)
+            return _Shards(settings, parts, folder, bar, skip_bad).make(processes, tokenizer)
     except BrokenProcessPool:
         raise RunError(
             "a process that tokenizes was killed, as it happens where memory is short: give fewer with --processes. "
@@ -122,25 +118,18 @@ def prepare(
 
 
 def _ending(file: sources.File) -> str:
-    """Returns the suffixes of a file's name, which say of what kind it is and how it is packed."""
+    """Returns the suffixes of a file's name, by its kind and how it is packed."""
     path = Path(file.name)
-    return chunks.unpacked_name(path).suffix + path.suffix
+    return documents.unpacked_name(path).suffix + path.suffix
 
 
 class _Shards:
     """Writes the token files of one command one after another."""
 
     def __init__(
-        self,
-        settings: PrepareSettings,
-        parts: list[Part],
-        folder: Path,
-        bar: progress.Bar,
-        skip_bad: int,
-        tokenizer: tokenizers.Tokenizer | None,
+        self, settings: PrepareSettings, parts: list[Part], folder: Path, bar: progress.Bar, skip_bad: int
     ) -> None:
         self.settings, self.parts, self.folder, self.bar, self.skip_bad = settings, parts, folder, bar, skip_bad
-        self.given = tokenizer
         inputs = [[file.name, file.size, file.modified] for part in parts for file in part.files]
         self.made_from = {
             "pieces": PIECES,
@@ -154,8 +143,8 @@ class _Shards:
         self.split: Split = "val"
         self.room = 0  # tokens that fit into the token file that is being written
 
-    def make(self, processes: int) -> Manifest:
-        tokenizer = self._tokenizer(processes)
+    def make(self, processes: int, given: tokenizers.Tokenizer | None) -> Manifest:
+        tokenizer = self._tokenizer(processes, given)
         self.form = token_files.format_for(tokenizer.vocabulary_size)
         self.bar.begin("tokenizing")
         try:
@@ -167,10 +156,16 @@ class _Shards:
                 self.writer.discard()
         return self._conclude(tokenizer)
 
-    def _tokenizer(self, processes: int) -> tokenizers.Tokenizer:
+    def _tokenizer(self, processes: int, given: tokenizers.Tokenizer | None) -> tokenizers.Tokenizer:
         if self.state.tokenizer is None:
             settings = self.settings
-            made = workers.Made(self.given) if self.given else self._make_tokenizer(processes)
+            if given:
+                made = workers.Made(given)
+            else:
+                self.bar.begin("reading for the vocabulary")
+                texts = (piece for part in self.parts for piece in self._pieces(part, Position()))
+                name, size = settings.tokenizer, settings.vocabulary_size
+                made = workers.make_tokenizer(name, size, texts, processes, self.skip_bad)
             if made.left_out:
                 self.bar.say(
                     f"{made.left_out:,} characters in words of more than {workers.LONGEST_WORD:,} were left out of the "
@@ -183,12 +178,6 @@ class _Shards:
             progress.save(self.folder, self.made_from, self.state)
         return tokenizers.from_state(self.state.tokenizer or {})
 
-    def _make_tokenizer(self, processes: int) -> workers.Made:
-        self.bar.begin("reading for the vocabulary")
-        texts = (piece for part in self.parts for piece in self._pieces(part, Position()))
-        name, size = self.settings.tokenizer, self.settings.vocabulary_size
-        return workers.make_tokenizer(name, size, texts, processes, self.skip_bad)
-
     def _validation_tokens(self, tokenizer: tokenizers.Tokenizer) -> int:
         """Returns about a tenth of the text's tokens, and at most those of one token file.
 
@@ -198,7 +187,7 @@ class _Shards:
         (part,) = self.parts
         total, alike = 0, itertools.groupby(sorted(part.files, key=_ending), _ending)
         for files in (list(group) for _, group in alike):
-            local = [file for file in files if file.is_local()]
+            local = [file for file in files if isinstance(file.place, Path)]
             chosen = local[:: -(-len(local) // SAMPLED_FILES)] if local else files[:1]  # at most one download
             pieces_each = max(2, SAMPLED_PIECES // len(chosen))
             tokens = sum(self._token_count(file, pieces_each, tokenizer) for file in chosen)
@@ -272,28 +261,19 @@ class _Shards:
     def _end_shard(self, part: int, position: Position, tokens: int) -> None:
         """Closes the token file that is being written, if there is one, and saves where the next one begins.
 
-        Args:
-            part: The part in which the next one begins.
-            position: The piece in which it begins.
-            tokens: How many tokens of that piece are in this and earlier token files.
+        That is in the piece at `position` of the part, `tokens` of whose tokens are in this and earlier token files.
         """
         shards = self.state.shards
         if self.writer is not None:
             self.writer.close()
             shards = (*shards, manifest.describe(self.writer.path, self.split))
             self.writer = None
-        self.state = self.state._replace(
-            part=part,
-            position=position,
-            tokens=tokens,
-            documents=self.documents,
-            empty=self.rows.empty,
-            bad=self.rows.bad,
-            shards=shards,
-        )
+        self.state = self.state._replace(part=part, position=position, tokens=tokens, shards=shards)
+        self.state = self.state._replace(documents=self.documents, empty=self.rows.empty, bad=self.rows.bad)
         progress.save(self.folder, self.made_from, self.state)
 
     def _conclude(self, tokenizer: tokenizers.Tokenizer) -> Manifest:
+        packages = ["tiktoken", *(["tokenizers"] if tokenizer.name in ("bpe", "huggingface") else [])]
         made = Manifest(
             name=self.settings.name,
             tokenizer=tokenizer.state(),
@@ -303,12 +283,12 @@ class _Shards:
             empty_rows=self.rows.empty,
             bad_rows=self.rows.bad,
             settings=self.made_from["settings"],
-            versions={"jaxgpt": __version__, **workers.versions(tokenizer.name)},
+            versions={"jaxgpt": __version__} | {name: version(name) for name in packages},
             shards=self.state.shards,
         )
         self._check_tokens(made)
         manifest.write(self.folder, made)
-        progress.delete(self.folder)
+        (self.folder / progress.NAME).unlink()
         return made
 
     def _check_tokens(self, made: Manifest) -> None:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from jaxgpt import files
 from jaxgpt.data import manifest
-from jaxgpt.data.chunks import Chunk, Position
+from jaxgpt.data.documents import Chunk, Position
 from jaxgpt.data.manifest import Shard
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import printable, quoted, shown
@@ -43,12 +43,7 @@ def save(folder: Path, made_from: dict[str, Any], state: State) -> None:
 def load(folder: Path, made_from: dict[str, Any]) -> State:
     """Returns the state that an earlier start saved, or the initial state where there is none.
 
-    Args:
-        folder: The output folder.
-        made_from: What the output depends on, as `save` was given it.
-
-    Raises:
-        UserError: The state is damaged, it belongs to other options or other files, or its token files have changed.
+    UserError where it is damaged, was made from something else than `made_from`, or its token files have changed.
     """
     path = folder / NAME
     if not path.exists():
@@ -64,12 +59,10 @@ def load(folder: Path, made_from: dict[str, Any]) -> State:
         if before.get("pieces") != made_from["pieces"]:
             raise UserError(f"{shown(folder)} was begun by another version of jaxgpt: delete the folder and begin anew")
         file, offset, begins = saved["position"]
+        position = Position(int(file), int(offset), bool(begins))
+        counts = ("part", "tokens", "documents", "empty", "bad", "validation_tokens")
         state = State(
-            tokenizer=saved["tokenizer"],
-            part=int(saved["part"]),
-            position=Position(int(file), int(offset), bool(begins)),
-            shards=shards,
-            **{name: int(saved[name]) for name in ("tokens", "documents", "empty", "bad", "validation_tokens")},
+            saved["tokenizer"], position=position, shards=shards, **{name: int(saved[name]) for name in counts}
         )
     except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(f"{shown(path)} is damaged: delete the folder and begin anew") from None
@@ -92,17 +85,10 @@ def _difference(before: Any, now: Any) -> str:
         changed = [key for key in now if before.get(key) != now[key]]
         return ", ".join(f"{key} {quoted(before.get(key))}, now {quoted(now[key])}" for key in changed)
     if isinstance(before, list) and isinstance(now, list):
-        pairs = zip(before, now, strict=False)
-        changed = ((old, new) for old, new in pairs if old != new)
-        return next(
-            (f"{shown(str(old))}, now {shown(str(new))}" for old, new in changed), f"{len(before)}, now {len(now)}"
-        )
+        changed = ((old, new) for old, new in zip(before, now, strict=False) if old != new)
+        old, new = next(changed, (len(before), len(now)))
+        return f"{shown(str(old))}, now {shown(str(new))}"
     return f"{quoted(before)}, now {quoted(now)}"
-
-
-def delete(folder: Path) -> None:
-    """Deletes the saved state, once the manifest is written."""
-    (folder / NAME).unlink()
 
 
 class Bar:
@@ -113,15 +99,9 @@ class Bar:
         self._live = console.is_terminal
         self._console, self._size, self._printed, self._begun = console, size, time.monotonic(), time.monotonic()
         self._before = 0  # bytes of the finished files, also of those that an earlier start has read
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not self._live,
-        )
+        columns = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        said = TextColumn("{task.description}", markup=False)
+        self._progress = Progress(said, BarColumn(30), *columns, console=console, disable=not self._live)
         self._task = self._progress.add_task("", total=size)
 
     def __enter__(self) -> "Bar":

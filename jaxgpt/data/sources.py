@@ -3,7 +3,6 @@
 notes.txt   notes/   'notes/*.jsonl.zst'   tinystories   hf:owner/name   hf:owner/name/configuration:split
 """
 
-import difflib
 import fnmatch
 import glob
 import os
@@ -14,11 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxgpt.data import corpora, hub
-from jaxgpt.data.chunks import kind_of
+from jaxgpt.data.documents import kind_of
 from jaxgpt.data.manifest import Split
 from jaxgpt.errors import UserError
 from jaxgpt.files import open_file
 from jaxgpt.foreign_text import quoted, shown
+from jaxgpt.options.command_line import nearest
 from jaxgpt.terminal import say
 
 HUB = "hf:"
@@ -41,6 +41,11 @@ class DataSet(NamedTuple):
     ready_made: str = ""  # a repository on the hub that has these data as token files of GPT-2's tokenizer
 
 
+def _fineweb(about: str, which: str, ready_made: str = "") -> DataSet:
+    source = f"hf:HuggingFaceFW/fineweb{which}"
+    return DataSet(about, source, validation_tokens=SHARD_TOKENS, ready_made=ready_made)
+
+
 DATA_SETS = {
     "tinyshakespeare": DataSet("1 MB of plays", "tinyshakespeare", separator="\n\n", validation_tokens=32_768),
     "tinystories": DataSet(
@@ -49,25 +54,11 @@ DATA_SETS = {
         validation="hf:roneneldan/TinyStories:validation",
     ),
     "openwebtext": DataSet("40 GB of web pages", "hf:Skylion007/openwebtext"),
-    "fineweb-10B": DataSet(
-        "10 billion tokens of web pages",
-        "hf:HuggingFaceFW/fineweb/sample/10BT",
-        validation_tokens=SHARD_TOKENS,
-        ready_made="kjj0/fineweb10B-gpt2",
-    ),
-    "fineweb-100B": DataSet(
-        "100 billion tokens of web pages", "hf:HuggingFaceFW/fineweb/sample/100BT", validation_tokens=SHARD_TOKENS
-    ),
-    "fineweb-edu-10B": DataSet(
-        "10 billion tokens of educational pages",
-        "hf:HuggingFaceFW/fineweb-edu/sample/10BT",
-        validation_tokens=SHARD_TOKENS,
-    ),
-    "fineweb-edu-100B": DataSet(
-        "100 billion tokens of educational pages",
-        "hf:HuggingFaceFW/fineweb-edu/sample/100BT",
-        validation_tokens=SHARD_TOKENS,
-        ready_made="karpathy/fineweb-edu-100B-gpt2-token-shards",
+    "fineweb-10B": _fineweb("10 billion tokens of web pages", "/sample/10BT", "kjj0/fineweb10B-gpt2"),
+    "fineweb-100B": _fineweb("100 billion tokens of web pages", "/sample/100BT"),
+    "fineweb-edu-10B": _fineweb("10 billion tokens of educational pages", "-edu/sample/10BT"),
+    "fineweb-edu-100B": _fineweb(
+        "100 billion tokens of educational pages", "-edu/sample/100BT", "karpathy/fineweb-edu-100B-gpt2-token-shards"
     ),
 }
 
@@ -83,10 +74,6 @@ class File(NamedTuple):
     modified: int  # nanoseconds since 1970; 0 on the hub, where a commit never changes
     place: Path | hub.Remote
 
-    def is_local(self) -> bool:
-        """Returns whether the file is on this machine, and not on the hub."""
-        return isinstance(self.place, Path)
-
     def here(self) -> Path:
         """Returns the file's path; a file on the hub is downloaded first."""
         return self.place if isinstance(self.place, Path) else hub.fetch(self.place)
@@ -99,12 +86,10 @@ def find(sources: tuple[str, ...]) -> list[File]:
 
 def _files(source: str) -> list[File]:
     if source.startswith(HUB):
-        return [
-            File(f"{HUB}{remote.repository}/{remote.name}@{remote.revision}", remote.size, 0, remote)
-            for remote in _on_the_hub(source)
-        ]
+        found = _on_the_hub(source)
+        return [File(f"{HUB}{file.repository}/{file.name}@{file.revision}", file.size, 0, file) for file in found]
     if source == "tinyshakespeare":
-        return [_local(corpora.shakespeare_file())]
+        return [_local(corpora.tinyshakespeare()[0])]
     path = Path(source)
     try:
         if path.is_dir():
@@ -119,8 +104,7 @@ def _files(source: str) -> list[File]:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {quoted(source)}: {getattr(error, 'strerror', None) or error}") from None
     if not found:
-        nearest = difflib.get_close_matches(source, [*DATA_SETS, source], n=2)
-        hint = next((f"; did you mean {name}?" for name in nearest if name != source), ".")
+        hint = nearest(source, [name for name in DATA_SETS if name != source])
         raise UserError(
             f"there is no file, folder or data set {quoted(source)}{hint} Data sets: {', '.join(DATA_SETS)}, and "
             f"{HUB}owner/name for any on the Hugging Face hub"
@@ -134,8 +118,7 @@ def _in_folder(folder: Path) -> list[Path]:
     Hidden files and folders, such as .git, are ignored. Links are left out: their targets may lie in the folder as
     well, or belong to somebody else.
 
-    Raises:
-        UserError: A folder can't be read, or there are no files of text.
+    UserError where a folder can't be read, or there are no files of text.
     """
     found, links, others = [], [], []
     for place, folders, names in os.walk(folder, onerror=_raise):

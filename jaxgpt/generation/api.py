@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,8 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import parse_json, quoted, shown
 from jaxgpt.generation.batching import Request, prompt_tokens
+from jaxgpt.options.command_line import nearest
 from jaxgpt.options.config import Sampling
-from jaxgpt.options.settings import nearest
 
 MOST_STOP_TEXTS = 4
 MOST_STOP_CHARACTERS = 256
@@ -40,16 +40,10 @@ NOT_OFFERED: dict[str, tuple[Any, ...]] = {
 
 
 class ApiError(Exception):
-    """An answer that is an error, in OpenAI's form."""
+    """An answer that is an error, in OpenAI's form; `retry_after` is in seconds."""
 
     def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after: int = 0,  # seconds
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry_after: int = 0
     ):
         super().__init__(message)
         self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
@@ -70,8 +64,7 @@ def rendered(value: dict[str, Any]) -> bytes:
 class Limits:
     """Limits on one request."""
 
-    context: int
-    """Tokens of prompt and answer together."""
+    context: int  # tokens of prompt and answer together
     max_tokens: int
     texts: int
 
@@ -81,11 +74,9 @@ _PARTS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|$)|[\[{]|[^\s",:\[\]{}]++'
 
 
 def read(body: bytes, limits: Limits) -> Any:
-    """Returns the JSON value of a body.
+    """Returns the JSON value of a body. ApiError where it has none, or more parts than any request with an answer.
 
-    Raises:
-        ApiError: It has none, or one of more parts than any request that could be answered. The parts are counted
-            before Python's parser, for which all threads wait, makes hundreds of thousands of objects of them.
+    The parts are counted before Python's parser, for which all threads wait, makes that many objects of them.
     """
     most = MOST_PARTS + limits.texts * limits.context
     if next(itertools.islice(_PARTS.finditer(body), most, None), None):
@@ -116,16 +107,14 @@ def completion(body: Any, name: str, tokenizer: Tokenizer, vocabulary_size: int,
     if model is None:
         raise ApiError(400, "model is missing", param="model")
     if model != name:
-        message = f"there is no model {quoted(model)}: it is {quoted(name)}"
-        raise ApiError(404, message, param="model", code="model_not_found")
+        said = f"there is no model {quoted(model)}: it is {quoted(name)}"
+        raise ApiError(404, said, param="model", code="model_not_found")
     max_tokens = take.number("max_tokens", int, min(16, limits.max_tokens), 0, limits.max_tokens)
     values = _prompt_values(take("prompt", (str, list), ""))
     n = take.number("n", int, 1, 1, limits.texts)
     if n * len(values) > limits.texts:
-        param = "n" if len(values) <= limits.texts else "prompt"
-        raise ApiError(
-            400, f"{n} texts for each of {len(values)} prompts are more than {limits.texts} at once", param=param
-        )
+        many = f"{n} texts for each of {len(values)} prompts are more than {limits.texts} at once"
+        raise ApiError(400, many, param="n" if len(values) <= limits.texts else "prompt")
     special = take("allow_special", bool, False)
     prompts = [_tokens(value, tokenizer, vocabulary_size, special, limits.context - max_tokens) for value in values]
     sampling = _sampling(take, max_tokens)
@@ -203,11 +192,9 @@ def _is_token(value: Any) -> bool:
 
 
 def _tokens(value: Any, tokenizer: Tokenizer, vocabulary_size: int, special: bool, most: int) -> np.ndarray:
-    """Returns a prompt's tokens.
+    """Returns a prompt's tokens. ApiError where it is no text and no tokens, or has tokens that the model doesn't know.
 
-    Raises:
-        ApiError: They are more than `most`, which is known of a very long text before it is encoded; or the prompt is
-            no text and no tokens, or has tokens that the model doesn't know.
+    So too for more than `most` tokens, which is known of a very long text before it is encoded.
     """
     size = min(vocabulary_size, tokenizer.vocabulary_size)
     if isinstance(value, (str, list)) and len(value) > most * (_longest(tokenizer) if isinstance(value, str) else 1):
@@ -216,9 +203,8 @@ def _tokens(value: Any, tokenizer: Tokenizer, vocabulary_size: int, special: boo
     if isinstance(value, list) and all(_is_token(token) and 0 <= token < size for token in value) and value:
         return np.array(value, np.int32)
     if not (isinstance(value, str) or value == []):
-        raise ApiError(
-            400, f"prompt must be text, a list of texts, or lists of tokens from 0 to {size - 1}", param="prompt"
-        )
+        wanted = f"text, a list of texts, or lists of tokens from 0 to {size - 1}"
+        raise ApiError(400, f"prompt must be {wanted}", param="prompt")
     try:
         tokens = prompt_tokens(value if isinstance(value, str) else "", tokenizer, special, "it")
     except UserError as error:
@@ -243,11 +229,8 @@ def _longest(tokenizer: Tokenizer) -> int:
 
 def _stop(value: str | list) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value
-    fits: Callable[[Any], bool] = lambda text: isinstance(text, str) and 0 < len(text) <= MOST_STOP_CHARACTERS  # noqa: E731
-    if len(texts) > MOST_STOP_TEXTS or not all(map(fits, texts)):
-        raise ApiError(
-            400,
-            f"stop must be a text, or up to {MOST_STOP_TEXTS} texts, of 1 to {MOST_STOP_CHARACTERS} characters",
-            param="stop",
-        )
+    fit = (isinstance(text, str) and 0 < len(text) <= MOST_STOP_CHARACTERS for text in texts)
+    if len(texts) > MOST_STOP_TEXTS or not all(fit):
+        wanted = f"a text, or up to {MOST_STOP_TEXTS} texts, of 1 to {MOST_STOP_CHARACTERS} characters"
+        raise ApiError(400, f"stop must be {wanted}", param="stop")
     return tuple(texts)

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.data.tokenizers import StreamDecoder, Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.sampling import only_known_tokens
@@ -34,14 +34,8 @@ class Request:
 def prompt_tokens(prompt: str, tokenizer: Tokenizer, special: bool, called: str) -> np.ndarray:
     """Returns a prompt's tokens. An empty prompt begins a document: it is the end-of-text token.
 
-    Args:
-        prompt: The text.
-        tokenizer: The model's.
-        special: Whether special tokens that the text spells out are taken for the tokens.
-        called: What an error calls the prompt.
-
-    Raises:
-        UserError: The tokenizer can't express the prompt, or it is empty and there is no end-of-text token.
+    With `special`, special tokens that the text spells out are taken for the tokens. UserError, which calls the prompt
+    `called`, where the tokenizer can't express it, or it is empty and there is no end-of-text token.
     """
     tokens = tokenizer.encode(prompt, special=special)
     if len(tokens):
@@ -75,7 +69,7 @@ class UntilStop:
     """Decodes tokens to text, up to the first of some stop texts."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
-        self._decode, self._stop = tokenizer.stream_decoder(), stop
+        self._decode, self._stop = StreamDecoder(tokenizer), stop
         self._held = ""
         self.stopped = False
 
@@ -156,11 +150,9 @@ class ContinuousBatch:
         piece = ""
         for token in tokens:
             text.tokens.append(token)
-            if text.request.until_end_of_text and token == self._tokenizer.end_of_text:
-                text.ended = "stop"
-                break
-            piece += decode(token)
-            if decode.stopped:
+            ends = text.request.until_end_of_text and token == self._tokenizer.end_of_text
+            piece += "" if ends else decode(token)
+            if ends or decode.stopped:
                 text.ended = "stop"
                 break
         if not text.ended and len(text.tokens) == text.request.sampling.tokens:

@@ -7,6 +7,7 @@ are answered with status 503.
 
 import asyncio
 import logging
+import os
 import re
 import socket
 import sys
@@ -18,8 +19,9 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import printable
-from jaxgpt.generation import api, rates
+from jaxgpt.generation import api
 
 HEADER_SECONDS = 10
 BODY_SECONDS = 30
@@ -29,6 +31,10 @@ LAST_SECONDS = 30  # in which requests must end once the server is told to
 LARGEST_HEAD = 1 << 14
 LONGEST_QUEUE = 1024  # connections that the system keeps until they are accepted
 SMALL_PIECE, MOST_SMALL_PIECES = 64, 1024  # bytes of a body's chunk, and how many chunks may have fewer
+SPARE_FILES = 12  # left for whatever else the process opens
+CROWD = 8  # connections beyond the limit that are still told so in an answer
+AT_ONCE = 2  # connections that are accepted in one turn of the event loop
+ON_THE_WAY = 4 * (AT_ONCE + 1)  # until one that is too many is closed, the loop has made four turns
 
 
 class Requests(h11.Connection):
@@ -42,8 +48,10 @@ class Requests(h11.Connection):
         self._small_pieces = 0
 
     def next_event(self) -> Any:
-        if self.their_state is h11.IDLE:
-            self._check_head(self.trailing_data[0])
+        if self.their_state is h11.IDLE and len(received := self.trailing_data[0]) > LARGEST_HEAD:
+            ends = re.search(rb"\n\r?\n", received[:LARGEST_HEAD])
+            if not ends:  # h11 raises the same, but only of a head that has not come whole
+                raise h11.RemoteProtocolError("long head", error_status_hint=431)
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._small_pieces = 0
@@ -52,11 +60,6 @@ class Requests(h11.Connection):
             if self._small_pieces > MOST_SMALL_PIECES:
                 raise h11.RemoteProtocolError("small chunks", error_status_hint=413)
         return event
-
-    def _check_head(self, received: bytes) -> None:
-        """Raises an error of the protocol, as h11 does for a head that has not come whole."""
-        if len(received) > LARGEST_HEAD and not re.search(rb"\n\r?\n", received[:LARGEST_HEAD]):
-            raise h11.RemoteProtocolError("long head", error_status_hint=431)
 
 
 class Connection(H11Protocol):
@@ -72,7 +75,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.app_state = self.app_state | {"crowded": len(self.connections) > self._most}
-        if len(self.connections) > self._most + rates.CROWD:
+        if len(self.connections) > self._most + CROWD:
             self._refuse(503, "too many connections: try again later")
         self._watch()
 
@@ -148,11 +151,8 @@ class Connection(H11Protocol):
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = api.rendered(api.ApiError(status, message).body())
-            headers = [
-                (b"content-type", b"application/json"),
-                (b"content-length", b"%d" % len(body)),
-                (b"connection", b"close"),
-            ]
+            headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+            headers.append((b"connection", b"close"))
             reason = HTTPStatus(status).phrase.encode()
             answer = (h11.Response(status_code=status, headers=headers, reason=reason), h11.Data(data=body))
             self.transport.write(b"".join(self.conn.send(event) or b"" for event in answer))
@@ -185,7 +185,7 @@ class Listener(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 limit_concurrency=connections,
-                backlog=rates.AT_ONCE,
+                backlog=AT_ONCE,
                 timeout_graceful_shutdown=LAST_SECONDS + CLOSING_SECONDS,
                 proxy_headers=False,
                 server_header=False,
@@ -206,24 +206,46 @@ class Listener(uvicorn.Server):
             timer.cancel()
 
 
-class _Printable(logging.Formatter):
-    """Formats records as printable text: they may have clients' text in them."""
+class _Log(logging.StreamHandler):
+    """Logs in printable text, since clients' text may be in it, and nothing of tasks that ended with the server."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
-
-def _not_cancelled(record: logging.LogRecord) -> bool:
-    """Returns whether a record is of anything but a task that was ended with the server."""
-    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def log_to_stderr() -> None:
     """Logs errors of uvicorn and asyncio to stderr. Warnings, which are of clients' mistakes, are left out."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
-    handler.addFilter(_not_cancelled)
+    handler = _Log()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     for name in ("uvicorn", "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.ERROR)
+
+
+def most_connections(asked: int) -> int:
+    """Returns how many connections the process can have at once: `asked`, or what its limit of open files leaves.
+
+    UserError where it leaves none.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return asked
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files == resource.RLIM_INFINITY:
+        return asked
+    left = files - _open_files() - SPARE_FILES - CROWD - ON_THE_WAY
+    if left < 1:
+        raise UserError(f"the limit of open files is {files}, which leaves none for connections: raise it by ulimit -n")
+    return min(asked, left)
+
+
+def _open_files() -> int:
+    try:
+        return len(os.listdir("/dev/fd"))
+    except OSError:
+        return 32

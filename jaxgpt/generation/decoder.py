@@ -161,14 +161,8 @@ class Decoder:
         rows = [*slots, *self.free()][:number]
         texts = [self._texts[slot] for slot in rows]
         options = settings([NOTHING if text is None else text.options for text in texts])
-        changed, out = _decode(
-            self._params,
-            tuple(self._slots[slot] for slot in rows),
-            options,
-            np.int32(count),
-            model=self.model,
-            compute=self.compute,
-        )
+        slots_of = tuple(self._slots[slot] for slot in rows)
+        changed, out = _decode(self._params, slots_of, options, np.int32(count), model=self.model, compute=self.compute)
         for slot, new in zip(rows, changed, strict=True):
             self._slots[slot] = new
         drawn = np.asarray(out)[:, :count].tolist()

@@ -2,11 +2,14 @@
 
 It refuses names of other machines in Host, by which a page in a browser could reach a server of this machine alone, and
 requests beyond the number of connections. Where an answer comes before a request's body has been read, the rest
-of the body is read first: a connection that is closed on a client that still sends takes the answer with it.
+of the body is read first: a connection that is closed on a client that still sends takes the answer with it. What a
+client may do in a minute (`Rate`) is for the handlers to ask.
 """
 
 import asyncio
+import collections
 import ipaddress
+import math
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -24,13 +27,7 @@ Answer = Callable[[ApiError], ASGIApp]
 
 
 class Gate:
-    """Wraps an application.
-
-    Args:
-        app: The application.
-        loopback: Whether the server listens on this machine alone.
-        answer: Makes an answer of an error.
-    """
+    """Wraps an application of a server that listens on this machine alone (`loopback`) or not."""
 
     def __init__(self, app: ASGIApp, loopback: bool, answer: Answer):
         self._app, self._loopback, self._answer = app, loopback, answer
@@ -104,3 +101,40 @@ class _Body:
         except TimeoutError:
             return False
         return not self._more
+
+
+class Rate:
+    """Counts what clients have done in the last minute: `what`, in the plural, and at most so often; 0 for no limit."""
+
+    def __init__(self, most: int, what: str):
+        self._most, self._what = most, what
+        self._times: dict[str, collections.deque[float]] = {}
+        self._next_cleaning = 0.0
+
+    def check(self, client: str, now: float) -> None:
+        """Raises an ApiError where the client has to wait."""
+        times = self._times.get(client)
+        while times and times[0] <= now - 60:
+            times.popleft()
+        if self._most and times and len(times) >= self._most:
+            wait = max(1, math.ceil(times[0] + 60 - now))
+            message = f"more than {self._most} {self._what} in a minute: wait {wait} seconds"
+            raise ApiError(429, message, code="rate_limit_exceeded", retry_after=wait)
+
+    def count(self, client: str, now: float) -> None:
+        """Notes that the client has done it once more."""
+        if not self._most:
+            return
+        if now >= self._next_cleaning:
+            self._times = {name: times for name, times in self._times.items() if times and times[-1] > now - 60}
+            self._next_cleaning = now + 1
+        self._times.setdefault(client, collections.deque(maxlen=self._most)).append(now)
+
+
+def client_name(address: str) -> str:
+    """Returns what an address is counted as: itself, or of IPv6 the network of 64 bits, which one machine may have."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    return str(ipaddress.ip_network((ip.packed[:8] + bytes(8), 64))) if ip.version == 6 else address

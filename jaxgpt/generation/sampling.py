@@ -43,13 +43,10 @@ class SamplingSettings(NamedTuple):
 
 def settings(options: Sequence[tuple[Sampling, int]]) -> SamplingSettings:
     """Returns texts' options and seeds as arrays. A seed has 64 bits, with or without a sign."""
-    columns = {
-        name: np.array(
-            [getattr(sampling, name) for sampling, _ in options], np.int32 if name == "top_k" else np.float32
-        )
-        for name in SamplingSettings._fields
-        if name != "seed"
-    }
+    columns = {}
+    for name in SamplingSettings._fields[1:]:
+        dtype = np.int32 if name == "top_k" else np.float32
+        columns[name] = np.array([getattr(sampling, name) for sampling, _ in options], dtype)
     # Logits divided by less would be infinite; and some token has to be left.
     columns["temperature"][columns["temperature"] < LEAST_TEMPERATURE] = 0
     columns["top_p"] = np.maximum(columns["top_p"], LEAST_TOP_P)
@@ -66,14 +63,7 @@ def only_known_tokens(model: Model, tokenizer: Tokenizer) -> Model:
 def draw(
     logits: Float[Array, "B V"], settings: SamplingSettings, places: Int[Array, " B"], seen: Bool[Array, "B V"]
 ) -> Int[Array, " B"]:
-    """Draws a token for each text.
-
-    Args:
-        logits: For each text's next token.
-        settings: Each text's own.
-        places: Number of tokens that were drawn for each text before.
-        seen: Tokens that occur in each text.
-    """
+    """Draws a token for each text, before which `places` tokens were drawn, and in which the tokens `seen` occur."""
     temperature, penalty = settings.temperature[:, None], settings.repetition_penalty[:, None]
     logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
     likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)

@@ -30,8 +30,7 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.generation import api
 from jaxgpt.generation.api import ApiError, Completion
-from jaxgpt.generation.gate import Gate
-from jaxgpt.generation.rates import Rate, client_name
+from jaxgpt.generation.gate import Gate, Rate, client_name
 from jaxgpt.generation.worker import Drawing, Worker
 
 LARGEST_BODY = 1 << 20
@@ -42,21 +41,14 @@ SHORT_BODY = 1 << 14
 class Options:
     """Options of the server."""
 
-    name: str
-    """The model's."""
+    name: str  # the model's
     vocabulary_size: int
     limits: api.Limits
-    waiting: int
-    """Texts that may be asked for and not have ended."""
-    per_minute: int
-    """Requests of one client in a minute; 0 for no limit."""
-    key: str
-    """What clients must send; empty for none."""
-    loopback: bool
-    """Whether the server listens on this machine alone: then names of other machines in Host are refused, with which a
-    page in a browser could reach it."""
-    wrong_keys: int = 20
-    """Wrong keys of one client in a minute; 0 for no limit."""
+    waiting: int  # texts that may be asked for and not have ended
+    per_minute: int  # requests of one client; 0 for no limit
+    key: str  # clients must send it; empty for none
+    loopback: bool  # the server listens on this machine alone: names of other machines in Host are refused
+    wrong_keys: int = 20  # of one client in a minute; 0 for no limit
 
 
 class Server:
@@ -77,12 +69,7 @@ class Server:
                 Route("/v1/models/{name:path}", self.models),
                 Route("/v1/completions", self.completions, methods=["POST"]),
             ],
-            exception_handlers={  # type: ignore[arg-type]
-                ApiError: _error,
-                HTTPException: _http_error,
-                ClientDisconnect: _gone,
-                Exception: _failure,
-            },
+            exception_handlers=HANDLERS,
         )
         app.router.redirect_slashes = False
         return Gate(app, self._options.loopback, error_response)
@@ -93,10 +80,8 @@ class Server:
             drawing.fail(ApiError(503, "the server is ending"))
 
     async def health(self, request: Request) -> Response:
-        failed = self._worker.failed
-        return _Json(
-            {"status": "failed" if failed else "ok", "texts": self._worker.waiting}, status_code=503 if failed else 200
-        )
+        said, status = ("failed", 503) if self._worker.failed else ("ok", 200)
+        return _Json({"status": said, "texts": self._worker.waiting}, status_code=status)
 
     async def models(self, request: Request) -> Response:
         self._check_key(request)
@@ -116,28 +101,25 @@ class Server:
         options = self._options
         body = await _body(request)
         asked = await asyncio.get_running_loop().run_in_executor(
-            self._short if len(body) <= SHORT_BODY else self._long,
-            lambda: api.completion(
-                api.read(body, options.limits), options.name, self._tokenizer, options.vocabulary_size, options.limits
-            ),
+            self._short if len(body) <= SHORT_BODY else self._long, self._asked, body
         )
         if self._worker.failed:
             raise ApiError(500, "the model failed; the server's log says why")
         if self._worker.waiting + len(asked.requests) > options.waiting:
-            raise ApiError(
-                429, "too many texts are waiting: try again later", code="rate_limit_exceeded", retry_after=1
-            )
-        answer = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": options.name,
-        }
+            message = "too many texts are waiting: try again later"
+            raise ApiError(429, message, code="rate_limit_exceeded", retry_after=1)
+        answer = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time())}
+        answer["model"] = options.name
         drawing = Drawing(self._worker, asked.requests)
         if asked.stream:
             return _Events(drawing, _stream(drawing, asked, answer))
         with drawing:
             return _Json(await _whole(drawing, asked, answer, request))
+
+    def _asked(self, body: bytes) -> Completion:
+        options = self._options
+        value = api.read(body, options.limits)
+        return api.completion(value, options.name, self._tokenizer, options.vocabulary_size, options.limits)
 
     def _check_key(self, request: Request) -> None:
         if not self._options.key:
@@ -246,18 +228,16 @@ def error_response(error: ApiError, headers: Mapping[str, str] | None = None) ->
     return _Json(error.body(), status_code=error.status, headers=more)
 
 
-async def _error(request: Request, error: ApiError) -> Response:
-    return error_response(error)
-
-
-async def _http_error(request: Request, error: HTTPException) -> Response:
-    message = f"{request.method} {shown(request.scope['path'])}: {error.detail}"
-    return error_response(ApiError(error.status_code, message), error.headers)
-
-
-async def _gone(request: Request, error: ClientDisconnect) -> Response:
-    return Response()  # which nobody receives
-
-
 async def _failure(request: Request, error: Exception) -> Response:
+    match error:
+        case ApiError():
+            return error_response(error)
+        case ClientDisconnect():
+            return Response()  # which nobody receives
+        case HTTPException():
+            message = f"{request.method} {shown(request.scope['path'])}: {error.detail}"
+            return error_response(ApiError(error.status_code, message), error.headers)
     return error_response(ApiError(500, "the server failed; its log says why"))
+
+
+HANDLERS: Any = dict.fromkeys((ApiError, HTTPException, ClientDisconnect, Exception), _failure)

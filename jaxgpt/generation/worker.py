@@ -16,22 +16,13 @@ LOOK_SECONDS = 0.5  # between looks whether a client that waits for its whole an
 
 
 class Event(NamedTuple):
-    """A text's next piece, or its end."""
-
     piece: str
     tokens: int  # drawn so far
     ended: str  # "stop" or "length" with the last piece, "failed" where there will be no more, else ""
 
 
-Listener = Callable[[Event], object]  # called in the worker's thread
-
-
-class Job:
-    """A text that was asked for."""
-
-    def __init__(self, request: Request, listener: Listener):
-        self.request, self.listener = request, listener
-        self.text: Text | None = None  # once the worker has it
+Listener = Callable[[Event], object]  # called in the worker's thread; each text has one of its own
+FAILED = Event("", 0, "failed")
 
 
 class Worker:
@@ -39,8 +30,8 @@ class Worker:
 
     def __init__(self, batch: ContinuousBatch):
         self._batch = batch
-        self._inbox: queue.SimpleQueue[tuple[str, Job | None]] = queue.SimpleQueue()
-        self._jobs: dict[Text, Job] = {}
+        self._inbox: queue.SimpleQueue[tuple[Request | None, Listener] | None] = queue.SimpleQueue()
+        self._listeners: dict[Text, Listener] = {}
         self._thread = threading.Thread(target=self._run, name="texts", daemon=True)
         self.failed = False
         self.drawings: set[Drawing] = set()  # changed by the event loop's thread alone
@@ -51,56 +42,53 @@ class Worker:
         """Number of texts that were asked for and have not ended; for the event loop's thread."""
         return sum(map(len, self.drawings))
 
-    def ask(self, request: Request, listener: Listener) -> Job:
+    def ask(self, request: Request, listener: Listener) -> None:
         """Asks for a text; the listener is called with each of its events."""
-        job = Job(request, listener)
-        self._inbox.put(("add", job))
-        return job
+        self._inbox.put((request, listener))
 
-    def cancel(self, job: Job) -> None:
-        """Cancels a text that nobody waits for any more."""
-        self._inbox.put(("cancel", job))
+    def cancel(self, listener: Listener) -> None:
+        """Cancels the listener's text, for which nobody waits any more."""
+        self._inbox.put((None, listener))
 
     def stop(self) -> None:
         """Ends the thread, after the tokens that are being drawn."""
-        self._inbox.put(("stop", None))
+        self._inbox.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         try:
             while self._take_messages():
                 for text, piece in self._batch.turn():
-                    job = self._jobs[text]
+                    listener = self._listeners[text]
                     if text.ended:
-                        del self._jobs[text]
-                    job.listener(Event(piece, len(text.tokens), text.ended))
+                        del self._listeners[text]
+                    listener(Event(piece, len(text.tokens), text.ended))
         except Exception:  # memory that ran out, most likely: the server says so to everybody who waits
             say(traceback.format_exc(), error=True)
             self.failed = True
-            for job in self._jobs.values():
-                job.listener(Event("", 0, "failed"))
-            while True:
-                what, job = self._inbox.get()
-                if what == "stop":
-                    return
-                if what == "add" and job:
-                    job.listener(Event("", 0, "failed"))
+            for listener in self._listeners.values():
+                listener(FAILED)
+            while message := self._inbox.get():
+                request, listener = message
+                if request:
+                    listener(FAILED)
 
     def _take_messages(self) -> bool:
         """Handles all messages that have come, waiting for one where there is nothing to do. Returns False to stop."""
         while not self._inbox.empty() or not len(self._batch):
-            what, job = self._inbox.get()
-            if job is None:
+            if (message := self._inbox.get()) is None:
                 return False
-            if what == "add":
-                job.text = self._batch.add(job.request)
-                self._jobs[job.text] = job
-            elif job.text is not None and self._jobs.pop(job.text, None):
-                self._batch.remove(job.text)
+            request, listener = message
+            if request:
+                self._listeners[self._batch.add(request)] = listener
+                continue
+            for text in [text for text, found in self._listeners.items() if found is listener]:
+                del self._listeners[text]
+                self._batch.remove(text)
         return True
 
 
-class Drawing:
+class Drawing(contextlib.AbstractContextManager):
     """The texts of one request, for the event loop. A context manager: its exit cancels texts that haven't ended."""
 
     def __init__(self, worker: Worker, requests: Sequence[Request]):
@@ -115,35 +103,30 @@ class Drawing:
 
             return hear
 
-        self._jobs = {number: worker.ask(request, listener(number)) for number, request in enumerate(requests)}
+        self._listeners = {number: listener(number) for number in range(len(requests))}  # of texts that haven't ended
+        for request, hear in zip(requests, self._listeners.values(), strict=True):
+            worker.ask(request, hear)
         worker.drawings.add(self)
 
     def __len__(self) -> int:
-        return len(self._jobs)
-
-    def __enter__(self) -> "Drawing":
-        return self
+        return len(self._listeners)
 
     def __exit__(self, *error: Any) -> None:
         self._worker.drawings.discard(self)
-        for job in self._jobs.values():
-            self._worker.cancel(job)
-        self._jobs.clear()
+        for listener in self._listeners.values():
+            self._worker.cancel(listener)
+        self._listeners.clear()
 
     def fail(self, error: ApiError) -> None:
         """Sends an error to whoever waits for the texts."""
         self._queue.put_nowait(error)
 
     async def events(self, has_left: Callable[[], Awaitable[bool]] | None = None) -> AsyncGenerator[tuple[int, Event]]:
-        """Yields pieces of all texts as they come, until all have ended.
+        """Yields pieces of all texts as they come, until all have ended or the client has left.
 
-        Args:
-            has_left: Tells whether the client has gone; then this ends early.
-
-        Raises:
-            ApiError: There will be no more.
+        ApiError where there will be no more.
         """
-        while self._jobs:
+        while self._listeners:
             try:
                 found = await asyncio.wait_for(self._queue.get(), LOOK_SECONDS if has_left else None)
             except TimeoutError:
@@ -156,5 +139,5 @@ class Drawing:
             if event.ended == "failed":
                 raise ApiError(500, "the model failed; the server's log says why")
             if event.ended:
-                self._jobs.pop(number, None)
+                self._listeners.pop(number, None)
             yield number, event

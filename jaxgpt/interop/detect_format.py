@@ -2,20 +2,23 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 from jaxgpt import files
-from jaxgpt.data import tokenizers
+from jaxgpt.data import hub, tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.interop import hub, huggingface, huggingface_tokenizer, llmc, llmc_tokenizer, runs
-from jaxgpt.interop.source import WeightSource
+from jaxgpt.interop import huggingface, huggingface_tokenizer, llmc, runs
+from jaxgpt.interop.tensors import WeightSource
 
 GPT2_VOCABULARY = 50257
 # Files that can run code, by their names and, whatever their names are, by their first bytes.
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 ZIP, PROTOCOLS = b"PK\x03\x04", (b"\x02", b"\x03", b"\x04", b"\x05")
 OTHERS = {".h5": "TensorFlow's format", ".msgpack": "Flax's format", ".gguf": "llama.cpp's format", ".onnx": "ONNX"}
+HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?")  # NAME, OWNER/NAME, and @REVISION
+HUB_FILES = [huggingface.CONFIG, huggingface.WEIGHTS, huggingface.INDEX, *huggingface_tokenizer.FILES]
 
 
 def open_weights(name: str) -> WeightSource:
@@ -43,9 +46,11 @@ def _open(name: str) -> WeightSource:
     except ValueError:  # a zero byte
         raise UserError(f"{quoted(name)} is no path") from None
     first = path.parts[0] if path.parts else ""
-    if hub.NAME.fullmatch(name) and not (len(path.parts) > 1 and os.path.exists(first)):
-        return huggingface.open_folder(hub.fetch(name))
-    raise UserError(f"{shown(name)}: there is no such file or folder{_beside(path)}")
+    if HUB_NAME.fullmatch(name) and not (len(path.parts) > 1 and os.path.exists(first)):
+        return huggingface.open_folder(fetch(name))
+    beside = sorted(p.name for p in path.parent.glob("*") if not p.name.startswith("."))[:20]
+    hint = f". In {shown(path.parent)} there are: {', '.join(shown(other, 60) for other in beside)}" if beside else ""
+    raise UserError(f"{shown(name)}: there is no such file or folder{hint}")
 
 
 def _open_file(path: Path) -> WeightSource:
@@ -64,11 +69,11 @@ def _open_file(path: Path) -> WeightSource:
 
 def _open_folder(path: Path) -> WeightSource:
     if (path / "config.toml").is_file():
-        return runs.open_run(path)
+        return runs.open_checkpoint(path, newest=True)
     if (path / huggingface.CONFIG).exists():
         return huggingface.open_folder(path)
     if (path / "params").is_dir() and path.name.isdecimal():
-        return runs.open_checkpoint(path)
+        return runs.open_checkpoint(path, newest=False)
     pickled = [file for file in sorted(path.iterdir()) if file.suffix in PICKLES]
     if pickled:
         raise _pickle(pickled[0])
@@ -86,21 +91,49 @@ def _pickle(path: Path) -> UserError:
     )
 
 
-def _beside(path: Path) -> str:
-    names = sorted(p.name for p in path.parent.glob("*") if not p.name.startswith("."))[:20]
-    return f". In {shown(path.parent)} there are: {', '.join(shown(name, 60) for name in names)}" if names else ""
+def fetch(name: str) -> Path:
+    """Downloads the files of a model of the hub, unless they are in its cache, and returns their folder there.
+
+    They are config.json, safetensors and tokenizer files, never a pickle. UserError where the extra `hub` is missing,
+    or the hub has no such model or can't be reached.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(
+            f"{name}: there is no such file or folder, and to look for it on the Hugging Face hub the package "
+            "huggingface-hub is needed: make env EXTRAS=hub"
+        ) from None
+    match = HUB_NAME.fullmatch(name)
+    assert match, name
+    repository, revision = match.groups()
+
+    def download(names: list[str]) -> Path:
+        try:
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=names))
+        except Exception as error:  # of many types: the package's, httpx's, the operating system's
+            reason = hub.first_line(error)
+        raise UserError(
+            f"{name}: there is no such file or folder here, and from the Hugging Face hub it can't be had ({reason})"
+        )
+
+    folder = download(HUB_FILES)
+    if (folder / huggingface.WEIGHTS).exists():
+        return folder
+    if not (folder / huggingface.INDEX).exists():
+        raise UserError(
+            f"{name}: on the Hugging Face hub this model has no safetensors. Pickles (.bin) can run code and are not "
+            "read: load it with transformers and save it again, which writes safetensors"
+        )
+    index = files.read_json(folder / huggingface.INDEX, within=huggingface_tokenizer.root(folder))
+    return download([*HUB_FILES, *huggingface.shard_names(index, folder)])
 
 
 def with_tokenizer(source: WeightSource, name: str) -> WeightSource:
-    """Returns the same weights with the tokenizer that the user names.
+    """Returns the same weights with the tokenizer that the user names; without a name they keep theirs.
 
-    Args:
-        source: The weights.
-        name: "gpt2", "bytes", or the path of a tokenizer.json, of a folder that has one, or of an llm.c tokenizer file.
-            Empty: the weights keep the tokenizer that they have.
-
-    Raises:
-        UserError: There is no such tokenizer, it can't be read, or it has more tokens than the model.
+    Names are "gpt2", "bytes", or the path of a tokenizer.json, of a folder that has one, or of an llm.c tokenizer file.
+    UserError where there is no such tokenizer, it can't be read, or it has more tokens than the model.
     """
     if not name:
         return source
@@ -110,7 +143,11 @@ def with_tokenizer(source: WeightSource, name: str) -> WeightSource:
     elif path.is_dir() or path.suffix == ".json":
         tokenizer = huggingface_tokenizer.read_file(path)
     elif path.exists():
-        tokenizer = _same_tokens(name, llmc_tokenizer.read(path))
+        tokenizer, (found, _) = tokenizers.make("gpt2", ""), llmc.read_tokenizer(path)
+        if tuple(tokenizer.tokens) != found:
+            raise UserError(
+                f"--tokenizer {shown(name)}: its {len(found):,} tokens are not GPT-2's, which are all it may have"
+            )
     else:
         raise UserError(
             f"--tokenizer {shown(name)}: give gpt2, bytes, or the path of a tokenizer.json or an llm.c tokenizer file"
@@ -121,12 +158,3 @@ def with_tokenizer(source: WeightSource, name: str) -> WeightSource:
             f"{source.model.vocabulary_size:,}"
         )
     return dataclasses.replace(source, tokenizer=tokenizer)
-
-
-def _same_tokens(name: str, found: llmc_tokenizer.Tokens) -> tokenizers.Tokenizer:
-    gpt2 = tokenizers.make("gpt2", "")
-    if tuple(gpt2.tokens) != found.tokens:
-        raise UserError(
-            f"--tokenizer {shown(name)}: its {len(found.tokens):,} tokens are not GPT-2's, which are all it may have"
-        )
-    return gpt2

@@ -1,23 +1,29 @@
-"""Reads Hugging Face's GPT-2 folders: config.json, and safetensors in one file or in several with an index.
+"""Reads and writes Hugging Face's GPT-2 folders: config.json, and safetensors in one file or several with an index.
 
 Tensors are memory-mapped and read one at a time; pickles are never read. config.json is checked against the headers of
 the safetensors files before anything is allocated. The package safetensors checks each header against its file's size.
 """
 
+import itertools
+import json
+import math
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from jaxgpt import files, foreign_text
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.interop import huggingface_config, huggingface_tokenizer, tensors
-from jaxgpt.interop.source import WeightSource
+from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Model
 
@@ -147,21 +153,10 @@ def _open(path: Path) -> Any:
 # Tensors
 
 
-def _expected(model: Model) -> Iterator[str]:
-    yield from OF_ENDS
-    for layer in range(model.layers):
-        for name in OF_BLOCKS:
-            yield f"h.{layer}.{name}"
-
-
 def _check(folder: Path, found: _Tensors, model: Model) -> set[str]:
-    """Returns the dtypes of all tensors, by safetensors' names.
+    """Returns the dtypes of all tensors, in a time that doesn't depend on how many layers config.json claims.
 
-    The time is proportional to the number of tensors, however many layers config.json claims.
-
-    Raises:
-        UserError: The folder's tensors are not exactly the model's, or one has another shape, or a dtype that is not in
-            STORED.
+    UserError where the tensors are not exactly the model's, or one has another shape, or a dtype not in STORED.
     """
     dtypes = set()
     for name in found.where:
@@ -171,7 +166,9 @@ def _check(folder: Path, found: _Tensors, model: Model) -> set[str]:
                 f"{shown(folder)}: the tensor {quoted(name[:80])} is none of a GPT-2 of {model.layers} layers"
             )
         shape, stored = found.header(name)
-        expected = _stored_shape(tensor, model)
+        expected = list(tensors.shape(tensor, model))[tensor.stacked :]  # of one layer
+        if tensor.huggingface == TOKEN:
+            expected[0] = model.vocabulary_size  # without the padding
         if shape != expected:
             turned = len(shape) > 1 and shape == expected[::-1] and tensor.stacked
             advice = ": as nn.Linear and nanoGPT store it. docs/formats.md tells how to turn it" if turned else ""
@@ -182,7 +179,8 @@ def _check(folder: Path, found: _Tensors, model: Model) -> set[str]:
             )
         dtypes.add(stored)
     if len(found.where) - (HEAD in found.where) != len(OF_ENDS) + model.layers * len(OF_BLOCKS):
-        missing = next(name for name in _expected(model) if name not in found.where)
+        of_blocks = (f"h.{layer}.{name}" for layer in range(model.layers) for name in OF_BLOCKS)
+        missing = next(name for name in itertools.chain(OF_ENDS, of_blocks) if name not in found.where)
         raise UserError(f"{shown(folder)}: the tensor {missing} is missing, which a GPT-2 of {model.layers} layers has")
     return dtypes
 
@@ -197,12 +195,6 @@ def _tensor(name: str, model: Model) -> tensors.Tensor | None:
     return OF_ENDS.get(name)
 
 
-def _stored_shape(tensor: tensors.Tensor, model: Model) -> list[int]:
-    """Returns the shape of a tensor in a file: of one layer, and without the token table's padding."""
-    shape = list(tensors.shape(tensor, model))[tensor.stacked :]
-    return [model.vocabulary_size, *shape[1:]] if tensor.huggingface == TOKEN else shape
-
-
 def _load(folder: Path, found: _Tensors, model: Model, dtype: np.dtype) -> Params:
     arrays = {}
     for tensor in tensors.TENSORS:
@@ -215,12 +207,65 @@ def _load(folder: Path, found: _Tensors, model: Model, dtype: np.dtype) -> Param
             array[model.vocabulary_size :] = 0
         else:
             array[...] = found.read(tensor.huggingface)
-    if HEAD in found.where:
-        _check_tied(folder, found, arrays["embedding.token"][: model.vocabulary_size])
+    token = arrays["embedding.token"][: model.vocabulary_size]
+    if HEAD in found.where and found.read(HEAD).astype(dtype).tobytes() != token.tobytes():
+        raise UserError(f"{shown(folder)}: {HEAD} differs from {TOKEN}, and in this project's GPT-2 both are one")
     return tensors.from_named(arrays)
 
 
-def _check_tied(folder: Path, found: _Tensors, token: np.ndarray) -> None:
-    head = found.read(HEAD)
-    if head.astype(token.dtype).tobytes() != token.tobytes():
-        raise UserError(f"{shown(folder)}: {HEAD} differs from {TOKEN}, and in this project's GPT-2 both are one")
+# Writing
+
+
+def write_folder(
+    folder: Path, params: Params, model: Model, dtype: str, tokenizer: Tokenizer | None, shard_bytes: int
+) -> None:
+    """Fills an empty folder with a model, its stacked NumPy arrays in a dtype that is a key of `tensors.DTYPES`.
+
+    A safetensors file has `shard_bytes` at most, but for a tensor that alone is larger. UserError for a number beyond
+    what the dtype can hold.
+    """
+    end_of_text = tokenizer.end_of_text if tokenizer else None
+    _write_json(folder / CONFIG, huggingface_config.content_of(model, dtype, end_of_text))
+    _write_json(folder / "generation_config.json", dict.fromkeys(("bos_token_id", "eos_token_id"), end_of_text))
+    if tokenizer:
+        for name, content in huggingface_tokenizer.files_of(tokenizer, model).items():
+            (folder / name).write_text(content, encoding="utf-8")
+    _write_weights(folder, params, model, tensors.DTYPES[dtype], shard_bytes)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_weights(folder: Path, params: Params, model: Model, dtype: np.dtype, shard_bytes: int) -> None:
+    """Writes one file, or several of at most `shard_bytes` (but for a tensor that alone has more) and their index."""
+    shards: list[list[tuple[str, np.ndarray]]] = [[]]
+    filled = total = 0
+    for name, array in _named(params, model):
+        size = math.prod(array.shape) * dtype.itemsize
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append((name, array))
+        filled, total = filled + size, total + size
+    where = {}
+    for number, shard in enumerate(shards, 1):
+        file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        contiguous = {name: np.ascontiguousarray(tensors.cast(array, dtype, name)) for name, array in shard}
+        save_file(contiguous, folder / file, metadata={"format": "pt"})
+        shutil.copymode(folder / CONFIG, folder / file)  # safetensors makes it readable by its owner alone
+        where |= dict.fromkeys(contiguous, file)
+    if len(shards) > 1:
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def _named(params: Params, model: Model) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the tensors' names at Hugging Face, and their arrays, which are views of ours."""
+    for tensor, array in tensors.paired(params):
+        if tensor.stacked:
+            for layer in range(model.layers):
+                yield f"{PREFIX}h.{layer}.{tensor.huggingface}", array[layer]
+        elif tensor.huggingface == TOKEN:
+            yield PREFIX + tensor.huggingface, array[: model.vocabulary_size]
+        else:
+            yield PREFIX + tensor.huggingface, array

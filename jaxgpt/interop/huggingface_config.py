@@ -1,4 +1,4 @@
-"""Reads the config.json of a Hugging Face GPT-2, and refuses one that describes another model.
+"""The config.json of a Hugging Face GPT-2: written, read, and refused where it describes another model.
 
 Every key of `transformers.GPT2Config` is in one of the tables here. A key that changes the mathematics is honoured or
 refused. A key that is in no table is named in a note.
@@ -55,11 +55,7 @@ KNOWN = _ALIASES | SIZES.keys() | FIXED.keys() | set(WITHOUT_EFFECT.split())
 
 
 def model_of(path: Path, config: dict[str, Any]) -> Model:
-    """Returns the model that a config.json describes.
-
-    Raises:
-        UserError: It isn't a GPT-2 as this project has it. The message names the key.
-    """
+    """Returns the model that a config.json describes. UserError, with the key, where it isn't this project's GPT-2."""
     kind = config.get("model_type", "gpt2")
     if kind != "gpt2":
         raise UserError(f"{shown(path)}: model_type is {quoted(kind)}; this version reads GPT-2 models")
@@ -75,7 +71,10 @@ def model_of(path: Path, config: dict[str, Any]) -> Model:
         raise UserError(
             f"{shown(path)}: n_embd is {sizes['n_embd']}, and {sizes['n_head']} heads (n_head) don't divide it"
         )
-    _check_architecture(path, config)
+    names = config.get("architectures") or []
+    if not (isinstance(names, list) and all(isinstance(name, str) and name.startswith("GPT2") for name in names)):
+        value = names[0] if isinstance(names, list) and len(names) == 1 else names
+        raise UserError(f"{shown(path)}: architectures is {quoted(value)}; this version reads GPT2LMHeadModel")
     return Model(
         layers=sizes["n_layer"],
         heads=sizes["n_head"],
@@ -83,6 +82,23 @@ def model_of(path: Path, config: dict[str, Any]) -> Model:
         context=sizes["n_positions"],
         vocabulary_size=sizes["vocab_size"],
     )
+
+
+def content_of(model: Model, dtype: str, end_of_text: int | None) -> dict[str, object]:
+    """Returns the content of config.json. Dropout is off, as it was in training."""
+    sizes = {"vocab_size": model.vocabulary_size, "n_positions": model.context, "n_ctx": model.context}
+    sizes |= {"n_embd": model.width, "n_layer": model.layers, "n_head": model.heads, "n_inner": None}
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        **sizes,
+        **{key: FIXED[key][0] for key in ("activation_function", "layer_norm_epsilon")},
+        "initializer_range": 0.02,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+        **{key: FIXED[key][0] for key in ("scale_attn_weights", "tie_word_embeddings")},
+        **dict.fromkeys(("bos_token_id", "eos_token_id"), end_of_text),
+        "torch_dtype": dtype,
+    }
 
 
 def notes(config: dict[str, Any]) -> tuple[str, ...]:
@@ -118,11 +134,3 @@ def _size(path: Path, config: dict[str, Any], key: str) -> int:
 def _kind(value: Any) -> type:
     """Returns the type of a JSON value. All numbers have the type float, and true is not a number."""
     return float if type(value) is int else type(value)
-
-
-def _check_architecture(path: Path, config: dict[str, Any]) -> None:
-    """Raises a UserError where the file names the class of another model than GPT-2."""
-    names = config.get("architectures") or []
-    if not (isinstance(names, list) and all(isinstance(name, str) and name.startswith("GPT2") for name in names)):
-        value = names[0] if isinstance(names, list) and len(names) == 1 else names
-        raise UserError(f"{shown(path)}: architectures is {quoted(value)}; this version reads GPT2LMHeadModel")

@@ -9,19 +9,20 @@ A file is read as one of our own tokenizers only where everything in it that a t
 write.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jaxgpt import files
-from jaxgpt.data import tokenizer_json
+from jaxgpt.data import encodings, tokenizer_json
+from jaxgpt.data.encodings import BYTE_OF, END_OF_TEXT
 from jaxgpt.data.tokenizer_json import HuggingFace
-from jaxgpt.data.tokenizers import GPT2, Bytes, Characters, Tokenizer, TrainedBytePairs, gpt2_merges
+from jaxgpt.data.tokenizers import GPT2, Bytes, Characters, Tokenizer, TrainedBytePairs
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.interop import byte_level, huggingface_config
-from jaxgpt.interop.byte_level import BYTE_OF, END_OF_TEXT
+from jaxgpt.interop import huggingface_config
 from jaxgpt.options.config import Model
 
 FILE = "tokenizer.json"
@@ -33,6 +34,15 @@ FILES = (FILE, CONFIG, SPECIAL, VOCABULARY, MERGES, ADDED)
 OTHERS = ("tokenizer.model", "spiece.model", VOCABULARY)  # one of these alone doesn't give the ids of a text
 LARGEST_CONFIG = 1 << 24  # bytes
 UNKNOWN = "<unknown>"  # for characters; no token has this name, so an unknown character is an error
+LARGEST_COMPARED = 1 << 20  # bytes of all tokens together, up to which a file is compared with one of ours
+EMPTY: dict[str, Any] = {  # a tokenizer.json
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [],
+    "normalizer": None,
+    **dict.fromkeys(("pre_tokenizer", "post_processor", "decoder", "model")),
+}
 GPT2_WORDS = 50256  # tokens of GPT-2, without the end of text
 
 
@@ -40,10 +50,7 @@ GPT2_WORDS = 50256  # tokens of GPT-2, without the end of text
 
 
 def can_express(tokenizer: Tokenizer) -> bool:
-    """Returns whether a tokenizer's files can be written.
-
-    Those of cl100k, o200k and Llama 3 can't: their makers publish their own.
-    """
+    """Returns whether a tokenizer's files can be written; the makers of cl100k, o200k and Llama 3 publish their own."""
     return isinstance(tokenizer, GPT2 | TrainedBytePairs | Bytes | Characters | HuggingFace)
 
 
@@ -78,16 +85,19 @@ def _content(tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns the tokenizer.json of one of our own tokenizers."""
     if isinstance(tokenizer, GPT2 | TrainedBytePairs):
         plain = tokenizer.tokens[: tokenizer.end_of_text]
-        vocabulary = {byte_level.written(token): number for number, token in enumerate(plain)}
-        pairs = gpt2_merges() if isinstance(tokenizer, GPT2) else byte_level.merges(plain)
+        vocabulary = {encodings.written(token): number for number, token in enumerate(plain)}
+        pairs = encodings.merges(plain)
         content = _byte_level(vocabulary | {END_OF_TEXT: len(plain)}, pairs, [_special(END_OF_TEXT, len(plain))])
         if 256 + len(pairs) < len(plain):  # no merges make some tokens, which are whole words
             content["model"]["ignore_merges"] = True
         return content
     vocabulary = {token: number for number, token in enumerate(tokenizer.tokens)}
     if isinstance(tokenizer, Bytes):
-        return _byte_level({byte_level.written(token): number for token, number in vocabulary.items()}, [], cut=False)
-    return _words({token.decode(): number for token, number in vocabulary.items()})
+        return _byte_level({encodings.written(token): number for token, number in vocabulary.items()}, [], cut=False)
+    words = {token.decode(): number for token, number in vocabulary.items()}
+    split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+    model = {"type": "WordLevel", "vocab": words, "unk_token": UNKNOWN}
+    return EMPTY | {"pre_tokenizer": split, "decoder": {"type": "Fuse"}, "model": model}
 
 
 def _byte_level(
@@ -98,39 +108,14 @@ def _byte_level(
     cut: bool = True,
     space: bool = False,
 ) -> dict[str, Any]:
-    """Returns the tokenizer.json of a byte-level BPE.
+    """Returns the tokenizer.json of a byte-level BPE, with entries of added tokens.
 
-    Args:
-        vocabulary: Ids by token, as files write them.
-        pairs: The merges.
-        added: Entries of added tokens.
-        cut: Whether GPT-2's pattern cuts the text into words first.
-        space: Whether a space is put before the text.
+    With `cut` GPT-2's pattern cuts the text into words first; with `space` a space is put before the text.
     """
     level = {"type": "ByteLevel", "add_prefix_space": space, "trim_offsets": True, "use_regex": cut}
     model = {"type": "BPE", "vocab": vocabulary, "merges": pairs}
     parts = {"added_tokens": list(added), "pre_tokenizer": level, "post_processor": level, "decoder": level}
-    return _empty() | parts | {"model": model}
-
-
-def _words(vocabulary: dict[str, int]) -> dict[str, Any]:
-    split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
-    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN}
-    return _empty() | {"pre_tokenizer": split, "decoder": {"type": "Fuse"}, "model": model}
-
-
-def _empty() -> dict[str, Any]:
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": None,
-        "model": None,
-    }
+    return EMPTY | parts | {"model": model}
 
 
 def _special(content: str, number: int) -> dict[str, Any]:
@@ -142,19 +127,11 @@ def _special(content: str, number: int) -> dict[str, Any]:
 
 
 def read(folder: Path, model: Model, end_of_text: int | None = None) -> tuple[Tokenizer | None, tuple[str, ...]]:
-    """Returns the tokenizer of a folder, and notes for the user.
+    """Returns the tokenizer of a Hugging Face folder, and notes for the user.
 
-    Args:
-        folder: A Hugging Face folder.
-        model: The model of the folder, which must have at least as many tokens.
-        end_of_text: The end of text's id by the model's config.json, for tokenizers that don't name it.
-
-    Returns:
-        The tokenizer and notes. The tokenizer is None where the folder has no files of one, where it has more tokens
-        than the model, and where the package `tokenizers` is needed and missing. The notes say which.
-
-    Raises:
-        UserError: A file is damaged, or the package can't read it.
+    The tokenizer is None where the folder has no files of one, where it has more tokens than the model, and where the
+    package `tokenizers` is needed and missing. The notes say which. `end_of_text` is the end of text's id by the
+    model's config.json, for tokenizers that don't name it. UserError where a file is damaged or can't be read.
     """
     try:
         tokenizer = _of_folder(folder, end_of_text)
@@ -180,7 +157,7 @@ def read_file(path: Path) -> Tokenizer:
         if tokenizer is None:
             raise UserError(f"{shown(path)}: a folder without {FILE}, and without {VOCABULARY} and {MERGES}")
         return tokenizer
-    return _of_text(path, files.read_text(path, files.LARGEST_JSON), _names(folder), end_of_text)
+    return _of_text(path, files.read_text(path, files.LARGEST_JSON), end_of_text)
 
 
 def root(folder: Path) -> Path:
@@ -197,15 +174,16 @@ def _of_folder(folder: Path, end_of_text: int | None) -> Tokenizer | None:
         text = json.dumps(_of_two_files(folder, within), ensure_ascii=False)
     else:
         return None
-    return _of_text(path, text, _names(folder), end_of_text)
+    return _of_text(path, text, end_of_text)
 
 
-def _of_text(path: Path, text: str, names: list[str], end_of_text: int | None) -> Tokenizer:
+def _of_text(path: Path, text: str, end_of_text: int | None) -> Tokenizer:
     """Returns one of our own tokenizers where it is the same, and else the one that `tokenizers` makes of the text."""
+    names = _names(path.parent)
     try:
-        content = tokenizer_json.parse(text)
-        ours = _ours(content)
-        if ours is not None:
+        asked = _essential(tokenizer_json.parse(text))
+        ours = _candidate(asked["model"]) if asked else None
+        if ours and _essential(_content(ours)) == asked:
             return ours
         tokenizer = HuggingFace(text)
         ids = [tokenizer.id_of(name) for name in names]
@@ -218,13 +196,6 @@ def _of_text(path: Path, text: str, names: list[str], end_of_text: int | None) -
         raise
     except UserError as error:
         raise UserError(f"{shown(path)}: {error}. Get it again from where it came") from None
-
-
-def _ours(content: dict[str, Any]) -> Tokenizer | None:
-    """Returns our own tokenizer whose tokenizer.json is equivalent to this one, or None."""
-    asked = _essential(content)
-    candidate = _candidate(asked["model"]) if asked else None
-    return candidate if candidate and _essential(_content(candidate)) == asked else None
 
 
 def _candidate(model: dict[str, Any]) -> Tokenizer | None:
@@ -242,19 +213,12 @@ def _candidate(model: dict[str, Any]) -> Tokenizer | None:
     tokens = [bytes(map(BYTE_OF.__getitem__, word)) for word in words]
     if len(words) == len(vocabulary):
         return Bytes() if len(words) == 256 else None
-    if len(words) == GPT2_WORDS and (gpt2 := _gpt2()) and tokens == list(gpt2.tokens[:-1]):
-        return gpt2
-    if sum(map(len, tokens)) > byte_level.LARGEST or b"" in tokens or list(vocabulary)[-1] != END_OF_TEXT:
+    with contextlib.suppress(UserError):  # where GPT-2's file can't be had
+        if len(words) == GPT2_WORDS and tokens == list((gpt2 := GPT2()).tokens[:-1]):
+            return gpt2
+    if sum(map(len, tokens)) > LARGEST_COMPARED or b"" in tokens or list(vocabulary)[-1] != END_OF_TEXT:
         return None
     return TrainedBytePairs(tokens)
-
-
-def _gpt2() -> GPT2 | None:
-    """Returns GPT-2's tokenizer; None where its files can't be had."""
-    try:
-        return GPT2()
-    except UserError:
-        return None
 
 
 def _essential(content: dict[str, Any]) -> dict[str, Any] | None:

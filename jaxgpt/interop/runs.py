@@ -9,7 +9,7 @@ import numpy as np
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.interop import tensors
-from jaxgpt.interop.source import WeightSource
+from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models.blocks import Params
 from jaxgpt.options import settings
 from jaxgpt.options.config import Compute, Config, Data, Model, Run
@@ -17,17 +17,10 @@ from jaxgpt.runs import checkpoints
 from jaxgpt.runs.about import model_of
 
 
-def open_run(folder: Path) -> WeightSource:
-    """Opens the newest whole checkpoint of a run. UserError where there is none."""
-    return _source(checkpoints.find(folder / "checkpoints", ("params", "about")), "a run's checkpoint")
-
-
-def open_checkpoint(folder: Path) -> WeightSource:
-    """Opens one checkpoint. UserError where it isn't whole."""
-    return _source(checkpoints.at(folder, ("params", "about")), "a checkpoint")
-
-
-def _source(found: checkpoints.Found, kind: str) -> WeightSource:
+def open_checkpoint(folder: Path, *, newest: bool) -> WeightSource:
+    """Opens a checkpoint, or the newest whole one of a run. UserError where it isn't whole, or there is none."""
+    parts = ("params", "about")
+    found = checkpoints.find(folder / "checkpoints", parts) if newest else checkpoints.at(folder, parts)
     dtype = found.about["configuration"].get("compute", {}).get("parameters", "float32")
 
     def load() -> Params:
@@ -36,7 +29,7 @@ def _source(found: checkpoints.Found, kind: str) -> WeightSource:
 
     return WeightSource(
         where=str(found.path),
-        kind=kind,
+        kind="a run's checkpoint" if newest else "a checkpoint",
         model=model_of(found.about),
         dtype=dtype,
         tokenizer=checkpoints.tokenizer_of(found),
@@ -55,19 +48,10 @@ def write(
     run: Path,
     origin: str,
 ) -> None:
-    """Fills an empty folder with a run of no steps, whose only checkpoint is that of step 0.
+    """Fills an empty folder, which will be at `run`, with a run of no steps, whose only checkpoint is that of step 0.
 
-    Args:
-        folder: The folder to fill.
-        params: Stacked NumPy arrays.
-        model: The model's shape.
-        dtype: The dtype of the checkpoint's parameters, a key of `tensors.DTYPES`.
-        tokenizer: The tokenizer.
-        run: The path that the folder will have.
-        origin: Where the weights are from, for the run's note and messages.
-
-    Raises:
-        UserError: There is no tokenizer, or a number is beyond what the dtype can hold.
+    The parameters are stacked NumPy arrays; `origin` says where they are from, for the run's note and messages.
+    UserError where there is no tokenizer, or a number is beyond what the dtype can hold.
     """
     if tokenizer is None:
         raise UserError(f"{origin} doesn't say with which tokenizer it was trained: name it by --tokenizer")

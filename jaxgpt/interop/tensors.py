@@ -1,11 +1,11 @@
-"""Names and layouts of GPT-2's tensors in this project, in llm.c and at Hugging Face.
+"""Weights in any format, and the names and layouts of GPT-2's tensors in this project, in llm.c and at Hugging Face.
 
 The order is llm.c's, which is also that of `gpt2.Params`. Weights are (in, out) here and at Hugging Face, whose GPT-2
 calls such a layer Conv1D, and (out, in) in llm.c.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.layers import embedding, layernorm, linear
 from jaxgpt.models import gpt2
+from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Model
 
 FAMILY = "gpt2"  # the family of models with these tensors
 DTYPES = {dtype.name: dtype for dtype in map(np.dtype, (jnp.float32, jnp.bfloat16, jnp.float16))}
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """Weights in files whose headers have all been checked."""
+
+    where: str
+    kind: str  # for people
+    model: Model
+    dtype: str  # as they are stored: a key of DTYPES
+    tokenizer: Tokenizer | None  # None where the files name none, or one that can't be read
+    load: Callable[[], Params]  # reads the weights: stacked NumPy arrays of that dtype
+    notes: tuple[str, ...] = ()  # printed for the user
+    unreadable_tokenizer: bool = False  # the files have a tokenizer that can't be read, and the notes say why
 
 
 @dataclass(frozen=True)
@@ -102,16 +118,7 @@ def paired(params: gpt2.Params) -> Iterator[tuple[Tensor, Any]]:
 
 
 def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """Rounds an array to another dtype.
-
-    Args:
-        array: The array.
-        dtype: One of DTYPES.
-        name: The tensor's name, for messages.
-
-    Raises:
-        UserError: A number is finite, and beyond float16's largest.
-    """
+    """Rounds an array to one of DTYPES. UserError, with the tensor's name, for a number beyond float16's largest."""
     if array.dtype == dtype:
         return array
     with np.errstate(over="ignore"):

@@ -48,11 +48,8 @@ def _own_capacity(compute: Compute) -> Capacity:
 def _system_left() -> list[int]:
     """Returns the bytes that the system has left, and those of the address space under a limit of the shell's."""
     with contextlib.suppress(Exception):  # of many types: where there is no /proc, or half of one
-        left = [psutil.virtual_memory().available]
-        limit = environment.address_space()
-        if limit is not None:
-            left.append(max(limit - psutil.Process().memory_info().vms, 0))
-        return left
+        limit, used = environment.address_space(), psutil.Process().memory_info().vms
+        return [psutil.virtual_memory().available, *([] if limit is None else [max(limit - used, 0)])]
     return []
 
 
@@ -62,12 +59,8 @@ def _cgroups_left(root: Path, membership: Path) -> list[int]:
     A limit holds for all groups below it, so those above this process's own count too. Inside a container the path that
     the kernel tells may be the host's; the root of what is mounted there is then the container's own group.
     """
-    try:
-        lines = membership.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
     left = []
-    for line in lines:
+    for line in _text(membership).splitlines():
         _, _, named = line.partition(":")
         controllers, _, path = named.partition(":")
         if "memory" in controllers.split(","):
@@ -87,17 +80,19 @@ def _cgroups_left(root: Path, membership: Path) -> list[int]:
 
 def _number(path: Path) -> int | None:
     """The number in the file; None where there is no such file, or no limit in it ("max")."""
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
+    text = _text(path).strip()
     return int(text) if text.isdecimal() else None
 
 
 def _cached(group: Path, key: str) -> int:
     """Bytes of files that the kernel keeps for the group and gives up when memory is asked for."""
-    try:
-        lines = (group / "memory.stat").read_text().splitlines()
-    except OSError:
-        return 0
+    lines = _text(group / "memory.stat").splitlines()
     return next((int(line.split()[1]) for line in lines if line.startswith(f"{key} ")), 0)
+
+
+def _text(path: Path) -> str:
+    """The text of one of the system's files; empty where there is no such file."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

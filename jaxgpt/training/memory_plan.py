@@ -50,8 +50,7 @@ class Plan:
 
     def lines(self) -> list[str]:
         """Returns the plan as a table for people."""
-        shown = {name: size for name, size in self.parts.items() if size}
-        lines = [f"  {name:<38}{size / 2**20:>12,.1f} MiB" for name, size in shown.items()]
+        lines = [f"  {name:<38}{size / 2**20:>12,.1f} MiB" for name, size in self.parts.items() if size]
         layer = ", ".join(f"{name} {size / 2**20:,.2f}" for name, size in self.activations.items() if size)
         has = "" if self.capacity is None else f" of {self.capacity / 2**20:,.1f} MiB"
         return [
@@ -95,20 +94,12 @@ class Sizes:
 def prepare(config: Config, has: Capacity) -> tuple[Config, jax.stages.Compiled, Plan]:
     """Chooses the recompute level, compiles the train step and plans its memory.
 
-    "auto" takes the fastest level that fits, or the last.
-
-    Args:
-        config: The run's configuration.
-        has: The memory that the run may have.
-
-    Returns:
-        The configuration with its recompute level, the compiled train step, and its plan.
-
-    Raises:
-        UserError: The train step doesn't fit; the message lists options that would make it fit.
+    "auto" takes the fastest level that fits, or the last. Returns the configuration with its level, the compiled train
+    step, and its plan. UserError where it doesn't fit in what the run has, with options that would make it fit.
     """
-    for candidate in _levels(config):
-        last = candidate.compute.recompute == LEVELS[-1] or config.compute.recompute != "auto"
+    levels = LEVELS if config.compute.recompute == "auto" else (config.compute.recompute,)
+    for candidate in [_with(config, compute={"recompute": level}) for level in levels]:
+        last = candidate.compute.recompute == levels[-1]
         if not last and has.bytes is not None and least(candidate) > has.bytes:
             continue
         program = step.compile_step(candidate)
@@ -117,11 +108,6 @@ def prepare(config: Config, has: Capacity) -> tuple[Config, jax.stages.Compiled,
             return candidate, program, plan
         del program
     raise _refusal(candidate, plan)
-
-
-def _levels(config: Config) -> list[Config]:
-    levels = LEVELS if config.compute.recompute == "auto" else (config.compute.recompute,)
-    return [_with(config, compute={"recompute": level}) for level in levels]
 
 
 def make(config: Config, program: jax.stages.Compiled, has: Capacity) -> Plan:
@@ -167,10 +153,7 @@ def _largest_batch(config: Config, sizes: Sizes, state: int, temporaries: int, c
 
 
 def least(config: Config) -> int:
-    """Returns a lower bound, in bytes, on what the train step has at one time, whatever the compiler does.
-
-    When the classifier runs, all saved activations, a chunk's logits and the table's gradient are there.
-    """
+    """Returns a lower bound, in bytes, on what the train step takes: what is there when the classifier runs."""
     sizes = measure(config)
     return sizes.parameters + sizes.moments + sizes.weights + sizes.saved + sizes.table + sizes.logits
 
@@ -226,15 +209,14 @@ def _by_name(blocks: Any) -> dict[str, int]:
 def _refusal(config: Config, plan: Plan) -> UserError:
     """Returns the error, with the options that would make it fit, each of them compiled to see that it does."""
     assert plan.capacity is not None
-    head = (
-        f"the train step needs {plan.total / 2**20:,.0f} MiB, and {plan.capacity / 2**20:,.0f} MiB is {plan.source}. "
-    )
+    needs, has = plan.total / 2**20, plan.capacity / 2**20
+    head = f"the train step needs {needs:,.0f} MiB, and {has:,.0f} MiB is {plan.source}. "
     found = [fitting for kind in _changes(config, plan) if (fitting := _first_that_fits(kind, plan))]
     if not found:
         chunk = min(SMALLEST_CHUNK, config.compute.classifier_chunk)
         least_of_all = {"recompute": "block", "classifier_chunk": chunk, "dtype": "bfloat16"}
         everything = _with(config, compute=least_of_all, training=_split(config, layout_of(config).devices))
-        found = [fitting for fitting in [_first_that_fits([everything], plan)] if fitting]
+        found = [fitting] if (fitting := _first_that_fits([everything], plan)) else []
     if not found:
         return UserError(f"{head}No option makes this model fit: take a smaller one, or a larger device")
     width = max(len(_words(config, change)) for change, _ in found)
@@ -267,10 +249,7 @@ def _changes(config: Config, plan: Plan) -> Iterator[list[Config]]:
 def _split(config: Config, batch_size: int) -> dict[str, int]:
     """Returns the options that cut the same batch in smaller micro-batches."""
     training = config.training
-    return {
-        "batch_size": batch_size,
-        "micro_batches": training.micro_batches * training.batch_size // batch_size,
-    }
+    return {"batch_size": batch_size, "micro_batches": training.micro_batches * training.batch_size // batch_size}
 
 
 def _first_that_fits(candidates: list[Config], plan: Plan) -> tuple[Config, int] | None:

@@ -52,11 +52,7 @@ class Resharding:
         return [f"parallel  {self.layout.devices} devices{processes}, ZeRO stage {self.layout.zero}"]
 
     def first_state(self, params: Params | None = None) -> TrainState:
-        """Returns the state before the first step.
-
-        Args:
-            params: Whole, stacked parameters in NumPy's memory; None draws random ones.
-        """
+        """Returns the state before the first step, of whole, stacked parameters in NumPy's memory or random ones."""
         return initial_state(self._config, None if params is None else self._placed(params))
 
     def _placed(self, whole: Params) -> Params:

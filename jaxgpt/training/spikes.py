@@ -1,4 +1,6 @@
-"""Spikes of the loss and of the gradient's norm, by their z-scores within the last steps (after llm.c's detector).
+"""Steps that go wrong: spikes of the loss and of the gradient's norm, and advice where one is NaN or infinite.
+
+A spike is found by its z-score within the last steps (after llm.c's detector):
 
     z = (x - μ) / σ        μ, σ = mean and standard deviation of the last W values, of which x is the newest
 
@@ -11,7 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxgpt.options.config import SPIKE_WINDOW
+from jaxgpt.options.config import SPIKE_WINDOW, Config
 
 
 class Window(NamedTuple):
@@ -41,3 +43,26 @@ def update(window: Window, value: Float[Array, ""], take: Bool[Array, ""]) -> tu
 def is_spike(z: Float[Array, ""], threshold: float) -> Bool[Array, ""]:
     """Returns whether z is above the threshold; never where that is 0, nor where z is NaN."""
     return z > threshold if threshold else jnp.zeros_like(z, bool)
+
+
+def advice_after_nonfinite(config: Config, step: int) -> str:
+    """Returns options that may help where the loss or a gradient is NaN or infinite at this step, as a phrase.
+
+    No option that is off is to be made smaller, and none is advised that is set so already. A warm-up that ended long
+    ago had no part in it.
+    """
+    optimizer, compute = config.optimizer, config.compute
+    tries = [f"a lower --optimizer.learning-rate (it is {optimizer.learning_rate:g})"]
+    if not optimizer.warmup_steps:
+        tries.append("--optimizer.warmup-steps, of which there are none")
+    elif step <= 2 * optimizer.warmup_steps:
+        tries.append(f"a longer --optimizer.warmup-steps (it is {optimizer.warmup_steps})")
+    if optimizer.clip_norm:
+        tries.append(f"a smaller --optimizer.clip-norm (it is {optimizer.clip_norm:g})")
+    else:
+        tries.append("--optimizer.clip-norm 1, since gradients are not clipped")
+    if compute.dtype != "float32":
+        tries.append("--compute.dtype float32")
+    if compute.parameters != "float32":
+        tries.append("--compute.parameters float32")
+    return f"{', '.join(tries[:-1])} or {tries[-1]}"

@@ -18,7 +18,7 @@ from jaxgpt.commands import cli, configuration
 from jaxgpt.data import tokenizers
 from jaxgpt.data.corpus import Corpus
 from jaxgpt.errors import UserError
-from jaxgpt.interop import huggingface_export, llmc, tensors
+from jaxgpt.interop import huggingface, llmc, tensors
 from jaxgpt.models import blocks
 from jaxgpt.options import settings
 from jaxgpt.options.config import Compute, Config, Model, Parallel, Training
@@ -72,7 +72,7 @@ def test_the_first_state_has_these_parameters(devices, zero, layers, parameters)
 def hf(work):
     """A Hugging Face folder hf, of the tokenizer bytes."""
     with writing.new_folder(Path("hf")) as folder:
-        huggingface_export.write(folder, random_params(MODEL), MODEL, "float32", tokenizers.Bytes(), 1 << 30)
+        huggingface.write_folder(folder, random_params(MODEL), MODEL, "float32", tokenizers.Bytes(), 1 << 30)
 
 
 def first_loss(run: str) -> float:

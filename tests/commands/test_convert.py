@@ -13,7 +13,7 @@ from jaxgpt import writing
 from jaxgpt.commands import cli
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import RunError, UserError
-from jaxgpt.interop import detect_format, llmc, llmc_tokenizer, runs
+from jaxgpt.interop import detect_format, llmc, runs
 from jaxgpt.options import settings
 from jaxgpt.options.config import Model
 from jaxgpt.runs import resuming
@@ -95,7 +95,7 @@ def test_gpt2s_tokenizer_goes_along(convert):
     convert("runs/g", "n.bin")
     assert Path("n.bin").read_bytes() == Path("m.bin").read_bytes()
     gpt2 = tokenizers.make("gpt2", "")
-    assert llmc_tokenizer.read(Path("n_tokenizer.bin")) == (tuple(gpt2.tokens), 50256)
+    assert llmc.read_tokenizer(Path("n_tokenizer.bin")) == (tuple(gpt2.tokens), 50256)
     assert "tokenizer gpt2" in convert("n.bin", "o.bin", "--tokenizer", "n_tokenizer.bin")
 
 

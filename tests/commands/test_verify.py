@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxgpt.commands import cli, verify
-from jaxgpt.interop import llmc, llmc_state, tensors
+from jaxgpt.interop import llmc, tensors
 from tests.interop.weights import MODEL, random_params
 
 REASON = "the states are made with PyTorch and transformers, which the parity extra installs: pip install -e .[parity]"
@@ -27,7 +27,7 @@ def state():
     loss.backward()
     logits = theirs(input_ids=x).logits.detach().numpy()
     grads = tensors.from_named(transformers_model.gradients(theirs, MODEL))
-    return llmc_state.State(tokens, targets, logits, loss.item(), grads)
+    return llmc.State(tokens, targets, logits, loss.item(), grads)
 
 
 @pytest.fixture
@@ -58,10 +58,10 @@ def test_transformers_numbers_are_ours(here, state, failed, computed, monkeypatc
     assert failed(state) == []
     monkeypatch.setattr(verify, "computed", lambda *_: computed)  # not compiled again
     words = ["verify", "--model", "m.bin", "--state", "s.bin"]
-    llmc_state.write(here / "s.bin", state)
+    llmc.write_state(here / "s.bin", state)
     assert cli.main(words) == 0
     assert "18 of 18 agree with llm.c\n" in capsys.readouterr().out
-    llmc_state.write(here / "s.bin", state._replace(loss=state.loss + 3e-5))
+    llmc.write_state(here / "s.bin", state._replace(loss=state.loss + 3e-5))
     assert cli.main(words) == 1
     assert "17 of 18 agree with llm.c; 1 FAILED" in capsys.readouterr().out
 
@@ -94,7 +94,7 @@ def test_a_loss_that_is_no_number_is_found(failed, state):
 
 def test_what_cannot_be_verified(here, fails, state):
     llmc.write_model(here / "b.bin", random_params(), MODEL, "bfloat16")
-    llmc_state.write(here / "s.bin", state)
+    llmc.write_state(here / "s.bin", state)
     assert "weights in bfloat16; the bounds are for float32" in fails("verify", "--model", "b.bin", "--state", "s.bin")
     message = fails("verify", "--model", "m.bin", "--state", "m.bin")
     assert "m.bin: not an llm.c debug state: it begins with 20240326" in message

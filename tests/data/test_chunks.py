@@ -1,14 +1,22 @@
-"""Files cut into pieces: of every shape the same tokens, in memory and work that a piece bounds; rows by one rule."""
+"""Files cut into pieces: of every shape the same tokens, in memory and work that a piece bounds; rows by one rule.
 
+A text that is cut where it is said to be safe has the same words, for every tokenizer and in text of any shape.
+"""
+
+import functools
+import itertools
 import json
 import tracemalloc
 from pathlib import Path
 
 import pytest
+import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiktoken_ext import openai_public
 
-from jaxgpt.data import chunks, documents, json_rows, safe_cuts, tokenizers, workers
-from jaxgpt.data.chunks import Position, TextLayout
-from jaxgpt.data.documents import Rows
+from jaxgpt.data import chunks, documents, encodings, tokenizers, workers
+from jaxgpt.data.documents import Position, Rows, TextLayout
 from jaxgpt.errors import UserError
 from tests.data.shapes import SHAPES, text
 
@@ -58,8 +66,8 @@ def test_the_tokens_of_pieces_are_those_of_the_whole(tmp_path, small, shape):
 def test_memory_is_a_few_pieces_and_work_grows_with_the_text(tmp_path, small, monkeypatch, shape, layout):
     """Counted: the bytes that are scanned for a place to cut at, of a text and of one of twice its size."""
     scanned = []
-    find = safe_cuts._last_in
-    monkeypatch.setattr(safe_cuts, "_last_in", lambda data: scanned.append(len(data)) or find(data))
+    find = chunks._last_in
+    monkeypatch.setattr(chunks, "_last_in", lambda data: scanned.append(len(data)) or find(data))
     for times in (1, 2):
         path = write(tmp_path / f"{times}.txt", text(shape, PIECE * 16) * times)
         scanned.clear()
@@ -149,7 +157,7 @@ def test_a_list_may_be_empty(tmp_path):
 
 
 def test_a_list_is_scanned_once_for_a_string_that_does_not_end():
-    assert json_rows.last_end(b'{"a": 1}, "' + b"x" * 1000) == (9, False)
+    assert documents.last_row_end(b'{"a": 1}, "' + b"x" * 1000) == (9, False)
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
@@ -160,3 +168,101 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 def test_lines_end_at_newlines_alone(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "a\u0085b\u2028c"}\r\n{"text": "d\x7f"}\n')
     assert texts_of(path) == ["a\u0085b\u2028c", "d\x7f"]
+
+
+# Safe places
+
+NAMES = ("r50k", "cl100k", "o200k", "llama3")
+
+
+@functools.cache
+def pattern(name: str) -> str:
+    """The tokenizer's own pattern, without its ranks, which would be downloaded."""
+    if name == "r50k":
+        return openai_public.r50k_pat_str
+    if name == "llama3":
+        return encodings.LLAMA3_PATTERN
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openai_public, "load_tiktoken_bpe", lambda *_, **__: {})
+        return getattr(openai_public, f"{name}_base")()["pat_str"]
+
+
+@functools.cache
+def words_of(name: str):
+    """A function that cuts a text into words as the pattern has it."""
+    return pytest.importorskip("regex").compile(pattern(name)).findall
+
+
+def check(name: str, whole: str, places: list[int]) -> None:
+    """The words of the parts between the places are those of the whole."""
+    words, ends = words_of(name), [0, *places, len(whole)]
+    parts = [word for start, end in itertools.pairwise(ends) for word in words(whole[start:end])]
+    assert parts == words(whole)
+
+
+def cuts(whole: str) -> list[int]:
+    return [match.start() for match in chunks.CUT.finditer(whole)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_words_of_every_shape_are_the_same_wherever_it_is_cut(name, shape):
+    whole = text(shape, 3000)
+    places = cuts(whole)
+    assert shape == "only line breaks" or len(places) > 30
+    check(name, whole, places)
+    for place in places[:: max(1, len(places) // 20)]:
+        check(name, whole, [place])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=300)
+@given(
+    whole=st.text(
+        st.sampled_from("aZ9é東。,!'/_ \t\n\r\x0b\x1c\u0085\u00a0\u2028\u3000\u200d\u0301🙂sTlL"), max_size=14
+    )
+)
+def test_any_text_can_be_cut_there(name, whole):
+    check(name, whole, cuts(whole))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_are_the_same_for_tiktoken(name):
+    """Its own tokens, of which each word is one; what it cuts otherwise would be single bytes."""
+    whole = "".join(text(shape, 600) for shape in SHAPES)
+    single = {bytes([i]): i for i in range(256)}
+    found = sorted({word.encode() for word in words_of(name)(whole)} - set(single), key=lambda word: (len(word), word))
+    encoding = tiktoken.Encoding(
+        name,
+        pat_str=pattern(name),
+        mergeable_ranks=single | {word: 256 + i for i, word in enumerate(found)},
+        special_tokens={},
+    )
+    tokens = encoding.encode_ordinary(whole)
+    assert len(tokens) == len(words_of(name)(whole))
+    ends = [0, *cuts(whole), len(whole)]
+    parts = [encoding.encode_ordinary(whole[start:end]) for start, end in itertools.pairwise(ends)]
+    assert [token for part in parts for token in part] == tokens
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_last_place_is_found_without_scanning_all(shape, monkeypatch):
+    """Most often in a few kilobytes; where there is none in less than twice the text."""
+    data, scanned = text(shape, 400_000).encode(), []
+    found = chunks._last_in
+    monkeypatch.setattr(chunks, "_last_in", lambda part: scanned.append(len(part)) or found(part))
+    place = chunks.last_safe_cut(data, len(data))
+    if shape == "only line breaks":
+        assert (place, sum(scanned) < 2 * len(data)) == (0, True)
+    else:
+        assert len(data) - 400 < place < len(data)
+        assert sum(scanned) <= chunks.WINDOW_BYTES + 4
+
+
+def test_a_cut_is_never_within_a_character():
+    data = ("a🙂" * 50 + " ").encode()
+    for end in range(1, len(data) + 1):
+        data[: chunks.last_safe_cut(data, end)].decode()
+        data[: chunks.character_start(data, end - 1)].decode()
+    assert chunks.last_safe_cut(b"\x80" * 5000, 5000) == 0  # no UTF-8
+    assert chunks.last_safe_cut(b"", 0) == chunks.last_safe_cut(b"a b", -5) == 0

@@ -309,7 +309,7 @@ def test_a_file_is_described_without_being_read(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     with path.open("wb") as file:
         file.truncate(3 << 40)
-    assert corpora.describe(str(path)) == f"the file {path} (3298534.9 MB)"
+    assert corpora.describe(str(path)) == f"the file {path} (3.3 TB)"
 
 
 def test_a_name_is_told_without_its_control_characters(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxgpt.commands import cli
-from jaxgpt.data import hub, manifest, shards, sources, token_files
+from jaxgpt.data import corpus, hub, manifest, sources, token_files
 from jaxgpt.errors import UserError
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -99,7 +99,7 @@ def test_a_data_set_is_prepared(there, tmp_path):
     assert cli.main(["prepare", "tinystories", "--processes", "1"]) == 0
     folder = tmp_path / "data" / "tinystories"
     assert manifest.verify(folder).documents == 4
-    found = shards.find("tinystories")
+    found = corpus.find_token_files("tinystories")
     assert found is not None
     end = 50256
     assert found.train[:].tolist() == [end, 7454, 2402, 257, 640, end, 8117, 373, end, 64, 3797, 13]
@@ -129,7 +129,7 @@ def test_ready_made_shards_are_checked_and_get_a_manifest(there, tmp_path, fails
     }
     there.put(repository, content)
     assert cli.main(["prepare", "fineweb-10B", "--ready-made"]) == 0
-    found = shards.find("fineweb-10B")
+    found = corpus.find_token_files("fineweb-10B")
     assert found is not None
     assert (found.train[:].tolist(), found.validation[:].tolist()) == ([50256, 1, 2], [50256, 3])
     made = manifest.verify(tmp_path / "data" / "fineweb-10B")

@@ -4,9 +4,8 @@ import tracemalloc
 
 import pytest
 
-from jaxgpt.data import chunks, documents, parquet, parquet_pages
-from jaxgpt.data.chunks import Position, TextLayout
-from jaxgpt.data.documents import Rows
+from jaxgpt.data import chunks, documents, parquet
+from jaxgpt.data.documents import Position, Rows, TextLayout
 from jaxgpt.errors import UserError
 
 arrow = pytest.importorskip("pyarrow")
@@ -133,7 +132,7 @@ def test_the_pages_sizes_are_those_of_the_metadata(write, version, options):
         found = library.read_metadata(path)
         for group in range(found.num_row_groups):
             column = found.row_group(group).column(0)
-            unpacked = parquet_pages.unpacked_size(file, column, path.stat().st_size)
+            unpacked = parquet.unpacked_size(file, column, path.stat().st_size)
             assert 0.9 < unpacked / column.total_uncompressed_size < 1
 
 

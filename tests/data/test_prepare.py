@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from jaxgpt.commands import cli
-from jaxgpt.data import chunks, manifest, safe_cuts, token_files, tokenizers, workers
-from jaxgpt.data.chunks import Position, TextLayout
+from jaxgpt.data import chunks, manifest, token_files, tokenizers, workers
+from jaxgpt.data.documents import Chunk, Position, TextLayout
 from jaxgpt.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ PLAY = "First Citizen:\nBefore we proceed, hear me.\n\nAll:\nSpeak, speak.\n\nFi
 def small_pieces(monkeypatch):
     """Pieces so small that a short text has many."""
     monkeypatch.setattr(chunks, "PIECE_BYTES", 64)
-    monkeypatch.setattr(safe_cuts, "WINDOW_BYTES", 16)
+    monkeypatch.setattr(chunks, "WINDOW_BYTES", 16)
     monkeypatch.setattr(chunks, "LONGEST_WORD_BYTES", 1 << 14)
 
 
@@ -36,7 +36,7 @@ def prepare(*words: str) -> None:
 
 def tokens_of(folder: Path, split: str) -> list[int]:
     found = manifest.verify(folder)
-    shards = [token_files.open(folder / shard.file) for shard in found.shards if shard.split == split]
+    shards = [token_files.tokens_of(folder / shard.file) for shard in found.shards if shard.split == split]
     return np.concatenate(shards).tolist() if shards else []
 
 
@@ -132,7 +132,7 @@ def test_tiny_shakespeare_is_llm_cs(tmp_path):
     if not os.environ.get("JAXGPT_DATA"):
         pytest.skip("needs tinyshakespeare.txt in the folder JAXGPT_DATA")
     prepare("tinyshakespeare", "--output", str(tmp_path / "out"))
-    training, validation = (token_files.open(path) for path in sorted((tmp_path / "out").glob("*.bin")))
+    training, validation = (token_files.tokens_of(path) for path in sorted((tmp_path / "out").glob("*.bin")))
     assert (len(training), len(validation)) == (305_260, 32_768)
     assert validation[:4].tolist() == [50256, 5962, 22307, 25]
 
@@ -304,6 +304,6 @@ def test_a_trained_bpe_cuts_text_as_its_library_does():
 def test_one_process_is_this_one(work):
     """Nothing is started where nothing is gained."""
     with workers.Pool(1, {"name": "bytes"}) as pool:
-        piece = chunks.Chunk("x", "text", TextLayout(), Position(), b"ab", 2)
+        piece = Chunk("x", "text", TextLayout(), Position(), b"ab", 2)
         ((_, result),) = pool.map(workers.tokenize, [piece])
     assert result.tokens.tolist() == [97, 98]

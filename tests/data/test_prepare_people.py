@@ -12,7 +12,7 @@ import pytest
 from jaxgpt.commands import cli
 from jaxgpt.commands import prepare as command
 from jaxgpt.data import encodings, manifest, workers
-from jaxgpt.data.chunks import Chunk, Position, TextLayout
+from jaxgpt.data.documents import Chunk, Position, TextLayout
 from tests.data.shapes import text
 
 TEXT = text("one line a paragraph", 300_000)

@@ -8,7 +8,7 @@ import pytest
 
 from jaxgpt.commands import cli
 from jaxgpt.data import chunks, manifest, tokenizers
-from jaxgpt.data.shards import find
+from jaxgpt.data.corpus import find_token_files
 from tests.data import foreign_tokenizers as foreign
 from tests.data.shapes import text
 
@@ -21,7 +21,7 @@ def prepare(*words: str) -> manifest.Manifest:
 
 
 def tokens_of(folder: str) -> list[int]:
-    found = find(folder)
+    found = find_token_files(folder)
     assert found
     return np.concatenate([found.validation[:], found.train[:]]).tolist()
 

@@ -20,7 +20,7 @@ def test_the_bytes_are_llm_cs(tmp_path, form, magic, version, letter):
     token_files.write(tmp_path / "x.bin", np.array(tokens), form)
     expected = struct.pack("<256i", magic, version, 4, *[0] * 253) + struct.pack(f"<4{letter}", *tokens)
     assert (tmp_path / "x.bin").read_bytes() == expected
-    read = token_files.open(tmp_path / "x.bin")
+    read = token_files.tokens_of(tmp_path / "x.bin")
     assert read.tolist() == tokens
     assert read.dtype == form.dtype
     assert not read.flags.writeable
@@ -40,13 +40,13 @@ def test_counts_beyond_32_bits(tmp_path, count):
     with path.open("r+b") as file:
         file.seek(1024 + 2 * (count - 1))
         file.write(struct.pack("<H", 4711))
-    tokens = token_files.open(path)
+    tokens = token_files.tokens_of(path)
     assert len(tokens) == count
     assert tokens[-1] == 4711
     del tokens
     os.truncate(path, 1024 + 2 * (count - 1))
     with pytest.raises(UserError, match="damaged"):
-        token_files.open(path)
+        token_files.tokens_of(path)
 
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path):
@@ -60,9 +60,9 @@ def test_a_file_that_is_replaced_is_whole_at_every_moment(tmp_path):
     token_files.write(path, np.arange(3), token_files.GPT2)
     writer = token_files.Writer(path, token_files.GPT2)
     writer.write(np.arange(5))
-    assert token_files.open(path).tolist() == [0, 1, 2]
+    assert token_files.tokens_of(path).tolist() == [0, 1, 2]
     writer.close()
-    assert token_files.open(path).tolist() == [0, 1, 2, 3, 4]
+    assert token_files.tokens_of(path).tolist() == [0, 1, 2, 3, 4]
 
 
 good = st.sampled_from([token_files.header(form, 3) + np.arange(3, dtype=form.dtype).tobytes() for form, *_ in FORMATS])
@@ -85,7 +85,7 @@ def test_only_files_that_agree_with_their_header_are_read(tmp_path, data):
     path = tmp_path / "x.bin"
     path.write_bytes(data)
     try:
-        tokens = token_files.open(path)
+        tokens = token_files.tokens_of(path)
     except UserError:
         return
     magic, version, count = struct.unpack("<3i", data[:12])
@@ -97,4 +97,4 @@ def test_only_files_that_agree_with_their_header_are_read(tmp_path, data):
 @pytest.mark.parametrize("name", ["absent.bin", ".", "a\0b"])
 def test_what_can_not_be_read_is_said(tmp_path, name):
     with pytest.raises(UserError, match=r"can't be read|a folder, where a file"):
-        token_files.open(tmp_path / name)
+        token_files.tokens_of(tmp_path / name)

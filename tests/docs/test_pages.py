@@ -16,7 +16,7 @@ from jaxgpt.options import settings
 from jaxgpt.proof import cases, gradcheck
 from jaxgpt.proof.gradcheck import Case
 from jaxgpt.training import flops
-from jaxgpt.training.peaks import PEAKS
+from jaxgpt.training.flops import PEAKS
 from tests.docs.commands import PAGES, ROOT
 
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -15,7 +15,7 @@ import pytest
 from jaxgpt.commands import cli
 from jaxgpt.data import corpora
 from jaxgpt.evaluation.tasks import TASKS
-from jaxgpt.interop import detect_format, llmc_state
+from jaxgpt.interop import detect_format, llmc
 from jaxgpt.options.config import Compute
 from tests import whole
 from tests.data.test_hub import Hub, jsonl, token_file
@@ -134,5 +134,5 @@ def weights() -> None:
 
     logits, (loss, grads) = run(source.load(), tokens, tokens + 1)
     arrays = jax.tree.map(np.asarray, grads)
-    state = llmc_state.State(tokens, tokens + 1, np.asarray(logits), float(loss), arrays)
-    llmc_state.write(Path("gpt2_124M_debug_state.bin"), state)
+    state = llmc.State(tokens, tokens + 1, np.asarray(logits), float(loss), arrays)
+    llmc.write_state(Path("gpt2_124M_debug_state.bin"), state)

@@ -16,6 +16,7 @@ from jaxgpt.generation import api
 MISSING = "not installed: the extra test has it"
 pytest.importorskip("uvicorn", reason=f"uvicorn is {MISSING}")
 connections = pytest.importorskip("jaxgpt.generation.connections", reason=f"h11 is {MISSING}")
+gate = pytest.importorskip("jaxgpt.generation.gate", reason=f"starlette is {MISSING}")
 server = pytest.importorskip("jaxgpt.generation.server", reason=f"starlette is {MISSING}")
 
 BYTES = tokenizers.make("bytes", "")

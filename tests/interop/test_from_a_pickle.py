@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxgpt import writing
-from jaxgpt.interop import huggingface, huggingface_export
+from jaxgpt.interop import huggingface
 from jaxgpt.models import gpt2
 from tests.interop.weights import MODEL, assert_same_bits, random_params
 
@@ -22,7 +22,7 @@ def test_the_lines_on_the_page(tmp_path, monkeypatch, bias):
     monkeypatch.chdir(tmp_path)
     params = random_params()
     with writing.new_folder(tmp_path / "hf") as folder:
-        huggingface_export.write(folder, params, MODEL, "float32", None, 1 << 30)
+        huggingface.write_folder(folder, params, MODEL, "float32", None, 1 << 30)
     named = {name: torch.from_numpy(array) for name, array in load_file(tmp_path / "hf/model.safetensors").items()}
     linear = ("attn.c_attn.weight", "c_proj.weight", "c_fc.weight")
     state = {name: array.T if name.endswith(linear) else array for name, array in named.items()}

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from jaxgpt import writing
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
-from jaxgpt.interop import huggingface, huggingface_export, tensors
+from jaxgpt.interop import huggingface, tensors
 from jaxgpt.models import gpt2
 from jaxgpt.options.config import Compute, Model
 from tests import whole
@@ -22,7 +22,7 @@ ONE_FILE = 1 << 30
 def export(folder, dtype="float32", *, shard_bytes=ONE_FILE, tokenizer=None, model=MODEL):
     params = random_params(model, dtype)
     with writing.new_folder(folder) as new:
-        huggingface_export.write(new, params, model, dtype, tokenizer, shard_bytes)
+        huggingface.write_folder(new, params, model, dtype, tokenizer, shard_bytes)
     return params
 
 
@@ -321,5 +321,5 @@ def test_float16_holds_no_more_than_65504(tmp_path):
     params = random_params()
     params.final_norm.bias[0] = 1e5
     with pytest.raises(UserError, match="numbers beyond 65504"), writing.new_folder(tmp_path / "hf") as folder:
-        huggingface_export.write(folder, params, MODEL, "float16", None, ONE_FILE)
+        huggingface.write_folder(folder, params, MODEL, "float16", None, ONE_FILE)
     assert list(tmp_path.iterdir()) == []

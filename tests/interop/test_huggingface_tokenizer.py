@@ -11,10 +11,10 @@ import pytest
 
 from jaxgpt import writing
 from jaxgpt.commands import cli, configuration
-from jaxgpt.data import loader, tokenizers
+from jaxgpt.data import encodings, loader, tokenizers
 from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.errors import UserError
-from jaxgpt.interop import byte_level, detect_format, huggingface_export, huggingface_tokenizer
+from jaxgpt.interop import detect_format, huggingface, huggingface_tokenizer
 from jaxgpt.options.config import Config, Data, Model, Training
 from tests.data.foreign_tokenizers import MAKERS, TEXT, each, file_of, theirs, with_prefix_space
 from tests.interop.weights import random_params
@@ -100,7 +100,7 @@ def test_ours_are_read_as_ours_and_changed_ones_are_not(tmp_path, name):
 def test_vocabulary_and_merges_in_two_files(tmp_path):
     """As older versions of transformers wrote them, with its own tokenizer as the reference."""
     transformers = pytest.importorskip("transformers", reason="reads the files too; the parity extra installs it")
-    words = [*byte_level.CHARACTER_OF, "th", "the", "Ġthe", "<|endoftext|>"]
+    words = [*encodings.CHARACTER_OF, "th", "the", "Ġthe", "<|endoftext|>"]
     (tmp_path / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
     (tmp_path / "merges.txt").write_text("#version: 0.2\nt h\nth e\nĠ the\n", encoding="utf-8")
     text = "the cat the THE\nthe"
@@ -165,7 +165,7 @@ def test_what_the_files_say_otherwise_is_noted(tmp_path, gpt2):
 def export(folder: Path, text: str, vocabulary_size: int) -> None:
     model = Model(layers=1, heads=2, width=8, context=64, vocabulary_size=vocabulary_size)
     with writing.new_folder(folder) as new:
-        huggingface_export.write(new, random_params(model), model, "float32", HuggingFace(text, 2), 1 << 30)
+        huggingface.write_folder(new, random_params(model), model, "float32", HuggingFace(text, 2), 1 << 30)
 
 
 def test_tokens_that_an_llmc_file_cannot_hold(tmp_path, monkeypatch, capsys):
@@ -257,7 +257,7 @@ def test_another_programs_transformers_reads_it(tmp_path):
 
 
 def test_one_token_of_many_bytes_is_read_soon(tmp_path):
-    words = [*byte_level.CHARACTER_OF, *("a" * 2**power for power in range(1, 15)), "a" * 20_000, "<|endoftext|>"]
+    words = [*encodings.CHARACTER_OF, *("a" * 2**power for power in range(1, 15)), "a" * 20_000, "<|endoftext|>"]
     pairs = [("a" * 2 ** (power - 1), "a" * 2 ** (power - 1)) for power in range(1, 15)]
     content = huggingface_tokenizer._byte_level({word: i for i, word in enumerate(words)}, pairs)
     content["added_tokens"] = [huggingface_tokenizer._special("<|endoftext|>", len(words) - 1)]
@@ -281,7 +281,7 @@ def test_merges_are_those_of_the_simple_way():
                     break
                 parts[place : place + 2] = [parts[place] + parts[place + 1]]
             if len(parts) == 2:
-                pairs.append((byte_level.written(parts[0]), byte_level.written(parts[1])))
+                pairs.append((encodings.written(parts[0]), encodings.written(parts[1])))
             ranks[token] = rank
         return pairs
 
@@ -292,7 +292,7 @@ def test_merges_are_those_of_the_simple_way():
             left, right = generator.choice(len(made), size=2)
             made[list(made)[left] + list(made)[right]] = None
             made[bytes(generator.choice([97, 98, 99], size=5).tolist())] = None
-        assert byte_level.merges(list(made)) == simply(list(made))
+        assert encodings.merges(list(made)) == simply(list(made))
 
 
 def test_a_pipe_and_a_link_out(tmp_path):

@@ -19,7 +19,7 @@ CONTRACT = {
 }
 # Where a family's name belongs: the option, the families and their layers' users, the proof, and other projects' names.
 MAY_IMPORT = {"models", "proof", "interop/tensors.py"}
-MAY_WRITE = MAY_IMPORT | {"options/config.py", "interop/huggingface_config.py", "interop/huggingface_export.py"}
+MAY_WRITE = MAY_IMPORT | {"options/config.py", "interop/huggingface_config.py"}
 
 
 def belongs(path: Path, places: set[str]) -> bool:

@@ -1,7 +1,8 @@
-"""Operations per token: llm.c's count, and the exact one against the products in the traced program."""
+"""Operations per token against the products in the traced program, and the devices' peaks by JAX's names for them."""
 
 import dataclasses
 import math
+import types
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from jax.interpreters import partial_eval
 
-from jaxgpt.models import family
+from jaxgpt.models import family, gpt2
 from jaxgpt.options.config import Compute, Model
 from jaxgpt.training import flops
 from tests import whole
@@ -26,7 +27,7 @@ def test_gpt2_124m_counts_as_llm_c_counts_it():
 @pytest.mark.parametrize(("lengths"), [(1, 2), (64, 1024)])
 def test_only_attention_depends_on_the_length(lengths):
     short, long = lengths
-    for count in (flops.per_token, flops.products_per_token):
+    for count in (flops.per_token, gpt2.flops_per_token):
         assert count(GPT2_124M, long) - count(GPT2_124M, short) == 6 * 12 * 768 * (long - short)
 
 
@@ -75,9 +76,62 @@ def test_the_count_is_that_of_the_program(name, recompute, length, block):
 def test_with_one_query_a_block_only_the_scores_are_computed_again():
     compute = Compute(attention_block=1, recompute="none")
     again = 20 * SMALL.layers * 2 * SMALL.width * (20 + 1) / 2 / 20
-    assert flops.hardware_per_token(SMALL, compute, 20) == pytest.approx(flops.products_per_token(SMALL, 20) + again)
+    assert flops.hardware_per_token(SMALL, compute, 20) == pytest.approx(gpt2.flops_per_token(SMALL, 20) + again)
 
 
 def test_both_counts_of_gpt2_124m_are_near():
     """They differ by the positions, norms and biases, which no product multiplies, and by the padding: under 1%."""
-    assert flops.products_per_token(GPT2_124M, 1024) == pytest.approx(flops.per_token(GPT2_124M, 1024), rel=0.01)
+    assert gpt2.flops_per_token(GPT2_124M, 1024) == pytest.approx(flops.per_token(GPT2_124M, 1024), rel=0.01)
+
+
+# Peaks
+
+
+def device(kind, platform="gpu"):
+    return lambda: [types.SimpleNamespace(device_kind=kind, platform=platform)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "bfloat16", "float32"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4, 494.7),
+        ("NVIDIA H100 PCIe", 756.0, 378.0),  # the longest match, not the first one
+        ("NVIDIA H200", 989.4, 494.7),
+        ("NVIDIA GH200 480GB", 989.4, 494.7),
+        ("NVIDIA A100-SXM4-80GB", 312.0, 156.0),
+        ("NVIDIA A100 80GB PCIe", 312.0, 156.0),
+        ("NVIDIA A10", 125.0, 62.5),
+        ("NVIDIA A10G", None, None),  # another device than the A10
+        ("NVIDIA L40S", 362.0, 183.0),
+        ("NVIDIA GeForce RTX 4090", 165.2, 82.6),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None, None),
+        ("NVIDIA GeForce RTX 4090 D", None, None),
+        ("NVIDIA GeForce RTX 5070 Ti", 87.9, 43.9),
+        ("Tesla V100-SXM2-16GB", None, 15.7),  # no bfloat16 products
+        ("TPU v5 lite", 197.0, 197.0),
+        ("TPU v5", 459.0, 459.0),
+        ("cpu", None, None),
+        ("NVIDIA GeForce GTX 1080", None, None),
+    ],
+)
+def test_the_peak_is_the_devices_at_the_compute_dtype(monkeypatch, kind, bfloat16, float32):
+    monkeypatch.setattr(jax, "devices", device(kind))
+    for dtype, peak in (("bfloat16", bfloat16), ("float32", float32)):
+        assert flops.peak(Compute(dtype=dtype)) == (None if peak is None else pytest.approx(peak * 1e12))
+
+
+def test_float32_is_never_faster_than_bfloat16():
+    assert all(bfloat16 is None or bfloat16 >= float32 > 0 for bfloat16, float32 in flops.PEAKS.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cpus_peak_is_measured_when_asked_for(monkeypatch, dtype):
+    compute = dataclasses.replace(Compute(dtype=dtype), measure_peak=True)
+    assert 1e6 < flops.measured(dtype, 128, 0.0) < 1e14  # one product, on a machine that may be busy
+    monkeypatch.setattr(flops, "measured", lambda dtype: {"float32": 1.0, "bfloat16": 2.0}[dtype])
+    assert flops.peak(compute) == {"float32": 1.0, "bfloat16": 2.0}[dtype]
+
+
+def test_only_a_cpus_is_measured(monkeypatch):
+    monkeypatch.setattr(jax, "devices", device("NVIDIA H300"))
+    assert flops.peak(dataclasses.replace(Compute(), measure_peak=True)) is None

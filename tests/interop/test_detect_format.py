@@ -11,7 +11,7 @@ import pytest
 
 from jaxgpt import writing
 from jaxgpt.errors import UserError
-from jaxgpt.interop import detect_format, hub, huggingface, huggingface_export
+from jaxgpt.interop import detect_format, huggingface
 from tests.interop.weights import MODEL, assert_same_bits, random_params
 
 COMMIT = "a" * 40
@@ -80,7 +80,7 @@ def test_a_model_by_name(server, shard_bytes):
     """Its files are downloaded, but for pickles, and not twice."""
     root, asked = server
     with writing.new_folder(root / "someone" / "tiny") as folder:
-        huggingface_export.write(folder, random_params(), MODEL, "float32", None, shard_bytes)
+        huggingface.write_folder(folder, random_params(), MODEL, "float32", None, shard_bytes)
     (root / "someone/tiny/pytorch_model.bin").write_bytes(b"\x80\x04N.")
     source = detect_format.open_weights("someone/tiny")
     assert source.model == MODEL
@@ -94,7 +94,7 @@ def test_a_model_by_name(server, shard_bytes):
 def test_a_model_of_pickles_only(server):
     root, _ = server
     with writing.new_folder(root / "someone" / "old") as folder:
-        huggingface_export.write(folder, random_params(), MODEL, "float32", None, 1 << 30)
+        huggingface.write_folder(folder, random_params(), MODEL, "float32", None, 1 << 30)
         (folder / huggingface.WEIGHTS).unlink()
         (folder / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
     with pytest.raises(UserError, match=r"this model has no safetensors. Pickles .* are not read"):
@@ -106,13 +106,13 @@ def test_a_model_of_pickles_only(server):
 def test_without_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match="the package huggingface-hub is needed: make env EXTRAS=hub"):
-        hub.fetch("gpt2")
+        detect_format.fetch("gpt2")
 
 
 @pytest.mark.parametrize("name", ["", "a/b/c", "-x", "a b", "../x", "/etc/x", "a/b@c d"])
 def test_what_is_no_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "fetch", lambda name: pytest.fail(f"asked the hub for {name}"))
+    monkeypatch.setattr(detect_format, "fetch", lambda name: pytest.fail(f"asked the hub for {name}"))
     with pytest.raises(UserError, match=r"there is no such|without weights"):
         detect_format.open_weights(name)
     assert not list(Path().iterdir())

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxgpt.commands import cli
-from jaxgpt.data import loader, manifest, shards, token_files
-from jaxgpt.data.shards import Shards
+from jaxgpt.data import corpus, loader, manifest, token_files
+from jaxgpt.data.token_files import Shards
 from jaxgpt.errors import UserError
 
 
@@ -71,41 +71,41 @@ def test_llm_cs_own_files_are_found_by_folder_and_by_pattern(tmp_path):
     write(folder, "fineweb_train_000001.bin", [3, 4])
     write(folder, "fineweb_train_000002.bin", [5])
     for name in (str(folder), f"{folder}/*.bin", f"{folder}/fineweb_train_*.bin"):
-        found = shards.find(name)
+        found = corpus.find_token_files(name)
         assert found is not None
         assert (found.train[:].tolist(), found.validation[:].tolist()) == ([3, 4, 5], [1, 2])
     write(tmp_path / "tinyshakespeare", "tiny_shakespeare_val.bin", [1])
     write(tmp_path / "tinyshakespeare", "tiny_shakespeare_train.bin", [2])
-    found = shards.find(str(tmp_path / "tinyshakespeare"))
+    found = corpus.find_token_files(str(tmp_path / "tinyshakespeare"))
     assert found is not None
     assert (found.train[:].tolist(), found.validation[:].tolist()) == ([2], [1])
 
 
 def test_what_is_no_token_set_is_left_to_others(tmp_path):
     (tmp_path / "a.txt").write_text("a text")
-    assert shards.find(str(tmp_path / "a.txt")) is None
-    assert shards.find("embedded") is None
-    assert shards.find("tinyshakespeare") is None
+    assert corpus.find_token_files(str(tmp_path / "a.txt")) is None
+    assert corpus.find_token_files("embedded") is None
+    assert corpus.find_token_files("tinyshakespeare") is None
 
 
 def test_mistakes_are_told(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXGPT_DATA", str(tmp_path))
     with pytest.raises(UserError, match=r"by: python run\.py prepare fineweb-edu-100B$"):
-        shards.find("fineweb-edu-100B")
+        corpus.find_token_files("fineweb-edu-100B")
     with pytest.raises(UserError, match="has no token files"):
-        shards.find(str(tmp_path))
+        corpus.find_token_files(str(tmp_path))
     with pytest.raises(UserError, match="there are no such files"):
-        shards.find(f"{tmp_path}/*.bin")
+        corpus.find_token_files(f"{tmp_path}/*.bin")
     write(tmp_path, "a_train.bin", [1])
     with pytest.raises(UserError, match=r"for validation: those have _val_ in their names"):
-        shards.find(str(tmp_path))
+        corpus.find_token_files(str(tmp_path))
     write(tmp_path, "b_train.bin", [1], token_files.LLAMA3)
     write(tmp_path, "b_val.bin", [1])
     with pytest.raises(UserError, match="uint16 and uint32"):
-        shards.find(str(tmp_path))
+        corpus.find_token_files(str(tmp_path))
     (tmp_path / "progress.json").write_text("{}")
     with pytest.raises(UserError, match="not prepared to its end"):
-        shards.find(str(tmp_path))
+        corpus.find_token_files(str(tmp_path))
 
 
 @pytest.fixture
@@ -119,13 +119,13 @@ def test_a_prepared_folder_that_changed_is_refused_at_once(prepared):
     data = victim.read_bytes()
     victim.write_bytes(data[:-2])
     with pytest.raises(UserError, match=f"{victim} is damaged: its header promises"):
-        shards.find("out")
+        corpus.find_token_files("out")
     token_files.write(victim, np.arange(3), token_files.GPT2)
     with pytest.raises(UserError, match=f"{victim} is not what was prepared: it has 3 tokens"):
-        shards.find("out")
+        corpus.find_token_files("out")
     victim.unlink()
     with pytest.raises(UserError, match=f"{victim}: can't be read"):
-        shards.find("out")
+        corpus.find_token_files("out")
 
 
 @pytest.mark.parametrize(
@@ -144,14 +144,14 @@ def test_a_damaged_manifest_is_refused(prepared, change, message):
     path = prepared / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=message):
-        shards.find("out")
+        corpus.find_token_files("out")
 
 
 @given(data=st.one_of(st.binary(max_size=40), st.text(max_size=40).map(str.encode), st.just(b"[" * 100_000)))
 def test_a_manifest_may_be_anything(tmp_path, data):
     (tmp_path / "manifest.json").write_bytes(data)
     with pytest.raises(UserError, match=r"manifest\.json"):
-        shards.find(str(tmp_path))
+        corpus.find_token_files(str(tmp_path))
 
 
 def change(folder: Path, **fields) -> None:
@@ -165,10 +165,10 @@ def test_a_manifest_does_not_lead_out_of_its_folder(prepared, tmp_path):
         victim.rename(kept)
         victim.symlink_to(kept)
         with pytest.raises(UserError, match="leads out of out by a link"):
-            shards.find("out")
+            corpus.find_token_files("out")
         victim.unlink()
         kept.rename(victim)
-    assert shards.find("out") is not None
+    assert corpus.find_token_files("out") is not None
 
 
 def test_what_a_manifest_says_is_compared_with_what_is_there(prepared):
@@ -186,9 +186,9 @@ def test_what_a_manifest_says_is_compared_with_what_is_there(prepared):
         change(prepared, **fields)
         if message:
             with pytest.raises(UserError, match=message):
-                shards.find("out")
+                corpus.find_token_files("out")
         else:
-            assert shards.find("out") is not None
+            assert corpus.find_token_files("out") is not None
 
 
 def test_a_vocabulary_that_is_not_the_tokenizers_is_refused(prepared, fails):
@@ -213,11 +213,11 @@ def test_nano_gpts_files_are_known_and_the_line_that_is_told_mends_them(work, fa
     assert "train.bin has no header, as nanoGPT's" in fails("--config", "quickstart", "--data.text", "train.bin")
     for name in ("train.bin", "val.bin"):
         with pytest.raises(UserError, match=f"{name} has no header") as error:
-            token_files.open(name)
+            token_files.tokens_of(name)
         line = str(error.value).split("python -c '")[1].split("'; or")[0]
         subprocess.run([sys.executable, "-c", line], check=True)
         Path(name).unlink()
-    found = shards.find(".")
+    found = corpus.find_token_files(".")
     assert found is not None
     assert found.train[:].tolist() == tokens.tolist()
     assert found.validation[:].tolist() == tokens[:50].tolist()
