@@ -1,16 +1,39 @@
 """A run's loss curve as a picture."""
 
+import logging
+import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def figure(**options: Any) -> "Figure":
+    """Returns a new figure. Nothing in the user's environment keeps it from being drawn into a file.
+
+    A folder that matplotlib can't keep its fonts in is of no interest here, and a backend that MPLBACKEND names, and
+    that isn't installed, isn't needed.
+    """
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        from matplotlib.figure import Figure
+    except ValueError:
+        if os.environ.pop("MPLBACKEND", None) is None:
+            raise
+        from matplotlib.figure import Figure
+    finally:
+        logger.setLevel(level)
+    return Figure(**options)
 
 
 def loss_curve(metrics: list[dict[str, Any]], title: str, path: Path) -> None:
     """Draws train and validation loss by step from the objects of a metrics.jsonl; writes a PNG."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    picture = figure(figsize=(8, 4.5), layout="constrained")
+    axes = picture.add_subplot()
     train = [(line["step"], line["loss"]) for line in metrics if line.get("loss") is not None]
     validation = [(line["step"], line["val_loss"]) for line in metrics if line.get("val_loss") is not None]
     if train:
@@ -26,7 +49,7 @@ def loss_curve(metrics: list[dict[str, Any]], title: str, path: Path) -> None:
         axes.legend()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name in letters that the font hasn't got
-        figure.savefig(path, format="png", dpi=120)  # whatever the file's name ends with
+        picture.savefig(path, format="png", dpi=120)  # whatever the file's name ends with
 
 
 def _smoothed(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:

@@ -33,6 +33,9 @@ from jaxgpt.runs import checksums
 from jaxgpt.runs.about import About, check_size, model_of, read_about
 from jaxgpt.training.state import TrainState, on_trees
 
+PIECES = 1 << 26  # bytes of pieces of arrays that may be read at once, beside those of the arrays themselves
+LONGEST_REASON = 400  # characters of an error of orbax's
+
 # Listing
 
 
@@ -242,7 +245,7 @@ def _read(path: Path, arguments: ocp.args.Composite) -> Any:
     """Returns what orbax restores from a checkpoint. UserError where it can't be read."""
     with quiet():
         try:
-            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            with ocp.Checkpointer(_bounded(arguments)) as checkpointer:
                 return checkpointer.restore(path.absolute(), args=arguments)
         except Exception as error:  # of many types: orbax even raises Exception itself
             if out_of_memory.is_cause(error):  # the checkpoint isn't damaged
@@ -250,6 +253,18 @@ def _read(path: Path, arguments: ocp.args.Composite) -> Any:
             message = one_line(error)
         let_others_fail()
     raise UserError(f"{path}: this checkpoint can't be read ({message}). Restore it from a copy, or train anew")
+
+
+def _bounded(arguments: ocp.args.Composite) -> ocp.CompositeCheckpointHandler:
+    """Returns a handler that reads no more at once than what is asked for may need.
+
+    The files say how large the pieces of an array are, and one of kilobytes may be unpacked to a terabyte.
+    """
+    numbers = sum(leaf.size for leaf in jax.tree.leaves([part.item for part in arguments.values()]))
+    room = (PIECES + 4 * 4 * numbers) / 10**9  # pieces that don't divide a tensor reach beyond it, on each axis
+    return ocp.CompositeCheckpointHandler(
+        **{name: ocp.StandardCheckpointHandler(restore_concurrent_gb=room) for name in arguments}  # type: ignore[arg-type]
+    )
 
 
 def _check_same_model(where: Path, saved: dict[str, Any], model: Model) -> None:
@@ -268,7 +283,9 @@ def _check_same_model(where: Path, saved: dict[str, Any], model: Model) -> None:
 
 
 def one_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].partition(" See full")[0]
+    """Returns the beginning of an error's message. Orbax's are as long as pages, and quote what the files say."""
+    first = (str(error) or type(error).__name__).splitlines()[0]
+    return shown(first.partition(" See full")[0].partition(" [tensorstore_spec")[0], LONGEST_REASON)
 
 
 def let_others_fail() -> None:
