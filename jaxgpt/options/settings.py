@@ -296,7 +296,13 @@ def check_processes(parallel: Parallel) -> None:
         needed = "left away where --parallel.processes is not given, or 1"
         _require(process == -1, "parallel", "process", process, needed)
     needed = "host:port, such as node1:12345, the same in all processes"
-    _require(is_address(coordinator) or (not coordinator and processes <= 1), "parallel", "coordinator", coordinator or "empty", needed)
+    _require(
+        is_address(coordinator) or (not coordinator and processes <= 1),
+        "parallel",
+        "coordinator",
+        coordinator or "empty",
+        needed,
+    )
 
 
 def is_address(text: str) -> bool:

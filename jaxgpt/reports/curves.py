@@ -1,7 +1,9 @@
 """A run's loss curve as a picture."""
 
+import contextlib
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,18 +18,28 @@ def figure(**options: Any) -> "Figure":
     A folder that matplotlib can't keep its fonts in is of no interest here, and a backend that MPLBACKEND names, and
     that isn't installed, isn't needed.
     """
+    if "matplotlib" not in sys.modules:
+        _import()
+    from matplotlib.figure import Figure
+
+    return Figure(**options)
+
+
+def _import() -> None:
+    """Imports matplotlib for the first time, without its warnings, and with a backend that may not exist."""
     logger = logging.getLogger("matplotlib")
-    level = logger.level
+    level, backend = logger.level, os.environ.pop("MPLBACKEND", "")
     logger.setLevel(logging.ERROR)
     try:
-        from matplotlib.figure import Figure
-    except ValueError:
-        if os.environ.pop("MPLBACKEND", None) is None:
-            raise
-        from matplotlib.figure import Figure
+        import matplotlib
+        import matplotlib.figure
     finally:
         logger.setLevel(level)
-    return Figure(**options)
+        if backend:
+            os.environ["MPLBACKEND"] = backend
+    if backend:  # a notebook's, which draws with it
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
 
 
 def loss_curve(metrics: list[dict[str, Any]], title: str, path: Path) -> None:

@@ -98,7 +98,7 @@ def leave_a_curve(folder: RunFolder) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
 @pytest.mark.parametrize("leave", [leave_metrics, leave_a_sample, leave_a_curve])
 def test_a_trained_run_without_a_checkpoint_is_kept(config, tmp_path, leave):
-    """Somebody has deleted them, or the job was killed before the first: with auto it begins anew, and loses nothing."""
+    """Somebody has deleted them, or the job was killed before the first: with auto it begins anew, keeping all."""
     first = RunFolder(config())
     leave(first)
     first.close()
