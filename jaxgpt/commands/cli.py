@@ -104,7 +104,9 @@ def _command(words: list[str], observers: Sequence["Observer"]) -> int:
         _spare_processor_info()
     if command == "train":
         return train(words, observers)
-    return importlib.import_module(COMMANDS[command]).run(words)
+    with terminal.ending_at_once():
+        module = importlib.import_module(COMMANDS[command])
+    return module.run(words)
 
 
 def _no_such_command(command: str) -> UserError:
