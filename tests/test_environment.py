@@ -80,3 +80,12 @@ def test_a_platform_that_jax_cannot_start_is_told(platform, tmp_path):
         f"error: the environment variable JAX_PLATFORMS is '{platform}', and JAX can't start that"
     )
     assert "Traceback" not in done.stderr
+
+
+def test_no_device_at_all_is_told(tmp_path):
+    words = [sys.executable, ROOT / "run.py", "--config", "quickstart", "--run.folder", tmp_path / "runs"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "0"}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 2
+    assert "JAX_PLATFORMS is 'cpu' and JAX_NUM_CPU_DEVICES is '0'" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
