@@ -10,6 +10,7 @@ from pathlib import Path
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.foreign_text import quoted, shown
 
+BACKENDS = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES")  # variables that say what JAX starts
 LARGEST = 2**53  # up to here, every whole number has an exact float; seconds since 1970 are far below
 # Bytes. With less, JAX can't compile, and its threads, whose errors nobody can catch, abort the process.
 LEAST_ADDRESS_SPACE = 2 * 10**9
@@ -56,18 +57,19 @@ def check() -> None:
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """Inside, an error of a backend that JAX_PLATFORMS asks for and that JAX can't start becomes a UserError."""
+    """Inside, an error of a backend that JAX's variables ask for and that JAX can't start becomes a UserError."""
     try:
         yield
     except (RuntimeError, AssertionError) as error:
-        platforms = os.environ.get("JAX_PLATFORMS", "")
+        asked = {name: os.environ[name] for name in BACKENDS if os.environ.get(name)}
         frames = traceback.extract_tb(error.__traceback__)
-        if not platforms or not any(frame.filename.endswith("xla_bridge.py") for frame in frames):
+        if not asked or not any(frame.filename.endswith("xla_bridge.py") for frame in frames):
             raise
         reason = f" ({shown(error)})" if str(error) else ""
+        values = " and ".join(f"{name} is {quoted(value)}" for name, value in asked.items())
         raise UserError(
-            f"the environment variable JAX_PLATFORMS is {quoted(platforms)}, and JAX can't start that here{reason}. "
-            "Leave it away, or name a platform that is installed, such as cpu"
+            f"the environment variable {values}, and JAX can't start that here{reason}. Leave it away, or name "
+            "a platform that is installed, such as cpu, and one device or more"
         ) from None
 
 

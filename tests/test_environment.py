@@ -103,3 +103,12 @@ def test_settings_of_the_user_are_left_alone(monkeypatch):
     monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started again"))
     environment.restart_with_allocator()
     assert os.environ[environment.ALLOCATOR_VARIABLE] == "glibc.malloc.check=1"
+
+
+def test_no_device_at_all_is_told(tmp_path):
+    words = [sys.executable, ROOT / "run.py", "--config", "quickstart", "--run.folder", tmp_path / "runs"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "0"}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 2
+    assert "JAX_PLATFORMS is 'cpu' and JAX_NUM_CPU_DEVICES is '0'" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

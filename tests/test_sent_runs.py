@@ -1,11 +1,13 @@
 """A run that somebody else sent is read as data: it has no code run, no other file read and none written."""
 
 import dataclasses
+import json
 import os
 import re
 from pathlib import Path
 
 import pytest
+import tensorstore as ts
 import tomli_w
 
 from jaxgpt import compilation_cache
@@ -17,9 +19,10 @@ from jaxgpt.options.config import Config, Training
 from jaxgpt.reports import page, trackers
 from jaxgpt.reports.history import History
 from jaxgpt.reports.live_report import Report
+from jaxgpt.runs import checkpoints, checksums
 from tests import sent
 from tests.reports import runs
-from tests.sent import MODEL, RUN
+from tests.sent import CHECKPOINT, MODEL, RUN
 
 HOSTILE = {
     "run": {
@@ -242,3 +245,33 @@ def test_numbers_that_no_computer_counts_to(run, fails):
     assert "within one another" in fails("generate", "--run", str(run))
     (run / "config.toml").write_text("[" + "a." * 200 + "a]\nx = 1")
     assert "within one another" in fails("generate", "--run", str(run))
+
+
+def _rewrite(key: str, change) -> None:
+    """Changes one value of the key-value store that the parameters' arrays are in."""
+    store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{(CHECKPOINT / 'params').absolute()}/"}).result()
+    store.write(key, change(store.read(key).result().value)).result()
+    checksums.write(CHECKPOINT)
+
+
+def _of_another(**fields):
+    return lambda value: json.dumps(json.loads(value) | fields).encode()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _of_another(chunks=[1 << 26, 8]),
+        _of_another(chunks=[1 << 40, 8]),
+        _of_another(shape=[1 << 40, 8]),
+        _of_another(dtype="|S100000"),
+        _of_another(dtype="<c8"),
+        lambda _: b"[" * 100_000,
+    ],
+)
+def test_the_arrays_of_a_checkpoint_may_lie_about_themselves(run, change):
+    """A piece of 2 GiB that kilobytes would be unpacked to isn't read, and the message is no page."""
+    _rewrite("embedding.token/.zarray", change)
+    with pytest.raises(UserError, match="this checkpoint can't be read") as raised:
+        checkpoints.load_params(RUN, MODEL)
+    assert len(str(raised.value)) < 1000

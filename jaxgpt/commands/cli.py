@@ -105,7 +105,9 @@ def _command(words: list[str], observers: Sequence["Observer"]) -> int:
             os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_experimental_ynn_fusion_type="
     if command == "train":
         return train(words, observers)
-    return importlib.import_module(COMMANDS[command]).run(words)
+    with terminal.ending_at_once():
+        module = importlib.import_module(COMMANDS[command])
+    return module.run(words)
 
 
 def _no_such_command(command: str) -> UserError:

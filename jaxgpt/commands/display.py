@@ -18,6 +18,7 @@ from jaxgpt.errors import reason
 from jaxgpt.foreign_text import printable
 
 PLAIN_SECONDS = 10  # between plain lines, where there is no terminal
+PLAIN_WIDTH = 80  # characters of a line, where the terminal has none
 SMOOTHING = 0.9
 
 
@@ -54,6 +55,8 @@ class Display:
 
     def __init__(self, steps: int, console: Console | None = None):
         self.console = console or _Console(highlight=False)
+        if self.console.width < 1:  # COLUMNS=0, as some containers set it, leaves no room for a letter
+            self.console.width = PLAIN_WIDTH
         self.lost = ""
         self.steps = steps
         self.rate: float | None = None  # tokens/s, smoothed

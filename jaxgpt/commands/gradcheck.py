@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-from matplotlib.figure import Figure
 
 from jaxgpt import compilation_cache
 from jaxgpt.commands import configuration
@@ -17,6 +16,7 @@ from jaxgpt.models import family
 from jaxgpt.options import command_line, settings
 from jaxgpt.options.config import Compute, Model
 from jaxgpt.proof import cases, gradcheck
+from jaxgpt.reports import history
 from jaxgpt.terminal import say
 
 # Without --config: odd sizes everywhere, a vocabulary that is padded, chunks and blocks that do not divide.
@@ -74,7 +74,7 @@ def run(words: list[str]) -> int:
 
 def draw(rows: list[gradcheck.Row], dtype: str, path: Path) -> None:
     """Draws each tensor's error on a logarithmic scale, with a mark at its tolerance, and writes the picture."""
-    figure = Figure(figsize=(8, 1.2 + 0.2 * len(rows)), layout="constrained")
+    figure = history.figure(figsize=(8, 1.2 + 0.2 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     places = range(len(rows))
     finite = [row.error if math.isfinite(row.error) else 1e3 for row in rows]

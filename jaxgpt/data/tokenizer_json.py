@@ -8,8 +8,10 @@ import contextlib
 import functools
 import os
 import re
+import tempfile
+import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +29,7 @@ LARGEST_VOCABULARY = 1 << 21
 LONGEST_UNIGRAM = 512  # characters of a token: at every place, tokens of all lengths are looked for
 LONGEST_WORD = 256  # characters of a word whose beginnings WordPiece tries, the longest first
 LARGEST_GROWTH = 1024  # characters that replacements within replacements may make of one
+PANIC = "PanicException"  # the class of Rust's panics, which has no public name
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # name of a byte in SentencePiece's vocabularies
 
 
@@ -48,9 +51,8 @@ class HuggingFace(Tokenizer):
         content = parse(text)
         self.text, self.end_of_text = text, end_of_text
         self._decoders = [part.get("type") for part in _parts(content.get("decoder"))]
-        with _quiet():
-            self._tokenizer = _load(text)
-            self._tokenizer.encode_special_tokens = True  # special tokens in a text are encoded as characters
+        self._tokenizer = _load(text)
+        self._tokenizer.encode_special_tokens = True  # special tokens in a text are encoded as characters
         self._size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
         if not 1 <= self._size <= LARGEST_VOCABULARY:
             raise UserError(f"ids up to {self._size - 1:,}, where a tokenizer has from 1 to {LARGEST_VOCABULARY:,} ids")
@@ -64,7 +66,7 @@ class HuggingFace(Tokenizer):
     def encode(self, text: str, *, special: bool = False) -> np.ndarray:
         utf8(text)
         tokenizer = self._with_special if special else self._tokenizer
-        with _errors("can't encode the text"):
+        with _errors("can't encode the text"), quiet:
             # Without offsets, which take more memory than the ids.
             return np.array(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.int32)
 
@@ -88,7 +90,7 @@ class HuggingFace(Tokenizer):
         names = [self._tokenizer.id_to_token(number) for number in range(self._size)]
         if "ByteLevel" in self._decoders:
             return tuple(_byte_level(name or "") for name in names)
-        with _errors("can't decode its tokens"):
+        with _errors("can't decode its tokens"), quiet:
             added = self._after_another()
         of_bytes = "ByteFallback" in self._decoders
         for number, name in enumerate(names):
@@ -173,28 +175,60 @@ def _load(text: str) -> "tokenizers.Tokenizer":
         import tokenizers
     except ImportError:
         raise MissingPackage("this tokenizer needs the extra `data`: make env EXTRAS=data") from None
-    with _errors("the package tokenizers can't read it"):
+    with _errors("the package tokenizers can't read it"), quiet:
         loaded = tokenizers.Tokenizer.from_str(text)
         loaded.no_truncation()
         loaded.no_padding()
         return loaded
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Rust's message of a panic, which the exception has too, from the terminal."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # closed: nothing can be printed
-        yield
-        return
-    try:
-        with open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+class _Quiet:
+    """Keeps Rust's message of a panic, which the exception has too, from the terminal. Threads may enter it together.
+
+    Rust prints it to the standard error's file, whatever Python's `sys.stderr` is. So while a thread is inside, that
+    file is a temporary one; what else was printed meanwhile is printed when the last thread leaves.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside, self._panicked = 0, False
+        self._kept: int | None = None
+        self._caught: IO[bytes] | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                # Closed, or nowhere to write to: then what Rust prints is printed.
+                with contextlib.suppress(OSError):
+                    self._caught = self._caught or tempfile.TemporaryFile()  # kept for the next time
+                    self._kept = os.dup(2)
+                    os.dup2(self._caught.fileno(), 2)
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            self._panicked |= kind is not None and kind.__name__ == PANIC
+            if not self._inside and self._kept is not None and self._caught:
+                os.dup2(self._kept, 2)
+                os.close(self._kept)
+                self._kept = None
+                if os.fstat(self._caught.fileno()).st_size:
+                    self._print(self._caught)
+            if not self._inside:
+                self._panicked = False
+
+    def _print(self, caught: IO[bytes]) -> None:
+        caught.seek(0)
+        printed = caught.read()
+        caught.seek(0)
+        caught.truncate()
+        if not self._panicked:
+            with contextlib.suppress(OSError):
+                os.write(2, printed)
+
+
+quiet = _Quiet()
 
 
 @contextlib.contextmanager
@@ -205,7 +239,7 @@ def _errors(what: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
             raise
         raise UserError(f"tokenizer.json: {what} ({shown(error)})") from None
 

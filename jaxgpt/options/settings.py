@@ -24,6 +24,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()), Path("configs"))
 VERSIONS = "versions"  # the table that a run's own config.toml adds; read back, it is passed over
 PACKAGES = ("jax", "jaxlib", "numpy", "orbax-checkpoint", "tiktoken")
+MOST_PROCESSES = 1 << 16
 LARGEST = 2**31 - 1  # steps, seeds and sizes become int32 on the device
 # Options that a command takes from the config.toml of a run that it reads: what the model is, how it is computed, and
 # what it was trained on. Folders, trackers and processes are for the reader's own command line to name.
@@ -256,16 +257,27 @@ def check_model(model: Model) -> None:
 def check_processes(parallel: Parallel) -> None:
     """Raises a UserError where a process can't know which one it is, or where the others are."""
     processes, process, coordinator = parallel.processes, parallel.process, parallel.coordinator
+    _require(processes <= MOST_PROCESSES, "parallel", "processes", processes, f"at most {MOST_PROCESSES}")
     if processes > 1:
         needed = f"from 0 to {processes - 1}, another in each of the {processes} processes (--parallel.processes)"
         _require(0 <= process < processes, "parallel", "process", process, needed)
     else:
         needed = "left away where --parallel.processes is not given, or 1"
         _require(process == -1, "parallel", "process", process, needed)
-    host, _, port = coordinator.rpartition(":")
-    valid = bool(host) and re.fullmatch("[0-9]{1,5}", port) is not None and 0 < int(port) < 2**16
     needed = "host:port, such as node1:12345, the same in all processes"
-    _require(valid or (not coordinator and processes <= 1), "parallel", "coordinator", coordinator or "empty", needed)
+    _require(
+        is_address(coordinator) or (not coordinator and processes <= 1),
+        "parallel",
+        "coordinator",
+        coordinator or "empty",
+        needed,
+    )
+
+
+def is_address(text: str) -> bool:
+    """Returns whether a text is host:port."""
+    host, _, port = text.rpartition(":")
+    return bool(host) and re.fullmatch("[0-9]{1,5}", port) is not None and 0 < int(port) < 2**16
 
 
 def check_sampling(sampling: Sampling, section: str) -> None:

@@ -14,7 +14,9 @@ from jax._src import clusters
 
 from jaxgpt import environment
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.options.config import Parallel
+from jaxgpt.options.settings import MOST_PROCESSES, is_address
 
 ALONE = "--parallel.processes 1 trains in this process alone"
 
@@ -39,12 +41,30 @@ def find(parallel: Parallel) -> Place | None:
     place = _slurm() or _open_mpi(parallel.coordinator) or _kubernetes()
     if place is None or place.processes == 1:
         return None
-    return place._replace(coordinator=parallel.coordinator or place.coordinator)
+    place = place._replace(coordinator=parallel.coordinator or place.coordinator)
+    _check(place)
+    return place
+
+
+def _check(place: Place) -> None:
+    """Raises a UserError where a scheduler's variables, which anybody may set, give no place that there can be."""
+    if not 1 <= place.processes <= MOST_PROCESSES or not 0 <= place.process < place.processes:
+        raise UserError(
+            f"{place.source} says that this is process {place.process} of {place.processes}: there may be up to "
+            f"{MOST_PROCESSES}, and they are counted from 0. Mend its variables; {ALONE}"
+        )
+    if not is_address(place.coordinator):
+        raise UserError(
+            f"{place.source} gives {quoted(place.coordinator)} as the address of process 0, which is not host:port. "
+            f"Give --parallel.coordinator; {ALONE}"
+        )
 
 
 def _slurm() -> Place | None:
     if not clusters.SlurmCluster.is_env_present():  # as in a batch script itself, outside of srun
         return None
+    for name in ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID"):
+        environment.needed(name)  # JAX's own message doesn't name the variable
     tasks = _per_node(os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
     node = environment.needed("SLURM_NODEID", 0)
     together = tasks[node] if node < len(tasks) else 1
@@ -108,7 +128,7 @@ def _asked(cluster: type[clusters.ClusterEnv], name: str, together: int) -> Plac
         local = cluster.get_local_process_id()
         return Place(address, count, cluster.get_process_id(), name, _share(local or 0, together))
     except Exception as error:  # of many types: what a cluster's own client raises
-        message = str(error).strip() or type(error).__name__
+        message = shown(str(error).strip() or type(error).__name__)
         raise UserError(
             f"{name} doesn't say how this job's processes find each other: {message}. Give --parallel.coordinator, "
             f".processes and .process; {ALONE}"
@@ -123,6 +143,8 @@ def _share(number: int, together: int) -> list[int] | None:
     """
     if together == 1:
         return None
+    if number >= together:
+        raise UserError(f"this process is number {number} of {together} on its machine, by the scheduler's variables")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return [number]

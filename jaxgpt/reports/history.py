@@ -4,18 +4,24 @@
 that is written again and again reads only what is new.
 """
 
+import contextlib
 import itertools
+import logging
 import math
 import os
+import sys
 import warnings
 from array import array
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxgpt import files
 from jaxgpt.runs import metrics_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu", "step_seconds", "data_wait_seconds")
 PIECE = 2**20  # bytes read at once
@@ -140,11 +146,39 @@ def smoothed(curve: Curve, buckets: int = BUCKETS) -> Curve:
     return steps[ends - 1], (sums[ends] - sums[starts]) / (ends - starts)
 
 
+def figure(**options: Any) -> "Figure":
+    """Returns a new figure, which nothing in the user's environment keeps from being drawn into a file.
+
+    A folder that matplotlib can't keep its fonts in is of no interest here, and a backend that MPLBACKEND names, and
+    that isn't installed, isn't needed.
+    """
+    if "matplotlib" not in sys.modules:
+        _import()
+    from matplotlib.figure import Figure
+
+    return Figure(**options)
+
+
+def _import() -> None:
+    """Imports matplotlib for the first time, without its warnings, and with a backend that may not exist."""
+    logger = logging.getLogger("matplotlib")
+    level, backend = logger.level, os.environ.pop("MPLBACKEND", "")
+    logger.setLevel(logging.ERROR)
+    try:
+        import matplotlib
+        import matplotlib.figure
+    finally:
+        logger.setLevel(level)
+        if backend:
+            os.environ["MPLBACKEND"] = backend
+    if backend:  # a notebook's, which draws with it
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+
+
 def loss_curve(metrics: list[dict[str, Any]], title: str, path: Path) -> None:
     """Draws train and validation loss by step from the objects of a metrics.jsonl; writes a PNG."""
-    from matplotlib.figure import Figure  # here: importing it takes 0.75 s
-
-    axes = (figure := Figure(figsize=(8, 4.5), layout="constrained")).add_subplot()
+    axes = (picture := figure(figsize=(8, 4.5), layout="constrained")).add_subplot()
     train, validation = (
         [(line["step"], line[name]) for line in metrics if line.get(name) is not None] for name in ("loss", "val_loss")
     )
@@ -162,4 +196,4 @@ def loss_curve(metrics: list[dict[str, Any]], title: str, path: Path) -> None:
         axes.legend()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name in letters that the font hasn't got
-        figure.savefig(path, format="png", dpi=120)  # whatever the file's name ends with
+        picture.savefig(path, format="png", dpi=120)  # whatever the file's name ends with

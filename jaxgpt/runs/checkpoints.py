@@ -37,6 +37,8 @@ from jaxgpt.runs.about import About, check_size, model_of, read_about
 from jaxgpt.terminal import say
 from jaxgpt.training.state import TrainState, on_trees
 
+PIECES = 1 << 26  # bytes of pieces of arrays that may be read at once, beside those of the arrays themselves
+LONGEST_REASON = 400  # characters of an error of orbax's
 _STEP = re.compile("0|[1-9][0-9]{0,9}")
 _TEMPORARY = re.compile(r"[0-9]{1,10}\.orbax-checkpoint-tmp(-[0-9]+)?")
 
@@ -256,14 +258,27 @@ def _read(path: Path, arguments: ocp.args.Composite) -> Any:
     """Returns what orbax restores from a checkpoint. UserError where it can't be read."""
     with quiet():
         try:
-            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            with ocp.Checkpointer(_bounded(arguments)) as checkpointer:
                 return checkpointer.restore(path.absolute(), args=arguments)
         except Exception as error:  # of many types: orbax even raises Exception itself
             if errors.is_out_of_memory(error):  # the checkpoint isn't damaged
                 raise
-            message = errors.one_line(error)
+            # Orbax's messages are as long as pages, and quote what the files say.
+            message = shown(errors.one_line(error).partition(" [tensorstore_spec")[0], LONGEST_REASON)
         let_others_fail()
     raise UserError(f"{path}: this checkpoint can't be read ({message}). Restore it from a copy, or train anew")
+
+
+def _bounded(arguments: ocp.args.Composite) -> ocp.CompositeCheckpointHandler:
+    """Returns a handler that reads no more at once than what is asked for may need.
+
+    The files say how large the pieces of an array are, and one of kilobytes may be unpacked to a terabyte.
+    """
+    numbers = sum(leaf.size for leaf in jax.tree.leaves([part.item for part in arguments.values()]))
+    room = (PIECES + 4 * 4 * numbers) / 10**9  # pieces that don't divide a tensor reach beyond it, on each axis
+    return ocp.CompositeCheckpointHandler(
+        **{name: ocp.StandardCheckpointHandler(restore_concurrent_gb=room) for name in arguments}  # type: ignore[arg-type]
+    )
 
 
 def let_others_fail() -> None:

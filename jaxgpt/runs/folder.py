@@ -31,8 +31,9 @@ from jaxgpt.runs import checkpoints, metrics_file
 
 CONFIGURATION = "config.toml"
 SAMPLES = "samples.txt"
+CURVE = "loss.png"
 GROWING = (metrics_file.NAME, SAMPLES)  # cut back when the run is resumed
-OURS = (CONFIGURATION, *GROWING, "memory_plan.json", "machine.json", "loss.png")  # written by the open run alone
+OURS = (CONFIGURATION, *GROWING, "memory_plan.json", "machine.json", CURVE)  # written by the open run alone
 WRITTEN = {*OURS, metrics_file.DAMAGED, "report.html", "checkpoints", "tensorboard", "wandb", "wandb_id.txt"}
 
 EXISTS = (
@@ -82,8 +83,8 @@ class RunFolder:
                     self._take()  # another process may have made it meanwhile
                     if not self.resumes:
                         self._check_replaceable()
-                        if others := self._others():
-                            self._keep(f"{self.path}: no run writes {shown(others[0])}, so it isn't deleted")
+                        if reason := self._kept_for():
+                            self._keep(f"{self.path}: {reason}")
                         self._make()
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
             self._lock.close()
@@ -122,13 +123,25 @@ class RunFolder:
         writing.check_no_link(self.path)
 
     def _is_untrained(self) -> bool:
-        """Returns whether nothing would be lost: no step was recorded, and there is no checkpoint."""
-        return metrics_file.is_untrained(self.path / metrics_file.NAME) and not checkpoints.steps_of(self.checkpoints)
+        """Returns whether nothing would be lost: no step has left a trace, and there is no checkpoint."""
+        return (
+            metrics_file.is_untrained(self.path / metrics_file.NAME)
+            and metrics_file.has_no_later_text(self.path / SAMPLES)
+            and not files.exists(self.path / CURVE)
+            and not checkpoints.steps_of(self.checkpoints)
+        )
+
+    def _kept_for(self) -> str:
+        """Returns why the folder may not be deleted though another takes its name; empty where it may be."""
+        if self.config.run.overwrite or not self.path.is_dir():
+            return ""
+        if not self._is_untrained():
+            return "it was trained, and has no checkpoint to resume from"
+        others = self._others()
+        return f"no run writes {shown(others[0])}, so it isn't deleted" if others else ""
 
     def _others(self) -> list[str]:
-        """Returns what lies in the folder and no run has written, so may not be deleted; none with `run.overwrite`."""
-        if self.config.run.overwrite or not self.path.is_dir():
-            return []
+        """Returns what lies in the folder and no run has written."""
         left = re.compile(rf"\.({'|'.join(map(re.escape, OURS))})\.(new|old)-[0-9a-f]+")
         names = {path.name for path in self.path.iterdir() if not left.fullmatch(path.name)} - WRITTEN
         kept = set(files.names(self.checkpoints)) - {path.name for path in checkpoints.unfinished(self.checkpoints)}

@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ NAME = "metrics.jsonl"
 DAMAGED = "metrics.damaged"  # lines that could not be read
 LONGEST = 1 << 20  # bytes of a line: ours have hundreds
 TRAINING = "is training this run"
+_LATER = re.compile(rb"--- step [1-9]")
 EVALUATE = "evaluate"  # marks the lines that `run.py evaluate` has added
 
 
@@ -52,6 +54,14 @@ def is_untrained(path: Path) -> bool:
         return True
     with files.open_file(path, within=path.parent) as file:
         return not any(b'"loss":' in text for text in _lines(file))
+
+
+def has_no_later_text(path: Path) -> bool:
+    """Returns whether a samples.txt has no text of a step after the first."""
+    if not files.exists(path):
+        return True
+    with files.open_file(path, within=path.parent) as file:
+        return not any(_LATER.match(text) for text in _lines(file))
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

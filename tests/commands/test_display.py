@@ -257,3 +257,12 @@ def test_output_that_cannot_be_written_is_remembered_and_no_error(error):
     shown.note("another")
     shown.step(1, 2.0, 3.0, 4.0, None)
     assert file.writes == tried
+
+
+@pytest.mark.parametrize("columns", ["0", "1"])
+def test_a_terminal_without_room_for_a_letter(monkeypatch, capsys, columns):
+    """COLUMNS=0, as some containers set it: the lines are printed all the same."""
+    monkeypatch.setenv("COLUMNS", columns)
+    with Display(3) as shown:
+        shown.note("a line that stays")
+    assert capsys.readouterr().out == "a line that stays\n"

@@ -1,7 +1,9 @@
 """A tokenizer.json here beside the package `tokenizers` itself: ids, text, streaming, and what is refused."""
 
 import json
+import os
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -201,3 +203,34 @@ def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(UserError, match="this tokenizer needs the extra `data`: make env EXTRAS=data"):
         HuggingFace(file_of(foreign_tokenizers.bert))
+
+
+HOSTILE_PATTERN = {"type": "Split", "pattern": {"Regex": "(a*)*b|((x+x+)+y)"}, "behavior": "Isolated", "invert": False}
+
+
+def test_a_pattern_that_a_text_makes_panic(capfd):
+    """Only the message is printed, and what another thread prints meanwhile is not lost."""
+    content = json.loads(file_of(foreign_tokenizers.byte_level)) | {"pre_tokenizer": HOSTILE_PATTERN}
+    tokenizer = HuggingFace(json.dumps(content))
+    with pytest.raises(UserError, match="can't encode the text"):
+        tokenizer.encode("a" * 3000 + "x" * 40)
+    assert capfd.readouterr() == ("", "")
+    assert tokenizer.encode("the").size
+    os.write(2, b"as before")
+    assert capfd.readouterr().err == "as before"
+
+
+def test_threads_that_encode_together_leave_the_standard_error_as_it_was(capfd):
+    tokenizer = HuggingFace(file_of(foreign_tokenizers.byte_level))
+
+    def work() -> None:
+        for _ in range(200):
+            tokenizer.encode(TEXT)
+            os.write(2, b"x")
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert capfd.readouterr().err == "x" * 800

@@ -193,3 +193,37 @@ def test_a_pod_without_the_client_is_told_what_to_do(variables, monkeypatch):
 def test_options_that_do_not_belong_together(parallel, message):
     with pytest.raises(UserError, match=message):
         settings.check(Config(parallel=parallel))
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"SLURM_PROCID": "x"}, "SLURM_PROCID is 'x'"),
+        ({"SLURM_NTASKS": "-4"}, "SLURM_NTASKS is '-4'"),
+        ({"SLURM_LOCALID": "1_0"}, "SLURM_LOCALID is '1_0'"),
+        ({"SLURM_PROCID": "3"}, "process 3 of 3"),
+        ({"SLURM_NTASKS": "0"}, "process 2 of 0"),
+        ({"SLURM_NTASKS": "99999999999999"}, "up to 65536"),
+        ({"SLURM_STEP_NODELIST": ""}, "':61441' as the address"),
+        ({"JAX_COORDINATOR_PORT": "x"}, "'gpu07:x' as the address"),
+    ],
+)
+def test_slurm_with_a_place_that_there_cannot_be(variables, changed, match):
+    """Nobody waits for such a process, and no memory is taken for so many."""
+    variables(SLURM, changed)
+    with pytest.raises(UserError, match=match):
+        cluster.find(Parallel())
+
+
+def test_open_mpi_with_a_place_that_there_cannot_be(variables):
+    variables(OPEN_MPI, OMPI_COMM_WORLD_LOCAL_SIZE="0", CUDA_VISIBLE_DEVICES="0,1")
+    with pytest.raises(UserError, match="number 1 of 0 on its machine"):
+        cluster.find(Parallel(coordinator="a:1"))
+    variables(OMPI_COMM_WORLD_LOCAL_SIZE="2", OMPI_COMM_WORLD_RANK="4")
+    with pytest.raises(UserError, match="process 4 of 4"):
+        cluster.find(Parallel(coordinator="a:1"))
+
+
+def test_more_processes_than_there_can_be():
+    with pytest.raises(UserError, match=r"--parallel.processes is 2147483647, and must be at most 65536"):
+        settings.check_processes(Parallel(processes=2**31 - 1, process=0, coordinator="a:1"))

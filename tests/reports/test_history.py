@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -177,3 +181,15 @@ def test_a_folder_that_is_gone_is_an_os_error(tmp_path):
     """Which the run's folder reports."""
     with pytest.raises(OSError, match="No such file"):
         loss_curve(METRICS, "a run", tmp_path / "gone" / "loss.png")
+
+
+@pytest.mark.parametrize("variables", [{"MPLBACKEND": "nonsense"}, {"MPLCONFIGDIR": "/proc/nowhere"}])
+def test_what_the_environment_says_of_matplotlib_does_not_matter(tmp_path, variables):
+    """The picture is drawn at the end of a run, and nothing is printed."""
+    code = "import pathlib; from jaxgpt.reports import history; history.loss_curve([], 'a', pathlib.Path('loss.png'))"
+    environment = os.environ | variables | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")

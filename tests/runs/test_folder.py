@@ -80,15 +80,40 @@ def test_a_run_of_which_no_step_was_taken_is_replaced(config):
     assert read_metrics(second.path / "metrics.jsonl") == []
 
 
-def test_auto_replaces_a_run_that_has_no_checkpoint(config):
-    """What a job leaves that was killed before its first checkpoint must not keep it from starting again."""
+def leave_metrics(folder: RunFolder) -> None:
+    folder.metric(step=1, loss=3.0)
+
+
+def leave_a_sample(folder: RunFolder) -> None:
+    folder.sample(0, "before")
+    folder.sample(20, "text")
+    (folder.path / "metrics.jsonl").unlink()
+
+
+def leave_a_curve(folder: RunFolder) -> None:
+    (folder.path / "loss.png").write_bytes(b"a picture")
+    (folder.path / "checkpoints").mkdir()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+@pytest.mark.parametrize("leave", [leave_metrics, leave_a_sample, leave_a_curve])
+def test_a_trained_run_without_a_checkpoint_is_kept(config, tmp_path, leave):
+    """Somebody has deleted them, or the job was killed before the first: with auto it begins anew, keeping all."""
     first = RunFolder(config())
-    first.metric(step=1, loss=3.0)
+    leave(first)
     first.close()
+    before = files(first.path)
+    with pytest.raises(UserError, match="exists and is left as it is"):
+        RunFolder(config())
     second = RunFolder(config(resume="auto"))
     second.close()
     assert not second.resumes
     assert read_metrics(second.path / "metrics.jsonl") == []
+    assert files(tmp_path / "runs" / "one.damaged-1") == before
+    assert "was trained, and has no checkpoint" in second.notes[0]
+    third = RunFolder(config(overwrite=True))
+    third.close()
+    assert sorted(os.listdir(tmp_path / "runs")) == ["one", "one.damaged-1"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
@@ -159,7 +184,7 @@ def test_a_checkpoint_that_can_not_be_seen_is_not_called_half_written(config, mo
 
 def test_what_a_run_writes_is_replaced(config, tmp_path):
     folder = RunFolder(config())
-    for name in folder_module.WRITTEN - {"checkpoints", "config.toml", "metrics.jsonl"}:
+    for name in folder_module.WRITTEN - {"checkpoints", "config.toml", "metrics.jsonl", "loss.png"}:
         (folder.path / name).write_text("x")
     (folder.path / "checkpoints" / "20.orbax-checkpoint-tmp").mkdir(parents=True)
     (folder.path / ".loss.png.new-0123abcd").write_text("x")
