@@ -24,10 +24,10 @@ from jaxgpt import allocator
 from jaxgpt.commands import configuration
 from jaxgpt.data.loader import Batch
 from jaxgpt.kernels.choose import choose_attention
+from jaxgpt.models.blocks import RECOMPUTE_LEVELS as LEVELS
 from jaxgpt.options import settings
 from jaxgpt.options.config import Config
 from jaxgpt.training import step
-from jaxgpt.training.memory_plan import LEVELS
 from jaxgpt.training.state import initial_state
 
 

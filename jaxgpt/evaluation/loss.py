@@ -25,7 +25,7 @@ from jaxgpt.objectives import next_token
 from jaxgpt.options.config import Config
 from jaxgpt.parallel.in_flight import in_turn
 from jaxgpt.parallel.mesh import AXIS
-from jaxgpt.training.state import cast, layout_of
+from jaxgpt.training.state import layout_of
 
 AT_ONCE = 1 << 24  # tokens that are counted at once
 
@@ -51,8 +51,8 @@ def make_validation_loss(config: Config, tokens: loader.Tokens, sequence_length:
     count = _targets(config, tokens, sequence_length)
 
     def loss_sum(params: Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]) -> Float[Array, ""]:
-        working, scale = layout.working(cast(params, config.compute)), jax.numpy.float32(1)
-        context = Context(config.model, config.compute, gather=layout.gather)
+        working, scale = layout.working(params, config.compute.dtype), jax.numpy.float32(1)
+        context = Context(config.model, config.compute, gather=layout.gather(config.compute.dtype))
         batch = loader.Batch(tokens, targets)
         return layout.total(next_token.loss(family(config.model), working, batch, context, scale=scale))
 

@@ -18,13 +18,12 @@ import jax.numpy as jnp
 from jaxgpt.errors import UserError
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import family
-from jaxgpt.models.blocks import Context, Inputs
+from jaxgpt.models.blocks import RECOMPUTE_LEVELS, Context, Inputs, cast
 from jaxgpt.options.config import Config
 from jaxgpt.training import step
 from jaxgpt.training.device_memory import Capacity
-from jaxgpt.training.state import cast, layout_of
+from jaxgpt.training.state import layout_of
 
-LEVELS = ("none", "gelu", "norms", "block")  # of recompute, the fastest first
 SMALLEST_CHUNK = 128  # of the classifier: below it, its products are slow
 
 
@@ -108,7 +107,7 @@ def prepare(config: Config, has: Capacity) -> tuple[Config, jax.stages.Compiled,
         UserError: The train step doesn't fit; the message lists options that would make it fit.
     """
     for candidate in _levels(config):
-        last = candidate.compute.recompute == LEVELS[-1] or config.compute.recompute != "auto"
+        last = candidate.compute.recompute == RECOMPUTE_LEVELS[-1] or config.compute.recompute != "auto"
         if not last and has.bytes is not None and least(candidate) > has.bytes:
             continue
         program = step.compile_step(candidate)
@@ -120,7 +119,7 @@ def prepare(config: Config, has: Capacity) -> tuple[Config, jax.stages.Compiled,
 
 
 def _levels(config: Config) -> list[Config]:
-    levels = LEVELS if config.compute.recompute == "auto" else (config.compute.recompute,)
+    levels = RECOMPUTE_LEVELS if config.compute.recompute == "auto" else (config.compute.recompute,)
     return [_with(config, compute={"recompute": level}) for level in levels]
 
 
@@ -179,7 +178,7 @@ def measure(config: Config) -> Sizes:
     """Returns the sizes by name on one device, from shapes: nothing is computed."""
     model, compute, training, layout = config.model, config.compute, config.training, layout_of(config)
     state, _, _ = step.shapes(config)
-    weights = jax.eval_shape(lambda params: cast(params, compute), layout.shapes)
+    weights = jax.eval_shape(lambda params: cast(params, compute.dtype), layout.shapes)
     sequences = training.batch_size // layout.devices
     tokens = jax.ShapeDtypeStruct((sequences, training.sequence_length), jnp.int32)
     inputs = Inputs(tokens, tokens if model.document_start >= 0 else None)  # type: ignore[arg-type]
@@ -192,7 +191,7 @@ def measure(config: Config) -> Sizes:
     logits = chunk * model.padded_vocabulary_size
     divided = layout.devices if layout.sharded else 1
     copied = compute.dtype != compute.parameters or layout.sharded
-    whole = weights if layout.zero < 3 or not layout.sharded else weights._replace(blocks=())
+    whole = weights if layout.sharded and layout.zero < 3 else weights._replace(blocks=())
     return Sizes(
         parameters=_bytes(state.params) // divided,
         moments=_bytes(state.moments) // divided,
@@ -248,7 +247,7 @@ def _refusal(config: Config, plan: Plan) -> UserError:
 def _changes(config: Config, plan: Plan) -> Iterator[list[Config]]:
     """Yields changes that might make it fit, kind by kind, the cheapest in time first; of a kind the smallest first."""
     compute, training = config.compute, config.training
-    after = LEVELS[LEVELS.index(compute.recompute) + 1 :]
+    after = RECOMPUTE_LEVELS[RECOMPUTE_LEVELS.index(compute.recompute) + 1 :]
     yield [_with(config, compute={"recompute": level}) for level in after if level != "block"]
     devices = layout_of(config).devices
     chunk = min(compute.classifier_chunk, training.batch_size // devices * training.sequence_length)

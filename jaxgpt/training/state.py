@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, Key
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params, arrange
 from jaxgpt.optimizers import adamw
-from jaxgpt.options.config import Compute, Config
+from jaxgpt.options.config import Config
 from jaxgpt.parallel import mesh
 from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import spikes
@@ -53,11 +53,6 @@ def on_trees(change: Callable[[Params], Params], state: TrainState) -> TrainStat
     """Applies `change` to a state's parameters and to both of its moments."""
     params, *moments = map(change, (state.params, *state.moments))
     return state._replace(params=params, moments=adamw.Moments(*moments))
-
-
-def cast(params: Params, compute: Compute) -> Params:
-    """Casts parameters to the compute dtype, as the activations meet them."""
-    return jax.tree.map(lambda array: array.astype(compute.dtype), params)
 
 
 # On the devices
