@@ -1,0 +1,98 @@
+"""The roofline of a program: what its kernels take at least, from their operations and bytes.
+
+A kernel takes no less than its operations at the card's peak, and no less than its bytes at the bandwidth of the card's
+memory (Williams, Waterman and Patterson 2009, doi:10.1145/1498765.1498785). The sum over all kernels is a bound from
+counts, not a measured time: no kernel reaches both, launches cost time, and arithmetic outside of products, such as
+tanh, is taken to be free. Collectives run beside the rest, and are not in the sum.
+"""
+
+import collections
+import functools
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jaxgpt
+from benchmarks.gpu_program.cards import Card
+from benchmarks.gpu_program.kernels import Kernel
+
+PACKAGE = Path(jaxgpt.__file__).parent
+HELPERS = ("layers/numerics.py",)  # called from the lines of interest
+
+
+class Row(NamedTuple):
+    """Kernels of one kind, or all that do the same in one place; sums over a step."""
+
+    name: str
+    kernels: int
+    operations: float
+    bytes: int
+    milliseconds: float
+    where: str = ""  # a line of our source
+
+
+def milliseconds(kernel: Kernel, card: Card) -> float:
+    """Returns what a kernel takes at least, all its runs in a step together."""
+    if kernel.is_collective:
+        return 1e3 * kernel.times * kernel.bytes / card.link
+    product = kernel.operations / card.peak(kernel.inputs[0]) if kernel.inputs else 0.0
+    return 1e3 * kernel.times * max(product, kernel.bytes / card.bandwidth)
+
+
+def total(kernels: Iterable[Kernel], card: Card) -> float:
+    """Returns the bound on a step, in milliseconds."""
+    return sum(milliseconds(kernel, card) for kernel in kernels if not kernel.is_collective)
+
+
+def by_kind(kernels: list[Kernel], card: Card) -> list[Row]:
+    return _rows(kernels, card, lambda kernel: (kernel.kind,))
+
+
+def dearest(kernels: list[Kernel], card: Card, count: int = 10) -> list[Row]:
+    """Returns the kernels that take longest; those of all layers that do the same are one row."""
+    return _rows(kernels, card, lambda kernel: (_described(kernel), _where(kernel)))[:count]
+
+
+def _rows(kernels: list[Kernel], card: Card, key: Any) -> list[Row]:
+    groups: dict[tuple[str, ...], list[Kernel]] = collections.defaultdict(list)
+    for kernel in kernels:
+        groups[key(kernel)].append(kernel)
+    rows = []
+    for (name, *where), members in groups.items():
+        rows.append(
+            Row(
+                name,
+                sum(kernel.times for kernel in members),
+                sum(kernel.times * kernel.operations for kernel in members),
+                sum(kernel.times * kernel.bytes for kernel in members),
+                sum(milliseconds(kernel, card) for kernel in members),
+                *where,
+            )
+        )
+    return sorted(rows, key=lambda row: -row.milliseconds)
+
+
+def _described(kernel: Kernel) -> str:
+    """Returns a kernel's kind and the JAX operation it ends with: "loops: gelu.backward/mul"."""
+    *scopes, operation = kernel.instruction.op_name.split("/")
+    scope = next((scope for scope in reversed(scopes) if re.fullmatch(r"[a-z_]+\.[a-z_]+", scope)), "")
+    return f"{kernel.kind}: {scope}/{operation}".replace(": /", ": ")
+
+
+def _where(kernel: Kernel) -> str:
+    """Returns the innermost line of this project that a kernel is from: "layers/gelu.py:41"."""
+    ours = [(name, line) for file, line in kernel.sources if (name := _own(file))]
+    if not ours:
+        return ""
+    name, line = next((place for place in ours if place[0] not in HELPERS), ours[0])
+    return f"{name}:{line}"
+
+
+@functools.cache
+def _own(file: str) -> str:
+    """Returns the path of a file within the package, or "" for another's; the peers' begin with benchmarks/."""
+    for root in (PACKAGE, PACKAGE.parent):
+        if Path(file).is_relative_to(root):
+            return Path(file).relative_to(root).as_posix()
+    return ""
