@@ -42,6 +42,7 @@ class Kernel:
     output: str  # dtype of a product's result
     transposed: int  # bytes of arrays that it transposes
     collective: str  # which one it is: all-reduce; "" for none
+    devices: int  # that take part in a collective
     sources: tuple[tuple[str, int], ...]  # files and lines that it is from, the innermost first
 
     @property
@@ -106,6 +107,7 @@ def _kernel(module: Module, computation: Computation, instruction: Instruction, 
         output=output,
         transposed=_transposed(instruction, operands, inside),
         collective=collective(instruction, inside),
+        devices=_devices(instruction),
         sources=tuple(module.sources(instruction)),
     )
 
@@ -143,6 +145,13 @@ def _kind(instruction: Instruction, inside: Computation | None, output: str) -> 
     if opcodes <= {"copy", "copy-start", "transpose", *NO_KERNEL} or _is_slice_copy(instruction):
         return "copies"
     return "loops"
+
+
+def _devices(instruction: Instruction) -> int:
+    """Returns how many devices a collective's first group has: replica_groups={{0,1},{2,3}} or [2,2]<=[4]."""
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", instruction.attributes)
+    counted = re.search(r"replica_groups=\[\d+,(\d+)\]", instruction.attributes)
+    return len(listed[1].split(",")) if listed else int(counted[1]) if counted else 1
 
 
 def _is_slice_copy(instruction: Instruction) -> bool:
@@ -188,11 +197,12 @@ def _product(
     if target.startswith("__cudnn$fmha"):
         return _of_attention(instruction), _dtypes([operands[0].shapes[0]] * 2), instruction.shapes[0].dtype
     operations, inputs, output = 0.0, (), ""
-    for part in inside or ():
+    factors = {part.name: part for part in inside or operands}
+    for part in inside or (instruction,):
         if part.opcode == "dot":
-            factors = [inside.instructions[name].shapes[0] for name in part.operands[:2]]  # type: ignore[union-attr]
-            operations += _of_dot(part.shapes[0], factors[0], part.sizes("lhs_contracting_dims"))
-            inputs, output = _dtypes(factors), instruction.shapes[0].dtype
+            left, right = (factors[name].shapes[0] for name in part.operands[:2])
+            operations += _of_dot(part.shapes[0], left, part.sizes("lhs_contracting_dims"))
+            inputs, output = _dtypes([left, right]), instruction.shapes[0].dtype
     return operations, inputs, output
 
 

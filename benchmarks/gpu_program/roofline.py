@@ -35,9 +35,17 @@ class Row(NamedTuple):
 def milliseconds(kernel: Kernel, card: Card) -> float:
     """Returns what a kernel takes at least, all its runs in a step together."""
     if kernel.is_collective:
-        return 1e3 * kernel.times * kernel.bytes / card.link
+        return 1e3 * kernel.times * _sent(kernel) / card.link
     product = kernel.operations / card.peak(kernel.inputs[0]) if kernel.inputs else 0.0
     return 1e3 * kernel.times * max(product, kernel.bytes / card.bandwidth)
+
+
+def _sent(kernel: Kernel) -> float:
+    """Returns the bytes that each device sends in a collective, around a ring."""
+    others = kernel.devices - 1
+    if kernel.collective == "all-reduce":
+        return 2 * kernel.bytes * others / kernel.devices
+    return kernel.bytes * (others if kernel.collective == "all-gather" else others / kernel.devices)
 
 
 def total(kernels: Iterable[Kernel], card: Card) -> float:
@@ -51,7 +59,7 @@ def by_kind(kernels: list[Kernel], card: Card) -> list[Row]:
 
 def dearest(kernels: list[Kernel], card: Card, count: int = 10) -> list[Row]:
     """Returns the kernels that take longest; those of all layers that do the same are one row."""
-    return _rows(kernels, card, lambda kernel: (_described(kernel), _where(kernel)))[:count]
+    return _rows(kernels, card, lambda kernel: (_described(kernel), place(kernel)))[:count]
 
 
 def _rows(kernels: list[Kernel], card: Card, key: Any) -> list[Row]:
@@ -80,7 +88,7 @@ def _described(kernel: Kernel) -> str:
     return f"{kernel.kind}: {scope}/{operation}".replace(": /", ": ")
 
 
-def _where(kernel: Kernel) -> str:
+def place(kernel: Kernel) -> str:
     """Returns the innermost line of this project that a kernel is from: "layers/gelu.py:41"."""
     ours = [(name, line) for file, line in kernel.sources if (name := _own(file))]
     if not ours:
