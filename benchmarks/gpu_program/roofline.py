@@ -18,6 +18,7 @@ from benchmarks.gpu_program.cards import Card
 from benchmarks.gpu_program.kernels import Kernel
 
 PACKAGE = Path(jaxgpt.__file__).parent
+WRITTEN_OUT = "models/blocks.py"  # traces a layer once for all
 HELPERS = ("layers/numerics.py",)  # called from the lines of interest
 
 
@@ -59,7 +60,7 @@ def by_kind(kernels: list[Kernel], card: Card) -> list[Row]:
 
 def dearest(kernels: list[Kernel], card: Card, count: int = 10) -> list[Row]:
     """Returns the kernels that take longest; those of all layers that do the same are one row."""
-    return _rows(kernels, card, lambda kernel: (_described(kernel), place(kernel)))[:count]
+    return _rows(kernels, card, lambda kernel: (described(kernel), place(kernel)))[:count]
 
 
 def _rows(kernels: list[Kernel], card: Card, key: Any) -> list[Row]:
@@ -81,20 +82,39 @@ def _rows(kernels: list[Kernel], card: Card, key: Any) -> list[Row]:
     return sorted(rows, key=lambda row: -row.milliseconds)
 
 
-def _described(kernel: Kernel) -> str:
+def described(kernel: Kernel) -> str:
     """Returns a kernel's kind and the JAX operation it ends with: "loops: gelu.backward/mul"."""
-    *scopes, operation = kernel.instruction.op_name.split("/")
-    scope = next((scope for scope in reversed(scopes) if re.fullmatch(r"[a-z_]+\.[a-z_]+", scope)), "")
-    return f"{kernel.kind}: {scope}/{operation}".replace(": /", ": ")
+    operation = kernel.instruction.op_name.rpartition("/")[2]
+    return f"{kernel.kind}: {_scope(kernel)}/{operation}".replace(": /", ": ")
+
+
+def _scope(kernel: Kernel) -> str:
+    """Returns the innermost of our functions that a kernel is from, as `jax.named_scope` names it, or ""."""
+    scopes = kernel.instruction.op_name.split("/")[:-1]
+    return next((scope for scope in reversed(scopes) if re.fullmatch(r"[a-z_]+\.[a-z_]+", scope)), "")
 
 
 def place(kernel: Kernel) -> str:
-    """Returns the innermost line of this project that a kernel is from: "layers/gelu.py:41"."""
+    """Returns the innermost line of this project that a kernel is from: "layers/gelu.py:41".
+
+    Of layers that are traced once and written out JAX knows no more than where that is; then it is the function's line.
+    """
     ours = [(name, line) for file, line in kernel.sources if (name := _own(file))]
-    if not ours:
-        return ""
-    name, line = next((place for place in ours if place[0] not in HELPERS), ours[0])
-    return f"{name}:{line}"
+    name, line = next((place for place in ours if place[0] not in HELPERS), ours[0] if ours else ("", 0))
+    if name in ("", WRITTEN_OUT):
+        name, line = _of_scope(_scope(kernel)) or (name, line)
+    return f"{name}:{line}" if name else ""
+
+
+@functools.cache
+def _of_scope(scope: str) -> tuple[str, int] | None:
+    """Returns the file and the line where a function such as gelu.backward begins."""
+    module, _, function = scope.partition(".")
+    for path in sorted(PACKAGE.rglob(f"{module}.py")) if scope else ():
+        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if text.startswith(f"def {function}("):
+                return path.relative_to(PACKAGE).as_posix(), number
+    return None
 
 
 @functools.cache
