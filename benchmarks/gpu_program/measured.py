@@ -91,7 +91,7 @@ def measure(config: Config, folder: Path) -> tuple[list[Measured], float]:
     time: collections.Counter[str] = collections.Counter()
     for event in events:
         time[event.get("args", {}).get("hlo_op", event["name"])] += event["dur"] / 1000 / STEPS
-    found = kernels.kernels(hlo.parse(program.as_text()))
+    found = kernels.kernels(hlo.parse(program.as_text() or ""))
     seen = [Measured(kernel, time[kernel.instruction.name]) for kernel in found if time[kernel.instruction.name]]
     names = {kernel.instruction.name for kernel in found}
     spans = [
