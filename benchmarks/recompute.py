@@ -84,7 +84,7 @@ def measure(config: Config) -> dict[str, float]:
     seconds = []
     for _ in range(4):
         started = time.perf_counter()
-        state, metrics = program(state, Batch(tokens, np.roll(tokens, -1, axis=-1)))
+        state, metrics = program(state, None, Batch(tokens, np.roll(tokens, -1, axis=-1)))
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - started)
     memory = program.memory_analysis()
