@@ -92,12 +92,31 @@ def sum_over_last(x: Float[Array, "N M"]) -> Float[Array, "N 1"]:
     return lax.platform_dependent(x, cpu=by_product, default=lambda x: jnp.sum(x, axis=-1, keepdims=True))
 
 
-def not_before(gradient: Float[Array, "..."], residuals: Any) -> Any:
+def not_before(gradient: Float[Array, "..."], residuals: Any, *, earlier: Float[Array, "..."] | None = None) -> Any:
     """The residuals, from which something is to be computed again once the backward pass has come to `gradient`.
 
     Left alone, the compiler finds out that it had the result in the forward pass (it drops `lax.optimization_barrier`
     before its last search for equal operations) and keeps the memory that computing it again is to free. So a zero is
     added that only the gradient gives: NaN if that is not finite, and then so is the whole gradient in any case.
+
+    Args:
+        gradient: What there is first.
+        residuals: Arrays of any shapes. What has one number for a row of another, as a mean, is returned as it is.
+        earlier: A gradient that is there before, the same for all of a block. A GPU's program takes its zero, a kernel
+            for the whole block: it is ordered so that it needs little memory. A CPU's is ordered so that much runs at
+            once, and would compute everything again when the block's backward begins.
     """
-    zero = 0 * gradient[(0,) * gradient.ndim]
-    return jax.tree.map(lambda residual: residual + zero.astype(residual.dtype), residuals)
+
+    def after(gradient: Array, residuals: Any) -> Any:
+        zero = 0 * gradient[(0,) * gradient.ndim]
+        return jax.tree.map(lambda kept: kept if kept.shape[-1] == 1 else kept + zero.astype(kept.dtype), residuals)
+
+    if earlier is None:
+        return after(gradient, residuals)
+    return lax.platform_dependent(
+        gradient,
+        earlier,
+        residuals,
+        cpu=lambda gradient, _, residuals: after(gradient, residuals),
+        default=lambda _, earlier, residuals: after(earlier, residuals),
+    )

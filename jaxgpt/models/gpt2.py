@@ -8,6 +8,7 @@
 parameters to the compute dtype (`training/step.py`); gradients come back in float32, float64 in float64.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -178,22 +179,20 @@ def block_backward(
     params: Block, residuals: BlockResiduals, dx: Float[Array, "N C"], attend: WholeText
 ) -> tuple[Block, Float[Array, "N C"]]:
     """Backward of a block: `block_forward` from its last line to its first."""
-    mixed = attend.output(residuals.attention)
-    # One zero for all that is computed again.
-    x, middle, hidden = not_before(dx, (residuals.attention_norm.x, residuals.mlp_norm.x, residuals.gelu))
+    mixed, again = attend.output(residuals.attention), functools.partial(not_before, earlier=dx)
+    middle = residuals.mlp_norm.x
     if middle is None:
         branch, _ = linear.forward(not_before(dx, params.attention_out), merge_heads(mixed))
-        middle = residual.forward(x, branch)
-    attention_norm_residuals = residuals.attention_norm._replace(x=x)
-    mlp_norm_residuals = residuals.mlp_norm._replace(x=middle)
+        middle = residual.forward(not_before(dx, residuals.attention_norm.x), branch)
 
     dx, dbranch = residual.backward(dx)
-    activated = residuals.mlp_out or linear.Residuals(gelu.output(hidden))
+    activated = residuals.mlp_out or linear.Residuals(gelu.output(again(dbranch, residuals.gelu)))
     mlp_out, dactivated = linear.backward(params.mlp_out, activated, dbranch)
-    dhidden = gelu.backward(hidden, dactivated)
-    normalised = residuals.mlp_in or linear.Residuals(layernorm.output(params.mlp_norm, mlp_norm_residuals))
+    dhidden = gelu.backward(again(dactivated, residuals.gelu), dactivated)
+    mlp_norm_kept = residuals.mlp_norm._replace(x=middle)
+    normalised = residuals.mlp_in or linear.Residuals(layernorm.output(params.mlp_norm, again(dhidden, mlp_norm_kept)))
     mlp_in, dnormalised = linear.backward(params.mlp_in, normalised, dhidden)
-    mlp_norm, dx_through_mlp = layernorm.backward(params.mlp_norm, mlp_norm_residuals, dnormalised)
+    mlp_norm, dx_through_mlp = layernorm.backward(params.mlp_norm, again(dnormalised, mlp_norm_kept), dnormalised)
     dx = dx + dx_through_mlp
 
     dx, dbranch = residual.backward(dx)
@@ -201,10 +200,12 @@ def block_backward(
     dmixed = split_heads(dmixed, mixed.shape[0], mixed.shape[2])
     dqkv = attend.backward(residuals.attention, dmixed)
     dqkv = jnp.concatenate([merge_heads(part) for part in dqkv], axis=-1)
-    normalised = residuals.qkv or linear.Residuals(layernorm.output(params.attention_norm, attention_norm_residuals))
+    normalised = residuals.qkv or linear.Residuals(
+        layernorm.output(params.attention_norm, again(dqkv, residuals.attention_norm))
+    )
     qkv, dnormalised = linear.backward(params.qkv, normalised, dqkv)
     attention_norm, dx_through_attention = layernorm.backward(
-        params.attention_norm, attention_norm_residuals, dnormalised
+        params.attention_norm, again(dnormalised, residuals.attention_norm), dnormalised
     )
     dx = dx + dx_through_attention
     return Block(attention_norm, qkv, attention_out, mlp_norm, mlp_in, mlp_out), dx

@@ -10,6 +10,7 @@ No layer has a bias. `features_backward` is `features` read from its last line t
 compute dtype; gradients come back in float32, float64 in float64.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -191,22 +192,20 @@ def block_backward(
     params: Block, residuals: BlockResiduals, dx: Float[Array, "N C"], attend: WholeText
 ) -> tuple[Block, Float[Array, "N C"]]:
     """Backward of a block: `block_forward` from its last line to its first."""
-    mixed = attend.output(residuals.attention)
-    # One zero for all that is computed again.
-    x, middle, gated = not_before(dx, (residuals.attention_norm.x, residuals.mlp_norm.x, residuals.swiglu))
+    mixed, again = attend.output(residuals.attention), functools.partial(not_before, earlier=dx)
+    middle = residuals.mlp_norm.x
     if middle is None:
         branch, _ = linear.forward(not_before(dx, params.attention_out), merge_heads(mixed))
-        middle = residual.forward(x, branch)
-    attention_norm_residuals = residuals.attention_norm._replace(x=x)
-    mlp_norm_residuals = residuals.mlp_norm._replace(x=middle)
+        middle = residual.forward(not_before(dx, residuals.attention_norm.x), branch)
 
     dx, dbranch = residual.backward(dx)
-    activated = residuals.mlp_out or linear.Residuals(swiglu.output(gated))
+    activated = residuals.mlp_out or linear.Residuals(swiglu.output(again(dbranch, residuals.swiglu)))
     mlp_out, dactivated = linear.backward(params.mlp_out, activated, dbranch)
-    dhidden = jnp.concatenate(swiglu.backward(gated, dactivated), axis=-1)
-    normalised = residuals.mlp_in or linear.Residuals(rmsnorm.output(params.mlp_norm, mlp_norm_residuals))
+    dhidden = jnp.concatenate(swiglu.backward(again(dactivated, residuals.swiglu), dactivated), axis=-1)
+    mlp_norm_kept = residuals.mlp_norm._replace(x=middle)
+    normalised = residuals.mlp_in or linear.Residuals(rmsnorm.output(params.mlp_norm, again(dhidden, mlp_norm_kept)))
     mlp_in, dnormalised = linear.backward(params.mlp_in, normalised, dhidden)
-    mlp_norm, dx_through_mlp = rmsnorm.backward(params.mlp_norm, mlp_norm_residuals, dnormalised)
+    mlp_norm, dx_through_mlp = rmsnorm.backward(params.mlp_norm, again(dnormalised, mlp_norm_kept), dnormalised)
     dx = dx + dx_through_mlp
 
     dx, dbranch = residual.backward(dx)
@@ -215,10 +214,12 @@ def block_backward(
     dq, dk, dv = attend.backward(residuals.attention, dmixed)
     dq, dk = (rotary.backward(part, attend.places) for part in (dq, dk))
     dqkv = jnp.concatenate([merge_heads(part) for part in (dq, dk, dv)], axis=-1)
-    normalised = residuals.qkv or linear.Residuals(rmsnorm.output(params.attention_norm, attention_norm_residuals))
+    normalised = residuals.qkv or linear.Residuals(
+        rmsnorm.output(params.attention_norm, again(dqkv, residuals.attention_norm))
+    )
     qkv, dnormalised = linear.backward(params.qkv, normalised, dqkv)
     attention_norm, dx_through_attention = rmsnorm.backward(
-        params.attention_norm, attention_norm_residuals, dnormalised
+        params.attention_norm, again(dnormalised, residuals.attention_norm), dnormalised
     )
     dx = dx + dx_through_attention
     return Block(attention_norm, qkv, attention_out, mlp_norm, mlp_in, mlp_out), dx

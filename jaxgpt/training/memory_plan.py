@@ -190,13 +190,17 @@ def measure(config: Config) -> Sizes:
     chunk = min(compute.classifier_chunk, sequences * training.sequence_length)
     logits = chunk * model.padded_vocabulary_size
     divided = layout.devices if layout.sharded else 1
-    copied = compute.dtype != compute.parameters or layout.sharded
-    whole = weights if layout.sharded and layout.zero < 3 else weights._replace(blocks=())
+    # The copies that are there throughout: blocks that are cast or gathered one by one are counted as workspace.
+    by_block = layout.zero == 3 or not layout.sharded
+    ends = (weights, layout.shapes) if not by_block else (tree._replace(blocks=()) for tree in (weights, layout.shapes))
+    copies = [
+        leaf for leaf, own in zip(*map(jax.tree.leaves, ends), strict=True) if layout.sharded or leaf.dtype != own.dtype
+    ]
     return Sizes(
         parameters=_bytes(state.params) // divided,
         moments=_bytes(state.moments) // divided,
         gradients=gradients * (2 if training.micro_batches > 1 else 1) // (divided if layout.zero >= 2 else 1),
-        weights=_bytes(whole) if copied else 0,
+        weights=_bytes(copies),
         activations=_by_name(residuals.blocks),
         ends=_bytes(residuals._replace(blocks=())),
         logits=logits * wide.itemsize,

@@ -38,8 +38,12 @@ def init_state(config: Config) -> TrainState:
 def init_params(config: Config) -> Params:
     """Returns the random parameters of `init_state`, in the layout and the dtype that are kept."""
     key, _ = jax.random.split(jax.random.key(config.training.seed))
+    return layout_of(config).shard(_whole_params(config, key))
+
+
+def _whole_params(config: Config, key: Key[Array, ""]) -> Params:
     params = arrange(family(config.model).init(config.model, key), config.compute)
-    return jax.tree.map(lambda array: array.astype(config.compute.parameters), layout_of(config).shard(params))
+    return jax.tree.map(lambda array: array.astype(config.compute.parameters), params)
 
 
 def state_of(params: Params, config: Config) -> TrainState:
@@ -61,7 +65,7 @@ def on_trees(change: Callable[[Params], Params], state: TrainState) -> TrainStat
 @functools.lru_cache
 def layout_of(config: Config) -> Layout:
     """Returns the layout of parameters and moments on the devices. UserError for devices that aren't there."""
-    shapes = jax.eval_shape(lambda: arrange(family(config.model).init(config.model, jax.random.key(0)), config.compute))
+    shapes = jax.eval_shape(lambda: _whole_params(config, jax.random.key(0)))
     return Layout(mesh.make(config.parallel), config.parallel.zero, shapes, config.parallel.reproducible)
 
 

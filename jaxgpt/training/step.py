@@ -36,6 +36,7 @@ from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import spikes
 from jaxgpt.training.state import TrainState, layout_of, specs, state_shapes
 
+BUCKET = 32 << 20  # bytes of gradients that are reduced together; a layer of GPT-2 124M has 28 MB
 BATCH_SPEC = PartitionSpec(None, mesh.AXIS)  # of (A, B, T): the sequences are divided among the devices
 
 
@@ -50,16 +51,22 @@ class Metrics(NamedTuple):
     taken: Bool[Array, ""]  # whether the step changed the parameters
 
 
-def compiler_options(compute: Compute) -> dict[str, bool] | None:
+def compiler_options(compute: Compute, devices: int) -> dict[str, bool | int] | None:
     """Returns XLA's options for the train step, which on a GPU are not its defaults.
 
     Where XLA may keep more bits than it is asked for, it drops the rounding of activations to bfloat16 wherever it
     can, and writes and keeps them in float32. `deterministic` has it add in a fixed order: some kernels add in order of
-    arrival.
+    arrival. Collectives are combined only up to BUCKET bytes, so that a reduction is issued while the backward runs on;
+    of a reduce-scatter XLA counts what a device gets, of an all-reduce what it gives.
     """
     if jax.default_backend() != "gpu":
         return None
-    return {"xla_allow_excess_precision": False, "xla_gpu_deterministic_ops": compute.deterministic}
+    return {
+        "xla_allow_excess_precision": False,
+        "xla_gpu_deterministic_ops": compute.deterministic,
+        "xla_gpu_all_reduce_combine_threshold_bytes": BUCKET,
+        "xla_gpu_reduce_scatter_combine_threshold_bytes": BUCKET // devices,
+    }
 
 
 def batch_loss_and_grads(
@@ -134,7 +141,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
         in_specs=(state, PartitionSpec(), BATCH_SPEC),
         out_specs=(state, PartitionSpec()),
         donate_argnums=0,
-        compiler_options=compiler_options(config.compute),
+        compiler_options=compiler_options(config.compute, layout.devices),
     )
 
 

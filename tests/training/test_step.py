@@ -286,7 +286,12 @@ def test_bfloat16_parameters_train_and_repeat_bit_for_bit():
     assert losses[-1] < 0.8 * losses[0]
 
 
-FOR_A_GPU = {"xla_gpu_deterministic_ops": True, "xla_allow_excess_precision": False}
+FOR_A_GPU = {
+    "xla_gpu_deterministic_ops": True,
+    "xla_allow_excess_precision": False,
+    "xla_gpu_all_reduce_combine_threshold_bytes": 1 << 25,
+    "xla_gpu_reduce_scatter_combine_threshold_bytes": 1 << 25,
+}
 
 
 @pytest.mark.parametrize(("platform", "expected"), [("gpu", FOR_A_GPU), ("cpu", None)])
