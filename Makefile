@@ -9,9 +9,11 @@ EXTRAS ?=
 NEWER_TESTS ?= tests/layers tests/models tests/parallel tests/generation tests/proof/test_gradcheck.py
 
 # The notebooks have an environment of their own: JupyterLab brings many packages that nothing else needs. So has a
-# second Python, with the JAX that is the newest for it.
+# second Python, with the JAX that is the newest for it, and so has JAX's CUDA plugin, which without a GPU has every
+# process say that there is none.
 VENV := $(if $(filter notebooks test-notebooks,$(MAKECMDGOALS)),.venv-notebooks,$(if \
-    $(filter test-newer,$(MAKECMDGOALS)),.venv-newer,.venv))
+    $(filter test-newer,$(MAKECMDGOALS)),.venv-newer,$(if \
+    $(filter gpu-program test-gpu-program,$(MAKECMDGOALS)),.venv-gpu-program,.venv)))
 RUN := $(VENV)/bin/python run.py
 
 # One empty file for each extra in .venv ("core" for the package itself), written when its installation succeeded.
@@ -23,7 +25,8 @@ INSTALLING := $(VENV)/installing
 $(shell if [ -e $(INSTALLING) ] || [ ! -x $(VENV)/bin/python ]; then rm -rf $(INSTALLED); fi)
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-slow test-newer gradcheck lint bench notebooks test-notebooks docs constraints clean
+.PHONY: help env train test test-slow test-newer gradcheck lint bench gpu-program test-gpu-program notebooks \
+    test-notebooks docs constraints clean
 # Two pips must not write into one .venv.
 .NOTPARALLEL:
 
@@ -60,6 +63,12 @@ lint: env $(INSTALLED)/test $(INSTALLED)/lint ## check style and types
 bench: env $(INSTALLED)/parity ## measure the speed beside PyTorch and plain JAX
 	@$(VENV)/bin/python -m benchmarks.bench $(ARGS)
 
+gpu-program: env $(INSTALLED)/gpu-program ## what XLA makes of the step for a GPU, which isn't needed
+	@$(VENV)/bin/python -m benchmarks.gpu_program $(ARGS)
+
+test-gpu-program: env $(INSTALLED)/test $(INSTALLED)/gpu-program ## the tests of that
+	@$(VENV)/bin/python -m pytest -m '' tests/test_gpu_program.py tests/test_gpu_program_hlo.py $(ARGS)
+
 notebooks: env $(INSTALLED)/notebooks ## open the notebooks in JupyterLab
 	@$(VENV)/bin/python -m jupyterlab --ServerApp.root_dir=. \
 	    --LabApp.default_url=/lab/tree/notebooks/01_a_tensors_way.ipynb $(ARGS)
@@ -76,8 +85,8 @@ constraints: ## pin the newest releases that pyproject.toml allows (needs uv)
 	uv pip compile pyproject.toml --universal --all-extras --upgrade --no-annotate --quiet \
 	    --custom-compile-command "make constraints" --output-file constraints.txt
 
-clean: ## remove .venv, .venv-notebooks, .venv-newer and caches; runs/ stays
-	rm -rf .venv .venv-notebooks .venv-newer build *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean: ## remove .venv, its like (.venv-notebooks, ...) and caches; runs/ stays
+	rm -rf .venv .venv-notebooks .venv-newer .venv-gpu-program build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Creates .venv unless there is a usable one. Debian and Ubuntu ship Python without venv: it then leaves half a .venv.
@@ -107,7 +116,7 @@ $(INSTALLED)/%: pyproject.toml constraints.txt
 	extras=$$({ ls $(INSTALLED); echo $*; } | grep -v '^core$$' | sort -u | paste -s -d , -); \
 	case $* in \
 	    core) echo "Installing packages into $(VENV) (once, 1-3 minutes)" ;; \
-	    parity | cuda*) echo "Installing packages for $* into $(VENV) (once, several minutes: they are large)" ;; \
+	    parity | cuda* | gpu-program) echo "Installing packages for $* into $(VENV) (once, several minutes: they are large)" ;; \
 	    *) echo "Installing packages for $* into $(VENV) (once, 1-3 minutes)" ;; \
 	esac; \
 	touch $(INSTALLING); \

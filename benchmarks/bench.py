@@ -63,7 +63,7 @@ def run(words: list[str]) -> int:
         raise UserError("--compute.recompute auto: name the level to measure")
     if not (options.sizes and options.dtypes and options.who):
         raise UserError("--sizes, --dtypes and --who each need at least one value")
-    sizes = [_size(text, config.model.context) for text in options.sizes]
+    sizes = [size_of(text, "--sizes", config.model.context) for text in options.sizes]
 
     model = configuration.without_text(config).model
     if options.profile:
@@ -85,13 +85,13 @@ def run(words: list[str]) -> int:
     )
 
 
-def _size(text: str, context: int) -> tuple[int, int]:
-    """ "2x512" as (2, 512)."""
+def size_of(text: str, option: str, context: int) -> tuple[int, int]:
+    """Returns "2x512" as (2, 512). UserError, naming the option, for what is no size for this context."""
     batch, _, length = text.partition("x")
     if not all(re.fullmatch("[0-9]{1,10}", number) for number in (batch, length)):
-        raise UserError(f"--sizes {shown(text)}: give sequences x length, such as 2x512")
+        raise UserError(f"{option} {shown(text)}: give sequences x length, such as 2x512")
     if not (1 <= int(batch) <= settings.LARGEST and 1 <= int(length) <= context):
-        raise UserError(f"--sizes {text}: give at least 1 sequence, and a length from 1 to {context} for this model")
+        raise UserError(f"{option} {text}: give at least 1 sequence, and a length from 1 to {context} for this model")
     return int(batch), int(length)
 
 

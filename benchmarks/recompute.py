@@ -24,10 +24,10 @@ from jaxgpt import environment
 from jaxgpt.commands import configuration
 from jaxgpt.data.loader import Batch
 from jaxgpt.kernels.choose import choose_attention
+from jaxgpt.models.blocks import RECOMPUTE_LEVELS as LEVELS
 from jaxgpt.options import settings
 from jaxgpt.options.config import Config
 from jaxgpt.training import step
-from jaxgpt.training.memory_plan import LEVELS
 from jaxgpt.training.state import initial_state
 
 
@@ -84,7 +84,7 @@ def measure(config: Config) -> dict[str, float]:
     seconds = []
     for _ in range(4):
         started = time.perf_counter()
-        state, metrics = program(state, Batch(tokens, np.roll(tokens, -1, axis=-1)))
+        state, metrics = program(state, None, Batch(tokens, np.roll(tokens, -1, axis=-1)))
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - started)
     memory = program.memory_analysis()

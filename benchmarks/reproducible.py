@@ -53,7 +53,7 @@ def measure(config: Config, steps: int) -> float:
     seconds = []
     for _ in range(steps + 1):
         started = time.perf_counter()
-        state, metrics = program(state, Batch(tokens, np.roll(tokens, -1, axis=-1)))
+        state, metrics = program(state, None, Batch(tokens, np.roll(tokens, -1, axis=-1)))
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[1:])

@@ -1,7 +1,8 @@
 """The automatic way: GPT-2 as one writes it in JAX when `jax.value_and_grad` does the rest.
 
-Layers scanned, JAX's own attention over the whole T×T square, all logits at once. The parameters are this project's, as
-are the few lines of AdamW and clipping, so that what is compared is the gradients.
+Layers scanned, or written out where the parameters are apart; JAX's own attention over the whole T×T square; all logits
+at once. The parameters are this project's, as are the few lines of AdamW and clipping, so that what is compared is the
+gradients.
 """
 
 from typing import NamedTuple
@@ -64,8 +65,11 @@ def loss(
     params = jax.tree.map(lambda array: array.astype(dtype), params)
     assert params.embedding.position is not None
     x = params.embedding.token[tokens] + params.embedding.position[: tokens.shape[1]]
-    assert isinstance(params.blocks, gpt2.Block)  # stacked
-    x, _ = lax.scan(lambda x, layer: (block(layer, x, model.heads), None), x, params.blocks)
+    if isinstance(params.blocks, gpt2.Block):  # stacked
+        x, _ = lax.scan(lambda x, layer: (block(layer, x, model.heads), None), x, params.blocks)
+    else:
+        for layer in params.blocks:
+            x = block(layer, x, model.heads)
     logits = (norm(params.final_norm, x) @ params.embedding.token.T).astype(jnp.float32)
     logits = jnp.where(jnp.arange(logits.shape[-1]) < model.vocabulary_size, logits, -jnp.inf)
     at_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

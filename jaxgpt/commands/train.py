@@ -40,7 +40,6 @@ from jaxgpt.runs.saving import Writer
 from jaxgpt.training import device_memory, memory_plan, step
 from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import TrainState, initial_state, random_params
-from jaxgpt.training.step import needs_fixed_order
 
 Observer = Callable[[Trainer, dict[str, Any]], None]
 
@@ -202,6 +201,7 @@ def _run(trainer: Trainer) -> None:
 
 def _introduce(trainer: Trainer, program: Program, notes: list[str]) -> None:
     config, data, device = trainer.config, trainer.data, jax.devices()[0]
+    in_fixed_order = config.compute.deterministic and device.platform == "gpu"
     products = family(config.model).flops_per_token(config.model, config.training.sequence_length)
     for line in (
         f"run       {trainer.folder.path}",
@@ -215,7 +215,7 @@ def _introduce(trainer: Trainer, program: Program, notes: list[str]) -> None:
         *trainer.resharding.words(),
         f"attention {program.attention}",
         *program.plan.lines(),
-        *(["order     of sums is fixed: some kernels are slower ones"] if needs_fixed_order(config.compute) else []),
+        *(["order     of sums is fixed: some kernels are slower ones"] if in_fixed_order else []),
         *([f"note      {config.run.note}"] if config.run.note else []),
         *trainer.folder.notes,
         *notes,

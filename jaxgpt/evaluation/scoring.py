@@ -36,7 +36,7 @@ from jaxgpt.models.blocks import Context, Params, inputs_of
 from jaxgpt.objectives import next_token
 from jaxgpt.options.config import Config
 from jaxgpt.parallel.mesh import AXIS, in_turn
-from jaxgpt.training.state import cast, layout_of
+from jaxgpt.training.state import layout_of
 
 SHORTEST = 32  # tokens that a sequence is padded to, at least
 CHUNK = 128  # tokens whose logits exist at once
@@ -83,8 +83,8 @@ def make_scorer(config: Config, batch_size: int) -> Scorer:
     def batch_scores(
         params: Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]
     ) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
-        params = layout.working(cast(params, compute))
-        context = Context(model, compute, gather=layout.gather)
+        params = layout.working(params, compute.dtype)
+        context = Context(model, compute, gather=layout.gather(compute.dtype))
         x, _, _ = family(model).features(params, inputs_of(tokens, model), context)
         losses, likeliest = _of_tokens(family(model).head(params), x, targets.reshape(-1), model.vocabulary_size)
         losses, likeliest = losses.reshape(targets.shape), likeliest.reshape(targets.shape)
@@ -195,8 +195,8 @@ def make_validation_loss(config: Config, tokens: Tokens, sequence_length: int) -
     count = _targets(config, tokens, sequence_length)
 
     def loss_sum(params: Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]) -> Float[Array, ""]:
-        working, scale = layout.working(cast(params, config.compute)), jnp.float32(1)
-        context = Context(config.model, config.compute, gather=layout.gather)
+        working, scale = layout.working(params, config.compute.dtype), jnp.float32(1)
+        context = Context(config.model, config.compute, gather=layout.gather(config.compute.dtype))
         batch = loader.Batch(tokens, targets)
         return layout.total(next_token.loss(family(config.model), working, batch, context, scale=scale))
 

@@ -24,9 +24,9 @@ from jaxtyping import Array, Bool, Int
 from jaxgpt.generation.sampling import SamplingSettings, draw, settings
 from jaxgpt.models import family
 from jaxgpt.models.attend import Cache
-from jaxgpt.models.blocks import Context, Params, are_stacked, arrange
+from jaxgpt.models.blocks import Context, Params, are_stacked, arrange, cast
+from jaxgpt.models.cache import decode, init_cache, prefill
 from jaxgpt.options.config import Compute, Model, Sampling
-from jaxgpt.training.state import cast
 
 MOST_AT_ONCE = 32  # tokens of a text from one call of `decode`
 SHORTEST = 16  # prompts are padded to powers of two from here on
@@ -57,7 +57,7 @@ def _prefill(
     compute: Compute,
 ) -> tuple[Slot, Int[Array, ""]]:
     """Runs the first `length` of a prompt's tokens, and draws the token after them."""
-    logits, cache = family(model).prefill(params, cache, tokens, length, Context(model, compute))
+    logits, cache = prefill(family(model), params, cache, tokens, length, Context(model, compute))
     token = draw(logits, options, drawn[None], seen[None])[0]
     return Slot(cache, token, length, drawn + 1, seen.at[token].set(True)), token
 
@@ -78,7 +78,7 @@ def _decode(
 
     def step(i: Array, carry: tuple) -> tuple:
         caches, last, seen, out = carry
-        logits, caches = family(model).decode(params, caches, last, length + i, Context(model, compute))
+        logits, caches = decode(family(model), params, caches, last, length + i, Context(model, compute))
         tokens = draw(logits, options, drawn + i, seen)
         return caches, tokens, seen.at[rows, tokens].set(True), lax.dynamic_update_slice(out, tokens[:, None], (0, i))
 
@@ -113,7 +113,7 @@ class Decoder:
         self.capacity = min(model.context, max(SHORTEST, power_of_two(capacity)))
         params = jax.tree.map(lambda array: array.addressable_data(0), params)
         arranged = arrange(params, self.compute) if are_stacked(params.blocks) else params
-        self._params = cast(arranged, self.compute)
+        self._params = cast(arranged, self.compute.dtype)
         self._slots = [self._empty() for _ in range(slots)]
         self._texts: list[_Text | None] = [None] * slots
         self._burst = 1
@@ -121,7 +121,7 @@ class Decoder:
     def _empty(self) -> Slot:
         seen = jnp.zeros(self.model.vocabulary_size, bool)
         last, length, drawn = (jnp.int32(0) for _ in range(3))  # an array each: one is not donated twice
-        return Slot(family(self.model).init_cache(self._params, self.capacity, self.model), last, length, drawn, seen)
+        return Slot(init_cache(self._params, self.capacity, self.model, self.compute.dtype), last, length, drawn, seen)
 
     def free(self) -> list[int]:
         """Returns the slots without a text."""

@@ -1,10 +1,10 @@
 """GELU in its tanh form (Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2).
 
-    y = x/2 (1 + tanh u)           u = √(2/π) (x + 0.044715 x³)
+    y = x/2 (1 + tanh u) = x s           u = √(2/π) (x + 0.044715 x³)
 
-Backward, with tanh' = 1 - tanh²:
+with the gate s = 1 / (1 + e^-2u), since (1 + tanh u)/2 is that. Backward, with s' = 2 s (1 - s) u':
 
-    ∂x = ∂y [ (1 + tanh u)/2 + x/2 (1 - tanh² u) √(2/π) (1 + 3·0.044715 x²) ]
+    ∂x = ∂y [ s + x · 2 s (1 - s) √(2/π) (1 + 3·0.044715 x²) ]
 """
 
 import math
@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
-from jaxgpt.layers.numerics import accumulation_dtype, not_before
+from jaxgpt.layers.numerics import accumulation_dtype
 
 SLOPE = math.sqrt(2 / math.pi)
 CUBIC = 0.044715
@@ -26,16 +27,36 @@ class Residuals(NamedTuple):
 
 @jax.named_scope("gelu.forward")
 def forward(x: Float[Array, "*batch F"]) -> tuple[Float[Array, "*batch F"], Residuals]:
-    """Computes in the accumulation dtype; the output has the dtype of x."""
-    wide = x.astype(accumulation_dtype(x.dtype))
-    y = 0.5 * wide * (1 + jnp.tanh(SLOPE * (wide + CUBIC * wide * wide * wide)))
-    return y.astype(x.dtype), Residuals(x)
+    """Computes in the accumulation dtype; the output has the dtype of x.
+
+    On a GPU y is written in x's own dtype, in the very form that XLA knows as a part of the product before: cuBLASLt
+    then computes it in float32, before anything is rounded.
+    """
+
+    def part_of_a_product(x: Array) -> Array:
+        return x * (0.5 * (1 + jnp.tanh(SLOPE * (x + CUBIC * (x * x * x)))))
+
+    residuals = Residuals(x)
+    return lax.platform_dependent(x, cpu=lambda _: output(residuals), default=part_of_a_product), residuals
+
+
+def output(residuals: Residuals) -> Float[Array, "*batch F"]:
+    """Forward's output from its residuals, for a model that would rather compute it again than keep it.
+
+    `backward` computes the same gate, so that the compiler needs it once for both.
+    """
+    x = residuals.x.astype(accumulation_dtype(residuals.x.dtype))
+    return (x * _gate(x)).astype(residuals.x.dtype)
 
 
 @jax.named_scope("gelu.backward")
 def backward(residuals: Residuals, dy: Float[Array, "*batch F"]) -> Float[Array, "*batch F"]:
-    """The tanh is computed again rather than kept."""
-    x = not_before(dy, residuals.x).astype(accumulation_dtype(residuals.x.dtype))
-    tanh = jnp.tanh(SLOPE * (x + CUBIC * x * x * x))
-    derivative = 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * SLOPE * (1 + 3 * CUBIC * x * x)
+    """The gate is computed again rather than kept, if the caller's residuals are `not_before` the gradient."""
+    x = residuals.x.astype(accumulation_dtype(residuals.x.dtype))
+    gate = _gate(x)
+    derivative = gate + x * gate * (1 - gate) * 2 * SLOPE * (1 + 3 * CUBIC * x * x)
     return (dy * derivative).astype(dy.dtype)
+
+
+def _gate(x: Float[Array, "*batch F"]) -> Float[Array, "*batch F"]:
+    return jax.nn.sigmoid(2 * SLOPE * (x + CUBIC * x * x * x))

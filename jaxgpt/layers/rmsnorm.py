@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxgpt.layers.numerics import accumulation_dtype, not_before
+from jaxgpt.layers.numerics import accumulation_dtype
 
 
 class Params(NamedTuple):
@@ -52,7 +52,7 @@ def backward(
     """The gradient of the scale in the accumulation dtype, dx in the dtype of dy."""
     dtype = accumulation_dtype(dy.dtype)
     dy_wide = dy.astype(dtype)
-    normalised = not_before(dy, residuals.x).astype(dtype) * residuals.rstd
+    normalised = residuals.x.astype(dtype) * residuals.rstd
     g = dy_wide * params.scale
     dx = (g - normalised * jnp.mean(g * normalised, axis=-1, keepdims=True)) * residuals.rstd
     dscale = jnp.sum(dy_wide * normalised, axis=tuple(range(dy.ndim - 1)))

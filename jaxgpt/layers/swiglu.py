@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Float
 
-from jaxgpt.layers.numerics import accumulation_dtype, not_before
+from jaxgpt.layers.numerics import accumulation_dtype
 
 
 class Residuals(NamedTuple):
@@ -23,8 +23,14 @@ class Residuals(NamedTuple):
 @jax.named_scope("swiglu.forward")
 def forward(gate: Float[Array, "*batch F"], up: Float[Array, "*batch F"]) -> tuple[Float[Array, "*batch F"], Residuals]:
     """Computes in the accumulation dtype; the output has the dtype of the inputs."""
-    g, u = (array.astype(accumulation_dtype(array.dtype)) for array in (gate, up))
-    return (g * jax.nn.sigmoid(g) * u).astype(gate.dtype), Residuals(gate, up)
+    residuals = Residuals(gate, up)
+    return output(residuals), residuals
+
+
+def output(residuals: Residuals) -> Float[Array, "*batch F"]:
+    """Forward's output from its residuals, for a model that would rather compute it again than keep it."""
+    g, u = (array.astype(accumulation_dtype(array.dtype)) for array in residuals)
+    return (g * jax.nn.sigmoid(g) * u).astype(residuals.gate.dtype)
 
 
 @jax.named_scope("swiglu.backward")
@@ -33,7 +39,7 @@ def backward(
 ) -> tuple[Float[Array, "*batch F"], Float[Array, "*batch F"]]:
     """Returns (dgate, dup), in the dtype of dy. The sigmoid is computed again rather than kept."""
     dtype = accumulation_dtype(dy.dtype)
-    g, u = (array.astype(dtype) for array in not_before(dy, residuals))
+    g, u = (array.astype(dtype) for array in residuals)
     s = jax.nn.sigmoid(g)
     dgate = dy * u * s * (1 + g * (1 - s))
     dup = dy * g * s

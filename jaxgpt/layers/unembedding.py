@@ -23,7 +23,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxgpt.layers import cross_entropy
-from jaxgpt.layers.numerics import accumulation_dtype, product
+from jaxgpt.layers.numerics import accumulation_dtype, product, product_over_tokens
 
 # From the log-probabilities of a chunk's targets, and what the caller gave for each of its tokens, to the chunk's part
 # of the loss and the loss's gradient by each log-probability.
@@ -75,8 +75,8 @@ def forward(
         losses, residuals = cross_entropy.forward(logits(params, x), targets, vocabulary_size=vocabulary_size)
         value, dlogp = objective(-losses, *more)
         dlogits = cross_entropy.backward(residuals, -dlogp, vocabulary_size=vocabulary_size).astype(x.dtype)
-        dx = product("nv,vc->nc", dlogits, params.weight).astype(x.dtype)
-        dweight = dweight + product("nv,nc->vc", dlogits, x)
+        dx = product("nv,vc->nc", dlogits, params.weight, dtype=x.dtype)
+        dweight = dweight + product_over_tokens("nv,nc->vc", dlogits, x)
         return (loss + value, dweight), dx
 
     start = (jnp.zeros((), dtype), jnp.zeros(params.weight.shape, dtype))

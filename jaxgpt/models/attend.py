@@ -21,12 +21,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.kernels.choose import attention_layer
 from jaxgpt.layers.numerics import product
-from jaxgpt.models.blocks import Context, Params, are_stacked
+from jaxgpt.models.blocks import Context
 
 
 class Layer(NamedTuple):
@@ -113,34 +112,6 @@ def split_heads(x: Float[Array, "N C"], batch: int, heads: int) -> Float[Array, 
 
 def merge_heads(x: Float[Array, "B T H D"]) -> Float[Array, "N C"]:
     return x.reshape(x.shape[0] * x.shape[1], -1)
-
-
-def empty_cache(params: Params, heads: int, capacity: int, head_width: int, dtype: DTypeLike) -> Cache:
-    """An empty cache for parameters, in layers as theirs are."""
-    shape = (heads, capacity, head_width)
-
-    def layer(*leading: int) -> Layer:
-        return Layer(jnp.zeros((*leading, *shape), dtype), jnp.zeros((*leading, *shape), dtype))
-
-    if are_stacked(params.blocks):
-        return layer(len(jax.tree.leaves(params.blocks)[0]))
-    return tuple(layer() for _ in params.blocks)
-
-
-def filled_cache(cache: Cache, blocks: Any) -> Cache:
-    """The cache with a prompt's keys and values from its beginning on, which are among the residuals of `features`.
-
-    `compute.attention` was "blocks", whose residuals have the heads first, and `compute.recompute` not "block". Of the
-    other residuals the compiler then computes nothing.
-    """
-
-    def put(kept: Array, new: Array) -> Array:  # (…, H, S, D) and (…, 1, H, T, D)
-        return lax.dynamic_update_slice(kept, jnp.squeeze(new, -4).astype(kept.dtype), (0,) * kept.ndim)
-
-    def put_layer(layer: Layer, residuals: Any) -> Layer:
-        return Layer(put(layer.k, residuals.attention.k), put(layer.v, residuals.attention.v))
-
-    return put_layer(cache, blocks) if isinstance(cache, Layer) else tuple(map(put_layer, cache, blocks))
 
 
 def _put_token(kept: Float[Array, "H S D"], new: Float[Array, "H D"], place: Int[Array, ""]) -> Float[Array, "H S D"]:

@@ -11,12 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.layers.numerics import not_before
 from jaxgpt.options.config import Compute, Model
 
-MOST_UNROLLED = 24  # layers; more take minutes to compile
+# Layers; more take minutes to compile. XLA for GPUs is the faster one, and its loops cost more.
+MOST_UNROLLED = {"cpu": 24, "gpu": 48, "tpu": 0}
+RECOMPUTE_LEVELS = ("none", "gelu", "norms", "projection", "block")  # the fastest first
 
 Block = Any  # a family's NamedTuple of one layer's parameters
 Params = Any  # a family's NamedTuple of all of them
@@ -65,6 +68,41 @@ def inputs_of(tokens: Int[Array, "B T"], model: Model) -> Inputs:
     return Inputs(tokens, lax.cummax(jnp.where(tokens == model.document_start, places, 0), axis=1))
 
 
+class Kept(NamedTuple):
+    """Marks what a block keeps for its backward. What it doesn't, `block_backward` computes again."""
+
+    activation: bool  # the input of the MLP's last product
+    norms: bool  # the inputs of the products after the norms
+    projection: bool  # the sum of the attention's branch, which is a product, and the block's input
+
+
+def kept(recompute: str) -> Kept:
+    """Returns what a block keeps at this level; at "block", which computes it again whole, all."""
+    level = RECOMPUTE_LEVELS.index("none" if recompute == "block" else recompute)
+    return Kept(*(level < RECOMPUTE_LEVELS.index(first) for first in ("gelu", "norms", "projection")))
+
+
+def matrices(shapes: Params) -> Params:
+    """Marks the tensors that are matrices, one for each layer; of a model's parameters, or of one block's."""
+    stacked = stacked_marks(shapes) if hasattr(shapes, "blocks") else jax.tree.map(lambda _: False, shapes)
+    return jax.tree.map(lambda shape, by_layer: len(shape.shape) - by_layer > 1, shapes, stacked)
+
+
+def cast(params: Params, dtype: DTypeLike, marks: Params | None = None) -> Params:
+    """Casts matrices to the activations' dtype. Vectors, which are small, are cast to it only from a narrower one.
+
+    Args:
+        params: A model's parameters, or one block's, or shards of them.
+        dtype: The dtype that the activations have.
+        marks: The `matrices` of the whole parameters; those of `params` where nothing is given.
+    """
+
+    def one(array: Array, matrix: bool) -> Array:
+        return array.astype(dtype if matrix else jnp.promote_types(array.dtype, dtype))
+
+    return jax.tree.map(one, params, matrices(params) if marks is None else marks)
+
+
 # Stacked and unstacked
 
 
@@ -92,7 +130,7 @@ def arrange(params: Params, compute: Compute) -> Params:
     """Stacked parameters, or moments, in the form that `compute.layers` asks for: the step follows their form."""
     unroll = compute.layers == "unrolled"
     if compute.layers == "auto":
-        unroll = len(jax.tree.leaves(params.blocks)[0]) <= MOST_UNROLLED and jax.default_backend() != "tpu"
+        unroll = len(jax.tree.leaves(params.blocks)[0]) <= MOST_UNROLLED[jax.default_backend()]
     return unstacked(params) if unroll else params
 
 

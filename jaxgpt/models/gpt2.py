@@ -8,19 +8,20 @@
 parameters to the compute dtype (`training/step.py`); gradients come back in float32, float64 in float64.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from jaxgpt.layers import embedding, gelu, layernorm, linear, random, residual, unembedding
 from jaxgpt.layers.numerics import not_before
-from jaxgpt.models.attend import Cache, KeptText, Layer, WholeText, empty_cache, filled_cache, merge_heads, split_heads
-from jaxgpt.models.blocks import NO_AUX, Aux, Context, Inputs, are_stacked, inputs_of, scan_blocks
+from jaxgpt.models.attend import Cache, KeptText, WholeText, merge_heads, split_heads
+from jaxgpt.models.blocks import NO_AUX, Aux, Context, Inputs, kept
+from jaxgpt.models.stack import backward_blocks, forward_blocks
 from jaxgpt.options.config import Model
 
 MATRICES = ("token", "position", "weight")  # names of the tensors that are matrices, one for each layer
@@ -52,7 +53,7 @@ class BlockResiduals(NamedTuple):
     attention_norm: layernorm.Residuals
     qkv: linear.Residuals | None
     attention: Any  # as `attend` has them
-    mlp_norm: layernorm.Residuals
+    mlp_norm: layernorm.Residuals  # x None where it is computed again
     mlp_in: linear.Residuals | None
     gelu: gelu.Residuals
     mlp_out: linear.Residuals | None
@@ -118,11 +119,12 @@ def flops_per_token(model: Model, length: int, *, recompute: str = "none") -> in
         attention    2·2 C (T+1)/2            =  2 C (T+1)  q kᵀ and p v
         classifier   2 C Vp
 
-    With recompute = "block" the backward has each block's forward once more, but for its last product.
+    With recompute = "block" the backward has each block's forward once more, but for its last product; with
+    "projection" that of attention's output.
     """
     C = model.width
     attention, last = 2 * C * (length + 1), 8 * C * C
-    again = attention + 24 * C * C - last if recompute == "block" else 0
+    again = {"projection": 2 * C * C, "block": attention + 24 * C * C - last}.get(recompute, 0)
     forward = model.layers * (24 * C * C + attention) + 2 * C * model.padded_vocabulary_size
     return 3 * forward + model.layers * again
 
@@ -150,8 +152,8 @@ def block_forward(
 ) -> tuple[Float[Array, "N C"], BlockResiduals]:
     """One block on N = B·T tokens, of which `attend` says what text they see."""
     normalised, attention_norm = layernorm.forward(params.attention_norm, x)
-    qkv, qkv_residuals = linear.forward(params.qkv, normalised)
-    q, k, v = (split_heads(part, attend.batch, context.model.heads) for part in jnp.split(qkv, 3, axis=-1))
+    qkv, qkv_residuals = linear.forward_in_parts(params.qkv, normalised, 3)
+    q, k, v = (split_heads(part, attend.batch, context.model.heads) for part in qkv)
     mixed, attention_residuals = attend.forward(q, k, v)
     branch, _ = linear.forward(params.attention_out, merge_heads(mixed))
     x = residual.forward(x, branch)
@@ -161,16 +163,15 @@ def block_forward(
     activated, gelu_residuals = gelu.forward(hidden)
     branch, mlp_out = linear.forward(params.mlp_out, activated)
     x = residual.forward(x, branch)
-    keep_norms = context.compute.recompute != "norms"
-    keep_gelu = context.compute.recompute in ("none", "block")  # a block that is computed again is computed again whole
+    keep = kept(context.compute.recompute)
     return x, BlockResiduals(
         attention_norm=attention_norm,
-        qkv=qkv_residuals if keep_norms else None,
+        qkv=qkv_residuals if keep.norms else None,
         attention=attention_residuals,
-        mlp_norm=mlp_norm,
-        mlp_in=mlp_in if keep_norms else None,
+        mlp_norm=mlp_norm if keep.projection else mlp_norm._replace(x=None),
+        mlp_in=mlp_in if keep.norms else None,
         gelu=gelu_residuals,
-        mlp_out=mlp_out if keep_gelu else None,
+        mlp_out=mlp_out if keep.activation else None,
     )
 
 
@@ -178,46 +179,48 @@ def block_backward(
     params: Block, residuals: BlockResiduals, dx: Float[Array, "N C"], attend: WholeText
 ) -> tuple[Block, Float[Array, "N C"]]:
     """Backward of a block: `block_forward` from its last line to its first."""
+    mixed, again = attend.output(residuals.attention), functools.partial(not_before, earlier=dx)
+    middle = residuals.mlp_norm.x
+    if middle is None:
+        branch, _ = linear.forward(not_before(dx, params.attention_out), merge_heads(mixed))
+        middle = residual.forward(not_before(dx, residuals.attention_norm.x), branch)
+
     dx, dbranch = residual.backward(dx)
-    activated = residuals.mlp_out or linear.Residuals(gelu.forward(not_before(dbranch, residuals.gelu.x))[0])
+    activated = residuals.mlp_out or linear.Residuals(gelu.output(again(dbranch, residuals.gelu)))
     mlp_out, dactivated = linear.backward(params.mlp_out, activated, dbranch)
-    dhidden = gelu.backward(residuals.gelu, dactivated)
-    normalised = residuals.mlp_in or linear.Residuals(
-        layernorm.output(params.mlp_norm, not_before(dhidden, residuals.mlp_norm))
-    )
+    dhidden = gelu.backward(again(dactivated, residuals.gelu), dactivated)
+    mlp_norm_kept = residuals.mlp_norm._replace(x=middle)
+    normalised = residuals.mlp_in or linear.Residuals(layernorm.output(params.mlp_norm, again(dhidden, mlp_norm_kept)))
     mlp_in, dnormalised = linear.backward(params.mlp_in, normalised, dhidden)
-    mlp_norm, dx_through_mlp = layernorm.backward(params.mlp_norm, residuals.mlp_norm, dnormalised)
+    mlp_norm, dx_through_mlp = layernorm.backward(params.mlp_norm, again(dnormalised, mlp_norm_kept), dnormalised)
     dx = dx + dx_through_mlp
 
     dx, dbranch = residual.backward(dx)
-    mixed = attend.output(residuals.attention)
     attention_out, dmixed = linear.backward(params.attention_out, linear.Residuals(merge_heads(mixed)), dbranch)
     dmixed = split_heads(dmixed, mixed.shape[0], mixed.shape[2])
     dqkv = attend.backward(residuals.attention, dmixed)
     dqkv = jnp.concatenate([merge_heads(part) for part in dqkv], axis=-1)
     normalised = residuals.qkv or linear.Residuals(
-        layernorm.output(params.attention_norm, not_before(dqkv, residuals.attention_norm))
+        layernorm.output(params.attention_norm, again(dqkv, residuals.attention_norm))
     )
     qkv, dnormalised = linear.backward(params.qkv, normalised, dqkv)
     attention_norm, dx_through_attention = layernorm.backward(
-        params.attention_norm, residuals.attention_norm, dnormalised
+        params.attention_norm, again(dnormalised, residuals.attention_norm), dnormalised
     )
     dx = dx + dx_through_attention
     return Block(attention_norm, qkv, attention_out, mlp_norm, mlp_in, mlp_out), dx
 
 
-def features(params: Params, inputs: Inputs, context: Context) -> tuple[Float[Array, "N C"], Residuals, Aux]:
-    """All of the model but the head, for N = B·T tokens. The parameters' dtype is the compute dtype."""
+def features(
+    params: Params, inputs: Inputs, context: Context, caches: tuple[Cache, ...] = ()
+) -> tuple[Float[Array, "N C"], Residuals, Aux]:
+    """All of the model but the head, for N = B·T tokens. The parameters' dtype is the compute dtype.
+
+    With `caches` the tokens are one further token of each text, as `attend.decode` has them.
+    """
     x, embedding_residuals = embedding.forward(params.embedding, inputs.tokens, starts=inputs.starts)
-    x = x.reshape(-1, context.model.width)  # one axis for all tokens: only attention knows of sequences
-    B, T = inputs.tokens.shape
-    attend = WholeText(context, B, T, inputs.starts)
-
-    def one_block(x, block):
-        y, residuals = block_forward(block, x, attend, context)
-        return y, x if context.compute.recompute == "block" else residuals
-
-    x, blocks = scan_blocks(one_block, x, params.blocks, gather=context.gather)
+    x = x.reshape(-1, context.model.width)
+    x, blocks = forward_blocks(block_forward, params.blocks, x, inputs, context, caches)
     x, final_norm = layernorm.forward(params.final_norm, x)
     return x, Residuals(embedding_residuals, blocks, final_norm, inputs.starts), NO_AUX
 
@@ -231,67 +234,9 @@ def features_backward(
     context: Context,
 ) -> Params:
     """The gradient by every parameter, in the accumulation dtype; `dhead` is added to the token table's."""
-    final_norm, dx = layernorm.backward(params.final_norm, residuals.final_norm, dx)
-    tokens = residuals.embedding.tokens
-    B, T = tokens.shape
-    attend = WholeText(context, B, T, residuals.starts)
-
-    def one_block(dx, block, residuals):
-        if context.compute.recompute == "block":
-            x = not_before(dx, residuals)
-            _, residuals = block_forward(block, x, attend, context)
-        grads, dx = block_backward(block, residuals, dx, attend)
-        return dx, context.scatter(grads)
-
-    dx, blocks = scan_blocks(one_block, dx, params.blocks, residuals.blocks, gather=context.gather, reverse=True)
-    dx = dx.reshape(*tokens.shape, context.model.width)
+    final_norm, dx = layernorm.backward(params.final_norm, not_before(dx, residuals.final_norm), dx)
+    inputs = Inputs(residuals.embedding.tokens, residuals.starts)
+    blocks, dx = backward_blocks(block_forward, block_backward, params.blocks, residuals.blocks, dx, inputs, context)
+    dx = dx.reshape(*inputs.tokens.shape, context.model.width)
     embeddings = embedding.backward(params.embedding, residuals.embedding, dx, token_gradient=dhead.weight)
     return Params(embeddings, blocks, final_norm)
-
-
-# Drawing text, with the keys and values of the text so far kept
-
-
-def init_cache(params: Params, capacity: int, model: Model) -> Cache:
-    """An empty cache for one text of at most `capacity` tokens: in the parameters' dtype, and in layers as theirs."""
-    return empty_cache(params, model.heads, capacity, model.width // model.heads, params.embedding.token.dtype)
-
-
-def prefill(
-    params: Params, cache: Cache, tokens: Int[Array, "1 T"], length: Int[Array, ""], context: Context
-) -> tuple[Float[Array, "1 V"], Cache]:
-    """The logits after the first `length` of the tokens, and the cache with those from its beginning on.
-
-    T is at most the cache's capacity; `compute` as `filled_cache` wants it.
-    """
-    x, residuals, _ = features(params, inputs_of(tokens, context.model), context)
-    x = lax.dynamic_slice_in_dim(x, length - 1, 1)
-    return _logits(params, x, context), filled_cache(cache, residuals.blocks)
-
-
-def decode(
-    params: Params,
-    caches: tuple[Cache, ...],
-    tokens: Int[Array, " B"],
-    lengths: Int[Array, " B"],
-    context: Context,
-) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
-    """The logits after one further token of each text, and the caches with it; `lengths` are without it.
-
-    The texts share every product with a weight, so that it is read once for all of them.
-    """
-    assert params.embedding.position is not None
-    x = params.embedding.token[tokens] + params.embedding.position[lengths]
-
-    def one_block(x: Array, block: Block, *layers: Layer) -> tuple[Array, tuple[Layer, ...]]:
-        x, residuals = block_forward(block, x, KeptText(layers, lengths), context)
-        return x, residuals.attention
-
-    x, grown = scan_blocks(one_block, x, params.blocks, *caches)
-    x, _ = layernorm.forward(params.final_norm, x)
-    by_text = grown if are_stacked(params.blocks) else tuple(zip(*grown, strict=True))
-    return _logits(params, x, context), by_text
-
-
-def _logits(params: Params, x: Float[Array, "N C"], context: Context) -> Float[Array, "N V"]:
-    return unembedding.logits(head(params), x)[:, : context.model.vocabulary_size]

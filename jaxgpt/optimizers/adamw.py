@@ -98,9 +98,11 @@ def _update_one(
     """Returns one tensor's new value and moments; `place` is its number among the parameters."""
     first = jnp.where(advance, options.beta1 * first + (1 - options.beta1) * grad, first)
     second = jnp.where(advance, options.beta2 * second + (1 - options.beta2) * jnp.square(grad), second)
-    # Keeps the compiler from computing the moments a second time for the parameter, which would need copies of the
-    # old ones: with it, all three are written over the old ones.
-    first, second = lax.optimization_barrier((first, second))
+    # Keeps a CPU's compiler from computing the moments a second time for the parameter, which would need copies of the
+    # old ones: with it, all three are written over the old ones. A GPU's computes all three in one kernel.
+    first, second = lax.platform_dependent(
+        first, second, cpu=lambda *moments: lax.optimization_barrier(moments), default=lambda *moments: moments
+    )
     direction = (first / correction1) / (jnp.sqrt(second / correction2) + options.epsilon)
     wide = param.astype(first.dtype)
     if decay:

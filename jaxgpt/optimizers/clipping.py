@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+SMALL = 1 << 16  # numbers in a tensor, below which many are summed in one program rather than each in its own
+
 
 @jax.named_scope("clipping.global_norm")
 def global_norm(grads: Any, total: Callable[[Array], Array] | None = None) -> Float[Array, ""]:
@@ -16,7 +18,11 @@ def global_norm(grads: Any, total: Callable[[Array], Array] | None = None) -> Fl
         grads: The gradients, or this device's shards of them.
         total: Sums the squares over the devices, where each has a shard of the gradients.
     """
-    squares = jnp.asarray(sum(_square(grad) for grad in jax.tree.leaves(grads)))
+    leaves = jax.tree.leaves(grads)
+    small = [grad.reshape(-1) for grad in leaves if grad.size < SMALL]
+    large = [grad for grad in leaves if grad.size >= SMALL]
+    parts = [*large, jnp.concatenate(small)] if small else large
+    squares = jnp.asarray(sum(_square(part) for part in parts))
     return jnp.sqrt(total(squares) if total else squares)
 
 

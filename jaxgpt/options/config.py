@@ -48,15 +48,16 @@ class Compute:
     update is rounded up or down at random, right on average."""
     deterministic: bool = False
     """The same bits from the same seed on a GPU too, where some kernels are then slower ones; a CPU's always are."""
-    classifier_chunk: int = 1024
+    classifier_chunk: int = 2048
     """Number of tokens whose logits exist at once."""
     attention: Literal["auto", "blocks", "cudnn"] = "auto"
     """cuDNN's fused kernel (an NVIDIA GPU, bfloat16), or blocks of queries; auto takes the kernel where it can run."""
     attention_block: int = 256
     """Number of queries whose attention scores exist at once, where attention runs in blocks."""
-    recompute: Literal["none", "gelu", "norms", "block", "auto"] = "norms"
-    """What the backward computes again rather than keeps: nothing, GELU's output, that and LayerNorm's outputs, or all
-    of a block but its input. Less memory in this order, and more time; "auto" takes the first of them that fits."""
+    recompute: Literal["none", "gelu", "norms", "projection", "block", "auto"] = "norms"
+    """What the backward computes again rather than keeps: nothing, GELU's output, that and LayerNorm's outputs, also
+    the projection of attention's output, or all of a block but its input. Less memory in this order, and more time;
+    "auto" takes the first of them that fits."""
     layers: Literal["auto", "scanned", "unrolled"] = "auto"
     """"scanned" compiles one layer and loops over them; "unrolled" compiles each, which takes longer, and then runs
     faster in less memory, since nothing is copied into and out of stacks. "auto" unrolls up to 24 layers, but none on a

@@ -25,9 +25,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Key
 
-from jaxgpt.models.blocks import BlockTransform, Params, block_shapes, identity, stacked_marks
+from jaxgpt.models.blocks import BlockTransform, Params, block_shapes, cast, identity, matrices, stacked_marks
 from jaxgpt.parallel.mesh import AXIS, SHARDS
 
 Tree = Any
@@ -118,22 +119,29 @@ class Layout:
         """Returns a key for rounding what this device updates: another on each, where each has its own shards."""
         return jax.random.fold_in(key, lax.axis_index(AXIS)) if self.sharded else key
 
-    def working(self, params: Params) -> Params:
-        """All-gathers the parameters that the model computes with; at stage 3 the blocks' stay sharded for `gather`."""
-        if not self.sharded:
-            return params
-        if self.zero < 3:
-            return _gathered(params, self.shapes)
-        ends = _gathered(params._replace(blocks=()), self.shapes._replace(blocks=()))
-        return ends._replace(blocks=params.blocks)
+    def working(self, params: Params, dtype: DTypeLike) -> Params:
+        """Returns the parameters that the model computes with, cast to the activations' dtype and all-gathered.
 
-    @property
-    def gather(self) -> BlockTransform:
-        """Function that all-gathers one block's parameters; the identity where `working` gave them whole."""
-        if not (self.sharded and self.zero >= 3):
-            return identity
+        The blocks' are left for `gather` where it can take them one by one: at stage 3, and where nothing is sharded.
+        """
+        if self.sharded and self.zero < 3:
+            return _gathered(cast(params, dtype, matrices(self.shapes)), self.shapes)
+        ends, shapes = params._replace(blocks=()), self.shapes._replace(blocks=())
+        ends = cast(ends, dtype, matrices(shapes))
+        return (_gathered(ends, shapes) if self.sharded else ends)._replace(blocks=params.blocks)
+
+    def gather(self, dtype: DTypeLike) -> BlockTransform:
+        """Returns a function that casts and all-gathers one block's parameters.
+
+        So a copy of only two blocks' is there at a time. It is the identity where `working` has done both.
+        """
         shapes = block_shapes(self.shapes)
-        return lambda block: _gathered(block, shapes)
+        if not self.sharded:
+            same = all(leaf.dtype == dtype for leaf in jax.tree.leaves(shapes))
+            return identity if same else lambda block: cast(block, dtype)
+        if self.zero < 3:
+            return identity
+        return lambda block: _gathered(cast(block, dtype, matrices(shapes)), shapes)
 
     @property
     def scatter(self) -> BlockTransform:

@@ -18,13 +18,12 @@ import jax.numpy as jnp
 from jaxgpt.errors import UserError
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import family
-from jaxgpt.models.blocks import Context, Inputs
+from jaxgpt.models.blocks import RECOMPUTE_LEVELS, Context, Inputs, cast
 from jaxgpt.options.config import Config
 from jaxgpt.training import step
 from jaxgpt.training.device_memory import Capacity
-from jaxgpt.training.state import cast, layout_of
+from jaxgpt.training.state import layout_of
 
-LEVELS = ("none", "gelu", "norms", "block")  # of recompute, the fastest first
 SMALLEST_CHUNK = 128  # of the classifier: below it, its products are slow
 
 
@@ -97,7 +96,7 @@ def prepare(config: Config, has: Capacity) -> tuple[Config, jax.stages.Compiled,
     "auto" takes the fastest level that fits, or the last. Returns the configuration with its level, the compiled train
     step, and its plan. UserError where it doesn't fit in what the run has, with options that would make it fit.
     """
-    levels = LEVELS if config.compute.recompute == "auto" else (config.compute.recompute,)
+    levels = RECOMPUTE_LEVELS if config.compute.recompute == "auto" else (config.compute.recompute,)
     for candidate in [_with(config, compute={"recompute": level}) for level in levels]:
         last = candidate.compute.recompute == levels[-1]
         if not last and has.bytes is not None and least(candidate) > has.bytes:
@@ -162,7 +161,7 @@ def measure(config: Config) -> Sizes:
     """Returns the sizes by name on one device, from shapes: nothing is computed."""
     model, compute, training, layout = config.model, config.compute, config.training, layout_of(config)
     state, _, _ = step.shapes(config)
-    weights = jax.eval_shape(lambda params: cast(params, compute), layout.shapes)
+    weights = jax.eval_shape(lambda params: cast(params, compute.dtype), layout.shapes)
     sequences = training.batch_size // layout.devices
     tokens = jax.ShapeDtypeStruct((sequences, training.sequence_length), jnp.int32)
     inputs = Inputs(tokens, tokens if model.document_start >= 0 else None)  # type: ignore[arg-type]
@@ -174,13 +173,17 @@ def measure(config: Config) -> Sizes:
     chunk = min(compute.classifier_chunk, sequences * training.sequence_length)
     logits = chunk * model.padded_vocabulary_size
     divided = layout.devices if layout.sharded else 1
-    copied = compute.dtype != compute.parameters or layout.sharded
-    whole = weights if layout.zero < 3 or not layout.sharded else weights._replace(blocks=())
+    # The copies that are there throughout: blocks that are cast or gathered one by one are counted as workspace.
+    by_block = layout.zero == 3 or not layout.sharded
+    ends = (weights, layout.shapes) if not by_block else (tree._replace(blocks=()) for tree in (weights, layout.shapes))
+    copies = [
+        leaf for leaf, own in zip(*map(jax.tree.leaves, ends), strict=True) if layout.sharded or leaf.dtype != own.dtype
+    ]
     return Sizes(
         parameters=_bytes(state.params) // divided,
         moments=_bytes(state.moments) // divided,
         gradients=gradients * (2 if training.micro_batches > 1 else 1) // (divided if layout.zero >= 2 else 1),
-        weights=_bytes(whole) if copied else 0,
+        weights=_bytes(copies),
         activations=_by_name(residuals.blocks),
         ends=_bytes(residuals._replace(blocks=())),
         logits=logits * wide.itemsize,
@@ -230,7 +233,7 @@ def _refusal(config: Config, plan: Plan) -> UserError:
 def _changes(config: Config, plan: Plan) -> Iterator[list[Config]]:
     """Yields changes that might make it fit, kind by kind, the cheapest in time first; of a kind the smallest first."""
     compute, training = config.compute, config.training
-    after = LEVELS[LEVELS.index(compute.recompute) + 1 :]
+    after = RECOMPUTE_LEVELS[RECOMPUTE_LEVELS.index(compute.recompute) + 1 :]
     yield [_with(config, compute={"recompute": level}) for level in after if level != "block"]
     devices = layout_of(config).devices
     chunk = min(compute.classifier_chunk, training.batch_size // devices * training.sequence_length)

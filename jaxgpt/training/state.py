@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, Key
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params, arrange
 from jaxgpt.optimizers import adamw
-from jaxgpt.options.config import Compute, Config
+from jaxgpt.options.config import Config
 from jaxgpt.parallel import mesh
 from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import spikes
@@ -38,8 +38,12 @@ def init_state(config: Config) -> TrainState:
 def init_params(config: Config) -> Params:
     """Returns the random parameters of `init_state`, in the layout and the dtype that are kept."""
     key, _ = jax.random.split(jax.random.key(config.training.seed))
+    return layout_of(config).shard(_whole_params(config, key))
+
+
+def _whole_params(config: Config, key: Key[Array, ""]) -> Params:
     params = arrange(family(config.model).init(config.model, key), config.compute)
-    return jax.tree.map(lambda array: array.astype(config.compute.parameters), layout_of(config).shard(params))
+    return jax.tree.map(lambda array: array.astype(config.compute.parameters), params)
 
 
 def state_of(params: Params, config: Config) -> TrainState:
@@ -55,18 +59,13 @@ def on_trees(change: Callable[[Params], Params], state: TrainState) -> TrainStat
     return state._replace(params=params, moments=adamw.Moments(*moments))
 
 
-def cast(params: Params, compute: Compute) -> Params:
-    """Casts parameters to the compute dtype, as the activations meet them."""
-    return jax.tree.map(lambda array: array.astype(compute.dtype), params)
-
-
 # On the devices
 
 
 @functools.lru_cache
 def layout_of(config: Config) -> Layout:
     """Returns the layout of parameters and moments on the devices. UserError for devices that aren't there."""
-    shapes = jax.eval_shape(lambda: arrange(family(config.model).init(config.model, jax.random.key(0)), config.compute))
+    shapes = jax.eval_shape(lambda: _whole_params(config, jax.random.key(0)))
     return Layout(mesh.make(config.parallel), config.parallel.zero, shapes, config.parallel.reproducible)
 
 

@@ -91,6 +91,8 @@ NOT_RUN = {
     "benchmarks.serving": "fails where the machine is slow",
     "docs.site.configuration": "writes a page here; tests/docs/test_pages.py compares it",
     "compare_attentions.py": "needs a GPU",
+    "benchmarks.gpu_program": "needs JAX's CUDA plugin; tests/test_gpu_program.py runs it",
+    "gpu_check.sh": "tests/test_gpu_check.py runs it, small",
     "sha256sum": "tests/runs/test_checkpoints.py runs it in a checkpoint",
 }
 # `run.py` with a text in the place of what would be downloaded.

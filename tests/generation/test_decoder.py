@@ -11,7 +11,7 @@ import pytest
 
 from jaxgpt.generation import decoder
 from jaxgpt.generation.decoder import Decoder
-from jaxgpt.models import blocks, gpt2
+from jaxgpt.models import blocks, cache, gpt2
 from jaxgpt.models.blocks import Context
 from jaxgpt.options.config import Compute, Model, Sampling
 from tests import whole
@@ -193,8 +193,8 @@ def test_logits_are_those_of_the_whole_forward(params, dtype, layers):
     cast = jax.tree.map(lambda array: array.astype(dtype), params)
     cast = cast if layers == "stacked" else blocks.unstacked(cast)
     context = Context(MODEL, compute)
-    prefill = jax.jit(lambda *of: gpt2.prefill(*of, context))
-    decode = jax.jit(lambda *of: gpt2.decode(*of, context))
+    prefill = jax.jit(lambda *of: cache.prefill(gpt2, *of, context))
+    decode = jax.jit(lambda *of: cache.decode(gpt2, *of, context))
     texts = np.random.default_rng(0).integers(20, size=(3, MODEL.context)).astype(np.int32)
     forward = jax.jit(whole.logits, static_argnames=("model", "compute"))
     exact, rounded = forward(params, texts, MODEL, COMPUTE), forward(cast, texts, MODEL, compute)
@@ -203,8 +203,8 @@ def test_logits_are_those_of_the_whole_forward(params, dtype, layers):
     caches = []
     for text, length in enumerate(lengths):
         padded = np.where(np.arange(8) < length, texts[text, :8], 9)[None]  # what is behind must not matter
-        logits, cache = prefill(cast, gpt2.init_cache(cast, MODEL.context, MODEL), padded, length)
-        caches.append(cache)
+        logits, filled = prefill(cast, cache.init_cache(cast, MODEL.context, MODEL, dtype), padded, length)
+        caches.append(filled)
         assert jnp.abs(logits[0] - rounded[text, length - 1]).max() <= limit
     for _ in range(MODEL.context - lengths.max()):
         rows = np.arange(3)

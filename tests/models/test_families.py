@@ -15,7 +15,7 @@ PACKAGE = Path(models.__file__).parents[1]
 FAMILIES = typing.get_args(typing.get_type_hints(Model)["family"])
 CONTRACT = {
     *("Params", "Block", "init", "features", "features_backward", "head", "block_forward", "decays"),
-    *("parameter_count", "flops_per_token", "check", "describe", "init_cache", "prefill", "decode"),
+    *("parameter_count", "flops_per_token", "check", "describe"),
 }
 # Where a family's name belongs: the option, the families and their layers' users, the proof, and other projects' names.
 MAY_IMPORT = {"models", "proof", "interop/tensors.py"}

@@ -11,7 +11,7 @@ import pytest
 
 from jaxgpt.commands import cli
 from jaxgpt.data.loader import Batch
-from jaxgpt.models import blocks, llama
+from jaxgpt.models import blocks, cache, llama
 from jaxgpt.models.blocks import Context
 from jaxgpt.options.config import Compute, Config, Model, Optimizer, Parallel, Training
 from jaxgpt.proof import cases
@@ -103,14 +103,14 @@ def test_a_cache_gives_the_logits_of_the_whole_text(params, form):
     expected = jax.jit(functools.partial(whole.logits, model=SMALL, compute=Compute()))(params, texts)
     params = jax.tree.map(jnp.asarray, params)
     params = params if form == "stacked" else blocks.unstacked(params)
-    prefill = jax.jit(lambda *of: llama.prefill(*of, context))
-    decode = jax.jit(lambda *of: llama.decode(*of, context))
+    prefill = jax.jit(lambda *of: cache.prefill(llama, *of, context))
+    decode = jax.jit(lambda *of: cache.decode(llama, *of, context))
     lengths, caches = np.array([4, 1], np.int32), []
     for text, length in enumerate(lengths):
         padded = np.where(np.arange(6) < length, texts[text, :6], 9)[None]  # what is behind must not matter
-        logits, cache = prefill(params, llama.init_cache(params, 8, SMALL), padded, length)
+        logits, filled = prefill(params, cache.init_cache(params, 8, SMALL, "float32"), padded, length)
         np.testing.assert_allclose(logits[0], expected[text, length - 1], rtol=1e-4, atol=1e-5)
-        caches.append(cache)
+        caches.append(filled)
     for _ in range(4):
         logits, caches = decode(params, tuple(caches), texts[np.arange(2), lengths], lengths)
         np.testing.assert_allclose(logits, expected[np.arange(2), lengths], rtol=1e-4, atol=1e-5)

@@ -31,7 +31,7 @@ def kept() -> gpt2.Params:
     return gradients(KEEP_ALL)
 
 
-@pytest.mark.parametrize("recompute", ["gelu", "norms", "block"])
+@pytest.mark.parametrize("recompute", ["gelu", "norms", "projection", "block"])
 def test_recomputed_gradients_are_the_kept_ones(kept, recompute):
     """Within the rounding of a few operations: the compiler may fuse, and so round, a recomputed value differently."""
     again = gradients(dataclasses.replace(KEEP_ALL, recompute=recompute))

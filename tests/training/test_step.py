@@ -286,8 +286,16 @@ def test_bfloat16_parameters_train_and_repeat_bit_for_bit():
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize(("platform", "expected"), [("gpu", {"xla_gpu_deterministic_ops": True}), ("cpu", None)])
-def test_a_fixed_order_of_sums_is_asked_for_where_there_is_another(monkeypatch, platform, expected):
+FOR_A_GPU = {
+    "xla_gpu_deterministic_ops": True,
+    "xla_allow_excess_precision": False,
+    "xla_gpu_all_reduce_combine_threshold_bytes": 1 << 25,
+    "xla_gpu_reduce_scatter_combine_threshold_bytes": 1 << 25,
+}
+
+
+@pytest.mark.parametrize(("platform", "expected"), [("gpu", FOR_A_GPU), ("cpu", None)])
+def test_a_gpu_is_asked_for_a_fixed_order_of_sums_and_for_no_more_bits(monkeypatch, platform, expected):
     given = {}
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(jax, "jit", lambda function, **options: given.update(options) or function)

@@ -1,0 +1,72 @@
+"""Graphics cards as XLA knows them when it compiles for one that isn't there, and the figures of the roofline.
+
+A card is the fields of XLA's GpuTargetConfig that its compiler asks for, from NVIDIA's data sheets and tuning guides.
+"""
+
+from typing import NamedTuple
+
+from jaxgpt.training.flops import PEAKS
+
+CUDNN = (9, 12)  # the version for which XLA compiles
+
+
+class Card(NamedTuple):
+    name: str  # as JAX names such a device; its peak is the entry of `peaks.PEAKS` that it begins with
+    capability: tuple[int, int]
+    cores: int  # streaming multiprocessors
+    units: int  # float32 units of each
+    threads: int  # on each at once
+    clock: float  # GHz
+    shared_kib: int  # shared memory of each
+    block_kib: int  # the most of it for one block
+    cache_mib: int  # level 2
+    memory: int  # bytes
+    bandwidth: float  # bytes a second
+    link: float  # bytes a second to the other cards, one way: NVLink, or PCIe
+
+    def peak(self, dtype: str) -> float:
+        """Returns the operations a second of products whose factors are of this dtype."""
+        name = max((name for name in PEAKS if self.name.startswith(name)), key=len)
+        bfloat16, float32 = PEAKS[name]
+        assert bfloat16 is not None
+        return 1e12 * (bfloat16 if dtype in ("bf16", "f16") else float32)
+
+    def target(self) -> str:
+        """Returns the text of its GpuTargetConfig."""
+        major, minor = self.capability
+        device = {
+            "threads_per_block_limit": 1024,
+            "threads_per_warp": 32,
+            "shared_memory_per_block": 48 * 1024,
+            "shared_memory_per_block_optin": self.block_kib * 1024,
+            "shared_memory_per_core": self.shared_kib * 1024,
+            "threads_per_core_limit": self.threads,
+            "core_count": self.cores,
+            "fpus_per_core": self.units,
+            "block_dim_limit_x": 2**31 - 1,
+            "block_dim_limit_y": 65535,
+            "block_dim_limit_z": 65535,
+            "registers_per_core_limit": 65536,
+            "registers_per_block_limit": 65536,
+            "memory_bandwidth": int(self.bandwidth),
+            "l2_cache_size": self.cache_mib * 2**20,
+            "clock_rate_ghz": self.clock,
+            "device_memory_size": self.memory,
+        }
+        fields = " ".join(f"{name}: {value}" for name, value in device.items())
+        return (
+            f"gpu_device_info {{ {fields} cuda_compute_capability {{ major: {major} minor: {minor} }} }} "
+            f'platform_name: "CUDA" dnn_version_info {{ major: {CUDNN[0]} minor: {CUDNN[1]} }} '
+            f'device_description_str: "{self.name}"'
+        )
+
+
+CARDS = {
+    "a100": Card("NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 2048, 1.41, 164, 163, 40, 85_095_874_560, 2.039e12, 300e9),
+    "h100": Card(
+        "NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 2048, 1.98, 228, 227, 50, 84_942_979_072, 3.35232e12, 450e9
+    ),
+    "h200": Card("NVIDIA H200", (9, 0), 132, 128, 2048, 1.98, 228, 227, 50, 150_121_545_728, 4.8e12, 450e9),
+    "b200": Card("NVIDIA B200", (10, 0), 148, 128, 2048, 1.965, 228, 227, 126, 191_503_532_032, 8.0e12, 900e9),
+    "4090": Card("NVIDIA GeForce RTX 4090", (8, 9), 128, 128, 1536, 2.52, 100, 99, 72, 25_386_352_640, 1.008e12, 32e9),
+}

@@ -1,0 +1,163 @@
+"""The program that XLA makes of the train step for an H100: what of it is the same in every compilation.
+
+Two layers of GPT-2 124M, B=32, T=1024, bfloat16. The limits are of today's program: a change that makes it better
+tightens them, and one that makes it worse fails here, on any machine.
+"""
+
+import json
+
+import pytest
+
+from benchmarks.gpu_program import command, compile, hlo, kernels, schedule
+from benchmarks.gpu_program.cards import CARDS
+from jaxgpt.commands import configuration
+from jaxgpt.models import gpt2
+
+needs_plugin = pytest.mark.skipif(bool(compile.missing()), reason=compile.missing())
+
+LAYERS, TOKENS, WIDTH, ROWS = 2, 32 * 1024, 768, 50304
+WORDS = ["--config", "gpt2_124m", "--size", "32x1024", "--model.layers", str(LAYERS)]
+
+# Limits
+TEMPORARIES = 2.65e9  # bytes
+OUTSIDE_OF_PRODUCTS = 37.95e9  # bytes
+KERNELS = 725
+FLOAT32_ACTIVATIONS = 3.33e9  # bytes of activations and their gradients that products write in float32
+LARGEST_LATE = 154.6e6  # bytes of the largest reduction between four cards that is issued after the last product
+EARLY = {0: 31.4e6, 1: 0, 2: 0, 3: 0}  # bytes of the reductions that are issued before it, by --parallel.zero
+
+
+def compiled(*words, devices=1):
+    """The compiled program, and its launches."""
+    options, config = command.configured([*WORDS, *words])
+    card = CARDS[options.card]
+    with compile.devices_of(card, devices) as there:
+        config, attention = configuration.with_attention(config)
+        assert attention == "cuDNN's fused kernel"
+        program = compile.ours(config, there)
+    return program, kernels.launches(hlo.parse(program.text))
+
+
+@pytest.fixture(scope="module")
+def program():
+    return compiled()
+
+
+@pytest.fixture(scope="module")
+def found(program):
+    return [kernel for kernel in program[1] if not kernel.is_wait]
+
+
+@needs_plugin
+def test_memory(program):
+    assert program[0].temporaries <= TEMPORARIES
+
+
+@needs_plugin
+def test_bytes_outside_of_products(found):
+    assert sum(kernel.times * kernel.bytes for kernel in found if not kernel.is_product) <= OUTSIDE_OF_PRODUCTS
+
+
+@needs_plugin
+def test_number_of_kernels(found):
+    assert sum(kernel.times for kernel in found) <= KERNELS
+
+
+@needs_plugin
+def test_every_product_is_there_once(found):
+    """The count by hand: of each weight's product three, forward, dx and ∂w, and of the classifier's too."""
+    weights = LAYERS * 12 * WIDTH**2 + ROWS * WIDTH
+    products = [kernel for kernel in found if kernel.kind.startswith("products")]
+    assert sum(kernel.times * kernel.operations for kernel in products) == 3 * 2 * TOKENS * weights
+
+
+@needs_plugin
+def test_attention_is_cudnns(found):
+    kinds = [kernel.kind for kernel in found]
+    for side in ("forward", "backward"):
+        assert kinds.count(f"cuDNN attention, {side}") == LAYERS
+
+
+@needs_plugin
+def test_no_product_has_float32_factors(found):
+    assert {kernel.inputs for kernel in found if kernel.is_product} == {("bf16", "bf16")}
+
+
+def is_activation(shape):
+    """Whether a product's result is of tokens, and neither a weight's gradient nor the logits."""
+    return ROWS not in shape.dims and not set(shape.dims) <= {WIDTH, 3 * WIDTH, 4 * WIDTH}
+
+
+@needs_plugin
+def test_products_write_float32_only_where_it_is_meant(found):
+    wide = [
+        kernel.times * kernel.instruction.shapes[0].bytes
+        for kernel in found
+        if kernel.output == "f32" and is_activation(kernel.instruction.shapes[0])
+    ]
+    assert sum(wide) <= FLOAT32_ACTIVATIONS
+
+
+@needs_plugin
+def test_no_activation_is_transposed(found):
+    assert [kernel.instruction.name for kernel in found if kernel.transposed >= 2 * TOKENS * WIDTH] == []
+
+
+@pytest.mark.slow
+@needs_plugin
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_reductions_between_four_cards(zero):
+    _, launches = compiled("--topology", "4", "--parallel.zero", str(zero), devices=4)
+    total = schedule.summary(schedule.collectives(launches, CARDS["h100"]))
+    assert total.bytes == pytest.approx(4 * gradients(), rel=1e-4)  # each gradient is reduced once
+    assert total.early_bytes >= EARLY[zero]
+    assert total.largest_late <= LARGEST_LATE
+
+
+def gradients():
+    """The number of numbers in the gradients of all parameters."""
+    _, config = command.configured(WORDS)
+    return gpt2.parameter_count(config.model, padded=True)
+
+
+@pytest.mark.slow
+@needs_plugin
+def test_the_command(tmp_path, capsys):
+    output, picture = tmp_path / "figures.json", tmp_path / "kinds.png"
+    words = ["--config", "quickstart", "--size", "2x96", "--model.layers", "1", "--card", "a100"]
+    words += ["--against", "jax.grad", "--output", str(output), "--picture", str(picture)]
+    assert command.run(words) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("A bound from counts of operations and bytes, not a measured time")
+    figures = json.loads(output.read_text())
+    assert list(figures["programs"]) == ["ours", "jax.grad, scanned", "jax.grad, unrolled"]
+    for program in figures["programs"].values():
+        kinds = [kind for kind in program["kinds"] if kind["name"] != "collectives"]
+        assert sum(kind["milliseconds"] for kind in kinds) == pytest.approx(program["milliseconds"])
+        assert sum(kind["kernels"] for kind in kinds) == program["kernels"]
+        assert 0 < program["mfu"] < 1
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+# On any machine
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--size", "0x8"], "--size 0x8: give at least 1 sequence"),
+        (["--card", "h1000"], "invalid choice"),
+        (["--topology", "0"], "--topology is 0, and must be greater than 0"),
+        (["--topology", "4", "--against", "jax.grad"], "written for GPT-2 on one card"),
+        (["--compute.recompute", "auto"], "--compute.recompute auto: name the level to compile"),
+        (["--sise", "1x8"], "did you mean --size?"),
+    ],
+)
+def test_a_mistake_in_the_words(fails, words, message):
+    assert message in fails("--config", "quickstart", "--size", "2x96", *words, command=command.run)
+
+
+def test_without_the_plugin(fails, monkeypatch):
+    monkeypatch.setattr(compile, "PLUGINS", ("jax_plugins.there_is_none",))
+    told = fails("--config", "quickstart", "--size", "2x96", command=command.run)
+    assert "needs JAX's CUDA plugin, which isn't installed here: make gpu-program" in told
