@@ -109,7 +109,7 @@ def not_before(gradient: Float[Array, "..."], residuals: Any, *, earlier: Float[
 
     def after(gradient: Array, residuals: Any) -> Any:
         zero = 0 * gradient[(0,) * gradient.ndim]
-        return jax.tree.map(lambda kept: kept if kept.shape[-1] == 1 else kept + zero.astype(kept.dtype), residuals)
+        return jax.tree.map(lambda kept: kept if kept.shape[-1:] == (1,) else kept + zero.astype(kept.dtype), residuals)
 
     if earlier is None:
         return after(gradient, residuals)
