@@ -19,12 +19,11 @@ LAYERS, TOKENS, WIDTH, ROWS = 2, 32 * 1024, 768, 50304
 WORDS = ["--config", "gpt2_124m", "--size", "32x1024", "--model.layers", str(LAYERS)]
 
 # Limits
-TEMPORARIES = 2.65e9  # bytes
-OUTSIDE_OF_PRODUCTS = 37.95e9  # bytes
-KERNELS = 725
-FLOAT32_ACTIVATIONS = 3.33e9  # bytes of activations and their gradients that products write in float32
+TEMPORARIES = 2.02e9  # bytes
+OUTSIDE_OF_PRODUCTS = 24.7e9  # bytes
+KERNELS = 405
 LARGEST_LATE = 154.6e6  # bytes of the largest reduction between four cards that is issued after the last product
-EARLY = {0: 31.4e6, 1: 0, 2: 0, 3: 0}  # bytes of the reductions that are issued before it, by --parallel.zero
+EARLY = 28.3e6  # bytes of the reductions that are issued before it: of all layers but the first
 
 
 def compiled(*words, devices=1):
@@ -90,12 +89,11 @@ def is_activation(shape):
 
 @needs_plugin
 def test_products_write_float32_only_where_it_is_meant(found):
-    wide = [
-        kernel.times * kernel.instruction.shapes[0].bytes
+    assert [
+        kernel.instruction.name
         for kernel in found
         if kernel.output == "f32" and is_activation(kernel.instruction.shapes[0])
-    ]
-    assert sum(wide) <= FLOAT32_ACTIVATIONS
+    ] == []
 
 
 @needs_plugin
@@ -110,7 +108,7 @@ def test_reductions_between_four_cards(zero):
     _, launches = compiled("--topology", "4", "--parallel.zero", str(zero), devices=4)
     total = schedule.summary(schedule.collectives(launches, CARDS["h100"]))
     assert total.bytes == pytest.approx(4 * gradients(), rel=1e-4)  # each gradient is reduced once
-    assert total.early_bytes >= EARLY[zero]
+    assert total.early_bytes >= EARLY
     assert total.largest_late <= LARGEST_LATE
 
 

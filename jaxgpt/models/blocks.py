@@ -18,7 +18,8 @@ from jaxgpt.layers.numerics import not_before
 from jaxgpt.options.config import Compute, Model
 
 # Layers; more take minutes to compile. XLA for GPUs is the faster one, and its loops cost more.
-MOST_UNROLLED = {"cpu": 24, "gpu": 48, "tpu": 0}
+MOST_UNROLLED = {"gpu": 48, "tpu": 0}
+ELSEWHERE = 24
 RECOMPUTE_LEVELS = ("none", "gelu", "norms", "projection", "block")  # the fastest first
 
 Block = Any  # a family's NamedTuple of one layer's parameters
@@ -130,7 +131,7 @@ def arrange(params: Params, compute: Compute) -> Params:
     """Stacked parameters, or moments, in the form that `compute.layers` asks for: the step follows their form."""
     unroll = compute.layers == "unrolled"
     if compute.layers == "auto":
-        unroll = len(jax.tree.leaves(params.blocks)[0]) <= MOST_UNROLLED[jax.default_backend()]
+        unroll = len(jax.tree.leaves(params.blocks)[0]) <= MOST_UNROLLED.get(jax.default_backend(), ELSEWHERE)
     return unstacked(params) if unroll else params
 
 

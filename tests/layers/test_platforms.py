@@ -1,4 +1,4 @@
-"""The forms that a GPU's program takes, run here on a CPU: the same functions as a CPU's forms, and the same gradients."""
+"""The forms that a GPU's program takes, run on a CPU: the same functions as a CPU's forms, and the same gradients."""
 
 import jax
 import jax.numpy as jnp
