@@ -37,7 +37,7 @@ class Context(NamedTuple):
     model: Model
     compute: Compute
     frozen: Any = None  # parameters that are not trained; None where all are
-    gather: BlockTransform = identity  # all-gathers a block's sharded parameters just before they are used
+    gather: BlockTransform = identity  # casts and all-gathers a block's parameters just before they are used
     scatter: BlockTransform = identity  # reduce-scatters a block's gradients as soon as they are computed
 
 

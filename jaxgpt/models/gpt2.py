@@ -4,8 +4,8 @@
     x = x + attention(layernorm(x)),  x = x + mlp(layernorm(x))    L blocks
     features = layernorm(x)                                        the head is the token table (tied)
 
-`features_backward` is `features` read from its last line to its first. With float32 masters the caller casts the
-parameters to the compute dtype (`training/step.py`); gradients come back in float32, float64 in float64.
+`features_backward` is `features` read from its last line to its first. With float32 masters `context.gather` casts a
+block's matrices to the compute dtype just before they are used; gradients come back in float32, float64 in float64.
 """
 
 import functools
@@ -214,9 +214,9 @@ def block_backward(
 def features(
     params: Params, inputs: Inputs, context: Context, caches: tuple[Cache, ...] = ()
 ) -> tuple[Float[Array, "N C"], Residuals, Aux]:
-    """All of the model but the head, for N = B·T tokens. The parameters' dtype is the compute dtype.
+    """All of the model but the head, for N = B·T tokens.
 
-    With `caches` the tokens are one further token of each text, as `attend.decode` has them.
+    With `caches` the tokens are one further token of each text, as `cache.decode` has them.
     """
     x, embedding_residuals = embedding.forward(params.embedding, inputs.tokens, starts=inputs.starts)
     x = x.reshape(-1, context.model.width)

@@ -6,8 +6,8 @@
 
     mlp(x) = (silu(x w_gate) · x w_up) w_out                       SwiGLU
 
-No layer has a bias. `features_backward` is `features` read from its last line to its first. The parameters have the
-compute dtype; gradients come back in float32, float64 in float64.
+No layer has a bias. `features_backward` is `features` read from its last line to its first. Gradients come back in
+float32, float64 in float64.
 """
 
 import functools
@@ -228,9 +228,9 @@ def block_backward(
 def features(
     params: Params, inputs: Inputs, context: Context, caches: tuple[Cache, ...] = ()
 ) -> tuple[Float[Array, "N C"], Residuals, Aux]:
-    """All of the model but the head, for N = B·T tokens. The parameters' dtype is the compute dtype.
+    """All of the model but the head, for N = B·T tokens.
 
-    With `caches` the tokens are one further token of each text, as `attend.decode` has them.
+    With `caches` the tokens are one further token of each text, as `cache.decode` has them.
     """
     x, embedding_residuals = embedding.forward(params.embedding, inputs.tokens)
     x = x.reshape(-1, context.model.width)
