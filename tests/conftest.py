@@ -78,6 +78,14 @@ def quickly_compiled():
 
 
 @pytest.fixture
+def not_under_nohup():
+    """SIGHUP as at a terminal, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
 def x64(quick_compilation):
     """64-bit numbers for the length of a test; without it a test sees JAX as users run it, in 32 bits."""
     with jax.enable_x64(True):

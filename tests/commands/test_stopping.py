@@ -17,7 +17,7 @@ from jaxgpt.errors import HungUp, Interrupted, Terminated
         (signal.SIGHUP, "by SIGHUP", HungUp, 129),
     ],
 )
-def test_a_signal_is_a_request(number, reason, error, status):
+def test_a_signal_is_a_request(not_under_nohup, number, reason, error, status):
     before = signal.getsignal(number)
     with Stop() as stop:
         assert not stop.requested()
