@@ -84,7 +84,7 @@ def test_sigterm_ends_a_run_with_its_status_and_it_goes_on_to_the_same_bits(kill
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such terminals")
-def test_closing_the_terminal_saves_the_run(killer, whole):
+def test_closing_the_terminal_saves_the_run(not_under_nohup, killer, whole):
     """Nothing can be printed any more, and SIGHUP comes."""
     import pty
 
