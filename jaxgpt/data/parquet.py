@@ -102,6 +102,10 @@ def texts(path: Path, column: str, first: int = 0) -> Iterator[Value]:
                 yield Value(row, value.as_py())
             except UnicodeDecodeError as error:
                 yield Value(row, None, f"not UTF-8 ({error.reason})")
+            except IndexError as error:  # of a row into the dictionary of the column's texts
+                raise UserError(
+                    f"cannot read {shown(path)}: damaged at row {row:,} ({shown(error)}). Restore it from a copy"
+                ) from None
 
 
 def row_count(path: Path) -> int:

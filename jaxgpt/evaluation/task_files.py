@@ -165,7 +165,7 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
             raise UserError(f"{written(path)}: more than the {LARGEST_BYTES:,} bytes that a task may have. {RESTORE}")
         try:
             yield from batch.to_pylist()
-        except (ValueError, OverflowError) as error:  # text that isn't UTF-8, times out of range
+        except (ValueError, OverflowError, IndexError) as error:  # not UTF-8, times, indices
             raise UserError(f"{written(path)}: a row can't be read ({written(error)}). {RESTORE}") from None
 
 

@@ -7,6 +7,7 @@ import pytest
 from jaxgpt.data import chunks, documents, parquet
 from jaxgpt.data.documents import Position, Rows, TextLayout
 from jaxgpt.errors import UserError
+from jaxgpt.evaluation import task_files
 
 arrow = pytest.importorskip("pyarrow")
 library = pytest.importorskip("pyarrow.parquet")
@@ -149,3 +150,15 @@ def test_damaged_pages_end_in_a_message(write):
         except UserError:
             continue
         assert len(rows) <= 27
+
+
+@pytest.mark.parametrize("reader", ["texts", "task"])
+def test_a_row_that_points_beyond_its_columns_dictionary_is_told(write, reader):
+    values = arrow.array(["one", "two", "three"]).dictionary_encode()
+    path = write({"text": values}, compression="none", write_statistics=False)
+    content = path.read_bytes()
+    indices = b"\x02\x03\x24\x00"  # two bits for each, eight in a run: 0, 1, 2
+    assert content.count(indices) == 1
+    path.write_bytes(content.replace(indices, b"\x02\x03\x34\x00"))  # 0, 1, 3
+    with pytest.raises(UserError, match=r"damaged|can't be read"):
+        list(parquet.texts(path, "text") if reader == "texts" else task_files._parquet_rows(path))
