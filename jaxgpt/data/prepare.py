@@ -101,6 +101,8 @@ def prepare(
         raise UserError(f"--output {shown(folder)}: can't be made ({error.strerror}). Give another name") from None
     try:
         with writing.lock(folder, "is preparing it"), progress.Bar(sum(part.size for part in parts)) as bar:
+            for name in (progress.NAME, manifest.NAME):
+                writing.clear(folder / name)
             return _Shards(settings, parts, folder, bar, skip_bad).make(processes, tokenizer)
     except BrokenProcessPool:
         raise RunError(

@@ -209,6 +209,20 @@ def test_after_sigkill_on_several_processes(work):
     assert folder_digest(Path("whole")) == folder_digest(Path("parts"))
 
 
+def test_what_a_killed_process_was_writing_is_removed(work, monkeypatch):
+    """Half of a new progress.json, or of a new manifest, beside the old one."""
+    write_jsonl(Path("a.jsonl"), documents())
+    options = ["prepare", "a.jsonl", "--field", "content", "--processes", "1", "--output"]
+    assert cli.main([*options, "whole"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert cli.main([*options, "parts"]) == 130
+    for name in (".progress.json.new-0123abcd", ".manifest.json.new-4567cdef"):
+        Path("parts", name).write_text("{")
+    assert cli.main([*options, "parts"]) == 0
+    assert folder_digest(Path("whole")) == folder_digest(Path("parts"))
+
+
 def test_what_was_begun_otherwise_is_not_gone_on_with(work, fails, monkeypatch):
     write_jsonl(Path("a.jsonl"), documents())
     monkeypatch.setattr(manifest, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
