@@ -28,13 +28,64 @@ class Model:
     document_start: int = -1
     """The token that begins a document, where each is a sequence of its own; --data.document-mask takes the
     tokenizer's. -1 for none."""
-    family: Literal["gpt2", "llama"] = "gpt2"
-    """Whose blocks the model is made of: GPT-2's or Llama's."""
+    family: Literal["gpt2", "llama", "mixtral"] = "gpt2"
+    """Whose blocks the model is made of: GPT-2's, Llama's (and Mistral's and Qwen3's), or Mixtral's. GPT-2 has none of
+    the options below."""
+    kv_heads: int = 0
+    """Number of key and value heads (K), each shared by heads / kv_heads query heads; 0 for as many as heads."""
+    head_width: int = 0
+    """Width of a head (D); 0 for width / heads."""
+    feed_forward: int = 0
+    """Width of the MLP (F), of each expert in a mixture; 0 for two thirds of 4 width, rounded up to a multiple of
+    32."""
+    window: int = 0
+    """Number of newest tokens that a token attends to, itself among them (sliding window); 0 for all."""
+    tied: bool = False
+    """The token table is the head too."""
+    norm_epsilon: float = 1e-5
+    """Added to the mean square in RMSNorm."""
+    query_key_norm: bool = False
+    """Normalise each head's query and key by RMSNorm before they are turned, as Qwen3 does."""
+    logit_soft_cap: float = 0.0
+    """Keep the logits between -cap and cap by cap tanh(logit / cap); 0 for no cap."""
+    rope_base: float = 10_000.0
+    """Base of the rotary positions' frequencies."""
+    rope_scaling: Literal["none", "linear", "llama3"] = "none"
+    """Scaling of these frequencies for a context longer than was trained: all divided by the factor ("linear"), or only
+    the slow ones (Llama 3.1)."""
+    rope_factor: float = 8.0
+    """Factor of the scaling."""
+    rope_low_frequency: float = 1.0
+    """llama3: frequencies with fewer turns than this in the original context are divided by the factor."""
+    rope_high_frequency: float = 4.0
+    """llama3: frequencies with more turns than this in the original context stay."""
+    rope_original_context: int = 8192
+    """llama3: the context before the scaling."""
+    experts: int = 0
+    """Number of experts in a mixture (E); Mixtral's family only."""
+    experts_per_token: int = 2
+    """Number of experts that each token goes to."""
+    router_softmax: Literal["after", "before"] = "after"
+    """Softmax of the router's scores over the chosen experts, after the choice (Mixtral), or over all, before it."""
+    router_balance: float = 0.01
+    """Coefficient of the loss that keeps the experts' loads alike."""
+    router_z: float = 0.0
+    """Coefficient of the loss that keeps the router's scores small (z-loss)."""
 
     @property
     def padded_vocabulary_size(self) -> int:
         """Returns Vp, the vocabulary size rounded up to a multiple of 128."""
         return -(-self.vocabulary_size // 128) * 128
+
+    @property
+    def key_value_heads(self) -> int:
+        """Returns K, the number of key and value heads."""
+        return self.kv_heads or self.heads
+
+    @property
+    def width_per_head(self) -> int:
+        """Returns D, the width of a head."""
+        return self.head_width or self.width // self.heads
 
 
 @dataclass(frozen=True)

@@ -248,8 +248,19 @@ def check_model(model: Model) -> None:
     for key in ("layers", "heads", "width", "context"):
         check_number(getattr(model, key), "model", key, positive=True)
     check_number(model.vocabulary_size, "model", "vocabulary_size")
-    needed = f"divisible by the number of heads, {model.heads} (--model.heads)"
-    _require(model.width % model.heads == 0, "model", "width", model.width, needed)
+    if not model.head_width:
+        needed = f"divisible by the number of heads, {model.heads} (--model.heads)"
+        _require(model.width % model.heads == 0, "model", "width", model.width, needed)
+    for key in ("kv_heads", "head_width", "feed_forward", "window", "logit_soft_cap", "experts", "router_balance"):
+        check_number(getattr(model, key), "model", key)
+    for key in ("norm_epsilon", "rope_base", "rope_factor", "rope_low_frequency", "rope_original_context"):
+        check_number(getattr(model, key), "model", key, positive=True)
+    check_number(model.experts_per_token, "model", "experts_per_token", positive=True)
+    check_number(model.router_z, "model", "router_z")
+    needed = f"a divisor of the number of heads, {model.heads} (--model.heads)"
+    _require(model.heads % model.key_value_heads == 0, "model", "kv_heads", model.kv_heads, needed)
+    low, needed = model.rope_low_frequency, f"above --model.rope-low-frequency, {model.rope_low_frequency}"
+    _require(low < model.rope_high_frequency < math.inf, "model", "rope_high_frequency", model.rope_high_frequency, needed)
     start, needed = model.document_start, f"a token, or -1 for none, and at most {LARGEST}"
     _require(-1 <= start <= LARGEST, "model", "document_start", start, needed)
 
