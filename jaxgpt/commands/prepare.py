@@ -40,7 +40,7 @@ class Prepare:
     """What the files' names begin with; empty makes it of the first source's."""
     tokenizer: str = "gpt2"
     """How text is cut into tokens: gpt2, cl100k, o200k, llama3, bytes, characters, bpe, which is trained on the first
-    gigabyte of the text itself, or the path of a tokenizer.json or of a Hugging Face folder that has one."""
+    gigabyte of the text itself, the path of a tokenizer.json or of Llama 3's tokenizer.model, or a folder with one."""
     vocabulary_size: int = 8192
     """Number of tokens of a bpe."""
     field: str = "text"
@@ -102,11 +102,11 @@ def _tokenizer_of(name: str) -> tokenizers.Tokenizer | None:
     if name in names:
         return None
     path = Path(name)
-    if name and (os.path.isdir(path) or path.suffix == ".json"):
+    if name and (os.path.isdir(path) or path.suffix == ".json" or huggingface_tokenizer.is_llama3(path)):
         return huggingface_tokenizer.read_file(path)
     raise UserError(
-        f"--tokenizer {shown(name)}: give {', '.join(names)}, or the path of a tokenizer.json or of a folder that has "
-        f"one{nearest(name, names)}"
+        f"--tokenizer {shown(name)}: give {', '.join(names)}, or the path of a tokenizer.json, of Llama 3's "
+        f"tokenizer.model, or of a folder with one{nearest(name, names)}"
     )
 
 

@@ -140,7 +140,7 @@ def with_tokenizer(source: WeightSource, name: str) -> WeightSource:
     path = Path(name)
     if name in ("gpt2", "bytes"):
         tokenizer = tokenizers.make(name, "")
-    elif path.is_dir() or path.suffix == ".json":
+    elif path.is_dir() or path.suffix == ".json" or huggingface_tokenizer.is_llama3(path):
         tokenizer = huggingface_tokenizer.read_file(path)
     elif path.exists():
         tokenizer, (found, _) = tokenizers.make("gpt2", ""), llmc.read_tokenizer(path)
