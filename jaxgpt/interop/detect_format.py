@@ -9,21 +9,22 @@ from jaxgpt import files
 from jaxgpt.data import hub, tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.interop import huggingface, huggingface_tokenizer, llmc, runs, safetensors_files
+from jaxgpt.interop import gguf, gguf_header, huggingface, huggingface_tokenizer, llama2c, llmc, runs, safetensors_files
 from jaxgpt.interop.tensors import WeightSource
 
 GPT2_VOCABULARY = 50257
 # Files that can run code, by their names and, whatever their names are, by their first bytes.
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 ZIP, PROTOCOLS = b"PK\x03\x04", (b"\x02", b"\x03", b"\x04", b"\x05")
-OTHERS = {".h5": "TensorFlow's format", ".msgpack": "Flax's format", ".gguf": "llama.cpp's format", ".onnx": "ONNX"}
+OTHERS = {".h5": "TensorFlow's format", ".msgpack": "Flax's format", ".onnx": "ONNX"}
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?")  # NAME, OWNER/NAME, and @REVISION
 HUB_FILES = [huggingface.CONFIG, safetensors_files.WEIGHTS, safetensors_files.INDEX, *huggingface_tokenizer.FILES]
 
 
 def open_weights(name: str) -> WeightSource:
-    """Opens weights: a run's folder, a checkpoint, a Hugging Face folder, an llm.c model file or a model of the hub.
+    """Opens weights: a run's folder or checkpoint, a Hugging Face folder, a model file, or a model of the hub.
 
+    Model files are llm.c's, llama2.c's, and llama.cpp's (GGUF).
     UserError where there are none that can be read.
     """
     source = _open(name)
@@ -64,6 +65,11 @@ def _open_file(path: Path) -> WeightSource:
         beginning = file.read(4)
     if path.suffix in PICKLES or beginning == ZIP or (beginning[:1] == b"\x80" and beginning[1:2] in PROTOCOLS):
         raise _pickle(path)
+    if path.suffix == ".gguf" or beginning == gguf_header.MAGIC:
+        return gguf.open_model(path)
+    llama2c.refuse_newer(path, beginning)
+    if not llmc.is_model(beginning) and llama2c.is_model(path):
+        return llama2c.open_model(path)
     return llmc.open_model(path)
 
 

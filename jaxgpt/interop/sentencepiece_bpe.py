@@ -2,7 +2,9 @@
 
 llama.cpp and llama2.c keep the pieces of Llama 2's tokenizer and their scores, and of all pairs of neighbours that make
 a piece they join the one of the highest score first. The package `tokenizers` joins pairs in the order of a list. So
-the list has each pair that makes a piece, by the piece's score, as transformers builds it from the same files.
+the list has each pair that makes a piece, by the piece's score, as transformers builds it from the same files. A space
+is put before every text, also before one that begins with a space, as SentencePiece and the first tokenizer.json of
+Llama 2 have it; transformers leaves it away there when it reads GGUF.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,14 +48,15 @@ def tokenizer_json(
     ]
     if prefix:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    scheme = "first" if prefix else "never"
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    normalizers = [{"type": "Prepend", "prepend": SPACE}, replace] if prefix else [replace]
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": added_tokens(pieces, special),
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False},
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": None,
         "post_processor": None if begin is None else before_text(pieces[begin], begin),
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": {
