@@ -26,9 +26,9 @@ LARGEST_HEADER = 1 << 26  # bytes; with the 262,144 tokens of the largest vocabu
 LONGEST_NAME = 1 << 10  # bytes
 MOST_AXES = 4
 ALIGNMENT = "general.alignment"
-STRING, ARRAY = 8, 9
+BOOL, STRING, ARRAY = 7, 8, 9
 SCALARS = {
-    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "<u1", 10: "<u8", 11: "<i8", 12: "<f8"
 }  # fmt: skip
 
 
@@ -121,7 +121,8 @@ class _Reader:
         if code not in SCALARS:
             raise self.error(f"{shown(key)} is of type {code}, and there is no such type of a value")
         dtype = np.dtype(SCALARS[code])
-        return np.frombuffer(self.take(count * dtype.itemsize, key), np.uint8 if code == 7 else dtype)
+        found = np.frombuffer(self.take(count * dtype.itemsize, key), dtype)
+        return found != 0 if code == BOOL else found  # a byte of a file may be neither 0 nor 1
 
 
 def read(path: Path) -> Header:
