@@ -13,6 +13,7 @@ from jaxgpt.commands import cli
 from jaxgpt.errors import UserError
 from jaxgpt.interop import detect_format, gguf_header, tensors
 from jaxgpt.interop import gguf as reader
+from jaxgpt.models import grouped_attention
 from jaxgpt.models.blocks import Context
 from jaxgpt.options.config import Compute, Model
 from tests.interop import gguf_files
@@ -125,7 +126,7 @@ def test_the_scaling_of_llama_3_1_is_found_from_its_divisors(tmp_path, factor):
     write(tmp_path / "m.gguf", model, made)
     source = detect_format.open_weights(str(tmp_path / "m.gguf"))
     assert source.model == dataclasses.replace(model, rope_scaling="llama3", rope_factor=factor)
-    frequencies = models.grouped_attention.frequencies(source.model).values(8)
+    frequencies = grouped_attention.frequencies(source.model).values(8)
     np.testing.assert_allclose(frequencies, 500_000.0 ** (-np.arange(0, 8, 2) / 8) / made["rope_freqs.weight"], 1e-5)
 
 
