@@ -108,6 +108,36 @@ def test_experts_of_either_way_to_write_them(tmp_path):
             assert np.array_equal(loaded.blocks.experts.router.weight[1], made["blk.1.ffn_gate_inp.weight"].T)
 
 
+def test_the_logits_of_a_mixture_are_those_of_transformers(tmp_path):
+    """Of its MixtralForCausalLM with the same weights, since transformers reads no mixture from GGUF."""
+    torch = pytest.importorskip("torch", reason="runs transformers; the parity extra installs it")
+    transformers = pytest.importorskip("transformers", reason="is compared with; the parity extra installs it")
+    made = state(MIXTRAL)
+    write(tmp_path / "m.gguf", MIXTRAL, made)
+    config = transformers.MixtralConfig(
+        vocab_size=MIXTRAL.vocabulary_size, hidden_size=MIXTRAL.width, intermediate_size=MIXTRAL.feed_forward,
+        num_hidden_layers=MIXTRAL.layers, num_attention_heads=MIXTRAL.heads, num_key_value_heads=MIXTRAL.kv_heads,
+        rope_parameters={"rope_type": "default", "rope_theta": MIXTRAL.rope_base}, num_local_experts=MIXTRAL.experts,
+        num_experts_per_tok=MIXTRAL.experts_per_token, rms_norm_eps=1e-5, sliding_window=None,
+    )  # fmt: skip
+    within = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "mlp.gate": "ffn_gate_inp"}
+    within |= {f"self_attn.{part}_proj": f"attn_{part}" for part in "qkv"} | {"self_attn.o_proj": "attn_output"}
+    named = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    for i in range(MIXTRAL.layers):
+        named |= {f"model.layers.{i}.{ours}": f"blk.{i}.{name}" for ours, name in within.items()}
+    weights = {f"{name}.weight": made[f"{found}.weight"] for name, found in named.items()}
+    for i in range(MIXTRAL.layers):
+        gate, up, down = (made[f"blk.{i}.ffn_{part}_exps.weight"] for part in ("gate", "up", "down"))
+        experts = f"model.layers.{i}.mlp.experts"
+        weights |= {f"{experts}.gate_up_proj": np.concatenate([gate, up], 1), f"{experts}.down_proj": down}
+    model = transformers.MixtralForCausalLM(config)
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    with torch.no_grad():
+        expected = model(torch.tensor([TOKENS])).logits[0].numpy()
+    ours = logits(detect_format.open_weights(str(tmp_path / "m.gguf")))
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
 def divisors(base: float, width: int, factor: float = 8.0) -> np.ndarray:
     """The divisors of Llama 3.1, as llama.cpp's conversion computes them."""
     found = []
