@@ -46,17 +46,18 @@ def encoding() -> tiktoken.Encoding:
     return tiktoken.Encoding("llama3", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
 
-def read(path: Path, within: Path | None = None) -> list[bytes]:
-    """Returns the tokens of a tokenizer.model by rank. UserError where it isn't Llama 3's."""
+def read(path: Path, within: Path | None = None, *, count: int = 0) -> list[bytes]:
+    """Returns the tokens of a tokenizer.model by rank, RANKS or `count`. UserError where it isn't Llama 3's."""
+    count = count or RANKS
     try:
         lines = [line.partition(b" ") for line in files.read_bytes(path, LARGEST, within).splitlines()]
         ranks = {int(rank): base64.b64decode(token, validate=True) for token, _, rank in lines}
     except ValueError as error:
         raise UserError(f"{shown(path)} is not Llama 3's tokenizer.model: {shown(error)}") from None
     tokens = [ranks[rank] for rank in sorted(ranks)]
-    if sorted(ranks) != list(range(RANKS)) or len(lines) != RANKS or len(set(tokens)) != RANKS:
+    if sorted(ranks) != list(range(count)) or len(lines) != count or len(set(tokens)) != count:
         raise UserError(
-            f"{shown(path)} is not Llama 3's tokenizer.model: it has {len(lines):,} ranks, not {RANKS:,} different ones"
+            f"{shown(path)} is not Llama 3's tokenizer.model: it has {len(lines):,} ranks, not {count:,} different ones"
         )
     if sum(len(token) == 1 for token in tokens) != 256:
         raise UserError(f"{shown(path)} is not Llama 3's tokenizer.model: not each of the 256 bytes is a token")
@@ -65,8 +66,9 @@ def read(path: Path, within: Path | None = None) -> list[bytes]:
 
 def tokenizer_json(tokens: Sequence[bytes]) -> dict[str, Any]:
     """Returns the content of the tokenizer.json with these tokens by rank."""
+    first = len(tokens)
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    added = [{"id": RANKS + i, "content": name, **flags, "special": True} for i, name in enumerate(SPECIAL)]
+    added = [{"id": first + i, "content": name, **flags, "special": True} for i, name in enumerate(SPECIAL)]
     split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     begin = {"SpecialToken": {"id": SPECIAL[0], "type_id": 0}}
@@ -75,7 +77,7 @@ def tokenizer_json(tokens: Sequence[bytes]) -> dict[str, Any]:
         "type": "TemplateProcessing",
         "single": [begin, a],
         "pair": [begin, a, {"SpecialToken": {"id": SPECIAL[0], "type_id": 1}}, b],
-        "special_tokens": {SPECIAL[0]: {"id": SPECIAL[0], "ids": [BEGIN_OF_TEXT], "tokens": [SPECIAL[0]]}},
+        "special_tokens": {SPECIAL[0]: {"id": SPECIAL[0], "ids": [first], "tokens": [SPECIAL[0]]}},
     }
     return {
         "version": "1.0",
