@@ -130,7 +130,7 @@ def read(path: Path) -> Header:
     files.refuse_pointer(path)
     size = files.size(path)
     with files.open_file(path) as file:
-        reader = _Reader(path, file.read(LARGEST_HEADER), size)
+        reader = _Reader(path, file.read(min(size, LARGEST_HEADER)), size)
     if reader.take(4, "the magic number") != MAGIC:
         raise reader.error("not a GGUF file: it doesn't begin with GGUF")
     version = reader.number("<I", "the version")
