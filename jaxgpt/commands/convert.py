@@ -27,7 +27,8 @@ class Convert:
     """Reads weights of one format and writes another. docs/formats.md tells what is read and written."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FROM")]
-    """A run's folder, a checkpoint, a Hugging Face folder, the name of a model on its hub, or an llm.c model file."""
+    """A run's folder, a checkpoint, a Hugging Face folder, the name of a model on its hub, or a file of llm.c,
+    llama2.c or llama.cpp (GGUF)."""
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TO")]
     """What to write."""
     to: Format = "auto"

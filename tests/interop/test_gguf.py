@@ -2,6 +2,7 @@
 
 import dataclasses
 import struct
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -267,6 +268,20 @@ def test_a_file_that_lies_is_refused(tmp_path, change, message):
     path.write_bytes(changed)
     with pytest.raises(UserError, match=message):
         reader.open_model(path)
+
+
+def test_loading_takes_the_models_memory_and_little_more(tmp_path):
+    """A tensor at a time: at most some copies of the largest one beside the parameters."""
+    model = dataclasses.replace(LLAMA, layers=12, width=128, feed_forward=256)
+    write(tmp_path / "m.gguf", model, state(model), kind="Q8_0")
+    source = detect_format.open_weights(str(tmp_path / "m.gguf"))
+    tracemalloc.start()
+    params = source.load()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    sizes = [leaf.nbytes for leaf in jax.tree.leaves(params)]
+    assert sum(sizes) > 20 * 4 * model.vocabulary_size * model.width
+    assert peak - sum(sizes) < 5 * 4 * model.vocabulary_size * model.width + (1 << 20)
 
 
 def test_without_the_package(tmp_path, monkeypatch):
