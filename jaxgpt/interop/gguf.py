@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgpt import files
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.interop import gguf_config, gguf_header, gguf_tokenizer, huggingface, llama_tensors, tensors
 from jaxgpt.interop.gguf_config import FACTORS, Keys
 from jaxgpt.interop.gguf_header import Header, Tensor
+from jaxgpt.interop.llmc import memory_map
 from jaxgpt.interop.tensors import Table, WeightSource
 from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Model
@@ -178,8 +178,8 @@ def _read(path: Path, tensor: Tensor, expert: int | None = None) -> np.ndarray:
     count = tensor.shape[0] if expert is not None else 1
     shape = tensor.shape[1:] if expert is not None else tensor.shape
     size = tensor.bytes // count
-    with files.open_file(path) as file:
-        mapped = np.memmap(file, np.uint8, "r", offset=tensor.place + size * (expert or 0), shape=(size,))
+    start = tensor.place + size * (expert or 0)
+    mapped = memory_map(path, np.uint8)[start : start + size]
     if tensor.type.name in STORED:
         dtype = tensors.DTYPES[STORED[tensor.type.name]]
         return mapped.view(dtype.newbyteorder("<") if dtype.kind == "f" else dtype).reshape(shape)
