@@ -6,7 +6,6 @@ note. Llama 3.1's scaling of rotary frequencies stands in no key: a tensor has t
 """
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +57,7 @@ SCALINGS = ("none", "linear")
 PERMUTED = "llama"  # the architecture whose queries and keys have neighbours as rotary pairs
 FACTORS = "rope_freqs.weight"
 ORIGINAL_CONTEXT = 8192  # of all of Llama 3
+LARGEST_FLOAT = 1e30
 TOLERANCE = 1e-4  # of the divisors, which are computed in float32
 
 
@@ -99,10 +99,13 @@ class Keys:
         return value
 
     def number(self, key: str, default: float) -> float:
-        """Returns a finite number, at least 0, rounded as people write it: it has been stored in float32."""
+        """Returns a finite number, at least 0, as people write it: it has been rounded to float32.
+
+        UserError for 0, too, where that isn't the default.
+        """
         value = self.get(key, default)
-        if type(value) not in (int, float) or not 0 <= value < math.inf:
-            raise self.error(key, f"is {shown(value)}, and must be a number")
+        if type(value) not in (int, float) or not 0 <= value < LARGEST_FLOAT or (value == 0 and default != 0):
+            raise self.error(key, f"is {shown(value)}, and must be a number above 0")
         return float(np.format_float_positional(np.float32(value))) if type(value) is float else float(value)
 
     def unknown(self) -> list[str]:
@@ -134,10 +137,10 @@ def model_of(keys: Keys, vocabulary_size: int, tied: bool, factors: np.ndarray |
         vocabulary_size=vocabulary_size,
         tied=tied,
         window=keys.size("attention.sliding_window") if keys.get("attention.sliding_window", 0) else 0,
-        norm_epsilon=keys.number("attention.layer_norm_rms_epsilon", 1e-5) or 1e-5,
+        norm_epsilon=keys.number("attention.layer_norm_rms_epsilon", 1e-5),
         query_key_norm=keys.architecture == "qwen3",
         logit_soft_cap=keys.number("final_logit_softcapping", 0.0),
-        rope_base=keys.number("rope.freq_base", 10_000.0) or 10_000.0,
+        rope_base=keys.number("rope.freq_base", 10_000.0),
     )
     _check_heads(keys, model)
     model = shortest(_with_scaling(keys, model, factors))
@@ -166,7 +169,7 @@ def _with_scaling(keys: Keys, model: Model, factors: np.ndarray | None) -> Model
     kind = named.decode("utf-8", "replace") if isinstance(named, bytes) else str(named)
     if kind not in SCALINGS:
         raise keys.error("rope.scaling.type", f"is {quoted(kind)}; this version has {', '.join(SCALINGS)} and llama3's")
-    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0)) or 1.0
+    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0))
     linear = factor if kind == "linear" or keys.get("rope.scale_linear") else 1.0
     if factors is None:
         return _replace(model, "linear", linear) if linear != 1.0 else model

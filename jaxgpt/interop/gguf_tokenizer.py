@@ -9,16 +9,17 @@ Where a file has another kind, or another pattern, a UserError says so: other id
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxgpt.data import llama3
+from jaxgpt.data import llama3, tokenizer_json
 from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.interop import sentencepiece_bpe
+from jaxgpt.interop import gguf_header, sentencepiece_bpe
 
 PREFIX = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # types of tokens
@@ -62,6 +63,20 @@ def read(values: dict[str, Any]) -> Tokenizer | None:
         raise UserError(f"{PREFIX}model is {shown(kind)}; this version reads llama and gpt2")
     text = json.dumps(content, ensure_ascii=False)
     return HuggingFace(text, _id(values, "eos_token_id", len(tokens)), begin)
+
+
+def read_file(path: Path) -> Tokenizer:
+    """Returns the tokenizer of a GGUF file. UserError where it has none that this version knows."""
+    values = gguf_header.read(path).values
+    try:
+        tokenizer = read(values)
+    except tokenizer_json.MissingPackage:
+        raise
+    except UserError as error:
+        raise UserError(f"{shown(path)}: {error}") from None
+    if tokenizer is None:
+        raise UserError(f"{shown(path)}: a GGUF file without a tokenizer")
+    return tokenizer
 
 
 def _byte_level(

@@ -45,6 +45,7 @@ ORDER = (  # by the names at Hugging Face
 UNKNOWN, BEGIN, END, FIRST_BYTE = 0, 1, 2, 3
 NAMES = {UNKNOWN: "<unk>", BEGIN: "<s>", END: "</s>"}
 LONGEST_TOKEN = 1 << 10  # bytes
+LARGEST_TOKENIZER = 1 << 26
 
 
 def _shape(path: Path) -> tuple[Model, bool] | None:
@@ -142,20 +143,27 @@ def _load(path: Path, model: Model, places: dict[str, tuple[Part, int]]) -> Para
 # The tokenizer
 
 
-def read_tokenizer(path: Path, count: int) -> Tokenizer:
-    """Reads a tokenizer.bin of so many tokens, which the file doesn't say. UserError where it is none."""
+def is_tokenizer(path: Path) -> bool:
+    """Returns whether a file begins as a tokenizer.bin does: with <unk> behind its score and its length."""
+    with files.open_file(path) as file:
+        return file.read(17)[8:] == struct.pack("<i", 5) + b"<unk>"
+
+
+def read_tokenizer(path: Path, count: int | None = None) -> Tokenizer:
+    """Reads a tokenizer.bin of so many tokens, or of as many as the file has. UserError where it is none."""
     files.refuse_pointer(path)
-    data = files.read_bytes(path, 4 + count * (8 + LONGEST_TOKEN))
+    data = files.read_bytes(path, LARGEST_TOKENIZER)
     place, pieces, scores = 4, [], []
-    for number in range(count):
+    while place < len(data):
         score, length = struct.unpack_from("<fi", data, place) if place + 8 <= len(data) else (0.0, -1)
         end = place + 8 + length
         if not 0 <= length <= LONGEST_TOKEN or end > len(data):
-            raise UserError(f"{shown(path)}: token {number:,} of {count:,}, at byte {place:,}, is cut off or damaged")
+            raise UserError(f"{shown(path)}: token {len(pieces):,}, at byte {place:,}, is cut off or damaged")
         pieces.append(data[place + 8 : end])
         scores.append(score if math.isfinite(score) else 0.0)
         place = end
-    check_size(path, len(data), place, f"these {count:,} tokens")
+    if count is not None and len(pieces) != count:
+        raise UserError(f"{shown(path)}: {len(pieces):,} tokens, and the model has {count:,}")
     return _tokenizer(path, pieces, scores)
 
 

@@ -184,6 +184,7 @@ def test_a_linear_scaling_and_a_window(tmp_path):
         ({"logit_scale": 0.5}, "llama.logit_scale is 0.5; this project's models have 0.0"),
         ({"attention.causal": False}, "attention.causal is False"),
         ({"rope.freq_base": float("nan")}, "rope.freq_base is nan, and must be a number"),
+        ({"attention.layer_norm_rms_epsilon": 0.0}, "rms_epsilon is 0.0, and must be a number above 0"),
         ({"expert_count": 4, "expert_used_count": 2}, "21 tensors, and a mixture of experts of 2 layers has"),
     ],
 )

@@ -5,6 +5,8 @@ import unicodedata
 
 import pytest
 
+from jaxgpt.commands import cli
+from jaxgpt.data import manifest
 from jaxgpt.errors import UserError
 from jaxgpt.interop import detect_format, gguf_header, gguf_tokenizer
 from tests.data.foreign_tokenizers import AWKWARD, TEXT
@@ -99,3 +101,19 @@ def test_weights_with_another_tokenizer_open_without_it(tmp_path, tokenizer, mes
     assert "its tokenizer can't be read" in source.notes[0]
     with pytest.raises(UserError, match=message):
         gguf_tokenizer.read(gguf_header.read(tmp_path / "m.gguf").values)
+
+
+def test_the_text_of_a_fine_tuning_is_prepared_with_the_files_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ours = written(tmp_path / "m.gguf", sentencepiece())
+    (tmp_path / "a.txt").write_text("the dog and the tea. " * 200)
+    assert cli.main(["prepare", "a.txt", "--tokenizer", "m.gguf", "--output", "out", "--processes", "1"]) == 0
+    made = manifest.read(tmp_path / "out")
+    assert made is not None
+    assert made.tokenizer == ours.state()
+    write(tmp_path / "bare.gguf", LLAMA, state(LLAMA))
+    with pytest.raises(UserError, match="a GGUF file without a tokenizer"):
+        detect_format.tokenizer_of(tmp_path / "bare.gguf")
+    given = detect_format.with_tokenizer(detect_format.open_weights("bare.gguf"), "m.gguf").tokenizer
+    assert given is not None
+    assert given.state() == ours.state()

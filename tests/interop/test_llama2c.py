@@ -122,6 +122,10 @@ def test_its_tokenizer_encodes_by_scores(tmp_path):
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.begin(tokenizer.encode("a")).tolist() == [1, *by_scores("a")]
     assert (tokenizer.end_of_text, tokenizer.vocabulary_size) == (1, V)
+    for name in ("m.bin", "tokenizer.bin"):
+        again = detect_format.tokenizer_of(tmp_path / name)
+        assert again is not None
+        assert again.state() == tokenizer.state()
 
 
 def test_it_becomes_a_run_that_generates(tmp_path, capsys):
@@ -154,10 +158,10 @@ def test_a_damaged_model_is_refused(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data[:-2], "token 269 of 270, at byte .* is cut off or damaged"),
-        (lambda data: data + b"x", "has bytes that its header doesn't speak of"),
-        (lambda data: data[:8] + struct.pack("<i", -1) + data[12:], "token 0 of 270, at byte 4, is cut off"),
-        (lambda data: data[:8] + struct.pack("<i", 2**31 - 1) + data[12:], "token 0 of 270, at byte 4, is cut off"),
+        (lambda data: data[:-2], "token 269, at byte .* is cut off or damaged"),
+        (lambda data: data + bytes(8), "271 tokens, and the model has 270"),
+        (lambda data: data[:8] + struct.pack("<i", -1) + data[12:], "token 0, at byte 4, is cut off"),
+        (lambda data: data[:8] + struct.pack("<i", 2**31 - 1) + data[12:], "token 0, at byte 4, is cut off"),
         (lambda data: data.replace(b"<0x41>", b"<0x42>"), "tokens 3 to 258 are not the bytes"),
         (lambda data: data.replace(b" the", b" tha").replace(b" tha", b"the\xff"), "a token is not UTF-8"),
         (lambda data: data.replace("é".encode(), b"he"), "the token 'he' is there twice"),
