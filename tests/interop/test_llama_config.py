@@ -254,7 +254,9 @@ def test_more_experts_than_there_are():
 
 @pytest.mark.parametrize("kind", ["gemma2", "phi3", "qwen3_moe", "", 7, None, [], {}, "\x1b[2J"])
 def test_an_architecture_that_is_not_here_is_named_with_what_is(kind):
-    with pytest.raises(UserError, match=r"model_type is .*; this version reads models of gpt2, llama, mistral, mixtral"):
+    with pytest.raises(
+        UserError, match=r"model_type is .*; this version reads models of gpt2, llama, mistral, mixtral"
+    ):
         model_of(kind)
 
 
