@@ -174,7 +174,7 @@ def _other_tokens(name: str, theirs: Tokenizer, ours: Tokenizer) -> str:
 
 def _check_shape(name: str, found: Model, asked: dict[str, Any]) -> None:
     def written(value: object) -> str:
-        return f"{value:,}" if isinstance(value, int) else str(value)
+        return f"{value:,}" if type(value) is int else str(value)
 
     wanted = replace(found, **asked)
     different = [

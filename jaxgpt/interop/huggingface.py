@@ -129,7 +129,7 @@ def filled(table: Table, model: Model, dtype: np.dtype, read: Callable[[str], np
     shapes = jax.eval_shape(lambda: family(model).init(model, jax.random.key(0)))
 
     def one(path: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> np.ndarray:
-        array = np.zeros(like.shape, dtype)  # what no part fills is the padding of a table
+        array = tensors.zeros(like.shape, dtype)  # what no part fills is the padding of a table
         for part in table.parts:
             if part.ours == _path(path):
                 for name, numbers in part.names():
