@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxgpt import writing
+from jaxgpt.generation.decoder import Decoder
 from jaxgpt.interop import huggingface
 from jaxgpt.layers.cross_entropy import IGNORED
-from jaxgpt.options.config import Compute, Model
+from jaxgpt.options.config import Compute, Model, Sampling
 from tests import whole
 from tests.interop.weights import LLAMA, random_params
 
@@ -97,3 +99,36 @@ def test_logits_and_gradients_are_those_of_transformers(tmp_path, model, archite
     expected = jax.tree.leaves(gradients(read, model))
     for (path, ours), of_theirs in zip(jax.tree_util.tree_leaves_with_path(grads), expected, strict=True):
         assert_close(ours, of_theirs, path)
+
+
+# Greedy generation: the prompt's keys and values by `prefill`, then token by token by `decode`
+
+ATTENTION = ("qkv", "attention_out")
+PROMPT, DRAWN = 11, 60  # beyond the window and past the context, 32
+
+
+def attentive(params: Any) -> Any:
+    """The same with stronger attention, so that a text doesn't soon repeat one token whatever came before."""
+    stronger = {name: jax.tree.map(lambda array: 6 * array, getattr(params.blocks, name)) for name in ATTENTION}
+    return params._replace(blocks=params.blocks._replace(**stronger))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["K dividing H", "K = 1, three layers, tied", "linear scaling", "window shorter than T", "norms and a window"],
+)
+def test_greedy_text_is_transformers_token_for_token(tmp_path, name):
+    model, architecture = MODELS[name]
+    params = attentive(random_params(model, seed=7))
+    read = theirs(tmp_path / "hf", model, architecture, params)
+    prompt = np.random.default_rng(3).integers(model.vocabulary_size, size=PROMPT)
+    read.generation_config.eos_token_id = None
+    expected = read.generate(
+        torch.from_numpy(prompt)[None], max_new_tokens=DRAWN, do_sample=False, pad_token_id=0, use_cache=True
+    )[0, PROMPT:].tolist()
+    decoder = Decoder(jax.tree.map(jnp.asarray, params), model, Compute(), slots=1, capacity=PROMPT + DRAWN)
+    drawn = [decoder.start(0, prompt, Sampling(temperature=0.0), 0)]
+    while len(drawn) < DRAWN:
+        drawn += decoder.go_on()[0]
+    assert drawn[:DRAWN] == expected
+    assert len(set(expected[-16:])) > 2  # no text that repeats one token, which a wrong place could draw too
