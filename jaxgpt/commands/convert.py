@@ -11,7 +11,7 @@ from rich.console import Console
 from jaxgpt import writing
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.interop import detect_format, huggingface, huggingface_tokenizer, llmc, runs, tensors
+from jaxgpt.interop import detect_format, gpt2_tensors, huggingface, huggingface_tokenizer, llmc, runs, tensors
 from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
@@ -57,8 +57,12 @@ def run(words: list[str]) -> int:
     _check_apart(name, to)
     source = detect_format.with_tokenizer(detect_format.open_weights(name), options.tokenizer)
     form = _form(options.to, to, source)
-    if form != "run":
-        tensors.check(source.model)
+    if form == "llmc":
+        gpt2_tensors.check(source.model)
+    elif form == "huggingface":
+        huggingface.check(source.model)
+    if form == "run" and source.unreadable_tokenizer and source.tokenizer is None:
+        raise UserError(f"{shown(source.where)}: {source.notes[0]}. Name another by --tokenizer")
     dtype = _dtype(options.dtype, form, source)
     _say("reading", f"{source.where}: {describe(source)}")
     for note in source.notes:

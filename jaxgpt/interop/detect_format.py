@@ -9,7 +9,7 @@ from jaxgpt import files
 from jaxgpt.data import hub, tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.interop import huggingface, huggingface_tokenizer, llmc, runs
+from jaxgpt.interop import huggingface, huggingface_tokenizer, llmc, runs, safetensors_files
 from jaxgpt.interop.tensors import WeightSource
 
 GPT2_VOCABULARY = 50257
@@ -18,7 +18,7 @@ PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 ZIP, PROTOCOLS = b"PK\x03\x04", (b"\x02", b"\x03", b"\x04", b"\x05")
 OTHERS = {".h5": "TensorFlow's format", ".msgpack": "Flax's format", ".gguf": "llama.cpp's format", ".onnx": "ONNX"}
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?")  # NAME, OWNER/NAME, and @REVISION
-HUB_FILES = [huggingface.CONFIG, huggingface.WEIGHTS, huggingface.INDEX, *huggingface_tokenizer.FILES]
+HUB_FILES = [huggingface.CONFIG, safetensors_files.WEIGHTS, safetensors_files.INDEX, *huggingface_tokenizer.FILES]
 
 
 def open_weights(name: str) -> WeightSource:
@@ -118,15 +118,15 @@ def fetch(name: str) -> Path:
         )
 
     folder = download(HUB_FILES)
-    if (folder / huggingface.WEIGHTS).exists():
+    if (folder / safetensors_files.WEIGHTS).exists():
         return folder
-    if not (folder / huggingface.INDEX).exists():
+    if not (folder / safetensors_files.INDEX).exists():
         raise UserError(
             f"{name}: on the Hugging Face hub this model has no safetensors. Pickles (.bin) can run code and are not "
             "read: load it with transformers and save it again, which writes safetensors"
         )
-    index = files.read_json(folder / huggingface.INDEX, within=huggingface_tokenizer.root(folder))
-    return download([*HUB_FILES, *huggingface.shard_names(index, folder)])
+    index = files.read_json(folder / safetensors_files.INDEX, within=huggingface_tokenizer.root(folder))
+    return download([*HUB_FILES, *safetensors_files.shard_names(index, folder)])
 
 
 def with_tokenizer(source: WeightSource, name: str) -> WeightSource:
