@@ -37,12 +37,13 @@ class Estimate(NamedTuple):
         return sum(self.parts.values())
 
 
-def estimate(config: Config, devices: int) -> Estimate:
+def estimate(config: Config, devices: int, *, gpu: bool) -> Estimate:
     """Estimates the memory of the train step of this configuration on each of so many devices.
 
     Args:
         config: The configuration with its sizes, and no "auto" in `compute`.
         devices: Number of devices, which need not be there.
+        gpu: Whether they are GPUs, whose compiler orders a program otherwise than a CPU's.
     """
     compute, training, zero = config.compute, config.training, config.parallel.zero if devices > 1 else 0
     unrolled = compute.layers == "unrolled"
@@ -56,12 +57,14 @@ def estimate(config: Config, devices: int) -> Estimate:
     whole_layer = sum(memory_plan.measure(_with_compute(stacked, recompute="none"), layout).activations.values()) // L
 
     sums = sizes.gradients // 2 if training.micro_batches > 1 else 0
-    # In a program without a loop over micro-batches or layers, stage 1 too sums a layer's gradients as they come.
-    early = zero >= 2 or (zero == 1 and unrolled and not sums)
-    kept = wide * (ends + L * layer) // (devices if early else 1)
+    # A CPU's program without loops sums a layer's gradients as they come at stage 1 too, a GPU's without a loop over the
+    # layers keeps them whole beside their shards at stages 2 and 3: it issues the sums together.
+    whole, shards = wide * (ends + L * layer), wide * (ends + L * layer) // devices
+    early = zero >= 2 or (zero == 1 and unrolled and not sums and not gpu)
+    kept = (shards + (whole if gpu and unrolled and zero >= 2 else 0)) if early else whole
     copies = {0: narrow != wide, 3: 2 if unrolled else 1}.get(zero, 0) * narrow * layer
     again = whole_layer if compute.recompute == "block" else 0
-    workspace = max(whole_layer, 3 * _scores(config, devices)) + again + copies + (wide * layer if early else 0)
+    workspace = max(whole_layer + again, 3 * _scores(config, devices)) + copies + (wide * layer if early else 0)
     always = {
         "parameters": sizes.parameters,
         "moments": sizes.moments,
