@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from jaxgpt.errors import UserError
 from jaxgpt.layers import linear, residual, rmsnorm, rotary
+from jaxgpt.layers.attention import keys_seen
 from jaxgpt.layers.numerics import not_before
 from jaxgpt.models.attend import KeptText, WholeText, merge_heads, split_heads
 from jaxgpt.models.blocks import Kept
@@ -81,12 +82,6 @@ def flops_per_token(model: Model, length: int) -> tuple[int, float, int]:
     """
     C, H, K, D = model.width, model.heads, model.key_value_heads, model.width_per_head
     return 2 * C * (H + 2 * K) * D, 4 * H * D * keys_seen(length, model.window), 2 * H * D * C
-
-
-def keys_seen(length: int, window: int) -> float:
-    """Returns the number of keys that a query of a sequence of this length sees, on average."""
-    W = min(window or length, length)
-    return (W * (W + 1) / 2 + (length - W) * W) / length
 
 
 def forward(

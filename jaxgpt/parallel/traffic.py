@@ -21,6 +21,7 @@ import jax
 from jaxgpt.models.blocks import Params
 
 IN_A_MACHINE = 8  # graphics cards
+NETWORK = 50e9  # bytes a second of each one's network card, one way: 400 Gb/s
 
 
 def traffic(

@@ -12,6 +12,8 @@ import jax
 import psutil
 
 from jaxgpt import environment
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import quoted
 from jaxgpt.options.config import Compute
 from jaxgpt.parallel import processes
 
@@ -52,6 +54,19 @@ def capacity(compute: Compute) -> Capacity:
     """
     all_of_them = [Capacity(*found) for found in processes.talk.all_gather(_own_capacity(compute))]
     return min(all_of_them, key=lambda found: -1 if found.bytes is None else found.bytes)
+
+
+def capacity_of(card: Card, compute: Compute) -> Capacity:
+    """Returns the memory that a run may have on a card that isn't there."""
+    if compute.memory_limit_gib:
+        return Capacity(int(compute.memory_limit_gib * 2**30), "--compute.memory-limit-gib")
+    for name in FRACTION_VARIABLES:
+        if given := os.environ.get(name):
+            try:
+                return Capacity(int(card.memory * min(float(given), 1.0)), f"${name} of the card's memory")
+            except (ValueError, OverflowError):
+                raise UserError(f"${name} is {quoted(given)}, and must be a share such as 0.9") from None
+    return Capacity(int(card.memory * FRACTION), f"the {FRACTION:.0%} of the card that JAX takes (${FRACTION_VARIABLES[0]})")
 
 
 def _own_capacity(compute: Compute) -> Capacity:
