@@ -68,17 +68,17 @@ def run(config: Config, devices: str, words: Sequence[str]) -> int:
     """
     target = _target(devices, config)
     config = _complete(config, target)
-    plain = [_candidate(config, target, zero, level) for zero in _stages(target) for level in RECOMPUTE_LEVELS]
-    best = _best([one for one in plain if target.fits(one.needs)], config) or _smaller(config, target)
-    for line in [*_introduction(config, target), *_memory_table(plain, target), *_network_table(config, target)]:
-        say(line)
-    if best is None:
-        least = min(plain, key=lambda one: one.needs.total)
-        say(f"\nNothing fits: the least is {least.needs.total / GIB:,.1f} GiB. Take more devices, or larger ones")
-        return 1
-    for line in _recommendation(best, config, target, words):
-        say(line)
-    return 0
+    candidates = _candidates(config, target)
+    lines = [*_introduction(config, target), *_memory_table(candidates, target), *_network_table(config, target)]
+    for variant in _variants(config, target):
+        candidates += _candidates(variant, target) if variant != config else []
+        if best := _best([one for one in candidates if target.fits(one.needs)], config):
+            say("\n".join([*lines, *_recommendation(best, config, target, words)]))
+            return 0
+    least = min(one.needs.total for one in candidates) / GIB
+    lines += ["", f"Nothing fits: {least:,.1f} GiB is the least, with parameters in bfloat16 and the smallest micro-batches"]
+    say("\n".join([*lines, "that so many devices can divide. Take more of them, or larger ones"]))
+    return 1
 
 
 def _target(text: str, config: Config) -> Target:
@@ -127,6 +127,10 @@ def _stages(target: Target) -> tuple[int, ...]:
     return STAGES if target.devices > 1 else (0,)
 
 
+def _candidates(config: Config, target: Target) -> list[Candidate]:
+    return [_candidate(config, target, zero, level) for zero in _stages(target) for level in RECOMPUTE_LEVELS]
+
+
 def _candidate(config: Config, target: Target, zero: int, recompute: str) -> Candidate:
     layers = _layers(config, target, zero)
     compute = dataclasses.replace(config.compute, recompute=recompute, layers=layers)  # type: ignore[arg-type]
@@ -165,27 +169,16 @@ def _best(fitting: list[Candidate], config: Config) -> Candidate | None:
     return min(wished or fitting, key=cost, default=None)
 
 
-def _smaller(config: Config, target: Target) -> Candidate | None:
-    """Returns what fits with smaller micro-batches, or else also with parameters kept in bfloat16."""
-    for parameters in dict.fromkeys((config.compute.parameters, "bfloat16")):
-        compute = dataclasses.replace(config.compute, parameters=parameters)
-        changed = dataclasses.replace(config, compute=compute)
-        for cut in _cut(changed, target):
-            tried = (_candidate(cut, target, zero, level) for zero in _stages(target) for level in RECOMPUTE_LEVELS)
-            if found := _best([one for one in tried if target.fits(one.needs)], config):
-                return found
-    return None
-
-
-def _cut(config: Config, target: Target) -> Iterator[Config]:
-    """Yields the configuration with its micro-batches cut in halves, again and again; the first is uncut."""
-    training = config.training
-    size = training.batch_size
+def _variants(config: Config, target: Target) -> Iterator[Config]:
+    """Yields the configuration, and ever smaller ones: micro-batches cut in halves, then parameters in bfloat16."""
+    training, size = config.training, config.training.batch_size
     while size:
         micro_batches = training.micro_batches * training.batch_size // size
         cut = dataclasses.replace(training, batch_size=size, micro_batches=micro_batches)
-        yield dataclasses.replace(config, training=cut)
+        yield (smallest := dataclasses.replace(config, training=cut))
         size = size // 2 if size % (2 * target.devices) == 0 else 0
+    if config.compute.parameters == "float32":
+        yield dataclasses.replace(smallest, compute=dataclasses.replace(config.compute, parameters="bfloat16"))
 
 
 def _tensors(config: Config, target: Target, zero: int) -> dict[str, int]:

@@ -127,8 +127,8 @@ def backward(
     dq, dk = (rotary.backward(part, attend.places, **turned) for part in (dq, dk))
     query_norm = key_norm = None
     if residuals.query_norm is not None and residuals.key_norm is not None:
-        query_norm, dq = rmsnorm.backward(params.query_norm, residuals.query_norm, dq)
-        key_norm, dk = rmsnorm.backward(params.key_norm, residuals.key_norm, dk)
+        query_norm, dq = rmsnorm.backward(params.query_norm, again(dq, residuals.query_norm), dq)
+        key_norm, dk = rmsnorm.backward(params.key_norm, again(dk, residuals.key_norm), dk)
     dqkv = jnp.concatenate([merge_heads(part) for part in (dq, dk, dv)], axis=-1)
     normalised = residuals.qkv or linear.Residuals(
         rmsnorm.output(params.attention_norm, again(dqkv, residuals.attention_norm))

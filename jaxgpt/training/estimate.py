@@ -91,7 +91,8 @@ def _times(sizes: Sizes, counts: _Counts, *, unrolled: bool, summed: bool) -> di
 
 def _measure(config: Config, devices: int, gpu: bool) -> tuple[Sizes, _Counts]:
     zero, unrolled = config.parallel.zero if devices > 1 else 0, config.compute.layers == "unrolled"
-    stacked = _with_compute(config, layers="scanned")  # the same sizes, and one layer is traced
+    # The same sizes, from a trace of one layer with one block of queries.
+    stacked = _with_compute(config, layers="scanned", attention_block=config.training.sequence_length)
     layout = layout_without_devices(stacked, devices)
     sizes = memory_plan.measure(stacked, layout)
     L, all_kept = config.model.layers, _with_compute(stacked, recompute="none")
