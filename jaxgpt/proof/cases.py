@@ -165,7 +165,7 @@ def attention_case(
     """Returns the case of K key and value heads, each with a group of query heads."""
     q, k, v = _normals(key, (B, T, K * group, D), *[(B, T, K, D)] * 2)
     starts = _starts(key, B, T) if documents else None
-    name = "_".join(["grouped"] * (group > 1) + ["attention"] + ["of_documents"] * documents)
+    name = "attention" + "_of_documents" * documents + "_of_groups" * (group > 1) + "_in_a_window" * bool(window)
     return _arrays_case(name, attention, {"q": q, "k": k, "v": v}, block=block, starts=starts, window=window)
 
 

@@ -30,10 +30,11 @@ from jaxgpt.layers import (
     residual,
     rmsnorm,
     rotary,
+    soft_cap,
     swiglu,
     unembedding,
 )
-from jaxgpt.models import gpt2, llama
+from jaxgpt.models import gpt2, grouped_attention, llama
 from jaxgpt.objectives import next_token
 from jaxgpt.options.config import Compute, Model
 from jaxgpt.proof import cases as proof_cases
@@ -44,13 +45,14 @@ MODEL = Model(layers=1, heads=2, width=4, context=4, vocabulary_size=5)
 COMPUTE = Compute(attention_block=2, classifier_chunk=4)
 LAYERS = [
     *(embedding, linear, layernorm, gelu, attention, residual, cross_entropy, unembedding),
-    *(rmsnorm, rotary, swiglu),
+    *(rmsnorm, rotary, soft_cap, swiglu),
 ]
 FUNCTIONS = [(module, "backward") for module in LAYERS] + [
     (attention, "_sum_over_blocks"),
     (unembedding, "forward"),  # where its gradients are computed
     (gpt2, "block_backward"),
     (gpt2, "features_backward"),
+    (grouped_attention, "backward"),
     (llama, "block_backward"),
     (llama, "features_backward"),
     (next_token, "loss_and_grads"),
@@ -59,7 +61,7 @@ FUNCTIONS = [(module, "backward") for module in LAYERS] + [
 # What next_token.loss_and_grads returns beside the gradients.
 NOT_A_GRADIENT = {"_with_aux(value, aux, batch, scale)", "dict(aux.metrics)"}
 FAMILIES = ("gpt2", "llama")
-PROVED_BY = {"next_token": "gpt2"}  # the case, where it is that of another
+PROVED_BY = {"next_token": "gpt2", "grouped_attention": "llama"}  # the case, where it is that of another
 
 
 Mutation = tuple[str, ast.AST, Any]  # what is dropped, and the node of the syntax tree that gives way to another
@@ -104,6 +106,8 @@ def returned(value: ast.expr) -> Iterator[ast.expr]:
         case ast.Tuple(parts) | ast.Call(ast.Name("Params" | "Block" | "Residuals"), parts):
             for part in parts:
                 yield from returned(part)
+        case ast.Starred() | ast.Constant():  # a backward's gradients, each of which was dropped there; and none
+            return
         case _:
             yield value
 
@@ -162,15 +166,18 @@ def cases() -> dict[str, gradcheck.Case]:
     key = jax.random.key(0)
     layers = itertools.islice(proof_cases.cases(MODEL, COMPUTE, 2, 3, key), len(LAYERS))
     of_documents = proof_cases.embedding_case(key, 2, 3, 4, 5, 4, documents=True)  # whose gradient has lines of its own
+    in_window = proof_cases.attention_case(key, 2, 3, 1, 2, 1, group=2, window=2)
+    tied = dataclasses.replace(MODEL, family="llama", tied=True, query_key_norm=True, kv_heads=1)
+    relative = proof_cases.model_case(key, 2, 3, tied, Compute())._replace(name="llama_of_qwen")
     whole = [proof_cases.model_case(key, 2, 3, dataclasses.replace(MODEL, family=name), Compute()) for name in FAMILIES]
-    return {case.name: case for case in (*layers, *whole, of_documents)}
+    return {case.name: case for case in (*layers, *whole, of_documents, in_window, relative)}
 
 
 def failures(module: ModuleType) -> list[gradcheck.Row]:
     """The rows of gradcheck that fail. Without jit, since operations stay compiled from one mutant to the next."""
     with jax.disable_jit():
         name = PROVED_BY.get(layer(module), layer(module))
-        checked = [case for case in cases().values() if case.name in (name, f"{name}_of_documents")]
+        checked = [case for case in cases().values() if case.name == name or case.name.startswith(f"{name}_of_")]
         return [row for case in checked for row in gradcheck.check(case, "float64") if not row.passed]
 
 
