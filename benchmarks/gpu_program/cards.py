@@ -63,7 +63,6 @@ class Card(NamedTuple):
         )
 
 
-
 def _card(short: str, *chip: float) -> Card:
     """Returns the card of this short name, whose chip has these figures, in the order of the fields."""
     known = device_memory.CARDS[short]

@@ -131,8 +131,8 @@ class Train:
     config: str = DEFAULT_CONFIG
     """Take the defaults of all other options from configs/CONFIG.toml, or from the path of a .toml file."""
     plan_for: str = ""
-    """Train nothing: print what the run would need on DEVICE:COUNT, which need not be there: a100, h100, h200, b200, 4090
-    or cpu, such as h100:8."""
+    """Train nothing: print what the run would need on DEVICE:COUNT, such as h100:8, which need not be there. DEVICE is
+    a100, h100, h200, b200, 4090 or cpu."""
     options: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 

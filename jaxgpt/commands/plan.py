@@ -76,8 +76,10 @@ def run(config: Config, devices: str, words: Sequence[str]) -> int:
             say("\n".join([*lines, *_recommendation(best, config, target, words)]))
             return 0
     least = min(one.needs.total for one in candidates) / GIB
-    lines += ["", f"Nothing fits: {least:,.1f} GiB is the least, with parameters in bfloat16 and the smallest micro-batches"]
-    say("\n".join([*lines, "that so many devices can divide. Take more of them, or larger ones"]))
+    why = (
+        f"{least:,.1f} GiB is the least, with parameters in bfloat16 and the smallest micro-batches. Take more devices"
+    )
+    say("\n".join([*lines, "", f"Nothing fits: {why}, or larger ones"]))
     return 1
 
 
@@ -87,7 +89,9 @@ def _target(text: str, config: Config) -> Target:
     name, count = (found[1], int(found[2] or 1)) if found else (text, 0)
     names = [*CARDS, "cpu"]
     if name not in names:
-        raise UserError(f"--plan-for {quoted(text)}: no such device{nearest(name, names)} There are: {', '.join(names)}")
+        raise UserError(
+            f"--plan-for {quoted(text)}: no such device{nearest(name, names)} There are: {', '.join(names)}"
+        )
     if not 0 < count <= MOST_DEVICES:
         raise UserError(f"--plan-for {quoted(text)} must be DEVICE:COUNT, such as h100:8, of at most {MOST_DEVICES:,}")
     if config.training.batch_size % count:
@@ -229,7 +233,10 @@ def _network_table(config: Config, target: Target) -> list[str]:
     if target.devices == 1:
         return []
     kinds = ("all-reduce", "reduce-scatter", "all-gather")
-    lines = ["network   GB that each device sends in a step", f"  {'zero':<6}" + "".join(f"{kind:>16}" for kind in kinds)]
+    lines = [
+        "network   GB that each device sends in a step",
+        f"  {'zero':<6}" + "".join(f"{kind:>16}" for kind in kinds),
+    ]
     for zero in _stages(target):
         tensors = _tensors(config, target, zero)
         found = sent(tensors, target.devices)
@@ -245,7 +252,7 @@ def _recommendation(best: Candidate, config: Config, target: Target, words: Sequ
     lines += [f"  {name:<24}{size / GIB:>10,.2f} GiB" for name, size in best.needs.parts.items() if size]
     if best.products is not None:
         lines.append(
-            f"  a step takes {best.products:,.2f} s of products at the card's peak, and {best.network:,.3f} s of network"
+            f"  a step: {best.products:,.2f} s of products at the card's peak, {best.network:,.3f} s of network"
         )
     options = " ".join(_changes(best.config, config, target))
     return [*lines, "", f"python run.py {shlex.join(words)} {options}".rstrip()]

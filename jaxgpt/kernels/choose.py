@@ -71,9 +71,7 @@ def attention_of_card(model: Model, compute: Compute, length: int, capability: t
     return dataclasses.replace(compute, attention="cudnn" if can else "blocks")
 
 
-def _missing_in_shapes(
-    model: Model, compute: Compute, length: int, capability: tuple[int, ...] | None
-) -> list[str]:
+def _missing_in_shapes(model: Model, compute: Compute, length: int, capability: tuple[int, ...] | None) -> list[str]:
     """Lists what of the model and its numbers cuDNN's kernel doesn't take."""
     needs = []
     if compute.dtype != "bfloat16":

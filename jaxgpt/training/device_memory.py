@@ -66,7 +66,8 @@ def capacity_of(card: Card, compute: Compute) -> Capacity:
                 return Capacity(int(card.memory * min(float(given), 1.0)), f"${name} of the card's memory")
             except (ValueError, OverflowError):
                 raise UserError(f"${name} is {quoted(given)}, and must be a share such as 0.9") from None
-    return Capacity(int(card.memory * FRACTION), f"the {FRACTION:.0%} of the card that JAX takes (${FRACTION_VARIABLES[0]})")
+    words = f"the {FRACTION:.0%} of the card that JAX takes (${FRACTION_VARIABLES[0]})"
+    return Capacity(int(card.memory * FRACTION), words)
 
 
 def _own_capacity(compute: Compute) -> Capacity:

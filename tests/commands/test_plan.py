@@ -52,16 +52,21 @@ def memory(printed: str) -> dict[int, list[str]]:
 def test_a_model_of_eight_billion_parameters(capsys):
     status, printed = planned(capsys, "--config", "llama3_8b", "--plan-for", "h100:8")
     assert status == 0
-    assert "8 x NVIDIA H100" in printed and "8,030,261,248 parameters" in printed
+    assert "8 x NVIDIA H100" in printed
+    assert "8,030,261,248 parameters" in printed
     rows = memory(printed)
-    assert sorted(rows) == [0, 1, 2, 3] and all(len(row) == 5 for row in rows.values())
+    assert sorted(rows) == [0, 1, 2, 3]
+    assert all(len(row) == 5 for row in rows.values())
     numbers = {zero: [float(cell.strip("()").replace(",", "")) for cell in row] for zero, row in rows.items()}
     # 16 P bytes at stage 0 for masters, moments and gradients alone are 120 GiB; at stage 3 they are divided by 8.
     assert min(numbers[0]) > 16 * 8.03e9 / 2**30 > 4 * min(numbers[3]) > 0
-    assert all(cell.startswith("(") for cell in rows[0]) and not rows[3][-1].startswith("(")
+    assert all(cell.startswith("(") for cell in rows[0])
+    assert not rows[3][-1].startswith("(")
     words, config = pasted(printed)
-    assert words[:2] == ["--config", "llama3_8b"] and "--plan-for" not in words
-    assert config.parallel.devices == 8 and config.parallel.zero >= 2
+    assert words[:2] == ["--config", "llama3_8b"]
+    assert "--plan-for" not in words
+    assert config.parallel.devices == 8
+    assert config.parallel.zero >= 2
 
 
 def test_the_step_sends_what_the_formula_says(capsys):
@@ -94,13 +99,15 @@ def test_smaller_micro_batches_where_whole_ones_do_not_fit(capsys):
     assert status == 0
     assert all(cell.startswith("(") for row in memory(printed).values() for cell in row)
     training = pasted(printed)[1].training
-    assert training.batch_size < 64 and training.batch_size * training.micro_batches == 64
+    assert training.batch_size < 64
+    assert training.batch_size * training.micro_batches == 64
 
 
 def test_nothing_fits(capsys):
     status, printed = planned(capsys, *SMALL, "--compute.memory-limit-gib", "0.001", "--plan-for", "h100:2")
     assert status == 1
-    assert "Nothing fits" in printed and "python run.py" not in printed
+    assert "Nothing fits" in printed
+    assert "python run.py" not in printed
 
 
 def test_simulated_devices_share_the_machine(capsys, monkeypatch):

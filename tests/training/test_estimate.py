@@ -33,7 +33,9 @@ MODEL = Model(
 )
 
 
-def config(*, zero: int, recompute: str, layers: str, micro_batches: int = 1, devices: int = DEVICES, **model) -> Config:
+def config(
+    *, zero: int, recompute: str, layers: str, micro_batches: int = 1, devices: int = DEVICES, **model
+) -> Config:
     return Config(
         model=dataclasses.replace(MODEL, **model),
         compute=Compute(recompute=recompute, layers=layers, classifier_chunk=128, attention="blocks"),  # type: ignore
