@@ -104,7 +104,7 @@ def _measure(config: Config, devices: int, gpu: bool) -> tuple[Sizes, _Counts]:
     whole = ends + wide * L * numbers
     sums = sizes.gradients // 2 if config.training.micro_batches > 1 else 0
     # A CPU's program without loops sums a layer's gradients over the devices as they come at stage 1 too. A GPU's
-    # without a loop over the layers keeps them whole beside their shards at stages 2 and 3: it issues the sums together.
+    # without a loop over the layers keeps them whole beside their shards at stages 2 and 3, and sums them together.
     early = zero >= 2 or (zero == 1 and unrolled and not sums and not gpu)
     kept = whole // devices + (whole if gpu and unrolled else 0) if early else whole
 

@@ -80,7 +80,7 @@ class Sizes:
     ends: int  # residuals of what is in no block
     logits: int  # of one chunk
     classifier: int  # the chunk's logits and their gradient
-    table: int  # the gradient of the token table
+    table: int  # the gradient of the head's table, which may be the token table
 
     @property
     def saved(self) -> int:
