@@ -82,6 +82,7 @@ def backward(
 ) -> tuple[Params, Float[Array, "N C"]]:
     """Returns the gradients of the parameters in the accumulation dtype, and dx in the dtype of dy."""
     x = residuals.router.x
+    assert x is not None
     rows = sort(residuals.router.chosen, params.w_in.shape[0])
     weights = router.weights(residuals.router, softmax=softmax).reshape(-1)[rows.pair, None]
     dy_rows = dy[rows.token]

@@ -52,7 +52,7 @@ class Statistics(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    x: Float[Array, "N C"]
+    x: Float[Array, "N C"] | None  # None where the model computes it again
     scores: Float[Array, "N E"]
     chosen: Int[Array, "N k"]
 
@@ -100,6 +100,7 @@ def backward(
         softmax: As `weights` has it.
     """
     x, scores, chosen = residuals
+    assert x is not None
     N, dtype = x.shape[0], scores.dtype
     p, lse = jax.nn.softmax(scores, axis=-1), jax.nn.logsumexp(scores, axis=-1, keepdims=True)
     dp = jnp.broadcast_to(dstatistics.probability / N, p.shape)
