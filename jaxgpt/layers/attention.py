@@ -121,7 +121,7 @@ def with_inputs(residuals: Residuals, q: Float[Array, "B T H D"], k: Float[Array
 def _sum_over_blocks(parts: list[Float[Array, "B K D _"]], places: list[slice]) -> Float[Array, "B K D T"]:
     """The sum of what each block of queries gives to the keys that it sees."""
     *earlier, last = parts
-    total = jnp.pad(last, [(0, 0)] * 3 + [(places[-1].start, 0)])
+    total = jnp.pad(last, ((0, 0), (0, 0), (0, 0), (places[-1].start, 0)))
     for part, seen in zip(earlier, places, strict=False):
         total = total.at[..., seen].add(part)
     return total

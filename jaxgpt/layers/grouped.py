@@ -112,10 +112,10 @@ def _gradient_with_room(x: Float[Array, "M C"], dy: Float[Array, "M F"], sizes: 
     numbers = jnp.minimum(numbers, rows - 1)
     dw = product("grc,grf->gcf", jnp.where(mine, x[numbers], 0), dy[numbers])
 
-    def one_group(group: Array, dw: Array) -> Array:
+    def one_group(group: Array | int, dw: Array) -> Array:
         first, end = ends[group] - sizes[group] + room, ends[group]
 
-        def one_block(number: Array, dw: Array) -> Array:
+        def one_block(number: Array | int, dw: Array) -> Array:
             place = first + number * size
             x_block, mine = _rows(x, place, place, end, size)
             dy_block, _ = _rows(dy, place, place, end, size)

@@ -103,6 +103,7 @@ def forward(
         q, query_norm = rmsnorm.forward(params.query_norm, q, epsilon=model.norm_epsilon)
         k, key_norm = rmsnorm.forward(params.key_norm, k, epsilon=model.norm_epsilon)
     q, k = (rotary.forward(part, attend.places, frequencies=frequencies(model)) for part in (q, k))
+    attention: Any
     mixed, attention = attend.forward(q, k, v)
     branch, _ = linear.forward(params.attention_out, merge_heads(mixed))
     if query_norm is not None and not keep.norms:

@@ -134,7 +134,7 @@ def router_case(key: Key[Array, ""], N: int, C: int, E: int, choices: int, *, so
     def backward(params, residuals, dy):
         return router.backward(params, residuals, *dy, softmax=softmax)
 
-    name = "router" if softmax == "after" else f"router_{softmax}"
+    name = "router" if softmax == "after" else "router_of_switch"
     return _routed_case(name, forward, backward, router.Params(weight), x)
 
 
@@ -225,7 +225,7 @@ def attention_case(
     """Returns the case of K key and value heads, each with a group of query heads."""
     q, k, v = _normals(key, (B, T, K * group, D), *[(B, T, K, D)] * 2)
     starts = _starts(key, B, T) if documents else None
-    name = "_".join(["grouped"] * (group > 1) + ["attention"] + ["of_documents"] * documents)
+    name = "attention" + "_of_documents" * documents + "_of_groups" * (group > 1) + "_in_a_window" * bool(window)
     return _arrays_case(name, attention, {"q": q, "k": k, "v": v}, block=block, starts=starts, window=window)
 
 
@@ -269,8 +269,10 @@ def unembedding_case(
     return Case("unembedding", inputs, lambda inputs: forward(inputs)[0], backward)
 
 
-def model_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: Compute) -> Case:
-    """Returns the case of a whole model of any family, under the loss of the next token."""
+def model_case(
+    key: Key[Array, ""], B: int, T: int, model: Model, compute: Compute, *, scale: float | None = None
+) -> Case:
+    """Returns the case of a whole model of any family, under the loss of the next token, with its `scale`."""
     module, context = family(model), Context(model, compute)
     params = jax.jit(lambda: module.init(model, key, jnp.float64))()
     leaves, structure = jax.tree.flatten(params)
@@ -281,15 +283,16 @@ def model_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: Compu
         params = unstacked(params)
     tokens = _integers(key, (B, T), model.vocabulary_size)
     batch = Batch(tokens, _targets(key, (B, T), model.vocabulary_size))
+    factor = None if scale is None else jnp.asarray(scale)
 
     def backward(params, dloss):
-        _, _, grads = next_token.loss_and_grads(module, params, batch, context)
+        _, _, grads = next_token.loss_and_grads(module, params, batch, context, scale=factor)
         return jax.tree.map(lambda grad: grad * dloss.astype(grad.dtype), grads)
 
     return Case(
         model.family,
         params,
-        lambda params: next_token.loss(module, params, batch, context),
+        lambda params: next_token.loss(module, params, batch, context, scale=factor),
         backward,
         depth=2 * model.layers + 2,
     )
