@@ -62,10 +62,8 @@ def missing(model: Model, compute: Compute, length: int) -> list[str]:
     head_width = model.width_per_head
     widest = 256 if capability and capability[0] == 9 else 128  # backward; only Hopper's goes further
     if head_width % 8 or head_width > widest:
-        needs.append(
-            f"heads of a width that is a multiple of 8 and at most {widest} (--model.head-width, or --model.width / "
-            f"--model.heads, is {head_width})"
-        )
+        named = "--model.head-width" if model.head_width else "--model.width / --model.heads"
+        needs.append(f"heads of a width that is a multiple of 8 and at most {widest} ({named} is {head_width})")
     if model.document_start >= 0:
         needs.append("attention across the borders of documents (--data.document-mask)")
     if length < 2:
