@@ -23,6 +23,7 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import detect_format
+from jaxgpt.interop.llama_config import shortest
 from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import family
@@ -32,6 +33,8 @@ from jaxgpt.parallel import processes
 from jaxgpt.runs import checkpoints
 from jaxgpt.runs.folder import will_resume
 
+FOLLOWING = ("vocabulary_size", "kv_heads", "head_width", "feed_forward")  # where they are 0, from others
+WITHOUT_WEIGHTS = ("document_start", "router_balance", "router_z")  # options that no weight depends on
 NAMED = 3  # files, at most, in the message about other code
 
 
@@ -84,7 +87,8 @@ def with_shape(config: Config, given: set[str]) -> Config:
     A resumed run keeps what it had; the weights that it began with need not exist any more. UserError where the weights
     can't be read, or differ in one of the options that the user has given, "section.key".
     """
-    named = {key: value for key, value in asdict(config.model).items() if f"model.{key}" in given and value}
+    named = {key: value for key, value in asdict(config.model).items() if f"model.{key}" in given}
+    named = {key: value for key, value in named.items() if value != 0 or key not in FOLLOWING}
     if will_resume(config):  # resuming refuses other options itself
         saved = settings.read_trained(Path(config.run.folder) / config.run.name)
         model, tokenizer = replace(saved.model, **named), saved.data.tokenizer
@@ -92,6 +96,7 @@ def with_shape(config: Config, given: set[str]) -> Config:
         source = detect_format.open_weights(config.training.init_from)
         model, tokenizer = source.model, source.tokenizer.name if source.tokenizer else config.data.tokenizer
         _check_shape(config.training.init_from, model, named)
+        model = replace(model, **{key: value for key, value in named.items() if key in WITHOUT_WEIGHTS})
         if "data.tokenizer" in given and source.tokenizer:
             _check_tokenizer(config.training.init_from, tokenizer, config.data.tokenizer)
     if "data.tokenizer" not in given and tokenizer in tokenizers.NAMES:  # else token files bring it along
@@ -174,12 +179,14 @@ def _other_tokens(name: str, theirs: Tokenizer, ours: Tokenizer) -> str:
 
 def _check_shape(name: str, found: Model, asked: dict[str, Any]) -> None:
     def written(value: object) -> str:
-        return f"{value:,}" if isinstance(value, int) else str(value)
+        return f"{value:,}" if type(value) is int else str(value)
 
+    wanted = replace(found, **asked)
     different = [
         f"{other.option} is {written(other.asked)} and they have {written(other.saved)}"
-        for other in settings.model_differences(asdict(found), replace(found, **asked))
-        if other.key != "document_start"  # no weight depends on it
+        for other in settings.model_differences(asdict(found), wanted)
+        if other.key not in WITHOUT_WEIGHTS
+        and getattr(shortest(found), other.key) != getattr(shortest(wanted), other.key)
     ]
     if different:
         raise UserError(

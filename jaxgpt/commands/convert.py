@@ -62,6 +62,8 @@ def run(words: list[str]) -> int:
         gpt2_tensors.check(source.model)
     elif form == "huggingface":
         huggingface.check(source.model)
+    if form == "run" and source.unreadable_tokenizer and source.tokenizer is None:
+        raise UserError(f"{shown(source.where)}: {source.notes[0]}. Name another by --tokenizer")
     dtype = _dtype(options.dtype, form, source)
     _say("reading", f"{source.where}: {describe(source)}")
     for note in source.notes:

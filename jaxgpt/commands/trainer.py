@@ -132,6 +132,7 @@ class Trainer:
             mfu=utilisation,
             step_seconds=seconds,
             data_wait_seconds=waited,
+            **{name: float(value) for name, value in metrics.family.items()},
         )
         self.display.step(step, float(metrics.loss), rate, work, utilisation)
         if metrics.nonfinite:

@@ -31,6 +31,7 @@ TABLES: dict[str, Callable[[Model], Table]] = {
     "llama": llama_tensors.table,
     "mixtral": llama_tensors.table,
 }
+LINEAR = ": as nn.Linear and nanoGPT store it. docs/formats.md tells how to turn it"
 NUMBERS = re.compile(r"(?<=\.)(?:0|[1-9]\d{0,8})(?=\.)")  # of layers and experts in a name
 
 
@@ -88,10 +89,7 @@ def _check(folder: Path, found: Tensors, table: Table, model: Model) -> set[str]
         shape, stored = found.header(name)
         if shape != part.shape:
             turned = len(shape) > 1 and shape == part.shape[::-1] and bool(part.counts)
-            other, page = (
-                ("GPT-2", "") if part.turned else ("nn.Linear and nanoGPT", ". docs/formats.md tells how to turn it")
-            )
-            advice = f": as {other} store it{page}" if turned else ""
+            advice = (": as GPT-2 stores it" if part.turned else LINEAR) if turned else ""
             raise UserError(
                 f"{shown(folder)}: the tensor {name} is {list(shape)}, and {list(part.shape)} by {CONFIG}{advice}"
             )
@@ -131,7 +129,7 @@ def filled(table: Table, model: Model, dtype: np.dtype, read: Callable[[str], np
     shapes = jax.eval_shape(lambda: family(model).init(model, jax.random.key(0)))
 
     def one(path: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> np.ndarray:
-        array = np.zeros(like.shape, dtype)  # what no part fills is the padding of a table
+        array = tensors.zeros(like.shape, dtype)  # what no part fills is the padding of a table
         for part in table.parts:
             if part.ours == _path(path):
                 for name, numbers in part.names():

@@ -130,12 +130,16 @@ def write(folder: Path, named: Iterable[tuple[str, np.ndarray]], dtype: np.dtype
     where = {}
     for number, shard in enumerate(shards, 1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        contiguous = {name: np.ascontiguousarray(tensors.cast(array, dtype, name)) for name, array in shard}
-        save_file(contiguous, folder / file, metadata={"format": "pt"})
-        shutil.copymode(folder / CONFIG, folder / file)  # safetensors makes it readable by its owner alone
-        where |= dict.fromkeys(contiguous, file)
+        _write_shard(folder / file, shard, dtype)
+        where |= {name: file for name, _ in shard}
     if len(shards) > 1:
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def _write_shard(path: Path, shard: list[tuple[str, np.ndarray]], dtype: np.dtype) -> None:
+    contiguous = {name: np.ascontiguousarray(tensors.cast(array, dtype, name)) for name, array in shard}
+    save_file(contiguous, path, metadata={"format": "pt"})
+    shutil.copymode(path.with_name(CONFIG), path)  # safetensors makes it readable by its owner alone
 
 
 def write_json(path: Path, value: object) -> None:

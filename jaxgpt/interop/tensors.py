@@ -4,6 +4,7 @@ Each family has a table of its own, beside its config.json (`gpt2_tensors.py`, `
 is made of one or several of theirs: queries, keys and values are one matrix here, and three in most of their models.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Model
 
 DTYPES = {dtype.name: dtype for dtype in map(np.dtype, (jnp.float32, jnp.bfloat16, jnp.float16))}
+ALIGNMENT = 64  # bytes
 NUMBER = "#"  # in a name, where each layer, or each expert, has its number
 
 
@@ -76,6 +78,14 @@ class Table(NamedTuple):
     head: str  # name of the unembedding; a model whose head is the token table may have it, or have it alone
     passed_over: str  # pattern of the names of tensors that old files have and nothing needs
     parts: tuple[Part, ...]
+
+
+def zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Returns an array that begins where JAX wants one to, so that on a CPU it is used in place and not copied."""
+    size = math.prod(shape) * dtype.itemsize
+    room = np.zeros(size + ALIGNMENT, np.uint8)
+    first = -room.ctypes.data % ALIGNMENT
+    return room[first : first + size].view(dtype).reshape(shape)
 
 
 def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:

@@ -69,7 +69,7 @@ def test_auto_on_a_cpu_needs_no_words_about_kernels():
     ("faked", "compute", "heads", "length", "reason"),
     [
         ({}, Compute(), 12, 1024, "--compute.dtype bfloat16 (it is float32)"),
-        ({}, BFLOAT16, 64, 1024, "multiple of 8 and at most 256 (--model.head-width, or --model.width / --model.heads, is 12)"),
+        ({}, BFLOAT16, 64, 1024, "multiple of 8 and at most 256 (--model.width / --model.heads is 12)"),
         ({}, BFLOAT16, 2, 1024, "multiple of 8 and at most 256 (--model.width / --model.heads is 384)"),
         ({"capability": "8.0"}, BFLOAT16, 4, 1024, "at most 128 (--model.width / --model.heads is 192)"),
         ({"capability": "10.0"}, BFLOAT16, 4, 1024, "at most 128 (--model.width / --model.heads is 192)"),
