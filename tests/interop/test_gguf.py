@@ -298,6 +298,7 @@ def test_without_the_package(tmp_path, monkeypatch):
         detect_format.open_weights(str(tmp_path / "m.gguf"))
 
 
+@pytest.mark.usefixtures("quickly_compiled")
 def test_it_becomes_a_run_that_generates_and_is_trained_further(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(Path("m.gguf"), LLAMA, state(LLAMA), kind="Q8_0", tokenizer=gguf_files.sentencepiece())
