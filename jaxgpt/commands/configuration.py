@@ -59,12 +59,12 @@ def resolve(config: Config, tokenizer: Tokenizer) -> Config:
     """Returns the vocabulary size from the tokenizer and the sequence length from the context, where they are 0."""
     document_start = config.model.document_start
     if config.data.document_mask:
-        if tokenizer.end_of_text is None:
+        if tokenizer.document_start is None:
             raise UserError(
                 f"--data.document-mask: the tokenizer {tokenizer.name} has no token that stands before a document; "
                 "gpt2 has one, and so have most"
             )
-        document_start = tokenizer.end_of_text
+        document_start = tokenizer.document_start
     size = config.model.vocabulary_size or tokenizer.vocabulary_size
     model = replace(config.model, vocabulary_size=size, document_start=document_start)
     family(model).check(model)
@@ -161,6 +161,11 @@ def _other_tokens(name: str, theirs: Tokenizer, ours: Tokenizer) -> str:
     """Returns the message about tokenizers of one kind that differ."""
     advice = f". Prepare the text with --tokenizer {shown(name)}" if isinstance(theirs, HuggingFace) else ""
     if isinstance(theirs, HuggingFace) and isinstance(ours, HuggingFace) and theirs.text == ours.text:
+        if theirs.end_of_text == ours.end_of_text:
+            return (
+                f"--init-from {shown(name)}: with these weights a text begins with token {theirs.begin_of_text}, and "
+                f"in the token files with {ours.begin_of_text}, though all others are the same{advice}"
+            )
         return (
             f"--init-from {shown(name)}: with these weights token {theirs.end_of_text} ends a text, and in the token "
             f"files {'none' if ours.end_of_text is None else f'token {ours.end_of_text}'} does, though all others are "

@@ -150,9 +150,13 @@ def chat(trained: Trained, options: Sampling, seed: int, *, special: bool = Fals
             say(f"error: {error}", error=True)
             continue
         said += tokens.tolist()
-        said = said[-max(1, model.context - options.tokens) :] if len(said) + options.tokens > model.context else said
+        begun = tokenizer.begin(np.array(said))
+        room = max(1, model.context - options.tokens)
+        if len(begun) > room:
+            said = said[-max(1, room - (len(begun) - len(said))) :]
+            begun = tokenizer.begin(np.array(said))
         batch = batching.ContinuousBatch(decoder, tokenizer)
-        text = batch.add(batching.Request(np.array(said), options, seed))
+        text = batch.add(batching.Request(begun, options, seed))
         _answer(batch, text)
         said += text.tokens
         seed = (seed + 1) % 2**31

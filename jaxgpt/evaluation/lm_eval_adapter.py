@@ -110,9 +110,11 @@ class JaxGPT(LM):
             top_p=chosen.get("top_p", 1.0),
             stop=tuple(stop for stop in chosen["until"] if stop),
         )
-        prompt = self.model.tokenizer.encode(context)[-(self.max_length - tokens) :]
+        tokenizer = self.model.tokenizer
+        room = self.max_length - tokens - (tokenizer.begin_of_text is not None)
+        prompt = tokenizer.begin(tokenizer.encode(context)[-room:] if room > 0 else np.empty(0, np.int32))
         if not len(prompt):
-            prompt = np.array([multiple_choice.prefix(self.model.tokenizer)], np.int32)
+            prompt = np.array([multiple_choice.prefix(tokenizer)], np.int32)
         return batching.Request(prompt, sampling, seed, until_end_of_text=True)
 
     def _scores(self, requests: list[ScoringRequest]) -> list[Score]:

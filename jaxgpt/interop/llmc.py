@@ -54,6 +54,11 @@ def read_header(path: Path, magic: int, versions: tuple[int, ...], kind: str) ->
     return numbers, length
 
 
+def is_model(beginning: bytes) -> bool:
+    """Returns whether a file that begins with these bytes is an llm.c file, of a model or another."""
+    return int.from_bytes(beginning[:4], "little") in (MODEL_MAGIC, STATE_MAGIC, TOKENIZER_MAGIC)
+
+
 def write_header(numbers: list[int]) -> bytes:
     """Returns a header of 1024 bytes with these numbers, and zeros behind them."""
     header = np.zeros(HEADER_BYTES // 4, "<i4")
