@@ -81,15 +81,16 @@ def folders() -> list[Input]:
 
 
 def relatives() -> list[Input]:
-    """Folders of Llama, Mistral and Qwen3, with the keys that transformers 4 and 5 write."""
+    """Folders of Llama, Mistral, Qwen3 and Mixtral, with the keys that transformers 4 and 5 write."""
     base = dataclasses.replace(MODEL, family="llama", heads=4, kv_heads=2, feed_forward=12)
     models = [
         dataclasses.replace(base, rope_scaling="llama3", rope_original_context=4),
         dataclasses.replace(base, window=3, kv_heads=1),
         dataclasses.replace(base, query_key_norm=True, tied=True, window=3),
+        dataclasses.replace(base, family="mixtral", experts=2),
     ]
     of_transformers_5 = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
-    more = [{}, of_transformers_5, of_transformers_5 | {"layer_types": ["sliding_attention"] * 2}]
+    more = [{}, of_transformers_5, of_transformers_5 | {"layer_types": ["sliding_attention"] * 2}, {}]
     return [relative(model, keys) for model, keys in zip(models, more, strict=True)]
 
 
