@@ -51,6 +51,11 @@ class Tokenizer(ABC):
     def vocabulary_size(self) -> int:
         return len(self.tokens)
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of tokens that stand for no text, though they have names."""
+        return frozenset()
+
     @abstractmethod
     def encode(self, text: str, *, special: bool = False) -> np.ndarray:
         """Returns the text's token ids, int32, 1-D. UserError where the vocabulary can't express a character.
@@ -178,6 +183,10 @@ class BytePairs(Tokenizer):
         self.name, self._encoding = name, encoding
         self.end_of_text, self.begin_of_text = end_of_text, begin_of_text
         self.tokens = _tokens(encoding)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        return frozenset(map(self._encoding.encode_single_token, self._encoding.special_tokens_set))
 
     def encode(self, text: str, *, special: bool = False) -> np.ndarray:
         utf8(text)  # tiktoken would replace characters that UTF-8 can't express
