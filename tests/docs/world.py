@@ -133,6 +133,7 @@ def weights() -> None:
         kind="Q8_0",
         tokenizer=gguf_files.sentencepiece(),
     )
+    assert cli.main(["convert", "llama-3.2-1b-q8_0.gguf", "Llama-3.2-1B", "--to", "huggingface"]) == 0
     assert cli.main(["convert", "runs/quickstart", "gpt2-of-the-hub"]) == 0
     assert cli.main(["--model.family=llama", *SMALL, "--data.text=book.txt", "--run.name=llama"]) == 0
     assert cli.main(["convert", "runs/llama", "llama-of-the-hub"]) == 0
