@@ -19,14 +19,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import psutil
+from jaxtyping import Array
 
 from benchmarks import machine
 from jaxgpt import environment
 from jaxgpt.commands import configuration
 from jaxgpt.data.loader import Batch
 from jaxgpt.models import family
-from jaxgpt.models.blocks import Context
+from jaxgpt.models.blocks import Context, Params
 from jaxgpt.objectives import next_token
+from jaxgpt.optimizers import clipping
 from jaxgpt.options import settings
 from jaxgpt.options.config import Config
 from jaxgpt.training import step
@@ -92,11 +94,16 @@ def measure(
 
 
 def gradients(config: Config) -> Callable[[], object]:
-    """A function that computes loss and gradients once."""
+    """A function that computes loss and gradients once, and hands back their norm: new memory would take its time."""
     model, context = family(config.model), Context(config.model, config.compute)
     params = initial_state(config).params
     batch = Batch(*(array[0] for array in tokens(config)))
-    program = jax.jit(lambda params, batch: next_token.loss_and_grads(model, params, batch, context)[::2])
+
+    @jax.jit
+    def program(params: Params, batch: Batch) -> tuple[Array, Array]:
+        loss, _, grads = next_token.loss_and_grads(model, params, batch, context)
+        return loss, clipping.global_norm(grads)
+
     return lambda: jax.block_until_ready(program(params, batch))
 
 
