@@ -128,7 +128,7 @@ def test_the_table_has_all_keys_of_transformers(kind):
 @pytest.mark.parametrize("kind", NAMES)
 def test_what_is_written_is_read_again(kind):
     model = dataclasses.replace(MODELS[kind], tied=True, head_width=6, rope_scaling="llama3", rope_factor=4.0)
-    content = huggingface_config.content_of(model, "bfloat16", 5)
+    content = huggingface_config.content_of(model, "bfloat16", {"bos_token_id": 1, "eos_token_id": 5})
     assert content["architectures"] == [f"{NAMES[kind]}ForCausalLM"]
     assert huggingface_config.model_of(PATH, content) == model
     assert huggingface_config.notes(content) == ()
@@ -270,7 +270,7 @@ def test_an_architecture_that_is_not_here_is_named_with_what_is(kind):
 )
 def test_a_model_that_transformers_has_not(option, value, message):
     with pytest.raises(UserError, match=message):
-        huggingface_config.content_of(dataclasses.replace(MODELS["mixtral"], **{option: value}), "float32", None)
+        huggingface_config.content_of(dataclasses.replace(MODELS["mixtral"], **{option: value}), "float32", {})
 
 
 def test_keys_that_no_table_has_are_named():
