@@ -62,9 +62,9 @@ class Template:
 def from_state(state: dict[str, Any]) -> Template:
     """Returns the template whose `state()` this is. UserError for a damaged state."""
     name, source, variables = state.get("name"), state.get("source", ""), state.get("variables", {})
-    known = name in NAMES and not source or name == "jinja" and isinstance(source, str) and source
+    known = not source if name in NAMES else name == "jinja" and isinstance(source, str) and source
     texts = isinstance(variables, dict) and all(isinstance(text, str) for text in variables.values())
-    if not known or not texts:
+    if not (isinstance(name, str) and known and texts):
         raise UserError(f"the saved chat template {quoted(name)} is damaged, or of a later version of jaxgpt")
     if len(source) > LARGEST_TEMPLATE:
         raise UserError(f"the chat template has {len(source):,} characters, and may have {LARGEST_TEMPLATE:,}")

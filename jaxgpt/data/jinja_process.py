@@ -61,7 +61,8 @@ class _Process:
 
     def _answer(self, line: bytes) -> bytes:
         running = self._start()
-        assert running.stdin is not None and running.stdout is not None
+        assert running.stdin
+        assert running.stdout
         running.stdin.write(line)
         running.stdin.flush()
         parts = []
@@ -156,7 +157,7 @@ def _compiled(source: str) -> Any:
     class Generation(Extension):
         """`{% generation %}` ... `{% endgeneration %}`, around what the assistant is to write."""
 
-        tags = {"generation"}
+        tags = {"generation"}  # noqa: RUF012  # as jinja2 declares it
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
