@@ -22,8 +22,9 @@ from jaxtyping import Array, Float, Int, Key
 from jaxgpt.errors import UserError
 from jaxgpt.layers import embedding, linear, random, residual, rmsnorm, rotary, swiglu, unembedding
 from jaxgpt.layers.numerics import not_before
+from jaxgpt.models import projection
 from jaxgpt.models.attend import Cache, KeptText, WholeText, merge_heads, split_heads
-from jaxgpt.models.blocks import NO_AUX, Aux, Context, Inputs, kept
+from jaxgpt.models.blocks import NO_AUX, Aux, Context, Inputs, Projection, kept
 from jaxgpt.models.stack import backward_blocks, forward_blocks
 from jaxgpt.options.config import Model
 
@@ -154,6 +155,20 @@ def decays(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].name in MATRICES, params)
 
 
+def projections(model: Model) -> dict[str, Projection]:
+    """The products that LoRA can adapt, by their names at Hugging Face."""
+    C, F = model.width, feed_forward(model)
+    return {
+        "self_attn.q_proj": Projection("qkv", 0, C, C),
+        "self_attn.k_proj": Projection("qkv", C, C, C),
+        "self_attn.v_proj": Projection("qkv", 2 * C, C, C),
+        "self_attn.o_proj": Projection("attention_out", 0, C, C),
+        "mlp.gate_proj": Projection("mlp_in", 0, C, F),
+        "mlp.up_proj": Projection("mlp_in", F, C, F),
+        "mlp.down_proj": Projection("mlp_out", 0, F, C),
+    }
+
+
 def head(params: Params) -> unembedding.Params:
     """The unembedding, a table of its own."""
     return params.head
@@ -164,17 +179,17 @@ def block_forward(
 ) -> tuple[Float[Array, "N C"], BlockResiduals]:
     """One block on N = B·T tokens, of which `attend` says what text they see."""
     normalised, attention_norm = rmsnorm.forward(params.attention_norm, x)
-    qkv, qkv_residuals = linear.forward_in_parts(params.qkv, normalised, 3)
+    qkv, qkv_residuals = projection.forward_in_parts(params.qkv, normalised, 3)
     q, k, v = (split_heads(part, attend.batch, context.model.heads) for part in qkv)
     q, k = (rotary.forward(part, attend.places) for part in (q, k))
     mixed, attention_residuals = attend.forward(q, k, v)
-    branch, _ = linear.forward(params.attention_out, merge_heads(mixed))
+    branch, _ = projection.forward(params.attention_out, merge_heads(mixed))
     x = residual.forward(x, branch)
 
     normalised, mlp_norm = rmsnorm.forward(params.mlp_norm, x)
-    (gate, up), mlp_in = linear.forward_in_parts(params.mlp_in, normalised, 2)
+    (gate, up), mlp_in = projection.forward_in_parts(params.mlp_in, normalised, 2)
     activated, swiglu_residuals = swiglu.forward(gate, up)
-    branch, mlp_out = linear.forward(params.mlp_out, activated)
+    branch, mlp_out = projection.forward(params.mlp_out, activated)
     x = residual.forward(x, branch)
     keep = kept(context.compute.recompute)
     return x, BlockResiduals(
@@ -195,21 +210,21 @@ def block_backward(
     mixed, again = attend.output(residuals.attention), functools.partial(not_before, earlier=dx)
     middle = residuals.mlp_norm.x
     if middle is None:
-        branch, _ = linear.forward(not_before(dx, params.attention_out), merge_heads(mixed))
+        branch, _ = projection.forward(not_before(dx, params.attention_out), merge_heads(mixed))
         middle = residual.forward(not_before(dx, residuals.attention_norm.x), branch)
 
     dx, dbranch = residual.backward(dx)
     activated = residuals.mlp_out or linear.Residuals(swiglu.output(again(dbranch, residuals.swiglu)))
-    mlp_out, dactivated = linear.backward(params.mlp_out, activated, dbranch)
+    mlp_out, dactivated = projection.backward(params.mlp_out, activated, dbranch)
     dhidden = jnp.concatenate(swiglu.backward(again(dactivated, residuals.swiglu), dactivated), axis=-1)
     mlp_norm_kept = residuals.mlp_norm._replace(x=middle)
     normalised = residuals.mlp_in or linear.Residuals(rmsnorm.output(params.mlp_norm, again(dhidden, mlp_norm_kept)))
-    mlp_in, dnormalised = linear.backward(params.mlp_in, normalised, dhidden)
+    mlp_in, dnormalised = projection.backward(params.mlp_in, normalised, dhidden)
     mlp_norm, dx_through_mlp = rmsnorm.backward(params.mlp_norm, again(dnormalised, mlp_norm_kept), dnormalised)
     dx = dx + dx_through_mlp
 
     dx, dbranch = residual.backward(dx)
-    attention_out, dmixed = linear.backward(params.attention_out, linear.Residuals(merge_heads(mixed)), dbranch)
+    attention_out, dmixed = projection.backward(params.attention_out, linear.Residuals(merge_heads(mixed)), dbranch)
     dmixed = split_heads(dmixed, mixed.shape[0], mixed.shape[2])
     dq, dk, dv = attend.backward(residuals.attention, dmixed)
     dq, dk = (rotary.backward(part, attend.places) for part in (dq, dk))
@@ -217,7 +232,7 @@ def block_backward(
     normalised = residuals.qkv or linear.Residuals(
         rmsnorm.output(params.attention_norm, again(dqkv, residuals.attention_norm))
     )
-    qkv, dnormalised = linear.backward(params.qkv, normalised, dqkv)
+    qkv, dnormalised = projection.backward(params.qkv, normalised, dqkv)
     attention_norm, dx_through_attention = rmsnorm.backward(
         params.attention_norm, again(dnormalised, residuals.attention_norm), dnormalised
     )

@@ -260,7 +260,9 @@ def check_model(model: Model) -> None:
     needed = f"a divisor of the number of heads, {model.heads} (--model.heads)"
     _require(model.heads % model.key_value_heads == 0, "model", "kv_heads", model.kv_heads, needed)
     low, needed = model.rope_low_frequency, f"above --model.rope-low-frequency, {model.rope_low_frequency}"
-    _require(low < model.rope_high_frequency < math.inf, "model", "rope_high_frequency", model.rope_high_frequency, needed)
+    _require(
+        low < model.rope_high_frequency < math.inf, "model", "rope_high_frequency", model.rope_high_frequency, needed
+    )
     start, needed = model.document_start, f"a token, or -1 for none, and at most {LARGEST}"
     _require(-1 <= start <= LARGEST, "model", "document_start", start, needed)
 

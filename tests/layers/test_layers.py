@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from jaxgpt.layers import attention, embedding, gelu, layernorm, linear, residual, rmsnorm, rotary, swiglu, unembedding
+from jaxgpt.layers import (
+    attention,
+    embedding,
+    gelu,
+    layernorm,
+    linear,
+    lora,
+    residual,
+    rmsnorm,
+    rotary,
+    swiglu,
+    unembedding,
+)
 
 B, T, C, F, V, Vp = 2, 3, 4, 5, 6, 7
 
@@ -41,6 +53,11 @@ def forward_and_backward(name, dtype):
             params = params or layernorm.Params(*shapes(dtype, (C,), (C,)))
             y, residuals = jax.eval_shape(layer.forward, params, x)
             return params, x, y, *jax.eval_shape(layer.backward, params, residuals, y)
+        case "lora":
+            weight, bias, *adapter = shapes(dtype, (C, F), (F,), (C, 2), (2, F))
+            params = lora.Params(weight, bias, lora.Adapter(*adapter), 0.5)
+            y, residuals = jax.eval_shape(lora.forward, params, x)
+            return params.adapter, x, y, *jax.eval_shape(lora.backward, params, residuals, y)
         case "gelu":
             y, residuals = jax.eval_shape(gelu.forward, x)
             return (), x, y, (), jax.eval_shape(gelu.backward, residuals, dy)
@@ -66,7 +83,7 @@ def forward_and_backward(name, dtype):
 
 LAYERS = [
     *("embedding", "linear", "layernorm", "gelu", "attention", "residual", "unembedding"),
-    *("rmsnorm", "rotary", "swiglu"),
+    *("rmsnorm", "rotary", "swiglu", "lora"),
 ]
 
 

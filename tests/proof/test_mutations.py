@@ -27,6 +27,7 @@ from jaxgpt.layers import (
     gelu,
     layernorm,
     linear,
+    lora,
     residual,
     rmsnorm,
     rotary,
@@ -47,6 +48,7 @@ LAYERS = [
     *(rmsnorm, rotary, swiglu),
 ]
 FUNCTIONS = [(module, "backward") for module in LAYERS] + [
+    (lora, "backward"),
     (attention, "_sum_over_blocks"),
     (unembedding, "forward"),  # where its gradients are computed
     (gpt2, "block_backward"),
@@ -161,9 +163,10 @@ def cases() -> dict[str, gradcheck.Case]:
     """The layers' with several blocks and chunks, the model's with one of each."""
     key = jax.random.key(0)
     layers = itertools.islice(proof_cases.cases(MODEL, COMPUTE, 2, 3, key), len(LAYERS))
+    adapter = proof_cases.lora_case(key, 2, 3, 4, 5, 2)
     of_documents = proof_cases.embedding_case(key, 2, 3, 4, 5, 4, documents=True)  # whose gradient has lines of its own
     whole = [proof_cases.model_case(key, 2, 3, dataclasses.replace(MODEL, family=name), Compute()) for name in FAMILIES]
-    return {case.name: case for case in (*layers, *whole, of_documents)}
+    return {case.name: case for case in (*layers, *whole, of_documents, adapter)}
 
 
 def failures(module: ModuleType) -> list[gradcheck.Row]:
