@@ -54,15 +54,16 @@ class Trainer:
         train_step: jax.stages.Compiled,
         resharding: Resharding,
         state: TrainState,
+        frozen: Any,
         tasks: Tasks,
     ):
         training = config.training
         self.config, self.data, self.resharding, self.tasks = config, data, resharding, tasks
         self.folder, self.writer, self.display = output
         self.train_step, self.state = train_step, state
-        self.frozen = None  # parameters that are not trained
+        self.frozen = frozen  # parameters that are not trained, or None
         self.observers: list[Callable[[Trainer, dict[str, Any]], None]] = []
-        self.validation_loss = make_validation_loss(config, data.validation, training.sequence_length)
+        self.validation_loss = make_validation_loss(config, data.validation, training.sequence_length, frozen)
         self.nat = bits_per_byte_of_one_nat(config, data.validation, training.sequence_length, data.tokenizer)
         self.done = int(state.step)  # steps dispatched
         self.clock = 0.0  # when the last step's metrics were read
@@ -173,14 +174,14 @@ class Trainer:
 
     def score(self) -> None:
         """Scores the model on its multiple-choice tasks."""
-        for result, seconds in self.tasks.results(self.config, self.state.params):
+        for result, seconds in self.tasks.results(self.config, self.state.params, self.frozen):
             self._metric(step=self.done, **result._asdict())
             self.display.note(f"step {self.done}: {result.line()} ({seconds:.1f} s)")
 
     def sample(self) -> str:
         """Draws a text, appends it to samples.txt, and returns it with control characters escaped."""
         config, data = self.config, self.data
-        params = self.resharding.whole_params(self.state)
+        params = self.resharding.whole_params(self.state, self.frozen)
         if not processes.first():
             return ""
         request = batching.Request(data.prompt, config.sampling, config.training.seed)

@@ -57,8 +57,14 @@ def backward(
 ) -> tuple[Adapter | None, Float[Array, "*batch in"]]:
     """Gradients of the adapter in the accumulation dtype, dx in the dtype of dy. The weight and the bias get none."""
     dx = product("...f,cf->...c", dy, params.weight, dtype=dy.dtype)
-    if params.adapter is None:
-        return None, dx
+    return (None, dx) if params.adapter is None else _through_adapter(params, residuals, dy, dx)
+
+
+def _through_adapter(
+    params: Params, residuals: Residuals, dy: Float[Array, "*batch out"], dx: Float[Array, "*batch in"]
+) -> tuple[Adapter, Float[Array, "*batch in"]]:
+    """The adapter's gradient, and `dx`, what comes through the weight, with what comes through the adapter."""
+    assert params.adapter is not None
     a, b = params.adapter
     x, rows = residuals.x.reshape(-1, a.shape[0]), dy.reshape(-1, b.shape[1])
     h = (product("nc,cr->nr", x, a) * params.scaling).astype(x.dtype)

@@ -4,7 +4,7 @@
     adapters = init(...)                           all that is trained, by the projections' names at Hugging Face
     params = attach(adapters, frozen)              a family's parameters, with `layers.lora.Params` in its blocks
     grads = gradients(features_backward(params))   the adapters' part of what the family's backward returns
-    merge(adapters, base)                          plain parameters that compute the same
+    merge(adapters, frozen)                        plain parameters that compute the same
 
 Several projections may be columns of one weight, as queries, keys and values are. Their adapters are joined then, into
 one layer: x [a₁ a₂] next to each other, and b₁ above b₂, each in its own columns with zeros beside it.
@@ -26,6 +26,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.layers import linear, lora, quantised
 from jaxgpt.layers.lora import Adapter
+from jaxgpt.layers.numerics import product
 from jaxgpt.models import family
 from jaxgpt.models.blocks import (
     Adapters,
@@ -140,22 +141,6 @@ def _quantise(array: Float[Array, "..."], form: str, double: bool) -> Any:
     return quantised.quantise(array, form, double=double)
 
 
-def thaw(frozen: Params) -> Params:
-    """Returns the base's numbers in float32, as they are after all rounding, in its own form."""
-    return jax.tree.map(
-        lambda leaf: _whole(leaf, jnp.float32) if quantised.is_quantised(leaf) else leaf.astype(jnp.float32),
-        frozen,
-        is_leaf=quantised.is_quantised,
-    )
-
-
-def _whole(matrix: Any, dtype: DTypeLike) -> Float[Array, "..."]:
-    """The numbers of a quantised matrix, or of a stack of them."""
-    stacked = isinstance(matrix.scales, quantised.Scales) and matrix.scales.mean.ndim
-    one = functools.partial(quantised.dequantise, dtype=dtype)
-    return jax.vmap(one)(matrix) if stacked else one(matrix)
-
-
 def gather(frozen: Params, dtype: DTypeLike) -> BlockTransform:
     """Returns a function that has one block's frozen matrices in the compute dtype; the identity where all are."""
     block = frozen.blocks if are_stacked(frozen.blocks) else frozen.blocks[0]
@@ -164,15 +149,15 @@ def gather(frozen: Params, dtype: DTypeLike) -> BlockTransform:
     if not any(quantised.is_quantised(leaf) or (leaf.ndim >= axes and leaf.dtype != dtype) for leaf in leaves):
         return identity
 
-    def one(block: Block) -> Block:
-        whole = jax.tree.map(
-            lambda leaf: quantised.dequantise(leaf, dtype) if quantised.is_quantised(leaf) else leaf,
-            block,
-            is_leaf=quantised.is_quantised,
-        )
-        return cast(whole, dtype)
+    return lambda block: cast(_dequantised(block, dtype), dtype)
 
-    return one
+
+def _dequantised(block: Block, dtype: DTypeLike) -> Block:
+    return jax.tree.map(
+        lambda leaf: quantised.dequantise(leaf, dtype) if quantised.is_quantised(leaf) else leaf,
+        block,
+        is_leaf=quantised.is_quantised,
+    )
 
 
 # Together
@@ -237,17 +222,32 @@ def gradients(grads: Block, model: Model, options: Lora) -> dict[str, Adapter]:
     return found
 
 
-def merge(adapters: Adapters, base: Params, model: Model, options: Lora) -> Params:
-    """Returns plain parameters that compute the same: w + s a b for each weight with an adapter.
+# One again
 
-    Both have their layers stacked, as arrays of NumPy's or JAX's; the sums are in float32. The base is left as it is.
+
+def merge(adapters: Adapters, frozen: Params, model: Model, options: Lora, dtype: DTypeLike = jnp.float32) -> Params:
+    """Returns plain parameters of this dtype that compute the same: w + s a b for each weight with an adapter.
+
+    Adapters and base have their layers in the same form, and so has the result. A sum is taken in float32 before it is
+    rounded. A quantised base has the numbers that its codes stand for, which are those that the adapters learned with.
     """
-    projections, fields = family(model).projections(model), {}
-    for name, (a, b) in adapters.blocks.items():
+    one = functools.partial(_merged, model=model, options=options, dtype=jnp.dtype(dtype))
+    ends = jax.tree.map(lambda array: jnp.asarray(array, dtype), frozen._replace(blocks=()))
+    if not are_stacked(frozen.blocks):
+        return ends._replace(blocks=tuple(map(one, frozen.blocks, adapters.blocks)))
+    both = (frozen.blocks, adapters.blocks)
+    layers = [one(*jax.tree.map(lambda stack, layer=layer: stack[layer], both)) for layer in range(model.layers)]
+    return ends._replace(blocks=jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "options", "dtype"))
+def _merged(block: Block, adapters: dict[str, Adapter], *, model: Model, options: Lora, dtype: jnp.dtype) -> Block:
+    """One block's plain parameters."""
+    whole, projections = cast(_dequantised(block, jnp.float32), jnp.float32), family(model).projections(model)
+    for name, (a, b) in adapters.items():
         field, first, _, outputs = projections[name]
-        params = fields.get(field, getattr(base.blocks, field))
-        columns = (..., slice(first, first + outputs))
-        change = (options.alpha / options.rank) * jnp.matmul(a.astype(jnp.float32), b, precision="highest")
-        weight = jnp.asarray(params.weight, jnp.float32).at[columns].add(change)
-        fields[field] = params._replace(weight=weight)
-    return base._replace(blocks=base.blocks._replace(**fields))
+        params = getattr(whole, field)
+        change = (options.alpha / options.rank) * product("cr,rf->cf", a.astype(jnp.float32), b.astype(jnp.float32))
+        weight = params.weight.at[:, first : first + outputs].add(change)
+        whole = whole._replace(**{field: params._replace(weight=weight)})
+    return jax.tree.map(lambda array: array.astype(dtype), whole)

@@ -49,6 +49,7 @@ LAYERS = [
 ]
 FUNCTIONS = [(module, "backward") for module in LAYERS] + [
     (lora, "backward"),
+    (lora, "_through_adapter"),
     (attention, "_sum_over_blocks"),
     (unembedding, "forward"),  # where its gradients are computed
     (gpt2, "block_backward"),
