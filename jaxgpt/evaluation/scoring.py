@@ -34,7 +34,7 @@ from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params, inputs_of
 from jaxgpt.objectives import next_token
-from jaxgpt.options.config import Config
+from jaxgpt.options.config import Config, Model
 from jaxgpt.parallel.mesh import AXIS, in_turn
 from jaxgpt.training.state import layout_of
 from jaxgpt.training.working import working
@@ -88,7 +88,7 @@ def make_scorer(config: Config, batch_size: int, frozen: Any = None) -> Scorer:
     ) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
         params, context = working(params, frozen, config, layout)
         x, _, _ = family(model).features(params, inputs_of(tokens, model), context)
-        losses, likeliest = _of_tokens(family(model).head(params), x, targets.reshape(-1), model.vocabulary_size)
+        losses, likeliest = _of_tokens(family(model).head(params), x, targets.reshape(-1), model)
         losses, likeliest = losses.reshape(targets.shape), likeliest.reshape(targets.shape)
         scores = -jnp.sum(losses, axis=1), jnp.all(likeliest | (targets == cross_entropy.IGNORED), axis=1)
         return scores if layout.devices == 1 else lax.all_gather(scores, AXIS, tiled=True)
@@ -124,7 +124,7 @@ def make_scorer(config: Config, batch_size: int, frozen: Any = None) -> Scorer:
 
 
 def _of_tokens(
-    head: unembedding.Params, x: Float[Array, "N C"], targets: Int[Array, " N"], vocabulary_size: int
+    head: unembedding.Params, x: Float[Array, "N C"], targets: Int[Array, " N"], model: Model
 ) -> tuple[Float[Array, " N"], Bool[Array, " N"]]:
     """Returns each target's loss, and whether it is the likeliest token; 0 and False for ignored ones.
 
@@ -138,9 +138,9 @@ def _of_tokens(
     in_order = jnp.pad(targets[order], (0, padding), constant_values=cross_entropy.IGNORED)
 
     def scored(x, targets):
-        logits = unembedding.logits(head, x)
-        losses, _ = cross_entropy.forward(logits, targets, vocabulary_size=vocabulary_size)
-        return losses, jnp.argmax(logits[:, :vocabulary_size], axis=-1) == targets
+        logits = unembedding.logits(head, x, cap=model.logit_soft_cap)
+        losses, _ = cross_entropy.forward(logits, targets, vocabulary_size=model.vocabulary_size)
+        return losses, jnp.argmax(logits[:, : model.vocabulary_size], axis=-1) == targets
 
     def nothing(x, targets):
         return jnp.zeros(chunk, accumulation_dtype(x.dtype)), jnp.zeros(chunk, bool)

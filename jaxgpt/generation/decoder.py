@@ -6,7 +6,8 @@
 
 A text that has filled the model's context forgets its older half: the newer half is run again as a prompt, and the text
 goes on from there. So each token is drawn from at least half a context of text (if there is as much), and forgetting
-costs one prefill in half a context of tokens.
+costs one prefill in half a context of tokens. Where positions are not learned, there is one for any place: then a text
+goes on beyond the context, and forgets only what it has no room for in its cache.
 """
 
 import dataclasses
@@ -104,13 +105,15 @@ NOTHING = (Sampling(temperature=0.0), 0)  # the options of a slot without a text
 class Decoder:
     """Slots, and the texts in them.
 
-    `capacity` is the longest text, of prompt and drawn tokens, that there will be; texts may be longer where it is at
-    least the model's context. Parameters are whole on each of their devices; the first one is used.
+    `capacity` is the longest text, of prompt and drawn tokens, that there will be; texts may be longer, and forget,
+    where it is at least the model's context. Parameters are whole on each of their devices; the first one is used.
     """
 
     def __init__(self, params: Params, model: Model, compute: Compute, *, slots: int, capacity: int):
         self.model, self.compute = model, computed_in(compute)
-        self.capacity = min(model.context, max(SHORTEST, power_of_two(capacity)))
+        self.capacity = max(SHORTEST, power_of_two(capacity))
+        if family(model).LEARNED_POSITIONS or capacity <= model.context:
+            self.capacity = min(model.context, self.capacity)
         params = jax.tree.map(lambda array: array.addressable_data(0), params)
         arranged = arrange(params, self.compute) if are_stacked(params.blocks) else params
         self._params = cast(arranged, self.compute.dtype)
@@ -130,7 +133,7 @@ class Decoder:
     def start(self, slot: int, prompt: Sequence[int] | np.ndarray, sampling: Sampling, seed: int) -> int:
         """Puts a text into a free slot, and returns its first token. The prompt has at least one token."""
         self._texts[slot] = _Text(list(map(int, prompt)), len(prompt), (sampling, seed))
-        return self._run_prompt(slot, min(len(prompt), self.model.context))
+        return self._run_prompt(slot, min(len(prompt), self.capacity))
 
     def stop(self, slot: int) -> None:
         """Frees a slot."""
@@ -139,8 +142,8 @@ class Decoder:
     def go_on(self, most: int = MOST_AT_ONCE) -> dict[int, list[int]]:
         """Draws some further tokens of each text, at least one and at most `most`; returns them by slot."""
         running = {slot: text for slot, text in enumerate(self._texts) if text is not None}
-        full = [slot for slot, text in running.items() if text.in_cache == self.model.context]
-        forgetful = {slot: [self._run_prompt(slot, max(1, self.model.context // 2))] for slot in full}
+        full = [slot for slot, text in running.items() if text.in_cache == self.capacity]
+        forgetful = {slot: [self._run_prompt(slot, max(1, self.capacity // 2))] for slot in full}
         others = [slot for slot in running if slot not in full]
         if not others:
             return forgetful
@@ -204,7 +207,7 @@ def computed_in(compute: Compute) -> Compute:
     dtype = "float32" if jax.default_backend() == "cpu" else compute.dtype
     # The attention that takes any length, dtype and device, and keeps keys and values; layers apart, unless there are
     # many, since a loop over them would copy each layer's weights for every token.
-    return dataclasses.replace(compute, dtype=dtype, attention="blocks", recompute="norms", layers="auto")
+    return dataclasses.replace(compute, dtype=dtype, attention="blocks", recompute="none", layers="auto")
 
 
 def power_of_two(number: int) -> int:

@@ -59,12 +59,12 @@ def missing(model: Model, compute: Compute, length: int) -> list[str]:
         needs.append(f"an NVIDIA GPU of compute capability 8.0 (Ampere) or later (here is {found})")
     if compute.dtype != "bfloat16":
         needs.append(f"--compute.dtype bfloat16 (it is {compute.dtype})")
-    head_width = model.width // model.heads
+    head_width = model.width_per_head
     widest = 256 if capability and capability[0] == 9 else 128  # backward; only Hopper's goes further
     if head_width % 8 or head_width > widest:
         needs.append(
-            f"heads of a width that is a multiple of 8 and at most {widest} (--model.width / --model.heads is "
-            f"{head_width})"
+            f"heads of a width that is a multiple of 8 and at most {widest} (--model.head-width, or --model.width / "
+            f"--model.heads, is {head_width})"
         )
     if model.document_start >= 0:
         needs.append("attention across the borders of documents (--data.document-mask)")

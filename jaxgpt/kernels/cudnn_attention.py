@@ -1,4 +1,4 @@
-"""Causal multi-head attention by cuDNN's fused kernels (Dao 2023, FlashAttention-2, arXiv:2307.08691).
+"""Causal attention by cuDNN's fused kernels (Dao 2023, FlashAttention-2, arXiv:2307.08691).
 
 The same function as `layers/attention.py`, but the scores never leave the chip:
 
@@ -31,8 +31,8 @@ class Residuals(NamedTuple):
     """Residuals in the layout of forward's inputs: the kernels read (B, T, H, D) in place, so nothing is transposed."""
 
     q: Float[Array, "B T H D"]
-    k: Float[Array, "B T H D"]
-    v: Float[Array, "B T H D"]
+    k: Float[Array, "B T K D"]
+    v: Float[Array, "B T K D"]
     out: Float[Array, "B T H D"]
     logsumexp: Float32[Array, "B H T"]
 
@@ -40,31 +40,32 @@ class Residuals(NamedTuple):
 @jax.named_scope("attention.forward")
 def forward(
     q: Float[Array, "B T H D"],
-    k: Float[Array, "B T H D"],
-    v: Float[Array, "B T H D"],
+    k: Float[Array, "B T K D"],
+    v: Float[Array, "B T K D"],
     *,
     block: int,
     starts: None = None,
+    window: int = 0,
 ) -> tuple[Float[Array, "B T H D"], Residuals]:
     """Returns attention's output and its residuals.
 
     `block` is the option of `layers/attention.py`; cuDNN picks the sizes of its own tiles, so it changes nothing here.
-    Documents (`starts`) aren't offered.
+    Documents (`starts`) aren't offered. The kernels take fewer key heads than query heads as they are, and a window.
     """
     out, logsumexp = cudnn._dot_product_attention_fwd_p_wrapper.bind(
-        q, k, v, *_absent(q), is_training=True, **_parameters(q)
+        q, k, v, *_absent(q), is_training=True, **_parameters(q, window)
     )
     return out, Residuals(q, k, v, out, logsumexp)
 
 
 @jax.named_scope("attention.backward")
 def backward(
-    residuals: Residuals, dout: Float[Array, "B T H D"], *, block: int, starts: None = None
-) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H D"], Float[Array, "B T H D"]]:
-    """Returns (dq, dk, dv), in the dtype of dout. `block` and `starts` are forward's."""
+    residuals: Residuals, dout: Float[Array, "B T H D"], *, block: int, starts: None = None, window: int = 0
+) -> tuple[Float[Array, "B T H D"], Float[Array, "B T K D"], Float[Array, "B T K D"]]:
+    """Returns (dq, dk, dv), in the dtype of dout. `block`, `starts` and `window` are forward's."""
     q, k, v, out, logsumexp = residuals
     gradients = cudnn._dot_product_attention_bwd_p_wrapper.bind(
-        q, k, v, *_absent(q), logsumexp, out, dout.astype(q.dtype), **_parameters(q)
+        q, k, v, *_absent(q), logsumexp, out, dout.astype(q.dtype), **_parameters(q, window)
     )
     dq, dk, dv = (gradient.astype(dout.dtype) for gradient in gradients)
     return dq, dk, dv
@@ -73,6 +74,11 @@ def backward(
 def output(residuals: Residuals) -> Float[Array, "B T H D"]:
     """Forward's output, which its residuals hold."""
     return residuals.out
+
+
+def with_inputs(residuals: Residuals, q: Float[Array, "B T H D"], k: Float[Array, "B T K D"]) -> Residuals:
+    """Returns the residuals with queries and keys that were not kept, but computed again."""
+    return residuals._replace(q=q, k=k)
 
 
 def version() -> int | None:
@@ -91,7 +97,7 @@ def _absent(q: Float[Array, "B T H D"]) -> list[Float[Array, "0"]]:
     return [jnp.zeros(0, q.dtype)] * 7
 
 
-def _parameters(q: Float[Array, "B T H D"]) -> dict[str, Any]:
+def _parameters(q: Float[Array, "B T H D"], window: int) -> dict[str, Any]:
     """The primitives' parameters: causal, scores divided by √D, no bias, no dropout (the seed is then idle)."""
     parameters = {
         "scale": 1 / math.sqrt(q.shape[-1]),
@@ -100,7 +106,7 @@ def _parameters(q: Float[Array, "B T H D"]) -> dict[str, Any]:
         "variadic_args": (False, False),  # whether there are a bias and its gradient
         "dropout_rate": 0.0,
         "seed": 0,
-        "sliding_window_length": None,
+        "sliding_window_length": window or None,
     }
     if "score_mod" in inspect.signature(cudnn._dot_product_attention_fwd_impl).parameters:  # not yet in JAX 0.10
         parameters["score_mod"] = None

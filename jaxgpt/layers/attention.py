@@ -1,4 +1,4 @@
-"""Causal multi-head attention (Vaswani et al. 2017, arXiv:1706.03762, equation 1), in blocks of queries.
+"""Causal attention (Vaswani et al. 2017, arXiv:1706.03762, equation 1), in blocks of queries.
 
     s = q kᵀ / √D           p = softmax of s over the keys up to the query's own place           out = p v
 
@@ -10,8 +10,14 @@ Of the T×T square only one block of queries exists at a time, against just the 
 Nothing of it is kept but each query's logsumexp, from which p = exp(s - logsumexp) comes back in one step (Dao et al.
 2022, arXiv:2205.14135, algorithms 1 and 4; Milakov and Gimelshein 2018, arXiv:1805.02867).
 
-With `starts`, the place where each token's document begins, a query sees no key before it. The formulas stay: p is 0
-there, and so is ∂s.
+With K key and value heads for H = K G query heads (Ainslie et al. 2023, arXiv:2305.13245) query head h sees key head
+h // G. The G query heads of a group are taken as G times as many queries of one head: no key or value is repeated in
+memory, and the products that give ∂k and ∂v sum over the group by themselves.
+
+With `starts`, the place where each token's document begins, a query sees no key before it; with `window`, only that
+many newest keys, its own among them (Beltagy et al. 2020, arXiv:2004.05150; Jiang et al. 2023, arXiv:2310.06825). The
+formulas stay: p is 0 for what isn't seen, and so is ∂s. Keys that no query of a block sees are left out of its
+products, so that beyond the window a token costs the same however long the sequence.
 """
 
 import math
@@ -30,8 +36,8 @@ class Residuals(NamedTuple):
     """Residuals, all with the heads first, as the products want them."""
 
     q: Float[Array, "B H T D"]
-    k: Float[Array, "B H T D"]
-    v: Float[Array, "B H T D"]
+    k: Float[Array, "B K T D"]
+    v: Float[Array, "B K T D"]
     out: Float[Array, "B H T D"]
     logsumexp: Float[Array, "B H T"]
 
@@ -39,48 +45,66 @@ class Residuals(NamedTuple):
 @jax.named_scope("attention.forward")
 def forward(
     q: Float[Array, "B T H D"],
-    k: Float[Array, "B T H D"],
-    v: Float[Array, "B T H D"],
+    k: Float[Array, "B T K D"],
+    v: Float[Array, "B T K D"],
     *,
     block: int,
     starts: Int[Array, "B T"] | None = None,
+    window: int = 0,
 ) -> tuple[Float[Array, "B T H D"], Residuals]:
-    """`block` is the number of queries whose scores exist at once. Scores are in the accumulation dtype."""
+    """Returns attention's output and its residuals. Scores are in the accumulation dtype.
+
+    Args:
+        q: Queries of H heads.
+        k: Keys of K heads, which divides H.
+        v: Values, likewise.
+        block: The number of queries of a head whose scores exist at once.
+        starts: The place where each token's document begins; None where all begin at 0.
+        window: The number of newest keys that a query sees; 0 for all.
+    """
     q, k, v = _swap(q), _swap(k), _swap(v)
     outs, logsumexps = [], []
-    for rows in _blocks(q.shape[2], block):
-        scores = _scores(q[:, :, rows], k[:, :, : rows.stop], rows, starts)
+    for rows, seen in _blocks(q.shape[2], block, window):
+        scores = _scores(_grouped(q[:, :, rows], k), k[:, :, seen], rows, seen, starts, window)
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        out = product("bhqk,bhkd->bhqd", weights.astype(v.dtype), v[:, :, : rows.stop]) / total
-        outs.append(out.astype(v.dtype))
-        logsumexps.append((largest + jnp.log(total))[..., 0])
+        out = product("bhqk,bhkd->bhqd", weights.astype(v.dtype), v[:, :, seen]) / total
+        outs.append(_apart(out.astype(v.dtype), q))
+        logsumexps.append(_apart(largest + jnp.log(total), q)[..., 0])
     out = jnp.concatenate(outs, axis=2)
     return _swap(out), Residuals(q, k, v, out, jnp.concatenate(logsumexps, axis=2))
 
 
 @jax.named_scope("attention.backward")
 def backward(
-    residuals: Residuals, dout: Float[Array, "B T H D"], *, block: int, starts: Int[Array, "B T"] | None = None
-) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H D"], Float[Array, "B T H D"]]:
-    """Returns (dq, dk, dv), in the dtype of dout. `block` and `starts` are forward's."""
+    residuals: Residuals,
+    dout: Float[Array, "B T H D"],
+    *,
+    block: int,
+    starts: Int[Array, "B T"] | None = None,
+    window: int = 0,
+) -> tuple[Float[Array, "B T H D"], Float[Array, "B T K D"], Float[Array, "B T K D"]]:
+    """Returns (dq, dk, dv), in the dtype of dout. `block`, `starts` and `window` are forward's."""
     q, k, v, out, logsumexp = residuals
     q, k, v = not_before(dout, (q, k, v))  # the scores are computed again
     dtype, dout = accumulation_dtype(dout.dtype), _swap(dout)
     delta = jnp.sum(out.astype(dtype) * dout.astype(dtype), axis=-1, keepdims=True)
     scale = 1 / math.sqrt(q.shape[-1])
-    dqs, dks, dvs = [], [], []
-    for rows in _blocks(q.shape[2], block):
-        seen = slice(0, rows.stop)
-        p = jnp.exp(_scores(q[:, :, rows], k[:, :, seen], rows, starts) - logsumexp[:, :, rows, None])
-        dp = product("bhqd,bhkd->bhqk", dout[:, :, rows], v[:, :, seen])
-        ds = (p * (dp - delta[:, :, rows]) * scale).astype(q.dtype)
-        dqs.append(product("bhqk,bhkd->bhqd", ds, k[:, :, seen]))
+    dqs, dks, dvs, places = [], [], [], []
+    for rows, seen in _blocks(q.shape[2], block, window):
+        queries, douts, deltas, logsumexps = (
+            _grouped(array[:, :, rows], k) for array in (q, dout, delta, logsumexp[..., None])
+        )
+        p = jnp.exp(_scores(queries, k[:, :, seen], rows, seen, starts, window) - logsumexps)
+        dp = product("bhqd,bhkd->bhqk", douts, v[:, :, seen])
+        ds = (p * (dp - deltas) * scale).astype(q.dtype)
+        dqs.append(_apart(product("bhqk,bhkd->bhqd", ds, k[:, :, seen]), q))
         # The transposes of ∂k and ∂v: a CPU takes half as long again for the products that give these themselves.
-        dks.append(product("bhqd,bhqk->bhdk", q[:, :, rows], ds))
-        dvs.append(product("bhqd,bhqk->bhdk", dout[:, :, rows], p.astype(q.dtype)))
-    dk, dv = (_sum_over_blocks(parts).transpose(0, 3, 1, 2).astype(dout.dtype) for parts in (dks, dvs))
+        dks.append(product("bhqd,bhqk->bhdk", queries, ds))
+        dvs.append(product("bhqd,bhqk->bhdk", douts, p.astype(q.dtype)))
+        places.append(seen)
+    dk, dv = (_sum_over_blocks(parts, places).transpose(0, 3, 1, 2).astype(dout.dtype) for parts in (dks, dvs))
     return _swap(jnp.concatenate(dqs, axis=2).astype(dout.dtype)), dk, dv
 
 
@@ -89,17 +113,25 @@ def output(residuals: Residuals) -> Float[Array, "B T H D"]:
     return _swap(residuals.out)
 
 
-def _sum_over_blocks(parts: list[Float[Array, "B H D _"]]) -> Float[Array, "B H D T"]:
-    """The sum of what each block of queries gives to the keys it sees: the first keys, and for the last block all."""
-    *earlier, total = parts
-    for part in earlier:
-        total = total.at[..., : part.shape[-1]].add(part)
+def with_inputs(residuals: Residuals, q: Float[Array, "B T H D"], k: Float[Array, "B T K D"]) -> Residuals:
+    """Returns the residuals with queries and keys that were not kept, but computed again."""
+    return residuals._replace(q=_swap(q), k=_swap(k))
+
+
+def _sum_over_blocks(parts: list[Float[Array, "B K D _"]], places: list[slice]) -> Float[Array, "B K D T"]:
+    """The sum of what each block of queries gives to the keys that it sees."""
+    *earlier, last = parts
+    total = jnp.pad(last, [(0, 0)] * 3 + [(places[-1].start, 0)])
+    for part, seen in zip(earlier, places, strict=False):
+        total = total.at[..., seen].add(part)
     return total
 
 
-def _blocks(length: int, block: int) -> Iterator[slice]:
+def _blocks(length: int, block: int, window: int) -> Iterator[tuple[slice, slice]]:
+    """Yields each block's queries, and the keys that one of them sees."""
     for start in range(0, length, block):
-        yield slice(start, min(start + block, length))
+        stop = min(start + block, length)
+        yield slice(start, stop), slice(max(0, start - window + 1) if window else 0, stop)
 
 
 def _swap(x: Float[Array, "B a b D"]) -> Float[Array, "B b a D"]:
@@ -107,14 +139,33 @@ def _swap(x: Float[Array, "B a b D"]) -> Float[Array, "B b a D"]:
     return jnp.swapaxes(x, 1, 2)
 
 
+def _grouped(x: Float[Array, "B H n D"], k: Float[Array, "B K T _"]) -> Float[Array, "B K Gn D"]:
+    """The query heads that share a key head of k as further queries of one head."""
+    return x.reshape(x.shape[0], k.shape[1], -1, x.shape[3])
+
+
+def _apart(x: Float[Array, "B K Gn D"], q: Float[Array, "B H T _"]) -> Float[Array, "B H n D"]:
+    """The inverse of `_grouped`."""
+    return x.reshape(x.shape[0], q.shape[1], -1, x.shape[3])
+
+
 def _scores(
-    q: Float[Array, "B H Tq D"], k: Float[Array, "B H Tk D"], rows: slice, starts: Int[Array, "B T"] | None
-) -> Float[Array, "B H Tq Tk"]:
-    """q kᵀ / √D of the queries at `rows` with the keys before rows.stop; -∞ where a query doesn't see the key."""
+    q: Float[Array, "B K Gn D"],
+    k: Float[Array, "B K s D"],
+    rows: slice,
+    seen: slice,
+    starts: Int[Array, "B T"] | None,
+    window: int,
+) -> Float[Array, "B K Gn s"]:
+    """q kᵀ / √D of the queries at `rows` with the keys at `seen`; -∞ where a query doesn't see the key."""
     scores = product("bhqd,bhkd->bhqk", q, k) / math.sqrt(q.shape[-1])
-    query = rows.start + lax.broadcasted_iota(jnp.int32, scores.shape, 2)
-    key = lax.broadcasted_iota(jnp.int32, scores.shape, 3)
-    seen = key <= query
+    queries = rows.stop - rows.start
+    query = rows.start + lax.broadcasted_iota(jnp.int32, scores.shape, 2) % queries
+    key = seen.start + lax.broadcasted_iota(jnp.int32, scores.shape, 3)
+    visible = key <= query
+    if window and rows.stop - seen.start > window:
+        visible &= key > query - window
     if starts is not None:
-        seen &= key >= starts[:, None, rows, None]
-    return jnp.where(seen, scores, -jnp.inf)
+        begins = jnp.tile(starts[:, rows], (1, q.shape[2] // queries))
+        visible &= key >= begins[:, None, :, None]
+    return jnp.where(visible, scores, -jnp.inf)

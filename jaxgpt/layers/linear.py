@@ -10,6 +10,7 @@ The bias may be left away (None), and then so is its gradient.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -39,11 +40,12 @@ def forward(params: Params, x: Float[Array, "*batch in"]) -> tuple[Float[Array, 
 
 @jax.named_scope("linear.forward")
 def forward_in_parts(
-    params: Params, x: Float[Array, "*batch in"], parts: int
+    params: Params, x: Float[Array, "*batch in"], parts: int | Sequence[int]
 ) -> tuple[list[Float[Array, "*batch part"]], Residuals]:
-    """Like `forward`, with the output's columns in so many equal parts, as arrays of their own.
+    """Like `forward`, with the output's columns in parts, as arrays of their own.
 
-    A GPU has a product for each part, which so is not copied out of a larger one.
+    `parts` is the number of equal parts, or the columns with which all parts but the first begin. A GPU has a product
+    for each part, which so is not copied out of a larger one.
     """
 
     def by_one_product(params: Params, x: Array) -> list[Array]:

@@ -9,23 +9,56 @@ is orthogonal, so the gradient is turned back, by the opposite angle:
 
     ∂x_i = ∂y_i cos + ∂y_{i+D/2} sin        ∂x_{i+D/2} = ∂y_{i+D/2} cos - ∂y_i sin
 
-The paper pairs neighbours; which columns are a pair is a permutation of the weights before. Llama's weights, as Hugging
-Face has them, are for halves.
+The paper, and Meta's files of Llama, pair neighbours; which columns are a pair is a permutation of the weights before.
+Llama's weights, as Hugging Face has them, are for halves.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.layers.numerics import accumulation_dtype
 
 
+class Frequencies(NamedTuple):
+    """The frequencies ω_i, by their base and their scaling for a context longer than was trained.
+
+    A frequency that has t_i = original_context ω_i / 2π turns in the original context becomes (Llama 3.1, Grattafiori
+    et al. 2024, arXiv:2407.21783)
+
+        ω_i ((1 - s_i) / factor + s_i)          s_i = (t_i - low) / (high - low), within 0 and 1
+
+    so that fast ones, which tell near places apart, stay, and slow ones are divided by the factor. With `linear` all
+    are (s_i = 0; Chen et al. 2023, arXiv:2306.15595). A factor of 1 scales nothing.
+    """
+
+    base: float = 10_000.0
+    factor: float = 1.0
+    linear: bool = False
+    low: float = 1.0
+    high: float = 4.0
+    original_context: int = 8192
+
+    def values(self, width: int) -> np.ndarray:
+        """Returns the frequencies of heads of this width, half as many, in float64."""
+        plain = self.base ** (-np.arange(0, width, 2) / width)
+        turns = self.original_context * plain / (2 * np.pi)
+        kept = 0 if self.linear else np.clip((turns - self.low) / (self.high - self.low), 0, 1)
+        return plain * ((1 - kept) / self.factor + kept)
+
+
+PLAIN = Frequencies()
+
+
 @jax.named_scope("rotary.forward")
 def forward(
-    x: Float[Array, "B T H D"], places: Int[Array, "#B T"], *, base: float = 10_000.0
+    x: Float[Array, "B T H D"], places: Int[Array, "#B T"], *, frequencies: Frequencies = PLAIN
 ) -> Float[Array, "B T H D"]:
     """Computes in the accumulation dtype; the output has the dtype of x. Nothing is kept for backward. D is even."""
-    cos, sin = _turns(x, places, base)
+    cos, sin = _turns(x, places, frequencies)
     first, second = _halves(x)
     y = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return y.astype(x.dtype)
@@ -33,22 +66,21 @@ def forward(
 
 @jax.named_scope("rotary.backward")
 def backward(
-    dy: Float[Array, "B T H D"], places: Int[Array, "#B T"], *, base: float = 10_000.0
+    dy: Float[Array, "B T H D"], places: Int[Array, "#B T"], *, frequencies: Frequencies = PLAIN
 ) -> Float[Array, "B T H D"]:
-    """The gradient by x, in the dtype of dy. `places` and `base` are forward's."""
-    cos, sin = _turns(dy, places, base)
+    """The gradient by x, in the dtype of dy. `places` and `frequencies` are forward's."""
+    cos, sin = _turns(dy, places, frequencies)
     first, second = _halves(dy)
     dx = jnp.concatenate([first * cos + second * sin, second * cos - first * sin], axis=-1)
     return dx.astype(dy.dtype)
 
 
 def _turns(
-    x: Float[Array, "B T H D"], places: Int[Array, "b T"], base: float
+    x: Float[Array, "B T H D"], places: Int[Array, "b T"], frequencies: Frequencies
 ) -> tuple[Float[Array, "b T 1 half"], Float[Array, "b T 1 half"]]:
     """The cosines and sines of each place's angles, the same for all heads."""
-    dtype, half = accumulation_dtype(x.dtype), x.shape[-1] // 2
-    frequencies = base ** (-jnp.arange(half, dtype=dtype) / half)
-    angles = places[:, :, None, None].astype(dtype) * frequencies
+    dtype = accumulation_dtype(x.dtype)
+    angles = places[:, :, None, None].astype(dtype) * frequencies.values(x.shape[-1]).astype(dtype)
     return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxgpt.layers import cross_entropy
+from jaxgpt.layers import cross_entropy, soft_cap
 from jaxgpt.layers.numerics import accumulation_dtype, product, product_over_tokens
 
 # From the log-probabilities of a chunk's targets, and what the caller gave for each of its tokens, to the chunk's part
@@ -39,9 +39,10 @@ class Residuals(NamedTuple):
     dweight: Float[Array, "Vp C"]  # for ∂loss = 1
 
 
-def logits(params: Params, x: Float[Array, "N C"]) -> Float[Array, "N Vp"]:
-    """All logits of these tokens, in the accumulation dtype."""
-    return product("nc,vc->nv", x, params.weight)
+def logits(params: Params, x: Float[Array, "N C"], *, cap: float = 0.0) -> Float[Array, "N Vp"]:
+    """All logits of these tokens, in the accumulation dtype; kept between -cap and cap, but for a cap of 0."""
+    found = product("nc,vc->nv", x, params.weight)
+    return soft_cap.forward(found, cap=cap) if cap else found
 
 
 @jax.named_scope("unembedding.forward")
@@ -53,11 +54,12 @@ def forward(
     *per_token: Shaped[Array, "*batch"],
     vocabulary_size: int,
     chunk: int,
+    cap: float = 0.0,
 ) -> tuple[Float[Array, ""], Residuals]:
     """The sum of what `objective(ℓ, *per_token's parts)` gives for the chunks, each of its (loss, ∂loss/∂ℓ).
 
     `chunk` is the number of tokens whose logits exist at once; the last chunk is filled up with ignored targets and
-    zeros. Of an ignored target ℓ is 0, and its gradient too, whatever the objective gives.
+    zeros. Of an ignored target ℓ is 0, and its gradient too, whatever the objective gives. `cap` is that of `logits`.
     """
     dtype = accumulation_dtype(x.dtype)
     tokens, width = targets.size, x.shape[-1]
@@ -72,9 +74,11 @@ def forward(
     def one_chunk(carry, inputs):
         loss, dweight = carry
         x, targets, *more = inputs
-        losses, residuals = cross_entropy.forward(logits(params, x), targets, vocabulary_size=vocabulary_size)
+        z = logits(params, x, cap=cap)
+        losses, residuals = cross_entropy.forward(z, targets, vocabulary_size=vocabulary_size)
         value, dlogp = objective(-losses, *more)
-        dlogits = cross_entropy.backward(residuals, -dlogp, vocabulary_size=vocabulary_size).astype(x.dtype)
+        dlogits = cross_entropy.backward(residuals, -dlogp, vocabulary_size=vocabulary_size)
+        dlogits = (soft_cap.backward(z, dlogits, cap=cap) if cap else dlogits).astype(x.dtype)
         dx = product("nv,vc->nc", dlogits, params.weight, dtype=x.dtype)
         dweight = dweight + product_over_tokens("nv,nc->vc", dlogits, x)
         return (loss + value, dweight), dx

@@ -23,5 +23,5 @@ def logits(params: Params, tokens: Int[Array, "B T"], context: Context) -> Float
     """Logits over the vocabulary at every place, in float32 at least."""
     module = family(context.model)
     x, _, _ = module.features(params, inputs_of(tokens, context.model), context)
-    found = unembedding.logits(module.head(params), x)
+    found = unembedding.logits(module.head(params), x, cap=context.model.logit_soft_cap)
     return found[:, : context.model.vocabulary_size].reshape(*tokens.shape, -1)

@@ -10,7 +10,8 @@ Each text has a cache of its own, with room for S tokens. One further token at t
 
     k[n], v[n] = this token's           out = Σ_{s ≤ n} softmax_s(q · k[s] / √D) v[s]
 
-What a cache holds at n and beyond is left over and never seen: it is masked until a token overwrites it.
+What a cache holds beyond n is left over and never seen: it is masked until a token overwrites it. So are keys that a
+sliding window has passed by.
 """
 
 import math
@@ -31,8 +32,8 @@ from jaxgpt.models.blocks import Context
 class Layer(NamedTuple):
     """One layer's part of a text's cache."""
 
-    k: Float[Array, "*L H S D"]
-    v: Float[Array, "*L H S D"]
+    k: Float[Array, "*L K S D"]
+    v: Float[Array, "*L K S D"]
 
 
 Cache = Layer | tuple[Layer, ...]  # as the parameters' blocks are: all on a leading L axis, or apart
@@ -57,28 +58,37 @@ class WholeText:
     def _layer(self) -> ModuleType:
         return attention_layer(self.context.compute)
 
+    @property
+    def _options(self) -> dict[str, Any]:
+        block, window = self.context.compute.attention_block, self.context.model.window
+        return {"block": block, "starts": self.starts, "window": window}
+
     def forward(
-        self, q: Float[Array, "B T H D"], k: Float[Array, "B T H D"], v: Float[Array, "B T H D"]
+        self, q: Float[Array, "B T H D"], k: Float[Array, "B T K D"], v: Float[Array, "B T K D"]
     ) -> tuple[Float[Array, "B T H D"], Any]:
         """Attention's output, and its residuals."""
-        return self._layer.forward(q, k, v, block=self.context.compute.attention_block, starts=self.starts)
+        return self._layer.forward(q, k, v, **self._options)
 
     def output(self, residuals: Any) -> Float[Array, "B T H D"]:
         """Forward's output, from its residuals."""
         return self._layer.output(residuals)
 
+    def with_inputs(self, residuals: Any, q: Float[Array, "B T H D"], k: Float[Array, "B T K D"]) -> Any:
+        """Returns the residuals with queries and keys that were computed again."""
+        return self._layer.with_inputs(residuals, q, k)
+
     def backward(
         self, residuals: Any, dout: Float[Array, "B T H D"]
-    ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H D"], Float[Array, "B T H D"]]:
+    ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T K D"], Float[Array, "B T K D"]]:
         """Returns (dq, dk, dv)."""
-        block = self.context.compute.attention_block
-        return self._layer.backward(residuals, dout, block=block, starts=self.starts)
+        return self._layer.backward(residuals, dout, **self._options)
 
 
 @dataclass(frozen=True)
 class KeptText:
     """One further token of each text, with what its cache keeps of the text so far."""
 
+    context: Context
     caches: tuple[Layer, ...]
     lengths: Int[Array, " B"]  # tokens in each cache, below S
 
@@ -92,7 +102,7 @@ class KeptText:
         return self.lengths[:, None]
 
     def forward(
-        self, q: Float[Array, "B 1 H D"], k: Float[Array, "B 1 H D"], v: Float[Array, "B 1 H D"]
+        self, q: Float[Array, "B 1 H D"], k: Float[Array, "B 1 K D"], v: Float[Array, "B 1 K D"]
     ) -> tuple[Float[Array, "B 1 H D"], tuple[Layer, ...]]:
         """Attention's output, and the caches with this token."""
         caches = tuple(
@@ -101,7 +111,8 @@ class KeptText:
             )
             for text, cache in enumerate(self.caches)
         )
-        mixed = [_one_query(q[text, 0], cache, self.lengths[text]) for text, cache in enumerate(caches)]
+        window = self.context.model.window
+        mixed = [_one_query(q[text, 0], cache, self.lengths[text], window) for text, cache in enumerate(caches)]
         return jnp.stack(mixed)[:, None], caches
 
 
@@ -114,12 +125,17 @@ def merge_heads(x: Float[Array, "B T H D"]) -> Float[Array, "N C"]:
     return x.reshape(x.shape[0] * x.shape[1], -1)
 
 
-def _put_token(kept: Float[Array, "H S D"], new: Float[Array, "H D"], place: Int[Array, ""]) -> Float[Array, "H S D"]:
+def _put_token(kept: Float[Array, "K S D"], new: Float[Array, "K D"], place: Int[Array, ""]) -> Float[Array, "K S D"]:
     return lax.dynamic_update_slice(kept, new[:, None], (0, place, 0))
 
 
-def _one_query(q: Float[Array, "H D"], cache: Layer, length: Int[Array, ""]) -> Float[Array, "H D"]:
-    """Attention of one query to the keys up to place `length`, its own."""
-    scores = product("hd,hsd->hs", q, cache.k) / math.sqrt(q.shape[-1])
-    weights = jax.nn.softmax(jnp.where(jnp.arange(scores.shape[-1]) <= length, scores, -jnp.inf), axis=-1)
-    return product("hs,hsd->hd", weights.astype(q.dtype), cache.v).astype(q.dtype)
+def _one_query(q: Float[Array, "H D"], cache: Layer, length: Int[Array, ""], window: int) -> Float[Array, "H D"]:
+    """Attention of one token's queries to the keys up to place `length`, its own; G of them share a key head."""
+    grouped = q.reshape(cache.k.shape[0], -1, q.shape[-1])
+    scores = product("kgd,ksd->kgs", grouped, cache.k) / math.sqrt(q.shape[-1])
+    places = jnp.arange(scores.shape[-1])
+    seen = places <= length
+    if window:
+        seen &= places > length - window
+    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+    return product("kgs,ksd->kgd", weights.astype(q.dtype), cache.v).astype(q.dtype).reshape(q.shape)

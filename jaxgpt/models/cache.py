@@ -17,7 +17,7 @@ from jaxgpt.options.config import Model
 
 def init_cache(params: Params, capacity: int, model: Model, dtype: DTypeLike) -> Cache:
     """An empty cache for one text of at most `capacity` tokens, in layers as the parameters' are."""
-    shape = (model.heads, capacity, model.width // model.heads)
+    shape = (model.key_value_heads, capacity, model.width_per_head)
 
     def layer(*leading: int) -> Layer:
         return Layer(jnp.zeros((*leading, *shape), dtype), jnp.zeros((*leading, *shape), dtype))
@@ -38,7 +38,7 @@ def prefill(
     """The logits after the first `length` of the tokens, and the cache with their keys and values at its beginning.
 
     T is at most the cache's capacity. `compute.attention` is "blocks", whose residuals have the heads first, and
-    `compute.recompute` not "block". Of the other residuals the compiler computes nothing.
+    `compute.recompute` "none", so that they are there. Of the other residuals the compiler computes nothing.
     """
     x, residuals, _ = family.features(params, inputs_of(tokens, context.model), context)
     x = lax.dynamic_slice_in_dim(x, length - 1, 1)
@@ -66,16 +66,18 @@ def decode(
 
 
 def _logits(family: ModuleType, params: Params, x: Float[Array, "N C"], context: Context) -> Float[Array, "N V"]:
-    return unembedding.logits(family.head(params), x)[:, : context.model.vocabulary_size]
+    found = unembedding.logits(family.head(params), x, cap=context.model.logit_soft_cap)
+    return found[:, : context.model.vocabulary_size]
 
 
 def _filled(cache: Cache, blocks: Any) -> Cache:
     """The cache with a prompt's keys and values, which are among the residuals of `features`."""
 
-    def put(kept: Array, new: Array) -> Array:  # (…, H, S, D) and (…, 1, H, T, D)
+    def put(kept: Array, new: Array) -> Array:  # (…, K, S, D) and (…, 1, K, T, D)
         return lax.dynamic_update_slice(kept, jnp.squeeze(new, -4).astype(kept.dtype), (0,) * kept.ndim)
 
     def put_layer(layer: Layer, residuals: Any) -> Layer:
-        return Layer(put(layer.k, residuals.attention.k), put(layer.v, residuals.attention.v))
+        kept = residuals.attention
+        return Layer(put(layer.k, kept.k), put(layer.v, kept.v))
 
     return put_layer(cache, blocks) if isinstance(cache, Layer) else tuple(map(put_layer, cache, blocks))

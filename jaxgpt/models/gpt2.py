@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
+from jaxgpt.errors import UserError
 from jaxgpt.layers import embedding, gelu, layernorm, linear, random, residual, unembedding
 from jaxgpt.layers.numerics import not_before
 from jaxgpt.models import projection
@@ -25,6 +26,12 @@ from jaxgpt.models.blocks import NO_AUX, Aux, Context, Inputs, Projection, kept
 from jaxgpt.models.stack import backward_blocks, forward_blocks
 from jaxgpt.options.config import Model
 
+LEARNED_POSITIONS = True  # so a text ends at the context
+# Options that this family doesn't have.
+OTHERS = (
+    *("kv_heads", "head_width", "feed_forward", "window", "tied", "norm_epsilon", "query_key_norm", "logit_soft_cap"),
+    *("rope_base", "rope_scaling", "experts"),
+)
 MATRICES = ("token", "position", "weight")  # names of the tensors that are matrices, one for each layer
 
 
@@ -68,7 +75,16 @@ class Residuals(NamedTuple):
 
 
 def check(model: Model) -> None:
-    """Raises UserError for a shape that this family can't have; all that `settings.check` lets through can be."""
+    """Raises UserError for an option that only other families have."""
+    plain = Model()
+    for key in OTHERS:
+        value = getattr(model, key)
+        if value != getattr(plain, key):
+            option = "--model." + key.replace("_", "-")
+            raise UserError(
+                f"{option} is {value}, and --model.family is gpt2, which has no such option: leave it away, or take "
+                "--model.family llama"
+            )
 
 
 def init(model: Model, key: Key[Array, ""], dtype: DTypeLike = jnp.float32) -> Params:

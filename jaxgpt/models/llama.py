@@ -1,13 +1,15 @@
-"""Llama (Touvron et al. 2023, arXiv:2302.13971), with as many key and value heads as query heads.
+"""Llama (Touvron et al. 2023, arXiv:2302.13971; Grattafiori et al. 2024, arXiv:2407.21783) and its dense relatives.
 
     x = token[tokens]                                              embedding, without positions
     x = x + attention(rmsnorm(x)),  x = x + mlp(rmsnorm(x))        L blocks; queries and keys are turned by their places
-    features = rmsnorm(x)                                          the head is a table of its own
+    features = rmsnorm(x)                                          the head is a table of its own, or the token table
 
     mlp(x) = (silu(x w_gate) · x w_up) w_out                       SwiGLU
 
-No layer has a bias. `features_backward` is `features` read from its last line to its first. Gradients come back in
-float32, float64 in float64.
+No layer has a bias. Mistral (Jiang et al. 2023, arXiv:2310.06825) has `model.window`; Qwen3 (Qwen Team 2025,
+arXiv:2505.09388) `model.query_key_norm`; SmolLM2 (Ben Allal et al. 2025, arXiv:2502.02737) is a small Llama with tied
+tables. `features_backward` is `features` read from its last line to its first. Gradients come back in float32, float64
+in float64.
 """
 
 import functools
@@ -20,23 +22,26 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from jaxgpt.errors import UserError
-from jaxgpt.layers import embedding, linear, random, residual, rmsnorm, rotary, swiglu, unembedding
+from jaxgpt.layers import embedding, linear, random, residual, rmsnorm, swiglu, unembedding
 from jaxgpt.layers.numerics import not_before
-from jaxgpt.models import projection
-from jaxgpt.models.attend import Cache, KeptText, WholeText, merge_heads, split_heads
+from jaxgpt.models import grouped_attention, projection
+from jaxgpt.models.attend import Cache, KeptText, WholeText
 from jaxgpt.models.blocks import NO_AUX, Aux, Context, Inputs, Projection, kept
 from jaxgpt.models.stack import backward_blocks, forward_blocks
 from jaxgpt.options.config import Model
 
+LEARNED_POSITIONS = False  # so a text may go on beyond the context
 MATRICES = ("token", "weight")  # names of the tensors that are matrices, one for each layer
 
 
 class Block(NamedTuple):
-    """One block's parameters. F = `feed_forward`."""
+    """One block's parameters; the first five are `grouped_attention.Params`. F = `feed_forward`."""
 
     attention_norm: rmsnorm.Params
-    qkv: linear.Params  # C to 3C: queries, keys, values
-    attention_out: linear.Params  # C to C
+    qkv: linear.Params  # C to (H + 2K) D: queries, keys, values
+    query_norm: rmsnorm.Params | None
+    key_norm: rmsnorm.Params | None
+    attention_out: linear.Params  # H D to C
     mlp_norm: rmsnorm.Params
     mlp_in: linear.Params  # C to 2F: gate, up
     mlp_out: linear.Params  # F to C
@@ -46,17 +51,19 @@ class Params(NamedTuple):
     embedding: embedding.Params
     blocks: Block | tuple[Block, ...]  # all on a leading L axis ("stacked"), or apart
     final_norm: rmsnorm.Params
-    head: unembedding.Params
+    head: unembedding.Params | None  # None where it is the token table
 
 
 class BlockResiduals(NamedTuple):
-    """Residuals of a block; None for what `compute.recompute` has computed again.
+    """Residuals of a block; the first five are `grouped_attention.Residuals`.
 
-    The input of `attention_out` is attention's own output, so it is not kept twice.
+    None for what `compute.recompute` has computed again.
     """
 
     attention_norm: rmsnorm.Residuals
     qkv: linear.Residuals | None
+    query_norm: rmsnorm.Residuals | None
+    key_norm: rmsnorm.Residuals | None
     attention: Any  # as `attend` has them
     mlp_norm: rmsnorm.Residuals  # x None where it is computed again
     mlp_in: linear.Residuals | None
@@ -73,16 +80,17 @@ class Residuals(NamedTuple):
 
 def check(model: Model) -> None:
     """Raises UserError for a shape that this family can't have."""
-    if model.width // model.heads % 2:
+    grouped_attention.check(model)
+    if model.experts:
         raise UserError(
-            f"--model.heads is {model.heads}, which makes heads {model.width // model.heads} wide (--model.width "
-            f"{model.width}); with --model.family {model.family} their width must be even"
+            f"--model.experts is {model.experts}; with --model.family llama there are none (0). A mixture of experts "
+            "is of the family mixtral"
         )
 
 
 def feed_forward(model: Model) -> int:
     """F: two thirds of 4C, since there are three products rather than two, and rounded up to a multiple of 32."""
-    return -(-8 * model.width // 3 // 32) * 32
+    return model.feed_forward or -(-8 * model.width // 3 // 32) * 32
 
 
 def init(model: Model, key: Key[Array, ""], dtype: DTypeLike = jnp.float32) -> Params:
@@ -91,6 +99,7 @@ def init(model: Model, key: Key[Array, ""], dtype: DTypeLike = jnp.float32) -> P
     Both tables' rows beyond the vocabulary are 0.
     """
     L, C, F = model.layers, model.width, feed_forward(model)
+    H, K, D = model.heads, model.key_value_heads, model.width_per_head
     V, Vp = model.vocabulary_size, model.padded_vocabulary_size
     keys = iter(jax.random.split(key, 6))
 
@@ -100,69 +109,74 @@ def init(model: Model, key: Key[Array, ""], dtype: DTypeLike = jnp.float32) -> P
     def table() -> Float[Array, "Vp C"]:
         return jnp.where(jnp.arange(Vp)[:, None] < V, normal(Vp, C), 0)
 
+    def norm(*shape: int) -> rmsnorm.Params:
+        return rmsnorm.Params(jnp.ones(shape, dtype))
+
     into_stream = 0.02 / math.sqrt(2 * L)
     return Params(
         embedding=embedding.Params(table()),
         blocks=Block(
-            attention_norm=rmsnorm.Params(jnp.ones((L, C), dtype)),
-            qkv=linear.Params(normal(L, C, 3 * C)),
-            attention_out=linear.Params(normal(L, C, C, deviation=into_stream)),
-            mlp_norm=rmsnorm.Params(jnp.ones((L, C), dtype)),
+            attention_norm=norm(L, C),
+            qkv=linear.Params(normal(L, C, (H + 2 * K) * D)),
+            query_norm=norm(L, D) if model.query_key_norm else None,
+            key_norm=norm(L, D) if model.query_key_norm else None,
+            attention_out=linear.Params(normal(L, H * D, C, deviation=into_stream)),
+            mlp_norm=norm(L, C),
             mlp_in=linear.Params(normal(L, C, 2 * F)),
             mlp_out=linear.Params(normal(L, F, C, deviation=into_stream)),
         ),
-        final_norm=rmsnorm.Params(jnp.ones(C, dtype)),
-        head=unembedding.Params(table()),
+        final_norm=norm(C),
+        head=None if model.tied else unembedding.Params(table()),
     )
 
 
 def parameter_count(model: Model, *, active: bool = False, padded: bool = False) -> int:
     """Number of parameters; `padded` counts the tables' unused rows too. All are `active` for every token."""
     L, C, rows = model.layers, model.width, model.padded_vocabulary_size if padded else model.vocabulary_size
-    return 2 * rows * C + L * (2 * C + 4 * C * C + 3 * C * feed_forward(model)) + C
+    layer = grouped_attention.parameter_count(model) + C + 3 * C * feed_forward(model)
+    return (2 - model.tied) * rows * C + L * layer + C
 
 
-def flops_per_token(model: Model, length: int, *, recompute: str = "none") -> int:
+def flops_per_token(model: Model, length: int, *, recompute: str = "none") -> float:
     """Operations of the model's matrix products, forward and backward, for a token of sequences of this length.
 
-    Forward, with a query seeing (T+1)/2 keys on average; the backward has two products for each:
+    Forward, with a query seeing S keys on average ((T+1)/2 without a window); the backward has two products for each:
 
-        layer        2 C·3C + 2 C·C + 2·3 C·F               queries, keys and values; attention's output; the MLP
-        attention    2·2 C (T+1)/2            =  2 C (T+1)  q kᵀ and p v
+        attention    2 C (H + 2K) D + 4 H D S + 2 H D C      queries, keys and values; q kᵀ and p v; the projection
+        MLP          2·3 C F
         classifier   2 C Vp
 
     With recompute = "block" the backward has each block's forward once more, but for its last product; with
     "projection" that of attention's output.
     """
     C, F = model.width, feed_forward(model)
-    layer, attention = 8 * C * C + 6 * C * F, 2 * C * (length + 1)
-    again = {"projection": 2 * C * C, "block": layer + attention - 2 * C * F}.get(recompute, 0)
-    forward = model.layers * (layer + attention) + 2 * C * model.padded_vocabulary_size
+    qkv, attention, projection = grouped_attention.flops_per_token(model, length)
+    layer = qkv + attention + projection + 6 * C * F
+    again = {"projection": projection, "block": layer - 2 * C * F}.get(recompute, 0)
+    forward = model.layers * layer + 2 * C * model.padded_vocabulary_size
     return 3 * forward + model.layers * again
 
 
 def describe(model: Model) -> str:
     """One line for people."""
+    shared = f" ({model.kv_heads} of keys and values)" if model.key_value_heads < model.heads else ""
+    window = f", window {model.window}" if model.window else ""
     return (
-        f"Llama, {parameter_count(model):,} parameters: {model.layers} layers, {model.heads} heads, width "
-        f"{model.width}, feed-forward {feed_forward(model)}, context {model.context}, vocabulary "
+        f"Llama, {parameter_count(model):,} parameters: {model.layers} layers, {model.heads} heads{shared}, width "
+        f"{model.width}, feed-forward {feed_forward(model)}, context {model.context}{window}, vocabulary "
         f"{model.vocabulary_size:,}"
     )
 
 
 def decays(params: Params) -> Params:
-    """Marks with True the tensors that weight decay applies to: both tables and the blocks' weights."""
+    """Marks with True the tensors that weight decay applies to: the tables and the blocks' weights."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].name in MATRICES, params)
 
 
 def projections(model: Model) -> dict[str, Projection]:
     """The products that LoRA can adapt, by their names at Hugging Face."""
     C, F = model.width, feed_forward(model)
-    return {
-        "self_attn.q_proj": Projection("qkv", 0, C, C),
-        "self_attn.k_proj": Projection("qkv", C, C, C),
-        "self_attn.v_proj": Projection("qkv", 2 * C, C, C),
-        "self_attn.o_proj": Projection("attention_out", 0, C, C),
+    return grouped_attention.projections(model) | {
         "mlp.gate_proj": Projection("mlp_in", 0, C, F),
         "mlp.up_proj": Projection("mlp_in", F, C, F),
         "mlp.down_proj": Projection("mlp_out", 0, F, C),
@@ -170,32 +184,24 @@ def projections(model: Model) -> dict[str, Projection]:
 
 
 def head(params: Params) -> unembedding.Params:
-    """The unembedding, a table of its own."""
-    return params.head
+    """The unembedding: a table of its own, or the token table."""
+    return unembedding.Params(params.embedding.token) if params.head is None else params.head
 
 
 def block_forward(
     params: Block, x: Float[Array, "N C"], attend: WholeText | KeptText, context: Context
 ) -> tuple[Float[Array, "N C"], BlockResiduals]:
     """One block on N = B·T tokens, of which `attend` says what text they see."""
-    normalised, attention_norm = rmsnorm.forward(params.attention_norm, x)
-    qkv, qkv_residuals = projection.forward_in_parts(params.qkv, normalised, 3)
-    q, k, v = (split_heads(part, attend.batch, context.model.heads) for part in qkv)
-    q, k = (rotary.forward(part, attend.places) for part in (q, k))
-    mixed, attention_residuals = attend.forward(q, k, v)
-    branch, _ = projection.forward(params.attention_out, merge_heads(mixed))
-    x = residual.forward(x, branch)
+    keep = kept(context.compute.recompute)
+    x, attention = grouped_attention.forward(params, x, attend, keep)
 
-    normalised, mlp_norm = rmsnorm.forward(params.mlp_norm, x)
+    normalised, mlp_norm = rmsnorm.forward(params.mlp_norm, x, epsilon=context.model.norm_epsilon)
     (gate, up), mlp_in = projection.forward_in_parts(params.mlp_in, normalised, 2)
     activated, swiglu_residuals = swiglu.forward(gate, up)
     branch, mlp_out = projection.forward(params.mlp_out, activated)
     x = residual.forward(x, branch)
-    keep = kept(context.compute.recompute)
     return x, BlockResiduals(
-        attention_norm=attention_norm,
-        qkv=qkv_residuals if keep.norms else None,
-        attention=attention_residuals,
+        *attention,
         mlp_norm=mlp_norm if keep.projection else mlp_norm._replace(x=None),
         mlp_in=mlp_in if keep.norms else None,
         swiglu=swiglu_residuals,
@@ -207,11 +213,10 @@ def block_backward(
     params: Block, residuals: BlockResiduals, dx: Float[Array, "N C"], attend: WholeText
 ) -> tuple[Block, Float[Array, "N C"]]:
     """Backward of a block: `block_forward` from its last line to its first."""
-    mixed, again = attend.output(residuals.attention), functools.partial(not_before, earlier=dx)
+    first, again = dx, functools.partial(not_before, earlier=dx)
     middle = residuals.mlp_norm.x
     if middle is None:
-        branch, _ = projection.forward(not_before(dx, params.attention_out), merge_heads(mixed))
-        middle = residual.forward(not_before(dx, residuals.attention_norm.x), branch)
+        middle = grouped_attention.output(params, residuals, dx, attend)
 
     dx, dbranch = residual.backward(dx)
     activated = residuals.mlp_out or linear.Residuals(swiglu.output(again(dbranch, residuals.swiglu)))
@@ -223,21 +228,8 @@ def block_backward(
     mlp_norm, dx_through_mlp = rmsnorm.backward(params.mlp_norm, again(dnormalised, mlp_norm_kept), dnormalised)
     dx = dx + dx_through_mlp
 
-    dx, dbranch = residual.backward(dx)
-    attention_out, dmixed = projection.backward(params.attention_out, linear.Residuals(merge_heads(mixed)), dbranch)
-    dmixed = split_heads(dmixed, mixed.shape[0], mixed.shape[2])
-    dq, dk, dv = attend.backward(residuals.attention, dmixed)
-    dq, dk = (rotary.backward(part, attend.places) for part in (dq, dk))
-    dqkv = jnp.concatenate([merge_heads(part) for part in (dq, dk, dv)], axis=-1)
-    normalised = residuals.qkv or linear.Residuals(
-        rmsnorm.output(params.attention_norm, again(dqkv, residuals.attention_norm))
-    )
-    qkv, dnormalised = projection.backward(params.qkv, normalised, dqkv)
-    attention_norm, dx_through_attention = rmsnorm.backward(
-        params.attention_norm, again(dnormalised, residuals.attention_norm), dnormalised
-    )
-    dx = dx + dx_through_attention
-    return Block(attention_norm, qkv, attention_out, mlp_norm, mlp_in, mlp_out), dx
+    attention, dx = grouped_attention.backward(params, residuals, dx, attend, first)
+    return Block(*attention, mlp_norm, mlp_in, mlp_out), dx
 
 
 def features(
@@ -250,7 +242,7 @@ def features(
     x, embedding_residuals = embedding.forward(params.embedding, inputs.tokens)
     x = x.reshape(-1, context.model.width)
     x, blocks = forward_blocks(block_forward, params.blocks, x, inputs, context, caches)
-    x, final_norm = rmsnorm.forward(params.final_norm, x)
+    x, final_norm = rmsnorm.forward(params.final_norm, x, epsilon=context.model.norm_epsilon)
     return x, Residuals(embedding_residuals, blocks, final_norm, inputs.starts), NO_AUX
 
 
@@ -262,10 +254,13 @@ def features_backward(
     daux: Any,
     context: Context,
 ) -> Params:
-    """The gradient by every parameter, in the accumulation dtype; `dhead` is the head's."""
+    """The gradient by every parameter, in the accumulation dtype; `dhead` is the head's, of either table."""
     final_norm, dx = rmsnorm.backward(params.final_norm, not_before(dx, residuals.final_norm), dx)
     inputs = Inputs(residuals.embedding.tokens, residuals.starts)
     blocks, dx = backward_blocks(block_forward, block_backward, params.blocks, residuals.blocks, dx, inputs, context)
     dx = dx.reshape(*inputs.tokens.shape, context.model.width)
-    embeddings = embedding.backward(params.embedding, residuals.embedding, dx)
-    return Params(embeddings, blocks, final_norm, dhead)
+    if params.head is not None:
+        embeddings = embedding.backward(params.embedding, residuals.embedding, dx)
+        return Params(embeddings, blocks, final_norm, dhead)
+    embeddings = embedding.backward(params.embedding, residuals.embedding, dx, token_gradient=dhead.weight)
+    return Params(embeddings, blocks, final_norm, None)

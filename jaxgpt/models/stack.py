@@ -39,7 +39,7 @@ def forward_blocks(
         attend = sequences
         if layers:
             assert inputs.starts is not None
-            attend = KeptText(layers, -inputs.starts[:, 0])
+            attend = KeptText(context, layers, -inputs.starts[:, 0])
         y, residuals = block_forward(block, x, attend, context)
         return y, x if context.compute.recompute == "block" else residuals
 

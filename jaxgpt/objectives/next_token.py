@@ -70,6 +70,7 @@ def _classify(
         functools.partial(_chunk_loss, scale),
         vocabulary_size=context.model.vocabulary_size,
         chunk=context.compute.classifier_chunk,
+        cap=context.model.logit_soft_cap,
     )
 
 

@@ -23,6 +23,7 @@ from jaxgpt.layers import (
     residual,
     rmsnorm,
     rotary,
+    soft_cap,
     swiglu,
     unembedding,
 )
@@ -36,22 +37,25 @@ from jaxgpt.proof.gradcheck import Case, Tree
 
 def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Array, ""]) -> Iterator[Case]:
     """Yields cases of every layer at the shapes it has in this model, and of the whole model."""
-    keys = iter(jax.random.split(key, 16))
-    B, T, C, H, V, Vp = batch, length, model.width, model.heads, model.vocabulary_size, model.padded_vocabulary_size
+    keys = iter(jax.random.split(key, 18))
+    B, T, C, H, D = batch, length, model.width, model.heads, model.width_per_head
+    V, Vp = model.vocabulary_size, model.padded_vocabulary_size
     yield embedding_case(next(keys), B, T, C, Vp, model.context)
     yield linear_case(next(keys), B, T, C, 4 * C)
     yield layernorm_case(next(keys), B, T, C)
     yield gelu_case(next(keys), B, T, 4 * C)
-    yield attention_case(next(keys), B, T, H, C // H, compute.attention_block)
+    yield attention_case(next(keys), B, T, H, D, compute.attention_block)
     yield residual_case(next(keys), B, T, C)
     yield cross_entropy_case(next(keys), B * T, V, Vp)
     yield unembedding_case(next(keys), B, T, C, V, Vp, compute.classifier_chunk)
     yield rmsnorm_case(next(keys), B, T, C)
-    yield rotary_case(next(keys), B, T, H, 2 * (C // H))
+    yield rotary_case(next(keys), B, T, H, 2 * D)
+    yield soft_cap_case(next(keys), B * T, V)
     yield swiglu_case(next(keys), B, T, 4 * C)
     yield model_case(next(keys), B, T, model, compute)
     yield embedding_case(next(keys), B, T, C, Vp, model.context, documents=True)
-    yield attention_case(next(keys), B, T, H, C // H, compute.attention_block, documents=True)
+    yield attention_case(next(keys), B, T, H, D, compute.attention_block, documents=True)
+    yield attention_case(next(keys), B, T, H, D, compute.attention_block, group=2, window=T // 2)
     yield lora_case(next(keys), B, T, C, 4 * C, 2)
     yield adapted_model_case(next(keys), B, T, model, compute)
 
@@ -105,14 +109,27 @@ def rmsnorm_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
     return _layer_case("rmsnorm", rmsnorm, rmsnorm.Params(1 + scale), 3 + 2 * x)
 
 
-def rotary_case(key: Key[Array, ""], B: int, T: int, H: int, D: int) -> Case:
+def rotary_case(
+    key: Key[Array, ""], B: int, T: int, H: int, D: int, frequencies: rotary.Frequencies = rotary.PLAIN
+) -> Case:
     (x,) = _normals(key, (B, T, H, D))
     places = jnp.arange(T)[None]
     return Case(
         "rotary",
         {"x": x},
-        lambda inputs: rotary.forward(inputs["x"], places),
-        lambda inputs, dy: {"x": rotary.backward(dy, places)},
+        lambda inputs: rotary.forward(inputs["x"], places, frequencies=frequencies),
+        lambda inputs, dy: {"x": rotary.backward(dy, places, frequencies=frequencies)},
+    )
+
+
+def soft_cap_case(key: Key[Array, ""], N: int, V: int) -> Case:
+    """Returns the case of numbers within and beyond the cap."""
+    (x,) = _normals(key, (N, V))
+    return Case(
+        "soft_cap",
+        {"x": 2 * x},
+        lambda inputs: soft_cap.forward(inputs["x"], cap=1.5),
+        lambda inputs, dy: {"x": soft_cap.backward(soft_cap.forward(inputs["x"], cap=1.5), dy, cap=1.5)},
     )
 
 
@@ -153,11 +170,23 @@ def gelu_case(key: Key[Array, ""], B: int, T: int, F: int) -> Case:
     return _arrays_case("gelu", gelu, {"x": 2 * x})
 
 
-def attention_case(key: Key[Array, ""], B: int, T: int, H: int, D: int, block: int, *, documents: bool = False) -> Case:
-    q, k, v = _normals(key, *[(B, T, H, D)] * 3)
+def attention_case(
+    key: Key[Array, ""],
+    B: int,
+    T: int,
+    K: int,
+    D: int,
+    block: int,
+    *,
+    documents: bool = False,
+    group: int = 1,
+    window: int = 0,
+) -> Case:
+    """Returns the case of K key and value heads, each with a group of query heads."""
+    q, k, v = _normals(key, (B, T, K * group, D), *[(B, T, K, D)] * 2)
     starts = _starts(key, B, T) if documents else None
-    name = "attention_of_documents" if documents else "attention"
-    return _arrays_case(name, attention, {"q": q, "k": k, "v": v}, block=block, starts=starts)
+    name = "_".join(["grouped"] * (group > 1) + ["attention"] + ["of_documents"] * documents)
+    return _arrays_case(name, attention, {"q": q, "k": k, "v": v}, block=block, starts=starts, window=window)
 
 
 def residual_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
@@ -175,7 +204,9 @@ def cross_entropy_case(key: Key[Array, ""], N: int, V: int, Vp: int) -> Case:
     return _arrays_case("cross_entropy", cross_entropy, {"logits": logits}, _targets(key, (N,), V), vocabulary_size=V)
 
 
-def unembedding_case(key: Key[Array, ""], B: int, T: int, C: int, V: int, Vp: int, chunk: int) -> Case:
+def unembedding_case(
+    key: Key[Array, ""], B: int, T: int, C: int, V: int, Vp: int, chunk: int, *, cap: float = 0.0
+) -> Case:
     weight, x = _normals(key, (Vp, C), (B, T, C))
     targets = _targets(key, (B, T), V)
     weights = jnp.asarray(*_normals(key, (B, T)))
@@ -187,7 +218,7 @@ def unembedding_case(key: Key[Array, ""], B: int, T: int, C: int, V: int, Vp: in
 
     def forward(inputs):
         return unembedding.forward(
-            inputs["params"], inputs["x"], targets, objective, weights, vocabulary_size=V, chunk=chunk
+            inputs["params"], inputs["x"], targets, objective, weights, vocabulary_size=V, chunk=chunk, cap=cap
         )
 
     def backward(inputs, dy):

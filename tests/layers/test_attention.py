@@ -1,4 +1,5 @@
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -29,18 +30,27 @@ def test_gradients_of_documents(assert_exact, B, T, H, D, block):
     assert_exact(cases.attention_case(jax.random.key(0), B, T, H, D, block, documents=True))
 
 
+@given(B=sizes, T=st.integers(1, 9), K=sizes, D=sizes, group=sizes, block=st.integers(3, 12), window=st.integers(0, 11))
+@example(B=2, T=9, K=2, D=3, group=3, block=2, window=4)
+@example(B=1, T=9, K=1, D=2, group=4, block=4, window=1)
+@example(B=1, T=9, K=2, D=2, group=2, block=9, window=3)
+@example(B=1, T=9, K=2, D=2, group=2, block=3, window=9)
+def test_gradients_of_groups_in_a_window(assert_exact, B, T, K, D, group, block, window):
+    assert_exact(cases.attention_case(jax.random.key(0), B, T, K, D, block, group=group, window=window))
+
+
 def normals(dtype, seed=0):
     """q, k, v and dout."""
     rng = np.random.default_rng(seed)
     return [rng.normal(size=(B, T, H, D)).astype(dtype) for _ in range(4)]
 
 
-def run(q, k, v, dout, block, starts=None):
+def run(q, k, v, dout, block, starts=None, window=0):
     """(out, dq, dk, dv) as NumPy arrays."""
 
     def forward_and_backward(q, k, v, dout):
-        out, residuals = attention.forward(q, k, v, block=block, starts=starts)
-        return out, *attention.backward(residuals, dout, block=block, starts=starts)
+        out, residuals = attention.forward(q, k, v, block=block, starts=starts, window=window)
+        return out, *attention.backward(residuals, dout, block=block, starts=starts, window=window)
 
     return [np.asarray(array) for array in jax.jit(forward_and_backward)(q, k, v, dout)]
 
@@ -53,6 +63,44 @@ def test_equals_dense_softmax(x64):
         scores = k[b, : t + 1, h] @ q[b, t, h] / math.sqrt(D)
         weights = np.exp(scores) / np.exp(scores).sum()
         np.testing.assert_allclose(out[b, t, h], weights @ v[b, : t + 1, h], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("window", [1, 2, 4, 5])
+@pytest.mark.parametrize("block", [2, 5])
+def test_a_window_in_numpy(x64, window, block):
+    """Each query sees the newest keys, itself among them."""
+    q, k, v, dout = normals(np.float64)
+    out, *_ = run(q, k, v, dout, block=block, window=window)
+    for b, t, h in np.ndindex(B, T, H):
+        seen = slice(max(0, t + 1 - window), t + 1)
+        scores = k[b, seen, h] @ q[b, t, h] / math.sqrt(D)
+        weights = np.exp(scores) / np.exp(scores).sum()
+        np.testing.assert_allclose(out[b, t, h], weights @ v[b, seen, h], rtol=1e-12, atol=1e-14)
+
+
+def test_groups_are_repeated_keys(x64):
+    """Key head h // G for query head h; its gradient is the sum of those that its copies would have."""
+    rng = np.random.default_rng(0)
+    q, dout = rng.normal(size=(2, B, T, 6, D))
+    k, v = rng.normal(size=(2, B, T, 2, D))
+    out, dq, dk, dv = run(q, k, v, dout, block=2)
+    repeated = run(q, np.repeat(k, 3, axis=2), np.repeat(v, 3, axis=2), dout, block=2)
+    np.testing.assert_allclose(out, repeated[0], rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(dq, repeated[1], rtol=1e-12, atol=1e-14)
+    for ours, theirs in zip((dk, dv), repeated[2:], strict=True):
+        np.testing.assert_allclose(ours, theirs.reshape(B, T, 2, 3, D).sum(axis=3), rtol=1e-12, atol=1e-13)
+
+
+def test_no_product_with_keys_out_of_the_window():
+    """A block of 4 queries with a window of 8 has at most 11 keys, however long the sequence.
+
+    The two query heads of a key head are one product's rows.
+    """
+    q, k = (jax.ShapeDtypeStruct((1, 64, heads, D), jnp.float32) for heads in (4, 2))
+    program = str(jax.make_jaxpr(lambda q, k, v: attention.forward(q, k, v, block=4, window=8)[0])(q, k, k))
+    scores = [int(keys) for keys in re.findall(r"f32\[1,2,8,(\d+)\] = dot_general", program)]
+    assert len(scores) >= 16
+    assert max(scores) == 11
 
 
 @pytest.mark.parametrize("block", [1, 2, 5])

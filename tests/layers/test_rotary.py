@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -24,6 +25,58 @@ def test_it_is_a_product_of_complex_numbers(x64):
     expected = (x[..., : D // 2] + 1j * x[..., D // 2 :]) * turns
     found = np.asarray(jax.jit(rotary.forward)(jnp.asarray(x), jnp.asarray(places)))
     np.testing.assert_allclose(found, np.concatenate([expected.real, expected.imag], axis=-1), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "frequencies",
+    [
+        rotary.Frequencies(base=500_000.0),
+        rotary.Frequencies(factor=3.0, linear=True),
+        rotary.Frequencies(base=500.0, factor=8.0, low=1.0, high=4.0, original_context=64),
+    ],
+)
+def test_gradients_of_scaled_frequencies(assert_exact, frequencies):
+    assert_exact(cases.rotary_case(jax.random.key(0), 2, 5, 2, 8, frequencies))
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters"),
+    [
+        ("default", {"rope_theta": 500_000.0}),
+        ("linear", {"rope_theta": 10_000.0, "factor": 4.0}),
+        (
+            "llama3",
+            {
+                "rope_theta": 500_000.0,
+                "factor": 32.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+        ),
+    ],
+)
+def test_frequencies_are_transformers(kind, parameters):
+    """For heads of 64 columns; in float32 there."""
+    pytest.importorskip("torch", reason="PyTorch comes with the parity extra")
+    pytest.importorskip("transformers", reason="transformers comes with the parity extra")
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = LlamaConfig(
+        hidden_size=128,
+        num_attention_heads=2,
+        max_position_embeddings=131_072,
+        rope_parameters={"rope_type": kind, **parameters},
+    )
+    expected = LlamaRotaryEmbedding(config).inv_freq.numpy()
+    ours = rotary.Frequencies(
+        base=parameters["rope_theta"],
+        factor=parameters.get("factor", 1.0),
+        linear=kind == "linear",
+        original_context=8192,
+    )
+    np.testing.assert_allclose(ours.values(64), expected, rtol=2e-6)
 
 
 def test_scores_depend_on_the_distance_only(x64):

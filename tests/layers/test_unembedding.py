@@ -22,6 +22,11 @@ def test_gradients(assert_exact, B, T, C, V, padding, chunk):
     assert_exact(cases.unembedding_case(jax.random.key(0), B, T, C, V, V + padding, chunk))
 
 
+@pytest.mark.parametrize("cap", [0.3, 5.0])
+def test_gradients_of_capped_logits(assert_exact, cap):
+    assert_exact(cases.unembedding_case(jax.random.key(0), 2, 5, 3, 6, 8, 4, cap=cap))
+
+
 @pytest.fixture
 def inputs(x64):
     """(params, x, targets) in float64."""

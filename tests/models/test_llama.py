@@ -39,15 +39,51 @@ def test_gradients(assert_exact, batch, length, model, compute):
     assert_exact(cases.model_case(jax.random.key(0), batch, length, model, compute))
 
 
-@pytest.fixture(scope="module")
-def params():
+QWEN = dataclasses.replace(
+    SMALL, heads=4, kv_heads=2, head_width=6, feed_forward=10, query_key_norm=True, tied=True, norm_epsilon=1e-6
+)
+MISTRAL = dataclasses.replace(SMALL, heads=4, kv_heads=1, window=3, logit_soft_cap=2.0, rope_base=500.0)
+LLAMA3 = dataclasses.replace(
+    SMALL, heads=4, kv_heads=4, width=16, rope_scaling="llama3", rope_original_context=64, rope_base=100.0
+)
+RELATIVES = {"qwen": QWEN, "mistral": MISTRAL, "llama3": LLAMA3}
+
+
+@pytest.mark.parametrize("layers", ["scanned", "unrolled"])
+@pytest.mark.parametrize("recompute", blocks.RECOMPUTE_LEVELS)
+@pytest.mark.parametrize("name", RELATIVES)
+def test_gradients_of_relatives(assert_exact, name, recompute, layers):
+    """With a window shorter than T, and one longer."""
+    model = RELATIVES[name]
+    length = 7 if layers == "scanned" else 2
+    compute = Compute(recompute=recompute, layers=layers, attention_block=2, classifier_chunk=4)
+    assert_exact(cases.model_case(jax.random.key(0), 2, length, model, compute))
+
+
+def test_a_shape_of_another_family_is_refused(fails):
+    words = ["--config", "quickstart", "--model.family", "llama"]
+    assert "--model.kv-heads is 4, and must be a divisor of the number of heads, 6" in fails(
+        *words, "--model.heads", "6", "--model.width", "96", "--model.kv-heads", "4"
+    )
+    assert "A mixture of experts is of the family mixtral" in fails(*words, "--model.experts", "4")
+    message = fails("--config", "quickstart", "--model.kv-heads", "2", "--model.window", "8")
+    assert "--model.kv-heads" in message
+    assert "gpt2" in message
+
+
+def random_params(model):
     """Stacked, in float32, none of them special."""
-    shapes = jax.eval_shape(lambda: llama.init(SMALL, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: llama.init(model, jax.random.key(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape, scale=0.3).astype(np.float32), shapes)
-    for table in (params.embedding.token, params.head.weight):
-        table[SMALL.vocabulary_size :] = 0
+    for table in (params.embedding.token, *([] if params.head is None else [params.head.weight])):
+        table[model.vocabulary_size :] = 0
     return params
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(SMALL)
 
 
 def theirs(torch, transformers, params):
@@ -96,22 +132,24 @@ def test_logits_and_loss_are_transformers(params):
 
 
 @pytest.mark.parametrize("form", ["stacked", "apart"])
-def test_a_cache_gives_the_logits_of_the_whole_text(params, form):
-    """Prompts of different lengths, then token by token."""
-    context = Context(SMALL, Compute(recompute="norms"))
-    texts = np.random.default_rng(0).integers(SMALL.vocabulary_size, size=(2, 8), dtype=np.int32)
-    expected = jax.jit(functools.partial(whole.logits, model=SMALL, compute=Compute()))(params, texts)
+@pytest.mark.parametrize("model", [SMALL, QWEN, MISTRAL], ids=["llama", "qwen", "mistral"])
+def test_a_cache_gives_the_logits_of_the_whole_text(model, form):
+    """Prompts of different lengths, then token by token; beyond a window, and beyond the model's context of 8."""
+    context = Context(model, Compute(recompute="none"))
+    params = random_params(model)
+    texts = np.random.default_rng(0).integers(model.vocabulary_size, size=(2, 12), dtype=np.int32)
+    expected = jax.jit(functools.partial(whole.logits, model=model, compute=Compute()))(params, texts)
     params = jax.tree.map(jnp.asarray, params)
     params = params if form == "stacked" else blocks.unstacked(params)
     prefill = jax.jit(lambda *of: cache.prefill(llama, *of, context))
     decode = jax.jit(lambda *of: cache.decode(llama, *of, context))
-    lengths, caches = np.array([4, 1], np.int32), []
+    lengths, caches = np.array([5, 1], np.int32), []
     for text, length in enumerate(lengths):
         padded = np.where(np.arange(6) < length, texts[text, :6], 9)[None]  # what is behind must not matter
-        logits, filled = prefill(params, cache.init_cache(params, 8, SMALL, "float32"), padded, length)
+        logits, filled = prefill(params, cache.init_cache(params, 12, model, "float32"), padded, length)
         np.testing.assert_allclose(logits[0], expected[text, length - 1], rtol=1e-4, atol=1e-5)
         caches.append(filled)
-    for _ in range(4):
+    for _ in range(7):
         logits, caches = decode(params, tuple(caches), texts[np.arange(2), lengths], lengths)
         np.testing.assert_allclose(logits, expected[np.arange(2), lengths], rtol=1e-4, atol=1e-5)
         lengths += 1
@@ -119,6 +157,9 @@ def test_a_cache_gives_the_logits_of_the_whole_text(params, form):
 
 def test_parameters_and_what_decays():
     model = dataclasses.replace(SMALL, layers=3, width=24, vocabulary_size=200)
+    for other in (model, *RELATIVES.values()):
+        shapes = jax.eval_shape(lambda other=other: llama.init(other, jax.random.key(0)))
+        assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == llama.parameter_count(other, padded=True)
     shapes = jax.eval_shape(lambda: llama.init(model, jax.random.key(0)))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == llama.parameter_count(model, padded=True)
     assert llama.parameter_count(model, padded=True) - llama.parameter_count(model) == 2 * 56 * 24
