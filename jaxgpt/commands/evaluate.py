@@ -15,10 +15,11 @@ from jaxgpt.errors import RunError, UserError
 from jaxgpt.evaluation import multiple_choice, task_files
 from jaxgpt.evaluation.scoring import bits_per_byte_of_one_nat, make_scorer, make_validation_loss
 from jaxgpt.foreign_text import shown
+from jaxgpt.interop import detect_format
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.options import command_line, settings
 from jaxgpt.parallel import mesh
-from jaxgpt.runs import checkpoints, metrics_file
+from jaxgpt.runs import metrics_file
 from jaxgpt.runs.checkpoints import Trained
 from jaxgpt.terminal import say
 
@@ -60,7 +61,7 @@ def run(words: list[str]) -> int:
         raise UserError(f"--shots {options.shots}: only a task has examples to show. Name it with --task")
     if task:
         task_files.check_name(task, data)
-    model = checkpoints.load(run, options.devices)
+    model = detect_format.load_run(run, options.devices)
     started = time.perf_counter()
     if task:
         tokenizer, shape = model.tokenizer, model.config.model

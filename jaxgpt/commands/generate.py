@@ -23,9 +23,9 @@ from jaxgpt.foreign_text import printable, shown
 from jaxgpt.generation import batching
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.sampling import only_known_tokens
+from jaxgpt.interop import detect_format
 from jaxgpt.options import command_line, settings
 from jaxgpt.options.config import Sampling
-from jaxgpt.runs import checkpoints
 from jaxgpt.runs.checkpoints import Trained
 from jaxgpt.terminal import check_typed, say
 
@@ -64,7 +64,7 @@ def run(words: list[str]) -> int:
     settings.check_number(options.seed + options.samples - 1, "", "seed")
     settings.check_sampling(options.sampling, "")
     prompts = [*options.prompt, *(prompts_in(Path(options.prompts)) if options.prompts else [])] or ["\n"]
-    model = checkpoints.load(Path(options.run), devices=1)
+    model = detect_format.load_run(Path(options.run), devices=1)
     if options.chat:
         chat(model, options.sampling, options.seed, special=options.special)
     else:

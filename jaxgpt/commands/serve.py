@@ -14,8 +14,8 @@ from jaxgpt.foreign_text import shown
 from jaxgpt.generation.batching import ContinuousBatch
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.sampling import only_known_tokens
+from jaxgpt.interop import detect_format
 from jaxgpt.options import command_line, settings
-from jaxgpt.runs import checkpoints
 from jaxgpt.terminal import say
 
 KEY_VARIABLE = "JAXGPT_API_KEY"
@@ -93,7 +93,7 @@ def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> 
     from jaxgpt.generation import api, connections, server
     from jaxgpt.generation.worker import Worker
 
-    trained = checkpoints.load(Path(options.run), devices=1)
+    trained = detect_format.load_run(Path(options.run), devices=1)
     tokenizer = trained.tokenizer
     model = only_known_tokens(trained.config.model, tokenizer)
     decoder = Decoder(trained.params, model, trained.config.compute, slots=options.slots, capacity=model.context)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.errors import JaxgptError, UserError
+from jaxgpt.interop import detect_format
 
 try:
     from lm_eval import utils
@@ -32,7 +33,6 @@ from jaxgpt.evaluation.scoring import Score, ScoringRequest, make_scorer
 from jaxgpt.foreign_text import shown
 from jaxgpt.generation import batching
 from jaxgpt.options.config import Sampling
-from jaxgpt.runs import checkpoints
 from jaxgpt.terminal import say
 
 BATCH_SIZE = 16  # where lm_eval leaves it to the model
@@ -46,7 +46,7 @@ class JaxGPT(LM):
         self, run: str, devices: int = 0, batch_size: int | str = BATCH_SIZE, max_gen_toks: int = 256, **others: Any
     ):
         super().__init__()  # `others` are what lm_eval hands to every model: max_batch_size, device
-        self.model = checkpoints.load(Path(run), _whole("devices", devices))
+        self.model = detect_format.load_run(Path(run), _whole("devices", devices))
         size = 0 if str(batch_size).startswith("auto") else _whole("batch_size", batch_size)
         self.scorer = make_scorer(self.model.config, size or BATCH_SIZE)
         self.max_gen_toks = _whole("max_gen_toks", max_gen_toks)

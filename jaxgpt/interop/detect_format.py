@@ -11,6 +11,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.interop import huggingface, huggingface_tokenizer, llmc, runs
 from jaxgpt.interop.tensors import WeightSource
+from jaxgpt.runs.checkpoints import Trained
 
 GPT2_VOCABULARY = 50257
 # Files that can run code, by their names and, whatever their names are, by their first bytes.
@@ -32,6 +33,11 @@ def open_weights(name: str) -> WeightSource:
         note = f"its tokenizer is taken to be GPT-2's, since it has {GPT2_VOCABULARY:,} tokens"
         return dataclasses.replace(source, tokenizer=tokenizers.make("gpt2", ""), notes=(note, *source.notes))
     return source
+
+
+def load_run(run: Path, devices: int = 0) -> Trained:
+    """Returns a run's trained model, adapters merged into their base; as `checkpoints.load` in all else."""
+    return runs.load(run, devices, open_weights)
 
 
 def _open(name: str) -> WeightSource:
@@ -69,11 +75,11 @@ def _open_file(path: Path) -> WeightSource:
 
 def _open_folder(path: Path) -> WeightSource:
     if (path / "config.toml").is_file():
-        return runs.open_checkpoint(path, newest=True)
+        return runs.open_checkpoint(path, open_weights, newest=True)
     if (path / huggingface.CONFIG).exists():
         return huggingface.open_folder(path)
     if (path / "params").is_dir() and path.name.isdecimal():
-        return runs.open_checkpoint(path, newest=False)
+        return runs.open_checkpoint(path, open_weights, newest=False)
     pickled = [file for file in sorted(path.iterdir()) if file.suffix in PICKLES]
     if pickled:
         raise _pickle(pickled[0])

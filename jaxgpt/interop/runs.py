@@ -8,23 +8,37 @@ import numpy as np
 
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
-from jaxgpt.interop import tensors
+from jaxgpt.interop import bases, tensors
 from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models.blocks import Params
 from jaxgpt.options import settings
 from jaxgpt.options.config import Compute, Config, Data, Model, Run
 from jaxgpt.runs import checkpoints
-from jaxgpt.runs.about import model_of
+from jaxgpt.runs.about import lora_of, model_of
 
 
-def open_checkpoint(folder: Path, *, newest: bool) -> WeightSource:
-    """Opens a checkpoint, or the newest whole one of a run. UserError where it isn't whole, or there is none."""
+def load(run: Path, devices: int, open_weights: bases.Open) -> checkpoints.Trained:
+    """Returns a run's model as `checkpoints.load` does; adapters are merged into a base that `open_weights` opens."""
+
+    def whole(params: Params, found: checkpoints.Found) -> Params:
+        return bases.merged(params, found, open_weights) if lora_of(found.about).rank else params
+
+    return checkpoints.load(run, devices, whole)
+
+
+def open_checkpoint(folder: Path, open_weights: bases.Open, *, newest: bool) -> WeightSource:
+    """Opens a checkpoint, or the newest whole one of a run. UserError where it isn't whole, or there is none.
+
+    Adapters are merged into their base, which `open_weights` opens.
+    """
     parts = ("params", "about")
     found = checkpoints.find(folder / "checkpoints", parts) if newest else checkpoints.at(folder, parts)
     dtype = found.about["configuration"].get("compute", {}).get("parameters", "float32")
+    adapted = lora_of(found.about).rank > 0
 
     def load() -> Params:
         params = checkpoints.params_of(found)  # in float32, which holds bfloat16 too
+        params = bases.merged(params, found, open_weights) if adapted else params
         return jax.tree.map(lambda array: np.asarray(array).astype(tensors.DTYPES[dtype], copy=False), params)
 
     return WeightSource(
@@ -34,7 +48,7 @@ def open_checkpoint(folder: Path, *, newest: bool) -> WeightSource:
         dtype=dtype,
         tokenizer=checkpoints.tokenizer_of(found),
         load=load,
-        notes=tuple(found.damaged),
+        notes=(*found.damaged, *(["its adapters are merged into their base"] if adapted else [])),
     )
 
 

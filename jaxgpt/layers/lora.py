@@ -38,7 +38,7 @@ class Params(NamedTuple):
     weight: Float[Array, "in out"]
     bias: Float[Array, "out"] | None = None
     adapter: Adapter | None = None
-    scaling: Float[Array, ""] | float = 1.0  # s
+    scaling: Float[Array, ""] | float | None = None  # s; None without an adapter
 
 
 @jax.named_scope("lora.forward")
@@ -47,6 +47,7 @@ def forward(params: Params, x: Float[Array, "*batch in"]) -> tuple[Float[Array, 
     y, residuals = linear.forward(linear.Params(params.weight, params.bias), x)
     if params.adapter is None:
         return y, residuals
+    assert params.scaling is not None
     h = product("...c,cr->...r", x, params.adapter.a) * params.scaling
     return y + product("...r,rf->...f", h.astype(x.dtype), params.adapter.b, dtype=x.dtype), residuals
 
@@ -65,6 +66,7 @@ def _through_adapter(
 ) -> tuple[Adapter, Float[Array, "*batch in"]]:
     """The adapter's gradient, and `dx`, what comes through the weight, with what comes through the adapter."""
     assert params.adapter is not None
+    assert params.scaling is not None
     a, b = params.adapter
     x, rows = residuals.x.reshape(-1, a.shape[0]), dy.reshape(-1, b.shape[1])
     h = (product("nc,cr->nr", x, a) * params.scaling).astype(x.dtype)

@@ -5,6 +5,7 @@ the gradient of its adapter, or None.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -13,7 +14,7 @@ from jaxgpt.layers import linear, lora
 from jaxgpt.layers.linear import Residuals
 
 Params = linear.Params | lora.Params
-Gradients = linear.Params | lora.Adapter | None
+Gradients = Any  # linear.Params, lora.Adapter or None
 
 
 def forward(params: Params, x: Float[Array, "*batch in"]) -> tuple[Float[Array, "*batch out"], Residuals]:

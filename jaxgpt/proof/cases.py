@@ -87,13 +87,15 @@ def lora_case(key: Key[Array, ""], B: int, T: int, inputs: int, outputs: int, R:
     """Returns the case of an adapter of a frozen layer, whose weight and bias have no gradient."""
     weight, bias, a, b, x = _normals(key, (inputs, outputs), (outputs,), (inputs, R), (R, outputs), (B, T, inputs))
 
+    def params(inputs):
+        of_base = (jnp.asarray(array, inputs["x"].dtype) for array in (weight, bias))
+        return lora.Params(*of_base, adapter=inputs["adapter"], scaling=0.5)
+
     def forward(inputs):
-        of_base = jax.tree.map(lambda array: jnp.asarray(array, inputs["x"].dtype), (weight, bias))
-        return lora.forward(lora.Params(*of_base, inputs["adapter"], 0.5), inputs["x"])
+        return lora.forward(params(inputs), inputs["x"])
 
     def backward(inputs, dy):
-        params = lora.Params(jnp.asarray(weight, dy.dtype), jnp.asarray(bias, dy.dtype), inputs["adapter"], 0.5)
-        dadapter, dx = lora.backward(params, forward(inputs)[1], dy)
+        dadapter, dx = lora.backward(params(inputs), forward(inputs)[1], dy)
         return {"adapter": dadapter, "x": dx}
 
     return Case("lora", {"adapter": lora.Adapter(a, b), "x": x}, lambda inputs: forward(inputs)[0], backward)

@@ -30,6 +30,13 @@ class TrainState(NamedTuple):
     norms: spikes.Window
 
 
+class Base(NamedTuple):
+    """The frozen base of adapters."""
+
+    params: Params  # as `lora.freeze` has them, on the devices
+    fingerprint: str  # of the weights that it was made from
+
+
 def init_state(config: Config) -> TrainState:
     """Returns the state before the first step; a pure function of `training.seed`."""
     return state_of(init_params(config), config)

@@ -16,7 +16,7 @@ COMPUTE = Compute(attention_block=2, classifier_chunk=4)
 NAMES = [
     *("embedding", "linear", "layernorm", "gelu", "attention", "residual", "cross_entropy", "unembedding"),
     *("rmsnorm", "rotary", "swiglu", "gpt2", "embedding_of_documents", "attention_of_documents"),
-    *("lora", "gpt2_adapters"),
+    *("grouped_attention", "lora", "gpt2_adapters"),
 ]
 
 
