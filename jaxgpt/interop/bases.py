@@ -6,15 +6,17 @@ was, and a fingerprint of the weights, which doesn't depend on the format or the
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.interop.tensors import WeightSource
+from jaxgpt.interop import tensors
+from jaxgpt.interop.tensors import AdapterSource, WeightSource
 from jaxgpt.models import lora
 from jaxgpt.models.blocks import Params
 from jaxgpt.options import settings
@@ -33,6 +35,11 @@ def fingerprint(params: Params) -> str:
         for part in leaf:  # so that no second copy of a whole tensor is made
             digest.update(np.ascontiguousarray(part, np.float32).tobytes())
     return digest.hexdigest()
+
+
+def as_numpy(params: Any, dtype: str) -> Any:
+    """Returns arrays in NumPy's memory, in a dtype that is a key of `tensors.DTYPES`."""
+    return jax.tree.map(lambda array: np.asarray(array).astype(tensors.DTYPES[dtype], copy=False), params)
 
 
 def check(found: Found, other: str) -> None:
@@ -75,3 +82,8 @@ def _open(found: Found, open_weights: Open) -> WeightSource:
         raise UserError(
             f"{found.path}: has adapters alone, and the weights beside which they were trained can't be read: {error}"
         ) from None
+
+
+def known(adapters: AdapterSource, open_weights: Open) -> AdapterSource:
+    """Returns adapters with the fingerprint of their base, which is read for it."""
+    return replace(adapters, fingerprint=fingerprint(open_weights(adapters.base).load()))

@@ -9,7 +9,7 @@ from jaxgpt import files
 from jaxgpt.data import hub, tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.interop import huggingface, huggingface_tokenizer, llmc, runs
+from jaxgpt.interop import huggingface, huggingface_tokenizer, llmc, peft, runs
 from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.runs.checkpoints import Trained
 
@@ -76,6 +76,8 @@ def _open_file(path: Path) -> WeightSource:
 def _open_folder(path: Path) -> WeightSource:
     if (path / "config.toml").is_file():
         return runs.open_checkpoint(path, open_weights, newest=True)
+    if (path / peft.CONFIG).exists():  # PEFT's folder may have its base's config.json too
+        return peft.open_folder(path, open_weights)
     if (path / huggingface.CONFIG).exists():
         return huggingface.open_folder(path)
     if (path / "params").is_dir() and path.name.isdecimal():
@@ -85,7 +87,7 @@ def _open_folder(path: Path) -> WeightSource:
         raise _pickle(pickled[0])
     raise UserError(
         f"{shown(path)}: a folder without weights that can be read. A run's folder has config.toml, a Hugging Face "
-        "folder config.json, a checkpoint params/"
+        "folder config.json, PEFT's adapter_config.json, a checkpoint params/"
     )
 
 

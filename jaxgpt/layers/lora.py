@@ -22,11 +22,13 @@ then, and b moves first.
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from jaxgpt.layers import linear
 from jaxgpt.layers.linear import Residuals
-from jaxgpt.layers.numerics import product, product_over_tokens
+from jaxgpt.layers.numerics import not_before, product, product_over_tokens
 
 
 class Adapter(NamedTuple):
@@ -43,13 +45,25 @@ class Params(NamedTuple):
 
 @jax.named_scope("lora.forward")
 def forward(params: Params, x: Float[Array, "*batch in"]) -> tuple[Float[Array, "*batch out"], Residuals]:
-    """Multiplies and adds in the accumulation dtype; the output has the dtype of x."""
-    y, residuals = linear.forward(linear.Params(params.weight, params.bias), x)
+    """Multiplies and adds in the accumulation dtype; the output has the dtype of x.
+
+    A CPU has one product, [x sh] by w above b. Of two, XLA would keep both for the backward rather than their sum.
+    """
     if params.adapter is None:
-        return y, residuals
+        return linear.forward(linear.Params(params.weight, params.bias), x)
     assert params.scaling is not None
-    h = product("...c,cr->...r", x, params.adapter.a) * params.scaling
-    return y + product("...r,rf->...f", h.astype(x.dtype), params.adapter.b, dtype=x.dtype), residuals
+    h = (product("...c,cr->...r", x, params.adapter.a) * params.scaling).astype(x.dtype)
+
+    def one_product(x: Array, h: Array, weight: Array, b: Array) -> Array:
+        both = linear.Params(jnp.concatenate([weight, b]), params.bias)
+        return linear.forward(both, jnp.concatenate([x, h], axis=-1))[0]
+
+    def two_products(x: Array, h: Array, weight: Array, b: Array) -> Array:
+        y, _ = linear.forward(linear.Params(weight, params.bias), x)
+        return y + product("...r,rf->...f", h, b, dtype=x.dtype)
+
+    arrays = (x, h, params.weight, params.adapter.b)
+    return lax.platform_dependent(*arrays, cpu=one_product, default=two_products), Residuals(x)
 
 
 @jax.named_scope("lora.backward")
@@ -73,4 +87,6 @@ def _through_adapter(
     dh = (product("nf,rf->nr", rows, b) * params.scaling).astype(dy.dtype)
     db = product_over_tokens("nr,nf->rf", h, rows)
     da = product_over_tokens("nc,nr->cr", x, dh)
+    # Left alone, the compiler may take these products last of all, and keep x and ∂y of every layer for them.
+    dh = not_before(da, not_before(db, dh))
     return Adapter(da, db), dx + product("nr,cr->nc", dh, a, dtype=dy.dtype).reshape(dx.shape)
