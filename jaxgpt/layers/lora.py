@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 
 from jaxgpt.layers import linear
 from jaxgpt.layers.linear import Residuals
-from jaxgpt.layers.numerics import not_before, product, product_over_tokens
+from jaxgpt.layers.numerics import product, product_over_tokens
 
 
 class Adapter(NamedTuple):
@@ -87,6 +87,4 @@ def _through_adapter(
     dh = (product("nf,rf->nr", rows, b) * params.scaling).astype(dy.dtype)
     db = product_over_tokens("nr,nf->rf", h, rows)
     da = product_over_tokens("nc,nr->cr", x, dh)
-    # Left alone, the compiler may take these products last of all, and keep x and ∂y of every layer for them.
-    dh = not_before(da, not_before(db, dh))
     return Adapter(da, db), dx + product("nr,cr->nc", dh, a, dtype=dy.dtype).reshape(dx.shape)

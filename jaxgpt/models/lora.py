@@ -118,7 +118,7 @@ def freeze(params: Params, options: Lora, compute: Compute) -> Params:
     """
     dtype = jnp.dtype(compute.dtype if options.base in QUANTISED else options.base)
 
-    def one(array: Array, *, in_block: bool) -> Any:
+    def one(array: Any, *, in_block: bool) -> Any:  # of NumPy or JAX
         if array.ndim < 2:
             return jnp.asarray(array, jnp.promote_types(array.dtype, jnp.float32))
         if in_block and options.base in QUANTISED and array.shape[-1] % quantised.BLOCK == 0:
