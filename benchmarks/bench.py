@@ -20,6 +20,7 @@ from jaxgpt.options import command_line, settings
 from jaxgpt.options.config import Compute
 
 PROGRAM = "-m benchmarks.bench"  # as it is typed behind "python"
+CONFIGS = {"gpt2": "gpt2_124m", "llama": "llama_125m"}
 Implementation = Literal["ours", "jax.grad", "torch", "torch.compile"]
 
 
@@ -27,8 +28,11 @@ Implementation = Literal["ours", "jax.grad", "torch", "torch.compile"]
 class Bench:
     """Measures one training step beside jax.value_and_grad's and PyTorch's, each in a process of its own."""
 
-    config: str = "gpt2_124m"
-    """Take the model's shape and the compute options from configs/CONFIG.toml, or from the path of a .toml file."""
+    model_family: Literal["gpt2", "llama"] = "gpt2"
+    """Measure the config of this family: gpt2_124m, or llama_125m."""
+    config: str = ""
+    """Take the model's shape and the compute options from configs/CONFIG.toml, or from the path of a .toml file;
+    empty takes the family's."""
     sizes: tuple[str, ...] = ("2x512",)
     """Sequences and their length, such as 2x512 4x1024."""
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
@@ -54,7 +58,8 @@ class Bench:
 def run(words: list[str]) -> int:
     """Prints tables, draws a chart, writes JSON; 1 if the implementations don't agree."""
     name, rest = command_line.take(words, "--config")
-    config = settings.read(settings.find_config(name := name or Bench.config))
+    chosen, _ = command_line.take(rest, "--model-family")
+    config = settings.read(settings.find_config(name := name or CONFIGS.get(chosen or "gpt2", CONFIGS["gpt2"])))
     options = command_line.read(Bench, rest, PROGRAM, default=Bench(config=name, compute=config.compute))
     settings.check(replace(config, compute=options.compute))
     for key in ("steps", "rounds", "minutes"):

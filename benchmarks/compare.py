@@ -24,7 +24,7 @@ from jaxgpt.options.config import Compute, Model, Optimizer
 from jaxgpt.training import flops
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = {"ours": "ours", "jax.grad": "jax_grad", "torch": "torch_gpt2", "torch.compile": "torch_gpt2"}
+MODULES = {"ours": "ours", "jax.grad": "jax_grad", "torch": "torch_peer", "torch.compile": "torch_peer"}
 COLOURS = {"ours": "#1b6ca8", "jax.grad": "#e09f3e", "torch": "#9aa0a6", "torch.compile": "#5f6368"}
 OPTIMIZER = Optimizer(schedule="constant")
 # Largest relative difference of loss and gradient norm. A GPU multiplies float32 matrices as TF32, of 10 bits.
@@ -89,9 +89,9 @@ def available(who: list[str]) -> list[str]:
     if not missing:
         return who
     for name in who:
-        if MODULES[name] == "torch_gpt2":
+        if MODULES[name] == "torch_peer":
             print(f"{name} is left out: it needs {' and '.join(missing)}; pip install -e .[parity] (or: make bench)")
-    return [name for name in who if MODULES[name] != "torch_gpt2"]
+    return [name for name in who if MODULES[name] != "torch_peer"]
 
 
 def measure(spec: Spec, who: list[str], rounds: int, folder: Path, minutes: float) -> tuple[list[Result], bool]:

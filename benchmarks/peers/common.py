@@ -11,7 +11,8 @@ import numpy as np
 from benchmarks.peers import spec as specs
 from benchmarks.peers.spec import Spec
 from jaxgpt.data.loader import Batch
-from jaxgpt.models import gpt2
+from jaxgpt.models import family
+from jaxgpt.models.blocks import Params
 from jaxgpt.training import flops
 
 
@@ -23,7 +24,7 @@ class Program(NamedTuple):
     note: str = ""  # what to tell of how the step is computed
 
 
-def run(who: str, make: Callable[[Spec, gpt2.Params], Program]) -> None:
+def run(who: str, make: Callable[[Spec, Params], Program]) -> None:
     """Measure the program that `make` builds, whose state holds the parameters it is given; print the answer."""
     # A program out of the cache would say nothing of compile time.
     jax.config.update("jax_enable_compilation_cache", False)
@@ -59,9 +60,9 @@ def run(who: str, make: Callable[[Spec, gpt2.Params], Program]) -> None:
     )
 
 
-def load(spec: Spec) -> tuple[gpt2.Params, Batch]:
+def load(spec: Spec) -> tuple[Params, Batch]:
     """The parameters and the batch, of one micro-batch, in the spec's file."""
-    shapes = jax.eval_shape(lambda: gpt2.init(spec.model, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: family(spec.model).init(spec.model, jax.random.key(0)))
     with np.load(spec.weights, allow_pickle=False) as arrays:
         params = jax.tree_util.tree_map_with_path(lambda path, _: jnp.array(arrays[name(path)]), shapes)
         batch = jax.tree.map(jnp.array, Batch(arrays["tokens"][None], arrays["targets"][None]))

@@ -3,14 +3,13 @@
 from benchmarks.peers import common
 from benchmarks.peers.spec import WARM_UP, Spec
 from jaxgpt.kernels.choose import choose_attention
-from jaxgpt.models import gpt2
-from jaxgpt.models.blocks import arrange
+from jaxgpt.models.blocks import Params, arrange
 from jaxgpt.options.config import Config, Parallel, Training
 from jaxgpt.training import step
 from jaxgpt.training.state import init_state
 
 
-def make(spec: Spec, params: gpt2.Params) -> common.Program:
+def make(spec: Spec, params: Params) -> common.Program:
     training = Training(steps=WARM_UP + spec.steps, batch_size=spec.batch, sequence_length=spec.sequence)
     compute, attention = choose_attention(spec.model, spec.compute, spec.sequence)
     config = Config(

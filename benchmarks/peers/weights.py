@@ -12,13 +12,13 @@ import numpy as np
 
 from benchmarks.peers import common
 from benchmarks.peers import spec as specs
-from jaxgpt.models import gpt2
+from jaxgpt.models import family
 
 
 def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     spec = specs.read()
-    params = gpt2.init(spec.model, jax.random.key(0))
+    params = family(spec.model).init(spec.model, jax.random.key(0))
     arrays: dict[str, Any] = {
         common.name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }

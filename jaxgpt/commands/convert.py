@@ -11,7 +11,17 @@ from rich.console import Console
 from jaxgpt import writing
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.interop import bases, detect_format, huggingface, huggingface_tokenizer, llmc, peft, runs, tensors
+from jaxgpt.interop import (
+    bases,
+    detect_format,
+    gpt2_tensors,
+    huggingface,
+    huggingface_tokenizer,
+    llmc,
+    peft,
+    runs,
+    tensors,
+)
 from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
@@ -32,7 +42,8 @@ class Convert:
     """Reads weights of one format and writes another. docs/formats.md tells what is read and written."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FROM")]
-    """A run's folder, a checkpoint, a Hugging Face folder, the name of a model on its hub, or an llm.c model file."""
+    """A run's folder, a checkpoint, a Hugging Face folder, the name of a model on its hub, or a file of llm.c,
+    llama2.c or llama.cpp (GGUF)."""
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TO")]
     """What to write."""
     to: Format = "auto"
@@ -44,8 +55,8 @@ class Convert:
     """Merge adapters (LoRA) into their base also where TO is a run's folder. A Hugging Face folder and an llm.c file
     have them merged always, --to peft has the adapters alone."""
     tokenizer: str = ""
-    """The tokenizer of weights that don't name theirs: gpt2, bytes, or the path of a tokenizer.json or an llm.c
-    tokenizer file."""
+    """The tokenizer of weights that don't name theirs: gpt2, bytes, or the path of a tokenizer.json, of Llama 3's
+    tokenizer.model, of a GGUF file, or of a tokenizer file of llm.c or llama2.c."""
     shard_gib: float = 5.0
     """A Hugging Face model is written in files of at most so many GiB."""
     overwrite: bool = False
@@ -68,8 +79,12 @@ def run(words: list[str]) -> int:
     if form == "peft" and not source.adapters:
         raise UserError(f"--to peft: {shown(source.where)} has whole weights, and no adapters that could be written")
     alone = source.adapters if form == "peft" or (form == "run" and not options.merge) else None
-    if form not in ("run", "peft"):
-        tensors.check(source.model)
+    if form == "llmc":
+        gpt2_tensors.check(source.model)
+    elif form == "huggingface":
+        huggingface.check(source.model)
+    if form == "run" and source.unreadable_tokenizer and source.tokenizer is None:
+        raise UserError(f"{shown(source.where)}: {source.notes[0]}. Name another by --tokenizer")
     dtype = _dtype(options.dtype, form, source) if not alone or options.dtype != "auto" else "float32"
     _say("reading", f"{source.where}: {describe(source)}")
     for note in source.notes:

@@ -19,7 +19,8 @@ from safetensors.numpy import save_file
 from jaxgpt import files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.interop import bases, huggingface, huggingface_tokenizer, tensors
+from jaxgpt.interop import bases, huggingface_tokenizer, tensors
+from jaxgpt.interop.safetensors_files import STORED, open_file
 from jaxgpt.interop.tensors import AdapterSource, WeightSource
 from jaxgpt.layers.lora import Adapter
 from jaxgpt.models import family, lora
@@ -129,7 +130,7 @@ def read(folder: Path, model: Model, rank: int) -> tuple[Adapters, str]:
     path = folder / WEIGHTS
     if not path.exists():
         raise UserError(f"{shown(folder)}: there is no {WEIGHTS}; save the adapter again with PEFT, which writes it")
-    file, projections, found = huggingface.open_file(path), family(model).projections(model), {}
+    file, projections, found = open_file(path), family(model).projections(model), {}
     for name in file.keys():  # noqa: SIM118  # it is no dict
         match = NAME.fullmatch(name)
         if (
@@ -147,7 +148,7 @@ def read(folder: Path, model: Model, rank: int) -> tuple[Adapters, str]:
         part = file.get_slice(name)
         if part.get_shape() != expected:
             raise UserError(f"{shown(path)}: the tensor {name} is {part.get_shape()}, and {expected} by its base and r")
-        if part.get_dtype() not in huggingface.STORED:
+        if part.get_dtype() not in STORED:
             raise UserError(f"{shown(path)}: the tensor {name} is of type {shown(part.get_dtype())}")
         found[of, which, int(layer)] = name
     if not found:

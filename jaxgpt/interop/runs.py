@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
@@ -36,8 +37,9 @@ def open_checkpoint(folder: Path, open_weights: bases.Open, *, newest: bool) -> 
     options, base = lora_of(found.about), found.about["base"]
 
     def load() -> Params:
-        params = checkpoints.params_of(found)  # in float32, which holds bfloat16 too
-        return bases.as_numpy(bases.merged(params, found, open_weights) if options.rank else params, dtype)
+        if options.rank:
+            return bases.as_numpy(bases.merged(checkpoints.params_of(found), found, open_weights), dtype)
+        return jax.tree.map(np.asarray, checkpoints.params_of(found, tensors.DTYPES[dtype]))
 
     def load_adapters() -> Adapters:
         return bases.as_numpy(checkpoints.params_of(found), "float32")

@@ -108,6 +108,18 @@ def backward(
     return _swap(jnp.concatenate(dqs, axis=2).astype(dout.dtype)), dk, dv
 
 
+def keys_seen(length: int, window: int) -> float:
+    """Returns the number of keys that a query of a sequence of this length sees, on average."""
+    W = min(window or length, length)
+    return (W * (W + 1) / 2 + (length - W) * W) / length
+
+
+def keys_multiplied(length: int, block: int, window: int) -> float:
+    """Returns the number of keys that a query is multiplied with here, on average: those that its block sees."""
+    sizes = ((rows.stop - rows.start, seen.stop - seen.start) for rows, seen in _blocks(length, block, window))
+    return sum(queries * keys for queries, keys in sizes) / length
+
+
 def output(residuals: Residuals) -> Float[Array, "B T H D"]:
     """Forward's output, which its residuals hold."""
     return _swap(residuals.out)
@@ -121,7 +133,7 @@ def with_inputs(residuals: Residuals, q: Float[Array, "B T H D"], k: Float[Array
 def _sum_over_blocks(parts: list[Float[Array, "B K D _"]], places: list[slice]) -> Float[Array, "B K D T"]:
     """The sum of what each block of queries gives to the keys that it sees."""
     *earlier, last = parts
-    total = jnp.pad(last, [(0, 0)] * 3 + [(places[-1].start, 0)])
+    total = jnp.pad(last, ((0, 0), (0, 0), (0, 0), (places[-1].start, 0)))
     for part, seen in zip(earlier, places, strict=False):
         total = total.at[..., seen].add(part)
     return total

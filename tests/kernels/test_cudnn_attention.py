@@ -97,6 +97,23 @@ def test_forward_is_one_call_on_the_arrays_as_they_are():
     assert f"tensor<{B}x{H}x{T}xf32>" in types.partition("->")[2]  # the logsumexp, not rounded
 
 
+def test_groups_and_a_window_are_the_kernels():
+    """Fewer key heads go in, and their gradients come out, as they are: nothing is repeated."""
+    few = jax.ShapeDtypeStruct((B, T, 1, D), jnp.bfloat16)
+
+    def run(q, k, v, dout):
+        _, residuals = cudnn_attention.forward(q, k, v, block=8, window=6)
+        return cudnn_attention.backward(residuals, dout, block=8, window=6)
+
+    assert [leaf.shape[2] for leaf in jax.eval_shape(run, ARRAY, few, few, ARRAY)] == [H, 1, 1]
+    calls = list(custom_calls(lowered(run, ARRAY, few, few, ARRAY)))
+    assert [target for target, *_ in calls] == [FORWARD, BACKWARD]
+    for _, operands, settings, _ in calls:
+        assert operands[:3] == ["%arg0", "%arg1", "%arg2"]
+        assert settings["sliding_window_length"] == 6
+        assert settings["mask_type"] == "CAUSAL"
+
+
 def test_backward_is_one_call_with_its_operands_in_cudnns_order():
     """q, k, v, logsumexp, dout, out; the residuals come as q, k, v, out, logsumexp."""
     residuals = cudnn_attention.Residuals(ARRAY, ARRAY, ARRAY, ARRAY, jax.ShapeDtypeStruct((B, H, T), jnp.float32))

@@ -1,4 +1,4 @@
-"""PyTorch: Hugging Face's GPT-2 with fused attention and fused AdamW, eager or through torch.compile."""
+"""PyTorch: Hugging Face's model with fused attention and fused AdamW, eager or through torch.compile."""
 
 import time
 
@@ -6,8 +6,11 @@ import numpy as np
 import torch
 
 from benchmarks.peers import spec as specs
+from benchmarks.peers import transformers_llama
 from benchmarks.peers.spec import WARM_UP, Spec
 from tests.parity import transformers_model
+
+MAKERS = {"gpt2": transformers_model.make_model, "llama": transformers_llama.make_model}
 
 
 def measure(spec: Spec) -> None:
@@ -16,7 +19,7 @@ def measure(spec: Spec) -> None:
     if cuda:
         torch.set_float32_matmul_precision("high")  # TF32, which is also what JAX takes for float32
     with np.load(spec.weights, allow_pickle=False) as arrays:
-        model = transformers_model.make_model(spec.model, arrays)
+        model = MAKERS[spec.model.family](spec.model, arrays)
         model.to(device)  # type: ignore[arg-type]  # pyright takes a decorated method for a function
         tokens = torch.from_numpy(arrays["tokens"]).long().to(device)
         targets = torch.from_numpy(arrays["targets"]).long().to(device)
