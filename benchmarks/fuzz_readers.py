@@ -16,9 +16,10 @@ import numpy as np
 
 from jaxgpt.data import encodings, fingerprint, manifest, token_files, tokenizers
 from jaxgpt.evaluation import task_files
-from jaxgpt.interop import gpt2_tensors, huggingface, huggingface_tokenizer, llmc, tensors
+from jaxgpt.interop import gpt2_tensors, huggingface, huggingface_tokenizer, llmc, peft, tensors
+from jaxgpt.models import lora
 from jaxgpt.options import settings
-from jaxgpt.options.config import Config, Model
+from jaxgpt.options.config import Config, Lora, Model
 from jaxgpt.reports import page
 from jaxgpt.reports.history import History
 from jaxgpt.runs import about
@@ -77,6 +78,30 @@ def folders() -> list[Input]:
         return {name: content for name, content in made.items() if not name.startswith("generation")}  # never read
 
     return [export("float32", 1 << 30), export("bfloat16", 1 << 30), export("float16", 2000)]
+
+
+def adapter_folders() -> list[Input]:
+    generator = np.random.default_rng(0)
+
+    def export(folder: Path, targets: tuple[str, ...], dtype: str) -> None:
+        options = Lora(rank=2, targets=targets, base="float32")
+        shapes = jax.eval_shape(lambda: lora.init(MODEL, options, jax.random.key(0)))
+        adapters = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape).astype(np.float32), shapes)
+        source = tensors.AdapterSource(options, "base", lambda: adapters, "0" * 64)
+        peft.write_folder(folder, adapters, MODEL, source, dtype)
+
+    return [
+        written(lambda folder: export(folder, ("all-linear",), "float32")),
+        written(lambda folder: export(folder, ("c_attn",), "bfloat16")),
+    ]
+
+
+def read_adapter(folder: Path) -> None:
+    """Reads it beside a base that is there whatever its name is."""
+    base = tensors.WeightSource("base", "made up", MODEL, "float32", None, params)
+    source = peft.open_folder(folder, lambda name: base)
+    assert source.adapters
+    source.adapters.load()
 
 
 def tokenizer_files() -> list[Input]:
@@ -239,5 +264,6 @@ READERS = [
     Reader("llm.c state", states, lambda folder: llmc.read_state(folder / "s.bin", MODEL)),
     Reader("llm.c tokenizer", token_lists, lambda folder: llmc.read_tokenizer(folder / "t.bin")),
     Reader("Hugging Face folder", folders, lambda folder: huggingface.open_folder(folder).load()),
+    Reader("PEFT folder", adapter_folders, read_adapter),
     Reader("Hugging Face tokenizer", tokenizer_files, read_tokenizer),
 ]
