@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxgpt.data import encodings, fingerprint, manifest, token_files, tokenizers
 from jaxgpt.evaluation import task_files
-from jaxgpt.interop import huggingface, huggingface_tokenizer, llmc, tensors
+from jaxgpt.interop import gpt2_tensors, huggingface, huggingface_tokenizer, llmc, tensors
 from jaxgpt.options import settings
 from jaxgpt.options.config import Config, Model
 from jaxgpt.reports import page
@@ -46,8 +46,8 @@ def written(write: Callable[[Path], object]) -> Input:
 def params(dtype: str = "float32"):
     generator = np.random.default_rng(0)
     return jax.tree.map(
-        lambda tensor: generator.normal(size=tensors.shape(tensor, MODEL)).astype(tensors.DTYPES[dtype]),
-        tensors.LAYOUT,
+        lambda tensor: generator.normal(size=gpt2_tensors.shape(tensor, MODEL)).astype(tensors.DTYPES[dtype]),
+        gpt2_tensors.LAYOUT,
     )
 
 

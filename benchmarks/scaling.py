@@ -7,7 +7,7 @@ python -m benchmarks.scaling [--mfu 0.4] [--nvlink 360] [--network 40] [--output
     a reduce-scatter or an all-gather of n bytes over N nodes of G GPUs = n (G-1)/G / NVLink + n/G (N-1)/N / network
 
 first between the GPUs of a node, then between the nodes, where each GPU has a network card of its own. An all-reduce
-is both, one behind the other. `traffic` is checked to the byte against compiled programs
+is both, one behind the other. `parallel/traffic.py` is checked to the byte against compiled programs
 (tests/parallel/test_sharding.py). The rate of one GPU and the bandwidths are assumptions, given by options: nothing of
 this has been measured on GPUs. Each time is given twice, with nothing hidden and with all hidden that could be; the
 latency of a collective is left out.
@@ -26,48 +26,13 @@ import jax
 from jaxgpt.models import blocks, gpt2
 from jaxgpt.options import settings
 from jaxgpt.options.config import Model
+from jaxgpt.parallel import traffic
 from jaxgpt.training import flops
 
 PEAK = 989.4e12  # of an H100 SXM in bfloat16
-GPUS_PER_NODE = 8
 LENGTH = 1024
 # Tokens in a step, sequences on a GPU at once, as llm.c's recipes have them; and the stages to show.
 RECIPES = {"gpt2_124m": (524_288, 64, (0, 1)), "gpt2_1558m": (1_048_576, 16, (1, 2, 3))}
-
-
-def traffic(
-    shapes: gpt2.Params, *, devices: int, zero: int, micro_batches: int, weight_bytes: int, biases_again: bool = False
-) -> dict[str, int]:
-    """Bytes of the tensors in one step, by kind of collective; gradients have 4 bytes a number.
-
-    `shapes` are those of the parameters, layers apart. `biases_again` is whether stage 3 gathers the layers' biases in
-    the backward as well, which needs them only where it computes outputs again.
-    """
-    if zero == 0:
-        return {"all-reduce": 4 * _numbers(shapes, 1)}
-    everything, blocks = _numbers(shapes, devices), _numbers(shapes.blocks, devices)
-    paths = jax.tree.leaves_with_path(shapes.blocks)
-    biases = _numbers([leaf for path, leaf in paths if path[-1].name == "bias"], devices)
-    gathered = everything
-    if zero == 3:
-        gathered += micro_batches * (2 * blocks - (0 if biases_again else biases)) - blocks
-    return {
-        "all-gather": weight_bytes * gathered,
-        "reduce-scatter": 4 * everything * (micro_batches if zero >= 2 else 1),
-    }
-
-
-def _numbers(shapes: Any, devices: int) -> int:
-    """In all tensors, each filled up to a multiple of the number of devices."""
-    return sum(-(-math.prod(leaf.shape) // devices) * devices for leaf in jax.tree.leaves(shapes))
-
-
-def network_seconds(sent: dict[str, int], devices: int, nvlink: float, network: float) -> float:
-    """Of all collectives one behind the other; bandwidths in bytes a second, of one GPU in one direction."""
-    inside = min(devices, GPUS_PER_NODE)
-    nodes = devices / inside
-    one = (inside - 1) / inside / nvlink + (nodes - 1) / nodes / inside / network
-    return one * sum(size * (2 if kind == "all-reduce" else 1) for kind, size in sent.items())
 
 
 def table(model: Model, name: str, mfu: float, nvlink: float, network: float) -> Iterator[dict[str, Any]]:
@@ -78,9 +43,9 @@ def table(model: Model, name: str, mfu: float, nvlink: float, network: float) ->
         for devices in (8, 64, 512):
             sequences = tokens // LENGTH / devices  # of one GPU in a step
             micro_batches = max(1, math.ceil(sequences / most))
-            sent = traffic(shapes, devices=devices, zero=zero, micro_batches=micro_batches, weight_bytes=2)
+            sent = traffic.traffic(shapes, devices=devices, zero=zero, micro_batches=micro_batches, weight_bytes=2)
             products = sequences * LENGTH * flops.per_token(model, LENGTH) / (mfu * PEAK)
-            crossing = network_seconds(sent, devices, nvlink, network)
+            crossing = traffic.seconds(sent, devices, nvlink, network)
             yield {
                 "model": name,
                 "zero": zero,

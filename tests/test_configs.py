@@ -5,7 +5,7 @@ import pytest
 
 from jaxgpt.commands import configuration
 from jaxgpt.data import corpora, sources, tokenizers
-from jaxgpt.models import gpt2
+from jaxgpt.models import family
 from jaxgpt.options import settings
 
 # GPT-2's as llm.c and Hugging Face count them; GPT-3's counted once from the tensors of table 2.1's shapes, by hand.
@@ -24,6 +24,14 @@ PARAMETERS = {
     "gpt3_760m": 760_300_032,
     "gpt3_1300m": 1_315_723_264,
 }
+# As transformers counts them, which a test below asks.
+RELATIVES = {
+    "llama3_8b": 8_030_261_248,
+    "llama3_1b": 1_235_814_400,
+    "mistral_7b": 7_241_732_096,
+    "qwen3_0.6b": 596_049_920,
+    "smollm2_135m": 134_515_008,
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +40,8 @@ def resolved():
 
     def read(name):
         config = settings.read(settings.find_config(name))
+        if config.model.vocabulary_size:  # Llama 3's tokenizer isn't here, and others' come with token files
+            return configuration.resolve(config, tokenizers.make("bytes", ""))
         text = "abc" if config.data.tokenizer == "characters" else ""
         return configuration.resolve(config, tokenizers.make(config.data.tokenizer, text))
 
@@ -50,17 +60,41 @@ def test_every_config_trains_on_a_text_that_there_is(name):
     assert settings.read(settings.find_config(name)).data.text in {*corpora.NAMES, *sources.DATA_SETS}
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", [*PARAMETERS, *RELATIVES])
 def test_the_named_sizes(resolved, name):
     """Counted from the shapes of the tensors that would be trained, without their padding, and by the formula."""
-    model = resolved(name).model
-    assert model.vocabulary_size == 50_257
-    shapes = jax.eval_shape(lambda: gpt2.init(model, jax.random.key(0)))
+    model, count = resolved(name).model, (PARAMETERS | RELATIVES)[name]
+    assert name in RELATIVES or model.vocabulary_size == 50_257
+    made = family(model)
+    shapes = jax.eval_shape(lambda: made.init(model, jax.random.key(0)))
     stored = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    padding = (shapes.embedding.token.shape[0] - model.vocabulary_size) * model.width
-    assert stored - padding == PARAMETERS[name]
-    assert gpt2.parameter_count(model) == PARAMETERS[name]
-    assert gpt2.parameter_count(model, padded=True) == stored
+    tables = 1 if name in PARAMETERS or model.tied else 2
+    padding = tables * (shapes.embedding.token.shape[0] - model.vocabulary_size) * model.width
+    assert stored - padding == count
+    assert made.parameter_count(model) == count
+    assert made.parameter_count(model, padded=True) == stored
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_the_shapes_are_those_of_transformers(resolved, name):
+    """The numbers of all tensors of the model that transformers makes of the same sizes, without making them."""
+    torch = pytest.importorskip("torch", reason="the model of transformers is the oracle")
+    transformers = pytest.importorskip("transformers", reason="its models are the oracle")
+    model = resolved(name).model
+    kinds = {"mistral_7b": transformers.MistralConfig, "qwen3_0.6b": transformers.Qwen3Config}
+    theirs = kinds.get(name, transformers.LlamaConfig)(
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        num_key_value_heads=model.kv_heads,
+        head_dim=model.width_per_head,
+        hidden_size=model.width,
+        intermediate_size=model.feed_forward,
+        vocab_size=model.vocabulary_size,
+        tie_word_embeddings=model.tied,
+    )
+    with torch.device("meta"):
+        made = transformers.AutoModelForCausalLM.from_config(theirs)
+    assert sum(tensor.numel() for tensor in made.parameters()) == RELATIVES[name]
 
 
 def test_the_gpt3_sizes_follow_from_the_papers_shapes(resolved):

@@ -4,6 +4,7 @@ Two layers of GPT-2 124M, B=32, T=1024, bfloat16. The limits are of today's prog
 tightens them, and one that makes it worse fails here, on any machine.
 """
 
+import dataclasses
 import json
 
 import pytest
@@ -12,6 +13,8 @@ from benchmarks.gpu_program import command, compile, hlo, kernels, schedule
 from benchmarks.gpu_program.cards import CARDS
 from jaxgpt.commands import configuration
 from jaxgpt.models import gpt2
+from jaxgpt.options.config import Compute, Config, Model, Parallel, Training
+from jaxgpt.training.estimate import estimate
 
 needs_plugin = pytest.mark.skipif(bool(compile.missing()), reason=compile.missing())
 
@@ -116,6 +119,45 @@ def gradients():
     """The number of numbers in the gradients of all parameters."""
     _, config = command.configured(WORDS)
     return gpt2.parameter_count(config.model, padded=True)
+
+
+RELATIVE = Model(
+    family="llama",
+    layers=4,
+    heads=8,
+    kv_heads=4,
+    width=1024,
+    feed_forward=3072,
+    context=2048,
+    vocabulary_size=8192,
+)
+
+
+@pytest.mark.slow
+@needs_plugin
+@pytest.mark.parametrize(
+    ("devices", "zero", "recompute", "changes"),
+    [
+        (1, 0, "norms", {}),
+        (1, 0, "norms", {"query_key_norm": True, "tied": True}),
+        (4, 1, "none", {}),
+        (4, 2, "block", {}),
+        (4, 3, "gelu", {}),
+    ],
+)
+def test_what_a_plan_estimates_is_near_the_program(devices, zero, recompute, changes):
+    """A tenth too small at most, for which a plan leaves room, and a fifth too large; layers as a plan has them."""
+    config = Config(
+        model=dataclasses.replace(RELATIVE, **changes),
+        compute=Compute(dtype="bfloat16", recompute=recompute, layers="scanned" if zero >= 2 else "unrolled"),
+        parallel=Parallel(devices=devices, zero=zero),
+        training=Training(batch_size=2 * devices, micro_batches=2, sequence_length=2048),
+    )
+    with compile.devices_of(CARDS["h100"], devices) as there:
+        config, _ = configuration.with_attention(config)
+        program = compile.ours(config, there)
+    found = estimate(config, devices, gpu=True).total / (program.arguments + program.temporaries)
+    assert 0.9 <= found <= 1.2
 
 
 @pytest.mark.slow

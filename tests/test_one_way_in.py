@@ -46,7 +46,10 @@ ALLOWED = {
     ("data/token_files.py", "np.memmap"): "a file that `files.py` has opened",
     ("data/unpacking.py", "gzip.GzipFile"): "a file that `files.py` has opened",
     ("evaluation/task_files.py", "csv.reader"): "a text that `files.py` has read",
-    ("interop/huggingface.py", "safe_open"): "a file that `files.py` has found to be one, whose header was checked",
+    (
+        "interop/safetensors_files.py",
+        "safe_open",
+    ): "a file that `files.py` has found to be one, whose header was checked",
     ("interop/llmc.py", "np.memmap"): "a file that `files.py` has opened",
     ("layers/numerics.py", "read_text"): "the system's /proc/cpuinfo",
     ("training/device_memory.py", "read_text"): "the system's /proc and /sys",

@@ -1,10 +1,12 @@
 """Graphics cards as XLA knows them when it compiles for one that isn't there, and the figures of the roofline.
 
 A card is the fields of XLA's GpuTargetConfig that its compiler asks for, from NVIDIA's data sheets and tuning guides.
+What planning needs of them is in `device_memory.CARDS`.
 """
 
 from typing import NamedTuple
 
+from jaxgpt.training import device_memory
 from jaxgpt.training.flops import PEAKS
 
 CUDNN = (9, 12)  # the version for which XLA compiles
@@ -61,12 +63,16 @@ class Card(NamedTuple):
         )
 
 
+def _card(short: str, *chip: float) -> Card:
+    """Returns the card of this short name, whose chip has these figures, in the order of the fields."""
+    known = device_memory.CARDS[short]
+    return Card(known.kind, known.capability, *chip, known.memory, known.bandwidth, known.link)  # type: ignore[arg-type]
+
+
 CARDS = {
-    "a100": Card("NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 2048, 1.41, 164, 163, 40, 85_095_874_560, 2.039e12, 300e9),
-    "h100": Card(
-        "NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 2048, 1.98, 228, 227, 50, 84_942_979_072, 3.35232e12, 450e9
-    ),
-    "h200": Card("NVIDIA H200", (9, 0), 132, 128, 2048, 1.98, 228, 227, 50, 150_121_545_728, 4.8e12, 450e9),
-    "b200": Card("NVIDIA B200", (10, 0), 148, 128, 2048, 1.965, 228, 227, 126, 191_503_532_032, 8.0e12, 900e9),
-    "4090": Card("NVIDIA GeForce RTX 4090", (8, 9), 128, 128, 1536, 2.52, 100, 99, 72, 25_386_352_640, 1.008e12, 32e9),
+    "a100": _card("a100", 108, 64, 2048, 1.41, 164, 163, 40),
+    "h100": _card("h100", 132, 128, 2048, 1.98, 228, 227, 50),
+    "h200": _card("h200", 132, 128, 2048, 1.98, 228, 227, 50),
+    "b200": _card("b200", 148, 128, 2048, 1.965, 228, 227, 126),
+    "4090": _card("4090", 128, 128, 1536, 2.52, 100, 99, 72),
 }

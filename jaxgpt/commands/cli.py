@@ -2,7 +2,7 @@
 Where none is named a run is trained. --version, or -V, prints the versions of jaxgpt, Python, JAX and what else numbers
 depend on.
 
-    python run.py [--config NAME] [options]     train
+    python run.py [--config NAME] [options]     train; with --plan-for, what it would need on devices elsewhere
     python run.py prepare SOURCE                make token files of text of any size, or of a data set by name
     python run.py generate --run runs/NAME      draw text from a trained model
     python run.py serve --run runs/NAME         answer requests as OpenAI's completions API does
@@ -126,10 +126,13 @@ def _no_such_command(command: str) -> UserError:
 
 @dataclass(frozen=True)
 class Train:
-    """The option --config, beside all options of the configuration."""
+    """The options --config and --plan-for, beside all options of the configuration."""
 
     config: str = DEFAULT_CONFIG
     """Take the defaults of all other options from configs/CONFIG.toml, or from the path of a .toml file."""
+    plan_for: str = ""
+    """Train nothing: print what the run would need on DEVICE:COUNT, such as h100:8, which need not be there. DEVICE is
+    a100, h100, h200, b200, 4090 or cpu."""
     options: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
@@ -138,8 +141,9 @@ def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
     name, rest = command_line.take(command_line.written_out(words), "--config")
     path = settings.find_config(name or DEFAULT_CONFIG)
     description = f"{__doc__}\nConfigs: {', '.join(settings.config_names())}"
-    defaults = Train(name or DEFAULT_CONFIG, settings.read_defaults(path))
-    config = command_line.read(Train, rest, "", default=defaults, description=description).options
+    defaults = Train(name or DEFAULT_CONFIG, options=settings.read_defaults(path))
+    asked = command_line.read(Train, rest, "", default=defaults, description=description)
+    config = asked.options
     if not config.run.name:
         config = replace(config, run=replace(config.run, name=path.stem))
     settings.check_processes(config.parallel)
@@ -148,12 +152,25 @@ def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
         from jaxgpt.commands import train as loop
         from jaxgpt.parallel import processes
     given = command_line.named(rest) | (settings.keys(path) if name else set())
+    if asked.plan_for:
+        return plan(config, asked.plan_for, given, words)
     with processes.together(config.parallel), errors.out_of_memory_told():  # before JAX sees its devices for weights
         if config.training.init_from:
             config = configuration.with_shape(config, given)
         settings.check(config)
         loop.train(config, *observers)
     return 0
+
+
+def plan(config: Config, devices: str, given: set[str], words: list[str]) -> int:
+    """Plans the run for devices that may be elsewhere."""
+    from jaxgpt.commands import configuration, plan
+
+    if config.training.init_from:
+        config = configuration.with_shape(config, given)
+    settings.check(config)
+    _, rest = command_line.take(words, "--plan-for")
+    return plan.run(config, devices, rest)
 
 
 COMMANDS = {

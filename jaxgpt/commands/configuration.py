@@ -23,6 +23,7 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import detect_format
+from jaxgpt.interop.llama_config import shortest
 from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import family
@@ -32,6 +33,8 @@ from jaxgpt.parallel import processes
 from jaxgpt.runs import checkpoints
 from jaxgpt.runs.folder import will_resume
 
+FOLLOWING = ("vocabulary_size", "kv_heads", "head_width", "feed_forward")  # where they are 0, from others
+WITHOUT_WEIGHTS = ("document_start", "router_balance", "router_z")  # options that no weight depends on
 NAMED = 3  # files, at most, in the message about other code
 
 
@@ -56,12 +59,12 @@ def resolve(config: Config, tokenizer: Tokenizer) -> Config:
     """Returns the vocabulary size from the tokenizer and the sequence length from the context, where they are 0."""
     document_start = config.model.document_start
     if config.data.document_mask:
-        if tokenizer.end_of_text is None:
+        if tokenizer.document_start is None:
             raise UserError(
                 f"--data.document-mask: the tokenizer {tokenizer.name} has no token that stands before a document; "
                 "gpt2 has one, and so have most"
             )
-        document_start = tokenizer.end_of_text
+        document_start = tokenizer.document_start
     size = config.model.vocabulary_size or tokenizer.vocabulary_size
     model = replace(config.model, vocabulary_size=size, document_start=document_start)
     family(model).check(model)
@@ -84,7 +87,8 @@ def with_shape(config: Config, given: set[str]) -> Config:
     A resumed run keeps what it had; the weights that it began with need not exist any more. UserError where the weights
     can't be read, or differ in one of the options that the user has given, "section.key".
     """
-    named = {key: value for key, value in asdict(config.model).items() if f"model.{key}" in given and value}
+    named = {key: value for key, value in asdict(config.model).items() if f"model.{key}" in given}
+    named = {key: value for key, value in named.items() if value != 0 or key not in FOLLOWING}
     if will_resume(config):  # resuming refuses other options itself
         saved = settings.read_trained(Path(config.run.folder) / config.run.name)
         model, tokenizer = replace(saved.model, **named), saved.data.tokenizer
@@ -92,6 +96,7 @@ def with_shape(config: Config, given: set[str]) -> Config:
         source = detect_format.open_weights(config.training.init_from)
         model, tokenizer = source.model, source.tokenizer.name if source.tokenizer else config.data.tokenizer
         _check_shape(config.training.init_from, model, named)
+        model = replace(model, **{key: value for key, value in named.items() if key in WITHOUT_WEIGHTS})
         if "data.tokenizer" in given and source.tokenizer:
             _check_tokenizer(config.training.init_from, tokenizer, config.data.tokenizer)
     if "data.tokenizer" not in given and tokenizer in tokenizers.NAMES:  # else token files bring it along
@@ -156,6 +161,11 @@ def _other_tokens(name: str, theirs: Tokenizer, ours: Tokenizer) -> str:
     """Returns the message about tokenizers of one kind that differ."""
     advice = f". Prepare the text with --tokenizer {shown(name)}" if isinstance(theirs, HuggingFace) else ""
     if isinstance(theirs, HuggingFace) and isinstance(ours, HuggingFace) and theirs.text == ours.text:
+        if theirs.end_of_text == ours.end_of_text:
+            return (
+                f"--init-from {shown(name)}: with these weights a text begins with token {theirs.begin_of_text}, and "
+                f"in the token files with {ours.begin_of_text}, though all others are the same{advice}"
+            )
         return (
             f"--init-from {shown(name)}: with these weights token {theirs.end_of_text} ends a text, and in the token "
             f"files {'none' if ours.end_of_text is None else f'token {ours.end_of_text}'} does, though all others are "
@@ -169,12 +179,14 @@ def _other_tokens(name: str, theirs: Tokenizer, ours: Tokenizer) -> str:
 
 def _check_shape(name: str, found: Model, asked: dict[str, Any]) -> None:
     def written(value: object) -> str:
-        return f"{value:,}" if isinstance(value, int) else str(value)
+        return f"{value:,}" if type(value) is int else str(value)
 
+    wanted = replace(found, **asked)
     different = [
         f"{other.option} is {written(other.asked)} and they have {written(other.saved)}"
-        for other in settings.model_differences(asdict(found), replace(found, **asked))
-        if other.key != "document_start"  # no weight depends on it
+        for other in settings.model_differences(asdict(found), wanted)
+        if other.key not in WITHOUT_WEIGHTS
+        and getattr(shortest(found), other.key) != getattr(shortest(wanted), other.key)
     ]
     if different:
         raise UserError(

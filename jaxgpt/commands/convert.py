@@ -11,7 +11,7 @@ from rich.console import Console
 from jaxgpt import writing
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.interop import detect_format, huggingface, huggingface_tokenizer, llmc, runs, tensors
+from jaxgpt.interop import detect_format, gpt2_tensors, huggingface, huggingface_tokenizer, llmc, runs, tensors
 from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
@@ -27,7 +27,8 @@ class Convert:
     """Reads weights of one format and writes another. docs/formats.md tells what is read and written."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FROM")]
-    """A run's folder, a checkpoint, a Hugging Face folder, the name of a model on its hub, or an llm.c model file."""
+    """A run's folder, a checkpoint, a Hugging Face folder, the name of a model on its hub, or a file of llm.c,
+    llama2.c or llama.cpp (GGUF)."""
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TO")]
     """What to write."""
     to: Format = "auto"
@@ -36,8 +37,8 @@ class Convert:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the numbers written; auto keeps what they are."""
     tokenizer: str = ""
-    """The tokenizer of weights that don't name theirs: gpt2, bytes, or the path of a tokenizer.json or an llm.c
-    tokenizer file."""
+    """The tokenizer of weights that don't name theirs: gpt2, bytes, or the path of a tokenizer.json, of Llama 3's
+    tokenizer.model, of a GGUF file, or of a tokenizer file of llm.c or llama2.c."""
     shard_gib: float = 5.0
     """A Hugging Face model is written in files of at most so many GiB."""
     overwrite: bool = False
@@ -57,8 +58,12 @@ def run(words: list[str]) -> int:
     _check_apart(name, to)
     source = detect_format.with_tokenizer(detect_format.open_weights(name), options.tokenizer)
     form = _form(options.to, to, source)
-    if form != "run":
-        tensors.check(source.model)
+    if form == "llmc":
+        gpt2_tensors.check(source.model)
+    elif form == "huggingface":
+        huggingface.check(source.model)
+    if form == "run" and source.unreadable_tokenizer and source.tokenizer is None:
+        raise UserError(f"{shown(source.where)}: {source.notes[0]}. Name another by --tokenizer")
     dtype = _dtype(options.dtype, form, source)
     _say("reading", f"{source.where}: {describe(source)}")
     for note in source.notes:

@@ -15,10 +15,11 @@ from jaxgpt.errors import RunError, UserError
 from jaxgpt.evaluation import multiple_choice, task_files
 from jaxgpt.evaluation.scoring import bits_per_byte_of_one_nat, make_scorer, make_validation_loss
 from jaxgpt.foreign_text import shown
+from jaxgpt.interop import loading
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.options import command_line, settings
 from jaxgpt.parallel import mesh
-from jaxgpt.runs import checkpoints, metrics_file
+from jaxgpt.runs import metrics_file
 from jaxgpt.runs.checkpoints import Trained
 from jaxgpt.terminal import say
 
@@ -28,7 +29,7 @@ class Evaluate:
     """The loss and the bits per byte of a trained model, or its accuracy on a task."""
 
     run: str
-    """The run's folder, such as runs/quickstart."""
+    """The run's folder, such as runs/quickstart, or weights in another format, such as a Hugging Face folder."""
     task: str = ""
     """hellaswag, hellaswag_llmc, mmlu, arc_easy, arc_challenge, piqa, winogrande, openbookqa or lambada; empty computes
     the loss over the run's validation split."""
@@ -60,7 +61,12 @@ def run(words: list[str]) -> int:
         raise UserError(f"--shots {options.shots}: only a task has examples to show. Name it with --task")
     if task:
         task_files.check_name(task, data)
-    model = checkpoints.load(run, options.devices)
+    model = loading.load(options.run, options.devices)
+    is_run = loading.is_run(run)
+    if not (is_run or task or data):
+        raise UserError(
+            f"--run {shown(run)}: weights that don't say on which text they were trained. Name one with --data"
+        )
     started = time.perf_counter()
     if task:
         tokenizer, shape = model.tokenizer, model.config.model
@@ -71,7 +77,7 @@ def run(words: list[str]) -> int:
         line, found = _loss(model, data, limit, options.batch_size)
     found = {"step": model.about["step"], **found}
     say(f"{line} ({time.perf_counter() - started:.1f} s)")
-    if task or not data:  # the loss over another text is no validation loss of the run
+    if is_run and (task or not data):  # the loss over another text is no validation loss of the run
         message = metrics_file.add_evaluation(run, {key: value for key, value in found.items() if key != "tokens"})
         if message:
             say(message, error=True)

@@ -23,9 +23,9 @@ from jaxgpt.foreign_text import printable, shown
 from jaxgpt.generation import batching
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.sampling import only_known_tokens
+from jaxgpt.interop import loading
 from jaxgpt.options import command_line, settings
 from jaxgpt.options.config import Sampling
-from jaxgpt.runs import checkpoints
 from jaxgpt.runs.checkpoints import Trained
 from jaxgpt.terminal import check_typed, say
 
@@ -38,7 +38,7 @@ class Generate:
     """Draws text from a trained model."""
 
     run: str
-    """The run's folder, such as runs/quickstart."""
+    """The run's folder, such as runs/quickstart, or weights in another format, such as a Hugging Face folder."""
     prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="STR")] = ()
     """What the text begins with; given several times, one text for each. Without it, a line break."""
     prompts: str = ""
@@ -64,7 +64,7 @@ def run(words: list[str]) -> int:
     settings.check_number(options.seed + options.samples - 1, "", "seed")
     settings.check_sampling(options.sampling, "")
     prompts = [*options.prompt, *(prompts_in(Path(options.prompts)) if options.prompts else [])] or ["\n"]
-    model = checkpoints.load(Path(options.run), devices=1)
+    model = loading.load(options.run, devices=1)
     if options.chat:
         chat(model, options.sampling, options.seed, special=options.special)
     else:
@@ -150,9 +150,13 @@ def chat(trained: Trained, options: Sampling, seed: int, *, special: bool = Fals
             say(f"error: {error}", error=True)
             continue
         said += tokens.tolist()
-        said = said[-max(1, model.context - options.tokens) :] if len(said) + options.tokens > model.context else said
+        begun = tokenizer.begin(np.array(said))
+        room = max(1, model.context - options.tokens)
+        if len(begun) > room:
+            said = said[-max(1, room - (len(begun) - len(said))) :]
+            begun = tokenizer.begin(np.array(said))
         batch = batching.ContinuousBatch(decoder, tokenizer)
-        text = batch.add(batching.Request(np.array(said), options, seed))
+        text = batch.add(batching.Request(begun, options, seed))
         _answer(batch, text)
         said += text.tokens
         seed = (seed + 1) % 2**31

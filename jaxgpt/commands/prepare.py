@@ -18,7 +18,7 @@ from jaxgpt.data.prepare import PrepareSettings, prepare
 from jaxgpt.data.sources import DATA_SETS, SHARD_TOKENS
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.interop import huggingface_tokenizer
+from jaxgpt.interop import detect_format
 from jaxgpt.options import command_line, settings
 from jaxgpt.options.command_line import nearest
 from jaxgpt.terminal import say
@@ -40,7 +40,8 @@ class Prepare:
     """What the files' names begin with; empty makes it of the first source's."""
     tokenizer: str = "gpt2"
     """How text is cut into tokens: gpt2, cl100k, o200k, llama3, bytes, characters, bpe, which is trained on the first
-    gigabyte of the text itself, or the path of a tokenizer.json or of a Hugging Face folder that has one."""
+    gigabyte of the text itself, the path of a tokenizer.json, of a folder that has one, of Llama 3's
+    tokenizer.model, or of weights in a GGUF or llama2.c file."""
     vocabulary_size: int = 8192
     """Number of tokens of a bpe."""
     field: str = "text"
@@ -102,11 +103,11 @@ def _tokenizer_of(name: str) -> tokenizers.Tokenizer | None:
     if name in names:
         return None
     path = Path(name)
-    if name and (os.path.isdir(path) or path.suffix == ".json"):
-        return huggingface_tokenizer.read_file(path)
+    if name and (found := detect_format.tokenizer_of(path)):
+        return found
     raise UserError(
-        f"--tokenizer {shown(name)}: give {', '.join(names)}, or the path of a tokenizer.json or of a folder that has "
-        f"one{nearest(name, names)}"
+        f"--tokenizer {shown(name)}: give {', '.join(names)}, or the path of {detect_format.TOKENIZERS}"
+        f"{nearest(name, names)}"
     )
 
 

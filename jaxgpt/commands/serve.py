@@ -14,8 +14,8 @@ from jaxgpt.foreign_text import shown
 from jaxgpt.generation.batching import ContinuousBatch
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.sampling import only_known_tokens
+from jaxgpt.interop import loading
 from jaxgpt.options import command_line, settings
-from jaxgpt.runs import checkpoints
 from jaxgpt.terminal import say
 
 KEY_VARIABLE = "JAXGPT_API_KEY"
@@ -27,7 +27,7 @@ class Serve:
     """Answers requests as OpenAI's completions API does."""
 
     run: str
-    """The run's folder, such as runs/quickstart."""
+    """The run's folder, such as runs/quickstart, or weights in another format, such as a Hugging Face folder."""
     host: str = "127.0.0.1"
     """The address to listen on. Any but this machine's own needs an API key."""
     port: int = 8000
@@ -93,7 +93,7 @@ def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> 
     from jaxgpt.generation import api, connections, server
     from jaxgpt.generation.worker import Worker
 
-    trained = checkpoints.load(Path(options.run), devices=1)
+    trained = loading.load(options.run, devices=1)
     tokenizer = trained.tokenizer
     model = only_known_tokens(trained.config.model, tokenizer)
     decoder = Decoder(trained.params, model, trained.config.compute, slots=options.slots, capacity=model.context)

@@ -211,7 +211,7 @@ def _introduce(trainer: Trainer, program: Program, notes: list[str]) -> None:
         f"training  {config.training.steps:,} steps of {trainer.tokens:,} tokens, {config.compute.dtype}, on "
         f"{device.device_kind} ({device.platform})",
         f"a token   {trainer.flops_per_token:,} operations, as llm.c counts them, which "
-        f"{'MFU' if trainer.peak else 'TFLOP/s'} is of; {products:,} in matrix products",
+        f"{'MFU' if trainer.peak else 'TFLOP/s'} is of; {products:,.0f} in matrix products",
         *trainer.resharding.words(),
         f"attention {program.attention}",
         *program.plan.lines(),

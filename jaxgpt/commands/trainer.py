@@ -132,6 +132,7 @@ class Trainer:
             mfu=utilisation,
             step_seconds=seconds,
             data_wait_seconds=waited,
+            **{name: float(value) for name, value in metrics.family.items()},
         )
         self.display.step(step, float(metrics.loss), rate, work, utilisation)
         if metrics.nonfinite:
@@ -185,7 +186,7 @@ class Trainer:
             return ""
         request = batching.Request(data.prompt, config.sampling, config.training.seed)
         pieces = batching.generate(params, [request], config.model, config.compute, data.tokenizer)
-        text = printable(data.tokenizer.decode(data.prompt) + "".join(piece.text for piece in pieces))
+        text = printable(data.tokenizer.prompt_text(data.prompt) + "".join(piece.text for piece in pieces))
         self.folder.sample(self.done, text)
         return text
 

@@ -158,10 +158,10 @@ def _check(name: str, source: TextSource, tokenizer: tokenizers.Tokenizer, confi
 def _prompt(config: Config, tokenizer: tokenizers.Tokenizer, validation: Tokens) -> np.ndarray:
     """Returns the tokens of `run.prompt`, or else of the beginning of a line of the validation split."""
     if config.run.prompt:
-        return tokenizer.encode(config.run.prompt)
+        return tokenizer.begin(tokenizer.encode(config.run.prompt))
     beginning = tokenizer.decode(validation[:200])
     lines = [line for line in files.text_lines(beginning)[1:] if line.strip()]
-    return tokenizer.encode(lines[0] if lines else beginning)[: config.model.context // 4 + 1]
+    return tokenizer.begin(tokenizer.encode(lines[0] if lines else beginning)[: config.model.context // 4 + 1])
 
 
 # Token files by name: a prepared folder, llm.c's own files, or a pattern of them

@@ -1,4 +1,4 @@
-"""Byte-pair encodings as tiktoken runs them: GPT-2's, OpenAI's later ones, Llama 3's, and trained ones.
+"""Byte-pair encodings as tiktoken runs them: GPT-2's, OpenAI's later ones, and trained ones (Llama 3's: `llama3.py`).
 
 An encoding is a list of byte strings by rank: a piece of text begins as its bytes, and the pair whose joined bytes have
 the lowest rank is joined, until no pair has one. A pattern cuts the text into pieces first.
@@ -20,7 +20,6 @@ import tiktoken.load
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from jaxgpt import files
-from jaxgpt.environment import cache_folder
 from jaxgpt.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -28,17 +27,6 @@ END_OF_TEXT = "<|endoftext|>"
 GPT2_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
 GPT2_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 LARGEST_GPT2_FILE = 1 << 22
-
-# Llama 3 (Grattafiori et al. 2024, arXiv:2407.21783): 128,000 ranks, then 256 special tokens, of which these are named.
-LLAMA3_FILE = "llama3_tokenizer.model"
-LLAMA3_REPOSITORY = ("meta-llama/Meta-Llama-3-8B", "original/tokenizer.model")
-LLAMA3_RANKS, LLAMA3_SPECIAL = 128_000, 256
-LARGEST_RANKS = 1 << 24  # bytes of Llama 3's file
-LLAMA3_BEGIN_OF_TEXT = 128_000  # the token that llm.c puts before each document
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 # Byte-level files write each byte as a printable character, GPT-2's and later ones.
 _PRINTABLE = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
@@ -91,37 +79,6 @@ def openai(name: str) -> tiktoken.Encoding:
         raise UserError(
             f"cannot download the tokenizer {name}: {error}; where it is in a folder that tiktoken has used, name that "
             "folder with TIKTOKEN_CACHE_DIR"
-        ) from None
-
-
-def llama3() -> tiktoken.Encoding:
-    """Returns Llama 3's encoding, from Meta's tokenizer.model. UserError where the file is missing or wrong."""
-    path = _llama3_file()
-    try:
-        lines = [line.partition(b" ") for line in files.read_bytes(path, LARGEST_RANKS).splitlines()]
-        ranks = {base64.b64decode(token, validate=True): int(rank) for token, _, rank in lines}
-    except ValueError as error:
-        raise UserError(f"{path} is not Llama 3's tokenizer.model: {error}") from None
-    if sorted(ranks.values()) != list(range(LLAMA3_RANKS)):
-        raise UserError(f"{path} is not Llama 3's tokenizer.model: it has {len(ranks):,} ranks, not {LLAMA3_RANKS:,}")
-    special = {f"<|special_{i}|>": LLAMA3_RANKS + i for i in range(LLAMA3_SPECIAL)}
-    return tiktoken.Encoding("llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=special)
-
-
-def _llama3_file() -> Path:
-    own_folder = os.environ.get("JAXGPT_DATA")
-    places = [Path(folder, LLAMA3_FILE) for folder in (own_folder, cache_folder()) if folder]
-    for path in places:
-        if files.is_file(path):
-            return path
-    from jaxgpt.data import hub  # here, because it needs an extra that nothing else in this file needs
-
-    try:
-        return hub.download(*LLAMA3_REPOSITORY, kind="model")
-    except UserError as error:
-        raise UserError(
-            f"{error}. Llama 3's tokenizer is only given to those who accept Meta's license: do so at "
-            f"huggingface.co/{LLAMA3_REPOSITORY[0]} and set HF_TOKEN, or put the file there by hand as {places[-1]}"
         ) from None
 
 

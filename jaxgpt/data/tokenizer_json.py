@@ -1,7 +1,8 @@
 """Tokenizers that Hugging Face's package `tokenizers` reads from a tokenizer.json, with the same ids.
 
 Normalisers, pre-tokenizers and added tokens are the file's. As with every tokenizer of this package, no special tokens
-are put around a text. Truncation and padding are off. The file's text is the tokenizer's state, unchanged.
+are put around a text by `encode`; the one that the file's post-processor would put before it is `begin_of_text`.
+Truncation and padding are off. The file's text is the tokenizer's state, unchanged.
 """
 
 import contextlib
@@ -43,21 +44,22 @@ class HuggingFace(Tokenizer):
     name = "huggingface"
     whole_documents = True  # a normaliser, an added token or a pattern may look at anything
 
-    def __init__(self, text: str, end_of_text: int | None = None) -> None:
+    def __init__(self, text: str, end_of_text: int | None = None, begin_of_text: int | None = None) -> None:
         """Reads the text of a tokenizer.json. UserError where the package can't run it or has no such id.
 
         MissingPackage where the package is not installed.
         """
         content = parse(text)
-        self.text, self.end_of_text = text, end_of_text
+        self.text, self.end_of_text, self.begin_of_text = text, end_of_text, begin_of_text
         self._decoders = [part.get("type") for part in _parts(content.get("decoder"))]
         self._tokenizer = _load(text)
         self._tokenizer.encode_special_tokens = True  # special tokens in a text are encoded as characters
         self._size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
         if not 1 <= self._size <= LARGEST_VOCABULARY:
             raise UserError(f"ids up to {self._size - 1:,}, where a tokenizer has from 1 to {LARGEST_VOCABULARY:,} ids")
-        if end_of_text is not None and not (type(end_of_text) is int and 0 <= end_of_text < self._size):
-            raise UserError(f"the end of text is token {shown(end_of_text)}, and there are {self._size:,} tokens")
+        for what, number in (("end", end_of_text), ("beginning", begin_of_text)):
+            if number is not None and not (type(number) is int and 0 <= number < self._size):
+                raise UserError(f"the {what} of text is token {shown(number)}, and there are {self._size:,} tokens")
 
     @property
     def vocabulary_size(self) -> int:
@@ -69,6 +71,16 @@ class HuggingFace(Tokenizer):
         with _errors("can't encode the text"), quiet:
             # Without offsets, which take more memory than the ids.
             return np.array(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.int32)
+
+    def stated_beginning(self) -> int | None:
+        """Returns the special token that the file's post-processor puts before a text; None for none."""
+        with _errors("can't encode an empty text"), quiet:
+            around = self._tokenizer.encode("", add_special_tokens=True).ids
+            both = self._tokenizer.encode("a", add_special_tokens=True).ids
+            alone = self._tokenizer.encode("a", add_special_tokens=False).ids
+        before = both[: next((i for i in range(len(both)) if both[i : i + len(alone)] == alone), 0)]
+        known = len(before) == 1 and around[:1] == before and before[0] < self._size
+        return before[0] if known else None
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text as `tokenizers` decodes it: some files drop the space that the first token begins with."""
@@ -101,7 +113,8 @@ class HuggingFace(Tokenizer):
         return tuple(added)
 
     def state(self) -> dict:
-        return {"name": self.name, "file": self.text, "end_of_text": self.end_of_text}
+        begin = {} if self.begin_of_text is None else {"begin_of_text": self.begin_of_text}
+        return {"name": self.name, "file": self.text, "end_of_text": self.end_of_text, **begin}
 
     @functools.cached_property
     def _with_special(self) -> "tokenizers.Tokenizer":

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 import tiktoken
 
-from jaxgpt.data import encodings
+from jaxgpt.data import encodings, llama3
 from jaxgpt.errors import UserError
 from jaxgpt.options.command_line import nearest
 
@@ -36,6 +36,7 @@ class Tokenizer(ABC):
         name: One of NAMES, "bpe" or "huggingface".
         tokens: The bytes of each token, by id.
         end_of_text: The id that separates documents, or None where the vocabulary has none.
+        begin_of_text: The id that models of the Llama kind expect before every text, or None.
         whole_documents: Whether documents must be encoded whole: where they are cut, even at the places that
             `chunks` lists, their tokens may change.
     """
@@ -43,6 +44,7 @@ class Tokenizer(ABC):
     name: str
     tokens: Sequence[bytes]
     end_of_text: int | None = None
+    begin_of_text: int | None = None
     whole_documents: bool = False
 
     @property
@@ -56,6 +58,32 @@ class Tokenizer(ABC):
         With `special`, the names of special tokens in the text, such as <|endoftext|>, become these tokens. Otherwise
         they are encoded as the characters that they consist of, so that a text can't end its document.
         """
+
+    def begin(self, ids: np.ndarray) -> np.ndarray:
+        """Returns the ids of a prompt, or of a text to score, with `begin_of_text` before them where there is one.
+
+        transformers puts it there too. Other than there, it isn't put before ids that begin with it: a prompt of
+        special tokens often spells it out.
+        """
+        if self.begin_of_text is None or (len(ids) and ids[0] == self.begin_of_text):
+            return ids
+        return np.concatenate([np.array([self.begin_of_text], np.int32), ids])
+
+    def prompt_text(self, ids: np.ndarray) -> str:
+        """Returns a prompt's text, without the `begin_of_text` that `begin` puts before it."""
+        begins = int(len(ids) > 0 and ids[0] == self.begin_of_text)
+        return self.decode(ids[begins:])
+
+    @property
+    def before_document(self) -> list[int]:
+        """Ids between documents: the end of one, and the beginning of the next. Each stands before a document."""
+        both = dict.fromkeys((self.end_of_text, self.begin_of_text))
+        return [number for number in both if number is not None]
+
+    @property
+    def document_start(self) -> int | None:
+        """The last of these ids, with which a document begins that is a sequence of its own."""
+        return self.before_document[-1] if self.before_document else None
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text of a 1-D sequence of ids; bytes that aren't UTF-8 become U+FFFD. UserError as `join`."""
@@ -144,8 +172,11 @@ class Bytes(Tokenizer):
 class BytePairs(Tokenizer):
     """A byte-level byte-pair encoding."""
 
-    def __init__(self, name: str, encoding: tiktoken.Encoding, end_of_text: int) -> None:
-        self.name, self._encoding, self.end_of_text = name, encoding, end_of_text
+    def __init__(
+        self, name: str, encoding: tiktoken.Encoding, end_of_text: int, begin_of_text: int | None = None
+    ) -> None:
+        self.name, self._encoding = name, encoding
+        self.end_of_text, self.begin_of_text = end_of_text, begin_of_text
         self.tokens = _tokens(encoding)
 
     def encode(self, text: str, *, special: bool = False) -> np.ndarray:
@@ -190,7 +221,8 @@ def make(name: str, text: str) -> Tokenizer:
             encoding = encodings.openai(name)
             return BytePairs(name, encoding, encoding.eot_token)
         case "llama3":
-            return BytePairs(name, encodings.llama3(), encodings.LLAMA3_BEGIN_OF_TEXT)
+            begin = llama3.BEGIN_OF_TEXT  # which llm.c has between documents too
+            return BytePairs(name, llama3.encoding(), begin, begin)
     raise UserError(f"there is no tokenizer {name!r}: name one of {', '.join(NAMES)}{nearest(name, NAMES)}")
 
 
@@ -203,7 +235,7 @@ def from_state(state: dict) -> Tokenizer:
     if name == "huggingface" and isinstance(fields.get("file"), str):
         from jaxgpt.data.tokenizer_json import HuggingFace  # here, because that file imports this one
 
-        return HuggingFace(fields["file"], fields.get("end_of_text"))
+        return HuggingFace(fields["file"], fields.get("end_of_text"), fields.get("begin_of_text"))
     if not (isinstance(name, str) and isinstance(characters, str) and list(characters) == sorted(set(characters))):
         raise UserError("the saved tokenizer is damaged; restore its file from a copy, or train anew")
     return make(name, characters)

@@ -81,7 +81,7 @@ def _begin(tokenizer: dict[str, Any] | None) -> None:
 
 
 def tokenize(piece: Chunk) -> Tokenized:
-    """Returns the tokens of a piece's documents, each document behind the end-of-text token if there is one."""
+    """Returns the tokens of a piece's documents, each document behind the tokens that stand between documents."""
     assert _tokenizer is not None
     return tokenize_with(_tokenizer, piece)
 
@@ -95,8 +95,7 @@ def tokenize_with(tokenizer: tokenizers.Tokenizer, piece: Chunk) -> Tokenized:
             parts = [np.concatenate(parts)]
         if document.begins:
             count += 1
-            if tokenizer.end_of_text is not None:
-                parts.append(np.array([tokenizer.end_of_text], dtype))
+            parts.append(np.array(tokenizer.before_document, dtype))
         try:
             parts.append(tokenizer.encode(document.text).astype(dtype))
         except UserError as error:

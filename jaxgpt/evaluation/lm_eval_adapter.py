@@ -10,7 +10,6 @@ of the context, text up to a stop) is lm_eval's; the answers are those of `scori
 import os
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,8 @@ from jaxgpt.evaluation import multiple_choice
 from jaxgpt.evaluation.scoring import Score, ScoringRequest, make_scorer
 from jaxgpt.foreign_text import shown
 from jaxgpt.generation import batching
+from jaxgpt.interop import loading
 from jaxgpt.options.config import Sampling
-from jaxgpt.runs import checkpoints
 from jaxgpt.terminal import say
 
 BATCH_SIZE = 16  # where lm_eval leaves it to the model
@@ -40,13 +39,13 @@ BATCH_SIZE = 16  # where lm_eval leaves it to the model
 
 @register_model("jaxgpt")
 class JaxGPT(LM):
-    """A run's newest whole checkpoint, on so many devices (0: all). UserError as `checkpoints.load`."""
+    """A run's newest whole checkpoint or other weights, on so many devices (0: all). UserError as `loading.load`."""
 
     def __init__(
         self, run: str, devices: int = 0, batch_size: int | str = BATCH_SIZE, max_gen_toks: int = 256, **others: Any
     ):
         super().__init__()  # `others` are what lm_eval hands to every model: max_batch_size, device
-        self.model = checkpoints.load(Path(run), _whole("devices", devices))
+        self.model = loading.load(run, _whole("devices", devices))
         size = 0 if str(batch_size).startswith("auto") else _whole("batch_size", batch_size)
         self.scorer = make_scorer(self.model.config, size or BATCH_SIZE)
         self.max_gen_toks = _whole("max_gen_toks", max_gen_toks)
@@ -111,9 +110,11 @@ class JaxGPT(LM):
             top_p=chosen.get("top_p", 1.0),
             stop=tuple(stop for stop in chosen["until"] if stop),
         )
-        prompt = self.model.tokenizer.encode(context)[-(self.max_length - tokens) :]
+        tokenizer = self.model.tokenizer
+        room = self.max_length - tokens - (tokenizer.begin_of_text is not None)
+        prompt = tokenizer.begin(tokenizer.encode(context)[-room:] if room > 0 else np.empty(0, np.int32))
         if not len(prompt):
-            prompt = np.array([multiple_choice.prefix(self.model.tokenizer)], np.int32)
+            prompt = np.array([multiple_choice.prefix(tokenizer)], np.int32)
         return batching.Request(prompt, sampling, seed, until_end_of_text=True)
 
     def _scores(self, requests: list[ScoringRequest]) -> list[Score]:

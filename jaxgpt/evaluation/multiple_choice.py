@@ -122,8 +122,8 @@ def split(context: str, completion: str, tokenizer: Tokenizer) -> ScoringRequest
     context the completion comes after `prefix`. UserError where nothing is left to score.
     """
     kept = context.rstrip()
-    before = tokenizer.encode(kept)
-    whole = tokenizer.encode(context + completion)
+    before = tokenizer.begin(tokenizer.encode(kept))
+    whole = tokenizer.begin(tokenizer.encode(context + completion))
     after = whole[len(before) :]
     if not len(after):
         raise UserError(f"after {context[-40:]!r} there is nothing to score")
@@ -131,12 +131,12 @@ def split(context: str, completion: str, tokenizer: Tokenizer) -> ScoringRequest
 
 
 def prefix(tokenizer: Tokenizer) -> int:
-    """Returns the token before a text without a context: the end of another text, or a line's end.
+    """Returns the token before a text without a context: its beginning, the end of another text, or a line's end.
 
     Some tokenizers drop a line's end; with them it is the first token that there is.
     """
-    if tokenizer.end_of_text is not None:
-        return tokenizer.end_of_text
+    if tokenizer.document_start is not None:
+        return tokenizer.document_start
     return int(next(iter(tokenizer.encode("\n")), 0))
 
 

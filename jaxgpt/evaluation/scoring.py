@@ -213,8 +213,7 @@ def make_validation_loss(config: Config, tokens: Tokens, sequence_length: int) -
 def bits_per_byte_of_one_nat(config: Config, tokens: Tokens, sequence_length: int, tokenizer: Tokenizer) -> float:
     """Returns the factor from the mean loss of `make_validation_loss` to bits per byte; NaN for targets of no bytes."""
     lengths = np.array([len(token) for token in tokenizer.tokens], np.int64)
-    if tokenizer.end_of_text is not None:
-        lengths[tokenizer.end_of_text] = 0
+    lengths[tokenizer.before_document] = 0
     count = _targets(config, tokens, sequence_length)
     parts = (tokens[start : min(start + AT_ONCE, count + 1)] for start in range(1, count + 1, AT_ONCE))
     total = sum(int(np.bincount(part, minlength=len(lengths)) @ lengths) for part in parts)

@@ -132,7 +132,7 @@ def completion(body: Any, name: str, tokenizer: Tokenizer, vocabulary_size: int,
         Request(tokens, sampling, first + number, until_end_of_text=True) for tokens in prompts for number in range(n)
     ]
     repeated = [
-        tokenizer.decode(tokens) if echo and len(value) else ""
+        tokenizer.prompt_text(tokens) if echo and len(value) else ""
         for value, tokens in zip(values, prompts, strict=True)
         for _ in range(n)
     ]

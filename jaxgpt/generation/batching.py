@@ -32,12 +32,14 @@ class Request:
 
 
 def prompt_tokens(prompt: str, tokenizer: Tokenizer, special: bool, called: str) -> np.ndarray:
-    """Returns a prompt's tokens. An empty prompt begins a document: it is the end-of-text token.
+    """Returns a prompt's tokens, behind the begin-of-text token where the tokenizer has one.
+
+    An empty prompt begins a document: it is that token, or the end-of-text token.
 
     With `special`, special tokens that the text spells out are taken for the tokens. UserError, which calls the prompt
     `called`, where the tokenizer can't express it, or it is empty and there is no end-of-text token.
     """
-    tokens = tokenizer.encode(prompt, special=special)
+    tokens = tokenizer.begin(tokenizer.encode(prompt, special=special))
     if len(tokens):
         return tokens
     if tokenizer.end_of_text is None:

@@ -7,23 +7,36 @@ from pathlib import Path
 
 from jaxgpt import files
 from jaxgpt.data import hub, tokenizers
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.interop import huggingface, huggingface_tokenizer, llmc, runs
+from jaxgpt.interop import (
+    gguf,
+    gguf_header,
+    gguf_tokenizer,
+    huggingface,
+    huggingface_tokenizer,
+    llama2c,
+    llmc,
+    runs,
+    safetensors_files,
+)
 from jaxgpt.interop.tensors import WeightSource
 
 GPT2_VOCABULARY = 50257
 # Files that can run code, by their names and, whatever their names are, by their first bytes.
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 ZIP, PROTOCOLS = b"PK\x03\x04", (b"\x02", b"\x03", b"\x04", b"\x05")
-OTHERS = {".h5": "TensorFlow's format", ".msgpack": "Flax's format", ".gguf": "llama.cpp's format", ".onnx": "ONNX"}
+OTHERS = {".h5": "TensorFlow's format", ".msgpack": "Flax's format", ".onnx": "ONNX"}
+TOKENIZERS = "a tokenizer.json, a folder that has one, Llama 3's tokenizer.model, a GGUF file, or a llama2.c file"
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?")  # NAME, OWNER/NAME, and @REVISION
-HUB_FILES = [huggingface.CONFIG, huggingface.WEIGHTS, huggingface.INDEX, *huggingface_tokenizer.FILES]
+HUB_FILES = [huggingface.CONFIG, safetensors_files.WEIGHTS, safetensors_files.INDEX, *huggingface_tokenizer.FILES]
 
 
 def open_weights(name: str) -> WeightSource:
-    """Opens weights: a run's folder, a checkpoint, a Hugging Face folder, an llm.c model file or a model of the hub.
+    """Opens weights: a run's folder or checkpoint, a Hugging Face folder, a model file, or a model of the hub.
 
+    Model files are llm.c's, llama2.c's, and llama.cpp's (GGUF).
     UserError where there are none that can be read.
     """
     source = _open(name)
@@ -64,6 +77,11 @@ def _open_file(path: Path) -> WeightSource:
         beginning = file.read(4)
     if path.suffix in PICKLES or beginning == ZIP or (beginning[:1] == b"\x80" and beginning[1:2] in PROTOCOLS):
         raise _pickle(path)
+    if path.suffix == ".gguf" or beginning == gguf_header.MAGIC:
+        return gguf.open_model(path)
+    llama2c.refuse_newer(path, beginning)
+    if not llmc.is_model(beginning) and llama2c.is_model(path):
+        return llama2c.open_model(path)
     return llmc.open_model(path)
 
 
@@ -118,40 +136,58 @@ def fetch(name: str) -> Path:
         )
 
     folder = download(HUB_FILES)
-    if (folder / huggingface.WEIGHTS).exists():
+    if (folder / safetensors_files.WEIGHTS).exists():
         return folder
-    if not (folder / huggingface.INDEX).exists():
+    if not (folder / safetensors_files.INDEX).exists():
         raise UserError(
             f"{name}: on the Hugging Face hub this model has no safetensors. Pickles (.bin) can run code and are not "
             "read: load it with transformers and save it again, which writes safetensors"
         )
-    index = files.read_json(folder / huggingface.INDEX, within=huggingface_tokenizer.root(folder))
-    return download([*HUB_FILES, *huggingface.shard_names(index, folder)])
+    index = files.read_json(folder / safetensors_files.INDEX, within=huggingface_tokenizer.root(folder))
+    return download([*HUB_FILES, *safetensors_files.shard_names(index, folder)])
+
+
+def tokenizer_of(path: Path) -> Tokenizer | None:
+    """Returns the tokenizer of one of TOKENIZERS; None for a path of something else. UserError for a damaged one."""
+    if os.path.isdir(path) or path.suffix == ".json":
+        return huggingface_tokenizer.read_file(path)
+    if not files.is_file(path):
+        return None
+    with files.open_file(path) as file:
+        beginning = file.read(4)
+    if huggingface_tokenizer.is_llama3(path):
+        return huggingface_tokenizer.read_file(path)
+    if beginning == gguf_header.MAGIC:
+        return gguf_tokenizer.read_file(path)
+    if llama2c.is_tokenizer(path):
+        return llama2c.read_tokenizer(path)
+    beside = path.with_name(llama2c.TOKENIZER)
+    if not llmc.is_model(beginning) and llama2c.is_model(path) and files.is_file(beside):
+        return llama2c.read_tokenizer(beside)
+    return None
 
 
 def with_tokenizer(source: WeightSource, name: str) -> WeightSource:
     """Returns the same weights with the tokenizer that the user names; without a name they keep theirs.
 
-    Names are "gpt2", "bytes", or the path of a tokenizer.json, of a folder that has one, or of an llm.c tokenizer file.
-    UserError where there is no such tokenizer, it can't be read, or it has more tokens than the model.
+    Names are "gpt2", "bytes", or the path of one of TOKENIZERS, or of an llm.c tokenizer file. UserError where there is
+    no such tokenizer, it can't be read, or it has more tokens than the model.
     """
     if not name:
         return source
     path = Path(name)
     if name in ("gpt2", "bytes"):
         tokenizer = tokenizers.make(name, "")
-    elif path.is_dir() or path.suffix == ".json":
-        tokenizer = huggingface_tokenizer.read_file(path)
+    elif found := tokenizer_of(path):
+        tokenizer = found
     elif path.exists():
-        tokenizer, (found, _) = tokenizers.make("gpt2", ""), llmc.read_tokenizer(path)
-        if tuple(tokenizer.tokens) != found:
+        tokenizer, (tokens, _) = tokenizers.make("gpt2", ""), llmc.read_tokenizer(path)
+        if tuple(tokenizer.tokens) != tokens:
             raise UserError(
-                f"--tokenizer {shown(name)}: its {len(found):,} tokens are not GPT-2's, which are all it may have"
+                f"--tokenizer {shown(name)}: its {len(tokens):,} tokens are not GPT-2's, which are all it may have"
             )
     else:
-        raise UserError(
-            f"--tokenizer {shown(name)}: give gpt2, bytes, or the path of a tokenizer.json or an llm.c tokenizer file"
-        )
+        raise UserError(f"--tokenizer {shown(name)}: give gpt2, bytes, or the path of {TOKENIZERS}, or llm.c's")
     if tokenizer.vocabulary_size > source.model.vocabulary_size:
         raise UserError(
             f"--tokenizer {shown(name)} has {tokenizer.vocabulary_size:,} tokens, and {shown(source.where)} has "

@@ -1,84 +1,53 @@
-"""Reads and writes Hugging Face's GPT-2 folders: config.json, and safetensors in one file or several with an index.
+"""Reads and writes Hugging Face's folders: config.json, safetensors files, and a tokenizer's.
 
-Tensors are memory-mapped and read one at a time; pickles are never read. config.json is checked against the headers of
-the safetensors files before anything is allocated. The package safetensors checks each header against its file's size.
+config.json is checked against the headers of the safetensors files before anything is allocated. Tensors are read one
+at a time into the stacked arrays of this project, and are written from views of them, so that a conversion takes little
+more memory than the weights.
 """
 
 import itertools
-import json
 import math
-import os
 import re
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from jaxgpt import files, foreign_text
+from jaxgpt import files
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.interop import huggingface_config, huggingface_tokenizer, tensors
-from jaxgpt.interop.tensors import WeightSource
+from jaxgpt.interop import gpt2_tensors, huggingface_config, huggingface_tokenizer, llama_tensors, tensors
+from jaxgpt.interop.safetensors_files import CONFIG, STORED, Tensors, write, write_json
+from jaxgpt.interop.tensors import NUMBER, Part, Table, WeightSource
+from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Model
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-LARGEST_HEADER = 1 << 24  # bytes; a thousand layers have a header of 2 million
-INDEX = "model.safetensors.index.json"
-PREFIX = "transformer."
-HEAD, TOKEN = "lm_head.weight", "wte.weight"  # two names of one tensor
-STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-
-# Prefixes of tensor names: of transformers, of torch.compile, and of DistributedDataParallel.
-PREFIXES = re.compile(r"(?:transformer\.|_orig_mod\.|module\.)+")
-SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\.safetensors")
-BUFFER = re.compile(r"h\.\d{1,9}\.attn\.(bias|masked_bias)")  # the causal mask, which old files store
-BLOCK = re.compile(r"h\.(0|[1-9]\d{0,8})\.(.+)", re.DOTALL)
-OF_BLOCKS = {tensor.huggingface: tensor for tensor in tensors.TENSORS if tensor.stacked}
-OF_ENDS = {tensor.huggingface: tensor for tensor in tensors.TENSORS if not tensor.stacked}
+TABLES: dict[str, Callable[[Model], Table]] = {
+    "gpt2": gpt2_tensors.table,
+    "llama": llama_tensors.table,
+    "mixtral": llama_tensors.table,
+}
+LINEAR = ": as nn.Linear and nanoGPT store it. docs/formats.md tells how to turn it"
+NUMBERS = re.compile(r"(?<=\.)(?:0|[1-9]\d{0,8})(?=\.)")  # of layers and experts in a name
 
 
-class _Tensors:
-    """All tensors of a folder, by their names without prefix."""
-
-    def __init__(self, folder: Path):
-        self.paths = _shards(folder)
-        self.where: dict[str, tuple[Any, str]] = {}  # by name: the open file, and the name in that file
-        for path in self.paths:
-            file = _open(path)
-            for stored in file.keys():  # noqa: SIM118  # it is no dict
-                name = PREFIXES.sub("", stored, count=1) if PREFIXES.match(stored) else stored
-                if BUFFER.fullmatch(name):
-                    continue
-                if name in self.where:
-                    raise UserError(f"{shown(path)}: the tensor {shown(name)} is there twice")
-                self.where[name] = (file, stored)
-        if HEAD in self.where and TOKEN not in self.where:
-            self.where[TOKEN] = self.where.pop(HEAD)
-
-    def header(self, name: str) -> tuple[list[int], str]:
-        """Returns a tensor's shape, and its dtype by safetensors' name."""
-        file, stored = self.where[name]
-        part = file.get_slice(stored)
-        return part.get_shape(), part.get_dtype()
-
-    def read(self, name: str) -> np.ndarray:
-        file, stored = self.where[name]
-        return file.get_tensor(stored)
+def table_of(model: Model) -> Table:
+    """Returns the table of a model's tensors."""
+    return TABLES[model.family](model)
 
 
 def open_folder(folder: Path) -> WeightSource:
-    """Opens a folder. UserError where it isn't GPT-2's, its files don't agree, or it has no weights."""
+    """Opens a folder. UserError where it is no model of ours, its files don't agree, or it has no weights."""
     config = files.read_json(folder / CONFIG, 1 << 20, huggingface_tokenizer.root(folder))
     model = huggingface_config.model_of(folder / CONFIG, config)
-    found = _Tensors(folder)
-    dtypes = _check(folder, found, model)
+    table = table_of(model)
+    found = Tensors(folder, table.prefix, table.passed_over)
+    _name_head(found, table)
+    dtypes = _check(folder, found, table, model)
     dtype = STORED[dtypes.pop()] if len(dtypes) == 1 else "float32"
     end_of_text = huggingface_config.end_of_text(config)
     tokenizer, notes = huggingface_tokenizer.read(folder, model, end_of_text)
@@ -88,132 +57,98 @@ def open_folder(folder: Path) -> WeightSource:
         model=model,
         dtype=dtype,
         tokenizer=tokenizer,
-        load=lambda: _load(folder, found, model, tensors.DTYPES[dtype]),
+        load=lambda: _load(folder, found, table, model, tensors.DTYPES[dtype]),
         notes=(*notes, *huggingface_config.notes(config)),
         unreadable_tokenizer=tokenizer is None and bool(notes),
     )
 
 
-# Files
+def _is_tied(table: Table) -> bool:
+    return all(part.name != table.head for part in table.parts)
 
 
-def _shards(folder: Path) -> list[Path]:
-    """Returns the folder's safetensors files. UserError where it has none."""
-    if (folder / WEIGHTS).exists():
-        return [folder / WEIGHTS]
-    if not (folder / INDEX).exists():
-        pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
-        advice = (
-            f"{pickled[0]} is a pickle, which can run code and is not read: save the model again with transformers, "
-            "which writes safetensors"
-            if pickled
-            else "give a folder that transformers' save_pretrained wrote"
-        )
-        raise UserError(f"{shown(folder)}: there is neither {WEIGHTS} nor {INDEX}; {advice}")
-    index = files.read_json(folder / INDEX, within=huggingface_tokenizer.root(folder))
-    return [folder / name for name in shard_names(index, folder)]
+def _name_head(found: Tensors, table: Table) -> None:
+    """Takes a head that is there alone for the token table of a tied model."""
+    if _is_tied(table) and table.head in found.where and table.token not in found.where:
+        found.where[table.token] = found.where.pop(table.head)
 
 
-def shard_names(index: dict[str, Any], folder: Path) -> list[str]:
-    """Returns the files that an index names. UserError for one that is not the plain name of a safetensors file."""
-    weights = index.get("weight_map")
-    if not (weights and isinstance(weights, dict) and all(isinstance(name, str) for name in weights.values())):
-        raise UserError(f"{shown(folder / INDEX)}: there is no weight_map from tensors to files")
-    names = sorted(set(weights.values()))
-    for name in names:
-        if not SHARD.fullmatch(name):
-            raise UserError(
-                f"{shown(folder / INDEX)}: the file {quoted(name[:80])} is refused: it must be the plain name of a "
-                ".safetensors file in this folder"
-            )
-    return names
-
-
-def _open(path: Path) -> Any:
-    """Opens a safetensors file. UserError where it is damaged.
-
-    The package checks the header against the file's size, but accepts names that are there twice, so they are refused
-    here.
-    """
-    within = huggingface_tokenizer.root(path.parent)
-    files.refuse_pointer(path, within)
-    try:
-        with files.open_file(path, within) as file:
-            length, room = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size - 8
-            if length > min(room, LARGEST_HEADER):
-                raise ValueError(f"a header of {length:,} bytes, and {max(room, 0):,} follow")
-            foreign_text.parse_json(file.read(length), unique=True)
-        return safe_open(str(path), framework="numpy")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(
-            f"{shown(path)}: not a whole safetensors file ({shown(error)}). Get it again from where it came"
-        ) from None
-
-
-# Tensors
-
-
-def _check(folder: Path, found: _Tensors, model: Model) -> set[str]:
+def _check(folder: Path, found: Tensors, table: Table, model: Model) -> set[str]:
     """Returns the dtypes of all tensors, in a time that doesn't depend on how many layers config.json claims.
 
     UserError where the tensors are not exactly the model's, or one has another shape, or a dtype not in STORED.
     """
-    dtypes = set()
+    parts, dtypes = {part.name: part for part in table.parts}, set()
+    if _is_tied(table):
+        parts[table.head] = parts[table.token]
+    what = f"{table.kind} of {model.layers} layers"
     for name in found.where:
-        tensor = _tensor(name, model)
-        if tensor is None:
-            raise UserError(
-                f"{shown(folder)}: the tensor {quoted(name[:80])} is none of a GPT-2 of {model.layers} layers"
-            )
+        part = _part(name, parts)
+        if part is None:
+            raise UserError(f"{shown(folder)}: the tensor {quoted(name[:80])} is none of {what}")
         shape, stored = found.header(name)
-        expected = list(tensors.shape(tensor, model))[tensor.stacked :]  # of one layer
-        if tensor.huggingface == TOKEN:
-            expected[0] = model.vocabulary_size  # without the padding
-        if shape != expected:
-            turned = len(shape) > 1 and shape == expected[::-1] and tensor.stacked
-            advice = ": as nn.Linear and nanoGPT store it. docs/formats.md tells how to turn it" if turned else ""
-            raise UserError(f"{shown(folder)}: the tensor {name} is {shape}, and {expected} by {CONFIG}{advice}")
+        if shape != part.shape:
+            turned = len(shape) > 1 and shape == part.shape[::-1] and bool(part.counts)
+            advice = (": as GPT-2 stores it" if part.turned else LINEAR) if turned else ""
+            raise UserError(
+                f"{shown(folder)}: the tensor {name} is {list(shape)}, and {list(part.shape)} by {CONFIG}{advice}"
+            )
         if stored not in STORED:
             raise UserError(
                 f"{shown(folder)}: the tensor {name} is of type {shown(stored)}; {', '.join(STORED)} can be read"
             )
         dtypes.add(stored)
-    if len(found.where) - (HEAD in found.where) != len(OF_ENDS) + model.layers * len(OF_BLOCKS):
-        of_blocks = (f"h.{layer}.{name}" for layer in range(model.layers) for name in OF_BLOCKS)
-        missing = next(name for name in itertools.chain(OF_ENDS, of_blocks) if name not in found.where)
-        raise UserError(f"{shown(folder)}: the tensor {missing} is missing, which a GPT-2 of {model.layers} layers has")
+    extra = _is_tied(table) and table.head in found.where
+    if len(found.where) - extra != sum(math.prod(part.counts) for part in table.parts):
+        names = itertools.chain.from_iterable(part.names() for part in table.parts)
+        missing = next(name for name, _ in names if name not in found.where)
+        raise UserError(f"{shown(folder)}: the tensor {missing} is missing, which {what} has")
     return dtypes
 
 
-def _tensor(name: str, model: Model) -> tensors.Tensor | None:
-    """Returns the tensor with this name, the token table for the head; None where the model has no such tensor."""
-    if name == HEAD:
-        return OF_ENDS[TOKEN]
-    of_block = BLOCK.fullmatch(name)
-    if of_block:
-        return OF_BLOCKS.get(of_block[2]) if int(of_block[1]) < model.layers else None
-    return OF_ENDS.get(name)
+def _part(name: str, parts: dict[str, Part]) -> Part | None:
+    """Returns the part with this name; None where the model has no such tensor."""
+    numbers = [int(number) for number in NUMBERS.findall(name)]
+    part = parts.get(NUMBERS.sub(NUMBER, name))
+    if part is None or len(numbers) != len(part.counts):
+        return None
+    return part if all(number < count for number, count in zip(numbers, part.counts, strict=True)) else None
 
 
-def _load(folder: Path, found: _Tensors, model: Model, dtype: np.dtype) -> Params:
-    arrays = {}
-    for tensor in tensors.TENSORS:
-        array = arrays[tensor.ours] = np.empty(tensors.shape(tensor, model), dtype)
-        if tensor.stacked:
-            for layer in range(model.layers):
-                array[layer] = found.read(f"h.{layer}.{tensor.huggingface}")
-        elif tensor.huggingface == TOKEN:
-            array[: model.vocabulary_size] = found.read(tensor.huggingface)
-            array[model.vocabulary_size :] = 0
-        else:
-            array[...] = found.read(tensor.huggingface)
-    token = arrays["embedding.token"][: model.vocabulary_size]
-    if HEAD in found.where and found.read(HEAD).astype(dtype).tobytes() != token.tobytes():
-        raise UserError(f"{shown(folder)}: {HEAD} differs from {TOKEN}, and in this project's GPT-2 both are one")
-    return tensors.from_named(arrays)
+def _load(folder: Path, found: Tensors, table: Table, model: Model, dtype: np.dtype) -> Params:
+    """Returns the weights. UserError where a tied model has a head that is not its token table."""
+    if _is_tied(table) and table.head in found.where:
+        head, token = (found.read(name).astype(dtype, copy=False) for name in (table.head, table.token))
+        if head.tobytes() != token.tobytes():
+            raise UserError(f"{shown(folder)}: {table.head} differs from {table.token}, and by {CONFIG} both are one")
+    return filled(table, model, dtype, found.read)
+
+
+def filled(table: Table, model: Model, dtype: np.dtype, read: Callable[[str], np.ndarray]) -> Params:
+    """Returns a model's parameters, stacked; `read` gives a tensor of theirs by its name, one at a time."""
+    shapes = jax.eval_shape(lambda: family(model).init(model, jax.random.key(0)))
+
+    def one(path: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> np.ndarray:
+        array = tensors.zeros(like.shape, dtype)  # what no part fills is the padding of a table
+        for part in table.parts:
+            if part.ours == _path(path):
+                for name, numbers in part.names():
+                    part.of(array, numbers)[...] = read(name)
+        return array
+
+    return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def _path(path: tuple[Any, ...]) -> str:
+    return ".".join(key.name for key in path)
 
 
 # Writing
+
+
+def check(model: Model) -> None:
+    """Raises a UserError for a model that transformers can't compute."""
+    huggingface_config.content_of(model, "float32", None)
 
 
 def write_folder(
@@ -225,47 +160,19 @@ def write_folder(
     what the dtype can hold.
     """
     end_of_text = tokenizer.end_of_text if tokenizer else None
-    _write_json(folder / CONFIG, huggingface_config.content_of(model, dtype, end_of_text))
-    _write_json(folder / "generation_config.json", dict.fromkeys(("bos_token_id", "eos_token_id"), end_of_text))
+    write_json(folder / CONFIG, huggingface_config.content_of(model, dtype, end_of_text))
+    write_json(folder / "generation_config.json", dict.fromkeys(("bos_token_id", "eos_token_id"), end_of_text))
     if tokenizer:
         for name, content in huggingface_tokenizer.files_of(tokenizer, model).items():
             (folder / name).write_text(content, encoding="utf-8")
-    _write_weights(folder, params, model, tensors.DTYPES[dtype], shard_bytes)
+    write(folder, named(params, model), tensors.DTYPES[dtype], shard_bytes)
 
 
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_weights(folder: Path, params: Params, model: Model, dtype: np.dtype, shard_bytes: int) -> None:
-    """Writes one file, or several of at most `shard_bytes` (but for a tensor that alone has more) and their index."""
-    shards: list[list[tuple[str, np.ndarray]]] = [[]]
-    filled = total = 0
-    for name, array in _named(params, model):
-        size = math.prod(array.shape) * dtype.itemsize
-        if shards[-1] and filled + size > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append((name, array))
-        filled, total = filled + size, total + size
-    where = {}
-    for number, shard in enumerate(shards, 1):
-        file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        contiguous = {name: np.ascontiguousarray(tensors.cast(array, dtype, name)) for name, array in shard}
-        save_file(contiguous, folder / file, metadata={"format": "pt"})
-        shutil.copymode(folder / CONFIG, folder / file)  # safetensors makes it readable by its owner alone
-        where |= dict.fromkeys(contiguous, file)
-    if len(shards) > 1:
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
-
-
-def _named(params: Params, model: Model) -> Iterator[tuple[str, np.ndarray]]:
+def named(params: Params, model: Model) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the tensors' names at Hugging Face, and their arrays, which are views of ours."""
-    for tensor, array in tensors.paired(params):
-        if tensor.stacked:
-            for layer in range(model.layers):
-                yield f"{PREFIX}h.{layer}.{tensor.huggingface}", array[layer]
-        elif tensor.huggingface == TOKEN:
-            yield PREFIX + tensor.huggingface, array[: model.vocabulary_size]
-        else:
-            yield PREFIX + tensor.huggingface, array
+    table = table_of(model)
+    arrays = {_path(path): array for path, array in jax.tree_util.tree_leaves_with_path(params)}
+    for part in table.parts:
+        prefix = "" if part.name == table.head else table.prefix
+        for name, numbers in part.names():
+            yield prefix + name, part.of(arrays[part.ours], numbers)

@@ -4,6 +4,7 @@
 - bytes: byte-level BPE with 256 tokens and no merge.
 - characters: one word for each character. An unknown character is an error there, as it is here.
 - any other: the tokenizer.json itself, as the package `tokenizers` runs it. It is written again unchanged.
+- tokenizer.model as Meta publishes it for Llama 3, where there is no tokenizer.json: as transformers converts it.
 
 A file is read as one of our own tokenizers only where everything in it that a text's ids depend on is what we would
 write.
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt import files
-from jaxgpt.data import encodings, tokenizer_json
+from jaxgpt.data import encodings, llama3, tokenizer_json
 from jaxgpt.data.encodings import BYTE_OF, END_OF_TEXT
 from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.data.tokenizers import GPT2, Bytes, Characters, Tokenizer, TrainedBytePairs
@@ -31,7 +32,8 @@ VOCABULARY, MERGES, ADDED = "vocab.json", "merges.txt", "added_tokens.json"  # f
 MODEL = "config.json"
 SPECIAL = "special_tokens_map.json"
 FILES = (FILE, CONFIG, SPECIAL, VOCABULARY, MERGES, ADDED)
-OTHERS = ("tokenizer.model", "spiece.model", VOCABULARY)  # one of these alone doesn't give the ids of a text
+LLAMA3 = "tokenizer.model"  # of Llama 3; others' files of this name are SentencePiece's
+OTHERS = (LLAMA3, "spiece.model", VOCABULARY)  # one of these alone doesn't give the ids of a text
 LARGEST_CONFIG = 1 << 24  # bytes
 UNKNOWN = "<unknown>"  # for characters; no token has this name, so an unknown character is an error
 LARGEST_COMPARED = 1 << 20  # bytes of all tokens together, up to which a file is compared with one of ours
@@ -50,8 +52,9 @@ GPT2_WORDS = 50256  # tokens of GPT-2, without the end of text
 
 
 def can_express(tokenizer: Tokenizer) -> bool:
-    """Returns whether a tokenizer's files can be written; the makers of cl100k, o200k and Llama 3 publish their own."""
-    return isinstance(tokenizer, GPT2 | TrainedBytePairs | Bytes | Characters | HuggingFace)
+    """Returns whether a tokenizer's files can be written; the makers of cl100k and o200k publish their own."""
+    own = GPT2 | TrainedBytePairs | Bytes | Characters | HuggingFace
+    return isinstance(tokenizer, own) or tokenizer.name == "llama3"
 
 
 def files_of(tokenizer: Tokenizer, model: Model) -> dict[str, str]:
@@ -66,6 +69,8 @@ def files_of(tokenizer: Tokenizer, model: Model) -> dict[str, str]:
         result[FILE] = tokenizer.text
         if tokenizer.end_of_text is not None:
             settings |= dict.fromkeys(("bos_token", "eos_token"), tokenizer.token(tokenizer.end_of_text))
+        if tokenizer.begin_of_text is not None:
+            settings["bos_token"] = tokenizer.token(tokenizer.begin_of_text)
     elif can_express(tokenizer):
         content = _content(tokenizer)
         result[FILE] = json.dumps(content, ensure_ascii=False)
@@ -75,6 +80,8 @@ def files_of(tokenizer: Tokenizer, model: Model) -> dict[str, str]:
             result[VOCABULARY] = json.dumps(content["model"]["vocab"], ensure_ascii=False)
             pairs = "".join(f"{left} {right}\n" for left, right in content["model"]["merges"])
             result[MERGES] = f"#version: 0.2\n{pairs}"
+        elif tokenizer.name == "llama3":
+            settings |= dict.fromkeys(("bos_token", "eos_token"), llama3.SPECIAL[0])  # as this project trains with it
     else:
         return {}
     result[CONFIG] = json.dumps(settings, indent=2) + "\n"
@@ -91,6 +98,8 @@ def _content(tokenizer: Tokenizer) -> dict[str, Any]:
         if 256 + len(pairs) < len(plain):  # no merges make some tokens, which are whole words
             content["model"]["ignore_merges"] = True
         return content
+    if tokenizer.name == "llama3":
+        return llama3.tokenizer_json(tokenizer.tokens[: llama3.RANKS])
     vocabulary = {token: number for number, token in enumerate(tokenizer.tokens)}
     if isinstance(tokenizer, Bytes):
         return _byte_level({encodings.written(token): number for token, number in vocabulary.items()}, [], cut=False)
@@ -146,7 +155,7 @@ def read(folder: Path, model: Model, end_of_text: int | None = None) -> tuple[To
 
 
 def read_file(path: Path) -> Tokenizer:
-    """Reads a tokenizer.json, or that of a folder. UserError where there is none or it is damaged.
+    """Reads a tokenizer.json, Llama 3's tokenizer.model, or a folder's. UserError for none, or a damaged one.
 
     The files beside it say which token is the end of text, as they do for the weights of the same folder.
     """
@@ -157,7 +166,17 @@ def read_file(path: Path) -> Tokenizer:
         if tokenizer is None:
             raise UserError(f"{shown(path)}: a folder without {FILE}, and without {VOCABULARY} and {MERGES}")
         return tokenizer
+    if is_llama3(path):
+        return _of_llama3(path, end_of_text)
     return _of_text(path, files.read_text(path, files.LARGEST_JSON), end_of_text)
+
+
+def is_llama3(path: Path, within: Path | None = None) -> bool:
+    """Returns whether a file begins as Llama 3's tokenizer.model does: "!" in base64, and its rank 0."""
+    if not files.is_file(path, within):
+        return False
+    with files.open_file(path, within) as file:
+        return file.read(7) == b"IQ== 0\n"
 
 
 def root(folder: Path) -> Path:
@@ -172,9 +191,16 @@ def _of_folder(folder: Path, end_of_text: int | None) -> Tokenizer | None:
         text = files.read_text(path, files.LARGEST_JSON, within)
     elif (folder / VOCABULARY).exists() and (folder / MERGES).exists():
         text = json.dumps(_of_two_files(folder, within), ensure_ascii=False)
+    elif is_llama3(folder / LLAMA3, within):
+        return _of_llama3(folder / LLAMA3, end_of_text, within)
     else:
         return None
     return _of_text(path, text, end_of_text)
+
+
+def _of_llama3(path: Path, end_of_text: int | None, within: Path | None = None) -> Tokenizer:
+    text = json.dumps(llama3.tokenizer_json(llama3.read(path, within)), ensure_ascii=False)
+    return _of_text(path, text, llama3.END_OF_TEXT if end_of_text is None else end_of_text)
 
 
 def _of_text(path: Path, text: str, end_of_text: int | None) -> Tokenizer:
@@ -191,6 +217,7 @@ def _of_text(path: Path, text: str, end_of_text: int | None) -> Tokenizer:
             end_of_text = None
         found = [number for number in (*ids, end_of_text, tokenizer.id_of(END_OF_TEXT)) if number is not None]
         tokenizer.end_of_text = found[0] if found else None
+        tokenizer.begin_of_text = tokenizer.stated_beginning()
         return tokenizer
     except tokenizer_json.MissingPackage:
         raise

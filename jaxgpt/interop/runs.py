@@ -24,8 +24,7 @@ def open_checkpoint(folder: Path, *, newest: bool) -> WeightSource:
     dtype = found.about["configuration"].get("compute", {}).get("parameters", "float32")
 
     def load() -> Params:
-        params = checkpoints.params_of(found)  # in float32, which holds bfloat16 too
-        return jax.tree.map(lambda array: np.asarray(array).astype(tensors.DTYPES[dtype], copy=False), params)
+        return jax.tree.map(np.asarray, checkpoints.params_of(found, tensors.DTYPES[dtype]))
 
     return WeightSource(
         where=str(found.path),

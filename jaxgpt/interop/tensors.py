@@ -1,27 +1,25 @@
-"""Weights in any format, and the names and layouts of GPT-2's tensors in this project, in llm.c and at Hugging Face.
+"""Weights in any format, and how the tensors of a Hugging Face folder lie in this project's.
 
-The order is llm.c's, which is also that of `gpt2.Params`. Weights are (in, out) here and at Hugging Face, whose GPT-2
-calls such a layer Conv1D, and (out, in) in llm.c.
+Each family has a table of its own, beside its config.json (`gpt2_tensors.py`, `llama_tensors.py`). One of our tensors
+is made of one or several of theirs: queries, keys and values are one matrix here, and three in most of their models.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
-from jaxgpt.layers import embedding, layernorm, linear
-from jaxgpt.models import gpt2
 from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Model
 
-FAMILY = "gpt2"  # the family of models with these tensors
 DTYPES = {dtype.name: dtype for dtype in map(np.dtype, (jnp.float32, jnp.bfloat16, jnp.float16))}
+ALIGNMENT = 64  # bytes
+NUMBER = "#"  # in a name, where each layer, or each expert, has its number
 
 
 @dataclass(frozen=True)
@@ -38,83 +36,56 @@ class WeightSource:
     unreadable_tokenizer: bool = False  # the files have a tokenizer that can't be read, and the notes say why
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor of the whole model, or one of each block."""
+class Part(NamedTuple):
+    """A tensor of theirs, and its place in one of ours."""
 
-    ours: str  # path in gpt2.Params
-    llmc: str
-    huggingface: str  # name within the block, where it is a block's
-    axes: tuple[str, ...]  # axes of one layer; T is the context
-    stacked: bool = True  # each block has one
+    ours: str  # path in the family's Params
+    name: str  # theirs, without the family's prefix, and with NUMBER for each of `counts`
+    counts: tuple[int, ...]  # numbers of layers and experts, the leading axes of ours
+    shape: tuple[int, ...]  # of one of them, there
+    place: tuple[slice, ...] = ()  # within ours, after the leading axes
+    turned: bool = False  # (out, in) there, (in, out) here
 
-    @property
-    def is_weight(self) -> bool:
-        """Returns whether it is a matrix that llm.c stores as (out, in)."""
-        return self.stacked and len(self.axes) == 2
+    def names(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yields each name, and the numbers in it."""
+        pieces = self.name.split(NUMBER)
+        for numbers in _numbers(self.counts):
+            filled = "".join(f"{piece}{number}" for piece, number in zip(pieces, numbers, strict=False))
+            yield filled + pieces[-1], numbers
 
-
-def _norm(ours: str, llmc: str, huggingface: str, *, stacked: bool = True) -> Any:
-    return layernorm.Params(
-        Tensor(f"{ours}.scale", f"{llmc}w", f"{huggingface}.weight", ("C",), stacked),  # type: ignore[arg-type]
-        Tensor(f"{ours}.bias", f"{llmc}b", f"{huggingface}.bias", ("C",), stacked),  # type: ignore[arg-type]
-    )
-
-
-def _dense(ours: str, llmc: str, huggingface: str, inputs: str, outputs: str) -> Any:
-    return linear.Params(
-        Tensor(f"{ours}.weight", f"{llmc}w", f"{huggingface}.weight", (inputs, outputs)),  # type: ignore[arg-type]
-        Tensor(f"{ours}.bias", f"{llmc}b", f"{huggingface}.bias", (outputs,)),  # type: ignore[arg-type]
-    )
+    def of(self, array: np.ndarray, numbers: tuple[int, ...]) -> np.ndarray:
+        """Returns the view of our stacked tensor that is this tensor of theirs, in their layout."""
+        view = array[numbers][self.place]
+        return view.T if self.turned else view
 
 
-LAYOUT = gpt2.Params(  # with a Tensor in the place of each array
-    embedding=embedding.Params(
-        Tensor("embedding.token", "wte", "wte.weight", ("Vp", "C"), stacked=False),  # type: ignore[arg-type]
-        Tensor("embedding.position", "wpe", "wpe.weight", ("T", "C"), stacked=False),  # type: ignore[arg-type]
-    ),
-    blocks=gpt2.Block(
-        attention_norm=_norm("blocks.attention_norm", "ln1", "ln_1"),
-        qkv=_dense("blocks.qkv", "qkv", "attn.c_attn", "C", "3C"),
-        attention_out=_dense("blocks.attention_out", "attproj", "attn.c_proj", "C", "C"),
-        mlp_norm=_norm("blocks.mlp_norm", "ln2", "ln_2"),
-        mlp_in=_dense("blocks.mlp_in", "fc", "mlp.c_fc", "C", "4C"),
-        mlp_out=_dense("blocks.mlp_out", "fcproj", "mlp.c_proj", "4C", "C"),
-    ),
-    final_norm=_norm("final_norm", "lnf", "ln_f", stacked=False),
-)
-TENSORS: tuple[Tensor, ...] = tuple(jax.tree.leaves(LAYOUT))
+def _numbers(counts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Yields all numbers below the counts, in order; `itertools.product` would first hold as many as a file claims."""
+    if not counts:
+        yield ()
+        return
+    for first in range(counts[0]):
+        for rest in _numbers(counts[1:]):
+            yield (first, *rest)
 
 
-def check(model: Model) -> None:
-    """Raises a UserError for a model of another family, whose tensors have no names here."""
-    if model.family != FAMILY:
-        raise UserError(
-            f"a model of the family {model.family} (--model.family) can't be written in this format, which has the "
-            f"tensors of {FAMILY} only. --to run writes it as a run's folder"
-        )
+class Table(NamedTuple):
+    """All tensors of a model in a Hugging Face folder."""
+
+    kind: str  # of the model, for people
+    prefix: str  # of all names but the head's, which some files leave away
+    token: str  # name of the token table
+    head: str  # name of the unembedding; a model whose head is the token table may have it, or have it alone
+    passed_over: str  # pattern of the names of tensors that old files have and nothing needs
+    parts: tuple[Part, ...]
 
 
-def shape(tensor: Tensor, model: Model) -> tuple[int, ...]:
-    """Returns the shape of the whole tensor, with a leading L axis where it is stacked."""
-    C = model.width
-    sizes = {"Vp": model.padded_vocabulary_size, "T": model.context, "C": C, "3C": 3 * C, "4C": 4 * C}
-    return (*[model.layers] * tensor.stacked, *(sizes[axis] for axis in tensor.axes))
-
-
-def count(model: Model) -> int:
-    """Returns the count of numbers in all tensors, padded rows of the embedding included; a plain int of any size."""
-    return sum(math.prod(shape(tensor, model)) for tensor in TENSORS)
-
-
-def from_named(arrays: Mapping[str, Any]) -> gpt2.Params:
-    """Builds parameters from arrays by our names."""
-    return jax.tree.map(lambda tensor: arrays[tensor.ours], LAYOUT)
-
-
-def paired(params: gpt2.Params) -> Iterator[tuple[Tensor, Any]]:
-    """Pairs tensors with the arrays of stacked parameters or gradients, in llm.c's order."""
-    return zip(TENSORS, jax.tree.leaves(params), strict=True)
+def zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Returns an array that begins where JAX wants one to, so that on a CPU it is used in place and not copied."""
+    size = math.prod(shape) * dtype.itemsize
+    room = np.zeros(size + ALIGNMENT, np.uint8)
+    first = -room.ctypes.data % ALIGNMENT
+    return room[first : first + size].view(dtype).reshape(shape)
 
 
 def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:

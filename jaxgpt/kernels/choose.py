@@ -57,6 +57,23 @@ def missing(model: Model, compute: Compute, length: int) -> list[str]:
     if capability is None or capability < (8, 0):
         found = jax.devices()[0].device_kind + (f", {_dotted(capability)}" if capability else "")
         needs.append(f"an NVIDIA GPU of compute capability 8.0 (Ampere) or later (here is {found})")
+    needs += _missing_in_shapes(model, compute, length, capability)
+    if capability:
+        needs += _missing_cudnn(capability)
+    return needs
+
+
+def attention_of_card(model: Model, compute: Compute, length: int, capability: tuple[int, int]) -> Compute:
+    """Decides "auto" for a card of this compute capability that isn't here, with a cuDNN that is new enough."""
+    if compute.attention != "auto":
+        return compute
+    can = capability >= (8, 0) and not _missing_in_shapes(model, compute, length, capability)
+    return dataclasses.replace(compute, attention="cudnn" if can else "blocks")
+
+
+def _missing_in_shapes(model: Model, compute: Compute, length: int, capability: tuple[int, ...] | None) -> list[str]:
+    """Lists what of the model and its numbers cuDNN's kernel doesn't take."""
+    needs = []
     if compute.dtype != "bfloat16":
         needs.append(f"--compute.dtype bfloat16 (it is {compute.dtype})")
     head_width = model.width_per_head
@@ -68,8 +85,6 @@ def missing(model: Model, compute: Compute, length: int) -> list[str]:
         needs.append("attention across the borders of documents (--data.document-mask)")
     if length < 2:
         needs.append("sequences of two tokens or more (--training.sequence-length)")
-    if capability:
-        needs += _missing_cudnn(capability)
     return needs
 
 

@@ -108,6 +108,18 @@ def backward(
     return _swap(jnp.concatenate(dqs, axis=2).astype(dout.dtype)), dk, dv
 
 
+def keys_seen(length: int, window: int) -> float:
+    """Returns the number of keys that a query of a sequence of this length sees, on average."""
+    W = min(window or length, length)
+    return (W * (W + 1) / 2 + (length - W) * W) / length
+
+
+def keys_multiplied(length: int, block: int, window: int) -> float:
+    """Returns the number of keys that a query is multiplied with here, on average: those that its block sees."""
+    sizes = ((rows.stop - rows.start, seen.stop - seen.start) for rows, seen in _blocks(length, block, window))
+    return sum(queries * keys for queries, keys in sizes) / length
+
+
 def output(residuals: Residuals) -> Float[Array, "B T H D"]:
     """Forward's output, which its residuals hold."""
     return _swap(residuals.out)

@@ -25,6 +25,7 @@ def product(
     *,
     dtype: DTypeLike | None = None,
     bias: Float[Array, "..."] | None = None,
+    precision: lax.Precision | None = None,
 ) -> Float[Array, "..."]:
     """Returns `einsum` of two arrays, and a bias added to it, in `dtype`; the sums are in the accumulation dtype.
 
@@ -37,7 +38,7 @@ def product(
     dtype = wide if dtype is None else dtype
 
     def direct(a: Array, b: Array, result: DTypeLike = dtype) -> Array:
-        y = jnp.einsum(equation, a, b, preferred_element_type=result)
+        y = jnp.einsum(equation, a, b, precision=precision, preferred_element_type=result)
         return (y if bias is None else y + bias.astype(result)).astype(dtype)
 
     def on_cpu(a: Array, b: Array) -> Array:

@@ -5,7 +5,7 @@ from types import ModuleType
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.layers import unembedding
-from jaxgpt.models import gpt2, llama
+from jaxgpt.models import gpt2, llama, mixtral
 from jaxgpt.models.blocks import Context, Params, inputs_of
 from jaxgpt.options.config import Model
 
@@ -17,6 +17,8 @@ def family(model: Model) -> ModuleType:
             return gpt2
         case "llama":
             return llama
+        case "mixtral":
+            return mixtral
 
 
 def logits(params: Params, tokens: Int[Array, "B T"], context: Context) -> Float[Array, "B T V"]:

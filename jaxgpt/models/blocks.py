@@ -84,13 +84,20 @@ def kept(recompute: str) -> Kept:
 
 
 def matrices(shapes: Params) -> Params:
-    """Marks the tensors that are matrices, one for each layer; of a model's parameters, or of one block's."""
+    """Marks the tensors that are matrices, one for each layer; of a model's parameters, or of one block's.
+
+    A router's, which is small and decides by the last digit, is not among them.
+    """
     stacked = stacked_marks(shapes) if hasattr(shapes, "blocks") else jax.tree.map(lambda _: False, shapes)
-    return jax.tree.map(lambda shape, by_layer: len(shape.shape) - by_layer > 1, shapes, stacked)
+
+    def one(path: tuple, shape: Any, by_layer: bool) -> bool:
+        return len(shape.shape) - by_layer > 1 and all(getattr(part, "name", None) != "router" for part in path)
+
+    return jax.tree_util.tree_map_with_path(one, shapes, stacked)
 
 
 def cast(params: Params, dtype: DTypeLike, marks: Params | None = None) -> Params:
-    """Casts matrices to the activations' dtype. Vectors, which are small, are cast to it only from a narrower one.
+    """Casts matrices to the activations' dtype. What is small is cast to it only from a narrower one.
 
     Args:
         params: A model's parameters, or one block's, or shards of them.

@@ -236,7 +236,7 @@ def features(
     """
     x, embedding_residuals = embedding.forward(params.embedding, inputs.tokens, starts=inputs.starts)
     x = x.reshape(-1, context.model.width)
-    x, blocks = forward_blocks(block_forward, params.blocks, x, inputs, context, caches)
+    x, blocks, _ = forward_blocks(block_forward, params.blocks, x, inputs, context, caches)
     x, final_norm = layernorm.forward(params.final_norm, x)
     return x, Residuals(embedding_residuals, blocks, final_norm, inputs.starts), NO_AUX
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from jaxgpt.errors import UserError
 from jaxgpt.layers import linear, residual, rmsnorm, rotary
+from jaxgpt.layers.attention import keys_seen
 from jaxgpt.layers.numerics import not_before
 from jaxgpt.models.attend import KeptText, WholeText, merge_heads, split_heads
 from jaxgpt.models.blocks import Kept
@@ -83,12 +84,6 @@ def flops_per_token(model: Model, length: int) -> tuple[int, float, int]:
     return 2 * C * (H + 2 * K) * D, 4 * H * D * keys_seen(length, model.window), 2 * H * D * C
 
 
-def keys_seen(length: int, window: int) -> float:
-    """Returns the number of keys that a query of a sequence of this length sees, on average."""
-    W = min(window or length, length)
-    return (W * (W + 1) / 2 + (length - W) * W) / length
-
-
 def forward(
     params: Any, x: Float[Array, "N C"], attend: WholeText | KeptText, keep: Kept
 ) -> tuple[Float[Array, "N C"], Residuals]:
@@ -133,8 +128,8 @@ def backward(
     dq, dk = (rotary.backward(part, attend.places, **turned) for part in (dq, dk))
     query_norm = key_norm = None
     if residuals.query_norm is not None and residuals.key_norm is not None:
-        query_norm, dq = rmsnorm.backward(params.query_norm, residuals.query_norm, dq)
-        key_norm, dk = rmsnorm.backward(params.key_norm, residuals.key_norm, dk)
+        query_norm, dq = rmsnorm.backward(params.query_norm, again(dq, residuals.query_norm), dq)
+        key_norm, dk = rmsnorm.backward(params.key_norm, again(dk, residuals.key_norm), dk)
     dqkv = jnp.concatenate([merge_heads(part) for part in (dq, dk, dv)], axis=-1)
     normalised = residuals.qkv or linear.Residuals(
         rmsnorm.output(params.attention_norm, again(dqkv, residuals.attention_norm))

@@ -231,7 +231,7 @@ def features(
     """
     x, embedding_residuals = embedding.forward(params.embedding, inputs.tokens)
     x = x.reshape(-1, context.model.width)
-    x, blocks = forward_blocks(block_forward, params.blocks, x, inputs, context, caches)
+    x, blocks, _ = forward_blocks(block_forward, params.blocks, x, inputs, context, caches)
     x, final_norm = rmsnorm.forward(params.final_norm, x, epsilon=context.model.norm_epsilon)
     return x, Residuals(embedding_residuals, blocks, final_norm, inputs.starts), NO_AUX
 

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxgpt.layers.numerics import not_before
 from jaxgpt.models.attend import Cache, KeptText, Layer, WholeText
-from jaxgpt.models.blocks import Block, Context, Inputs, scan_blocks
+from jaxgpt.models.blocks import Block, Context, Inputs, are_stacked, scan_blocks
 
 
 def forward_blocks(
@@ -17,7 +19,7 @@ def forward_blocks(
     inputs: Inputs,
     context: Context,
     caches: tuple[Cache, ...] = (),
-) -> tuple[Float[Array, "N C"], Any]:
+) -> tuple[Float[Array, "N C"], Any, Any]:
     """Runs a family's `block_forward` through all of its blocks.
 
     Args:
@@ -29,8 +31,9 @@ def forward_blocks(
         caches: The texts' caches, for one further token of each.
 
     Returns:
-        The last block's output, and what `backward_blocks` needs: each block's residuals, or its input where it is
-        computed again. With `caches` the residuals of attention are the caches with the tokens.
+        The last block's output; what `backward_blocks` needs: each block's residuals, or its input where it is computed
+        again; and on a leading L axis what the blocks say of their tokens, the residuals' field `aux`, if a family has
+        it. With `caches` the residuals of attention are the caches with the tokens.
     """
     B, T = inputs.tokens.shape
     sequences = WholeText(context, B, T, inputs.starts)
@@ -41,9 +44,14 @@ def forward_blocks(
             assert inputs.starts is not None
             attend = KeptText(context, layers, -inputs.starts[:, 0])
         y, residuals = block_forward(block, x, attend, context)
-        return y, x if context.compute.recompute == "block" else residuals
+        kept = x if context.compute.recompute == "block" else residuals
+        return y, (kept, getattr(residuals, "aux", ()))
 
-    return scan_blocks(one_block, x, blocks, *caches, gather=context.gather)
+    x, outputs = scan_blocks(one_block, x, blocks, *caches, gather=context.gather)
+    if are_stacked(blocks):
+        return x, *outputs
+    kept, aux = zip(*outputs, strict=True)
+    return x, kept, jax.tree.map(lambda *layers: jnp.stack(layers), *aux)
 
 
 def backward_blocks(

@@ -38,12 +38,17 @@ def loss(
 def loss_and_grads(
     family: ModuleType, params: Params, batch: Batch, context: Context, *, scale: Float[Array, ""] | None = None
 ) -> tuple[Float[Array, ""], dict[str, Any], Params]:
-    """Returns `loss`, metrics by name, and the gradient by every parameter, in the accumulation dtype."""
+    """Returns `loss`, the family's metrics, and the gradient by every parameter, in the accumulation dtype.
+
+    The metrics, as the family's own loss, are weighted by the batch's share of all targets: summed over batches they
+    are means.
+    """
     x, residuals, aux = family.features(params, inputs_of(batch.tokens, context.model), context)
     value, classifier = _classify(family, params, x, batch, context, _scale(batch, scale))
     dhead, dx = unembedding.backward(classifier)
-    grads = family.features_backward(params, residuals, dx, dhead, _share(batch, scale), context)
-    return _with_aux(value, aux, batch, scale), dict(aux.metrics), grads
+    share = _share(batch, scale)
+    grads = family.features_backward(params, residuals, dx, dhead, share, context)
+    return _with_aux(value, aux, batch, scale), _metrics(aux, share), grads
 
 
 def _scale(batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""]:
@@ -57,6 +62,10 @@ def _share(batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""] | f
 
 def _with_aux(value: Float[Array, ""], aux: Aux, batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""]:
     return value if aux is NO_AUX else value + _share(batch, scale) * aux.loss
+
+
+def _metrics(aux: Aux, share: Float[Array, ""] | float) -> dict[str, Any]:
+    return {name: share * value for name, value in dict(aux.metrics).items()}
 
 
 def _classify(

@@ -125,8 +125,9 @@ def take(words: list[str], option: str) -> tuple[str | None, list[str]]:
 
 
 def named(words: list[str]) -> set[str]:
-    """Returns the options on a command line, as "section.key"."""
-    return {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+    """Returns the options on a command line, as "section.key", those that are switched off (`--section.no-key`) too."""
+    names = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+    return {name.replace(".no_", ".") for name in names}
 
 
 def written_out(words: list[str]) -> list[str]:

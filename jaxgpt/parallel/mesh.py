@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from jaxgpt.errors import UserError
 from jaxgpt.options.config import Config, Parallel
@@ -33,6 +33,11 @@ def make(parallel: Parallel) -> Mesh:
             "for all; $JAX_NUM_CPU_DEVICES simulates more on a CPU"
         )
     return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=_taken(there, count))
+
+
+def without_devices(count: int) -> Mesh:
+    """Returns a mesh that has a size and no devices: nothing can be compiled for it or run on it."""
+    return AbstractMesh((count,), (AXIS,))  # type: ignore[return-value]
 
 
 def _taken(there: list[Any], count: int) -> list[Any]:

@@ -19,9 +19,11 @@ from jaxgpt.layers import (
     gelu,
     layernorm,
     linear,
+    moe,
     residual,
     rmsnorm,
     rotary,
+    router,
     soft_cap,
     swiglu,
     unembedding,
@@ -35,7 +37,7 @@ from jaxgpt.proof.gradcheck import Case, Tree
 
 def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Array, ""]) -> Iterator[Case]:
     """Yields cases of every layer at the shapes it has in this model, and of the whole model."""
-    keys = iter(jax.random.split(key, 16))
+    keys = iter(jax.random.split(key, 19))
     B, T, C, H, D = batch, length, model.width, model.heads, model.width_per_head
     V, Vp = model.vocabulary_size, model.padded_vocabulary_size
     yield embedding_case(next(keys), B, T, C, Vp, model.context)
@@ -50,10 +52,13 @@ def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Arra
     yield rotary_case(next(keys), B, T, H, 2 * D)
     yield soft_cap_case(next(keys), B * T, V)
     yield swiglu_case(next(keys), B, T, 4 * C)
+    yield router_case(next(keys), B * T, C, 5, 2)
+    yield moe_case(next(keys), B * T, C, 2 * C, 5, 2)
     yield model_case(next(keys), B, T, model, compute)
     yield embedding_case(next(keys), B, T, C, Vp, model.context, documents=True)
     yield attention_case(next(keys), B, T, H, D, compute.attention_block, documents=True)
     yield attention_case(next(keys), B, T, H, D, compute.attention_block, group=2, window=T // 2)
+    yield router_case(next(keys), B * T, C, 5, 2, softmax="before")
 
 
 def embedding_case(
@@ -116,6 +121,61 @@ def soft_cap_case(key: Key[Array, ""], N: int, V: int) -> Case:
 def swiglu_case(key: Key[Array, ""], B: int, T: int, F: int) -> Case:
     gate, up = _normals(key, *[(B, T, F)] * 2)
     return _arrays_case("swiglu", swiglu, {"gate": 2 * gate, "up": up})
+
+
+def router_case(key: Key[Array, ""], N: int, C: int, E: int, choices: int, *, softmax: str = "after") -> Case:
+    """Returns the case of the weights of the chosen experts and the statistics that have a gradient."""
+    weight, x = _normals(key, (C, E), (N, C))
+
+    def forward(params, x):
+        _, statistics, residuals = router.forward(params, x, choices=choices)
+        return (router.weights(residuals, softmax=softmax), statistics), residuals
+
+    def backward(params, residuals, dy):
+        return router.backward(params, residuals, *dy, softmax=softmax)
+
+    name = "router" if softmax == "after" else "router_of_switch"
+    return _routed_case(name, forward, backward, router.Params(weight), x)
+
+
+def moe_case(
+    key: Key[Array, ""], N: int, C: int, F: int, E: int, choices: int, *, scores: Any = None, softmax: str = "after"
+) -> Case:
+    """Returns the case of a mixture of experts, whose router's scores for tokens of ones may be given."""
+    weight, w_in, w_out, x = _normals(key, (C, E), (E, C, 2 * F), (E, F, C), (N, C))
+    if scores is not None:  # the tokens differ where the router doesn't look
+        weight, x = np.zeros((C, E)), np.concatenate([np.ones((N, 1)), x[:, 1:]], axis=1)
+        weight[0] = scores
+
+    def forward(params, x):
+        y, statistics, residuals = moe.forward(params, x, choices=choices, softmax=softmax)
+        return (y, statistics), residuals
+
+    def backward(params, residuals, dy):
+        return moe.backward(params, residuals, *dy, softmax=softmax)
+
+    return _routed_case("moe", forward, backward, moe.Params(router.Params(weight), w_in, w_out), x)
+
+
+def _routed_case(name: str, forward: Any, backward: Any, params: Tree, x: Array) -> Case:
+    """Returns the case of a layer whose output is an array with rows of tokens, and a router's statistics.
+
+    The output is one array of all numbers that have a gradient; of `load` nothing has.
+    """
+
+    def flat(inputs):
+        y, statistics = forward(inputs["params"], inputs["x"])[0]
+        return jnp.concatenate([y.ravel(), statistics.probability, statistics.z[None]])
+
+    def pulled_back(inputs, dflat):
+        (y, statistics), residuals = forward(inputs["params"], inputs["x"])
+        dy, dprobability, dz = jnp.split(dflat, [y.size, y.size + statistics.load.size])
+        wide = residuals.scores.dtype if isinstance(residuals, router.Residuals) else residuals.router.scores.dtype
+        dstatistics = router.Statistics(statistics.load, dprobability.astype(wide), dz[0].astype(wide))
+        dparams, dx = backward(inputs["params"], residuals, (dy.reshape(y.shape), dstatistics))
+        return {"params": dparams, "x": dx}
+
+    return Case(name, {"params": params, "x": x}, flat, pulled_back)
 
 
 def _layer_case(name: str, layer: Any, params: Tree, x: Array) -> Case:
@@ -209,8 +269,10 @@ def unembedding_case(
     return Case("unembedding", inputs, lambda inputs: forward(inputs)[0], backward)
 
 
-def model_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: Compute) -> Case:
-    """Returns the case of a whole model of any family, under the loss of the next token."""
+def model_case(
+    key: Key[Array, ""], B: int, T: int, model: Model, compute: Compute, *, scale: float | None = None
+) -> Case:
+    """Returns the case of a whole model of any family, under the loss of the next token, with its `scale`."""
     module, context = family(model), Context(model, compute)
     params = jax.jit(lambda: module.init(model, key, jnp.float64))()
     leaves, structure = jax.tree.flatten(params)
@@ -221,15 +283,16 @@ def model_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: Compu
         params = unstacked(params)
     tokens = _integers(key, (B, T), model.vocabulary_size)
     batch = Batch(tokens, _targets(key, (B, T), model.vocabulary_size))
+    factor = None if scale is None else jnp.asarray(scale)
 
     def backward(params, dloss):
-        _, _, grads = next_token.loss_and_grads(module, params, batch, context)
+        _, _, grads = next_token.loss_and_grads(module, params, batch, context, scale=factor)
         return jax.tree.map(lambda grad: grad * dloss.astype(grad.dtype), grads)
 
     return Case(
         model.family,
         params,
-        lambda params: next_token.loss(module, params, batch, context),
+        lambda params: next_token.loss(module, params, batch, context, scale=factor),
         backward,
         depth=2 * model.layers + 2,
     )

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from jaxgpt import compilation_cache, errors, files
 from jaxgpt.data import tokenizers
@@ -187,17 +189,18 @@ def tokenizer_of(found: Found) -> Tokenizer:
         raise UserError(f"{found.path}: its tokenizer can't be read: {error}") from None
 
 
-def params_of(found: Found) -> Params:
-    """Returns a checkpoint's parameters, in float32."""
+def params_of(found: Found, dtype: DTypeLike = jnp.float32) -> Params:
+    """Returns a checkpoint's parameters."""
     check_size(found.path, found.about)
     saved = model_of(found.about)
-    target = _placed(jax.eval_shape(lambda: family(saved).init(saved, jax.random.key(0))))
+    target = _placed(jax.eval_shape(lambda: family(saved).init(saved, jax.random.key(0), dtype)))
     return _read(found.path, ocp.args.Composite(params=ocp.args.StandardRestore(target))).params
 
 
 def save_params(path: Path, params: Params, about: dict[str, Any]) -> None:
     """Writes a checkpoint of parameters alone, which no run can resume from. OSError where it can't be written."""
     metadata = ocp.args.JsonSave(about | {"step": int(path.name)})
+    params = jax.device_put(params, jax.local_devices(backend="cpu")[0])  # orbax would copy NumPy arrays
     items = ocp.args.Composite(params=ocp.args.StandardSave(params), about=metadata)
     with quiet():
         try:

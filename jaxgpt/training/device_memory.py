@@ -1,4 +1,7 @@
-"""The memory that a run may have: what the device or the system has left, or what the user grants."""
+"""The memory that a run may have: what the device or the system has left, or what the user grants.
+
+And the memory of cards that aren't there, for a plan.
+"""
 
 import contextlib
 import os
@@ -9,10 +12,34 @@ import jax
 import psutil
 
 from jaxgpt import environment
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import quoted
 from jaxgpt.options.config import Compute
 from jaxgpt.parallel import processes
 
 CGROUPS = Path("/sys/fs/cgroup")
+
+
+class Card(NamedTuple):
+    """A graphics card by what a plan needs of it, from NVIDIA's data sheets."""
+
+    kind: str  # as JAX names such a device
+    capability: tuple[int, int]
+    memory: int  # bytes
+    bandwidth: float  # bytes a second
+    link: float  # bytes a second to the other cards of its machine, one way: NVLink, or PCIe
+
+
+CARDS = {
+    "a100": Card("NVIDIA A100-SXM4-80GB", (8, 0), 85_095_874_560, 2.039e12, 300e9),
+    "h100": Card("NVIDIA H100 80GB HBM3", (9, 0), 84_942_979_072, 3.35232e12, 450e9),
+    "h200": Card("NVIDIA H200", (9, 0), 150_121_545_728, 4.8e12, 450e9),
+    "b200": Card("NVIDIA B200", (10, 0), 191_503_532_032, 8.0e12, 900e9),
+    "4090": Card("NVIDIA GeForce RTX 4090", (8, 9), 25_386_352_640, 1.008e12, 32e9),
+}
+# The share of a card's memory that JAX takes at its start, unless the environment says another.
+FRACTION = 0.75
+FRACTION_VARIABLES = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION")
 
 
 class Capacity(NamedTuple):
@@ -27,6 +54,20 @@ def capacity(compute: Compute) -> Capacity:
     """
     all_of_them = [Capacity(*found) for found in processes.talk.all_gather(_own_capacity(compute))]
     return min(all_of_them, key=lambda found: -1 if found.bytes is None else found.bytes)
+
+
+def capacity_of(card: Card, compute: Compute) -> Capacity:
+    """Returns the memory that a run may have on a card that isn't there."""
+    if compute.memory_limit_gib:
+        return Capacity(int(compute.memory_limit_gib * 2**30), "--compute.memory-limit-gib")
+    for name in FRACTION_VARIABLES:
+        if given := os.environ.get(name):
+            try:
+                return Capacity(int(card.memory * min(float(given), 1.0)), f"${name} of the card's memory")
+            except (ValueError, OverflowError):
+                raise UserError(f"${name} is {quoted(given)}, and must be a share such as 0.9") from None
+    words = f"the {FRACTION:.0%} of the card that JAX takes (${FRACTION_VARIABLES[0]})"
+    return Capacity(int(card.memory * FRACTION), words)
 
 
 def _own_capacity(compute: Compute) -> Capacity:

@@ -3,7 +3,7 @@
 A multiplication and an addition are two operations. There are two counts of what the model needs. llm.c's, by which
 `mfu` in metrics.jsonl compares with other programs':
 
-    6 N + 6 L C T                        N: all parameters that a token meets, V rows in the table
+    6 N + 6 L C T                        N: all parameters that a token meets, V rows in a table
 
 and the matrix products alone, exactly, which each family counts itself (`flops_per_token`). `hardware_per_token` adds
 the operations of this program beyond those: attention's scores computed again, the part of each block of queries that
@@ -16,6 +16,7 @@ import time
 import jax
 import jax.numpy as jnp
 
+from jaxgpt.layers import attention
 from jaxgpt.models import family
 from jaxgpt.options.config import Compute, Model
 
@@ -24,9 +25,12 @@ def per_token(model: Model, sequence_length: int) -> int:
     """Returns llm.c's count, 6N + 6LCT.
 
     6N is a multiplication and an addition for each parameter in the forward and twice that in the backward; 6LCT is
-    attention's share, with causality halving 12LCT.
+    attention's share, with causality halving 12LCT. For C stands the width of all heads, H D, whatever the number of
+    key heads. For T stands 2S - 1 where a query sees S keys on average, which is T without a window.
     """
-    return 6 * family(model).parameter_count(model, active=True) + 6 * model.layers * model.width * sequence_length
+    parameters = family(model).parameter_count(model, active=True)
+    keys = 2 * attention.keys_seen(sequence_length, model.window) - 1
+    return 6 * parameters + round(6 * model.layers * model.heads * model.width_per_head * keys)
 
 
 def hardware_per_token(model: Model, compute: Compute, sequence_length: int) -> float:
@@ -35,10 +39,10 @@ def hardware_per_token(model: Model, compute: Compute, sequence_length: int) -> 
     Counted for `layers/attention.py`, and for tokens that fill the classifier's chunks; a device-specific kernel skips
     other parts of the square.
     """
-    C, T, block = model.width, sequence_length, compute.attention_block
-    keys = sum((min(start + block, T) - start) * min(start + block, T) for start in range(0, T, block)) / T
+    T, window, product = sequence_length, model.window, 2 * model.heads * model.width_per_head
     needed = 8 if compute.recompute == "block" else 6  # attention's products; ∂p, ∂q, ∂k and ∂v are 4 of them
-    beyond = (needed + 1) * 2 * C * keys - needed * C * (T + 1)  # the scores again, and all that a block's queries see
+    multiplied = (needed + 1) * attention.keys_multiplied(T, compute.attention_block, window)  # the scores again
+    beyond = product * (multiplied - needed * attention.keys_seen(T, window))
     return family(model).flops_per_token(model, T, recompute=compute.recompute) + model.layers * beyond
 
 
@@ -104,15 +108,21 @@ def peak(compute: Compute, devices: int = 1) -> float | None:
     With `compute.measure_peak` a CPU's is what it reaches on one large product, timed here in about a second.
     """
     device = jax.devices()[0]
-    matches = [name for name in PEAKS if device.device_kind.startswith(name)]
-    name = max(matches, key=len, default=None)
-    if name is not None and VARIANT.fullmatch(device.device_kind.removeprefix(name)):
-        bfloat16, float32 = PEAKS[name]
-        teraflops = bfloat16 if compute.dtype == "bfloat16" else float32
-        return None if teraflops is None else 1e12 * teraflops * devices
+    if (known := known_peak(device.device_kind, compute.dtype)) is not None:
+        return known * devices
     # A CPU's devices are simulated: together they are one CPU. How many processes share it isn't known.
-    known = compute.measure_peak and device.platform == "cpu" and jax.process_count() == 1
-    return measured(compute.dtype) if known else None
+    timed = compute.measure_peak and device.platform == "cpu" and jax.process_count() == 1
+    return measured(compute.dtype) if timed else None
+
+
+def known_peak(kind: str, dtype: str) -> float | None:
+    """Returns the dense peak in FLOP/s of a device that JAX names so; None where it isn't known."""
+    name = max((name for name in PEAKS if kind.startswith(name)), key=len, default=None)
+    if name is None or not VARIANT.fullmatch(kind.removeprefix(name)):
+        return None
+    bfloat16, float32 = PEAKS[name]
+    teraflops = bfloat16 if dtype == "bfloat16" else float32
+    return None if teraflops is None else 1e12 * teraflops
 
 
 def measured(dtype: str, width: int = MEASURED_WIDTH, seconds: float = MEASURED_SECONDS) -> float:

@@ -19,7 +19,9 @@ from jaxgpt.errors import UserError
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import family
 from jaxgpt.models.blocks import RECOMPUTE_LEVELS, Context, Inputs, cast
+from jaxgpt.optimizers import adamw
 from jaxgpt.options.config import Config
+from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import step
 from jaxgpt.training.device_memory import Capacity
 from jaxgpt.training.state import layout_of
@@ -78,7 +80,7 @@ class Sizes:
     ends: int  # residuals of what is in no block
     logits: int  # of one chunk
     classifier: int  # the chunk's logits and their gradient
-    table: int  # the gradient of the token table
+    table: int  # the gradient of the head's table, which may be the token table
 
     @property
     def saved(self) -> int:
@@ -157,10 +159,15 @@ def least(config: Config) -> int:
     return sizes.parameters + sizes.moments + sizes.weights + sizes.saved + sizes.table + sizes.logits
 
 
-def measure(config: Config) -> Sizes:
-    """Returns the sizes by name on one device, from shapes: nothing is computed."""
-    model, compute, training, layout = config.model, config.compute, config.training, layout_of(config)
-    state, _, _ = step.shapes(config)
+def measure(config: Config, layout: Layout | None = None) -> Sizes:
+    """Returns the sizes by name on one device, from shapes: nothing is computed.
+
+    `layout` is `layout_of(config)` where it isn't given; a layout without devices measures what is to run elsewhere.
+    """
+    layout = layout or layout_of(config)
+    model, compute, training = config.model, config.compute, config.training
+    params = jax.eval_shape(layout.shard, layout.shapes)
+    moments = jax.eval_shape(adamw.init, params)
     weights = jax.eval_shape(lambda params: cast(params, compute.dtype), layout.shapes)
     sequences = training.batch_size // layout.devices
     tokens = jax.ShapeDtypeStruct((sequences, training.sequence_length), jnp.int32)
@@ -180,8 +187,8 @@ def measure(config: Config) -> Sizes:
         leaf for leaf, own in zip(*map(jax.tree.leaves, ends), strict=True) if layout.sharded or leaf.dtype != own.dtype
     ]
     return Sizes(
-        parameters=_bytes(state.params) // divided,
-        moments=_bytes(state.moments) // divided,
+        parameters=_bytes(params) // divided,
+        moments=_bytes(moments) // divided,
         gradients=gradients * (2 if training.micro_batches > 1 else 1) // (divided if layout.zero >= 2 else 1),
         weights=_bytes(copies),
         activations=_by_name(residuals.blocks),

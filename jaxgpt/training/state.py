@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int, Key
 
 from jaxgpt.models import family
@@ -65,8 +65,17 @@ def on_trees(change: Callable[[Params], Params], state: TrainState) -> TrainStat
 @functools.lru_cache
 def layout_of(config: Config) -> Layout:
     """Returns the layout of parameters and moments on the devices. UserError for devices that aren't there."""
+    return _layout(mesh.make(config.parallel), config)
+
+
+def layout_without_devices(config: Config, devices: int) -> Layout:
+    """Returns the layout on so many devices that need not be there: for shapes, and no computation."""
+    return _layout(mesh.without_devices(devices), config)
+
+
+def _layout(devices: Mesh, config: Config) -> Layout:
     shapes = jax.eval_shape(lambda: _whole_params(config, jax.random.key(0)))
-    return Layout(mesh.make(config.parallel), config.parallel.zero, shapes, config.parallel.reproducible)
+    return Layout(devices, config.parallel.zero, shapes, config.parallel.reproducible)
 
 
 def specs(layout: Layout) -> TrainState:

@@ -49,6 +49,7 @@ class Metrics(NamedTuple):
     nonfinite: Int[Array, ""]  # as in the new state: 0 where loss and gradient were finite
     skipped: Int[Array, ""]  # as in the new state
     taken: Bool[Array, ""]  # whether the step changed the parameters
+    family: dict[str, Float[Array, ""]]  # the model family's own, by name
 
 
 def compiler_options(compute: Compute, devices: int) -> dict[str, bool | int] | None:
@@ -71,16 +72,16 @@ def compiler_options(compute: Compute, devices: int) -> dict[str, bool | int] | 
 
 def batch_loss_and_grads(
     params: Params, frozen: Any, batch: Batch, config: Config, layout: Layout
-) -> tuple[Float[Array, ""], Params]:
-    """Returns the batch's mean loss, in nats, and this device's shard of its float32 gradient."""
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]], Params]:
+    """Returns the batch's mean loss, in nats, the family's metrics, and this device's shard of the float32 gradient."""
     model, minimised = family(config.model), objective(config)
     scale = 1 / jnp.maximum(layout.total(minimised.count(batch)), 1)
     working = layout.working(params, config.compute.dtype)
     context = Context(config.model, config.compute, frozen, layout.gather(config.compute.dtype), layout.scatter)
 
     def one(batch: Batch):
-        loss, _, grads = minimised.loss_and_grads(model, working, batch, context, scale=scale)
-        return loss, layout.scatter_ends(grads)
+        loss, metrics, grads = minimised.loss_and_grads(model, working, batch, context, scale=scale)
+        return loss, metrics, layout.scatter_ends(grads)
 
     def accumulate(total, micro_batch):
         return jax.tree.map(jnp.add, total, one(micro_batch)), None
@@ -94,8 +95,8 @@ def batch_loss_and_grads(
 
     if layout.reproducible:
         return sharding.summed(over_micro_batches, batch, layout.devices)
-    loss, grads = over_micro_batches(batch)
-    return layout.total(loss), layout.reduce(grads)
+    loss, metrics, grads = over_micro_batches(batch)
+    return layout.total(loss), jax.tree.map(layout.total, metrics), layout.reduce(grads)
 
 
 def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
@@ -103,7 +104,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
     layout = layout_of(config)
 
     def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
-        loss, grads = batch_loss_and_grads(state.params, frozen, batch, config, layout)
+        loss, metrics, grads = batch_loss_and_grads(state.params, frozen, batch, config, layout)
         norm = clipping.global_norm(grads, layout.total_of_shards)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         factor = clipping.factor(norm, config.optimizer.clip_norm)
@@ -133,7 +134,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
         step = jnp.where(nonfinite >= limit, state.step, state.step + 1)
         skipped = state.skipped + (step > state.step) * ~taken
         new = TrainState(params, moments, step, state.key, nonfinite, skipped, losses, norms)
-        return new, Metrics(loss, norm, rate, loss_z, norm_z, nonfinite, skipped, taken)
+        return new, Metrics(loss, norm, rate, loss_z, norm_z, nonfinite, skipped, taken, metrics)
 
     state = specs(layout)
     return layout.jit(

@@ -199,7 +199,7 @@ def test_other_files_that_are_no_weights(here, fails):
     Path("zero.bin").symlink_to("/dev/zero")
     assert "zero.bin: a special file, where a file is expected" in fails("convert", "zero.bin", "x")
     Path("m.gguf").write_bytes(b"GGUF")
-    assert "m.gguf: llama.cpp's format is not read" in fails("convert", "m.gguf", "x")
+    assert "m.gguf: the version at byte 4 has 4 bytes, and 0 follow" in fails("convert", "m.gguf", "x")
     Path("m.bin").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 497772544\n")
     assert "m.bin: a git-lfs pointer in the place of the file" in fails("convert", "m.bin", "x")
     assert r"no\x1b[2J such: there is no such file" in fails("convert", "no\x1b[2J such", "x")

@@ -7,6 +7,14 @@ import pytest
 tokenizers = pytest.importorskip("tokenizers", reason="makes tokenizer.json files, with the package of the extra data")
 
 TEXT = "The quick brown Fox isn't over 12345 lazy dogs.\r\n\n  Naïve café 日本 🎭 <tool> x</s>y  "
+# What tokenizers get wrong: line ends, scripts, combining marks and signs, spaces of many kinds, tokens' names.
+AWKWARD = (
+    " one leading space\r\n  two\tand a tab\r\n\r\n\n   \n中文字符，日本語テキスト 한국어 ไทย हिन्दी עברית العربية\n"
+    "e\u0301 a\u0308\u0323 \ufb01 \u1e9b\u0323 Z\u0351\u036b\u0343 x\u200dy\u200bz\u00a0w\u3000v\ufeff\n"
+    "🎭👩\u200d👩\u200d👧\u200d👦🇫🇷👍🏽\n"
+    "don't WE'LL it'S 1234567 3.14 1,000 ½ ٣٤ x²  <s>inside</s> a<|endoftext|>b <|begin_of_text|> <|im_start|>user\n"
+    "[INST] hi [/INST] <tool><think> ▁under ĠG ĊC <0x0A> <unk> [CLS]\u0000\u0007 trailing   "
+)
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -95,6 +103,43 @@ def of_llama2():
     return made
 
 
+def of_llama2_with_begin():
+    """Llama 2's as its makers publish it: its post-processor puts <s> before a text."""
+    from tokenizers import processors
+
+    made = of_llama2()
+    made.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B:1", [("<s>", made.token_to_id("<s>"))])
+    return made
+
+
+def of_mistral():
+    """Mistral's, as transformers writes it today: Metaspace in the place of the normaliser, merges as texts."""
+    from tokenizers import pre_tokenizers
+
+    made = of_llama2_with_begin()
+    made.normalizer = None
+    made.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    made.add_special_tokens(["[INST]", "[/INST]"])
+    return made
+
+
+def of_qwen():
+    """Qwen's: NFC, one digit at a time, no token before a text, and marks of turns that are no characters."""
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {word: number for number, word in enumerate([*alphabet, "th", "the", "Ġlazy"])}
+    made = tokenizers.Tokenizer(models.BPE(vocabulary, [("t", "h"), ("th", "e")]))
+    made.normalizer = normalizers.NFC()
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    pattern = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), level])
+    made.decoder, made.post_processor = decoders.ByteLevel(), processors.ByteLevel(trim_offsets=False)
+    made.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    made.add_tokens(["<think>", "</think>"])
+    return made
+
+
 def unigram():
     """SentencePiece's Unigram, with Metaspace."""
     from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -130,7 +175,8 @@ def truncating():
 
 
 MAKERS = (
-    byte_level, with_added_tokens, with_prefix_space, lower_cased, of_llama3, of_llama2, unigram, bert, truncating
+    byte_level, with_added_tokens, with_prefix_space, lower_cased, of_llama3, of_llama2, of_llama2_with_begin,
+    of_mistral, of_qwen, unigram, bert, truncating,
 )  # fmt: skip
 each = pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 

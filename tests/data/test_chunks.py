@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
-from jaxgpt.data import chunks, documents, encodings, tokenizers, workers
+from jaxgpt.data import chunks, documents, llama3, tokenizers, workers
 from jaxgpt.data.documents import Position, Rows, TextLayout
 from jaxgpt.errors import UserError
 from tests.data.shapes import SHAPES, text
@@ -181,7 +181,7 @@ def pattern(name: str) -> str:
     if name == "r50k":
         return openai_public.r50k_pat_str
     if name == "llama3":
-        return encodings.LLAMA3_PATTERN
+        return llama3.PATTERN
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(openai_public, "load_tiktoken_bpe", lambda *_, **__: {})
         return getattr(openai_public, f"{name}_base")()["pat_str"]

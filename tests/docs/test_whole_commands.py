@@ -58,10 +58,10 @@ SMALL_GENERATION = """
 import pathlib, sys
 from benchmarks import generation
 from jaxgpt.options.config import Model
-generation.MODEL = Model(layers=1, heads=2, width=16, context=64, vocabulary_size=200)
+generation.GPT2 = Model(layers=1, heads=2, width=16, context=64, vocabulary_size=200)
 generation.PROMPT, generation.LENGTH = 4, 16
-generation.LEAST_OVER_UNCACHED, generation.MOST_OVER_TRANSFORMERS = 0.0, float("inf")
-generation.RESULT = pathlib.Path("generation.json")
+generation.LEAST_OVER_UNCACHED, generation.MOST_OVER_TRANSFORMERS = 0.0, {"gpt2": float("inf")}
+generation.RESULTS = pathlib.Path()
 sys.exit(generation.main())
 """
 TASK = """

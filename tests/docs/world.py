@@ -16,12 +16,13 @@ from jaxgpt.commands import cli
 from jaxgpt.data import corpora
 from jaxgpt.evaluation.tasks import TASKS
 from jaxgpt.interop import detect_format, llmc
-from jaxgpt.options.config import Compute
+from jaxgpt.options.config import Compute, Model
 from tests import whole
 from tests.data.test_hub import Hub, jsonl, token_file
 from tests.docs.commands import ROOT
 from tests.evaluation.test_multiple_choice import ROWS
 from tests.evaluation.test_tasks import ARC_OF_THE_HUB
+from tests.interop import gguf_files
 
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer.\n" * 30
 RUNS = ["NAME", "A", "B", "gpt2_124m", "gpt2_124m_fineweb", "miniature"]
@@ -118,7 +119,17 @@ def _runs() -> None:
 
 
 def weights() -> None:
-    """For the hub, and in llm.c's formats, with a debug state."""
+    """For the hub, in llm.c's formats with a debug state, and in llama.cpp's."""
+    llama = Model(
+        family="llama", layers=1, heads=2, width=32, feed_forward=32, context=64, vocabulary_size=len(gguf_files.PIECES)
+    )
+    gguf_files.write(
+        Path("llama-3.2-1b-q8_0.gguf"),
+        llama,
+        gguf_files.state(llama),
+        kind="Q8_0",
+        tokenizer=gguf_files.sentencepiece(),
+    )
     assert cli.main(["convert", "runs/quickstart", "gpt2-of-the-hub"]) == 0
     assert cli.main(["convert", "runs/quickstart", "gpt2_124M.bin"]) == 0
     (tokenizer,) = Path().glob("*tokenizer*.bin")

@@ -11,7 +11,7 @@ import pytest
 
 from jaxgpt import writing
 from jaxgpt.errors import UserError
-from jaxgpt.interop import detect_format, huggingface
+from jaxgpt.interop import detect_format, huggingface, safetensors_files
 from tests.interop.weights import MODEL, assert_same_bits, random_params
 
 COMMIT = "a" * 40
@@ -95,7 +95,7 @@ def test_a_model_of_pickles_only(server):
     root, _ = server
     with writing.new_folder(root / "someone" / "old") as folder:
         huggingface.write_folder(folder, random_params(), MODEL, "float32", None, 1 << 30)
-        (folder / huggingface.WEIGHTS).unlink()
+        (folder / safetensors_files.WEIGHTS).unlink()
         (folder / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
     with pytest.raises(UserError, match=r"this model has no safetensors. Pickles .* are not read"):
         detect_format.open_weights("someone/old")

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from jaxgpt import writing
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
-from jaxgpt.interop import huggingface, tensors
+from jaxgpt.interop import gpt2_tensors, huggingface, safetensors_files, tensors
 from jaxgpt.models import gpt2
 from jaxgpt.options.config import Compute, Model
 from tests import whole
@@ -38,10 +38,10 @@ def change(path, **values):
 def test_the_table_of_tensors_is_the_model():
     """Names, order and shapes, beside `gpt2.init`'s own."""
     shapes = jax.eval_shape(lambda: gpt2.init(MODEL, jax.random.key(0)))
-    for (path, leaf), tensor in zip(jax.tree.leaves_with_path(shapes), tensors.TENSORS, strict=True):
+    for (path, leaf), tensor in zip(jax.tree.leaves_with_path(shapes), gpt2_tensors.TENSORS, strict=True):
         assert ".".join(key.name for key in path) == tensor.ours
-        assert leaf.shape == tensors.shape(tensor, MODEL)
-    assert tensors.count(MODEL) == gpt2.parameter_count(MODEL, padded=True)
+        assert leaf.shape == gpt2_tensors.shape(tensor, MODEL)
+    assert gpt2_tensors.count(MODEL) == gpt2.parameter_count(MODEL, padded=True)
 
 
 @pytest.mark.parametrize("dtype", tensors.DTYPES)
@@ -52,15 +52,15 @@ def test_there_and_back_changes_no_bit(tmp_path, dtype, shard_bytes):
     assert (source.model, source.dtype, source.tokenizer) == (MODEL, dtype, None)
     assert_same_bits(source.load(), params)
     shards = list((tmp_path / "hf").glob("*.safetensors"))
-    assert (len(shards) > 1) == (tmp_path / "hf" / huggingface.INDEX).exists() == (shard_bytes < ONE_FILE)
+    assert (len(shards) > 1) == (tmp_path / "hf" / safetensors_files.INDEX).exists() == (shard_bytes < ONE_FILE)
     assert len(shards) == {ONE_FILE: 1, 3000: len(shards), 1: 28}[shard_bytes]
 
 
 def test_old_files_have_no_prefix_masks_and_a_head_of_their_own(tmp_path):
     """As openai-community/gpt2 has them; and mixed types become float32."""
     params = export(tmp_path / "hf")
-    path = tmp_path / "hf" / huggingface.WEIGHTS
-    named = {name.removeprefix(huggingface.PREFIX): array for name, array in load_file(path).items()}
+    path = tmp_path / "hf" / safetensors_files.WEIGHTS
+    named = {name.removeprefix("transformer."): array for name, array in load_file(path).items()}
     named["h.0.attn.bias"] = np.tril(np.ones((1, 1, 12, 12), np.float32))
     named["lm_head.weight"] = named["wte.weight"].copy()
     named["ln_f.bias"] = named["ln_f.bias"].astype(np.float16)
@@ -154,14 +154,14 @@ def test_the_exported_tokenizer_and_pipeline(tmp_path, transformers, name):
 def test_what_other_programs_put_before_a_name_is_taken_off(tmp_path, prefix):
     """torch.compile's and DistributedDataParallel's, as in state dictionaries that were saved without unwrapping."""
     params = export(tmp_path / "hf")
-    path = tmp_path / "hf" / huggingface.WEIGHTS
+    path = tmp_path / "hf" / safetensors_files.WEIGHTS
     save_file({prefix + name: array for name, array in load_file(path).items()}, path)
     assert_same_bits(huggingface.open_folder(tmp_path / "hf").load(), params)
 
 
 def test_the_head_alone_is_the_token_table(tmp_path):
     params = export(tmp_path / "hf")
-    path = tmp_path / "hf" / huggingface.WEIGHTS
+    path = tmp_path / "hf" / safetensors_files.WEIGHTS
     named = load_file(path)
     named["lm_head.weight"] = named.pop("transformer.wte.weight")
     save_file(named, path)
@@ -175,7 +175,10 @@ def test_the_head_alone_is_the_token_table(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama'; this version reads GPT-2 models"),
+        (
+            {"model_type": "bloom"},
+            "model_type is 'bloom'; this version reads models of gpt2, llama, mistral, mixtral and",
+        ),
         ({"n_layer": 3}, "the tensor h.2.ln_1.weight is missing, which a GPT-2 of 3 layers has"),
         ({"n_layer": 1}, "the tensor 'h.1.attn.c_attn.bias' is none of a GPT-2 of 1 layers"),
         ({"n_layer": 2**31 - 1}, "the tensor h.2.ln_1.weight is missing"),
@@ -214,7 +217,7 @@ def test_a_config_that_is_not_the_weights(tmp_path, values, message):
 )
 def test_a_hostile_name_in_the_index(tmp_path, name):
     export(tmp_path / "hf", shard_bytes=1)
-    index = tmp_path / "hf" / huggingface.INDEX
+    index = tmp_path / "hf" / safetensors_files.INDEX
     weights = json.loads(index.read_text())["weight_map"]
     change(index, weight_map=weights | {"transformer.wte.weight": name})
     with pytest.raises(UserError, match="is refused: it must be the plain name"):
@@ -223,7 +226,7 @@ def test_a_hostile_name_in_the_index(tmp_path, name):
 
 def test_a_link_out_of_the_folder(tmp_path):
     export(tmp_path / "hf")
-    path = tmp_path / "hf" / huggingface.WEIGHTS
+    path = tmp_path / "hf" / safetensors_files.WEIGHTS
     path.rename(tmp_path / "elsewhere.safetensors")
     path.symlink_to(tmp_path / "elsewhere.safetensors")
     with pytest.raises(UserError, match=r"leads out of .*hf by a link"):
@@ -236,7 +239,7 @@ def test_a_link_out_of_the_folder(tmp_path):
 
 def test_the_hubs_cache_links_to_its_blobs(tmp_path):
     params = export(tmp_path / "models--x" / "snapshots" / "abc")
-    path = tmp_path / "models--x" / "snapshots" / "abc" / huggingface.WEIGHTS
+    path = tmp_path / "models--x" / "snapshots" / "abc" / safetensors_files.WEIGHTS
     (tmp_path / "models--x" / "blobs").mkdir()
     path.rename(tmp_path / "models--x" / "blobs" / "0123")
     path.symlink_to("../../blobs/0123")
@@ -245,7 +248,7 @@ def test_the_hubs_cache_links_to_its_blobs(tmp_path):
 
 def test_a_pickle_is_not_read(tmp_path):
     export(tmp_path / "hf")
-    (tmp_path / "hf" / huggingface.WEIGHTS).unlink()
+    (tmp_path / "hf" / safetensors_files.WEIGHTS).unlink()
     (tmp_path / "hf" / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
     with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, which can run code and is not read"):
         huggingface.open_folder(tmp_path / "hf")
@@ -254,7 +257,7 @@ def test_a_pickle_is_not_read(tmp_path):
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 548105171\n"
 
 
-@pytest.mark.parametrize("name", [huggingface.WEIGHTS, huggingface.CONFIG, "tokenizer.json"])
+@pytest.mark.parametrize("name", [safetensors_files.WEIGHTS, huggingface.CONFIG, "tokenizer.json"])
 def test_a_git_lfs_pointer(tmp_path, name):
     export(tmp_path / "hf", tokenizer=tokenizers.Bytes(), model=Model(1, 1, 8, 8, 256))
     (tmp_path / "hf" / name).write_bytes(POINTER)
@@ -270,7 +273,7 @@ def linear_names(named):
 
 def test_matrices_that_lie_the_other_way(tmp_path):
     export(tmp_path / "hf")
-    path = tmp_path / "hf" / huggingface.WEIGHTS
+    path = tmp_path / "hf" / safetensors_files.WEIGHTS
     save_file(linear_names(load_file(path)), path)
     with pytest.raises(
         UserError, match=r"\[48, 16\], and \[16, 48\] by config.json: as nn.Linear and nanoGPT store it"
@@ -304,14 +307,14 @@ def safetensors_file(header: bytes, data: bytes = b"") -> bytes:
 )  # fmt: skip
 def test_a_header_that_lies(tmp_path, content):
     export(tmp_path / "hf")
-    (tmp_path / "hf" / huggingface.WEIGHTS).write_bytes(content)
+    (tmp_path / "hf" / safetensors_files.WEIGHTS).write_bytes(content)
     with pytest.raises(UserError, match="not a whole safetensors file"):
         huggingface.open_folder(tmp_path / "hf")
 
 
 def test_a_file_cut_off(tmp_path):
     export(tmp_path / "hf")
-    path = tmp_path / "hf" / huggingface.WEIGHTS
+    path = tmp_path / "hf" / safetensors_files.WEIGHTS
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="not a whole safetensors file"):
         huggingface.open_folder(tmp_path / "hf")

@@ -1,28 +1,36 @@
 """What the tests of formats share: weights that are no model's, and their comparison."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
+from jaxgpt import models
 from jaxgpt.interop import tensors
-from jaxgpt.models import gpt2
 from jaxgpt.options.config import Model
 
 MODEL = Model(layers=2, heads=2, width=16, context=12, vocabulary_size=150)
+LLAMA = Model(layers=2, heads=4, kv_heads=2, width=16, feed_forward=24, context=12, vocabulary_size=150, family="llama")
 
 
-def random_params(model: Model = MODEL, dtype: str = "float32", seed: int = 0) -> gpt2.Params:
-    """Noise in every tensor; the token table's padding is 0."""
+def random_params(model: Model = MODEL, dtype: str = "float32", seed: int = 0) -> Any:
+    """Noise in every tensor, stacked, around 1 in the norms' scales; the tables' padding is 0."""
     generator = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: models.family(model).init(model, jax.random.key(0)))
 
-    def one(tensor: tensors.Tensor) -> np.ndarray:
-        return generator.normal(0.1, 0.3, tensors.shape(tensor, model)).astype(tensors.DTYPES[dtype])
+    def one(path: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> np.ndarray:
+        array = generator.normal(0.1, 0.3, like.shape)
+        if path[-1].name == "scale":
+            array += 0.9
+        if path[-1].name == "token" or path[0].name == "head":
+            array[model.vocabulary_size :] = 0
+        return array.astype(tensors.DTYPES[dtype])
 
-    params = jax.tree.map(one, tensors.LAYOUT)
-    params.embedding.token[model.vocabulary_size :] = 0
-    return params
+    return jax.tree_util.tree_map_with_path(one, shapes)
 
 
-def assert_same_bits(ours: gpt2.Params, theirs: gpt2.Params) -> None:
-    for (tensor, a), (_, b) in zip(tensors.paired(ours), tensors.paired(theirs), strict=True):
-        assert (a.dtype, a.shape) == (b.dtype, b.shape), tensor.ours
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), tensor.ours
+def assert_same_bits(ours: Any, theirs: Any) -> None:
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), path
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), path

@@ -172,10 +172,10 @@ def test_parameters_and_what_decays():
 
 
 @functools.cache
-def trained(devices: int, zero: int):
+def trained(devices: int, zero: int, model: Model = dataclasses.replace(SMALL, heads=3, width=18)):  # noqa: B008
     """Losses of some steps, and the parameters as they are saved."""
     config = Config(
-        model=dataclasses.replace(SMALL, heads=3, width=18),  # no size is divisible by 8
+        model=model,
         compute=Compute(classifier_chunk=8),
         parallel=Parallel(devices=devices, zero=zero),
         training=Training(steps=5, micro_batches=2, batch_size=8, sequence_length=5),
@@ -193,9 +193,14 @@ def trained(devices: int, zero: int):
 @pytest.mark.parametrize(
     "zero", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
 )
-def test_eight_devices_train_as_one(zero):
-    losses, params = trained(8, zero)
-    expected, alone = trained(1, 0)
+@pytest.mark.parametrize("name", [None, *(pytest.param(name, marks=pytest.mark.slow) for name in RELATIVES)])
+def test_eight_devices_train_as_one(zero, name):
+    """Where no size is divisible by 8."""
+    model = dataclasses.replace(SMALL if name is None else RELATIVES[name], heads=3, kv_heads=0, width=18)
+    if name:
+        model = dataclasses.replace(model, kv_heads=1)
+    losses, params = trained(8, zero, model)
+    expected, alone = trained(1, 0, model)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)

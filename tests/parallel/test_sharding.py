@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import scaling
 from jaxgpt.data.loader import IGNORED, Batch
 from jaxgpt.models import blocks, gpt2
 from jaxgpt.options.config import Compute, Config, Model, Optimizer, Parallel, Training
+from jaxgpt.parallel import traffic
 from jaxgpt.training import step
 from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import init_state
@@ -122,8 +122,8 @@ def sent(devices: int, zero: int, layers: str = "unrolled") -> dict[str, int]:
 
 
 def expected(devices: int, zero: int) -> dict[str, int]:
-    """As the scaling model has it; here no output is computed again, so that no backward needs a bias."""
-    return scaling.traffic(SHAPES, devices=devices, zero=zero, micro_batches=MICRO_BATCHES, weight_bytes=4)
+    """By the formula; here no output is computed again, so that no backward needs a bias."""
+    return traffic.traffic(SHAPES, devices=devices, zero=zero, micro_batches=MICRO_BATCHES, weight_bytes=4)
 
 
 def test_one_device_sends_nothing():

@@ -24,6 +24,17 @@ def test_gpt2_124m_counts_as_llm_c_counts_it():
     assert flops.per_token(GPT2_124M, 1024) == 6 * 124_439_808 + 6 * 12 * 768 * 1024
 
 
+def test_a_window_bounds_what_llm_cs_count_says_of_a_token():
+    """By hand: the keys seen are 1, 2, 3, 3, 3; and a token costs nearly the same in long sequences of any length."""
+    model = dataclasses.replace(SMALL, **GROUPED, window=3)
+    parameters = family(model).parameter_count(model)
+    assert flops.per_token(model, 5) == 6 * parameters + round(6 * 3 * 2 * 10 * (2 * 12 / 5 - 1))
+    longer = [flops.per_token(model, length) - 6 * parameters for length in (1000, 100_000)]
+    assert longer[0] == pytest.approx(longer[1], rel=0.01)
+    wide = [flops.per_token(dataclasses.replace(model, window=window), 20) for window in (0, 20, 50)]
+    assert wide == [6 * parameters + 6 * 3 * 2 * 10 * 20] * 3
+
+
 @pytest.mark.parametrize(("lengths"), [(1, 2), (64, 1024)])
 def test_only_attention_depends_on_the_length(lengths):
     short, long = lengths
@@ -61,12 +72,22 @@ def traced_per_token(model: Model, compute: Compute, batch: int, length: int) ->
     return operations(needed) / (batch * length)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
-@pytest.mark.parametrize("recompute", ["none", "norms", "block"])
+GROUPED = {"family": "llama", "kv_heads": 1, "head_width": 10, "feed_forward": 22}
+VARIANTS = {
+    "gpt2": {},
+    "llama": {"family": "llama"},
+    "grouped": GROUPED,
+    "window": GROUPED | {"window": 6},
+    "qwen3": GROUPED | {"query_key_norm": True, "tied": True},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("recompute", ["none", "norms", "projection", "block"])
 @pytest.mark.parametrize(("length", "block"), [(20, 20), (20, 7), (1, 7)])
 def test_the_count_is_that_of_the_program(name, recompute, length, block):
     """To the last operation."""
-    model = dataclasses.replace(SMALL, family=name)
+    model = dataclasses.replace(SMALL, **VARIANTS[name])
     compute = Compute(classifier_chunk=length, attention_block=block, recompute=recompute)
     assert traced_per_token(model, compute, 2, length) == pytest.approx(
         flops.hardware_per_token(model, compute, length), rel=1e-12

@@ -1,0 +1,65 @@
+"""Loads a model to draw from or to score: a run of ours, or weights in any other format that is read."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxgpt import compilation_cache, files
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
+from jaxgpt.interop import detect_format, huggingface, tensors
+from jaxgpt.options import settings
+from jaxgpt.options.config import Compute, Config, Parallel
+from jaxgpt.parallel import mesh
+from jaxgpt.runs import checkpoints
+from jaxgpt.runs.about import About
+from jaxgpt.runs.checkpoints import Trained
+from jaxgpt.terminal import say
+
+
+def is_run(folder: Path) -> bool:
+    """Returns whether weights are a run's of ours; what isn't there counts as one, for the message about it."""
+    return not ((folder / huggingface.CONFIG).exists() or folder.is_file()) or files.exists(folder / "config.toml")
+
+
+def load(name: str, devices: int = 0) -> Trained:
+    """Returns a model with its parameters on each of so many devices; 0 takes all devices.
+
+    UserError as `checkpoints.load` and `detect_format.open_weights` raise it, and where weights name no tokenizer.
+    """
+    if is_run(Path(name)):
+        return checkpoints.load(Path(name), devices)
+    source = detect_format.open_weights(name)
+    if source.tokenizer is None:
+        why = (
+            source.notes[0] if source.unreadable_tokenizer else "they don't say with which tokenizer they were trained"
+        )
+        raise UserError(
+            f"--run {shown(name)}: {why}. Make a run of these weights that has another: python run.py convert "
+            f"{shown(name)} runs/NAME --tokenizer TOKENIZER"
+        )
+    for note in source.notes:
+        say(f"{shown(source.where)}: {note}", error=True)
+    dtype = "bfloat16" if source.dtype == "bfloat16" else "float32"
+    config = Config(
+        model=source.model,
+        compute=Compute(dtype=dtype, parameters=dtype, layers="scanned"),
+        parallel=Parallel(devices=devices),
+    )
+    settings.check(config)
+    compilation_cache.use("")
+    everywhere = NamedSharding(mesh.make(config.parallel), PartitionSpec())
+    params = jax.tree.map(lambda array: tensors.cast(array, tensors.DTYPES[dtype], name), source.load())
+    about = About(
+        step=0,
+        configuration=dataclasses.asdict(config),
+        tokenizer=source.tokenizer.state(),
+        versions={},
+        sequences_per_step=0,
+        text={},
+        lengths={},
+        converted_from=source.where,
+    )
+    return Trained(config, jax.device_put(params, everywhere), source.tokenizer, about)
