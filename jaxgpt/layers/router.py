@@ -58,9 +58,7 @@ class Residuals(NamedTuple):
 
 
 @jax.named_scope("router.forward")
-def forward(
-    params: Params, x: Float[Array, "N C"], *, choices: int
-) -> tuple[Int[Array, "N k"], Statistics, Residuals]:
+def forward(params: Params, x: Float[Array, "N C"], *, choices: int) -> tuple[Int[Array, "N k"], Statistics, Residuals]:
     """Returns the chosen experts of each token, the one with the largest score first, and the layer's statistics."""
     wide = accumulation_dtype(x.dtype)
     scores = product("nc,ce->ne", x.astype(wide), params.weight.astype(wide), precision=EXACT)

@@ -57,7 +57,7 @@ def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Arra
     yield model_case(next(keys), B, T, model, compute)
     yield embedding_case(next(keys), B, T, C, Vp, model.context, documents=True)
     yield attention_case(next(keys), B, T, H, D, compute.attention_block, documents=True)
-    yield attention_case(next(keys), B, T, H, D, compute.attention_block, group=2, window=T // 2)
+    yield attention_case(next(keys), B, T, H, D, compute.attention_block, group=2, window=1 + T // 2)
     yield router_case(next(keys), B * T, C, 5, 2, softmax="before")
 
 

@@ -15,7 +15,8 @@ MODEL = Model(layers=2, heads=2, width=4, context=4, vocabulary_size=5)
 COMPUTE = Compute(attention_block=2, classifier_chunk=4)
 NAMES = [
     *("embedding", "linear", "layernorm", "gelu", "attention", "residual", "cross_entropy", "unembedding"),
-    *("rmsnorm", "rotary", "soft_cap", "swiglu", "router", "moe", "gpt2", "embedding_of_documents", "attention_of_documents"),
+    *("rmsnorm", "rotary", "soft_cap", "swiglu", "router", "moe", "gpt2"),
+    *("embedding_of_documents", "attention_of_documents", "attention_of_groups_in_a_window", "router_of_switch"),
 ]
 
 

@@ -52,9 +52,7 @@ def test_scores_are_computed_in_float32_whatever_the_activations_are():
 def test_far_scores_stay_finite(far):
     chosen, statistics, residuals = routed([[far, 0.0, -far]], 2)
     dstatistics = router.Statistics(statistics.load, jnp.ones(3), jnp.ones(()))
-    grads, dx = router.backward(
-        router.Params(jnp.eye(3)), residuals, jnp.ones((1, 2)), dstatistics, softmax="after"
-    )
+    grads, dx = router.backward(router.Params(jnp.eye(3)), residuals, jnp.ones((1, 2)), dstatistics, softmax="after")
     assert int(chosen[0, 0]) == (0 if far > 0 else 2)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((statistics, grads, dx)))
 

@@ -1,4 +1,4 @@
-"""Logits, loss, all gradients and generated text of Hugging Face's MixtralForCausalLM, its loss of balance among them."""
+"""Logits, loss, all gradients and generated text of Hugging Face's MixtralForCausalLM, with its loss of balance."""
 
 import jax
 import jax.numpy as jnp
