@@ -17,7 +17,7 @@ import numpy as np
 from jaxgpt.data import encodings, fingerprint, manifest, token_files, tokenizers
 from jaxgpt.evaluation import task_files
 from jaxgpt.interop import gpt2_tensors, huggingface, huggingface_tokenizer, llmc, peft, tensors
-from jaxgpt.models import lora
+from jaxgpt.models import family, lora
 from jaxgpt.options import settings
 from jaxgpt.options.config import Config, Lora, Model
 from jaxgpt.reports import page
@@ -102,6 +102,30 @@ def read_adapter(folder: Path) -> None:
     source = peft.open_folder(folder, lambda name: base)
     assert source.adapters
     source.adapters.load()
+
+
+def relatives() -> list[Input]:
+    """Folders of Llama, Mistral, Qwen3 and Mixtral, with the keys that transformers 4 and 5 write."""
+    base = dataclasses.replace(MODEL, family="llama", heads=4, kv_heads=2, feed_forward=12)
+    models = [
+        dataclasses.replace(base, rope_scaling="llama3", rope_original_context=4),
+        dataclasses.replace(base, window=3, kv_heads=1),
+        dataclasses.replace(base, query_key_norm=True, tied=True, window=3),
+        dataclasses.replace(base, family="mixtral", experts=2),
+    ]
+    of_transformers_5 = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
+    more = [{}, of_transformers_5, of_transformers_5 | {"layer_types": ["sliding_attention"] * 2}, {}]
+    return [relative(model, keys) for model, keys in zip(models, more, strict=True)]
+
+
+def relative(model: Model, keys: dict[str, object]) -> Input:
+    """One folder, with further keys in its config.json."""
+    generator = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: family(model).init(model, jax.random.key(0)))
+    drawn = jax.tree.map(lambda like: generator.normal(size=like.shape).astype(np.float32), shapes)
+    made = written(lambda folder: huggingface.write_folder(folder, drawn, model, "float32", None, 1 << 30))
+    content = json.loads(made["config.json"]) | keys
+    return {"config.json": json.dumps(content).encode(), "model.safetensors": made["model.safetensors"]}
 
 
 def tokenizer_files() -> list[Input]:
@@ -265,5 +289,6 @@ READERS = [
     Reader("llm.c tokenizer", token_lists, lambda folder: llmc.read_tokenizer(folder / "t.bin")),
     Reader("Hugging Face folder", folders, lambda folder: huggingface.open_folder(folder).load()),
     Reader("PEFT folder", adapter_folders, read_adapter),
+    Reader("folder of Llama's kind", relatives, lambda folder: huggingface.open_folder(folder).load()),
     Reader("Hugging Face tokenizer", tokenizer_files, read_tokenizer),
 ]

@@ -95,7 +95,10 @@ def _open_folder(path: Path) -> WeightSource:
         return huggingface.open_folder(path)
     if (path / "params").is_dir() and path.name.isdecimal():
         return runs.open_checkpoint(path, open_weights, newest=False)
-    pickled = [file for file in sorted(path.iterdir()) if file.suffix in PICKLES]
+    inside = sorted(path.iterdir())
+    if of_llamacpp := [file for file in inside if file.suffix == ".gguf"]:
+        raise UserError(f"{shown(path)}: a folder of GGUF files: give the file itself, such as {shown(of_llamacpp[0])}")
+    pickled = [file for file in inside if file.suffix in PICKLES]
     if pickled:
         raise _pickle(pickled[0])
     raise UserError(

@@ -114,8 +114,20 @@ class _Reader:
         if code == STRING:
             if 8 * count > len(self._data) - self.place:
                 raise self.error(f"{shown(key)} has {count:,} strings, and too few bytes follow")
-            return [self.string(key) for _ in range(count)]
+            return self._strings(count, key)
         return self._scalars(code, count, key)
+
+    def _strings(self, count: int, key: str) -> list[bytes]:
+        """Returns so many strings: `string` in a loop, written out, since a vocabulary has some 400,000 of them."""
+        data, end, length_at = self._data, len(self._data), struct.Struct("<Q").unpack_from
+        found = []
+        for _ in range(count):
+            start = self.place + 8
+            if start > end or (stop := start + length_at(data, self.place)[0]) > end:
+                return [self.string(key)]  # which raises
+            found.append(data[start:stop])
+            self.place = stop
+        return found
 
     def _scalars(self, code: int, count: int, key: str) -> np.ndarray:
         if code not in SCALARS:

@@ -43,8 +43,9 @@ def read(values: dict[str, Any]) -> Tokenizer | None:
     tokens = _texts(values, "tokens")
     types = _numbers(values, "token_type", len(tokens), NORMAL)
     special = {int(i): bool(types[i] == CONTROL) for i in np.flatnonzero((types == CONTROL) | (types == USER_DEFINED))}
-    begin = _id(values, "bos_token_id", len(tokens))
+    begin, end = (_id(values, f"{name}_token_id", len(tokens)) for name in ("bos", "eos"))
     unknown = _id(values, "unknown_token_id", len(tokens))
+    special |= {number: True for number in (begin, end) if number is not None}  # old files have no types of tokens
     if kind == b"llama":
         if not values.get(f"{PREFIX}add_bos_token", True):
             begin = None
@@ -62,7 +63,7 @@ def read(values: dict[str, Any]) -> Tokenizer | None:
     else:
         raise UserError(f"{PREFIX}model is {shown(kind)}; this version reads llama and gpt2")
     text = json.dumps(content, ensure_ascii=False)
-    return HuggingFace(text, _id(values, "eos_token_id", len(tokens)), begin)
+    return HuggingFace(text, end, begin)
 
 
 def read_file(path: Path) -> Tokenizer:

@@ -148,7 +148,7 @@ def _path(path: tuple[Any, ...]) -> str:
 
 def check(model: Model) -> None:
     """Raises a UserError for a model that transformers can't compute."""
-    huggingface_config.content_of(model, "float32", None)
+    huggingface_config.content_of(model, "float32", {})
 
 
 def write_folder(
@@ -159,9 +159,9 @@ def write_folder(
     A safetensors file has `shard_bytes` at most, but for a tensor that alone is larger. UserError for a number beyond
     what the dtype can hold.
     """
-    end_of_text = tokenizer.end_of_text if tokenizer else None
-    write_json(folder / CONFIG, huggingface_config.content_of(model, dtype, end_of_text))
-    write_json(folder / "generation_config.json", dict.fromkeys(("bos_token_id", "eos_token_id"), end_of_text))
+    ids = huggingface_config.special_ids(tokenizer)
+    write_json(folder / CONFIG, huggingface_config.content_of(model, dtype, ids))
+    write_json(folder / "generation_config.json", ids)
     if tokenizer:
         for name, content in huggingface_tokenizer.files_of(tokenizer, model).items():
             (folder / name).write_text(content, encoding="utf-8")

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.interop import config_json, gpt2_config, llama_config
@@ -22,11 +23,23 @@ def model_of(path: Path, config: dict[str, Any]) -> Model:
     return llama_config.model_of(path, config, llama_config.KINDS[kind])
 
 
-def content_of(model: Model, dtype: str, end_of_text: int | None) -> dict[str, object]:
-    """Returns the content of config.json. UserError for a model that no architecture of transformers computes."""
+def content_of(model: Model, dtype: str, ids: dict[str, int | None]) -> dict[str, object]:
+    """Returns the content of config.json, with the `ids` of special tokens.
+
+    UserError for a model that no architecture of transformers computes.
+    """
     module = gpt2_config if model.family == gpt2_config.KIND else llama_config
-    ids = dict.fromkeys(("bos_token_id", "eos_token_id"), end_of_text)
     return {**module.content_of(model), **ids, "torch_dtype": dtype}
+
+
+def special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
+    """Returns the ids of the tokens that begin and end a text, None where there are none.
+
+    The end of a text stands before the next one too where no other token does.
+    """
+    end = tokenizer.end_of_text if tokenizer else None
+    begin = tokenizer.begin_of_text if tokenizer and tokenizer.begin_of_text is not None else end
+    return {"bos_token_id": begin, "eos_token_id": end}
 
 
 def notes(config: dict[str, Any]) -> tuple[str, ...]:

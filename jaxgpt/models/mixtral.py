@@ -103,8 +103,8 @@ def init(model: Model, key: Key[Array, ""], dtype: DTypeLike = jnp.float32) -> P
         w_in=normal(L, E, C, 2 * F),
         w_out=normal(L, E, F, C, deviation=0.02 / math.sqrt(2 * L)),
     )
-    *attention, mlp_norm, _, _ = dense.blocks
-    return Params(dense.embedding, Block(*attention, mlp_norm, experts), dense.final_norm, dense.head)
+    own = {name: getattr(dense.blocks, name) for name in Block._fields if name != "experts"}
+    return Params(dense.embedding, Block(**own, experts=experts), dense.final_norm, dense.head)
 
 
 def parameter_count(model: Model, *, active: bool = False, padded: bool = False) -> int:

@@ -59,7 +59,7 @@ def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Arra
     yield model_case(next(keys), B, T, model, compute)
     yield embedding_case(next(keys), B, T, C, Vp, model.context, documents=True)
     yield attention_case(next(keys), B, T, H, D, compute.attention_block, documents=True)
-    yield attention_case(next(keys), B, T, H, D, compute.attention_block, group=2, window=T // 2)
+    yield attention_case(next(keys), B, T, H, D, compute.attention_block, group=2, window=1 + T // 2)
     yield router_case(next(keys), B * T, C, 5, 2, softmax="before")
     yield lora_case(next(keys), B, T, C, 4 * C, 2)
     yield adapted_model_case(next(keys), B, T, model, compute)
@@ -145,7 +145,7 @@ def swiglu_case(key: Key[Array, ""], B: int, T: int, F: int) -> Case:
     return _arrays_case("swiglu", swiglu, {"gate": 2 * gate, "up": up})
 
 
-def router_case(key: Key[Array, ""], N: int, C: int, E: int, choices: int, *, softmax: str = "after") -> Case:
+def router_case(key: Key[Array, ""], N: int, C: int, E: int, choices: int, *, softmax: Any = "after") -> Case:
     """Returns the case of the weights of the chosen experts and the statistics that have a gradient."""
     weight, x = _normals(key, (C, E), (N, C))
 
@@ -161,12 +161,12 @@ def router_case(key: Key[Array, ""], N: int, C: int, E: int, choices: int, *, so
 
 
 def moe_case(
-    key: Key[Array, ""], N: int, C: int, F: int, E: int, choices: int, *, scores: Any = None, softmax: str = "after"
+    key: Key[Array, ""], N: int, C: int, F: int, E: int, choices: int, *, scores: Any = None, softmax: Any = "after"
 ) -> Case:
     """Returns the case of a mixture of experts, whose router's scores for tokens of ones may be given."""
     weight, w_in, w_out, x = _normals(key, (C, E), (E, C, 2 * F), (E, F, C), (N, C))
     if scores is not None:  # the tokens differ where the router doesn't look
-        weight, x = np.zeros((C, E)), np.concatenate([np.ones((N, 1)), x[:, 1:]], axis=1)
+        weight[:], x[:, 0] = 0, 1
         weight[0] = scores
 
     def forward(params, x):

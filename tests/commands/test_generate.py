@@ -67,6 +67,21 @@ def test_more_tokens_than_the_context(answers):
     assert len(answers("x\n", Sampling(tokens=50, temperature=0.0))) >= 50
 
 
+def test_the_token_before_every_text_stands_before_the_chat_too(loaded, monkeypatch, capsys):
+    """Also where its beginning is forgotten: it takes one of the 26 places."""
+    tokenizer = tokenizers.make("bytes", "")
+    tokenizer.begin_of_text = 1
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\na longer line\n"))
+    generate.chat(loaded._replace(tokenizer=tokenizer), OPTIONS, 5)
+    said, expected = b"", ""
+    for seed, line in enumerate(("one", "two", "a longer line")):
+        said = (said + line.encode() + b"\n")[-25:]
+        tokens = drawn(loaded, b"\x01" + said, seed + 5)
+        said += bytes(tokens)
+        expected += printable(BYTES.decode(tokens)) + "\n"
+    assert capsys.readouterr().out == expected
+
+
 def test_what_cannot_be_encoded_is_said_and_the_chat_goes_on(loaded, monkeypatch, capsys):
     letters = tokenizers.make("characters", "abc\n")
     monkeypatch.setattr(sys, "stdin", io.StringIO("abd\nabc\n"))

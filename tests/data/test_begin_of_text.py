@@ -10,7 +10,7 @@ from jaxgpt.data.documents import Chunk, Position, TextLayout
 from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.evaluation import multiple_choice
-from jaxgpt.generation import batching
+from jaxgpt.generation import api, batching
 from jaxgpt.interop import huggingface_tokenizer
 from jaxgpt.options.config import Model
 from tests.data import foreign_tokenizers as foreign
@@ -96,3 +96,14 @@ def test_others_have_none(tmp_path, make):
     assert ours.begin_of_text is None
     assert ours.begin(ids) is ids
     assert "begin_of_text" not in HuggingFace(file_of(make)).state()
+
+
+@kinds
+def test_the_server_counts_it_and_does_not_echo_it(tmp_path, make):
+    ours = read(tmp_path, make)
+    body = {"model": "m", "prompt": "the", "echo": True, "max_tokens": 1}
+    asked = api.completion(body, "m", ours, ours.vocabulary_size, api.Limits(64, 60, 8))
+    assert asked.requests[0].prompt.tolist() == [ours.begin_of_text, *ours.encode("the")]
+    assert (asked.prompts, asked.prompt_tokens) == (["the"], 1 + len(ours.encode("the")))
+    given = api.completion(body | {"prompt": [3, 4]}, "m", ours, ours.vocabulary_size, api.Limits(64, 60, 8))
+    assert given.requests[0].prompt.tolist() == [3, 4]  # a client's own tokens stay as they are

@@ -285,6 +285,12 @@ def test_loading_takes_the_models_memory_and_little_more(tmp_path):
     assert peak - sum(sizes) < 5 * 4 * model.vocabulary_size * model.width + (1 << 20)
 
 
+def test_a_folder_of_such_files_is_told_so(tmp_path):
+    write(tmp_path / "m.gguf", LLAMA, state(LLAMA))
+    with pytest.raises(UserError, match=r"a folder of GGUF files: give the file itself, such as .*m\.gguf"):
+        detect_format.open_weights(str(tmp_path))
+
+
 def test_without_the_package(tmp_path, monkeypatch):
     write(tmp_path / "m.gguf", LLAMA, state(LLAMA))
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
@@ -292,6 +298,7 @@ def test_without_the_package(tmp_path, monkeypatch):
         detect_format.open_weights(str(tmp_path / "m.gguf"))
 
 
+@pytest.mark.usefixtures("quickly_compiled")
 def test_it_becomes_a_run_that_generates_and_is_trained_further(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(Path("m.gguf"), LLAMA, state(LLAMA), kind="Q8_0", tokenizer=gguf_files.sentencepiece())

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.interop import huggingface_config, llama_config
 from jaxgpt.options.config import Model
@@ -128,11 +129,20 @@ def test_the_table_has_all_keys_of_transformers(kind):
 @pytest.mark.parametrize("kind", NAMES)
 def test_what_is_written_is_read_again(kind):
     model = dataclasses.replace(MODELS[kind], tied=True, head_width=6, rope_scaling="llama3", rope_factor=4.0)
-    content = huggingface_config.content_of(model, "bfloat16", 5)
+    content = huggingface_config.content_of(model, "bfloat16", {"bos_token_id": 1, "eos_token_id": 5})
     assert content["architectures"] == [f"{NAMES[kind]}ForCausalLM"]
     assert huggingface_config.model_of(PATH, content) == model
     assert huggingface_config.notes(content) == ()
     assert huggingface_config.end_of_text(content) == 5
+
+
+@pytest.mark.parametrize(("begin", "expected"), [(1, 1), (None, 2)])
+def test_the_tokens_around_a_text(begin, expected):
+    """A beginning of its own, as Llama's, or the end of the text before, as GPT-2's."""
+    tokenizer = tokenizers.Bytes()
+    tokenizer.begin_of_text, tokenizer.end_of_text = begin, 2
+    assert huggingface_config.special_ids(tokenizer) == {"bos_token_id": expected, "eos_token_id": 2}
+    assert huggingface_config.special_ids(None) == {"bos_token_id": None, "eos_token_id": None}
 
 
 def test_sizes_that_follow_from_others_are_left_to_them():
@@ -270,7 +280,7 @@ def test_an_architecture_that_is_not_here_is_named_with_what_is(kind):
 )
 def test_a_model_that_transformers_has_not(option, value, message):
     with pytest.raises(UserError, match=message):
-        huggingface_config.content_of(dataclasses.replace(MODELS["mixtral"], **{option: value}), "float32", None)
+        huggingface_config.content_of(dataclasses.replace(MODELS["mixtral"], **{option: value}), "float32", {})
 
 
 def test_keys_that_no_table_has_are_named():

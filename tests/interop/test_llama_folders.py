@@ -1,7 +1,6 @@
 """Hugging Face's folders of Llama and its relatives: there and back, what transformers saves, what is wrong."""
 
 import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,8 @@ MODELS = {
     "tied": dataclasses.replace(LLAMA, tied=True, kv_heads=0),
     "mistral": dataclasses.replace(LLAMA, window=5, kv_heads=1),
     "qwen3": dataclasses.replace(LLAMA, query_key_norm=True, head_width=6),
+    "mixtral": dataclasses.replace(LLAMA, family="mixtral", experts=3, rope_base=1e6),
 }
-if importlib.util.find_spec("jaxgpt.models.mixtral"):
-    MODELS["mixtral"] = dataclasses.replace(LLAMA, family="mixtral", experts=3, rope_base=1e6)
 
 
 def export(folder: Path, model: Model = LLAMA, dtype: str = "float32", shard_bytes: int = ONE_FILE) -> Any:

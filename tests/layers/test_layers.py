@@ -1,5 +1,7 @@
 """What holds for every layer: the contract of dtypes and shapes, and that annotations are checked here at all."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +15,11 @@ from jaxgpt.layers import (
     layernorm,
     linear,
     lora,
+    moe,
     residual,
     rmsnorm,
     rotary,
+    router,
     swiglu,
     unembedding,
 )
@@ -47,6 +51,13 @@ def forward_and_backward(name, dtype):
         case "swiglu":
             y, residuals = jax.eval_shape(swiglu.forward, x, x)
             return (), (x, x), y, (), jax.eval_shape(swiglu.backward, residuals, dy)
+        case "moe":
+            x, dy = shapes(dtype, (T, C), (T, C))
+            params = moe.Params(router.Params(*shapes(dtype, (C, 3))), *shapes(dtype, (3, C, 2 * F), (3, F, C)))
+            run = functools.partial(moe.forward, choices=2, softmax="after")
+            y, statistics, residuals = jax.eval_shape(run, params, x)
+            back = functools.partial(moe.backward, softmax="after")
+            return params, x, y, *jax.eval_shape(back, params, residuals, dy, statistics)
         case "linear" | "layernorm":
             layer = {"linear": linear, "layernorm": layernorm}[name]
             params = linear.Params(*shapes(dtype, (C, F), (F,))) if layer is linear else None
@@ -83,7 +94,7 @@ def forward_and_backward(name, dtype):
 
 LAYERS = [
     *("embedding", "linear", "layernorm", "gelu", "attention", "residual", "unembedding"),
-    *("rmsnorm", "rotary", "swiglu", "lora"),
+    *("rmsnorm", "rotary", "swiglu", "moe", "lora"),
 ]
 
 

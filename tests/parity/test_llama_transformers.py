@@ -1,4 +1,4 @@
-"""Llama and its relatives beside Hugging Face's: LlamaForCausalLM, MistralForCausalLM, Qwen3ForCausalLM.
+"""Llama and its relatives beside Hugging Face's: Llama-, Mistral-, Qwen3- and MixtralForCausalLM.
 
 An implementation that shares nothing with this one: its own forward, PyTorch's autodiff. The weights go there through
 the folder that `run.py convert` writes.
@@ -49,6 +49,7 @@ MODELS = {
     "window longer than T": (relative(window=29), "Mistral"),
     "heads that don't divide C": (relative(width=18, head_width=6), "Mistral"),
     "norms of queries and keys": (relative(query_key_norm=True, head_width=6, tied=True), "Qwen3"),
+    "experts": (relative(family="mixtral", experts=3, router_balance=0.0), "Mixtral"),
     "norms and a window": (relative(query_key_norm=True, window=7), "Qwen3"),
 }
 
@@ -66,6 +67,13 @@ def theirs(folder: Path, model: Model, architecture: str, params: Any) -> Any:
 def gradients(read: Any, model: Model) -> Any:
     """The model's gradients, as parameters of ours."""
     by_name = {name.removeprefix("model."): parameter.grad.numpy() for name, parameter in read.named_parameters()}
+    for layer in range(model.layers if model.experts else 0):  # transformers' modules are not what it stores
+        ours, mlp = f"layers.{layer}.block_sparse_moe", f"layers.{layer}.mlp"
+        by_name[f"{ours}.gate.weight"] = by_name[f"{mlp}.gate.weight"]
+        for expert in range(model.experts):
+            gate, up = np.split(by_name[f"{mlp}.experts.gate_up_proj"][expert], 2)
+            down = by_name[f"{mlp}.experts.down_proj"][expert]
+            by_name |= {f"{ours}.experts.{expert}.{w}.weight": g for w, g in (("w1", gate), ("w3", up), ("w2", down))}
     table = huggingface.table_of(model)
     return huggingface.filled(table, model, np.dtype(np.float32), by_name.__getitem__)
 
