@@ -24,7 +24,7 @@ from jaxgpt.layers import embedding, linear, moe, random, residual, rmsnorm, rou
 from jaxgpt.layers.numerics import not_before
 from jaxgpt.models import grouped_attention, llama
 from jaxgpt.models.attend import Cache, KeptText, WholeText
-from jaxgpt.models.blocks import Aux, Context, Inputs, kept
+from jaxgpt.models.blocks import Aux, Context, Inputs, Projection, kept
 from jaxgpt.models.llama import LEARNED_POSITIONS, feed_forward
 from jaxgpt.models.stack import backward_blocks, forward_blocks
 from jaxgpt.options.config import Model
@@ -144,6 +144,11 @@ def describe(model: Model) -> str:
 def decays(params: Params) -> Params:
     """Marks with True the tensors that weight decay applies to: the tables and the blocks' weights."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].name in MATRICES, params)
+
+
+def projections(model: Model) -> dict[str, Projection]:
+    """The products that LoRA can adapt, by their names at Hugging Face: those of attention, not of the experts."""
+    return grouped_attention.projections(model)
 
 
 def head(params: Params) -> unembedding.Params:

@@ -14,6 +14,7 @@ from jaxgpt.layers import (
     gelu,
     layernorm,
     linear,
+    lora,
     moe,
     residual,
     rmsnorm,
@@ -63,6 +64,11 @@ def forward_and_backward(name, dtype):
             params = params or layernorm.Params(*shapes(dtype, (C,), (C,)))
             y, residuals = jax.eval_shape(layer.forward, params, x)
             return params, x, y, *jax.eval_shape(layer.backward, params, residuals, y)
+        case "lora":
+            weight, bias, *adapter = shapes(dtype, (C, F), (F,), (C, 2), (2, F))
+            params = lora.Params(weight, bias, lora.Adapter(*adapter), 0.5)
+            y, residuals = jax.eval_shape(lora.forward, params, x)
+            return params.adapter, x, y, *jax.eval_shape(lora.backward, params, residuals, y)
         case "gelu":
             y, residuals = jax.eval_shape(gelu.forward, x)
             return (), x, y, (), jax.eval_shape(gelu.backward, residuals, dy)
@@ -88,7 +94,7 @@ def forward_and_backward(name, dtype):
 
 LAYERS = [
     *("embedding", "linear", "layernorm", "gelu", "attention", "residual", "unembedding"),
-    *("rmsnorm", "rotary", "swiglu", "moe"),
+    *("rmsnorm", "rotary", "swiglu", "moe", "lora"),
 ]
 
 
