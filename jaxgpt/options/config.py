@@ -193,6 +193,24 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (LoRA): the weights of --init-from stay as they are, and small matrices beside them are
+    trained."""
+
+    rank: int = 0
+    """Rank of the adapters (R); 0 trains all of the model's parameters instead."""
+    alpha: float = 16.0
+    """The adapters' products are multiplied by alpha / rank."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Names or patterns of the projections that have an adapter, such as q_proj v_proj, c_attn or mlp.*; all-linear
+    for all in the blocks."""
+    base: Literal["float32", "bfloat16", "int8", "nf4"] = "bfloat16"
+    """Form in which the weights that are not trained are kept: of 32, 16, 8 or 4 bits."""
+    double_quantization: bool = False
+    """Keep the scales of int8 and nf4 in 8 bits too: 0.13 bits a number in place of 0.5."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Multiple-choice tasks that a run is scored on, at its start and its end and in between."""
 
@@ -304,6 +322,7 @@ class Config:
     parallel: Parallel = field(default_factory=Parallel)
     data: Data = field(default_factory=Data)
     training: Training = field(default_factory=Training)
+    lora: Lora = field(default_factory=Lora)
     evaluation: Evaluation = field(default_factory=Evaluation)
     optimizer: Optimizer = field(default_factory=Optimizer)
     sampling: Sampling = field(default_factory=Sampling)

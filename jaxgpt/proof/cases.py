@@ -19,6 +19,7 @@ from jaxgpt.layers import (
     gelu,
     layernorm,
     linear,
+    lora,
     moe,
     residual,
     rmsnorm,
@@ -29,15 +30,16 @@ from jaxgpt.layers import (
     unembedding,
 )
 from jaxgpt.models import family
-from jaxgpt.models.blocks import Context, unstacked
+from jaxgpt.models import lora as adapters
+from jaxgpt.models.blocks import Adapters, Context, unstacked
 from jaxgpt.objectives import next_token
-from jaxgpt.options.config import Compute, Model
+from jaxgpt.options.config import Compute, Lora, Model
 from jaxgpt.proof.gradcheck import Case, Tree
 
 
 def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Array, ""]) -> Iterator[Case]:
     """Yields cases of every layer at the shapes it has in this model, and of the whole model."""
-    keys = iter(jax.random.split(key, 19))
+    keys = iter(jax.random.split(key, 21))
     B, T, C, H, D = batch, length, model.width, model.heads, model.width_per_head
     V, Vp = model.vocabulary_size, model.padded_vocabulary_size
     yield embedding_case(next(keys), B, T, C, Vp, model.context)
@@ -59,6 +61,8 @@ def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Arra
     yield attention_case(next(keys), B, T, H, D, compute.attention_block, documents=True)
     yield attention_case(next(keys), B, T, H, D, compute.attention_block, group=2, window=1 + T // 2)
     yield router_case(next(keys), B * T, C, 5, 2, softmax="before")
+    yield lora_case(next(keys), B, T, C, 4 * C, 2)
+    yield adapted_model_case(next(keys), B, T, model, compute)
 
 
 def embedding_case(
@@ -82,6 +86,24 @@ def embedding_case(
 def linear_case(key: Key[Array, ""], B: int, T: int, inputs: int, outputs: int) -> Case:
     weight, bias, x = _normals(key, (inputs, outputs), (outputs,), (B, T, inputs))
     return _layer_case("linear", linear, linear.Params(weight, bias), x)
+
+
+def lora_case(key: Key[Array, ""], B: int, T: int, inputs: int, outputs: int, R: int) -> Case:
+    """Returns the case of an adapter of a frozen layer, whose weight and bias have no gradient."""
+    weight, bias, a, b, x = _normals(key, (inputs, outputs), (outputs,), (inputs, R), (R, outputs), (B, T, inputs))
+
+    def params(inputs):
+        of_base = (jnp.asarray(array, inputs["x"].dtype) for array in (weight, bias))
+        return lora.Params(*of_base, adapter=inputs["adapter"], scaling=0.5)
+
+    def forward(inputs):
+        return lora.forward(params(inputs), inputs["x"])
+
+    def backward(inputs, dy):
+        dadapter, dx = lora.backward(params(inputs), forward(inputs)[1], dy)
+        return {"adapter": dadapter, "x": dx}
+
+    return Case("lora", {"adapter": lora.Adapter(a, b), "x": x}, lambda inputs: forward(inputs)[0], backward)
 
 
 def layernorm_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
@@ -123,7 +145,7 @@ def swiglu_case(key: Key[Array, ""], B: int, T: int, F: int) -> Case:
     return _arrays_case("swiglu", swiglu, {"gate": 2 * gate, "up": up})
 
 
-def router_case(key: Key[Array, ""], N: int, C: int, E: int, choices: int, *, softmax: str = "after") -> Case:
+def router_case(key: Key[Array, ""], N: int, C: int, E: int, choices: int, *, softmax: Any = "after") -> Case:
     """Returns the case of the weights of the chosen experts and the statistics that have a gradient."""
     weight, x = _normals(key, (C, E), (N, C))
 
@@ -139,12 +161,12 @@ def router_case(key: Key[Array, ""], N: int, C: int, E: int, choices: int, *, so
 
 
 def moe_case(
-    key: Key[Array, ""], N: int, C: int, F: int, E: int, choices: int, *, scores: Any = None, softmax: str = "after"
+    key: Key[Array, ""], N: int, C: int, F: int, E: int, choices: int, *, scores: Any = None, softmax: Any = "after"
 ) -> Case:
     """Returns the case of a mixture of experts, whose router's scores for tokens of ones may be given."""
     weight, w_in, w_out, x = _normals(key, (C, E), (E, C, 2 * F), (E, F, C), (N, C))
     if scores is not None:  # the tokens differ where the router doesn't look
-        weight, x = np.zeros((C, E)), np.concatenate([np.ones((N, 1)), x[:, 1:]], axis=1)
+        weight[:], x[:, 0] = 0, 1
         weight[0] = scores
 
     def forward(params, x):
@@ -274,15 +296,10 @@ def model_case(
 ) -> Case:
     """Returns the case of a whole model of any family, under the loss of the next token, with its `scale`."""
     module, context = family(model), Context(model, compute)
-    params = jax.jit(lambda: module.init(model, key, jnp.float64))()
-    leaves, structure = jax.tree.flatten(params)
-    noise = _normals(key, *[leaf.shape for leaf in leaves])  # so that biases and scales aren't at their special values
-    leaves = [np.asarray(leaf) + 0.02 * more for leaf, more in zip(leaves, noise, strict=True)]
-    params = jax.tree.unflatten(structure, leaves)
+    params = _noisy(key, jax.jit(lambda: module.init(model, key, jnp.float64))())
     if compute.layers == "unrolled":
         params = unstacked(params)
-    tokens = _integers(key, (B, T), model.vocabulary_size)
-    batch = Batch(tokens, _targets(key, (B, T), model.vocabulary_size))
+    batch = _batch(key, B, T, model)
     factor = None if scale is None else jnp.asarray(scale)
 
     def backward(params, dloss):
@@ -298,6 +315,34 @@ def model_case(
     )
 
 
+def adapted_model_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: Compute) -> Case:
+    """Returns the case of adapters of all projections of a frozen model, under the loss of the next token."""
+    module, options, of_base = family(model), Lora(rank=2, alpha=3.0, base="float32"), jax.random.fold_in(key, 1)
+    base = _noisy(of_base, jax.jit(lambda: module.init(model, of_base, jnp.float64))())
+    params = _noisy(key, adapters.init(model, options, key, jnp.float64))
+    if compute.layers == "unrolled":
+        base, params = unstacked(base), unstacked(params)
+    batch = _batch(key, B, T, model)
+    context = Context(model, compute, scatter=lambda grads: adapters.gradients(grads, model, options))
+
+    def attached(params):
+        dtype = jax.tree.leaves(params)[0].dtype
+        frozen = jax.tree.map(lambda array: jnp.asarray(array, dtype), base)
+        return adapters.attach(params, frozen, model, options, dtype)
+
+    def backward(params, dloss):
+        _, _, grads = next_token.loss_and_grads(module, attached(params), batch, context)
+        return jax.tree.map(lambda grad: grad * dloss.astype(grad.dtype), Adapters(grads.blocks))
+
+    return Case(
+        f"{model.family}_adapters",
+        params,
+        lambda params: next_token.loss(module, attached(params), batch, context),
+        backward,
+        depth=2 * model.layers + 2,
+    )
+
+
 # Inputs are made by NumPy: with JAX each would cost the compilation of a program.
 
 
@@ -308,6 +353,19 @@ def _random(key: Key[Array, ""]) -> np.random.Generator:
 def _normals(key: Key[Array, ""], *shapes: tuple[int, ...]) -> list[Any]:
     random = _random(key)
     return [random.standard_normal(shape) for shape in shapes]
+
+
+def _noisy(key: Key[Array, ""], params: Tree) -> Tree:
+    """Returns parameters with noise, so that biases, scales and adapters aren't at their special values."""
+    leaves, structure = jax.tree.flatten(params)
+    noise = _normals(key, *[leaf.shape for leaf in leaves])
+    leaves = [np.asarray(leaf) + 0.02 * more for leaf, more in zip(leaves, noise, strict=True)]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _batch(key: Key[Array, ""], B: int, T: int, model: Model) -> Batch:
+    tokens = _integers(key, (B, T), model.vocabulary_size)
+    return Batch(tokens, _targets(key, (B, T), model.vocabulary_size))
 
 
 def _integers(key: Key[Array, ""], shape: tuple[int, ...], end: int) -> Array:
