@@ -65,10 +65,6 @@ class HuggingFace(Tokenizer):
     def vocabulary_size(self) -> int:
         return self._size
 
-    @functools.cached_property
-    def special_ids(self) -> frozenset[int]:  # type: ignore[override]
-        return frozenset(number for number, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
-
     def encode(self, text: str, *, special: bool = False) -> np.ndarray:
         utf8(text)
         tokenizer = self._with_special if special else self._tokenizer

@@ -51,11 +51,6 @@ class Tokenizer(ABC):
     def vocabulary_size(self) -> int:
         return len(self.tokens)
 
-    @property
-    def special_ids(self) -> frozenset[int]:
-        """Ids of tokens that stand for no text, though they have names."""
-        return frozenset()
-
     @abstractmethod
     def encode(self, text: str, *, special: bool = False) -> np.ndarray:
         """Returns the text's token ids, int32, 1-D. UserError where the vocabulary can't express a character.
@@ -68,6 +63,11 @@ class Tokenizer(ABC):
     def special_names(self) -> tuple[str, ...]:
         """Names of the tokens that `encode` finds in a text only with `special`."""
         return ()
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of these tokens."""
+        return frozenset(number for name in self.special_names for number in self.encode(name, special=True).tolist())
 
     def encode_with_places(self, text: str, *, special: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns `encode`'s ids, and the characters of the text at which each token begins and ends, int64.
@@ -200,10 +200,6 @@ class BytePairs(Tokenizer):
         self.name, self._encoding = name, encoding
         self.end_of_text, self.begin_of_text = end_of_text, begin_of_text
         self.tokens = _tokens(encoding)
-
-    @property
-    def special_ids(self) -> frozenset[int]:
-        return frozenset(map(self._encoding.encode_single_token, self._encoding.special_tokens_set))
 
     @property
     def special_names(self) -> tuple[str, ...]:

@@ -108,7 +108,9 @@ def _max_tokens(take: Taker, prompt: int, most: int, context: int) -> int:
     return asked
 
 
-def _call_constraint(tools: Sequence[Tool], served: Served, ends: frozenset[int], must: bool, several: bool) -> Constraint:
+def _call_constraint(
+    tools: Sequence[Tool], served: Served, ends: frozenset[int], must: bool, several: bool
+) -> Constraint:
     grammar = tool_calls.grammar(tools, must=must, several=several)
     return promised("tools", lambda: served.vocabulary(ends).lark(grammar, open_ended=not must))
 

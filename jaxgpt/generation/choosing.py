@@ -1,9 +1,9 @@
 """Choosing among several texts of one prompt: the best of n, and the answer that most of them agree on.
 
-    best of n      the text with the highest score: by default the mean log-probability of its tokens, which does not
-                   favour short texts as their sum would; or any other, such as a reward model's
-    voting         the answer that most texts end with, whatever their way to it (self-consistency, Wang et al. 2023,
-                   arXiv:2203.11171)
+best of n      the text with the highest score: by default the mean log-probability of its tokens, which does not
+               favour short texts as their sum would; or any other, such as a reward model's
+voting         the answer that most texts end with, whatever their way to it (self-consistency, Wang et al. 2023,
+               arXiv:2203.11171)
 """
 
 import collections

@@ -12,9 +12,9 @@ Grammars come from clients. `llguidance` limits the work and memory that one may
 becomes a UserError.
 """
 
+import contextlib
 import functools
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,9 +77,10 @@ class Constraint:
     def mask(self) -> np.ndarray:
         """Returns the tokens that may follow, one bit each, as uint32; where none may there is an error, and all do."""
         mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)[: self._vocabulary.words]
-        if self._matcher.is_error():
-            self.error = f"the grammar takes too much: {_first_line(self._matcher.get_error())}"
-        elif not np.any(mask & self._vocabulary.real):
+        said = self._matcher.get_error() if self._matcher.is_error() else ""
+        if said and "NoExtension" not in said:
+            self.error = f"the grammar takes too much: {_first_line(said)}"
+        elif said or not np.any(mask & self._vocabulary.real):
             self.error = (
                 "no token of this model's vocabulary goes on with a text of this grammar: ask for one that can be "
                 "written in the characters of its tokenizer"
@@ -133,26 +134,18 @@ class Vocabulary:
 
     def regex(self, pattern: str) -> Constraint:
         """Constrains a text to a regular expression, in the syntax of Rust's crate regex. UserError where it's none."""
-        return self._compiled(load_library().LLMatcher.grammar_from_regex(pattern), len(pattern))
+        return self._compiled(_made("regular expression", "grammar_from_regex", pattern))
 
     def lark(self, grammar: str, *, open_ended: bool = False) -> Constraint:
         """Constrains a text to a grammar in Lark's notation. UserError where it is none.
 
         With `open_ended` a complete text goes on, also where the tokenizer has no end of text: a stop text ends it.
         """
-        return self._compiled(load_library().LLMatcher.grammar_from_lark(grammar), len(grammar), open_ended)
+        return self._compiled(_made("grammar", "grammar_from_lark", grammar), open_ended=open_ended)
 
-    def _compiled(self, grammar: str, size: int = 0, open_ended: bool = False) -> Constraint:
-        if max(size, len(grammar)) > LARGEST_GRAMMAR:
-            raise UserError(f"the grammar is longer than {LARGEST_GRAMMAR:,} characters")
+    def _compiled(self, grammar: str, *, open_ended: bool = False) -> Constraint:
         library = load_library()
-        try:
-            grammar.encode()
-        except UnicodeEncodeError:
-            raise UserError("the grammar has half a surrogate pair, and is not Unicode") from None
-        matcher = library.LLMatcher(
-            self._tokenizer, grammar, log_level=0, limits=library.LLParserLimits(**LIMITS)
-        )
+        matcher = library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=library.LLParserLimits(**LIMITS))
         if matcher.is_error():
             raise UserError(f"the grammar can't be followed: {_first_line(matcher.get_error())}")
         return Constraint(self, matcher, at_once=not self.ends and not open_ended)
@@ -166,14 +159,30 @@ class _Wrapped:
     def __init__(self, tokens: list[bytes], end: list[int], tokenizer: Tokenizer):
         self.tokens, self.eos_token_id, self.special_token_ids = tokens, end[0], end
         self._tokenizer = tokenizer
+        self._ids = {token: number for number, token in enumerate(tokens) if token and number not in end}
+        self._most = max(map(len, self._ids), default=0)
 
     def __call__(self, text: str) -> list[int]:
+        """Returns the tokens of a part of a text that can't be another: such a part is drawn in these."""
         if isinstance(text, bytes):
             raise TypeError("texts are encoded")
-        try:
-            return self._tokenizer.encode(text).tolist()
-        except UserError:  # characters that it doesn't have
-            return []
+        with contextlib.suppress(UserError):  # characters that it doesn't have
+            ids = self._tokenizer.encode(text).tolist()
+            if max(ids, default=0) < len(self.tokens) and b"".join([self.tokens[i] for i in ids]) == text.encode():
+                return ids
+        return self._longest(text.encode())  # SentencePiece has a space before every text
+
+    def _longest(self, text: bytes) -> list[int]:
+        """Returns the longest tokens from the left, as far as there are any."""
+        ids, place = [], 0
+        while place < len(text):
+            lengths = range(min(self._most, len(text) - place), 0, -1)
+            found = (self._ids.get(text[place : place + length]) for length in lengths)
+            if (token := next((one for one in found if one is not None), None)) is None:
+                break
+            ids.append(token)
+            place += len(self.tokens[token])
+        return ids
 
 
 @functools.lru_cache(maxsize=8)
@@ -185,10 +194,20 @@ def vocabulary(tokenizer: Tokenizer, size: int, ends: tuple[int, ...]) -> Vocabu
 def json_grammar(schema: dict[str, Any], *, lenient: bool = False) -> str:
     """Returns a grammar of JSON of this schema, in `llguidance`'s form."""
     overrides = JSON | {"lenient": lenient, "coerce_one_of": lenient}
+    return _made("JSON schema", "grammar_from_json_schema", schema, overrides=overrides)
+
+
+def _made(called: str, maker: str, given: Any, **options: Any) -> str:
+    """Returns a grammar in `llguidance`'s form. UserError where it is too long, or can't be one."""
     try:
-        return load_library().LLMatcher.grammar_from_json_schema(schema, overrides=overrides)
+        grammar = getattr(load_library().LLMatcher, maker)(given, **options)
+    except UnicodeEncodeError:
+        raise UserError(f"the {called} has half a surrogate pair, and is not Unicode") from None
     except ValueError as error:
-        raise UserError(f"the JSON schema can't be followed: {_first_line(str(error))}") from None
+        raise UserError(f"the {called} can't be followed: {_first_line(str(error))}") from None
+    if len(grammar) > LARGEST_GRAMMAR:
+        raise UserError(f"the {called} is longer than {LARGEST_GRAMMAR:,} characters")
+    return grammar
 
 
 def parse_schema(text: str | bytes) -> dict[str, Any]:

@@ -216,7 +216,9 @@ class Decoder:
         drawn: dict[int, list[int]] = {slot: [] for slot in slots}
         texts = [self._texts[slot] for slot in slots]
         for number in range(count if slots else 0):
-            if number and (time.perf_counter() > until or any(t and t.constraint and t.constraint.ended for t in texts)):
+            if number and (
+                time.perf_counter() > until or any(t and t.constraint and t.constraint.ended for t in texts)
+            ):
                 break
             for slot, tokens in self._decode(slots, 1).items():
                 drawn[slot] += tokens

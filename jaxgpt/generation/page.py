@@ -29,6 +29,7 @@ def headers() -> dict[str, str]:
         hashes[kind.decode()] = f"'sha256-{digest}'"
     policy = {
         "default-src": "'none'",
+        "img-src": "data:",
         "script-src": hashes["script"],
         "style-src": hashes["style"],
         "connect-src": "'self'",

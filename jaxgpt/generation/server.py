@@ -154,9 +154,7 @@ async def _whole(drawing: Drawing, asked: Asked, answer: dict[str, Any], request
         for start in range(0, len(texts), asked.best_of)
         for text in best(texts[start : start + asked.best_of], asked.n)
     ]
-    choices = [
-        asked.answers.whole(number, text.text, text.scored, text.ended) for number, text in enumerate(chosen)
-    ]
+    choices = [asked.answers.whole(number, text.text, text.scored, text.ended) for number, text in enumerate(chosen)]
     return answer | {"choices": choices, "usage": _usage(asked, sum(text.tokens for text in texts))}
 
 
