@@ -106,6 +106,7 @@ def test_an_answer_comes_and_the_conversation_goes_on(opened):
     assert len(opened.ask(SAID)) == 4
     assert opened.complaints() == []
     assert opened.ask("document.title") == NAME
+    assert not opened.ask("document.getElementById('key-label').offsetParent")
 
 
 @in_browser
@@ -251,7 +252,7 @@ def test_no_width_needs_scrolling_sideways_and_dark_is_dark(browser, address, wi
 def test_with_a_key_it_asks_for_it(browser):
     with serving(waiting=8) as address:
         browser.open(address)
-        browser.wait("!document.getElementById('key-label').hidden")
+        browser.wait("document.getElementById('key-label').offsetParent")
         assert "API key" in browser.ask("document.getElementById('status').textContent")
         setting(browser, key=KEY, max_completion_tokens="3")
         browser.wait("document.getElementById('status').textContent === 'Connected.'")
