@@ -7,6 +7,7 @@ import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxgpt import files
 from jaxgpt.data import chat_templates
@@ -36,8 +37,9 @@ class Serve:
     """The port; 0 takes a free one."""
     name: str = ""
     """The model's name for clients; empty takes the name of the run's folder."""
-    template: str = "chatml"
-    """How conversations are written for the model: chatml, llama3, mistral, or a file with a Jinja template."""
+    template: str = ""
+    """How conversations are written for the model: chatml, llama3, mistral, or a file with a Jinja template; empty
+    takes the one that the model was trained with, and chatml where it was trained with none."""
     key_file: str = ""
     """A file with the API key that clients must send; without it, the environment's JAXGPT_API_KEY."""
     slots: int = 4
@@ -100,7 +102,7 @@ def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> 
     trained = loading.load(options.run, devices=1)
     tokenizer = trained.tokenizer
     model = only_known_tokens(trained.config.model, tokenizer)
-    template = _template(options.template)
+    template = _template(options.template, trained.about.get("template"))
     decoder = Decoder(trained.params, model, trained.config.compute, slots=options.slots, capacity=model.context)
     del trained
     name = options.name or Path(options.run).resolve().name
@@ -129,8 +131,12 @@ def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> 
         worker.stop()
 
 
-def _template(named: str) -> Template:
-    """Returns the built-in template of this name, or the Jinja template in a file. UserError where there is neither."""
+def _template(named: str, trained: dict[str, Any] | None) -> Template:
+    """Returns the built-in template of this name, the Jinja template in a file, or the one that the model was trained
+    with. UserError where there is no such file.
+    """
+    if not named:
+        return chat_templates.from_state(trained) if trained else chat_templates.built_in("chatml")
     if named in chat_templates.NAMES:
         return chat_templates.built_in(named)
     try:

@@ -223,6 +223,14 @@ def generate(
     params: Params, requests: Sequence[Request], model: Model, compute: Compute, tokenizer: Tokenizer
 ) -> Iterator[Piece]:
     """Yields pieces of all the texts as they come. RunError where a constrained one can't go on."""
+    for number, text, piece in texts(params, requests, model, compute, tokenizer):
+        yield Piece(number, piece, bool(text.ended))
+
+
+def texts(
+    params: Params, requests: Sequence[Request], model: Model, compute: Compute, tokenizer: Tokenizer
+) -> Iterator[tuple[int, Text, str]]:
+    """Yields each further piece with its request's number, and the text so far. RunError as `generate`."""
     longest = max(len(request.prompt) + request.sampling.tokens for request in requests)
     model = only_known_tokens(model, tokenizer)
     decoder = Decoder(params, model, compute, slots=min(len(requests), MOST_SLOTS), capacity=longest)
@@ -232,4 +240,4 @@ def generate(
         for text, piece in batch.turn():
             if text.error:
                 raise RunError(f"text {numbers[id(text)] + 1} can't go on: {text.error}")
-            yield Piece(numbers[id(text)], piece, bool(text.ended))
+            yield numbers[id(text)], text, piece

@@ -116,7 +116,9 @@ def search(
         # Further tokens make a sum less; its mean is at most what it would be over all tokens.
         if drawn == tokens or not live or (len(best_found) == beams and best_found[-1] >= best_live / tokens):
             break
-        rows = live + [live[0]] * (beams - len(live))  # as many rows as there are caches; those behind count for nothing
+        rows = live + [live[0]] * (
+            beams - len(live)
+        )  # as many rows as there are caches; those behind count for nothing
         sums, parents, next_tokens, caches = _step(
             params,
             caches,

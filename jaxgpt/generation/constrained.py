@@ -235,4 +235,5 @@ def load_library() -> Any:
 def _first_line(message: str) -> str:
     """Returns the reason in an error of `llguidance`, which goes on with the grammar."""
     lines = [line.strip() for line in message.splitlines() if line.strip() and not line.startswith("<non-verbose")]
-    return shown(lines[0] if lines else "no reason is given")
+    reason = next((line for line in lines if line.startswith("error:")), "")  # of a regular expression
+    return shown(f"{lines[0]} {reason}".strip() if lines else "no reason is given")

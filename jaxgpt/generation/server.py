@@ -7,8 +7,8 @@ GET  /health                 whether texts can be drawn; needs no key
 GET  /                       the page; needs no key itself, and asks for one
 
 Texts of all requests are drawn side by side in the slots of one cache, as they become free. The event loop only reads
-and writes; one thread makes tokens of what is asked for (`api.py`, `chat_api.py`), another draws (`worker.py`). Needs the extra
-`serve` (starlette and uvicorn).
+and writes; one thread makes tokens of what is asked for (`api.py`, `chat_api.py`), another draws (`worker.py`). Needs
+the extra `serve` (starlette, uvicorn and llguidance).
 """
 
 import asyncio

@@ -96,8 +96,8 @@ def speculate(
     """
     if large.model.vocabulary_size != small.model.vocabulary_size:
         raise UserError(
-            f"the draft model knows {small.model.vocabulary_size:,} tokens, and the model {large.model.vocabulary_size:,}:"
-            " take one of the same tokenizer"
+            f"the draft model knows {small.model.vocabulary_size:,} tokens, and the model "
+            f"{large.model.vocabulary_size:,}: take one of the same tokenizer"
         )
     longest = len(prompt) + tokens + drafted + 1
     for one in (large, small):

@@ -209,13 +209,13 @@ def test_what_is_said_is_never_markup(opened):
     setting(opened, max_completion_tokens="3")
     send(opened, HOSTILE)
     assert opened.ask(SAID)[0] == HOSTILE
-    opened.ask(f"turns = [{{runs: [{{text: {json.dumps(HOSTILE)}, tokens: [], note: '', error: {json.dumps(HOSTILE)}}}], "
-               "chosen: 0}], drawAll()")  # fmt: skip
+    run = {"text": HOSTILE, "tokens": [], "note": "", "error": HOSTILE}
+    opened.ask(f"turns = [{{runs: [{json.dumps(run)}], chosen: 0}}], drawAll()")
     assert opened.ask(SAID) == [HOSTILE]
     token = {"text": HOSTILE, "logprob": -1.0, "written": HOSTILE}
     token["likeliest"] = [{"token": HOSTILE, "logprob": -1.0}]
-    opened.ask(f"turns = [{{runs: [{{text: {json.dumps(HOSTILE)}, tokens: [{json.dumps(token)}], note: '', error: ''}}], "
-               "chosen: 0}], drawAll(), showTip(document.querySelector('.token'))")  # fmt: skip
+    run = json.dumps(run | {"tokens": [token], "error": ""})
+    opened.ask(f"turns = [{{runs: [{run}], chosen: 0}}], drawAll(), showTip(document.querySelector('.token'))")
     assert opened.ask(SAID) == [HOSTILE]
     assert opened.ask("document.querySelectorAll('img').length") == 0
     assert opened.ask("document.title") == NAME
