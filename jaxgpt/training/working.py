@@ -1,4 +1,4 @@
-"""What the model computes with on a device, from what is trained and what is frozen."""
+"""The parameters that the model computes with on a device, from those that are trained and those that are frozen."""
 
 from typing import Any
 
