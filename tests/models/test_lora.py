@@ -23,7 +23,8 @@ from jaxgpt.training.working import working
 
 GPT2 = Model(layers=2, heads=2, width=64, context=16, vocabulary_size=50)
 LLAMA = dataclasses.replace(GPT2, family="llama", heads=4, kv_heads=2, feed_forward=128)
-MODELS = [GPT2, LLAMA, dataclasses.replace(LLAMA, query_key_norm=True, tied=True, window=3)]
+MIXTRAL = dataclasses.replace(LLAMA, family="mixtral", experts=3)
+MODELS = [GPT2, LLAMA, dataclasses.replace(LLAMA, query_key_norm=True, tied=True, window=3), MIXTRAL]
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 50, (2, 8), dtype=np.int32))
 
 
@@ -52,15 +53,19 @@ def adapters_of(made: Config) -> blocks.Adapters:
 
 
 @pytest.mark.parametrize(("recompute", "layers"), [("none", "unrolled"), ("norms", "scanned"), ("block", "scanned")])
-@pytest.mark.parametrize("model", MODELS, ids=["gpt2", "llama", "normed"])
+@pytest.mark.parametrize("model", MODELS, ids=["gpt2", "llama", "normed", "mixtral"])
 def test_gradients(assert_exact, model, recompute, layers):
-    model = dataclasses.replace(model, width=8, head_width=0, feed_forward=12 if model.family == "llama" else 0)
+    model = dataclasses.replace(model, width=8, head_width=0, feed_forward=0 if model.family == "gpt2" else 12)
     compute = Compute(attention_block=2, classifier_chunk=4, recompute=recompute, layers=layers)
     assert_exact(cases.adapted_model_case(jax.random.key(0), 2, 5, model, compute))
 
 
 @pytest.mark.parametrize(("base", "double"), [("float32", False), ("bfloat16", False), ("int8", False), ("nf4", True)])
-@pytest.mark.parametrize(("model", "layers"), [(GPT2, "unrolled"), (LLAMA, "scanned")], ids=["gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("model", "layers"),
+    [(GPT2, "unrolled"), (LLAMA, "scanned"), (MIXTRAL, "scanned")],
+    ids=["gpt2", "llama", "mixtral"],
+)
 def test_merged_it_computes_the_same(quick_compilation, model, base, double, layers):
     """The loss of adapters beside the base in each storage is the merged model's, but for rounding."""
     made = config(model, lora_base=base, lora_double_quantization=double, compute_layers=layers)
