@@ -194,8 +194,8 @@ class Training:
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters (LoRA): the weights of --init-from stay as they are, and small matrices beside them are
-    trained."""
+    """Low-rank adapters (LoRA): the weights that the run begins with stay as they are, and small matrices beside them
+    are trained."""
 
     rank: int = 0
     """Rank of the adapters (R); 0 trains all of the model's parameters instead."""
