@@ -80,30 +80,6 @@ def folders() -> list[Input]:
     return [export("float32", 1 << 30), export("bfloat16", 1 << 30), export("float16", 2000)]
 
 
-def adapter_folders() -> list[Input]:
-    generator = np.random.default_rng(0)
-
-    def export(folder: Path, targets: tuple[str, ...], dtype: str) -> None:
-        options = Lora(rank=2, targets=targets, base="float32")
-        shapes = jax.eval_shape(lambda: lora.init(MODEL, options, jax.random.key(0)))
-        adapters = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape).astype(np.float32), shapes)
-        source = tensors.AdapterSource(options, "base", lambda: adapters, "0" * 64)
-        peft.write_folder(folder, adapters, MODEL, source, dtype)
-
-    return [
-        written(lambda folder: export(folder, ("all-linear",), "float32")),
-        written(lambda folder: export(folder, ("c_attn",), "bfloat16")),
-    ]
-
-
-def read_adapter(folder: Path) -> None:
-    """Reads it beside a base that is there whatever its name is."""
-    base = tensors.WeightSource("base", "made up", MODEL, "float32", None, params)
-    source = peft.open_folder(folder, lambda name: base)
-    assert source.adapters
-    source.adapters.load()
-
-
 def relatives() -> list[Input]:
     """Folders of Llama, Mistral, Qwen3 and Mixtral, with the keys that transformers 4 and 5 write."""
     base = dataclasses.replace(MODEL, family="llama", heads=4, kv_heads=2, feed_forward=12)
@@ -126,6 +102,30 @@ def relative(model: Model, keys: dict[str, object]) -> Input:
     made = written(lambda folder: huggingface.write_folder(folder, drawn, model, "float32", None, 1 << 30))
     content = json.loads(made["config.json"]) | keys
     return {"config.json": json.dumps(content).encode(), "model.safetensors": made["model.safetensors"]}
+
+
+def adapter_folders() -> list[Input]:
+    generator = np.random.default_rng(0)
+
+    def export(folder: Path, targets: tuple[str, ...], dtype: str) -> None:
+        options = Lora(rank=2, targets=targets, base="float32")
+        shapes = jax.eval_shape(lambda: lora.init(MODEL, options, jax.random.key(0)))
+        adapters = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape).astype(np.float32), shapes)
+        source = tensors.AdapterSource(options, "base", lambda: adapters, "0" * 64)
+        peft.write_folder(folder, adapters, MODEL, source, dtype)
+
+    return [
+        written(lambda folder: export(folder, ("all-linear",), "float32")),
+        written(lambda folder: export(folder, ("c_attn",), "bfloat16")),
+    ]
+
+
+def read_adapter(folder: Path) -> None:
+    """Reads it beside a base that is there whatever its name is."""
+    base = tensors.WeightSource("base", "made up", MODEL, "float32", None, params)
+    source = peft.open_folder(folder, lambda name: base)
+    assert source.adapters
+    source.adapters.load()
 
 
 def tokenizer_files() -> list[Input]:
@@ -288,7 +288,7 @@ READERS = [
     Reader("llm.c state", states, lambda folder: llmc.read_state(folder / "s.bin", MODEL)),
     Reader("llm.c tokenizer", token_lists, lambda folder: llmc.read_tokenizer(folder / "t.bin")),
     Reader("Hugging Face folder", folders, lambda folder: huggingface.open_folder(folder).load()),
-    Reader("PEFT folder", adapter_folders, read_adapter),
     Reader("folder of Llama's kind", relatives, lambda folder: huggingface.open_folder(folder).load()),
+    Reader("PEFT folder", adapter_folders, read_adapter),
     Reader("Hugging Face tokenizer", tokenizer_files, read_tokenizer),
 ]
