@@ -239,6 +239,7 @@ def _introduce(trainer: Trainer, program: Program, notes: list[str]) -> None:
         *program.plan.lines(),
         *(["order     of sums is fixed: some kernels are slower ones"] if in_fixed_order else []),
         *([f"note      {config.run.note}"] if config.run.note else []),
+        *(f"note      {line}" for line in data.notes),
         *trainer.folder.notes,
         *notes,
     ):

@@ -122,6 +122,12 @@ def end_of_turn(template: Template) -> str:
     return text[text.rindex(PROBE) + len(PROBE) :].strip() if PROBE in text else ""
 
 
+def stops(state: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the texts that end an answer in the template of this state; none for {}."""
+    end = end_of_turn(from_state(state)) if state else ""
+    return (end,) if end else ()
+
+
 def _render(messages: Messages, template: Template, add_generation_prompt: bool, tools: Tools) -> Rendered:
     if template.name == "jinja":
         context = {"messages": [*messages], "tools": tools and [*tools], "documents": None}

@@ -81,8 +81,8 @@ def _missing_in_shapes(model: Model, compute: Compute, length: int, capability: 
     if head_width % 8 or head_width > widest:
         named = "--model.head-width" if model.head_width else "--model.width / --model.heads"
         needs.append(f"heads of a width that is a multiple of 8 and at most {widest} ({named} is {head_width})")
-    if model.document_start >= 0:
-        needs.append("attention across the borders of documents (--data.document-mask)")
+    if model.documents_apart:
+        needs.append("attention across the borders of documents (--data.document-mask, or conversations)")
     if length < 2:
         needs.append("sequences of two tokens or more (--training.sequence-length)")
     return needs
