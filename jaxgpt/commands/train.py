@@ -265,4 +265,5 @@ def _conclude(trainer: Trainer, before: str, after: str, loss: float, saved: obj
     note(f"\nvalidation loss  {loss:.4f}")
     note(f"loss curve       {trainer.draw_curve()}")
     note(f"checkpoint       {saved}")
-    note(f'more text        python run.py generate --run {trainer.folder.path} --prompt "..."')
+    how = "--chat" if trainer.data.template else '--prompt "..."'
+    note(f"more text        python run.py generate --run {trainer.folder.path} {how}")

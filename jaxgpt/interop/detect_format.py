@@ -30,7 +30,9 @@ GPT2_VOCABULARY = 50257
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 ZIP, PROTOCOLS = b"PK\x03\x04", (b"\x02", b"\x03", b"\x04", b"\x05")
 OTHERS = {".h5": "TensorFlow's format", ".msgpack": "Flax's format", ".onnx": "ONNX"}
-TOKENIZERS = "a tokenizer.json, a folder that has one, a run's folder, Llama 3's tokenizer.model, a GGUF file, or a llama2.c file"
+TOKENIZERS = (
+    "a tokenizer.json, a folder that has one or a run's, Llama 3's tokenizer.model, a GGUF file, or a llama2.c file"
+)
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?")  # NAME, OWNER/NAME, and @REVISION
 HUB_FILES = [huggingface.CONFIG, safetensors_files.WEIGHTS, safetensors_files.INDEX, *huggingface_tokenizer.FILES]
 

@@ -3,8 +3,8 @@
     loss = -scale Σ_i ℓ_i           ∂loss/∂ℓ_i = -scale           ℓ_i = log p(target_i)
 
 with scale = 1 / (number of targets). A batch that is one of several, whose losses are to be summed, is given the scale
-of all of them. Targets that are IGNORED have no part in it: of conversations all but the assistant's tokens, which makes
-it the objective of supervised fine-tuning too. The gradients are computed in one pass, while the logits exist.
+of all of them. Targets that are IGNORED have no part in it: of conversations these are all but the assistant's tokens,
+so this is the objective of supervised fine-tuning too. The gradients are computed in one pass, while the logits exist.
 """
 
 import functools
