@@ -67,7 +67,7 @@ def chat(trained: Trained, options: Sampling, seed: int, *, special: bool = Fals
 
 
 class _OneText:
-    """What was said, as the tokens of one text."""
+    """Keeps what was said as the tokens of one text."""
 
     def __init__(self, tokenizer: Tokenizer, room: int, special: bool) -> None:
         self._tokenizer, self._room, self._special = tokenizer, room, special
@@ -94,7 +94,7 @@ class _OneText:
 
 
 class _Conversation:
-    """What was said, as messages in a chat template."""
+    """Keeps what was said as messages in a chat template."""
 
     def __init__(self, tokenizer: Tokenizer, room: int, state: dict[str, Any], system: str) -> None:
         self._tokenizer, self._room, self._template = tokenizer, room, chat_templates.from_state(state)

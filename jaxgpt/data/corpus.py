@@ -87,11 +87,13 @@ def put_together(opened: dict[str, TextSource], config: Config) -> Corpus:
     template = _template(opened)
     prompt = _prompt(config, tokenizer, validation, template)
     loader.check_vocabulary(prompt, config.model.vocabulary_size, "--run.prompt")
+    length = config.training.sequence_length
     notes = tuple(
-        f"{name}: {line}"
+        f"{name}{what}: {line}"
         for name, source in opened.items()
-        if isinstance(source.train, Conversations)
-        for line in source.train.packed(config.training.sequence_length).words(config.training.sequence_length)
+        for split, what in ((source.train, ""), (source.validation, ", to validate on"))
+        if isinstance(split, Conversations)
+        for line in split.packed(length).words(length)
     )
     return Corpus(description, tokenizer, train, validation, prompt, made_of, template, notes)
 

@@ -158,7 +158,7 @@ def fetch(name: str) -> Path:
 
 def tokenizer_of(path: Path) -> Tokenizer | None:
     """Returns the tokenizer of one of TOKENIZERS; None for a path of something else. UserError for a damaged one."""
-    if (path / "checkpoints").is_dir():
+    if os.path.isdir(path / "checkpoints"):  # False too for a name that is too long
         return checkpoints.tokenizer_of(checkpoints.find(path / "checkpoints", ("about",)))
     if os.path.isdir(path) or path.suffix == ".json":
         return huggingface_tokenizer.read_file(path)

@@ -195,5 +195,5 @@ def test_problems(lines):
     rows = [{"prompt": "2 + 2?", "answer": "4"}, {"question": "2 + 2?", "answer": 4}, {"prompt": ASKED, "answer": "4"}]
     assert [found for _, found in conversations.read_problems([lines(*rows)], Rows())] == [Problem(ASKED, "4")] * 3
     for answer in ("", None, True, ["4"]):
-        with pytest.raises(UserError, match="line 1: answer is .*, and no text"):
+        with pytest.raises(UserError, match=r"line 1: answer is .*, and no text"):
             list(conversations.read_problems([lines({"prompt": "a", "answer": answer})], Rows()))
