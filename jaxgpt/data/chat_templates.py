@@ -122,6 +122,12 @@ def end_of_turn(template: Template) -> str:
     return text[text.rindex(PROBE) + len(PROBE) :].strip() if PROBE in text else ""
 
 
+def stops(state: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the texts that end an answer in the template of this state; none for {}."""
+    end = end_of_turn(from_state(state)) if state else ""
+    return (end,) if end else ()
+
+
 def _render(messages: Messages, template: Template, add_generation_prompt: bool, tools: Tools) -> Rendered:
     if template.name == "jinja":
         context = {"messages": [*messages], "tools": tools and [*tools], "documents": None}
@@ -198,7 +204,7 @@ Pieces = list[tuple[str, bool]]
 
 
 def _chatml(messages: Messages, add_generation_prompt: bool) -> Pieces:
-    """As OpenAI published it, and Qwen and SmolLM use it; calls of tools and their results as in Hermes and Qwen."""
+    """ChatML as OpenAI published it, and Qwen and SmolLM use it; calls of tools as in Hermes and Qwen."""
     pieces = []
     for message in messages:
         role, content = message["role"], _content(message)
@@ -212,7 +218,7 @@ def _chatml(messages: Messages, add_generation_prompt: bool) -> Pieces:
 
 
 def _llama3(messages: Messages, add_generation_prompt: bool) -> Pieces:
-    """As in Meta's Llama 3 model card."""
+    """Llama 3's, as in Meta's model card."""
 
     def header(role: str) -> tuple[str, bool]:
         return f"<|start_header_id|>{role}<|end_header_id|>\n\n", False
@@ -225,7 +231,7 @@ def _llama3(messages: Messages, add_generation_prompt: bool) -> Pieces:
 
 
 def _mistral(messages: Messages, add_generation_prompt: bool) -> Pieces:
-    """As Mistral 7B Instruct v0.3 has it, the system message before the first question."""
+    """Mistral 7B Instruct v0.3's, with the system message before the first question."""
     pieces: Pieces = [("<s>", False)]
     system, rest = "", list(messages)
     if rest and rest[0]["role"] == "system":

@@ -132,7 +132,7 @@ def _answer(source: str, variables: dict[str, Any]) -> dict[str, Any]:
         pieces: list[str] = []
         spans: list[tuple[int, int]] = []
         template = _compiled(source)
-        template.environment.extend(written=(pieces, spans))
+        template.environment.written = pieces, spans
         length = 0
         for piece in template.generate(**variables):
             pieces.append(piece)

@@ -20,6 +20,7 @@ the first one does. No answer is ever cut. `Packed.words` says how many were.
 import bisect
 import functools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -87,6 +88,17 @@ class Conversations:
     def __getitem__(self, part: slice) -> np.ndarray:
         return self.tokens[part]
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Files that these conversations are read from."""
+        parts = (self.tokens, self.marks)
+        return tuple(path for part in parts if isinstance(part, Shards) for path in part.paths)
+
+    @property
+    def count(self) -> int:
+        """Number of conversations."""
+        return len(self.begins) - 1
+
     def prompt(self) -> np.ndarray:
         """Returns the first conversation's tokens up to its first answer."""
         first = slice(0, int(self.begins[1]))
@@ -133,6 +145,14 @@ class Conversations:
         starts[place:] = place
         return Row(tokens, targets, starts)
 
+    def targets(self, length: int, rows: int) -> Iterator[np.ndarray]:
+        """Yields the targets of the first `rows` rows of `length` tokens, conversation by conversation."""
+        packed = self.packed(length)
+        last = packed.bounds[min(rows, packed.rows)]
+        for number, taken in zip(packed.chosen[:last].tolist(), packed.lengths[:last].tolist(), strict=True):
+            here = slice(int(self.begins[number]) + 1, int(self.begins[number]) + taken)
+            yield self.tokens[here][self.marks[here] & TRAINED != 0]
+
     def rows(self, numbers: Sequence[int], length: int) -> Iterator[Row]:
         """Yields rows; one with nothing in it for a number behind the last."""
         count = self.packed(length).rows
@@ -146,9 +166,8 @@ def joined(parts: Sequence[Conversations]) -> Conversations:
     if len(parts) == 1:
         return parts[0]
     tokens = np.concatenate([part.tokens[:] for part in parts])
-    return Conversations(
-        tokens, np.concatenate([part.marks[:] for part in parts]), " and ".join(p.where for p in parts)
-    )
+    marks = np.concatenate([part.marks[:] for part in parts])
+    return Conversations(tokens, marks, " and ".join(part.where for part in parts))
 
 
 def _best_fit(numbers: np.ndarray, sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

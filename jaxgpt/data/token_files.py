@@ -48,8 +48,8 @@ def format_for(vocabulary_size: int) -> Format:
 def tokens_of(path: Path | str, within: Path | None = None, *, marks: bool = False) -> np.ndarray:
     """Returns the tokens of a file, 1-D, uint16 or uint32, as a read-only memory map; only the header is read.
 
-    With `marks` the file is one of marks, uint8. UserError where it can't be read, is no token file, doesn't have the size that its header states, or a link leads
-    out of `within`.
+    With `marks` the file is one of marks, uint8. UserError where it can't be read, is no token file, doesn't have the
+    size that its header states, or a link leads out of `within`.
     """
     path = Path(path)
     with files.open_file(path, within, holes=True) as file:  # it is mapped, and read where it is needed

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt.commands import cli, generate
+from jaxgpt.commands import chat, cli, generate
 from jaxgpt.data import tokenizers
 from jaxgpt.foreign_text import printable
 from jaxgpt.generation import batching
@@ -126,7 +126,7 @@ def test_on_a_terminal_there_is_a_prompt_sign_and_ctrl_d_ends(loaded, monkeypatc
     out = capsys.readouterr().out
     assert "Ctrl-D ends." in out
     assert printable(BYTES.decode(np.array(drawn(loaded, b"one\n", 0)))) in out
-    assert out.count(generate.ASK) == 2
+    assert out.count(chat.ASK) == 2
 
 
 # What texts have to be of, and searching
