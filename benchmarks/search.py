@@ -2,9 +2,10 @@
 
     python -m benchmarks.search [--rounds 5]
 
-mask    GPT-2 124M of random weights and GPT-2's tokenizer writes JSON of a schema, and a free text of as many tokens.
-        The time of all that the constraint does on the host (the mask, and taking the token) is measured apart, and is
-        to be at most a tenth of a token's time. So is the whole time of a constrained token over a free one's.
+mask    GPT-2 124M of random weights and GPT-2's tokenizer writes JSON of a schema, and free text, in turn. What a
+        constrained token takes longer is to be at most a tenth; what of it the host does (the mask, and taking the
+        token) is measured too. Of all tokens' times the lower quartile is compared: a machine with other work on it
+        has long tails.
 draft   The same model checks what another drafts, DRAFTED tokens at a time: once a small one of random weights, which
         guesses nothing right; and once, where all layers but the first are made to add nothing, that layer alone, which
         guesses all right. Between the two lies what a trained small model gains, by how often it is right. The texts
@@ -48,23 +49,22 @@ SCHEMA = {
 
 
 class Timed(constrained.Constraint):
-    """A constraint that adds up its own seconds."""
+    """A constraint that keeps the seconds that it takes for each mask, and the token before it."""
 
     def __init__(self, other: constrained.Constraint):
         self.__dict__.update(other.copy().__dict__)
-        self.seconds = 0.0
+        self.each: list[float] = []
 
     def mask(self) -> np.ndarray:
         started = time.perf_counter()
-        try:
-            return super().mask()
-        finally:
-            self.seconds += time.perf_counter() - started
+        mask = super().mask()
+        self.each.append(time.perf_counter() - started)
+        return mask
 
     def take(self, token: int) -> None:
         started = time.perf_counter()
         super().take(token)
-        self.seconds += time.perf_counter() - started
+        self.each[-1] += time.perf_counter() - started
 
 
 def random_params(model: Model):
@@ -72,13 +72,25 @@ def random_params(model: Model):
     return jax.tree.map(lambda array, is_one: SPREAD * array if is_one else array, params, family(model).decays(params))
 
 
-def drawn(decoder: Decoder, prompt: np.ndarray, constraint=None, sampling=None) -> tuple[float, list[int]]:
+def one_by_one(decoder: Decoder, prompt: np.ndarray, constraint: constrained.Constraint | None = None) -> list[float]:
+    """Seconds of each token of a text behind its first."""
+    decoder.start(0, prompt, Sampling(temperature=1.0), 0, constraint=constraint)
+    seconds = []
+    while len(seconds) < 24 and not (constraint and constraint.ended):
+        started = time.perf_counter()
+        decoder.go_on(1)
+        seconds.append(time.perf_counter() - started)
+    decoder.stop(0)
+    return seconds
+
+
+def greedy(decoder: Decoder, prompt: np.ndarray) -> tuple[float, list[int]]:
     """Seconds a token, without the prompt's, and the tokens."""
-    tokens = [decoder.start(0, prompt, sampling or Sampling(temperature=0.0), 0, constraint=constraint)]
+    tokens = [decoder.start(0, prompt, Sampling(temperature=0.0), 0)]
     started = time.perf_counter()
-    while len(tokens) < TOKENS and not (constraint and constraint.ended):
+    while len(tokens) < TOKENS:
         tokens += decoder.go_on(TOKENS - len(tokens))[0]
-    seconds = (time.perf_counter() - started) / (len(tokens) - 1)
+    seconds = (time.perf_counter() - started) / (TOKENS - 1)
     decoder.stop(0)
     return seconds, tokens
 
@@ -112,23 +124,17 @@ def main() -> int:
     assert tokenizer.end_of_text is not None
     schema = constrained.vocabulary(tokenizer, GPT2.vocabulary_size, (tokenizer.end_of_text,)).json_schema(SCHEMA)
     decoder = Decoder(params, GPT2, Compute(), slots=1, capacity=PROMPT + TOKENS)
-    sampling = Sampling(temperature=1.0)
-    masked: dict[str, list[float]] = {"free": [], "constrained": [], "on_the_host": []}
-    for number in range(rounds + 1):  # the first compiles
+    calls: dict[str, list[float]] = {"free": [], "constrained": [], "on_the_host": []}
+    for number in range(2 * rounds + 1):  # the first compiles
         bound = Timed(schema)
-        free, _ = drawn(decoder, prompt, sampling=sampling)
-        seconds, tokens = drawn(decoder, prompt, bound, sampling)
+        free, constrained_calls = one_by_one(decoder, prompt), one_by_one(decoder, prompt, bound)
         if number:
-            masked["free"].append(free)
-            masked["constrained"].append(seconds)
-            masked["on_the_host"].append(bound.seconds / len(tokens))
-    share = statistics.median(
-        host / whole for host, whole in zip(masked["on_the_host"], masked["free"], strict=True)
-    )
-    over = statistics.median(
-        whole / free for whole, free in zip(masked["constrained"], masked["free"], strict=True)
-    )
-    print(f"mask: {share:.3f} of a token's time on the host (at most {MOST_FOR_MASKS}), {over:.3f} in all")
+            calls["free"] += free
+            calls["constrained"] += constrained_calls
+            calls["on_the_host"] += bound.each
+    quarter = {name: float(np.quantile(each, 0.25)) for name, each in calls.items()}
+    share, over = quarter["on_the_host"] / quarter["free"], quarter["constrained"] / quarter["free"]
+    print(f"mask: {share:.4f} of a token's time on the host, {over:.3f} of it in all (at most {1 + MOST_FOR_MASKS})")
 
     whole, first = idle_but_one(params)
     one_layer = Model(layers=1, vocabulary_size=GPT2.vocabulary_size)
@@ -142,21 +148,21 @@ def main() -> int:
         alone = Decoder(theirs, GPT2, Compute(), slots=1, capacity=PROMPT + TOKENS)
         ratios = []
         for number in range(rounds + 1):
-            greedy, expected = drawn(alone, prompt)
+            alone_seconds, expected = greedy(alone, prompt)
             seconds, tokens = drafted(checking, drafting, prompt)
             same &= tokens == expected
             if number:
-                ratios.append(greedy / seconds)
+                ratios.append(alone_seconds / seconds)
         gains[name] = statistics.median(ratios)
         print(f"draft {name}: {gains[name]:.2f} times the rate; {'the same text' if same else 'ANOTHER TEXT'}")
-    passed = same and share <= MOST_FOR_MASKS
+    passed = same and over <= 1 + MOST_FOR_MASKS
     result = {
         "passed": passed,
         "setting": f"GPT-2 124M, random weights, float32, B=1, {PROMPT} tokens of prompt and {TOKENS} drawn, "
         f"{DRAFTED} drafted at a time",
-        "mask_share_of_a_token": share,
+        "host_share_of_a_token": share,
         "constrained_over_free": over,
-        "seconds_per_token": {name: statistics.median(each) for name, each in masked.items()},
+        "seconds_per_token": quarter,
         "times_the_greedy_rate_by_draft": gains,
         "same_text": same,
         "cpu": machine.cpu_name(),

@@ -75,17 +75,18 @@ class Constraint:
         return self._matcher.is_stopped() or (self.at_once and self._matcher.is_accepting())
 
     def mask(self) -> np.ndarray:
-        """Returns the tokens that may follow, one bit each, as uint32; where none may there is an error, and all do."""
-        mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)[: self._vocabulary.words]
+        """Returns which of the vocabulary's tokens may follow; where none may there is an error, and all do."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        mask = np.unpackbits(bits, count=self._vocabulary.size, bitorder="little").view(bool)
         said = self._matcher.get_error() if self._matcher.is_error() else ""
         if said and "NoExtension" not in said:
             self.error = f"the grammar takes too much: {_first_line(said)}"
-        elif said or not np.any(mask & self._vocabulary.real):
+        elif said or not mask.any():
             self.error = (
                 "no token of this model's vocabulary goes on with a text of this grammar: ask for one that can be "
                 "written in the characters of its tokenizer"
             )
-        return self._vocabulary.real if self.error else mask
+        return np.ones_like(mask) if self.error else mask
 
     def take(self, token: int) -> None:
         """Goes on behind a token that the mask allows."""
@@ -106,7 +107,7 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer, size: int, ends: Sequence[int]):
         library = load_library()
-        self.ends = frozenset(end for end in ends if end < size)
+        self.size, self.ends = size, frozenset(end for end in ends if end < size)
         special = {token for token in (tokenizer.end_of_text, tokenizer.begin_of_text) if token is not None}
         special |= tokenizer.special_ids
         tokens = [b"" if NEVER in token or number in special else token for number, token in
@@ -116,10 +117,6 @@ class Vocabulary:
             tokens.append(b"")
         for number in end:
             tokens[number] = b"<|end|>"
-        self.words = -(-size // 32)
-        real = np.zeros(32 * self.words, np.uint8)
-        real[:size] = 1
-        self.real = np.packbits(real, bitorder="little").view(np.uint32)
         wrapped = library.TokenizerWrapper(_Wrapped(tokens, end, tokenizer))
         self._tokenizer = library.LLTokenizer(wrapped, n_vocab=len(tokens), eos_token=end)
 

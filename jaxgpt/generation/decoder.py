@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int, UInt32
+from jaxtyping import Array, Bool, Int
 
 from jaxgpt.generation.constrained import Constraint
 from jaxgpt.generation.sampling import MOST_RUNNERS_UP, SamplingSettings, Scores, draw, no_scores, score, settings
@@ -59,7 +59,7 @@ def _prefill(
     length: Int[Array, ""],
     drawn: Int[Array, ""],
     seen: Bool[Array, " V"],
-    allowed: UInt32[Array, "1 W"] | None,
+    allowed: Bool[Array, "1 V"] | None,
     scored: Bool[Array, ""],
     *,
     model: Model,
@@ -78,7 +78,7 @@ def _decode(
     slots: tuple[Slot, ...],
     options: SamplingSettings,
     count: Int[Array, ""],
-    allowed: UInt32[Array, "B W"] | None,
+    allowed: Bool[Array, "B V"] | None,
     scored: Bool[Array, ""],
     *,
     model: Model,
@@ -256,7 +256,7 @@ class Decoder:
         """Returns the tokens that each text may go on with, as `draw` takes them; None where no text is constrained."""
         if not any(text and text.constraint for text in texts):
             return None
-        allowed = np.full((len(texts), -(-self.model.vocabulary_size // 32)), -1, np.int32).view(np.uint32)
+        allowed = np.ones((len(texts), self.model.vocabulary_size), bool)
         for row, text in zip(allowed, texts, strict=True):
             if text and text.constraint:
                 row[:] = text.constraint.mask()

@@ -74,16 +74,16 @@ def draw(
     settings: SamplingSettings,
     places: Int[Array, " B"],
     seen: Bool[Array, "B V"],
-    allowed: UInt32[Array, "B W"] | None = None,
+    allowed: Bool[Array, "B V"] | None = None,
 ) -> Int[Array, " B"]:
     """Draws a token for each text, before which `places` tokens were drawn, and in which the tokens `seen` occur.
 
-    With `allowed` only tokens whose bit is set: token t has bit t % 32 of word t // 32.
+    With `allowed` only those tokens.
     """
     temperature, penalty = settings.temperature[:, None], settings.repetition_penalty[:, None]
     logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
     if allowed is not None:
-        logits = jnp.where(unpacked(allowed, logits.shape[1]), logits, -jnp.inf)
+        logits = jnp.where(allowed, logits, -jnp.inf)
     likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     def at_random() -> Int[Array, " B"]:
@@ -101,12 +101,6 @@ def draw(
         return jnp.where(settings.temperature > 0, drawn, likeliest)
 
     return lax.cond(jnp.any(settings.temperature > 0), at_random, lambda: likeliest)
-
-
-def unpacked(bits: UInt32[Array, "B W"], count: int) -> Bool[Array, "B V"]:
-    """Returns the first `count` bits of each row, the lowest of a word first."""
-    each = (bits[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
-    return each.reshape(len(bits), -1)[:, :count].astype(bool)
 
 
 def score(logits: Float[Array, "B V"], tokens: Int[Array, " B"], wanted: Bool[Array, ""]) -> Scores:

@@ -121,7 +121,7 @@ def test_special_tokens_are_no_characters_of_a_text(drawing):
     for kind in ("gpt2", "huggingface, byte level"):
         vocabulary = drawing(kind).vocabulary
         tokenizer = drawing(kind).tokenizer
-        bits = np.unpackbits(vocabulary.regex("(?s:.){9}").mask().view(np.uint8), bitorder="little")
+        bits = vocabulary.regex("(?s:.){9}").mask()
         assert not bits[sorted(tokenizer.special_ids)].any()
         assert bits.sum() > 100
 
