@@ -42,10 +42,11 @@ SCHEMA = {
     "properties": {
         "name": {"type": "string", "minLength": 10, "maxLength": 40},
         "tags": {"type": "array", "items": {"enum": ["red", "green", "blue", "a longer one"]}, "minItems": 8},
-        "of": {"type": "array", "minItems": 20, "items": {"type": "object", "properties": {"n": {"type": "number"}, "s": {"type": "string"}}}},
+        "of": {"type": "array", "minItems": 20, "items": {"$ref": "#/$defs/one"}},
     },
     "required": ["name", "tags", "of"],
-}  # fmt: skip
+    "$defs": {"one": {"type": "object", "properties": {"n": {"type": "number"}, "s": {"type": "string"}}}},
+}
 
 
 class Timed(constrained.Constraint):

@@ -94,12 +94,13 @@ class Served:
         if kind == "text":
             return None
         vocabulary = self.vocabulary(ends)
+        make: Callable[[Any], Constraint]
+        given: Any
         match kind:
             case "json_object":
                 make, given = vocabulary.json_schema, {"type": "object"}
             case "json_schema":
-                given = Taker(take("json_schema", dict, {}))("schema", dict, None)
-                make = vocabulary.json_schema
+                make, given = vocabulary.json_schema, Taker(take("json_schema", dict, {}))("schema", dict, None)
             case "regex":
                 make, given = vocabulary.regex, take("regex", str, None)
             case "grammar":

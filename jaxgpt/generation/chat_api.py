@@ -143,8 +143,9 @@ def _message(value: Any, where: str) -> dict[str, Any]:
 
 def _content(value: Any, where: str, *, optional: bool) -> str:
     if isinstance(value, list):
-        texts = [part.get("text") for part in value if isinstance(part, dict) and part.get("type") == "text"]
-        if len(texts) == len(value) and all(isinstance(text, str) for text in texts):
+        parts = [part.get("text") for part in value if isinstance(part, dict) and part.get("type") == "text"]
+        texts = [text for text in parts if isinstance(text, str)]
+        if len(texts) == len(value):
             return "".join(texts)
         raise ApiError(400, f"{where}: content may have parts of type text alone", param=where)
     if isinstance(value, str) or (value is None and optional):

@@ -67,7 +67,7 @@ class Constraint:
 
     @property
     def ended(self) -> bool:
-        """Whether the text has ended: nothing can follow, its end of text was drawn, or there is an error."""
+        """Is true where the text has ended: nothing can follow, its end of text was drawn, or there is an error."""
         if self.error or self._taken_end:
             return True
         if self._matcher.is_error():
@@ -149,7 +149,7 @@ class Vocabulary:
 
 
 class _Wrapped:
-    """What `llguidance` asks of a tokenizer."""
+    """A tokenizer as `llguidance` asks of one."""
 
     bos_token_id = None
 

@@ -105,7 +105,7 @@ def _decode(
 
 
 class TokenScore(NamedTuple):
-    """How likely the model held a drawn token, and which tokens it held the likeliest at its place."""
+    """Log-probability of a drawn token, and of the tokens that the model held the likeliest at its place."""
 
     log_probability: float
     likeliest: list[tuple[int, float]]
