@@ -2,10 +2,9 @@
 
     python -m benchmarks.assistant.sft
 
-For each seed: a base model is trained on lines such as "17 + 25 = 42" (quickstart's shape, byte by byte), then
-`--config sft_quickstart` trains it, and adapters of rank 8 beside it, on conversations that end with "Answer: 42". Each
-model is asked 200 problems that were in neither, greedily, in the conversations' template. Writes results/sft.json and
-the loss curves to results/sft.png.
+For each seed: a base model is trained on lines such as "17 + 15 = 32" (quickstart's shape, byte by byte), then
+`--config sft_quickstart` trains it on conversations that end with "Answer: 32". Both are asked 100 problems that were
+in neither, greedily, in the conversations' template. Writes results/sft.json and the loss curves to results/sft.png.
 """
 
 import argparse
@@ -33,11 +32,7 @@ BASE = (
     *("--config", "quickstart", "--training.steps", "1200", "--training.evaluate-every", "200"),
     *("--training.evaluation-batches", "20"),
 )
-STAGES = {
-    "sft": ("--training.steps", "200", "--training.evaluate-every", "50"),
-    "lora": ("--training.steps", "200", "--training.evaluate-every", "50", "--lora.rank", "8",
-             "--optimizer.learning-rate", "5e-3"),
-}  # fmt: skip
+STAGES = {"sft": ("--training.evaluate-every", "50")}
 
 
 def measure(run: Path, seed: int) -> dict[str, float]:

@@ -38,8 +38,8 @@ def test_what_an_older_version_did_not_write_has_its_default(metadata):
         "sequences_per_step": 8,
         "text": {},
         "lengths": {},
-        "converted_from": "",
         "base": {},
+        "converted_from": "",
     }
 
 
@@ -52,9 +52,9 @@ def test_what_this_version_wrote_comes_back(metadata):
 
 
 def test_an_option_of_a_newer_version_is_named_with_the_version(metadata):
-    change(configuration=options(model={"flavours": 8}), versions={"jaxgpt": "9.8"})
+    change(configuration=options(model={"branches": 8}), versions={"jaxgpt": "9.8"})
     with pytest.raises(
-        UserError, match=r"unknown key flavours in \[model\].* It was written by jaxgpt 9\.8, and this is"
+        UserError, match=r"unknown key branches in \[model\].* It was written by jaxgpt 9\.8, and this is"
     ):
         read_about(CHECKPOINT)
 
