@@ -2,8 +2,8 @@
 
     python -m benchmarks.assistant.sft
 
-For each seed: a base model is trained on lines such as "17 + 15 = 32" (quickstart's shape, byte by byte), then
-`--config sft_quickstart` trains it on conversations that end with "Answer: 32". Both are asked 100 problems that were
+For each seed: a base model is trained on lines such as "7 + 5 = 12" (quickstart's shape, byte by byte), then
+`--config sft_quickstart` trains it on conversations that end with "Answer: 12". Both are asked 40 problems that were
 in neither, greedily, in the conversations' template. Writes results/sft.json and the loss curves to results/sft.png.
 """
 
