@@ -2,7 +2,7 @@
 
     python -m benchmarks.assistant.arithmetic FOLDER     text.txt, sft.jsonl, problems.jsonl and held_out.jsonl
 
-Everything is a pure function of the seed. There are 5,000 problems: a + b and a - b for a and b below 50. HELD_OUT of
+Everything is a pure function of the seed. There are 200 problems: a + b and a - b for a and b below 10. HELD_OUT of
 them are in no text and no conversation.
 """
 
@@ -12,15 +12,15 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-BELOW = 50  # both numbers of a problem
-HELD_OUT = 200
+BELOW = 10  # both numbers of a problem
+HELD_OUT = 40
 LINES = 40_000  # of the base text
 CONVERSATIONS = 2_000
 
 
 class Problem(NamedTuple):
-    question: str  # "17 + 25"
-    answer: str  # "42"
+    question: str  # "7 + 5"
+    answer: str  # "12"
 
 
 def all_problems() -> list[Problem]:
@@ -38,14 +38,14 @@ def split(seed: int) -> tuple[list[Problem], list[Problem]]:
 
 
 def base_text(seed: int, lines: int = LINES) -> str:
-    """Lines such as "17 + 25 = 42", which teach to compute, and nothing of questions and answers."""
+    """Lines such as "7 + 5 = 12", which teach to compute, and nothing of questions and answers."""
     choose, (seen, _) = random.Random(f"{seed} text"), split(seed)
     drawn = choose.choices(seen, k=lines)
     return "".join(f"{problem.question} = {problem.answer}\n" for problem in drawn)
 
 
 def conversations(seed: int, count: int = CONVERSATIONS) -> list[dict]:
-    """Conversations of one question and one answer in a format, "Answer: 42"."""
+    """Conversations of one question and one answer in a format, "Answer: 12"."""
     choose, (seen, _) = random.Random(f"{seed} conversations"), split(seed)
     return [{"messages": [question(problem), answer(problem.answer)]} for problem in choose.choices(seen, k=count)]
 

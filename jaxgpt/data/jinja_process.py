@@ -17,7 +17,7 @@ import threading
 from typing import Any
 
 from jaxgpt.errors import UserError
-from jaxgpt.foreign_text import shown
+from jaxgpt.foreign_text import parse_json, shown
 
 SECONDS = 10.0  # for one conversation
 MEMORY = 1 << 30  # bytes
@@ -48,7 +48,7 @@ class _Process:
         line = json.dumps([source, variables]).encode() + b"\n"
         with self._lock:
             try:
-                answer = json.loads(self._answer(line))
+                answer = parse_json(self._answer(line))
             except (OSError, ValueError) as error:
                 self._kill()
                 wrong = "takes too long" if isinstance(error, TimeoutError) else "needs too much memory, or failed"
@@ -122,9 +122,10 @@ def _limit() -> None:
         import resource
     except ImportError:  # Windows; the time is limited there too
         return
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    for kind, most in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
+        _, hard = resource.getrlimit(kind)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (most, most))
 
 
 def _answer(source: str, variables: dict[str, Any]) -> dict[str, Any]:
