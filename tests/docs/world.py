@@ -25,7 +25,7 @@ from tests.evaluation.test_tasks import ARC_OF_THE_HUB
 from tests.interop import gguf_files
 
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer.\n" * 30
-RUNS = ["NAME", "A", "B", "book", "gpt2_124m", "gpt2_124m_fineweb", "miniature"]
+RUNS = ["NAME", "A", "B", "sft", "book", "gpt2_124m", "gpt2_124m_fineweb", "miniature"]
 
 # After a line's own options, so that it takes seconds. GPT-2's vocabulary stays, since the lines' weights have it.
 SMALL = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.context=128", "--training.steps=2"]
@@ -44,6 +44,8 @@ def build(patch: pytest.MonkeyPatch, folder: Path) -> None:
     for name in ("book.txt", "books/one.txt", "notes/a.md", "notes/b.txt"):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text(TEXT, encoding="utf-8")
+    turn = json.dumps({"prompt": "To be?", "response": "To be."})
+    Path("chat.jsonl").write_text(20 * f"{turn}\n", encoding="utf-8")
     Path("prompts.txt").write_text("To be\nThe question\n", encoding="utf-8")
     own_config()
     Path("docs").mkdir()
@@ -117,6 +119,8 @@ def _runs() -> None:
         shutil.copytree("runs/quickstart", f"runs/{name}")
     for name in ("books", "notes"):
         assert cli.main(["prepare", name, "--output", f"data/{name}", "--processes", "1"]) == 0
+    chats = ["--tokenizer", "runs/quickstart", "--output", "data/chat"]
+    assert cli.main(["prepare", "--chat", "chat.jsonl", *chats]) == 0
     for name in ("fineweb-10B", "tinystories", "pages"):
         shutil.copytree("data/notes", f"data/{name}")
 
