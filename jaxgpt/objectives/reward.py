@@ -1,0 +1,94 @@
+"""Reward model: scores of whole texts, trained so that the better one of each pair of a ranking has the higher score.
+
+    s = scalar head of the features at a text's last token           loss = mean of the rankings' losses
+
+`comparisons.py` has a ranking's loss, and its gradient by the scores. All K texts of a ranking go through the model
+together, once, whatever the number of its pairs. No classifier is needed, and the family's own head has the gradient 0.
+A batch that is one of several, whose losses are to be summed, is given the scale of all of them: 1 / number of rankings.
+"""
+
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxgpt.layers import scalar_head, unembedding
+from jaxgpt.models import with_scalar
+from jaxgpt.models.blocks import Aux, Context, inputs_of
+from jaxgpt.objectives.comparisons import pairs, ranking_loss
+
+
+class Batch(NamedTuple):
+    tokens: Int[Array, "B K T"]  # K texts of each ranking, filled up behind their ends
+    last: Int[Array, "B K"]  # the place of each text's last token
+    ranks: Int[Array, "B K"]  # 0 for the best; -1 for a text that isn't there
+
+
+def count(batch: Batch) -> Int[Array, ""]:
+    """Returns the number of rankings with a pair, which the mean is over."""
+    return jnp.sum(_ranked(batch))
+
+
+def scores(
+    family: ModuleType, params: with_scalar.Params, batch: Batch, context: Context
+) -> tuple[Float[Array, "B K"], scalar_head.Residuals, Any, Aux]:
+    """Returns the scores of all texts, and what the backward needs: the head's and the model's residuals, and aux."""
+    B, K, T = batch.tokens.shape
+    inputs = inputs_of(batch.tokens.reshape(B * K, T), context.model)
+    x, residuals, aux = family.features(with_scalar.model_of(params), inputs, context)
+    places = jnp.arange(B * K) * T + batch.last.reshape(-1)
+    found, head = scalar_head.forward(params.scalar, x, places)
+    return found.reshape(B, K), head, residuals, aux
+
+
+def loss(
+    family: ModuleType,
+    params: with_scalar.Params,
+    batch: Batch,
+    context: Context,
+    *,
+    scale: Float[Array, ""] | None = None,
+) -> Float[Array, ""]:
+    """Returns the mean loss of this batch's rankings; with `scale`, `scale` times their sum."""
+    found, _, _, aux = scores(family, params, batch, context)
+    scale = _scale(batch, scale)
+    losses, _ = ranking_loss(found, batch.ranks, centre=context.objective.centre)
+    return scale * (jnp.sum(losses) + count(batch) * aux.loss)
+
+
+def loss_and_grads(
+    family: ModuleType,
+    params: with_scalar.Params,
+    batch: Batch,
+    context: Context,
+    *,
+    scale: Float[Array, ""] | None = None,
+) -> tuple[Float[Array, ""], dict[str, Any], with_scalar.Params]:
+    """Returns `loss`, the metrics, which summed over batches are means, and the gradient by every parameter."""
+    found, head, residuals, aux = scores(family, params, batch, context)
+    scale = _scale(batch, scale)
+    losses, dscores = ranking_loss(found, batch.ranks, centre=context.objective.centre)
+    dscores = scale * dscores
+    dscalar, dx = scalar_head.backward(params.scalar, head, dscores.reshape(-1))
+    model, share = with_scalar.model_of(params), scale * count(batch)
+    unused = unembedding.Params(jnp.zeros(family.head(model).weight.shape, dscores.dtype))
+    grads = with_scalar.attach(family.features_backward(model, residuals, dx, unused, share, context), dscalar)
+    return scale * jnp.sum(losses) + share * aux.loss, _metrics(found, batch, aux, scale), grads
+
+
+def _scale(batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""]:
+    return 1 / jnp.maximum(count(batch), 1) if scale is None else scale
+
+
+def _ranked(batch: Batch) -> Bool[Array, " B"]:
+    return jnp.any(pairs(batch.ranks), axis=(1, 2))
+
+
+def _metrics(found: Float[Array, "B K"], batch: Batch, aux: Aux, scale: Float[Array, ""]) -> dict[str, Any]:
+    """Returns the share of each ranking's pairs that the scores put in order, the scores' difference, and the aux's."""
+    marks = pairs(batch.ranks)
+    weights = scale * marks / jnp.maximum(jnp.sum(marks, axis=(1, 2), keepdims=True), 1)
+    difference = found[:, :, None] - found[:, None, :]
+    own = {"accuracy": jnp.sum(weights * (difference > 0)), "score_margin": jnp.sum(weights * difference)}
+    return own | {name: scale * count(batch) * value for name, value in dict(aux.metrics).items()}
