@@ -16,10 +16,10 @@ import numpy as np
 
 from jaxgpt.data import encodings, fingerprint, manifest, token_files, tokenizers
 from jaxgpt.evaluation import task_files
-from jaxgpt.interop import gpt2_tensors, huggingface, huggingface_tokenizer, llmc, tensors
-from jaxgpt.models import family
+from jaxgpt.interop import gpt2_tensors, huggingface, huggingface_tokenizer, llmc, peft, tensors
+from jaxgpt.models import family, lora
 from jaxgpt.options import settings
-from jaxgpt.options.config import Config, Model
+from jaxgpt.options.config import Config, Lora, Model
 from jaxgpt.reports import page
 from jaxgpt.reports.history import History
 from jaxgpt.runs import about
@@ -102,6 +102,30 @@ def relative(model: Model, keys: dict[str, object]) -> Input:
     made = written(lambda folder: huggingface.write_folder(folder, drawn, model, "float32", None, 1 << 30))
     content = json.loads(made["config.json"]) | keys
     return {"config.json": json.dumps(content).encode(), "model.safetensors": made["model.safetensors"]}
+
+
+def adapter_folders() -> list[Input]:
+    generator = np.random.default_rng(0)
+
+    def export(folder: Path, targets: tuple[str, ...], dtype: str) -> None:
+        options = Lora(rank=2, targets=targets, base="float32")
+        shapes = jax.eval_shape(lambda: lora.init(MODEL, options, jax.random.key(0)))
+        adapters = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape).astype(np.float32), shapes)
+        source = tensors.AdapterSource(options, "base", lambda: adapters, "0" * 64)
+        peft.write_folder(folder, adapters, MODEL, source, dtype)
+
+    return [
+        written(lambda folder: export(folder, ("all-linear",), "float32")),
+        written(lambda folder: export(folder, ("c_attn",), "bfloat16")),
+    ]
+
+
+def read_adapter(folder: Path) -> None:
+    """Reads it beside a base that is there whatever its name is."""
+    base = tensors.WeightSource("base", "made up", MODEL, "float32", None, params)
+    source = peft.open_folder(folder, lambda name: base)
+    assert source.adapters
+    source.adapters.load()
 
 
 def tokenizer_files() -> list[Input]:
@@ -265,5 +289,6 @@ READERS = [
     Reader("llm.c tokenizer", token_lists, lambda folder: llmc.read_tokenizer(folder / "t.bin")),
     Reader("Hugging Face folder", folders, lambda folder: huggingface.open_folder(folder).load()),
     Reader("folder of Llama's kind", relatives, lambda folder: huggingface.open_folder(folder).load()),
+    Reader("PEFT folder", adapter_folders, read_adapter),
     Reader("Hugging Face tokenizer", tokenizer_files, read_tokenizer),
 ]

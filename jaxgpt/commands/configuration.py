@@ -26,7 +26,7 @@ from jaxgpt.interop import detect_format
 from jaxgpt.interop.llama_config import shortest
 from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.kernels.choose import choose_attention
-from jaxgpt.models import family
+from jaxgpt.models import family, lora
 from jaxgpt.options import settings
 from jaxgpt.options.config import Config, Model
 from jaxgpt.parallel import processes
@@ -68,6 +68,8 @@ def resolve(config: Config, tokenizer: Tokenizer) -> Config:
     size = config.model.vocabulary_size or tokenizer.vocabulary_size
     model = replace(config.model, vocabulary_size=size, document_start=document_start)
     family(model).check(model)
+    if config.lora.rank:
+        lora.check(model, config.lora)
     length = config.training.sequence_length or config.model.context
     return replace(config, model=model, training=replace(config.training, sequence_length=length))
 
@@ -123,10 +125,11 @@ def tokenizer_of_weights(config: Config) -> Tokenizer | None:
 def weights(config: Config, tokenizer: Tokenizer) -> WeightSource | None:
     """Returns the weights `training.init_from`, to be loaded when there is a place for them; None for no weights.
 
-    UserError where they have another shape than this configuration, or another tokenizer than the run.
+    A resumed run has its own, but for the frozen base of its adapters. UserError where they have another shape than
+    this configuration, or another tokenizer than the run.
     """
     name = config.training.init_from
-    if not name or will_resume(config):
+    if not name or (will_resume(config) and not config.lora.rank):
         return None
     run = Path(config.run.folder) / config.run.name
     if run.resolve() in (Path(name).resolve(), *Path(name).resolve().parents):

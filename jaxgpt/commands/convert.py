@@ -11,15 +11,30 @@ from rich.console import Console
 from jaxgpt import writing
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.interop import detect_format, gpt2_tensors, huggingface, huggingface_tokenizer, llmc, runs, tensors
+from jaxgpt.interop import (
+    bases,
+    detect_format,
+    gpt2_tensors,
+    huggingface,
+    huggingface_tokenizer,
+    llmc,
+    peft,
+    runs,
+    tensors,
+)
 from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
 from jaxgpt.options import command_line, settings
 from jaxgpt.terminal import say
 
-Format = Literal["auto", "huggingface", "llmc", "run"]
-NAMES = {"huggingface": "a Hugging Face folder", "llmc": "an llm.c model file", "run": "a run's folder"}
+Format = Literal["auto", "huggingface", "peft", "llmc", "run"]
+NAMES = {
+    "huggingface": "a Hugging Face folder",
+    "peft": "PEFT's folder of adapters",
+    "llmc": "an llm.c model file",
+    "run": "a run's folder",
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,9 @@ class Convert:
     run's folder from anything else."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the numbers written; auto keeps what they are."""
+    merge: bool = False
+    """Merge adapters (LoRA) into their base also where TO is a run's folder. A Hugging Face folder and an llm.c file
+    have them merged always, --to peft has the adapters alone."""
     tokenizer: str = ""
     """The tokenizer of weights that don't name theirs: gpt2, bytes, or the path of a tokenizer.json, of Llama 3's
     tokenizer.model, of a GGUF file, or of a tokenizer file of llm.c or llama2.c."""
@@ -58,13 +76,16 @@ def run(words: list[str]) -> int:
     _check_apart(name, to)
     source = detect_format.with_tokenizer(detect_format.open_weights(name), options.tokenizer)
     form = _form(options.to, to, source)
+    if form == "peft" and not source.adapters:
+        raise UserError(f"--to peft: {shown(source.where)} has whole weights, and no adapters that could be written")
+    alone = source.adapters if form == "peft" or (form == "run" and not options.merge) else None
     if form == "llmc":
         gpt2_tensors.check(source.model)
     elif form == "huggingface":
         huggingface.check(source.model)
     if form == "run" and source.unreadable_tokenizer and source.tokenizer is None:
         raise UserError(f"{shown(source.where)}: {source.notes[0]}. Name another by --tokenizer")
-    dtype = _dtype(options.dtype, form, source)
+    dtype = _dtype(options.dtype, form, source) if not alone or options.dtype != "auto" else "float32"
     _say("reading", f"{source.where}: {describe(source)}")
     for note in source.notes:
         _say("note", note)
@@ -73,7 +94,9 @@ def run(words: list[str]) -> int:
     if tensors.DTYPES[dtype].itemsize < tensors.DTYPES[source.dtype].itemsize or {dtype, source.dtype} == HALVES:
         _say("note", f"{source.dtype} is rounded to the nearest {dtype}")
     with Console(stderr=True).status("reading"):  # on a terminal only
-        params = source.load()
+        params = alone.load() if alone else source.load()
+        if alone and not alone.fingerprint:
+            alone = bases.known(alone, detect_format.open_weights)
     _say("writing", f"{to}: {NAMES[form]}, {dtype}")
     with Console(stderr=True).status("writing"):
         if form == "llmc":
@@ -83,8 +106,12 @@ def run(words: list[str]) -> int:
                 if form == "huggingface":
                     shard_bytes = int(min(options.shard_gib, 2.0**30) * 2**30)
                     huggingface.write_folder(folder, params, source.model, dtype, source.tokenizer, shard_bytes)
+                elif form == "peft":
+                    assert alone is not None
+                    peft.write_folder(folder, params, source.model, alone, dtype)
                 else:
-                    runs.write(folder, params, source.model, dtype, source.tokenizer, run=to, origin=source.where)
+                    of_run = {"run": to, "origin": source.where, "adapters": alone}
+                    runs.write(folder, params, source.model, dtype, source.tokenizer, **of_run)
             written = [path for path in to.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in written)
     _say("done", f"{len(written)} files, {size:,} bytes, in {time.perf_counter() - began:.1f} s")
@@ -95,6 +122,7 @@ def run(words: list[str]) -> int:
 HALVES = {"float16", "bfloat16"}
 USES = {
     "huggingface": 'transformers.pipeline("text-generation", "{to}"), or python run.py --init-from {to}',
+    "peft": 'peft.PeftModel.from_pretrained(model, "{to}")',
     "llmc": "python run.py --init-from {to}, or with llm.c's own programs",
     "run": "python run.py generate --run {to}, or python run.py --init-from {to}",
 }
@@ -102,7 +130,8 @@ USES = {
 
 def describe(source: WeightSource) -> str:
     tokenizer = f", tokenizer {source.tokenizer.name}" if source.tokenizer else ""
-    return f"{source.kind}, {source.dtype}, {family(source.model).describe(source.model)}{tokenizer}"
+    rank = f", adapters of rank {source.adapters.options.rank}" if source.adapters else ""
+    return f"{source.kind}{rank}, {source.dtype}, {family(source.model).describe(source.model)}{tokenizer}"
 
 
 def _check_apart(name: str, to: Path) -> None:

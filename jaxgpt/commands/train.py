@@ -26,8 +26,9 @@ from jaxgpt.data import corpus
 from jaxgpt.data.corpus import Corpus
 from jaxgpt.errors import AllFailed, Interrupted
 from jaxgpt.evaluation.multiple_choice import Tasks
+from jaxgpt.interop import bases
 from jaxgpt.interop.tensors import WeightSource
-from jaxgpt.models import family
+from jaxgpt.models import family, lora
 from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Config
 from jaxgpt.parallel import mesh, processes
@@ -39,7 +40,7 @@ from jaxgpt.runs.folder import RunFolder, check_name, will_resume
 from jaxgpt.runs.saving import Writer
 from jaxgpt.training import device_memory, memory_plan, step
 from jaxgpt.training.resharding import Resharding
-from jaxgpt.training.state import TrainState, initial_state, random_params
+from jaxgpt.training.state import Base, TrainState, initial_state, random_params
 
 Observer = Callable[[Trainer, dict[str, Any]], None]
 
@@ -73,7 +74,9 @@ def train(config: Config, *observers: Observer) -> None:
         ):
             resharding = Resharding(config)
             state, notes = _first_state(config, resharding, beginning)
-            trainer = Trainer(config, data, Output(folder, writer, display), program.step, resharding, state, tasks)
+            base = _base(resharding, beginning)
+            output = Output(folder, writer, display)
+            trainer = Trainer(config, data, output, program.step, resharding, state, base, tasks)
             trainer.observers += observers
             folder.write_json("memory_plan.json", program.plan.as_json())  # now that nothing can be refused any more
             with Following(folder, config, display.note) as following:
@@ -102,6 +105,7 @@ class Beginning(NamedTuple):
 
     checkpoint: Found | None = None
     weights: WeightSource | None = None
+    base: WeightSource | None = None  # of adapters: the weights that are not trained
     random: Params | None = None  # drawn while the train step is compiled, or None
     folder: RunFolder | None = None
 
@@ -109,8 +113,10 @@ class Beginning(NamedTuple):
 def begin(asked: Config, data: Corpus, kept: contextlib.ExitStack) -> Beginning:
     """Decides how the run begins. UserError where it can't be resumed, or where the weights don't fit it."""
     if processes.talk.broadcast(lambda: will_resume(asked)):
-        return _open(asked, data, kept, Beginning())
-    return Beginning(weights=configuration.weights(asked, data.tokenizer))
+        beginning = _open(asked, data, kept, Beginning())
+        return beginning._replace(base=configuration.weights(asked, data.tokenizer)) if asked.lora.rank else beginning
+    weights = configuration.weights(asked, data.tokenizer)
+    return Beginning(base=weights) if asked.lora.rank else Beginning(weights=weights)
 
 
 def _open(asked: Config, data: Corpus, kept: contextlib.ExitStack, beginning: Beginning) -> Beginning:
@@ -128,7 +134,22 @@ def _first_state(config: Config, resharding: Resharding, beginning: Beginning) -
         return resharding.from_saved(saved), notes
     if beginning.weights:
         return resharding.first_state(beginning.weights.load()), configuration.about_weights(beginning.weights)
-    return initial_state(config, beginning.random), []
+    notes = configuration.about_weights(beginning.base) if beginning.base else []
+    return initial_state(config, beginning.random), notes
+
+
+def _base(resharding: Resharding, beginning: Beginning) -> Base | None:
+    """Returns the frozen base on the devices, where adapters are trained.
+
+    UserError where the checkpoint that the run goes on from has adapters of another base.
+    """
+    if beginning.base is None:
+        return None
+    weights = beginning.base.load()
+    base = Base(resharding.placed_base(weights), bases.fingerprint(weights))
+    if beginning.checkpoint:
+        bases.check(beginning.checkpoint, base.fingerprint)
+    return base
 
 
 class Program(NamedTuple):
@@ -159,7 +180,7 @@ def _may_draw(config: Config, has: device_memory.Capacity, beginning: Beginning)
     They may not where given weights or a checkpoint may take their place, nor where the plan may refuse the run for
     the parameters alone.
     """
-    if beginning.weights or config.run.resume != "never" or processes.count() > 1:
+    if beginning.weights or beginning.base or config.run.resume != "never" or processes.count() > 1:
         return False
     shapes, _, _ = step.shapes(config)
     need = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes.params))
@@ -212,6 +233,7 @@ def _introduce(trainer: Trainer, program: Program, notes: list[str]) -> None:
         f"{device.device_kind} ({device.platform})",
         f"a token   {trainer.flops_per_token:,} operations, as llm.c counts them, which "
         f"{'MFU' if trainer.peak else 'TFLOP/s'} is of; {products:,.0f} in matrix products",
+        *_about_adapters(config),
         *trainer.resharding.words(),
         f"attention {program.attention}",
         *program.plan.lines(),
@@ -221,6 +243,17 @@ def _introduce(trainer: Trainer, program: Program, notes: list[str]) -> None:
         *notes,
     ):
         trainer.display.note(line)
+
+
+def _about_adapters(config: Config) -> list[str]:
+    if not config.lora.rank:
+        return []
+    trained, scales = lora.parameter_count(config.model, config.lora), config.lora.double_quantization
+    names = ", ".join(lora.chosen(config.model, config.lora.targets))
+    return [
+        f"adapters  of rank {config.lora.rank}: {trained:,} parameters are trained, beside {names}; the base stays as "
+        f"it is, in {config.lora.base}{' with scales in 8 bits' if scales else ''}"
+    ]
 
 
 def _conclude(trainer: Trainer, before: str, after: str, loss: float, saved: object) -> None:

@@ -28,7 +28,7 @@ from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.runs.saving import Writer
 from jaxgpt.training import flops, spikes
 from jaxgpt.training.resharding import Resharding
-from jaxgpt.training.state import TrainState
+from jaxgpt.training.state import Base, TrainState
 from jaxgpt.training.step import BATCH_SPEC, Metrics
 
 
@@ -54,15 +54,16 @@ class Trainer:
         train_step: jax.stages.Compiled,
         resharding: Resharding,
         state: TrainState,
+        base: Base | None,
         tasks: Tasks,
     ):
         training = config.training
         self.config, self.data, self.resharding, self.tasks = config, data, resharding, tasks
         self.folder, self.writer, self.display = output
         self.train_step, self.state = train_step, state
-        self.frozen = None  # parameters that are not trained
+        self.base, self.frozen = base, None if base is None else base.params  # what is not trained
         self.observers: list[Callable[[Trainer, dict[str, Any]], None]] = []
-        self.validation_loss = make_validation_loss(config, data.validation, training.sequence_length)
+        self.validation_loss = make_validation_loss(config, data.validation, training.sequence_length, self.frozen)
         self.nat = bits_per_byte_of_one_nat(config, data.validation, training.sequence_length, data.tokenizer)
         self.done = int(state.step)  # steps dispatched
         self.clock = 0.0  # when the last step's metrics were read
@@ -174,14 +175,14 @@ class Trainer:
 
     def score(self) -> None:
         """Scores the model on its multiple-choice tasks."""
-        for result, seconds in self.tasks.results(self.config, self.state.params):
+        for result, seconds in self.tasks.results(self.config, self.state.params, self.frozen):
             self._metric(step=self.done, **result._asdict())
             self.display.note(f"step {self.done}: {result.line()} ({seconds:.1f} s)")
 
     def sample(self) -> str:
         """Draws a text, appends it to samples.txt, and returns it with control characters escaped."""
         config, data = self.config, self.data
-        params = self.resharding.whole_params(self.state)
+        params = self.resharding.whole_params(self.state, self.frozen)
         if not processes.first():
             return ""
         request = batching.Request(data.prompt, config.sampling, config.training.seed)
@@ -198,7 +199,7 @@ class Trainer:
         return self.writer.save_and_wait(*self._to_save())
 
     def _to_save(self) -> tuple[TrainState, dict[str, Any]]:
-        return self.resharding.to_save(self.state), resuming.about(self.folder, self.data)
+        return self.resharding.to_save(self.state), resuming.about(self.folder, self.data, self.base)
 
     def draw_curve(self) -> Path:
         with self.folder.replacing("loss.png") as path:

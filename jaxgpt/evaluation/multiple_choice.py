@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -182,9 +182,9 @@ class Tasks:
         self._scorer: Scorer | None = None
         self._examples = [load(task, path, tokenizer, config.model, limit=limit) for task, path in named]
 
-    def results(self, config: Config, params: Params) -> Iterator[tuple[Result, float]]:
+    def results(self, config: Config, params: Params, frozen: Any = None) -> Iterator[tuple[Result, float]]:
         """Yields each task's result with the parameters of the train state of `config`, and the seconds it took."""
-        scorer = self._scorer = self._scorer or make_scorer(config, config.evaluation.batch_size)
+        scorer = self._scorer = self._scorer or make_scorer(config, config.evaluation.batch_size, frozen)
         for examples in self._examples:
             started = time.perf_counter()
             result = evaluate(examples, scorer, params)

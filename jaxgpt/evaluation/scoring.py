@@ -18,7 +18,7 @@ A token's bytes are its own, also where it is a part of a character; the end of 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,11 +32,12 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.layers import cross_entropy, unembedding
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import family
-from jaxgpt.models.blocks import Context, Params, inputs_of
+from jaxgpt.models.blocks import Params, inputs_of
 from jaxgpt.objectives import next_token
 from jaxgpt.options.config import Config, Model
 from jaxgpt.parallel.mesh import AXIS, in_turn
 from jaxgpt.training.state import layout_of
+from jaxgpt.training.working import working
 
 SHORTEST = 32  # tokens that a sequence is padded to, at least
 CHUNK = 128  # tokens whose logits exist at once
@@ -70,21 +71,22 @@ def padded_length(length: int, context: int) -> int:
     return min(fits, context)
 
 
-def make_scorer(config: Config, batch_size: int) -> Scorer:
+def make_scorer(config: Config, batch_size: int, frozen: Any = None) -> Scorer:
     """Returns a function of parameters, as `config`'s train state has them, and requests: their scores, in their order.
+
+    `frozen` is what the train step has as frozen.
 
     A context that is too long for the model loses its beginning; a completion is at most as long as the model's
     context. Each device scores `batch_size` sequences at once.
     """
     # The attention that takes any length.
-    compute = dataclasses.replace(config.compute, attention="blocks")
+    config = dataclasses.replace(config, compute=dataclasses.replace(config.compute, attention="blocks"))
     model, layout = config.model, layout_of(config)
 
     def batch_scores(
-        params: Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]
+        params: Params, frozen: Any, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]
     ) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
-        params = layout.working(params, compute.dtype)
-        context = Context(model, compute, gather=layout.gather(compute.dtype))
+        params, context = working(params, frozen, config, layout)
         x, _, _ = family(model).features(params, inputs_of(tokens, model), context)
         losses, likeliest = _of_tokens(family(model).head(params), x, targets.reshape(-1), model)
         losses, likeliest = losses.reshape(targets.shape), likeliest.reshape(targets.shape)
@@ -92,7 +94,7 @@ def make_scorer(config: Config, batch_size: int) -> Scorer:
         return scores if layout.devices == 1 else lax.all_gather(scores, AXIS, tiled=True)
 
     sequences, whole = PartitionSpec(AXIS), PartitionSpec()
-    program = layout.jit(batch_scores, in_specs=(layout.specs(), sequences, sequences), out_specs=(whole, whole))
+    program = layout.jit(batch_scores, in_specs=(layout.specs(), whole, sequences, sequences), out_specs=(whole, whole))
     rows = batch_size * layout.devices
     own = layout.own_rows(rows)
 
@@ -108,7 +110,7 @@ def make_scorer(config: Config, batch_size: int) -> Scorer:
         def dispatched() -> Iterator[tuple[Array, Array]]:
             for length, part in parts:
                 batch = tuple(array[own] for array in _batch(part, rows, length, model.context))
-                yield program(params, *layout.from_processes(batch, sequences))
+                yield program(params, frozen, *layout.from_processes(batch, sequences))
 
         found: dict[ScoringRequest, Score] = {}
         for (_, part), (values, greedy) in zip(parts, in_turn(dispatched()), strict=True):
@@ -174,12 +176,14 @@ def _batch(requests: list[ScoringRequest], rows: int, length: int, context: int)
     return tokens, targets
 
 
-def make_validation_loss(config: Config, tokens: Tokens, sequence_length: int) -> Callable[[Params], float]:
+def make_validation_loss(
+    config: Config, tokens: Tokens, sequence_length: int, frozen: Any = None
+) -> Callable[[Params], float]:
     """Returns a function of parameters: the mean loss in nats over every token of `tokens` that has one before it.
 
     It takes windows of `sequence_length` that do not overlap, the last one padded with ignored targets, so that the
     mean is the same whatever the batch size. With `evaluation_batches` it takes so many batches from the beginning. The
-    parameters are a train state's.
+    parameters are a train state's, and `frozen` is what its train step has as frozen.
     """
     layout, batch_size = layout_of(config), config.training.batch_size
 
@@ -194,17 +198,18 @@ def make_validation_loss(config: Config, tokens: Tokens, sequence_length: int) -
 
     count = _targets(config, tokens, sequence_length)
 
-    def loss_sum(params: Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]) -> Float[Array, ""]:
-        working, scale = layout.working(params, config.compute.dtype), jnp.float32(1)
-        context = Context(config.model, config.compute, gather=layout.gather(config.compute.dtype))
-        batch = loader.Batch(tokens, targets)
-        return layout.total(next_token.loss(family(config.model), working, batch, context, scale=scale))
+    def loss_sum(
+        params: Params, frozen: Any, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]
+    ) -> Float[Array, ""]:
+        params, context = working(params, frozen, config, layout)
+        batch, scale = loader.Batch(tokens, targets), jnp.float32(1)
+        return layout.total(next_token.loss(family(config.model), params, batch, context, scale=scale))
 
-    sequences = PartitionSpec(AXIS)
-    batch_loss = layout.jit(loss_sum, in_specs=(layout.specs(), sequences, sequences), out_specs=PartitionSpec())
+    sequences, whole = PartitionSpec(AXIS), PartitionSpec()
+    batch_loss = layout.jit(loss_sum, in_specs=(layout.specs(), whole, sequences, sequences), out_specs=whole)
 
     def validation_loss(params: Params) -> float:
-        sums = in_turn(batch_loss(params, *layout.from_processes(batch, sequences)) for batch in batches())
+        sums = in_turn(batch_loss(params, frozen, *layout.from_processes(batch, sequences)) for batch in batches())
         return float(np.sum(list(sums), dtype=np.float64) / count)
 
     return validation_loss

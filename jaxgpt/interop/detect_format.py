@@ -18,6 +18,7 @@ from jaxgpt.interop import (
     huggingface_tokenizer,
     llama2c,
     llmc,
+    peft,
     runs,
     safetensors_files,
 )
@@ -87,11 +88,13 @@ def _open_file(path: Path) -> WeightSource:
 
 def _open_folder(path: Path) -> WeightSource:
     if (path / "config.toml").is_file():
-        return runs.open_checkpoint(path, newest=True)
+        return runs.open_checkpoint(path, open_weights, newest=True)
+    if (path / peft.CONFIG).exists():  # PEFT's folder may have its base's config.json too
+        return peft.open_folder(path, open_weights)
     if (path / huggingface.CONFIG).exists():
         return huggingface.open_folder(path)
     if (path / "params").is_dir() and path.name.isdecimal():
-        return runs.open_checkpoint(path, newest=False)
+        return runs.open_checkpoint(path, open_weights, newest=False)
     inside = sorted(path.iterdir())
     if of_llamacpp := [file for file in inside if file.suffix == ".gguf"]:
         raise UserError(f"{shown(path)}: a folder of GGUF files: give the file itself, such as {shown(of_llamacpp[0])}")
@@ -100,7 +103,7 @@ def _open_folder(path: Path) -> WeightSource:
         raise _pickle(pickled[0])
     raise UserError(
         f"{shown(path)}: a folder without weights that can be read. A run's folder has config.toml, a Hugging Face "
-        "folder config.json, a checkpoint params/"
+        "folder config.json, PEFT's adapter_config.json, a checkpoint params/"
     )
 
 

@@ -9,11 +9,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxgpt import compilation_cache, files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.interop import detect_format, huggingface, tensors
+from jaxgpt.interop import detect_format, huggingface, peft, runs, tensors
 from jaxgpt.options import settings
 from jaxgpt.options.config import Compute, Config, Parallel
 from jaxgpt.parallel import mesh
-from jaxgpt.runs import checkpoints
 from jaxgpt.runs.about import About
 from jaxgpt.runs.checkpoints import Trained
 from jaxgpt.terminal import say
@@ -21,16 +20,17 @@ from jaxgpt.terminal import say
 
 def is_run(folder: Path) -> bool:
     """Returns whether weights are a run's of ours; what isn't there counts as one, for the message about it."""
-    return not ((folder / huggingface.CONFIG).exists() or folder.is_file()) or files.exists(folder / "config.toml")
+    foreign = folder.is_file() or any((folder / name).exists() for name in (huggingface.CONFIG, peft.CONFIG))
+    return not foreign or files.exists(folder / "config.toml")
 
 
 def load(name: str, devices: int = 0) -> Trained:
     """Returns a model with its parameters on each of so many devices; 0 takes all devices.
 
-    UserError as `checkpoints.load` and `detect_format.open_weights` raise it, and where weights name no tokenizer.
+    UserError as `runs.load` and `detect_format.open_weights` raise it, and where weights name no tokenizer.
     """
     if is_run(Path(name)):
-        return checkpoints.load(Path(name), devices)
+        return runs.load(Path(name), devices, detect_format.open_weights)
     source = detect_format.open_weights(name)
     if source.tokenizer is None:
         why = (
@@ -60,6 +60,7 @@ def load(name: str, devices: int = 0) -> Trained:
         sequences_per_step=0,
         text={},
         lengths={},
+        base={},
         converted_from=source.where,
     )
     return Trained(config, jax.device_put(params, everywhere), source.tokenizer, about)

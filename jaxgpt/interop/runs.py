@@ -8,24 +8,43 @@ import numpy as np
 
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
-from jaxgpt.interop import tensors
-from jaxgpt.interop.tensors import WeightSource
-from jaxgpt.models.blocks import Params
+from jaxgpt.interop import bases, tensors
+from jaxgpt.interop.tensors import AdapterSource, WeightSource
+from jaxgpt.models.blocks import Adapters, Params
 from jaxgpt.options import settings
 from jaxgpt.options.config import Compute, Config, Data, Model, Run
 from jaxgpt.runs import checkpoints
-from jaxgpt.runs.about import model_of
+from jaxgpt.runs.about import about_base, lora_of, model_of
 
 
-def open_checkpoint(folder: Path, *, newest: bool) -> WeightSource:
-    """Opens a checkpoint, or the newest whole one of a run. UserError where it isn't whole, or there is none."""
+def load(run: Path, devices: int, open_weights: bases.Open) -> checkpoints.Trained:
+    """Returns a run's model as `checkpoints.load` does; adapters are merged into a base that `open_weights` opens."""
+
+    def whole(params: Params, found: checkpoints.Found) -> Params:
+        return bases.merged(params, found, open_weights) if lora_of(found.about).rank else params
+
+    return checkpoints.load(run, devices, whole)
+
+
+def open_checkpoint(folder: Path, open_weights: bases.Open, *, newest: bool) -> WeightSource:
+    """Opens a checkpoint, or the newest whole one of a run. UserError where it isn't whole, or there is none.
+
+    Adapters are merged into their base, which `open_weights` opens.
+    """
     parts = ("params", "about")
     found = checkpoints.find(folder / "checkpoints", parts) if newest else checkpoints.at(folder, parts)
     dtype = found.about["configuration"].get("compute", {}).get("parameters", "float32")
+    options, base = lora_of(found.about), found.about["base"]
 
     def load() -> Params:
+        if options.rank:
+            return bases.as_numpy(bases.merged(checkpoints.params_of(found), found, open_weights), dtype)
         return jax.tree.map(np.asarray, checkpoints.params_of(found, tensors.DTYPES[dtype]))
 
+    def load_adapters() -> Adapters:
+        return bases.as_numpy(checkpoints.params_of(found), "float32")
+
+    adapters = AdapterSource(options, base.get("name", ""), load_adapters, base.get("sha256", ""))
     return WeightSource(
         where=str(found.path),
         kind="a run's checkpoint" if newest else "a checkpoint",
@@ -34,6 +53,7 @@ def open_checkpoint(folder: Path, *, newest: bool) -> WeightSource:
         tokenizer=checkpoints.tokenizer_of(found),
         load=load,
         notes=tuple(found.damaged),
+        adapters=adapters if options.rank else None,
     )
 
 
@@ -46,10 +66,12 @@ def write(
     *,
     run: Path,
     origin: str,
+    adapters: AdapterSource | None = None,
 ) -> None:
     """Fills an empty folder, which will be at `run`, with a run of no steps, whose only checkpoint is that of step 0.
 
-    The parameters are stacked NumPy arrays; `origin` says where they are from, for the run's note and messages.
+    The parameters are stacked NumPy arrays, whole ones or, with `adapters`, what that loads. `origin` says where they
+    are from, for the run's note and messages.
     UserError where there is no tokenizer, or a number is beyond what the dtype can hold.
     """
     if tokenizer is None:
@@ -60,12 +82,16 @@ def write(
         data=Data(tokenizer=tokenizer.name) if tokenizer.name in tokenizers.NAMES else Data(),  # type: ignore[arg-type]
         run=Run(name=run.name, folder=str(run.parent), note=f"converted from {origin}"),
     )
+    if adapters:
+        beside = dataclasses.replace(config.training, init_from=adapters.base)
+        config = dataclasses.replace(config, lora=adapters.options, training=beside)
     settings.write(config, folder / "config.toml")
     about = {
         "configuration": dataclasses.asdict(config),
         "versions": settings.versions(),
         "tokenizer": tokenizer.state(),
         "converted_from": origin,
+        **({"base": about_base(adapters.base, adapters.fingerprint)} if adapters else {}),
     }
     cast = jax.tree.map(lambda array: tensors.cast(array, tensors.DTYPES[dtype], "a tensor"), params)
     checkpoints.save_params(folder / "checkpoints" / "0", cast, about)

@@ -39,7 +39,7 @@ class Tensors:
         self.where: dict[str, tuple[Any, str]] = {}  # by name: the open file, and the name in that file
         prefixes, unused = re.compile(f"(?:{re.escape(prefix)}|{WRAPPERS})+"), re.compile(passed_over)
         for path in self.paths:
-            file = _open(path)
+            file = open_file(path)
             for stored in file.keys():  # noqa: SIM118  # it is no dict
                 name = prefixes.sub("", stored, count=1) if prefixes.match(stored) else stored
                 if unused.fullmatch(name):
@@ -91,7 +91,7 @@ def shard_names(index: dict[str, Any], folder: Path) -> list[str]:
     return names
 
 
-def _open(path: Path) -> Any:
+def open_file(path: Path) -> Any:
     """Opens a safetensors file. UserError where it is damaged.
 
     The package checks the header against the file's size, but accepts names that are there twice, so they are refused

@@ -14,12 +14,22 @@ import numpy as np
 
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
-from jaxgpt.models.blocks import Params
-from jaxgpt.options.config import Model
+from jaxgpt.models.blocks import Adapters, Params
+from jaxgpt.options.config import Lora, Model
 
 DTYPES = {dtype.name: dtype for dtype in map(np.dtype, (jnp.float32, jnp.bfloat16, jnp.float16))}
 ALIGNMENT = 64  # bytes
 NUMBER = "#"  # in a name, where each layer, or each expert, has its number
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """Adapters of weights that are kept elsewhere."""
+
+    options: Lora
+    base: str  # the name of these weights, as the user gave it
+    load: Callable[[], Adapters]  # reads the adapters: stacked arrays in float32
+    fingerprint: str = ""  # of the base (`bases.fingerprint`), where it is known
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,7 @@ class WeightSource:
     load: Callable[[], Params]  # reads the weights: stacked NumPy arrays of that dtype
     notes: tuple[str, ...] = ()  # printed for the user
     unreadable_tokenizer: bool = False  # the files have a tokenizer that can't be read, and the notes say why
+    adapters: AdapterSource | None = None  # where the files have adapters alone, which `load` merges into their base
 
 
 class Part(NamedTuple):

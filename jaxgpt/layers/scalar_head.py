@@ -40,9 +40,7 @@ def forward(
 
 
 @jax.named_scope("scalar_head.backward")
-def backward(
-    params: Params, residuals: Residuals, dy: Float[Array, " S"]
-) -> tuple[Params, Float[Array, "N C"]]:
+def backward(params: Params, residuals: Residuals, dy: Float[Array, " S"]) -> tuple[Params, Float[Array, "N C"]]:
     """Gradients of the parameters in the accumulation dtype, dx in the dtype of x."""
     x, places = residuals
     read = (x if places is None else x[places]).astype(dy.dtype)

@@ -134,5 +134,8 @@ def _in_chunks(chunk: int, x: Float[Array, "N C"], targets: Array, *per_token: A
     rest = [(targets, cross_entropy.IGNORED), *((array, 0) for array in per_token)]
     return (
         jnp.pad(x, ((0, padding), (0, 0))).reshape(-1, chunk, width),
-        *(jnp.pad(array.reshape(tokens), (0, padding), constant_values=fill).reshape(-1, chunk) for array, fill in rest),
+        *(
+            jnp.pad(array.reshape(tokens), (0, padding), constant_values=fill).reshape(-1, chunk)
+            for array, fill in rest
+        ),
     )

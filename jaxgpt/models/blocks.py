@@ -59,6 +59,21 @@ class Aux(NamedTuple):
 NO_AUX = Aux()  # of a dense model
 
 
+class Projection(NamedTuple):
+    """A product of every block by its name at Hugging Face: some columns of one of a `Block`'s weights."""
+
+    field: str  # of the Block
+    first: int  # column
+    inputs: int
+    outputs: int
+
+
+class Adapters(NamedTuple):
+    """The parameters that LoRA trains (`models/lora.py`)."""
+
+    blocks: Any  # by a projection's name its `layers.lora.Adapter`; layers stacked, or a tuple of such dicts
+
+
 def inputs_of(tokens: Int[Array, "B T"], model: Model) -> Inputs:
     """A family's inputs, with the documents told apart where `model.document_start` says how.
 

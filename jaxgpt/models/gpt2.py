@@ -20,8 +20,9 @@ from jaxtyping import Array, Float, Int, Key
 from jaxgpt.errors import UserError
 from jaxgpt.layers import embedding, gelu, layernorm, linear, random, residual, unembedding
 from jaxgpt.layers.numerics import not_before
+from jaxgpt.models import projection
 from jaxgpt.models.attend import Cache, KeptText, WholeText, merge_heads, split_heads
-from jaxgpt.models.blocks import NO_AUX, Aux, Context, Inputs, kept
+from jaxgpt.models.blocks import NO_AUX, Aux, Context, Inputs, Projection, kept
 from jaxgpt.models.stack import backward_blocks, forward_blocks
 from jaxgpt.options.config import Model
 
@@ -158,6 +159,17 @@ def decays(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].name in MATRICES, params)
 
 
+def projections(model: Model) -> dict[str, Projection]:
+    """The products that LoRA can adapt, by their names at Hugging Face."""
+    C = model.width
+    return {
+        "attn.c_attn": Projection("qkv", 0, C, 3 * C),
+        "attn.c_proj": Projection("attention_out", 0, C, C),
+        "mlp.c_fc": Projection("mlp_in", 0, C, 4 * C),
+        "mlp.c_proj": Projection("mlp_out", 0, 4 * C, C),
+    }
+
+
 def head(params: Params) -> unembedding.Params:
     """The unembedding, which is the token table."""
     return unembedding.Params(params.embedding.token)
@@ -168,16 +180,16 @@ def block_forward(
 ) -> tuple[Float[Array, "N C"], BlockResiduals]:
     """One block on N = B·T tokens, of which `attend` says what text they see."""
     normalised, attention_norm = layernorm.forward(params.attention_norm, x)
-    qkv, qkv_residuals = linear.forward_in_parts(params.qkv, normalised, 3)
+    qkv, qkv_residuals = projection.forward_in_parts(params.qkv, normalised, 3)
     q, k, v = (split_heads(part, attend.batch, context.model.heads) for part in qkv)
     mixed, attention_residuals = attend.forward(q, k, v)
-    branch, _ = linear.forward(params.attention_out, merge_heads(mixed))
+    branch, _ = projection.forward(params.attention_out, merge_heads(mixed))
     x = residual.forward(x, branch)
 
     normalised, mlp_norm = layernorm.forward(params.mlp_norm, x)
-    hidden, mlp_in = linear.forward(params.mlp_in, normalised)
+    hidden, mlp_in = projection.forward(params.mlp_in, normalised)
     activated, gelu_residuals = gelu.forward(hidden)
-    branch, mlp_out = linear.forward(params.mlp_out, activated)
+    branch, mlp_out = projection.forward(params.mlp_out, activated)
     x = residual.forward(x, branch)
     keep = kept(context.compute.recompute)
     return x, BlockResiduals(
@@ -198,28 +210,28 @@ def block_backward(
     mixed, again = attend.output(residuals.attention), functools.partial(not_before, earlier=dx)
     middle = residuals.mlp_norm.x
     if middle is None:
-        branch, _ = linear.forward(not_before(dx, params.attention_out), merge_heads(mixed))
+        branch, _ = projection.forward(not_before(dx, params.attention_out), merge_heads(mixed))
         middle = residual.forward(not_before(dx, residuals.attention_norm.x), branch)
 
     dx, dbranch = residual.backward(dx)
     activated = residuals.mlp_out or linear.Residuals(gelu.output(again(dbranch, residuals.gelu)))
-    mlp_out, dactivated = linear.backward(params.mlp_out, activated, dbranch)
+    mlp_out, dactivated = projection.backward(params.mlp_out, activated, dbranch)
     dhidden = gelu.backward(again(dactivated, residuals.gelu), dactivated)
     mlp_norm_kept = residuals.mlp_norm._replace(x=middle)
     normalised = residuals.mlp_in or linear.Residuals(layernorm.output(params.mlp_norm, again(dhidden, mlp_norm_kept)))
-    mlp_in, dnormalised = linear.backward(params.mlp_in, normalised, dhidden)
+    mlp_in, dnormalised = projection.backward(params.mlp_in, normalised, dhidden)
     mlp_norm, dx_through_mlp = layernorm.backward(params.mlp_norm, again(dnormalised, mlp_norm_kept), dnormalised)
     dx = dx + dx_through_mlp
 
     dx, dbranch = residual.backward(dx)
-    attention_out, dmixed = linear.backward(params.attention_out, linear.Residuals(merge_heads(mixed)), dbranch)
+    attention_out, dmixed = projection.backward(params.attention_out, linear.Residuals(merge_heads(mixed)), dbranch)
     dmixed = split_heads(dmixed, mixed.shape[0], mixed.shape[2])
     dqkv = attend.backward(residuals.attention, dmixed)
     dqkv = jnp.concatenate([merge_heads(part) for part in dqkv], axis=-1)
     normalised = residuals.qkv or linear.Residuals(
         layernorm.output(params.attention_norm, again(dqkv, residuals.attention_norm))
     )
-    qkv, dnormalised = linear.backward(params.qkv, normalised, dqkv)
+    qkv, dnormalised = projection.backward(params.qkv, normalised, dqkv)
     attention_norm, dx_through_attention = layernorm.backward(
         params.attention_norm, again(dnormalised, residuals.attention_norm), dnormalised
     )

@@ -17,8 +17,9 @@ from jaxgpt.errors import UserError
 from jaxgpt.layers import linear, residual, rmsnorm, rotary
 from jaxgpt.layers.attention import keys_seen
 from jaxgpt.layers.numerics import not_before
+from jaxgpt.models import projection
 from jaxgpt.models.attend import KeptText, WholeText, merge_heads, split_heads
-from jaxgpt.models.blocks import Kept
+from jaxgpt.models.blocks import Kept, Projection
 from jaxgpt.options.config import Model
 
 
@@ -75,6 +76,17 @@ def parameter_count(model: Model) -> int:
     return C + C * (H + 2 * K) * D + H * D * C + 2 * D * model.query_key_norm
 
 
+def projections(model: Model) -> dict[str, Projection]:
+    """The products that LoRA can adapt, by their names at Hugging Face."""
+    C, H, K, D = model.width, model.heads, model.key_value_heads, model.width_per_head
+    return {
+        "self_attn.q_proj": Projection("qkv", 0, C, H * D),
+        "self_attn.k_proj": Projection("qkv", H * D, C, K * D),
+        "self_attn.v_proj": Projection("qkv", (H + K) * D, C, K * D),
+        "self_attn.o_proj": Projection("attention_out", 0, H * D, C),
+    }
+
+
 def flops_per_token(model: Model, length: int) -> tuple[int, float, int]:
     """Operations of a layer's forward for a token: of queries, keys and values; of attention; of its projection.
 
@@ -91,7 +103,7 @@ def forward(
     model, batch = attend.context.model, attend.batch
     H, K, D = model.heads, model.key_value_heads, model.width_per_head
     normalised, attention_norm = rmsnorm.forward(params.attention_norm, x, epsilon=model.norm_epsilon)
-    parts, qkv = linear.forward_in_parts(params.qkv, normalised, (H * D, (H + K) * D))
+    parts, qkv = projection.forward_in_parts(params.qkv, normalised, (H * D, (H + K) * D))
     q, k, v = (split_heads(part, batch, heads) for part, heads in zip(parts, (H, K, K), strict=True))
     query_norm = key_norm = None
     if params.query_norm is not None:
@@ -100,7 +112,7 @@ def forward(
     q, k = (rotary.forward(part, attend.places, frequencies=frequencies(model)) for part in (q, k))
     attention: Any
     mixed, attention = attend.forward(q, k, v)
-    branch, _ = linear.forward(params.attention_out, merge_heads(mixed))
+    branch, _ = projection.forward(params.attention_out, merge_heads(mixed))
     if query_norm is not None and not keep.norms:
         attention = attention._replace(q=None, k=None)
     qkv = qkv if keep.norms else None
@@ -118,7 +130,7 @@ def backward(
     turned = {"frequencies": frequencies(model)}
     dx, dbranch = residual.backward(dx)
     mixed, attention = attend.output(residuals.attention), residuals.attention
-    attention_out, dmixed = linear.backward(params.attention_out, linear.Residuals(merge_heads(mixed)), dbranch)
+    attention_out, dmixed = projection.backward(params.attention_out, linear.Residuals(merge_heads(mixed)), dbranch)
     dmixed = split_heads(dmixed, attend.batch, model.heads)
     if attention.q is None:
         norms = again(dmixed, (residuals.query_norm, residuals.key_norm))
@@ -134,7 +146,7 @@ def backward(
     normalised = residuals.qkv or linear.Residuals(
         rmsnorm.output(params.attention_norm, again(dqkv, residuals.attention_norm))
     )
-    qkv, dnormalised = linear.backward(params.qkv, normalised, dqkv)
+    qkv, dnormalised = projection.backward(params.qkv, normalised, dqkv)
     attention_norm, dx_through_attention = rmsnorm.backward(
         params.attention_norm, again(dnormalised, residuals.attention_norm), dnormalised
     )
@@ -143,5 +155,7 @@ def backward(
 
 def output(params: Any, residuals: Any, dx: Float[Array, "N C"], attend: WholeText) -> Float[Array, "N C"]:
     """Forward's output from its residuals, which costs the product with `attention_out`."""
-    branch, _ = linear.forward(not_before(dx, params.attention_out), merge_heads(attend.output(residuals.attention)))
+    branch, _ = projection.forward(
+        not_before(dx, params.attention_out), merge_heads(attend.output(residuals.attention))
+    )
     return residual.forward(not_before(dx, residuals.attention_norm.x), branch)

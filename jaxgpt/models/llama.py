@@ -24,9 +24,9 @@ from jaxtyping import Array, Float, Int, Key
 from jaxgpt.errors import UserError
 from jaxgpt.layers import embedding, linear, random, residual, rmsnorm, swiglu, unembedding
 from jaxgpt.layers.numerics import not_before
-from jaxgpt.models import grouped_attention
+from jaxgpt.models import grouped_attention, projection
 from jaxgpt.models.attend import Cache, KeptText, WholeText
-from jaxgpt.models.blocks import NO_AUX, Aux, Context, Inputs, kept
+from jaxgpt.models.blocks import NO_AUX, Aux, Context, Inputs, Projection, kept
 from jaxgpt.models.stack import backward_blocks, forward_blocks
 from jaxgpt.options.config import Model
 
@@ -173,6 +173,16 @@ def decays(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].name in MATRICES, params)
 
 
+def projections(model: Model) -> dict[str, Projection]:
+    """The products that LoRA can adapt, by their names at Hugging Face."""
+    C, F = model.width, feed_forward(model)
+    return grouped_attention.projections(model) | {
+        "mlp.gate_proj": Projection("mlp_in", 0, C, F),
+        "mlp.up_proj": Projection("mlp_in", F, C, F),
+        "mlp.down_proj": Projection("mlp_out", 0, F, C),
+    }
+
+
 def head(params: Params) -> unembedding.Params:
     """The unembedding: a table of its own, or the token table."""
     return unembedding.Params(params.embedding.token) if params.head is None else params.head
@@ -186,9 +196,9 @@ def block_forward(
     x, attention = grouped_attention.forward(params, x, attend, keep)
 
     normalised, mlp_norm = rmsnorm.forward(params.mlp_norm, x, epsilon=context.model.norm_epsilon)
-    (gate, up), mlp_in = linear.forward_in_parts(params.mlp_in, normalised, 2)
+    (gate, up), mlp_in = projection.forward_in_parts(params.mlp_in, normalised, 2)
     activated, swiglu_residuals = swiglu.forward(gate, up)
-    branch, mlp_out = linear.forward(params.mlp_out, activated)
+    branch, mlp_out = projection.forward(params.mlp_out, activated)
     x = residual.forward(x, branch)
     return x, BlockResiduals(
         *attention,
@@ -210,11 +220,11 @@ def block_backward(
 
     dx, dbranch = residual.backward(dx)
     activated = residuals.mlp_out or linear.Residuals(swiglu.output(again(dbranch, residuals.swiglu)))
-    mlp_out, dactivated = linear.backward(params.mlp_out, activated, dbranch)
+    mlp_out, dactivated = projection.backward(params.mlp_out, activated, dbranch)
     dhidden = jnp.concatenate(swiglu.backward(again(dactivated, residuals.swiglu), dactivated), axis=-1)
     mlp_norm_kept = residuals.mlp_norm._replace(x=middle)
     normalised = residuals.mlp_in or linear.Residuals(rmsnorm.output(params.mlp_norm, again(dhidden, mlp_norm_kept)))
-    mlp_in, dnormalised = linear.backward(params.mlp_in, normalised, dhidden)
+    mlp_in, dnormalised = projection.backward(params.mlp_in, normalised, dhidden)
     mlp_norm, dx_through_mlp = rmsnorm.backward(params.mlp_norm, again(dnormalised, mlp_norm_kept), dnormalised)
     dx = dx + dx_through_mlp
 

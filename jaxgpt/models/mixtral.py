@@ -24,7 +24,7 @@ from jaxgpt.layers import embedding, linear, moe, random, residual, rmsnorm, rou
 from jaxgpt.layers.numerics import not_before
 from jaxgpt.models import grouped_attention, llama
 from jaxgpt.models.attend import Cache, KeptText, WholeText
-from jaxgpt.models.blocks import Aux, Context, Inputs, kept
+from jaxgpt.models.blocks import Aux, Context, Inputs, Projection, kept
 from jaxgpt.models.llama import LEARNED_POSITIONS, feed_forward
 from jaxgpt.models.stack import backward_blocks, forward_blocks
 from jaxgpt.options.config import Model
@@ -103,8 +103,8 @@ def init(model: Model, key: Key[Array, ""], dtype: DTypeLike = jnp.float32) -> P
         w_in=normal(L, E, C, 2 * F),
         w_out=normal(L, E, F, C, deviation=0.02 / math.sqrt(2 * L)),
     )
-    *attention, mlp_norm, _, _ = dense.blocks
-    return Params(dense.embedding, Block(*attention, mlp_norm, experts), dense.final_norm, dense.head)
+    own = {name: getattr(dense.blocks, name) for name in Block._fields if name != "experts"}
+    return Params(dense.embedding, Block(**own, experts=experts), dense.final_norm, dense.head)
 
 
 def parameter_count(model: Model, *, active: bool = False, padded: bool = False) -> int:
@@ -144,6 +144,11 @@ def describe(model: Model) -> str:
 def decays(params: Params) -> Params:
     """Marks with True the tensors that weight decay applies to: the tables and the blocks' weights."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].name in MATRICES, params)
+
+
+def projections(model: Model) -> dict[str, Projection]:
+    """The products that LoRA can adapt, by their names at Hugging Face: those of attention, not of the experts."""
+    return grouped_attention.projections(model)
 
 
 def head(params: Params) -> unembedding.Params:

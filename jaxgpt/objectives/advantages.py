@@ -1,9 +1,9 @@
 """Advantages: how much better a drawn token was than expected. They are data, computed before a step; nothing is
 differentiated.
 
-A text's reward comes at its last token; at each token the divergence from the reference costs β (ℓ - ℓ°) (Ziegler et al.
-2019, arXiv:1909.08593, equation 2). Of the rewards r_t and the values V_t of the tokens t = 0..n-1 of an answer, with
-V_n = 0 (Schulman et al. 2015, arXiv:1506.02438, equations 11 and 16):
+A text's reward comes at its last token; at each token the divergence from the reference costs β (ℓ - ℓ°) (Ziegler et
+al. 2019, arXiv:1909.08593, equation 2). From the rewards r_t and the values V_t of the tokens t = 0..n-1 of an answer,
+with V_n = 0, come advantages and returns (Schulman et al. 2015, arXiv:1506.02438, equations 11 and 16):
 
     δ_t = r_t + γ V_{t+1} - V_t           A_t = Σ_k (γλ)^k δ_{t+k} = δ_t + γλ A_{t+1}           R_t = A_t + V_t
 
@@ -28,7 +28,7 @@ def token_rewards(
     *,
     kl_coefficient: float,
 ) -> Float[np.ndarray, "B T"]:
-    """Returns the reward of each token: the text's score at the answer's last, and everywhere what the divergence costs.
+    """Returns each token's reward: the text's score at the answer's last, and everywhere the divergence's cost.
 
     `answer` marks the drawn tokens; a text without any earns nothing.
     """

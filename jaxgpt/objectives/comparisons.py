@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 def pairs(ranks: Int[Array, "B K"]) -> Bool[Array, "B K K"]:
-    """Marks the pairs (i, j) of each ranking in which i has the better rank. A rank of -1 is of a text that isn't there."""
+    """Marks the pairs (i, j) of each ranking in which i has the better rank; texts of rank -1 aren't there."""
     better, worse = ranks[:, :, None], ranks[:, None, :]
     return (better >= 0) & (worse >= 0) & (better < worse)
 

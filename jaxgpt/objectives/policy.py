@@ -11,8 +11,7 @@ logits exist:
 
 The weights are 1 for the mean over all tokens, or 1 / (tokens of the answer) for the mean over answers; Σ w then counts
 answers. REINFORCE is f alone, with the reward as the advantage; PPO has a value head on the policy's own features and
-generalised advantages; GRPO has advantages of groups and no value. All of these are in `advantages.py`, and come with the
-batch.
+generalised advantages; GRPO has advantages of groups and no value. `advantages.py` makes them; they come with the batch.
 """
 
 import functools
@@ -25,13 +24,13 @@ from jaxtyping import Array, Float, Int
 from jaxgpt.layers import scalar_head, unembedding
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import with_scalar
-from jaxgpt.models.blocks import Aux, Context, inputs_of
+from jaxgpt.models.blocks import Context, inputs_of
 from jaxgpt.objectives import surrogates
 from jaxgpt.options.config import Objective
 
 
 class Batch(NamedTuple):
-    """Drawn texts. All but the tokens is 0 where the target wasn't drawn; old is what was computed before the update."""
+    """Drawn texts. All but the tokens is 0 where the target wasn't drawn; what is old is from before the update."""
 
     tokens: Int[Array, "B T"]
     targets: Int[Array, "B T"]  # the next token where it was drawn, ignored elsewhere
@@ -142,7 +141,7 @@ def _clip(options: Objective) -> dict[str, float]:
 def _metrics(
     options: Objective, w: Array, logp: Array, entropy: Array, advantages: Array, old: Array, reference: Array
 ) -> dict[str, Any]:
-    """Returns a chunk's part of the means: divergence (k3) from the reference and the drawing policy, entropy, clips."""
+    """Returns a chunk's part of the means: divergences (k3) from reference and drawing policy, entropy, clips."""
     ratio = jnp.exp(logp - old)
     spent = surrogates.is_clipped(ratio, advantages, **_clip(options))
     return {

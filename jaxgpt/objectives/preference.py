@@ -4,8 +4,8 @@
     h = β (r_chosen - r_rejected) - γ                    loss = mean over pairs of f(h)
 
 f is `comparisons.sigmoid_loss` (DPO, Rafailov et al. 2023, arXiv:2305.18290, equation 7) or `square_loss` / β² (IPO,
-Azar et al. 2023, arXiv:2310.12036, equation 17). Length-normalised, without a reference, and with γ it is SimPO (Meng et
-al. 2024, arXiv:2405.14734). βr is the reward of which the model is the best policy: a reward model in disguise.
+Azar et al. 2023, arXiv:2310.12036, equation 17). Length-normalised, without a reference, and with γ it is SimPO (Meng
+et al. 2024, arXiv:2405.14734). βr is the reward of which the model is the best policy: a reward model in disguise.
 
 Backward. ∂h = f'(h) is one number of a pair, and every token of an answer has the same weight in it:
 

@@ -4,7 +4,7 @@
 
 `comparisons.py` has a ranking's loss, and its gradient by the scores. All K texts of a ranking go through the model
 together, once, whatever the number of its pairs. No classifier is needed, and the family's own head has the gradient 0.
-A batch that is one of several, whose losses are to be summed, is given the scale of all of them: 1 / number of rankings.
+A batch that is one of several, whose losses are to be summed, is given the scale of all: 1 / number of rankings.
 """
 
 from types import ModuleType

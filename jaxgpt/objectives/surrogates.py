@@ -1,15 +1,15 @@
-"""Terms of a policy's loss at one token: what stands for the reward, the divergence from a reference, and the value's loss.
+"""Terms of a policy's loss at one token: surrogates of the reward, divergence from a reference, loss of the value.
 
-Each is a function of arrays over tokens and returns its value at each of them and the derivative there. ℓ = log π(token),
-and A is the advantage: how much better the token was than what the policy does on average. Only ℓ, or the value V, is
+Each is a function of arrays over tokens and returns its value at each of them and the derivative there. ℓ is
+log π(token), and A is the advantage: how much better the token was than what the policy does on average. Only ℓ, or the value V, is
 differentiated; all else is data, from the time at which the tokens were drawn (ℓ', V') or of the reference (ℓ°).
 
 REINFORCE (Williams 1992): language modelling of one's own text, weighted by the advantage.
 
     f = -A ℓ                                     ∂ℓ = -A
 
-PPO (Schulman et al. 2017, arXiv:1707.06347, equation 7). The ratio ρ = exp(ℓ - ℓ') makes of old samples new ones, but only
-near ρ = 1. Beyond 1 - ε and 1 + ε' there is nothing more to gain:
+PPO (Schulman et al. 2017, arXiv:1707.06347, equation 7). The ratio ρ = exp(ℓ - ℓ') makes of old samples new ones, but
+only near ρ = 1. Beyond 1 - ε and 1 + ε' there is nothing more to gain:
 
     f = -min(ρ A, clip(ρ, 1 - ε, 1 + ε') A)      ∂ℓ = -ρ A, or 0 where A > 0 and ρ > 1 + ε', or A < 0 and ρ < 1 - ε
 

@@ -197,8 +197,8 @@ class Objective:
     """What training minimises, and its coefficients."""
 
     name: Literal["next_token", "reward", "preference", "policy"] = "next_token"
-    """The next token, also of conversations; a reward model's comparisons; comparisons directly (DPO and its relatives);
-    or a policy's advantages (REINFORCE, PPO, GRPO)."""
+    """The next token, also of conversations; a reward model's comparisons; comparisons directly (DPO and its
+    relatives); or a policy's advantages (REINFORCE, PPO, GRPO)."""
     centre: float = 0.0
     """reward: coefficient of the squared sum of the two scores of a pair, which keeps scores around 0."""
     preference_loss: Literal["sigmoid", "square"] = "sigmoid"
@@ -230,6 +230,24 @@ class Objective:
     """policy: coefficient of the value head's loss; 0 for no value head."""
     value_clip: float = 0.2
     """policy: how far from its old value a value counts; 0 for any distance."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (LoRA): the weights of --init-from stay as they are, and small matrices beside them are
+    trained."""
+
+    rank: int = 0
+    """Rank of the adapters (R); 0 trains all of the model's parameters instead."""
+    alpha: float = 16.0
+    """The adapters' products are multiplied by alpha / rank."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Names or patterns of the projections that have an adapter, such as q_proj v_proj, c_attn or mlp.*; all-linear
+    for all in the blocks."""
+    base: Literal["float32", "bfloat16", "int8", "nf4"] = "bfloat16"
+    """Form in which the weights that are not trained are kept: of 32, 16, 8 or 4 bits."""
+    double_quantization: bool = False
+    """Keep the scales of int8 and nf4 in 8 bits too: 0.13 bits a number in place of 0.5."""
 
 
 @dataclass(frozen=True)
@@ -344,6 +362,7 @@ class Config:
     parallel: Parallel = field(default_factory=Parallel)
     data: Data = field(default_factory=Data)
     training: Training = field(default_factory=Training)
+    lora: Lora = field(default_factory=Lora)
     evaluation: Evaluation = field(default_factory=Evaluation)
     optimizer: Optimizer = field(default_factory=Optimizer)
     sampling: Sampling = field(default_factory=Sampling)

@@ -18,13 +18,14 @@ from jaxgpt import __version__, files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.options.command_line import meant, nearest
-from jaxgpt.options.config import SPIKE_WINDOW, Config, Model, Parallel, Sampling
+from jaxgpt.options.config import SPIKE_WINDOW, Config, Lora, Model, Parallel, Sampling
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()), Path("configs"))
 VERSIONS = "versions"  # the table that a run's own config.toml adds; read back, it is passed over
 PACKAGES = ("jax", "jaxlib", "numpy", "orbax-checkpoint", "tiktoken")
 MOST_PROCESSES = 1 << 16
+MOST_RANK = 1 << 16
 LARGEST = 2**31 - 1  # steps, seeds and sizes become int32 on the device
 # Options that a command takes from the config.toml of a run that it reads: what the model is, how it is computed, and
 # what it was trained on. Folders, trackers and processes are for the reader's own command line to name.
@@ -238,6 +239,9 @@ def check(config: Config) -> None:
             value = getattr(getattr(config, section), key)
             _require(holds(value), section, key, value, needed)
     check_sampling(config.sampling, "sampling")
+    check_lora(config.lora)
+    needed = "given, since adapters are trained beside weights that there are (--lora.rank)"
+    _require(bool(config.training.init_from) or not config.lora.rank, "training", "init_from", "empty", needed)
     check_processes(config.parallel)
     needed = "left away with --resume, or else the run would be lost before it is resumed"
     _require(not (run.overwrite and run.resume == "always"), "run", "overwrite", True, needed)
@@ -265,6 +269,15 @@ def check_model(model: Model) -> None:
     )
     start, needed = model.document_start, f"a token, or -1 for none, and at most {LARGEST}"
     _require(-1 <= start <= LARGEST, "model", "document_start", start, needed)
+
+
+def check_lora(lora: Lora) -> None:
+    """Raises a UserError, naming the option, for a value that no adapters can have."""
+    check_number(lora.rank, "lora", "rank")
+    _require(lora.rank <= MOST_RANK, "lora", "rank", lora.rank, f"at most {MOST_RANK}")
+    check_number(lora.alpha, "lora", "alpha", positive=True)
+    needed = "left away where --lora.base is not int8 or nf4, which alone have scales"
+    _require(not lora.double_quantization or lora.base in ("int8", "nf4"), "lora", "double_quantization", True, needed)
 
 
 def check_processes(parallel: Parallel) -> None:

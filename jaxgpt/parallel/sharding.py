@@ -125,10 +125,15 @@ class Layout:
         The blocks' are left for `gather` where it can take them one by one: at stage 3, and where nothing is sharded.
         """
         if self.sharded and self.zero < 3:
-            return _gathered(cast(params, dtype, matrices(self.shapes)), self.shapes)
+            return self.whole(params, dtype)
         ends, shapes = params._replace(blocks=()), self.shapes._replace(blocks=())
         ends = cast(ends, dtype, matrices(shapes))
         return (_gathered(ends, shapes) if self.sharded else ends)._replace(blocks=params.blocks)
+
+    def whole(self, params: Params, dtype: DTypeLike) -> Params:
+        """Returns all parameters, cast to the activations' dtype and all-gathered."""
+        params = cast(params, dtype, matrices(self.shapes))
+        return _gathered(params, self.shapes) if self.sharded else params
 
     def gather(self, dtype: DTypeLike) -> BlockTransform:
         """Returns a function that casts and all-gathers one block's parameters.

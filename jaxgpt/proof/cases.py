@@ -19,6 +19,7 @@ from jaxgpt.layers import (
     gelu,
     layernorm,
     linear,
+    lora,
     moe,
     residual,
     rmsnorm,
@@ -29,15 +30,17 @@ from jaxgpt.layers import (
     unembedding,
 )
 from jaxgpt.models import family
-from jaxgpt.models.blocks import Context, unstacked
+from jaxgpt.models import lora as adapters
+from jaxgpt.models.blocks import Adapters, Context, unstacked
 from jaxgpt.objectives import next_token
-from jaxgpt.options.config import Compute, Model
+from jaxgpt.options.config import Compute, Lora, Model
 from jaxgpt.proof.gradcheck import Case, Tree
+from jaxgpt.proof.inputs import document_starts, integers, noisy, normals, random_targets
 
 
 def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Array, ""]) -> Iterator[Case]:
     """Yields cases of every layer at the shapes it has in this model, and of the whole model."""
-    keys = iter(jax.random.split(key, 19))
+    keys = iter(jax.random.split(key, 21))
     B, T, C, H, D = batch, length, model.width, model.heads, model.width_per_head
     V, Vp = model.vocabulary_size, model.padded_vocabulary_size
     yield embedding_case(next(keys), B, T, C, Vp, model.context)
@@ -59,14 +62,16 @@ def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Arra
     yield attention_case(next(keys), B, T, H, D, compute.attention_block, documents=True)
     yield attention_case(next(keys), B, T, H, D, compute.attention_block, group=2, window=1 + T // 2)
     yield router_case(next(keys), B * T, C, 5, 2, softmax="before")
+    yield lora_case(next(keys), B, T, C, 4 * C, 2)
+    yield adapted_model_case(next(keys), B, T, model, compute)
 
 
 def embedding_case(
     key: Key[Array, ""], B: int, T: int, C: int, Vp: int, context: int, *, documents: bool = False
 ) -> Case:
-    params = embedding.Params(*_normals(key, (Vp, C), (context, C)))
-    tokens = _integers(key, (B, T), Vp)
-    starts = _starts(key, B, T) if documents else None
+    params = embedding.Params(*normals(key, (Vp, C), (context, C)))
+    tokens = integers(key, (B, T), Vp)
+    starts = document_starts(key, B, T) if documents else None
 
     def forward(params):
         return embedding.forward(params, tokens, starts=starts)
@@ -80,24 +85,42 @@ def embedding_case(
 
 
 def linear_case(key: Key[Array, ""], B: int, T: int, inputs: int, outputs: int) -> Case:
-    weight, bias, x = _normals(key, (inputs, outputs), (outputs,), (B, T, inputs))
+    weight, bias, x = normals(key, (inputs, outputs), (outputs,), (B, T, inputs))
     return _layer_case("linear", linear, linear.Params(weight, bias), x)
 
 
+def lora_case(key: Key[Array, ""], B: int, T: int, inputs: int, outputs: int, R: int) -> Case:
+    """Returns the case of an adapter of a frozen layer, whose weight and bias have no gradient."""
+    weight, bias, a, b, x = normals(key, (inputs, outputs), (outputs,), (inputs, R), (R, outputs), (B, T, inputs))
+
+    def params(inputs):
+        of_base = (jnp.asarray(array, inputs["x"].dtype) for array in (weight, bias))
+        return lora.Params(*of_base, adapter=inputs["adapter"], scaling=0.5)
+
+    def forward(inputs):
+        return lora.forward(params(inputs), inputs["x"])
+
+    def backward(inputs, dy):
+        dadapter, dx = lora.backward(params(inputs), forward(inputs)[1], dy)
+        return {"adapter": dadapter, "x": dx}
+
+    return Case("lora", {"adapter": lora.Adapter(a, b), "x": x}, lambda inputs: forward(inputs)[0], backward)
+
+
 def layernorm_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
-    scale, bias, x = _normals(key, (C,), (C,), (B, T, C))
+    scale, bias, x = normals(key, (C,), (C,), (B, T, C))
     return _layer_case("layernorm", layernorm, layernorm.Params(1 + scale, bias), 3 + 2 * x)
 
 
 def rmsnorm_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
-    scale, x = _normals(key, (C,), (B, T, C))
+    scale, x = normals(key, (C,), (B, T, C))
     return _layer_case("rmsnorm", rmsnorm, rmsnorm.Params(1 + scale), 3 + 2 * x)
 
 
 def rotary_case(
     key: Key[Array, ""], B: int, T: int, H: int, D: int, frequencies: rotary.Frequencies = rotary.PLAIN
 ) -> Case:
-    (x,) = _normals(key, (B, T, H, D))
+    (x,) = normals(key, (B, T, H, D))
     places = jnp.arange(T)[None]
     return Case(
         "rotary",
@@ -109,7 +132,7 @@ def rotary_case(
 
 def soft_cap_case(key: Key[Array, ""], N: int, V: int) -> Case:
     """Returns the case of numbers within and beyond the cap."""
-    (x,) = _normals(key, (N, V))
+    (x,) = normals(key, (N, V))
     return Case(
         "soft_cap",
         {"x": 2 * x},
@@ -119,13 +142,13 @@ def soft_cap_case(key: Key[Array, ""], N: int, V: int) -> Case:
 
 
 def swiglu_case(key: Key[Array, ""], B: int, T: int, F: int) -> Case:
-    gate, up = _normals(key, *[(B, T, F)] * 2)
+    gate, up = normals(key, *[(B, T, F)] * 2)
     return _arrays_case("swiglu", swiglu, {"gate": 2 * gate, "up": up})
 
 
-def router_case(key: Key[Array, ""], N: int, C: int, E: int, choices: int, *, softmax: str = "after") -> Case:
+def router_case(key: Key[Array, ""], N: int, C: int, E: int, choices: int, *, softmax: Any = "after") -> Case:
     """Returns the case of the weights of the chosen experts and the statistics that have a gradient."""
-    weight, x = _normals(key, (C, E), (N, C))
+    weight, x = normals(key, (C, E), (N, C))
 
     def forward(params, x):
         _, statistics, residuals = router.forward(params, x, choices=choices)
@@ -139,12 +162,12 @@ def router_case(key: Key[Array, ""], N: int, C: int, E: int, choices: int, *, so
 
 
 def moe_case(
-    key: Key[Array, ""], N: int, C: int, F: int, E: int, choices: int, *, scores: Any = None, softmax: str = "after"
+    key: Key[Array, ""], N: int, C: int, F: int, E: int, choices: int, *, scores: Any = None, softmax: Any = "after"
 ) -> Case:
     """Returns the case of a mixture of experts, whose router's scores for tokens of ones may be given."""
-    weight, w_in, w_out, x = _normals(key, (C, E), (E, C, 2 * F), (E, F, C), (N, C))
+    weight, w_in, w_out, x = normals(key, (C, E), (E, C, 2 * F), (E, F, C), (N, C))
     if scores is not None:  # the tokens differ where the router doesn't look
-        weight, x = np.zeros((C, E)), np.concatenate([np.ones((N, 1)), x[:, 1:]], axis=1)
+        weight[:], x[:, 0] = 0, 1
         weight[0] = scores
 
     def forward(params, x):
@@ -206,7 +229,7 @@ def _arrays_case(name: str, layer: Any, arrays: dict[str, Any], *more: Array, **
 
 
 def gelu_case(key: Key[Array, ""], B: int, T: int, F: int) -> Case:
-    (x,) = _normals(key, (B, T, F))
+    (x,) = normals(key, (B, T, F))
     return _arrays_case("gelu", gelu, {"x": 2 * x})
 
 
@@ -223,14 +246,14 @@ def attention_case(
     window: int = 0,
 ) -> Case:
     """Returns the case of K key and value heads, each with a group of query heads."""
-    q, k, v = _normals(key, (B, T, K * group, D), *[(B, T, K, D)] * 2)
-    starts = _starts(key, B, T) if documents else None
+    q, k, v = normals(key, (B, T, K * group, D), *[(B, T, K, D)] * 2)
+    starts = document_starts(key, B, T) if documents else None
     name = "attention" + "_of_documents" * documents + "_of_groups" * (group > 1) + "_in_a_window" * bool(window)
     return _arrays_case(name, attention, {"q": q, "k": k, "v": v}, block=block, starts=starts, window=window)
 
 
 def residual_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
-    x, branch = _normals(key, *[(B, T, C)] * 2)
+    x, branch = normals(key, *[(B, T, C)] * 2)
     return Case(
         "residual",
         {"x": x, "branch": branch},
@@ -240,16 +263,18 @@ def residual_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
 
 
 def cross_entropy_case(key: Key[Array, ""], N: int, V: int, Vp: int) -> Case:
-    (logits,) = _normals(key, (N, Vp))
-    return _arrays_case("cross_entropy", cross_entropy, {"logits": logits}, _targets(key, (N,), V), vocabulary_size=V)
+    (logits,) = normals(key, (N, Vp))
+    return _arrays_case(
+        "cross_entropy", cross_entropy, {"logits": logits}, random_targets(key, (N,), V), vocabulary_size=V
+    )
 
 
 def unembedding_case(
     key: Key[Array, ""], B: int, T: int, C: int, V: int, Vp: int, chunk: int, *, cap: float = 0.0
 ) -> Case:
-    weight, x = _normals(key, (Vp, C), (B, T, C))
-    targets = _targets(key, (B, T), V)
-    weights = jnp.asarray(*_normals(key, (B, T)))
+    weight, x = normals(key, (Vp, C), (B, T, C))
+    targets = random_targets(key, (B, T), V)
+    weights = jnp.asarray(*normals(key, (B, T)))
 
     def objective(logp, weights):
         """Non-linear objective, another for each token, so that ∂loss/∂ℓ differs between them."""
@@ -274,15 +299,10 @@ def model_case(
 ) -> Case:
     """Returns the case of a whole model of any family, under the loss of the next token, with its `scale`."""
     module, context = family(model), Context(model, compute)
-    params = jax.jit(lambda: module.init(model, key, jnp.float64))()
-    leaves, structure = jax.tree.flatten(params)
-    noise = _normals(key, *[leaf.shape for leaf in leaves])  # so that biases and scales aren't at their special values
-    leaves = [np.asarray(leaf) + 0.02 * more for leaf, more in zip(leaves, noise, strict=True)]
-    params = jax.tree.unflatten(structure, leaves)
+    params = noisy(key, jax.jit(lambda: module.init(model, key, jnp.float64))())
     if compute.layers == "unrolled":
         params = unstacked(params)
-    tokens = _integers(key, (B, T), model.vocabulary_size)
-    batch = Batch(tokens, _targets(key, (B, T), model.vocabulary_size))
+    batch = next_token_batch(key, B, T, model)
     factor = None if scale is None else jnp.asarray(scale)
 
     def backward(params, dloss):
@@ -298,31 +318,34 @@ def model_case(
     )
 
 
-# Inputs are made by NumPy: with JAX each would cost the compilation of a program.
+def adapted_model_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: Compute) -> Case:
+    """Returns the case of adapters of all projections of a frozen model, under the loss of the next token."""
+    module, options, of_base = family(model), Lora(rank=2, alpha=3.0, base="float32"), jax.random.fold_in(key, 1)
+    base = noisy(of_base, jax.jit(lambda: module.init(model, of_base, jnp.float64))())
+    params = noisy(key, adapters.init(model, options, key, jnp.float64))
+    if compute.layers == "unrolled":
+        base, params = unstacked(base), unstacked(params)
+    batch = next_token_batch(key, B, T, model)
+    context = Context(model, compute, scatter=lambda grads: adapters.gradients(grads, model, options))
+
+    def attached(params):
+        dtype = jax.tree.leaves(params)[0].dtype
+        frozen = jax.tree.map(lambda array: jnp.asarray(array, dtype), base)
+        return adapters.attach(params, frozen, model, options, dtype)
+
+    def backward(params, dloss):
+        _, _, grads = next_token.loss_and_grads(module, attached(params), batch, context)
+        return jax.tree.map(lambda grad: grad * dloss.astype(grad.dtype), Adapters(grads.blocks))
+
+    return Case(
+        f"{model.family}_adapters",
+        params,
+        lambda params: next_token.loss(module, attached(params), batch, context),
+        backward,
+        depth=2 * model.layers + 2,
+    )
 
 
-def _random(key: Key[Array, ""]) -> np.random.Generator:
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
-
-
-def _normals(key: Key[Array, ""], *shapes: tuple[int, ...]) -> list[Any]:
-    random = _random(key)
-    return [random.standard_normal(shape) for shape in shapes]
-
-
-def _integers(key: Key[Array, ""], shape: tuple[int, ...], end: int) -> Array:
-    return jnp.asarray(_random(key).integers(0, end, shape, dtype=np.int32))
-
-
-def _starts(key: Key[Array, ""], B: int, T: int) -> Array:
-    """Returns the places where each token's document begins, with documents of about three tokens."""
-    begins = _random(key).random((B, T)) < 1 / 3
-    return jnp.asarray(np.maximum.accumulate(np.where(begins, np.arange(T, dtype=np.int32), 0), axis=1))
-
-
-def _targets(key: Key[Array, ""], shape: tuple[int, ...], V: int) -> Array:
-    """Random targets, the last of them ignored where there is more than one."""
-    targets = np.asarray(_integers(key, shape, V)).copy()
-    if targets.size > 1:
-        targets.flat[-1] = cross_entropy.IGNORED
-    return jnp.asarray(targets)
+def next_token_batch(key: Key[Array, ""], B: int, T: int, model: Model) -> Batch:
+    tokens = integers(key, (B, T), model.vocabulary_size)
+    return Batch(tokens, random_targets(key, (B, T), model.vocabulary_size))

@@ -12,9 +12,9 @@ from typing import Any, TypedDict, get_type_hints
 from jaxgpt import __version__, files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.models import family
+from jaxgpt.models import family, lora
 from jaxgpt.options import settings
-from jaxgpt.options.config import Config, Model, Training
+from jaxgpt.options.config import Config, Lora, Model, Training
 
 FILE = Path("about", "metadata")  # within a checkpoint, as orbax names it
 OF_ONE_START = {"parallel", "evaluation", "sampling", "checkpoint", "run"}  # sections that change no training
@@ -33,6 +33,7 @@ class About(TypedDict):
     sequences_per_step: int  # 0 where the configuration doesn't say either
     text: dict[str, Any]  # the data's fingerprint; empty where it isn't known
     lengths: dict[str, int]  # bytes that the run's files had
+    base: dict[str, str]  # of adapters, as `about_base` has it; else empty
     converted_from: str  # the source of weights that were not trained here, else empty
 
 
@@ -66,6 +67,7 @@ def read_about(checkpoint: Path) -> About:
         sequences_per_step=field("sequences_per_step", _is_size, training.batch_size * training.micro_batches),
         text=field("text", _is_fingerprint, {}),
         lengths=field("lengths", _is_table_of(_is_bytes), {}),
+        base=field("base", _is_table_of(_is_text), {}),
         converted_from=field("converted_from", _is_text, ""),
     )
 
@@ -75,13 +77,23 @@ def model_of(about: About) -> Model:
     return Model(**about["configuration"]["model"])
 
 
+def lora_of(about: About) -> Lora:
+    """Returns the options of a checkpoint's adapters; of rank 0 where it has whole parameters."""
+    return settings.section("", "lora", Lora, about["configuration"].get("lora", {}))
+
+
+def about_base(name: str, fingerprint: str) -> dict[str, str]:
+    """Returns what a checkpoint of adapters says of its base, by whose `name` the user gave it."""
+    return {"name": name, "path": str(Path(name).resolve()) if Path(name).exists() else "", "sha256": fingerprint}
+
+
 def check_size(checkpoint: Path, about: About) -> None:
     """Raises a UserError where the files are far too small for the parameters that the metadata states.
 
     The memory for the parameters is allocated before any of them is read.
     """
-    model = model_of(about)
-    stated = 4 * family(model).parameter_count(model)
+    model, options = model_of(about), lora_of(about)
+    stated = 4 * (lora.parameter_count(model, options) if options.rank else family(model).parameter_count(model))
     there = sum(path.stat().st_size for path in (checkpoint / "params").rglob("*") if path.is_file())
     if stated > SMALLEST and stated > COMPRESSED * there:
         raise UserError(
@@ -104,8 +116,20 @@ def _configuration(where: str, saved: dict[str, dict[str, Any]]) -> dict[str, di
         options = settings.section(where, name, kinds[name], table)
         if name == "model":
             _check_model(where, options)
+        if name == "lora":
+            _check_lora(where, saved, options)
         known[name] = table
     return known
+
+
+def _check_lora(where: str, saved: dict[str, dict[str, Any]], options: Lora) -> None:
+    """Raises a UserError for adapters that the model can't have."""
+    try:
+        settings.check_lora(options)
+        if options.rank:
+            lora.check(settings.section(where, "model", Model, saved["model"]), options)
+    except UserError as error:
+        raise UserError(f"{where}: {str(error).removeprefix('--')}") from None
 
 
 def _check_model(where: str, model: Model) -> None:

@@ -8,13 +8,13 @@ checkpoints/STEP/SHA256SUMS   written last: a checkpoint without it was not fini
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import logging
 import re
 import sys
 import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,13 +29,13 @@ from jaxgpt.data import tokenizers
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.models import family
+from jaxgpt.models import family, lora
 from jaxgpt.models.blocks import Params, are_stacked, stacked, unstacked
 from jaxgpt.options import settings
 from jaxgpt.options.config import Config, Model, Parallel
 from jaxgpt.parallel import mesh, processes
 from jaxgpt.runs import checksums
-from jaxgpt.runs.about import About, check_size, model_of, read_about
+from jaxgpt.runs.about import About, check_size, lora_of, model_of, read_about
 from jaxgpt.terminal import say
 from jaxgpt.training.state import TrainState, on_trees
 
@@ -157,11 +157,12 @@ class Trained(NamedTuple):
     about: About  # the checkpoint's metadata
 
 
-def load(run: Path, devices: int = 0) -> Trained:
+def load(run: Path, devices: int = 0, merged: Callable[[Params, Found], Params] | None = None) -> Trained:
     """Returns the model of a run's newest whole checkpoint, and names damaged ones on stderr.
 
-    Each of so many devices gets all parameters; 0 takes all devices. UserError where there is no such run, it has no
-    whole checkpoint, or there are fewer devices.
+    Each of so many devices gets all parameters; 0 takes all devices. Of a run of adapters, `merged` makes whole
+    parameters (`interop.runs.load`). UserError where there is no such run, it has no whole checkpoint, or there are
+    fewer devices.
     """
     if not files.exists(run / "config.toml"):
         raise UserError(f"--run {shown(run)}: not a run's folder (it has no config.toml){settings.runs_near(run)}")
@@ -173,6 +174,8 @@ def load(run: Path, devices: int = 0) -> Trained:
     params, found = load_params(run, config.model)
     for message in found.damaged:
         say(message, error=True)
+    if merged:
+        params = merged(params, found)
     # Scanned layers: one is compiled and not all of them, since there is a program for each length.
     compute = dataclasses.replace(config.compute, layers="scanned")
     config = dataclasses.replace(config, model=model_of(found.about), compute=compute, parallel=parallel)
@@ -190,10 +193,14 @@ def tokenizer_of(found: Found) -> Tokenizer:
 
 
 def params_of(found: Found, dtype: DTypeLike = jnp.float32) -> Params:
-    """Returns a checkpoint's parameters."""
+    """Returns a checkpoint's parameters: those that were trained."""
     check_size(found.path, found.about)
-    saved = model_of(found.about)
-    target = _placed(jax.eval_shape(lambda: family(saved).init(saved, jax.random.key(0), dtype)))
+    saved, options, key = model_of(found.about), lora_of(found.about), jax.random.key(0)
+
+    def init():
+        return lora.init(saved, options, key, dtype) if options.rank else family(saved).init(saved, key, dtype)
+
+    target = _placed(jax.eval_shape(init))
     return _read(found.path, ocp.args.Composite(params=ocp.args.StandardRestore(target))).params
 
 
@@ -234,7 +241,7 @@ def saved_form(state: TrainState) -> tuple[Params, dict[str, Any]]:
     """
     if not are_stacked(state.params.blocks):
         of_shapes = isinstance(state.step, jax.ShapeDtypeStruct)
-        state = jax.eval_shape(partial(on_trees, stacked), state) if of_shapes else on_trees(stacked, state)
+        state = jax.eval_shape(functools.partial(on_trees, stacked), state) if of_shapes else on_trees(stacked, state)
     rest = state._asdict()
     params, key = rest.pop("params"), rest.pop("key")
     if isinstance(key, jax.Array):

@@ -16,17 +16,18 @@ from jaxgpt.options import settings
 from jaxgpt.options.config import Config
 from jaxgpt.parallel import processes
 from jaxgpt.runs import checkpoints, saving
-from jaxgpt.runs.about import About
+from jaxgpt.runs.about import About, about_base
 from jaxgpt.runs.checkpoints import Found
 from jaxgpt.runs.folder import RunFolder, open_folder
-from jaxgpt.training.state import TrainState
+from jaxgpt.training.state import Base, TrainState
 
 # Options that make another run, beside the model's. The text is compared by its content, so it may have moved.
 FIXED = {"data": {"tokenizer", "validation_fraction"}, "training": {"sequence_length", "seed", "init_from"}}
 
 
-def about(folder: RunFolder, data: Corpus) -> dict[str, Any]:
+def about(folder: RunFolder, data: Corpus, base: Base | None = None) -> dict[str, Any]:
     """Returns a checkpoint's metadata, without its step."""
+    of_base = base and about_base(folder.config.training.init_from, base.fingerprint)
     return {
         "configuration": dataclasses.asdict(folder.config),
         "versions": settings.versions(),
@@ -34,6 +35,7 @@ def about(folder: RunFolder, data: Corpus) -> dict[str, Any]:
         "sequences_per_step": folder.config.training.micro_batches * folder.config.training.batch_size,
         "text": data.fingerprint,
         "lengths": folder.lengths(),
+        **({"base": of_base} if of_base else {}),
     }
 
 
@@ -91,7 +93,7 @@ def _check(where: str, saved: About, config: Config, data: Corpus) -> None:
     different = [
         f"{found.option} was {shown(found.saved)} and is {shown(found.asked)}"
         for found in settings.differences(saved["configuration"], config)
-        if found.section == "model" or found.key in FIXED.get(found.section, ())
+        if found.section in ("model", "lora") or found.key in FIXED.get(found.section, ())
     ]
     if saved["tokenizer"] != data.tokenizer.state() and not different:
         different.append("the tokenizer has other tokens")

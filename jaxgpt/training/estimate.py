@@ -65,6 +65,7 @@ def estimate(config: Config, devices: int, *, gpu: bool) -> Estimate:
     always = {
         "parameters": sizes.parameters,
         "moments": sizes.moments,
+        "frozen base": sizes.frozen,
         "batch": 2 * 4 * tokens,
         "sum of gradients": counts.sum,
         "weights": sizes.weights,

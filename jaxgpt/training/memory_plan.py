@@ -7,6 +7,7 @@ are gone when the blocks' gradients come, which take the same memory.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,14 +18,14 @@ import jax.numpy as jnp
 
 from jaxgpt.errors import UserError
 from jaxgpt.layers.numerics import accumulation_dtype
-from jaxgpt.models import family
+from jaxgpt.models import family, lora
 from jaxgpt.models.blocks import RECOMPUTE_LEVELS, Context, Inputs, cast
 from jaxgpt.optimizers import adamw
 from jaxgpt.options.config import Config
 from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import step
 from jaxgpt.training.device_memory import Capacity
-from jaxgpt.training.state import layout_of
+from jaxgpt.training.state import frozen_shapes, layout_of
 
 SMALLEST_CHUNK = 128  # of the classifier: below it, its products are slow
 
@@ -73,6 +74,7 @@ class Sizes:
     """Sizes of a train step's arrays on one device, from their shapes, in bytes."""
 
     parameters: int  # of the train state: float32 masters, or bfloat16 without masters
+    frozen: int  # the base of adapters
     moments: int
     gradients: int
     weights: int  # the copy in the compute dtype; 0 where the parameters themselves serve
@@ -80,7 +82,7 @@ class Sizes:
     ends: int  # residuals of what is in no block
     logits: int  # of one chunk
     classifier: int  # the chunk's logits and their gradient
-    table: int  # the gradient of the head's table, which may be the token table
+    table: int  # the gradient of the head's table, which may be the token table; 0 where it is frozen
 
     @property
     def saved(self) -> int:
@@ -128,7 +130,8 @@ def make(config: Config, program: jax.stages.Compiled, has: Capacity) -> Plan:
     parts = {
         "masters (float32)" if config.compute.parameters == "float32" else "parameters (bfloat16)": sizes.parameters,
         "moments (float32)": sizes.moments,
-        "batch, counters, metrics": arguments + new - sizes.parameters - sizes.moments,
+        f"frozen base ({config.lora.base})": sizes.frozen,
+        "batch, counters, metrics": arguments + new - sizes.parameters - sizes.moments - sizes.frozen,
         **named,
         "workspace" if rest >= 0 else "shared, not all at the same time": rest,
     }
@@ -156,7 +159,7 @@ def _largest_batch(config: Config, sizes: Sizes, state: int, temporaries: int, c
 def least(config: Config) -> int:
     """Returns a lower bound, in bytes, on what the train step takes: what is there when the classifier runs."""
     sizes = measure(config)
-    return sizes.parameters + sizes.moments + sizes.weights + sizes.saved + sizes.table + sizes.logits
+    return sizes.parameters + sizes.frozen + sizes.moments + sizes.weights + sizes.saved + sizes.table + sizes.logits
 
 
 def measure(config: Config, layout: Layout | None = None) -> Sizes:
@@ -166,14 +169,21 @@ def measure(config: Config, layout: Layout | None = None) -> Sizes:
     """
     layout = layout or layout_of(config)
     model, compute, training = config.model, config.compute, config.training
-    params = jax.eval_shape(layout.shard, layout.shapes)
+    params, frozen = jax.eval_shape(layout.shard, layout.shapes), frozen_shapes(config)
     moments = jax.eval_shape(adamw.init, params)
     weights = jax.eval_shape(lambda params: cast(params, compute.dtype), layout.shapes)
     sequences = training.batch_size // layout.devices
     tokens = jax.ShapeDtypeStruct((sequences, training.sequence_length), jnp.int32)
     inputs = Inputs(tokens, tokens if model.document_start >= 0 else None)  # type: ignore[arg-type]
+    whole, context = weights, Context(model, compute)
+    if frozen is not None:
+        attach = functools.partial(lora.attach, model=model, options=config.lora, dtype=compute.dtype)
+        whole, context = (
+            jax.eval_shape(attach, weights, frozen),
+            context._replace(gather=lora.gather(frozen, compute.dtype)),
+        )
     _, residuals, _ = jax.eval_shape(
-        lambda params, inputs: family(model).features(params, inputs, Context(model, compute)), weights, inputs
+        lambda params, inputs: family(model).features(params, inputs, context), whole, inputs
     )
     wide = accumulation_dtype(compute.dtype)
     gradients = sum(leaf.size * wide.itemsize for leaf in jax.tree.leaves(weights))
@@ -188,6 +198,7 @@ def measure(config: Config, layout: Layout | None = None) -> Sizes:
     ]
     return Sizes(
         parameters=_bytes(params) // divided,
+        frozen=_bytes(frozen),
         moments=_bytes(moments) // divided,
         gradients=gradients * (2 if training.micro_batches > 1 else 1) // (divided if layout.zero >= 2 else 1),
         weights=_bytes(copies),
@@ -195,7 +206,7 @@ def measure(config: Config, layout: Layout | None = None) -> Sizes:
         ends=_bytes(residuals._replace(blocks=())),
         logits=logits * wide.itemsize,
         classifier=logits * (wide.itemsize + jnp.dtype(compute.dtype).itemsize),
-        table=model.padded_vocabulary_size * model.width * wide.itemsize,
+        table=0 if frozen is not None else model.padded_vocabulary_size * model.width * wide.itemsize,
     )
 
 

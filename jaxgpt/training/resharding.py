@@ -5,10 +5,14 @@ resume with others. In between each tensor is sharded over the devices along its
 of them needs room for all of it. On one device the state is already what is saved (`checkpoints.saved_form`).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxgpt.models import lora
 from jaxgpt.models.blocks import Params, arrange, stacked
 from jaxgpt.options.config import Config
 from jaxgpt.parallel.sharding import first_axis_that_divides
@@ -82,10 +86,23 @@ class Resharding:
         """Returns the state to resume with, from what was read into `saved_shapes`."""
         return state if self.layout.devices == 1 else self._split(state)
 
-    def whole_params(self, state: TrainState) -> Params:
+    def placed_base(self, base: Params) -> Params:
+        """Returns the frozen base of adapters on the devices, whole on each, from whole, stacked parameters."""
+        frozen = lora.freeze(base, self._config.lora, self._config.compute)
+        if self.layout.devices == 1:
+            return frozen
+        everywhere = NamedSharding(self.layout.mesh, PartitionSpec())
+        return jax.tree.map(lambda array: jax.device_put(np.asarray(array), everywhere), frozen)
+
+    def whole_params(self, state: TrainState, frozen: Any = None) -> Params:
         """All-gathers the parameters to draw text from: on every device, or of several processes on this one's first.
 
-        All processes have to call it together, and each may then compute with the result by itself.
+        Adapters are merged into their base, in the compute dtype. All processes have to call it together, and each may
+        then compute with the result by itself.
         """
         whole = self._whole(state.params) if self.layout.sharded else state.params
-        return whole if jax.process_count() == 1 else jax.tree.map(lambda array: array.addressable_data(0), whole)
+        whole, frozen = jax.tree.map(lambda array: array.addressable_data(0), (whole, frozen))
+        if frozen is None:
+            return whole
+        config = self._config
+        return lora.merge(whole, frozen, config.model, config.lora, config.compute.dtype)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int, Key
 
-from jaxgpt.models import family
+from jaxgpt.models import family, lora
 from jaxgpt.models.blocks import Params, arrange
 from jaxgpt.optimizers import adamw
 from jaxgpt.options.config import Config
@@ -30,6 +30,13 @@ class TrainState(NamedTuple):
     norms: spikes.Window
 
 
+class Base(NamedTuple):
+    """The frozen base of adapters."""
+
+    params: Params  # as `lora.freeze` has them, on the devices
+    fingerprint: str  # of the weights that it was made from
+
+
 def init_state(config: Config) -> TrainState:
     """Returns the state before the first step; a pure function of `training.seed`."""
     return state_of(init_params(config), config)
@@ -42,8 +49,27 @@ def init_params(config: Config) -> Params:
 
 
 def _whole_params(config: Config, key: Key[Array, ""]) -> Params:
-    params = arrange(family(config.model).init(config.model, key), config.compute)
+    if config.lora.rank:
+        params = arrange(lora.init(config.model, config.lora, key), config.compute)
+    else:
+        params = arrange(family(config.model).init(config.model, key), config.compute)
     return jax.tree.map(lambda array: array.astype(config.compute.parameters), params)
+
+
+def decays(params: Params, config: Config) -> Params:
+    """Marks with True the trained tensors that weight decay applies to."""
+    return lora.decays(params) if config.lora.rank else family(config.model).decays(params)
+
+
+def frozen_shapes(config: Config) -> Any:
+    """Abstract shapes of what is not trained: the base of adapters, else None."""
+    return _frozen_shapes(_without_recompute(config)) if config.lora.rank else None
+
+
+@functools.lru_cache
+def _frozen_shapes(config: Config) -> Params:
+    base = jax.eval_shape(lambda: family(config.model).init(config.model, jax.random.key(0)))
+    return jax.eval_shape(lambda params: lora.freeze(params, config.lora, config.compute), base)
 
 
 def state_of(params: Params, config: Config) -> TrainState:

@@ -27,14 +27,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxgpt.data.loader import Batch
 from jaxgpt.models import family
-from jaxgpt.models.blocks import Context, Params
+from jaxgpt.models.blocks import Params
 from jaxgpt.objectives import objective
 from jaxgpt.optimizers import adamw, clipping, schedules
 from jaxgpt.options.config import Compute, Config
 from jaxgpt.parallel import mesh, sharding
 from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import spikes
-from jaxgpt.training.state import TrainState, layout_of, specs, state_shapes
+from jaxgpt.training.state import TrainState, decays, frozen_shapes, layout_of, specs, state_shapes
+from jaxgpt.training.working import trained, working
 
 BUCKET = 32 << 20  # bytes of gradients that are reduced together; a layer of GPT-2 124M has 28 MB
 BATCH_SPEC = PartitionSpec(None, mesh.AXIS)  # of (A, B, T): the sequences are divided among the devices
@@ -76,12 +77,11 @@ def batch_loss_and_grads(
     """Returns the batch's mean loss, in nats, the family's metrics, and this device's shard of the float32 gradient."""
     model, minimised = family(config.model), objective(config)
     scale = 1 / jnp.maximum(layout.total(minimised.count(batch)), 1)
-    working = layout.working(params, config.compute.dtype)
-    context = Context(config.model, config.compute, frozen, layout.gather(config.compute.dtype), layout.scatter)
+    whole, context = working(params, frozen, config, layout)
 
     def one(batch: Batch):
-        loss, metrics, grads = minimised.loss_and_grads(model, working, batch, context, scale=scale)
-        return loss, metrics, layout.scatter_ends(grads)
+        loss, metrics, grads = minimised.loss_and_grads(model, whole, batch, context, scale=scale)
+        return loss, metrics, layout.scatter_ends(trained(grads, config))
 
     def accumulate(total, micro_batch):
         return jax.tree.map(jnp.add, total, one(micro_batch)), None
@@ -122,7 +122,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
             state.params,
             state.moments,
             grads,
-            family(config.model).decays(grads),
+            decays(grads, config),
             state.step,
             rate,
             config.optimizer,
@@ -149,11 +149,11 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
 # Compiled before there is a state
 
 
-def shapes(config: Config) -> tuple[TrainState, None, Batch]:
-    """Abstract shapes of a train step's arguments: the state, what is frozen (nothing), and the batch."""
+def shapes(config: Config) -> tuple[TrainState, Any, Batch]:
+    """Abstract shapes of a train step's arguments: the state, what is frozen (None for nothing), and the batch."""
     training = config.training
     tokens = jax.ShapeDtypeStruct((training.micro_batches, training.batch_size, training.sequence_length), np.int32)
-    return state_shapes(config), None, Batch(tokens, tokens)
+    return state_shapes(config), frozen_shapes(config), Batch(tokens, tokens)
 
 
 def compile_step(config: Config) -> jax.stages.Compiled:

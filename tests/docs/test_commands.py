@@ -5,6 +5,7 @@ code, up to the first step. A line that is of no known kind fails, and says what
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import io
 import json
@@ -22,6 +23,7 @@ import pytest
 import tyro
 
 from jaxgpt.commands import cli, configuration, train
+from jaxgpt.options.config import Config
 from tests.docs import world
 from tests.docs.commands import ROOT, Command, Line, commands, lines, trains
 
@@ -146,12 +148,17 @@ def run_no_further(command: Command) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tyro, "cli", stop)
         patch.setattr(train, "train", done)
-        patch.setattr(configuration, "with_shape", lambda config, named: config)  # it would ask the hub
+        # It would ask the hub, where models have a longer context than the default configuration's.
+        patch.setattr(configuration, "with_shape", lambda config, named: with_context(config, 2048))
         words = command.words
         if "--parallel.processes" in words:  # checked as options, as the others aren't there
             words = [*words, "--help"]
         with contextlib.suppress(Understood):
             ends_well(words)
+
+
+def with_context(config: Config, context: int) -> Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, context=context))
 
 
 def check_module(words: list[str]) -> None:

@@ -25,7 +25,7 @@ from tests.evaluation.test_tasks import ARC_OF_THE_HUB
 from tests.interop import gguf_files
 
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer.\n" * 30
-RUNS = ["NAME", "A", "B", "gpt2_124m", "gpt2_124m_fineweb", "miniature"]
+RUNS = ["NAME", "A", "B", "book", "gpt2_124m", "gpt2_124m_fineweb", "miniature"]
 
 # After a line's own options, so that it takes seconds. GPT-2's vocabulary stays, since the lines' weights have it.
 SMALL = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.context=128", "--training.steps=2"]
@@ -99,12 +99,15 @@ def _hub(patch: pytest.MonkeyPatch, folder: Path) -> None:
             return str(path)
         return hub.download(repository, name, **({"local_dir": ""} | options))
 
+    def snapshot(name, **options):
+        return str(folder / f"{'llama' if 'LM' in name else 'gpt2'}-of-the-hub")
+
     patch.setattr(corpora, "SHAKESPEARE_SHA256", hashlib.sha256(TEXT.encode()).hexdigest())
     patch.setattr(urllib.request, "urlopen", lambda address, timeout: io.BytesIO(TEXT.encode()))
     patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     patch.setattr(library, "HfApi", lambda: hub)
     patch.setattr(library, "hf_hub_download", download)
-    patch.setattr(library, "snapshot_download", lambda name, **options: str(folder / "gpt2-of-the-hub"))
+    patch.setattr(library, "snapshot_download", snapshot)
 
 
 def _runs() -> None:
@@ -130,7 +133,10 @@ def weights() -> None:
         kind="Q8_0",
         tokenizer=gguf_files.sentencepiece(),
     )
+    assert cli.main(["convert", "llama-3.2-1b-q8_0.gguf", "Llama-3.2-1B", "--to", "huggingface"]) == 0
     assert cli.main(["convert", "runs/quickstart", "gpt2-of-the-hub"]) == 0
+    assert cli.main(["--model.family=llama", *SMALL, "--data.text=book.txt", "--run.name=llama"]) == 0
+    assert cli.main(["convert", "runs/llama", "llama-of-the-hub"]) == 0
     assert cli.main(["convert", "runs/quickstart", "gpt2_124M.bin"]) == 0
     (tokenizer,) = Path().glob("*tokenizer*.bin")
     tokenizer.rename("gpt2_tokenizer.bin")

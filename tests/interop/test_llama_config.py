@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.interop import huggingface_config, llama_config
 from jaxgpt.options.config import Model
@@ -133,6 +134,15 @@ def test_what_is_written_is_read_again(kind):
     assert huggingface_config.model_of(PATH, content) == model
     assert huggingface_config.notes(content) == ()
     assert huggingface_config.end_of_text(content) == 5
+
+
+@pytest.mark.parametrize(("begin", "expected"), [(1, 1), (None, 2)])
+def test_the_tokens_around_a_text(begin, expected):
+    """A beginning of its own, as Llama's, or the end of the text before, as GPT-2's."""
+    tokenizer = tokenizers.Bytes()
+    tokenizer.begin_of_text, tokenizer.end_of_text = begin, 2
+    assert huggingface_config.special_ids(tokenizer) == {"bos_token_id": expected, "eos_token_id": 2}
+    assert huggingface_config.special_ids(None) == {"bos_token_id": None, "eos_token_id": None}
 
 
 def test_sizes_that_follow_from_others_are_left_to_them():

@@ -17,6 +17,7 @@ NAMES = [
     *("embedding", "linear", "layernorm", "gelu", "attention", "residual", "cross_entropy", "unembedding"),
     *("rmsnorm", "rotary", "soft_cap", "swiglu", "router", "moe", "gpt2"),
     *("embedding_of_documents", "attention_of_documents", "attention_of_groups_in_a_window", "router_of_switch"),
+    *("lora", "gpt2_adapters"),
 ]
 
 
@@ -25,8 +26,9 @@ def cases():
     return {case.name: case for case in proof_cases.cases(MODEL, COMPUTE, 2, 3, jax.random.key(0))}
 
 
-def llama_case():
-    model = dataclasses.replace(MODEL, family="llama")
+def case_of(family):
+    experts = {"experts": 3, "router_z": 0.1} if family == "mixtral" else {}
+    model = dataclasses.replace(MODEL, family=family, **experts)
     return proof_cases.model_case(jax.random.key(0), 2, 3, model, COMPUTE)
 
 
@@ -34,7 +36,7 @@ def test_no_case_is_left_out(x64):
     assert list(cases()) == NAMES
 
 
-@pytest.mark.parametrize("name", [*NAMES, "llama"])
+@pytest.mark.parametrize("name", [*NAMES, "llama", "mixtral"])
 def test_gradients_predict_the_change_of_the_loss(x64, name):
     """(f(x + hu) - f(x - hu)) / 2h = ∇f·u in a random direction u of each tensor, |u| = |x|, the others held still.
 
@@ -42,7 +44,7 @@ def test_gradients_predict_the_change_of_the_loss(x64, name):
     size of the terms that are summed. With h = eps^(1/3) = 6e-6 both are about h²: of |∇f| |u| times what the curvature
     is worth, for which 100 is allowed, and of |f| times the number of roundings, for which 10 is.
     """
-    case = llama_case() if name == "llama" else cases()[name]
+    case = cases()[name] if name in NAMES else case_of(name)
     output = jax.jit(case.forward)(case.inputs)
     rng = np.random.default_rng(0)
     dy = jnp.asarray(rng.normal(size=output.shape))

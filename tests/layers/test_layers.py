@@ -1,12 +1,28 @@
 """What holds for every layer: the contract of dtypes and shapes, and that annotations are checked here at all."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from jaxgpt.layers import attention, embedding, gelu, layernorm, linear, residual, rmsnorm, rotary, swiglu, unembedding
+from jaxgpt.layers import (
+    attention,
+    embedding,
+    gelu,
+    layernorm,
+    linear,
+    lora,
+    moe,
+    residual,
+    rmsnorm,
+    rotary,
+    router,
+    swiglu,
+    unembedding,
+)
 
 B, T, C, F, V, Vp = 2, 3, 4, 5, 6, 7
 
@@ -35,12 +51,24 @@ def forward_and_backward(name, dtype):
         case "swiglu":
             y, residuals = jax.eval_shape(swiglu.forward, x, x)
             return (), (x, x), y, (), jax.eval_shape(swiglu.backward, residuals, dy)
+        case "moe":
+            x, dy = shapes(dtype, (T, C), (T, C))
+            params = moe.Params(router.Params(*shapes(dtype, (C, 3))), *shapes(dtype, (3, C, 2 * F), (3, F, C)))
+            run = functools.partial(moe.forward, choices=2, softmax="after")
+            y, statistics, residuals = jax.eval_shape(run, params, x)
+            back = functools.partial(moe.backward, softmax="after")
+            return params, x, y, *jax.eval_shape(back, params, residuals, dy, statistics)
         case "linear" | "layernorm":
             layer = {"linear": linear, "layernorm": layernorm}[name]
             params = linear.Params(*shapes(dtype, (C, F), (F,))) if layer is linear else None
             params = params or layernorm.Params(*shapes(dtype, (C,), (C,)))
             y, residuals = jax.eval_shape(layer.forward, params, x)
             return params, x, y, *jax.eval_shape(layer.backward, params, residuals, y)
+        case "lora":
+            weight, bias, *adapter = shapes(dtype, (C, F), (F,), (C, 2), (2, F))
+            params = lora.Params(weight, bias, lora.Adapter(*adapter), 0.5)
+            y, residuals = jax.eval_shape(lora.forward, params, x)
+            return params.adapter, x, y, *jax.eval_shape(lora.backward, params, residuals, y)
         case "gelu":
             y, residuals = jax.eval_shape(gelu.forward, x)
             return (), x, y, (), jax.eval_shape(gelu.backward, residuals, dy)
@@ -66,7 +94,7 @@ def forward_and_backward(name, dtype):
 
 LAYERS = [
     *("embedding", "linear", "layernorm", "gelu", "attention", "residual", "unembedding"),
-    *("rmsnorm", "rotary", "swiglu"),
+    *("rmsnorm", "rotary", "swiglu", "moe", "lora"),
 ]
 
 

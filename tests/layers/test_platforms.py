@@ -23,9 +23,9 @@ def normal(*shape, dtype="float32", seed=0):
 
 
 @pytest.mark.parametrize("recompute", ["none", "gelu", "norms", "projection", "block"])
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mixtral"])
 def test_a_models_gradients(assert_exact, as_on_a_gpu, family, recompute):
-    model = Model(layers=2, heads=2, width=8, context=6, vocabulary_size=130, family=family)
+    model = Model(layers=2, heads=2, width=8, context=6, vocabulary_size=130, family=family, experts=3)
     compute = Compute(recompute=recompute, classifier_chunk=5, attention_block=4)
     assert_exact(cases.model_case(jax.random.key(0), 2, 6, model, compute))
 

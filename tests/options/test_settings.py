@@ -132,14 +132,15 @@ def test_without_config_the_quickstart_is_trained(trained):
 )
 def test_every_option_is_one_on_the_command_line(trained, section, key):
     """Given there, it changes that option and nothing else. (A process's number means nothing without the others.)"""
-    own = {"processes": 1, "process": -1, "coordinator": "node1:1"}
+    own = {"processes": 1, "process": -1, "coordinator": "node1:1", "kv_heads": 4, "rope_high_frequency": 8.25}
+    also = {"rank": ["--init-from", "weights"], "double_quantization": ["--lora.base", "nf4"]}.get(key, [])
     other: dict[Any, Any] = {int: 8, float: 0.25, str: "x", bool: True}
     kind = get_type_hints(SECTIONS[section])[key]
     several = get_origin(kind) is tuple
     value = ("x", "y") if several else get_args(kind)[-1] if get_origin(kind) else own.get(key, other.get(kind))
     words = ["x", "y"] if several else [] if kind is bool else [str(value)]
-    assert cli.main([options.option(section, key), *words]) == 0
-    assert cli.main([]) == 0
+    assert cli.main([options.option(section, key), *words, *also]) == 0
+    assert cli.main(also) == 0
     changed, usual = trained
     expected = dataclasses.replace(getattr(usual, section), **{key: value})
     assert changed == dataclasses.replace(usual, **{section: expected})
@@ -200,6 +201,13 @@ NOT_POSITIVE = [
     ("model", "heads", 0),
     ("model", "width", 0),
     ("model", "context", -1),
+    ("model", "norm_epsilon", 0.0),
+    ("model", "rope_base", 0.0),
+    ("model", "rope_factor", 0.0),
+    ("model", "rope_low_frequency", 0.0),
+    ("model", "rope_original_context", 0),
+    ("model", "experts_per_token", 0),
+    ("lora", "alpha", 0.0),
     ("compute", "classifier_chunk", 0),
     ("compute", "attention_block", 0),
     ("training", "steps", 0),
@@ -212,6 +220,15 @@ NOT_POSITIVE = [
 ]
 NEGATIVE = [
     ("model", "vocabulary_size", -1),
+    ("model", "kv_heads", -1),
+    ("model", "head_width", -1),
+    ("model", "feed_forward", -1),
+    ("model", "window", -1),
+    ("model", "logit_soft_cap", -1.0),
+    ("model", "experts", -1),
+    ("model", "router_balance", -0.1),
+    ("model", "router_z", -0.1),
+    ("lora", "rank", -1),
     ("compute", "memory_limit_gib", -0.1),
     ("parallel", "devices", -1),
     ("parallel", "processes", -1),
@@ -236,6 +253,8 @@ NEGATIVE = [
 ]
 OTHERS = [
     ("model", "width", 100, "divisible by the number of heads, 12"),
+    ("model", "kv_heads", 5, "a divisor of the number of heads, 12"),
+    ("model", "rope_high_frequency", 1.0, "above --model.rope-low-frequency, 1.0"),
     ("training", "sequence_length", 1025, "at most the model's context, 1024"),
     ("training", "steps", 2**31, "at most 2147483647"),
     ("training", "seed", 2**31, "at most 2147483647"),

@@ -27,6 +27,7 @@ from jaxgpt.layers import (
     gelu,
     layernorm,
     linear,
+    lora,
     moe,
     residual,
     rmsnorm,
@@ -50,6 +51,8 @@ LAYERS = [
     *(rmsnorm, rotary, soft_cap, swiglu, router, moe),
 ]
 FUNCTIONS = [(module, "backward") for module in LAYERS] + [
+    (lora, "backward"),
+    (lora, "_through_adapter"),
     (attention, "_sum_over_blocks"),
     (unembedding, "forward"),  # where its gradients are computed
     (gpt2, "block_backward"),
@@ -169,6 +172,7 @@ def cases() -> dict[str, gradcheck.Case]:
     """The layers' with several blocks and chunks, the model's with one of each."""
     key = jax.random.key(0)
     layers = itertools.islice(proof_cases.cases(MODEL, COMPUTE, 2, 3, key), len(LAYERS))
+    adapter = proof_cases.lora_case(key, 2, 3, 4, 5, 2)
     of_documents = proof_cases.embedding_case(key, 2, 3, 4, 5, 4, documents=True)  # whose gradient has lines of its own
     in_window = proof_cases.attention_case(key, 2, 3, 1, 2, 1, group=2, window=2)
     tied = dataclasses.replace(MODEL, family="llama", tied=True, query_key_norm=True, kv_heads=1)
@@ -178,7 +182,7 @@ def cases() -> dict[str, gradcheck.Case]:
     models = [dataclasses.replace(mixture if name == "mixtral" else MODEL, family=name) for name in FAMILIES]
     whole = [proof_cases.model_case(key, 2, 3, model, Compute(), scale=0.3) for model in models]
     of_tied = proof_cases.model_case(key, 2, 3, dataclasses.replace(models[-1], tied=True), Compute())
-    more = (of_documents, in_window, relative, of_switch, of_tied._replace(name="mixtral_of_tied"))
+    more = (of_documents, in_window, relative, of_switch, of_tied._replace(name="mixtral_of_tied"), adapter)
     return {case.name: case for case in (*layers, *whole, *more)}
 
 

@@ -1,0 +1,37 @@
+"""The parameters that the model computes with on a device, from those that are trained and those that are frozen."""
+
+from typing import Any
+
+from jaxgpt.models import lora
+from jaxgpt.models.blocks import Adapters, Context, Params
+from jaxgpt.options.config import Config
+from jaxgpt.parallel.sharding import Layout
+
+
+def working(params: Params, frozen: Any, config: Config, layout: Layout) -> tuple[Params, Context]:
+    """Returns a family's parameters in the compute dtype, and its context.
+
+    Args:
+        params: Parameters of a train state, or this device's shards of them.
+        frozen: The base, whole on every device, where `params` are its adapters; else None.
+        config: The run's configuration.
+        layout: Where its parameters are.
+    """
+    model, compute = config.model, config.compute
+    if not config.lora.rank:
+        context = Context(model, compute, frozen, layout.gather(compute.dtype), layout.scatter)
+        return layout.working(params, compute.dtype), context
+    # Adapters are small: they are all-gathered together at each stage.
+    adapters = layout.whole(params, compute.dtype)
+    gather = lora.gather(frozen, compute.dtype)
+
+    def scatter(grads):
+        return layout.scatter(lora.gradients(grads, model, config.lora))
+
+    attached = lora.attach(adapters, frozen, model, config.lora, compute.dtype)
+    return attached, Context(model, compute, frozen, gather, scatter)
+
+
+def trained(grads: Params, config: Config) -> Params:
+    """Returns the gradients of what is trained, from a family's gradients of the `working` parameters."""
+    return Adapters(grads.blocks) if config.lora.rank else grads
