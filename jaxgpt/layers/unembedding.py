@@ -93,7 +93,8 @@ def forward(
         return (jax.tree.map(jnp.add, loss, value), dweight), dx
 
     of_a_chunk = jax.ShapeDtypeStruct((chunk,), dtype)
-    value = jax.eval_shape(objective, *[of_a_chunk] * (1 + with_entropy), *(array[0] for array in chunks[2:]))[0]
+    ours = [of_a_chunk, of_a_chunk] if with_entropy else [of_a_chunk]
+    value = jax.eval_shape(objective, *ours, *(array[0] for array in chunks[2:]))[0]
     start = (jax.tree.map(jnp.zeros_like, value), jnp.zeros(params.weight.shape, dtype))
     (loss, dweight), dx = lax.scan(one_chunk, start, chunks)
     return loss, Residuals(dx.reshape(-1, width)[:tokens].reshape(x.shape), dweight)

@@ -11,7 +11,7 @@ logits exist:
 
 The weights are 1 for the mean over all tokens, or 1 / (tokens of the answer) for the mean over answers; Σ w then counts
 answers. REINFORCE is f alone, with the reward as the advantage; PPO has a value head on the policy's own features and
-generalised advantages; GRPO has advantages of groups and no value. `advantages.py` makes them; they come with the batch.
+generalised advantages; GRPO has advantages of groups and no value. `advantages.py` makes what the batch has of these.
 """
 
 import functools
@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from jaxgpt.layers import scalar_head, unembedding
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import with_scalar
-from jaxgpt.models.blocks import Context, inputs_of
+from jaxgpt.models.blocks import Aux, Context, inputs_of
 from jaxgpt.objectives import surrogates
 from jaxgpt.options.config import Objective
 
@@ -56,9 +56,9 @@ def loss(
     """Returns the loss of this batch; with `scale`, `scale` times the weighted sum."""
     model, scale = _model_of(params, context), _scale(batch, scale)
     x, _, aux = family.features(model, inputs_of(batch.tokens, context.model), context)
-    (value, _), _ = _classify(family, model, x, batch, context, scale)
-    of_values = _of_values(params, x, batch, context, scale)[0] if context.objective.value_coefficient else 0.0
-    return value + of_values + scale * count(batch) * aux.loss
+    found, _ = _classify(family, model, x, batch, context, scale)
+    of_values = _of_values(params, x, batch, context, scale)[0] if context.objective.value_coefficient else None
+    return _results(found, of_values, batch, aux, scale)[0]
 
 
 def loss_and_grads(
@@ -67,18 +67,17 @@ def loss_and_grads(
     """Returns `loss`, the metrics, which summed over batches are means, and the gradient by every parameter."""
     model, scale = _model_of(params, context), _scale(batch, scale)
     x, residuals, aux = family.features(model, inputs_of(batch.tokens, context.model), context)
-    (value, metrics), classifier = _classify(family, model, x, batch, context, scale)
+    found, classifier = _classify(family, model, x, batch, context, scale)
     dhead, dx = unembedding.backward(classifier)
-    share = scale * count(batch)
-    value = value + share * aux.loss
-    metrics |= {name: share * number for name, number in dict(aux.metrics).items()}
+    daux = scale * count(batch)
     if not context.objective.value_coefficient:
-        return value, metrics, family.features_backward(model, residuals, dx, dhead, share, context)
+        grads = family.features_backward(model, residuals, dx, dhead, daux, context)
+        return *_results(found, None, batch, aux, scale), grads
     of_values, dvalues, head = _of_values(params, x, batch, context, scale)
     dscalar, dx_through_values = scalar_head.backward(params.scalar, head, dvalues)
     dx = dx + dx_through_values
-    grads = family.features_backward(model, residuals, dx, dhead, share, context)
-    return value + of_values, metrics | {"value_loss": of_values}, with_scalar.attach(grads, dscalar)
+    grads = with_scalar.attach(family.features_backward(model, residuals, dx, dhead, daux, context), dscalar)
+    return *_results(found, of_values, batch, aux, scale), grads
 
 
 def _model_of(params: Params, context: Context) -> Params:
@@ -151,6 +150,20 @@ def _metrics(
         "ratio": jnp.sum(w * ratio),
         "clip_fraction": jnp.sum(w * spent),
     }
+
+
+def _results(
+    found: tuple[Float[Array, ""], dict[str, Any]],
+    of_values: Float[Array, ""] | None,
+    batch: Batch,
+    aux: Aux,
+    scale: Float[Array, ""],
+) -> tuple[Float[Array, ""], dict[str, Any]]:
+    """Returns the loss and the metrics, of the classifier, the values and the family together."""
+    (value, metrics), share = found, scale * count(batch)
+    metrics = metrics | {name: share * number for name, number in dict(aux.metrics).items()}
+    value = value + share * aux.loss
+    return (value, metrics) if of_values is None else (value + of_values, metrics | {"value_loss": of_values})
 
 
 def _of_values(

@@ -80,7 +80,7 @@ def loss(
     """Returns the mean loss of this batch's pairs; with `scale`, `scale` times their sum."""
     x, _, aux = family.features(params, _inputs(batch, context), context)
     found = margins(answers_logp(family, params, x, batch.targets, context), batch, context.objective)
-    return _scale(batch, scale) * (jnp.sum(found.losses) + count(batch) * aux.loss)
+    return _results(found, batch, aux, _scale(batch, scale))[0]
 
 
 def loss_and_grads(
@@ -95,9 +95,8 @@ def loss_and_grads(
         family.head(params), x, batch.targets.reshape(-1), _weighted, weights.reshape(-1), **_classifier(context)
     )
     dhead, dx = unembedding.backward(classifier)
-    share = scale * count(batch)
-    grads = family.features_backward(params, residuals, dx, dhead, share, context)
-    return scale * jnp.sum(found.losses) + share * aux.loss, _metrics(found, batch, aux, scale), grads
+    grads = family.features_backward(params, residuals, dx, dhead, scale * count(batch), context)
+    return *_results(found, batch, aux, scale), grads
 
 
 def _weighted(logp: Float[Array, " n"], weights: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, " n"]]:
@@ -126,13 +125,17 @@ def _there(batch: Batch) -> Bool[Array, " B"]:
     return jnp.all(jnp.any(batch.targets != cross_entropy.IGNORED, axis=-1), axis=-1)
 
 
-def _metrics(found: Margins, batch: Batch, aux: Aux, scale: Float[Array, ""]) -> dict[str, Any]:
-    """Returns the share of pairs that the rewards put in order, the rewards' margin and the rewards, and the aux's."""
+def _results(
+    found: Margins, batch: Batch, aux: Aux, scale: Float[Array, ""]
+) -> tuple[Float[Array, ""], dict[str, Any]]:
+    """Returns the loss, and the metrics: the share of pairs that the rewards put in order, the rewards, and aux's."""
     chosen, rejected = (jnp.where(_there(batch), found.rewards[:, side], 0) for side in (CHOSEN, REJECTED))
-    own = {
+    share = scale * count(batch)
+    metrics = {
         "accuracy": scale * jnp.sum(chosen > rejected),
         "margin": scale * jnp.sum(chosen - rejected),
         "chosen_reward": scale * jnp.sum(chosen),
         "rejected_reward": scale * jnp.sum(rejected),
     }
-    return own | {name: scale * count(batch) * value for name, value in dict(aux.metrics).items()}
+    metrics |= {name: share * value for name, value in dict(aux.metrics).items()}
+    return scale * jnp.sum(found.losses) + share * aux.loss, metrics

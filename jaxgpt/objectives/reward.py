@@ -52,9 +52,8 @@ def loss(
 ) -> Float[Array, ""]:
     """Returns the mean loss of this batch's rankings; with `scale`, `scale` times their sum."""
     found, _, _, aux = scores(family, params, batch, context)
-    scale = _scale(batch, scale)
     losses, _ = ranking_loss(found, batch.ranks, centre=context.objective.centre)
-    return scale * (jnp.sum(losses) + count(batch) * aux.loss)
+    return _results(losses, found, batch, aux, _scale(batch, scale))[0]
 
 
 def loss_and_grads(
@@ -71,10 +70,10 @@ def loss_and_grads(
     losses, dscores = ranking_loss(found, batch.ranks, centre=context.objective.centre)
     dscores = scale * dscores
     dscalar, dx = scalar_head.backward(params.scalar, head, dscores.reshape(-1))
-    model, share = with_scalar.model_of(params), scale * count(batch)
+    model, daux = with_scalar.model_of(params), scale * count(batch)
     unused = unembedding.Params(jnp.zeros(family.head(model).weight.shape, dscores.dtype))
-    grads = with_scalar.attach(family.features_backward(model, residuals, dx, unused, share, context), dscalar)
-    return scale * jnp.sum(losses) + share * aux.loss, _metrics(found, batch, aux, scale), grads
+    grads = with_scalar.attach(family.features_backward(model, residuals, dx, unused, daux, context), dscalar)
+    return *_results(losses, found, batch, aux, scale), grads
 
 
 def _scale(batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""]:
@@ -85,10 +84,13 @@ def _ranked(batch: Batch) -> Bool[Array, " B"]:
     return jnp.any(pairs(batch.ranks), axis=(1, 2))
 
 
-def _metrics(found: Float[Array, "B K"], batch: Batch, aux: Aux, scale: Float[Array, ""]) -> dict[str, Any]:
-    """Returns the share of each ranking's pairs that the scores put in order, the scores' difference, and the aux's."""
-    marks = pairs(batch.ranks)
+def _results(
+    losses: Float[Array, " B"], found: Float[Array, "B K"], batch: Batch, aux: Aux, scale: Float[Array, ""]
+) -> tuple[Float[Array, ""], dict[str, Any]]:
+    """Returns the loss, and the metrics: the share of pairs that the scores put in order, their difference, aux's."""
+    marks, share = pairs(batch.ranks), scale * count(batch)
     weights = scale * marks / jnp.maximum(jnp.sum(marks, axis=(1, 2), keepdims=True), 1)
     difference = found[:, :, None] - found[:, None, :]
-    own = {"accuracy": jnp.sum(weights * (difference > 0)), "score_margin": jnp.sum(weights * difference)}
-    return own | {name: scale * count(batch) * value for name, value in dict(aux.metrics).items()}
+    metrics = {"accuracy": jnp.sum(weights * (difference > 0)), "score_margin": jnp.sum(weights * difference)}
+    metrics |= {name: share * value for name, value in dict(aux.metrics).items()}
+    return scale * jnp.sum(losses) + share * aux.loss, metrics

@@ -1,8 +1,8 @@
 """Terms of a policy's loss at one token: surrogates of the reward, divergence from a reference, loss of the value.
 
-Each is a function of arrays over tokens and returns its value at each of them and the derivative there. ℓ is
-log π(token), and A is the advantage: how much better the token was than what the policy does on average. Only ℓ, or the value V, is
-differentiated; all else is data, from the time at which the tokens were drawn (ℓ', V') or of the reference (ℓ°).
+Each is a function of arrays over tokens, and returns its value at each of them and the derivative there. ℓ is
+log π(token), and A the advantage: how much better the token was than what the policy does on average. Only ℓ, or the
+value V, is differentiated; all else is data, from when the tokens were drawn (ℓ', V') or of the reference (ℓ°).
 
 REINFORCE (Williams 1992): language modelling of one's own text, weighted by the advantage.
 
@@ -74,7 +74,7 @@ def divergence(logp: Float[Array, " N"], reference: Float[Array, " N"], *, estim
         case "k2":
             return d**2 / 2, d
         case "k3":
-            return jnp.exp(-d) + d - 1, 1 - jnp.exp(-d)
+            return jnp.expm1(-d) + d, -jnp.expm1(-d)
     raise ValueError(estimator)
 
 
