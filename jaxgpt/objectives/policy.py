@@ -69,7 +69,7 @@ def loss_and_grads(
     x, residuals, aux = family.features(model, inputs_of(batch.tokens, context.model), context)
     found, classifier = _classify(family, model, x, batch, context, scale)
     dhead, dx = unembedding.backward(classifier)
-    daux = scale * count(batch)
+    daux = _share(batch, scale)
     if not context.objective.value_coefficient:
         grads = family.features_backward(model, residuals, dx, dhead, daux, context)
         return *_results(found, None, batch, aux, scale), grads
@@ -87,6 +87,11 @@ def _model_of(params: Params, context: Context) -> Params:
 def _scale(batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""]:
     total = count(batch)
     return jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1), 0) if scale is None else scale
+
+
+def _share(batch: Batch, scale: Float[Array, ""]) -> Float[Array, ""]:
+    """Returns this batch's share of all that the mean is over, by which the family's own loss is weighted."""
+    return scale * count(batch)
 
 
 def _classify(
@@ -160,7 +165,7 @@ def _results(
     scale: Float[Array, ""],
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
     """Returns the loss and the metrics, of the classifier, the values and the family together."""
-    (value, metrics), share = found, scale * count(batch)
+    (value, metrics), share = found, _share(batch, scale)
     metrics = metrics | {name: share * number for name, number in dict(aux.metrics).items()}
     value = value + share * aux.loss
     return (value, metrics) if of_values is None else (value + of_values, metrics | {"value_loss": of_values})

@@ -95,7 +95,7 @@ def loss_and_grads(
         family.head(params), x, batch.targets.reshape(-1), _weighted, weights.reshape(-1), **_classifier(context)
     )
     dhead, dx = unembedding.backward(classifier)
-    grads = family.features_backward(params, residuals, dx, dhead, scale * count(batch), context)
+    grads = family.features_backward(params, residuals, dx, dhead, _share(batch, scale), context)
     return *_results(found, batch, aux, scale), grads
 
 
@@ -120,6 +120,11 @@ def _scale(batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""]:
     return 1 / jnp.maximum(count(batch), 1) if scale is None else scale
 
 
+def _share(batch: Batch, scale: Float[Array, ""]) -> Float[Array, ""]:
+    """Returns this batch's share of all that the mean is over, by which the family's own loss is weighted."""
+    return scale * count(batch)
+
+
 def _there(batch: Batch) -> Bool[Array, " B"]:
     """Marks the pairs that are there: both answers have a token."""
     return jnp.all(jnp.any(batch.targets != cross_entropy.IGNORED, axis=-1), axis=-1)
@@ -130,7 +135,7 @@ def _results(
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
     """Returns the loss, and the metrics: the share of pairs that the rewards put in order, the rewards, and aux's."""
     chosen, rejected = (jnp.where(_there(batch), found.rewards[:, side], 0) for side in (CHOSEN, REJECTED))
-    share = scale * count(batch)
+    share = _share(batch, scale)
     metrics = {
         "accuracy": scale * jnp.sum(chosen > rejected),
         "margin": scale * jnp.sum(chosen - rejected),

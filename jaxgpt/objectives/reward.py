@@ -70,7 +70,7 @@ def loss_and_grads(
     losses, dscores = ranking_loss(found, batch.ranks, centre=context.objective.centre)
     dscores = scale * dscores
     dscalar, dx = scalar_head.backward(params.scalar, head, dscores.reshape(-1))
-    model, daux = with_scalar.model_of(params), scale * count(batch)
+    model, daux = with_scalar.model_of(params), _share(batch, scale)
     unused = unembedding.Params(jnp.zeros(family.head(model).weight.shape, dscores.dtype))
     grads = with_scalar.attach(family.features_backward(model, residuals, dx, unused, daux, context), dscalar)
     return *_results(losses, found, batch, aux, scale), grads
@@ -78,6 +78,11 @@ def loss_and_grads(
 
 def _scale(batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""]:
     return 1 / jnp.maximum(count(batch), 1) if scale is None else scale
+
+
+def _share(batch: Batch, scale: Float[Array, ""]) -> Float[Array, ""]:
+    """Returns this batch's share of all that the mean is over, by which the family's own loss is weighted."""
+    return scale * count(batch)
 
 
 def _ranked(batch: Batch) -> Bool[Array, " B"]:
@@ -88,7 +93,7 @@ def _results(
     losses: Float[Array, " B"], found: Float[Array, "B K"], batch: Batch, aux: Aux, scale: Float[Array, ""]
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
     """Returns the loss, and the metrics: the share of pairs that the scores put in order, their difference, aux's."""
-    marks, share = pairs(batch.ranks), scale * count(batch)
+    marks, share = pairs(batch.ranks), _share(batch, scale)
     weights = scale * marks / jnp.maximum(jnp.sum(marks, axis=(1, 2), keepdims=True), 1)
     difference = found[:, :, None] - found[:, None, :]
     metrics = {"accuracy": jnp.sum(weights * (difference > 0)), "score_margin": jnp.sum(weights * difference)}

@@ -124,7 +124,7 @@ def term_cases(key: Key[Array, ""], B: int, T: int) -> Iterator[Case]:
         lambda scores, dy: dy[:, None] * ranking(scores)[1],
     )
     yield _term_case("comparisons_of_sigmoid", lambda h: comparisons.sigmoid_loss(h, smoothing=0.2), logp)
-    yield _term_case("comparisons_of_square", comparisons.square_loss, logp)
+    yield _term_case("comparisons_of_square", lambda h: comparisons.square_loss(h), logp)
 
     old = jnp.asarray(logp - _offsets(key, (N,)))
     advantages, reference = jnp.asarray(_away_from_0(advantages)), jnp.asarray(reference)
