@@ -84,7 +84,7 @@ def whitened(advantages: Float[np.ndarray, "B T"], answer: Bool[np.ndarray, "B T
 
 def token_weights(answer: Bool[np.ndarray, "B T"], *, by_sequence: bool) -> Float[np.ndarray, "B T"]:
     """Returns each token's weight in the loss: 1, or `by_sequence` 1 / tokens, so that every answer weighs the same."""
-    weights = answer.astype(np.float32)
+    weights = answer.astype(np.float64)
     return weights / np.maximum(weights.sum(axis=1, keepdims=True), 1) if by_sequence else weights
 
 

@@ -38,7 +38,7 @@ class Batch(NamedTuple):
 
 
 class Margins(NamedTuple):
-    """What the loss of some pairs is made from."""
+    """Rewards, losses and gradients of some pairs."""
 
     rewards: Float[Array, "B 2"]  # βr
     losses: Float[Array, " B"]

@@ -194,7 +194,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Objective:
-    """What training minimises, and its coefficients."""
+    """Objective that training minimises, and its coefficients."""
 
     name: Literal["next_token", "reward", "preference", "policy"] = "next_token"
     """The next token, also of conversations; a reward model's comparisons; comparisons directly (DPO and its

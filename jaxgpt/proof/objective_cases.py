@@ -98,7 +98,8 @@ def unembedding_case(key: Key[Array, ""], N: int, C: int, V: int, Vp: int, chunk
 
     def forward(inputs):
         options: dict[str, Any] = {"vocabulary_size": V, "chunk": chunk, "cap": cap, "with_entropy": True}
-        return unembedding.forward(*inputs.values(), targets, objective, jnp.asarray(factors), **options)
+        params, x = inputs["params"], inputs["x"]
+        return unembedding.forward(params, x, targets, objective, jnp.asarray(factors), **options)
 
     def backward(inputs, dy):
         dparams, dx = unembedding.backward(forward(inputs)[1], dy)
@@ -153,7 +154,7 @@ def _term_case(name: str, term: Callable[[Any], tuple[Any, Any]], x: Any) -> Cas
 
 def reward_case(key: Key[Array, ""], B: int, K: int, T: int, model: Model, compute: Compute) -> Case:
     """Returns the case of a reward model on rankings of K texts, of which the last text of the last isn't there."""
-    params = _params_with_scalar(key, model, compute)
+    params = params_with_scalar(key, model, compute)
     last = np.asarray(integers(key, (B, K), T))
     ranks = _ranks(key, B, K)
     batch = reward.Batch(integers(key, (B, K, T), model.vocabulary_size), jnp.asarray(last), jnp.asarray(ranks))
@@ -185,9 +186,9 @@ def policy_case(
 ) -> Case:
     """Returns the case of drawn texts whose ratios and values are on both sides of the clips."""
     with_value = bool(options.value_coefficient)
-    params = _params_with_scalar(key, model, compute) if with_value else _params(key, model, compute)
+    params = params_with_scalar(key, model, compute) if with_value else _params(key, model, compute)
     tokens, targets = integers(key, (B, T), model.vocabulary_size), random_targets(key, (B, T), model.vocabulary_size)
-    logp, values = _now(params, tokens, targets, model, compute, with_value)
+    logp, values = logp_and_values(params, tokens, targets, model, compute, with_value)
     drawn = np.asarray(targets) != cross_entropy.IGNORED
     weights, advantages, reference, returns = (part * drawn for part in normals(key, *[(B, T)] * 4))
     batch = policy.Batch(
@@ -233,12 +234,12 @@ def _params(key: Key[Array, ""], model: Model, compute: Compute) -> Any:
     return unstacked(params) if compute.layers == "unrolled" else params
 
 
-def _params_with_scalar(key: Key[Array, ""], model: Model, compute: Compute) -> with_scalar.Params:
+def params_with_scalar(key: Key[Array, ""], model: Model, compute: Compute) -> with_scalar.Params:
     scalar = noisy(key, with_scalar.init_scalar(model, key, jnp.float64))
     return with_scalar.attach(_params(key, model, compute), scalar)
 
 
-def _now(
+def logp_and_values(
     params: Any, tokens: Array, targets: Array, model: Model, compute: Compute, with_value: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the log-probabilities of the targets, and the values, with these parameters."""
