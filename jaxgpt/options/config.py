@@ -177,8 +177,8 @@ class Training:
     """Random seed of the initial weights, the order of the data and the samples."""
     init_from: str = ""
     """Begin with these weights rather than random ones: a run's folder, a checkpoint, a Hugging Face folder or model
-    name, a file of llm.c, llama2.c or llama.cpp (GGUF). The model's shape and tokenizer are then theirs. Shorter:
-    --init-from."""
+    name, a file of llm.c, llama2.c or llama.cpp (GGUF). The model's shape and tokenizer are theirs.
+    Shorter: --init-from."""
     evaluate_every: int = 250
     """Steps between validation losses; 0 evaluates at the end only."""
     evaluation_batches: int = 0
@@ -234,8 +234,8 @@ class Objective:
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters (LoRA): the weights of --init-from stay as they are, and small matrices beside them are
-    trained."""
+    """Low-rank adapters (LoRA): the weights that the run begins with stay as they are, and small matrices beside them
+    are trained."""
 
     rank: int = 0
     """Rank of the adapters (R); 0 trains all of the model's parameters instead."""

@@ -163,6 +163,7 @@ def test_the_same_logits_and_the_same_gradients(tmp_path, model):
             assert parameter.grad is None
             continue
         match = peft.NAME.fullmatch(name)
+        assert match
         found = getattr(grads.blocks[match[3]], match[4].lower())[int(match[2])].T
         expected = parameter.grad.numpy()
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())

@@ -37,6 +37,7 @@ def test_what_an_older_version_did_not_write_has_its_default(metadata):
         "sequences_per_step": 8,
         "text": {},
         "lengths": {},
+        "base": {},
         "converted_from": "",
     }
 
@@ -50,9 +51,9 @@ def test_what_this_version_wrote_comes_back(metadata):
 
 
 def test_an_option_of_a_newer_version_is_named_with_the_version(metadata):
-    change(configuration=options(model={"experts": 8}), versions={"jaxgpt": "9.8"})
+    change(configuration=options(model={"branches": 8}), versions={"jaxgpt": "9.8"})
     with pytest.raises(
-        UserError, match=r"unknown key experts in \[model\].* It was written by jaxgpt 9\.8, and this is"
+        UserError, match=r"unknown key branches in \[model\].* It was written by jaxgpt 9\.8, and this is"
     ):
         read_about(CHECKPOINT)
 
