@@ -28,7 +28,7 @@ from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import family, lora
 from jaxgpt.options import settings
-from jaxgpt.options.config import Config, Model
+from jaxgpt.options.config import IN_DATA, Config, Model
 from jaxgpt.parallel import processes
 from jaxgpt.runs import checkpoints
 from jaxgpt.runs.folder import will_resume
@@ -44,7 +44,7 @@ def complete(config: Config, own: Tokenizer | None = None) -> tuple[Corpus, Conf
     With `own`, a tokenizer that came with weights, the tokenizer that the options name is not used.
     """
     sources = corpus.open_sources(config, own)
-    config = resolve(config, next(iter(sources.values())).tokenizer)
+    config = resolve(config, next(iter(sources.values())).tokenizer, corpus.has_conversations(sources))
     return corpus.put_together(sources, config), config
 
 
@@ -55,9 +55,16 @@ def without_text(config: Config) -> Config:
     return resolve(config, tokenizers.make(config.data.tokenizer, ""))
 
 
-def resolve(config: Config, tokenizer: Tokenizer) -> Config:
-    """Returns the vocabulary size from the tokenizer and the sequence length from the context, where they are 0."""
+def resolve(config: Config, tokenizer: Tokenizer, conversations: bool | None = None) -> Config:
+    """Returns the vocabulary size from the tokenizer and the sequence length from the context, where they are 0.
+
+    `conversations` says whether the data are conversations; None where the data are not known.
+    """
     document_start = config.model.document_start
+    if conversations is not None and (conversations or document_start == IN_DATA):
+        document_start = IN_DATA if conversations else -1
+    if config.data.document_mask and conversations:
+        raise UserError("--data.document-mask: leave it away, since conversations are kept apart without it")
     if config.data.document_mask:
         if tokenizer.document_start is None:
             raise UserError(

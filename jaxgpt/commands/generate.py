@@ -1,36 +1,28 @@
 """`run.py generate`: text drawn from a run's newest whole checkpoint, streamed to the terminal.
 
-With `--chat` a user types lines, and the model continues everything said so far: what was typed and what was drawn, as
-one text, each line as it stands. The beginning of a long text is dropped, so that the drawn tokens fit in the model's
-context. The model is no trained assistant: `--stop` says where an answer ends, such as --stop "You:". Lines are edited
-with readline where Python has it. Ctrl-C ends an answer, Ctrl-D the chat.
+With `--chat` a user types lines and the model answers each (`chat.py`).
 """
 
-import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import tyro
 
 from jaxgpt import files
+from jaxgpt.commands.chat import chat
 from jaxgpt.data import loader
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import printable, shown
 from jaxgpt.generation import batching
-from jaxgpt.generation.decoder import Decoder
-from jaxgpt.generation.sampling import only_known_tokens
 from jaxgpt.interop import loading
 from jaxgpt.options import command_line, settings
 from jaxgpt.options.config import Sampling
 from jaxgpt.runs.checkpoints import Trained
-from jaxgpt.terminal import check_typed, say
 
 LARGEST_PROMPTS = 1 << 21  # bytes of a file of prompts
-ASK = "> "
 
 
 @dataclass(frozen=True)
@@ -48,7 +40,10 @@ class Generate:
     seed: int = 0
     """Random seed of the first sample; each further one takes the next number."""
     chat: bool = False
-    """Read lines from the terminal, or from a pipe, and go on with each, one text from the first line to the last."""
+    """Read lines from the terminal, or from a pipe, and answer each: in the chat template of a model that was trained
+    on conversations, and else as one text from the first line to the last."""
+    system: str = ""
+    """With --chat and a chat template, the system message that the conversation begins with."""
     special: bool = False
     """Take special tokens that a prompt spells out, such as <|endoftext|>, for the tokens and not for characters."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
@@ -59,6 +54,8 @@ def run(words: list[str]) -> int:
     options = command_line.read(Generate, words, "generate")
     if options.chat and (options.prompt or options.prompts or options.samples != 1):
         raise UserError("--chat takes its prompts from what is typed: leave away --prompt, --prompts and --samples")
+    if options.system and not options.chat:
+        raise UserError("--system begins a chat: give --chat too, or leave it away")
     settings.check_number(options.samples, "", "samples", positive=True)
     settings.check_number(options.seed, "", "seed")
     settings.check_number(options.seed + options.samples - 1, "", "seed")
@@ -66,7 +63,7 @@ def run(words: list[str]) -> int:
     prompts = [*options.prompt, *(prompts_in(Path(options.prompts)) if options.prompts else [])] or ["\n"]
     model = loading.load(options.run, devices=1)
     if options.chat:
-        chat(model, options.sampling, options.seed, special=options.special)
+        chat(model, options.sampling, options.seed, special=options.special, system=options.system)
     else:
         generate(model, prompts, options)
     return 0
@@ -125,68 +122,3 @@ def _in_order(titles: Sequence[str], pieces: Iterator[batching.Piece]) -> Iterat
             if shown == len(titles):
                 break
             yield kept[shown].removesuffix("\n") if ended[shown] else kept[shown]
-
-
-def chat(trained: Trained, options: Sampling, seed: int, *, special: bool = False) -> None:
-    """Reads lines until there are no more, and answers each; from a pipe without a prompt sign.
-
-    With `special`, special tokens that a line spells out are encoded as those tokens.
-    """
-    config, tokenizer = trained.config, trained.tokenizer
-    model = only_known_tokens(config.model, tokenizer)
-    decoder = Decoder(trained.params, model, config.compute, slots=1, capacity=model.context)
-    terminal = sys.stdin.isatty()
-    if terminal:
-        with contextlib.suppress(ImportError):  # a Python without it
-            import readline  # noqa: F401  # input() edits lines by it
-        say("The model goes on with what you type. Ctrl-C stops an answer, Ctrl-D ends.")
-    said: list[int] = []
-    while (line := _read(terminal)) is not None:
-        try:
-            check_typed(line)
-            tokens = tokenizer.encode(line + "\n", special=special)
-            loader.check_vocabulary(tokens, config.model.vocabulary_size, "what you typed")
-        except UserError as error:
-            say(f"error: {error}", error=True)
-            continue
-        said += tokens.tolist()
-        begun = tokenizer.begin(np.array(said))
-        room = max(1, model.context - options.tokens)
-        if len(begun) > room:
-            said = said[-max(1, room - (len(begun) - len(said))) :]
-            begun = tokenizer.begin(np.array(said))
-        batch = batching.ContinuousBatch(decoder, tokenizer)
-        text = batch.add(batching.Request(begun, options, seed))
-        _answer(batch, text)
-        said += text.tokens
-        seed = (seed + 1) % 2**31
-
-
-def _answer(batch: batching.ContinuousBatch, text: batching.Text) -> None:
-    """Draws the text and prints it as it comes; Ctrl-C ends it early."""
-    try:
-        while len(batch):
-            for _, piece in batch.turn():
-                sys.stdout.write(printable(piece))
-                sys.stdout.flush()
-    except KeyboardInterrupt:
-        batch.remove(text)
-    say()
-
-
-def _read(terminal: bool) -> str | None:
-    """Returns the next line that isn't empty; None at the end of the input."""
-    while True:
-        try:
-            line = input(ASK if terminal else "")
-        except EOFError:
-            if terminal:
-                say()
-            return None
-        except KeyboardInterrupt:
-            if not terminal:
-                raise
-            say()  # what was being typed is dropped, as shells do
-            continue
-        if line:
-            return line

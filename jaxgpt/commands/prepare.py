@@ -15,10 +15,12 @@ from jaxgpt.data import documents, hub, manifest, sources, token_files, tokenize
 from jaxgpt.data.documents import TextLayout
 from jaxgpt.data.manifest import Manifest, Shard
 from jaxgpt.data.prepare import PrepareSettings, prepare
+from jaxgpt.data.prepare_conversations import ChatSettings
+from jaxgpt.data.prepare_conversations import prepare as prepare_chats
 from jaxgpt.data.sources import DATA_SETS, SHARD_TOKENS
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.interop import detect_format
+from jaxgpt.interop import detect_format, huggingface_chat
 from jaxgpt.options import command_line, settings
 from jaxgpt.options.command_line import nearest
 from jaxgpt.terminal import say
@@ -60,6 +62,12 @@ class Prepare:
     """Tokens in a file."""
     processes: int = 0
     """Number of processes that tokenize; 0 takes one for each core. The output is the same."""
+    chat: bool = False
+    """The sources are lines of JSON, each a conversation (messages, ShareGPT's, Alpaca's, prompt and response), of
+    which the assistant's tokens alone are trained on."""
+    template: str = ""
+    """Chat template: chatml, llama3, mistral, or the path of a Hugging Face folder or of its chat_template.jinja; empty
+    takes the one of the folder that --tokenizer names, and else chatml."""
     ready_made: bool = False
     """Download token files that others have made of the data set, where there are some, rather than the text."""
     verify: bool = False
@@ -87,7 +95,11 @@ def run(words: list[str]) -> int:
         )
     folder = Path(options.output) if options.output else sources.data_folder() / name
     started = time.perf_counter()
-    if options.ready_made:
+    if options.template and not options.chat:
+        raise UserError("--template is of conversations: give --chat too, or leave it away")
+    if options.chat:
+        made = _chat(options, name, folder)
+    elif options.ready_made:
         made = ready_made(options, data_set, name, folder)
     else:
         own = _tokenizer_of(options.tokenizer)
@@ -95,6 +107,25 @@ def run(words: list[str]) -> int:
         made = prepare(asked, folder, options.processes or cores(), options.skip_bad, own)
     _report(made, folder, time.perf_counter() - started)
     return 0
+
+
+def _chat(options: Prepare, name: str, folder: Path) -> Manifest:
+    """Makes token files of conversations. UserError for an option that they don't have."""
+    for key in ("validation_tokens", "separator", "ready_made", "processes"):
+        if getattr(options, key):
+            raise UserError(f"{settings.option('', key)} is of plain text: leave it away with --chat")
+    own = _tokenizer_of(options.tokenizer)
+    if own is None and options.tokenizer in ("characters", "bpe"):
+        raise UserError(
+            f"--tokenizer {options.tokenizer} is made of a text: with --chat, name the one of the model that is to be "
+            "trained on, such as the folder of its run"
+        )
+    tokenizer = own or tokenizers.make(options.tokenizer, "")
+    path = Path(options.tokenizer)
+    template = huggingface_chat.template_of(path) if not options.template and path.is_dir() else None
+    template = template or huggingface_chat.named(options.template or "chatml")
+    asked = ChatSettings(name, options.sources, options.validation, options.shard_tokens)
+    return prepare_chats(asked, folder, tokenizer, template, options.skip_bad)
 
 
 def _tokenizer_of(name: str) -> tokenizers.Tokenizer | None:
@@ -152,14 +183,16 @@ def cores() -> int:
 
 
 def _report(made: Manifest, folder: Path, seconds: float) -> None:
-    documents = f" of {made.documents:,} documents" if made.documents else ""
+    of = "conversations" if made.marks else "documents"
+    documents = f" of {made.documents:,} {of}" if made.documents else ""
     say(
         f"{made.tokens('train'):,} tokens to train on and {made.tokens('val'):,} to validate on{documents}, in "
-        f"{len(made.shards)} files in {shown(folder)} ({seconds:.1f} s)"
+        f"{len(made.shards) + len(made.marks)} files in {shown(folder)} ({seconds:.1f} s)"
     )
     if made.empty_rows or made.bad_rows:
         say(f"left out: {made.empty_rows:,} rows without text, and {made.bad_rows:,} bad ones")
-    say(f"train on them: python run.py --data.text {shlex.quote(str(folder))}")
+    of_chat = "--config sft_quickstart --init-from RUN " if made.marks else ""
+    say(f"train on them: python run.py {of_chat}--data.text {shlex.quote(str(folder))}")
 
 
 def _verify(folders: list[Path]) -> int:
@@ -169,8 +202,9 @@ def _verify(folders: list[Path]) -> int:
                 f"{shown(folder)}: not a folder that run.py prepare made to its end (it has no {manifest.NAME})"
             )
         found = manifest.verify(folder)
-        size = sum(shard.bytes for shard in found.shards)
-        say(f"{shown(folder)}: all {len(found.shards)} files are what was written, {size:,} bytes")
+        written = (*found.shards, *found.marks)
+        size = sum(shard.bytes for shard in written)
+        say(f"{shown(folder)}: all {len(written)} files are what was written, {size:,} bytes")
     return 0
 
 

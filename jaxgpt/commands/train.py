@@ -239,6 +239,7 @@ def _introduce(trainer: Trainer, program: Program, notes: list[str]) -> None:
         *program.plan.lines(),
         *(["order     of sums is fixed: some kernels are slower ones"] if in_fixed_order else []),
         *([f"note      {config.run.note}"] if config.run.note else []),
+        *(f"note      {line}" for line in data.notes),
         *trainer.folder.notes,
         *notes,
     ):
@@ -264,4 +265,5 @@ def _conclude(trainer: Trainer, before: str, after: str, loss: float, saved: obj
     note(f"\nvalidation loss  {loss:.4f}")
     note(f"loss curve       {trainer.draw_curve()}")
     note(f"checkpoint       {saved}")
-    note(f'more text        python run.py generate --run {trainer.folder.path} --prompt "..."')
+    how = "--chat" if trainer.data.template else '--prompt "..."'
+    note(f"more text        python run.py generate --run {trainer.folder.path} {how}")

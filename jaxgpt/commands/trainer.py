@@ -3,6 +3,7 @@
 The trainer dispatches step n and then reads the metrics of step n-1, so that the device never waits for Python.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from jaxgpt.commands.display import Display
 from jaxgpt.commands.stopping import Decisions, Stop
+from jaxgpt.data import chat_templates
 from jaxgpt.data.corpus import Corpus
 from jaxgpt.errors import AllFailed, RunError
 from jaxgpt.evaluation.multiple_choice import Tasks
@@ -185,7 +187,8 @@ class Trainer:
         params = self.resharding.whole_params(self.state, self.frozen)
         if not processes.first():
             return ""
-        request = batching.Request(data.prompt, config.sampling, config.training.seed)
+        sampling = dataclasses.replace(config.sampling, stop=config.sampling.stop + chat_templates.stops(data.template))
+        request = batching.Request(data.prompt, sampling, config.training.seed)
         pieces = batching.generate(params, [request], config.model, config.compute, data.tokenizer)
         text = printable(data.tokenizer.prompt_text(data.prompt) + "".join(piece.text for piece in pieces))
         self.folder.sample(self.done, text)

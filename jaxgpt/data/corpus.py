@@ -10,9 +10,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxgpt import files
-from jaxgpt.data import corpora, fingerprint, loader, manifest, progress, sources, token_files, tokenizers
+from jaxgpt.data import (
+    chat_templates,
+    corpora,
+    fingerprint,
+    loader,
+    manifest,
+    progress,
+    sources,
+    token_files,
+    tokenizers,
+)
 from jaxgpt.data.loader import Feeder, Tokens
 from jaxgpt.data.manifest import Manifest
+from jaxgpt.data.packing import Conversations, joined
 from jaxgpt.data.token_files import Shards
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
@@ -26,6 +37,8 @@ class Corpus(NamedTuple):
     validation: Tokens
     prompt: np.ndarray  # tokens that the run's samples begin with
     fingerprint: dict[str, Any]  # of the data, as `fingerprint.difference` compares it
+    template: dict[str, Any] = {}  # noqa: RUF012  # of conversations: the state of their chat template
+    notes: tuple[str, ...] = ()  # lines to print
 
 
 class TextSource(NamedTuple):
@@ -36,11 +49,12 @@ class TextSource(NamedTuple):
     train: Tokens
     validation: Tokens
     fingerprint: dict[str, Any]
+    template: dict[str, Any] = {}  # noqa: RUF012  # as the corpus's
 
 
 class TokenSet(NamedTuple):
-    train: Shards
-    validation: Shards
+    train: Shards | Conversations
+    validation: Shards | Conversations
     manifest: Manifest | None  # None for files that other programs made
 
 
@@ -61,16 +75,44 @@ def put_together(opened: dict[str, TextSource], config: Config) -> Corpus:
     for name, source in opened.items():
         _check(name, source, tokenizer, config)
     if len(opened) == 1:
-        ((description, _, train, validation, made_of),) = opened.values()
+        ((description, _, train, validation, made_of, _),) = opened.values()
     else:
         train = loader.mixture([source.train for source in opened.values()], list(weights_of(config).values()))
-        validation = np.concatenate([source.validation[:] for source in opened.values()])
+        splits = [source.validation for source in opened.values()]
+        chats = [split for split in splits if isinstance(split, Conversations)]
+        validation = joined(chats) if chats else np.concatenate([split[:] for split in splits])
         shares = zip(train.quotas, opened.values(), strict=True)
         description = " and ".join(f"{quota / loader.ROUND:.1%} {source.description}" for quota, source in shares)
         made_of = {"quotas": list(train.quotas), "sources": [source.fingerprint for source in opened.values()]}
-    prompt = _prompt(config, tokenizer, validation)
+    template = _template(opened)
+    prompt = _prompt(config, tokenizer, validation, template)
     loader.check_vocabulary(prompt, config.model.vocabulary_size, "--run.prompt")
-    return Corpus(description, tokenizer, train, validation, prompt, made_of)
+    length = config.training.sequence_length
+    notes = tuple(
+        f"{name}{what}: {line}"
+        for name, source in opened.items()
+        for split, what in ((source.train, ""), (source.validation, ", to validate on"))
+        if isinstance(split, Conversations)
+        for line in split.packed(length).words(length)
+    )
+    return Corpus(description, tokenizer, train, validation, prompt, made_of, template, notes)
+
+
+def has_conversations(opened: dict[str, TextSource]) -> bool:
+    """Returns whether a source is of conversations, which say themselves where each begins."""
+    return any(isinstance(source.train, Conversations) for source in opened.values())
+
+
+def _template(opened: dict[str, TextSource]) -> dict[str, Any]:
+    """Returns the chat template of the conversations, {} for none. UserError where they have several."""
+    found = [(name, source.template) for name, source in opened.items() if source.template]
+    other = next((name for name, template in found if template != found[0][1]), None)
+    if other is not None:
+        raise UserError(
+            f"--data.mixture: the conversations of {shown(other)} are in another chat template than those of "
+            f"{shown(found[0][0])}: prepare them with the same --template"
+        )
+    return found[0][1] if found else {}
 
 
 def weights_of(config: Config) -> dict[str, float]:
@@ -103,8 +145,7 @@ def feed(data: Corpus, config: Config, first: int, rows: Sequence[int]) -> Feede
 
     def make(step: int) -> loader.Batch:
         batch = loader.batch_at(data.train, step=step, rows=rows, **options)
-        for tokens in batch:
-            loader.check_vocabulary(tokens.reshape(-1), config.model.vocabulary_size, f"the batch of step {step + 1}")
+        loader.check_batch(batch, config.model.vocabulary_size, f"the batch of step {step + 1}")
         return batch
 
     return Feeder(make, first)
@@ -115,9 +156,12 @@ def _source(name: str, config: Config, own: tokenizers.Tokenizer | None = None) 
     if found := find_token_files(name):
         tokenizer = own if own and not found.manifest else _tokenizer_of(found, config)
         train, validation = found.train, found.validation
-        sums = {shard.file: shard.sha256 for shard in (found.manifest.shards if found.manifest else ())}
-        made_of = fingerprint.of_files([*train.paths, *validation.paths], sums)
-        return TextSource(f"{len(train.paths)} token files of {name}", tokenizer, train, validation, made_of)
+        listed = (*found.manifest.shards, *found.manifest.marks) if found.manifest else ()
+        made_of = fingerprint.of_files([*train.paths, *validation.paths], {one.file: one.sha256 for one in listed})
+        chats = isinstance(train, Conversations)
+        parts = f"{train.count:,} conversations" if chats else f"{len(train.paths)} token files"
+        template = found.manifest.template if found.manifest else {}
+        return TextSource(f"{parts} of {name}", tokenizer, train, validation, made_of, template)
     text = corpora.load(name)
     tokenizer = own or tokenizers.make(config.data.tokenizer, text)
     train, validation = loader.split(tokenizer.encode(text), config.data.validation_fraction)
@@ -148,15 +192,26 @@ def _check(name: str, source: TextSource, tokenizer: tokenizers.Tokenizer, confi
             f"--data.mixture: {name} has {source.tokenizer.name} tokens, and others have {tokenizer.name} ones, or of "
             "another vocabulary; prepare them with the same tokenizer"
         )
-    loader.windows_per_epoch(len(source.train), config.training.sequence_length)  # raises for a short split
+    loader.sequences_per_epoch(source.train, config.training.sequence_length)  # raises for a short split
     loader.validation_batches(source.validation, batch_size=1, sequence_length=1)  # likewise
     loader.check_vocabulary(source.validation, size, where)
     if not isinstance(source.train, Shards):
         loader.check_vocabulary(source.train, size, where)
 
 
-def _prompt(config: Config, tokenizer: tokenizers.Tokenizer, validation: Tokens) -> np.ndarray:
-    """Returns the tokens of `run.prompt`, or else of the beginning of a line of the validation split."""
+def _prompt(
+    config: Config, tokenizer: tokenizers.Tokenizer, validation: Tokens, template: dict[str, Any]
+) -> np.ndarray:
+    """Returns the tokens of `run.prompt`, or else of the beginning of a line of the validation split.
+
+    With a chat template they are of a question: of that prompt, or of the first conversation.
+    """
+    if template and config.run.prompt:
+        messages = [{"role": "user", "content": config.run.prompt}]
+        asked = chat_templates.from_state(template)
+        return chat_templates.encode(messages, asked, tokenizer, add_generation_prompt=True).ids
+    if isinstance(validation, Conversations):
+        return validation.prompt()
     if config.run.prompt:
         return tokenizer.begin(tokenizer.encode(config.run.prompt))
     beginning = tokenizer.decode(validation[:200])
@@ -229,17 +284,22 @@ def _by_names(paths: list[Path]) -> TokenSet:
 
 def _by_manifest(folder: Path, found: Manifest) -> TokenSet:
     """Opens the files that the manifest names. UserError unless each has as many tokens as the manifest says."""
-    for shard in found.shards:
+    for shard in (*found.shards, *found.marks):
         path = folder / shard.file
-        count = len(token_files.tokens_of(path, folder))
+        count = len(token_files.tokens_of(path, folder, marks=shard in found.marks))
         if count != shard.tokens:
             raise UserError(
                 f"{shown(path)} is not what was prepared: it has {count:,} tokens, and {manifest.NAME} says "
                 f"{shard.tokens:,}; restore it from a copy, or prepare it anew"
             )
-    train, validation = (
-        [folder / shard.file for shard in found.shards if shard.split == split] for split in ("train", "val")
-    )
-    if not (train and validation):
-        raise UserError(f"{shown(folder / manifest.NAME)} names no files to train on, or none to validate on")
-    return TokenSet(Shards(train, folder), Shards(validation, folder), found)
+
+    def opened(split: str) -> Shards | Conversations:
+        tokens, marks = (
+            [folder / shard.file for shard in listed if shard.split == split] for listed in (found.shards, found.marks)
+        )
+        if not tokens:
+            raise UserError(f"{shown(folder / manifest.NAME)} names no files to train on, or none to validate on")
+        shards = Shards(tokens, folder)
+        return Conversations(shards, Shards(marks, folder, marks=True), shown(folder)) if found.marks else shards
+
+    return TokenSet(opened("train"), opened("val"), found)

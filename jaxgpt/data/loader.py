@@ -12,6 +12,8 @@ So in an epoch no token is an input twice, or a target twice. Fewer than 2T toke
 array. The offset moves these and the windows' edges, so that in time every token is predicted from contexts of every
 length.
 
+Of conversations (`packing.py`) an epoch's windows are all their rows, in an order of its own.
+
 In a mixture, each source has its own epochs, as above. The run's sequences are numbered in rounds of 65,536. In each
 round every source has its share by its weight, and a permutation drawn from (seed, number of the round) mixes them.
 """
@@ -28,6 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgpt.data.packing import Conversations
 from jaxgpt.data.token_files import Shards
 from jaxgpt.errors import UserError
 from jaxgpt.layers.cross_entropy import IGNORED
@@ -37,17 +40,18 @@ AHEAD = 2  # batches made before they are asked for
 FEISTEL_ROUNDS = 8
 ROUND = 1 << 16  # sequences; in each round every source of a mixture has its exact share
 
-Tokens = np.ndarray | Shards  # 1-D
+Tokens = np.ndarray | Shards | Conversations  # 1-D
 
 
 class Batch(NamedTuple):
-    """The sequences of one step, both arrays int32 (A, B, T): micro-batches, sequences, tokens.
+    """The sequences of one step, arrays int32 (A, B, T): micro-batches, sequences, tokens.
 
-    The target of a token is the next token.
+    The target of a token is the next token, or IGNORED.
     """
 
     tokens: Any  # a NumPy array; in a train step a JAX array
     targets: Any
+    starts: Any = None  # of conversations: the place in its row where each token's conversation begins
 
 
 def split(tokens: np.ndarray, validation_fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -102,30 +106,43 @@ def batch_at(
             None for all, as arrays (A, B, T).
 
     Raises:
-        UserError: There are fewer than T+1 tokens.
+        UserError: There are fewer than T+1 tokens, or no conversation that fits.
     """
     mixed = tokens if isinstance(tokens, Mixture) else Mixture((tokens,))
     rows = range(batch_size) if rows is None else rows
     inputs = np.empty((micro_batches * len(rows), sequence_length), np.int32)
     targets = np.empty_like(inputs)
+    begins = np.zeros_like(inputs) if any(isinstance(source, Conversations) for source in mixed.sources) else None
     numbers = (step * micro_batches + np.arange(micro_batches)[:, None]) * batch_size + np.asarray(rows, np.int64)
     chosen, starts = places(mixed, numbers.ravel(), sequence_length, seed)
-    for j, (source, start) in enumerate(zip(chosen.tolist(), starts.tolist(), strict=True)):
-        window = mixed.sources[source][start : start + sequence_length + 1]
+    for j, (number, start) in enumerate(zip(chosen.tolist(), starts.tolist(), strict=True)):
+        source = mixed.sources[number]
+        if isinstance(source, Conversations):
+            assert begins is not None
+            inputs[j], targets[j], begins[j] = source.row(start, sequence_length)
+            continue
+        window = source[start : start + sequence_length + 1]
         inputs[j], targets[j] = window[:-1], window[1:]
     shape = (micro_batches, len(rows), sequence_length)
-    return Batch(inputs.reshape(shape), targets.reshape(shape))
+    arrays = (inputs, targets) if begins is None else (inputs, targets, begins)
+    return Batch(*(array.reshape(shape) for array in arrays))
 
 
 def places(mixed: Mixture, numbers: np.ndarray, sequence_length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the source of each of the run's sequences `numbers`, and the token of it at which the sequence starts."""
+    """Returns the source of each of the run's sequences `numbers`, and where in it the sequence is.
+
+    That is the token at which it starts, or the row of conversations.
+    """
     chosen, indices = _shared_out(mixed.quotas, numbers, seed)
     starts = np.empty(len(numbers), np.int64)
     for k, source in enumerate(mixed.sources):
-        windows = windows_per_epoch(len(source), sequence_length)
+        windows = sequences_per_epoch(source, sequence_length)
         epochs, positions = np.divmod(indices, windows)
         for epoch in np.unique(epochs[chosen == k]):
             here = (chosen == k) & (epochs == epoch)
+            if isinstance(source, Conversations):
+                starts[here] = permuted(positions[here], windows, permutation_keys(seed, int(epoch), k, 1))
+                continue
             offset, keys = _epoch(len(source), sequence_length, seed, int(epoch), k)
             starts[here] = offset + permuted(positions[here], windows, keys) * sequence_length
     return chosen, starts
@@ -142,6 +159,13 @@ def _shared_out(quotas: tuple[int, ...], numbers: np.ndarray, seed: int) -> tupl
     ends = np.cumsum(quotas)
     chosen = np.searchsorted(ends, positions, side="right")
     return chosen, rounds * np.array(quotas)[chosen] + positions - (ends - quotas)[chosen]
+
+
+def sequences_per_epoch(source: Tokens, sequence_length: int) -> int:
+    """Returns the number of a source's sequences in an epoch. UserError where there is none."""
+    if isinstance(source, Conversations):
+        return source.packed(sequence_length).rows
+    return windows_per_epoch(len(source), sequence_length)
 
 
 def windows_per_epoch(token_count: int, sequence_length: int) -> int:
@@ -205,6 +229,13 @@ def _mixed(x: np.ndarray) -> np.ndarray:
     return x ^ x >> np.uint64(31)
 
 
+def check_batch(batch: Batch, vocabulary_size: int, where: str) -> None:
+    """Raises a UserError, which names `where`, if a token or a target is not in [0, vocabulary_size)."""
+    targets = batch.targets if batch.starts is None else batch.targets[batch.targets != IGNORED]
+    for tokens in (batch.tokens, targets):
+        check_vocabulary(tokens.reshape(-1), vocabulary_size, where)
+
+
 def check_vocabulary(tokens: Tokens, vocabulary_size: int, where: str) -> None:
     """Raises a UserError, which names `where`, if a token is not in [0, vocabulary_size)."""
     for start in range(0, len(tokens), CHECKED_AT_ONCE):
@@ -225,8 +256,8 @@ def validation_batches(
     sequence_length: int,
     limit: int | None = None,
     rows: Sequence[int] | None = None,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Returns an iterator over the split in order, as tokens and targets, both int32 (B, T).
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Returns an iterator over the split in order: tokens and targets, of conversations also starts, int32 (B, T).
 
     Every token but the first is a target exactly once. The last batch is padded with token 0 and target IGNORED, so the
     mean over the targets that are not IGNORED does not depend on B. At most `limit` batches are made, and of each only
@@ -239,6 +270,8 @@ def validation_batches(
             f"validation fraction"
         )
     rows = range(batch_size) if rows is None else rows
+    if isinstance(tokens, Conversations):
+        return _validation_rows(tokens, batch_size, sequence_length, limit, rows)
     starts = range(0, target_count, batch_size * sequence_length)[:limit]
     return (_validation_batch(tokens, start, rows, sequence_length) for start in starts)
 
@@ -252,6 +285,14 @@ def _validation_batch(tokens: Tokens, start: int, rows: Sequence[int], T: int) -
         inputs[place, :count] = part[:count]
         targets[place, :count] = part[1:]
     return inputs, targets
+
+
+def _validation_rows(
+    source: Conversations, batch_size: int, T: int, limit: int | None, rows: Sequence[int]
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yields batches of the rows of conversations in order, the last one with empty rows."""
+    for start in range(0, source.packed(T).rows, batch_size)[:limit]:
+        yield tuple(map(np.stack, zip(*source.rows([start + row for row in rows], T), strict=True)))
 
 
 class Feeder(contextlib.AbstractContextManager):

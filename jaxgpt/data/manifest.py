@@ -6,7 +6,7 @@ It is data from outside, so each name in it must be the plain name of a file in 
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -42,15 +42,18 @@ class Manifest:
     settings: dict[str, Any]  # options of the command that made the files
     versions: dict[str, str]
     shards: tuple[Shard, ...]
+    # Of conversations alone:
+    marks: tuple[Shard, ...] = ()  # a file of marks for each of `shards`, in their order
+    template: dict[str, Any] = field(default_factory=dict)  # as `chat_templates.from_state` takes it
 
     def tokens(self, split: Split) -> int:
         """Returns the number of tokens in a split."""
         return sum(shard.tokens for shard in self.shards if shard.split == split)
 
 
-def describe(path: Path, split: Split) -> Shard:
-    """Returns the manifest's entry for an existing token file, all of which is read for its SHA-256."""
-    tokens = token_files.tokens_of(path, path.parent)
+def describe(path: Path, split: Split, *, marks: bool = False) -> Shard:
+    """Returns the manifest's entry for an existing token file, or of marks; all of it is read for its SHA-256."""
+    tokens = token_files.tokens_of(path, path.parent, marks=marks)
     with files.open_file(path, path.parent) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         size = os.fstat(file.fileno()).st_size
@@ -81,14 +84,21 @@ def read(folder: Path) -> Manifest:
     if not isinstance(shards, list):
         raise UserError(f"{shown(path)} is damaged: it has no list of shards")
     found = tuple(shard(path, entry) for entry in shards)
-    if len({entry.file for entry in found}) < len(found):
+    marks = fields.get("marks", [])
+    if not isinstance(marks, list) or len(marks) not in (0, len(found)):
+        raise UserError(f"{shown(path)} is damaged: its token files and its marks are not as many")
+    found_marks = tuple(shard(path, entry) for entry in marks)
+    if len({entry.file for entry in (*found, *found_marks)}) < len(found) + len(found_marks):
         raise UserError(f"{shown(path)} is damaged: it names one file twice")
-    fields = {"empty_rows": 0, "bad_rows": 0} | fields
-    kinds = dict.fromkeys(("tokenizer", "settings", "versions"), dict) | {"name": str, "vocabulary_size": int}
+    fields = {"empty_rows": 0, "bad_rows": 0, "template": {}} | fields
+    kinds = dict.fromkeys(("tokenizer", "settings", "versions", "template"), dict) | {
+        "name": str,
+        "vocabulary_size": int,
+    }
     kinds |= dict.fromkeys(("documents", "empty_rows", "bad_rows"), int)
     end_of_text = None if fields.get("end_of_text") is None else _field(path, fields, "end_of_text", int)
     typed = {key: _field(path, fields, key, kind) for key, kind in kinds.items()}
-    return Manifest(shards=found, end_of_text=end_of_text, **typed)
+    return Manifest(shards=found, marks=found_marks, end_of_text=end_of_text, **typed)
 
 
 def shard(path: Path, entry: Any) -> Shard:
@@ -116,9 +126,9 @@ def _field(path: Path, fields: dict[str, Any], key: str, kind: type) -> Any:
 def verify(folder: Path) -> Manifest:
     """Reads every token file whole and returns the manifest. UserError for a file that is missing or has changed."""
     found = read(folder)
-    for expected in found.shards:
+    for expected in (*found.shards, *found.marks):
         path = folder / expected.file
-        now = describe(path, expected.split)
+        now = describe(path, expected.split, marks=expected in found.marks)
         if now != expected:
             raise UserError(
                 f"{shown(path)} is not what was written: it has {now.tokens:,} tokens and SHA-256 {now.sha256}, and "

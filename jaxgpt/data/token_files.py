@@ -4,6 +4,8 @@
     20240520    1         uint16    GPT-2's, and any vocabulary of up to 65,536 tokens
     20240801    7         uint32    Llama 3's, and any larger vocabulary
 
+Marks of conversations (`packing.py`) are such a file too, 20261128 and 1, of a byte for each token.
+
 The header's third number is the count of tokens. 32 bits can't hold a count above 4,294,967,295, so the count is taken
 from the file's size, and the header must agree with its low 32 bits. The header of a file that was cut off doesn't.
 """
@@ -34,6 +36,7 @@ class Format(NamedTuple):
 
 GPT2 = Format(20240520, 1, np.dtype("<u2"))
 LLAMA3 = Format(20240801, 7, np.dtype("<u4"))
+MARKS = Format(20261128, 1, np.dtype("u1"))
 FORMATS = {form.magic: form for form in (GPT2, LLAMA3)}
 
 
@@ -42,29 +45,30 @@ def format_for(vocabulary_size: int) -> Format:
     return GPT2 if vocabulary_size <= 1 << 16 else LLAMA3
 
 
-def tokens_of(path: Path | str, within: Path | None = None) -> np.ndarray:
+def tokens_of(path: Path | str, within: Path | None = None, *, marks: bool = False) -> np.ndarray:
     """Returns the tokens of a file, 1-D, uint16 or uint32, as a read-only memory map; only the header is read.
 
-    UserError where it can't be read, is no token file, doesn't have the size that its header states, or a link leads
-    out of `within`.
+    With `marks` the file is one of marks, uint8. UserError where it can't be read, is no token file, doesn't have the
+    size that its header states, or a link leads out of `within`.
     """
     path = Path(path)
     with files.open_file(path, within, holes=True) as file:  # it is mapped, and read where it is needed
         try:
             header = file.read(HEADER_BYTES)
-            form, count = _check(path, os.fstat(file.fileno()).st_size, header)
+            form, count = _check(path, os.fstat(file.fileno()).st_size, header, marks)
             return np.memmap(file, form.dtype, "r", offset=HEADER_BYTES, shape=(count,))  # type: ignore[arg-type]
         except (OSError, ValueError) as error:  # ValueError: the file shrank since it was checked
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"cannot read the token file {shown(path)}: {reason}") from None
 
 
-def _check(path: Path, size: int, header: bytes) -> tuple[Format, int]:
+def _check(path: Path, size: int, header: bytes, marks: bool) -> tuple[Format, int]:
     """Returns the format, and the count of tokens by the file's size. UserError where the header doesn't agree."""
+    formats = {MARKS.magic: MARKS} if marks else FORMATS
     magic = int.from_bytes(header[:4], "little")
-    if magic not in FORMATS and (about := unpacking.known(header)):
+    if magic not in formats and (about := unpacking.known(header)):
         raise UserError(f"{shown(path)} is no token file, but {about}")
-    if magic not in FORMATS and path.name in ("train.bin", "val.bin") and size and size % 2 == 0:
+    if magic not in formats and path.name in ("train.bin", "val.bin") and size and size % 2 == 0:
         new = shown(path.with_name(f"tokens_{path.name}"))
         raise UserError(
             f"{shown(path)} has no header, as nanoGPT's train.bin and val.bin have none. Write a token file with one, "
@@ -78,11 +82,11 @@ def _check(path: Path, size: int, header: bytes) -> tuple[Format, int]:
             f"{HEADER_BYTES} bytes"
         )
     magic, version, stated = (int(number) for number in np.frombuffer(header, "<u4", 3))
-    form = FORMATS.get(magic)
+    form = formats.get(magic)
     if form is None:
+        known = " or ".join(f"{form.magic} ({form.dtype})" for form in formats.values())
         raise UserError(
-            f"{shown(path)} is no token file: the magic number at byte offset 0 is {magic}, and should be {GPT2.magic} "
-            f"(uint16) or {LLAMA3.magic} (uint32)"
+            f"{shown(path)} is no token file: the magic number at byte offset 0 is {magic}, and should be {known}"
         )
     if version != form.version:
         raise UserError(
@@ -107,9 +111,9 @@ class Shards:
     A slice is read from the disk when it is taken. Indices may exceed 32 bits.
     """
 
-    def __init__(self, paths: Sequence[Path], within: Path | None = None) -> None:
+    def __init__(self, paths: Sequence[Path], within: Path | None = None, *, marks: bool = False) -> None:
         self.paths = tuple(paths)
-        self._files = [tokens_of(path, within) for path in paths]
+        self._files = [tokens_of(path, within, marks=marks) for path in paths]
         self._ends = list(itertools.accumulate(len(file) for file in self._files))
         types = {file.dtype for file in self._files}
         if len(types) > 1:

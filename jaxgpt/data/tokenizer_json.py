@@ -72,6 +72,19 @@ class HuggingFace(Tokenizer):
             # Without offsets, which take more memory than the ids.
             return np.array(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.int32)
 
+    @functools.cached_property
+    def special_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return tuple(sorted(token.content for token in added if token.special and token.content))
+
+    def encode_with_places(self, text: str, *, special: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        utf8(text)
+        tokenizer = self._with_special if special else self._tokenizer
+        with _errors("can't encode the text"), quiet:
+            encoded = tokenizer.encode(text, add_special_tokens=False)
+        places = np.array(encoded.offsets, np.int64).reshape(-1, 2).clip(0, len(text))
+        return np.array(encoded.ids, np.int32), places[:, 0], places[:, 1]
+
     def stated_beginning(self) -> int | None:
         """Returns the special token that the file's post-processor puts before a text; None for none."""
         with _errors("can't encode an empty text"), quiet:

@@ -59,6 +59,23 @@ class Tokenizer(ABC):
         they are encoded as the characters that they consist of, so that a text can't end its document.
         """
 
+    @property
+    def special_names(self) -> tuple[str, ...]:
+        """Names of the tokens that `encode` finds in a text only with `special`."""
+        return ()
+
+    def encode_with_places(self, text: str, *, special: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns `encode`'s ids, and the characters of the text at which each token begins and ends, int64.
+
+        A token of a part of a character has the whole character.
+        """
+        ids = self.encode(text, special=special)
+        lengths = np.array([len(self.tokens[number]) for number in ids.tolist()], np.int64)
+        ends = np.cumsum(lengths)
+        leading = np.frombuffer(utf8(text), np.uint8) & 0xC0 != 0x80  # the first bytes of characters
+        character = np.concatenate([np.cumsum(leading) - 1, [len(text)]])
+        return ids, character[ends - lengths], character[np.maximum(ends - 1, 0)] + (lengths > 0)
+
     def begin(self, ids: np.ndarray) -> np.ndarray:
         """Returns the ids of a prompt, or of a text to score, with `begin_of_text` before them where there is one.
 
@@ -178,6 +195,10 @@ class BytePairs(Tokenizer):
         self.name, self._encoding = name, encoding
         self.end_of_text, self.begin_of_text = end_of_text, begin_of_text
         self.tokens = _tokens(encoding)
+
+    @property
+    def special_names(self) -> tuple[str, ...]:
+        return tuple(sorted(self._encoding.special_tokens_set))
 
     def encode(self, text: str, *, special: bool = False) -> np.ndarray:
         utf8(text)  # tiktoken would replace characters that UTF-8 can't express

@@ -17,6 +17,7 @@ A token's bytes are its own, also where it is a part of a character; the end of 
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxgpt.data import loader
 from jaxgpt.data.loader import Tokens
+from jaxgpt.data.packing import Conversations
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.layers import cross_entropy, unembedding
 from jaxgpt.layers.numerics import accumulation_dtype
@@ -181,13 +183,15 @@ def make_validation_loss(
 ) -> Callable[[Params], float]:
     """Returns a function of parameters: the mean loss in nats over every token of `tokens` that has one before it.
 
+    Of conversations the mean is over the assistant's tokens.
+
     It takes windows of `sequence_length` that do not overlap, the last one padded with ignored targets, so that the
     mean is the same whatever the batch size. With `evaluation_batches` it takes so many batches from the beginning. The
     parameters are a train state's, and `frozen` is what its train step has as frozen.
     """
     layout, batch_size = layout_of(config), config.training.batch_size
 
-    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def batches() -> Iterator[tuple[np.ndarray, ...]]:
         return loader.validation_batches(
             tokens,
             batch_size=batch_size,
@@ -198,18 +202,16 @@ def make_validation_loss(
 
     count = _targets(config, tokens, sequence_length)
 
-    def loss_sum(
-        params: Params, frozen: Any, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]
-    ) -> Float[Array, ""]:
+    def loss_sum(params: Params, frozen: Any, batch: tuple[Int[Array, "B T"], ...]) -> Float[Array, ""]:
         params, context = working(params, frozen, config, layout)
-        batch, scale = loader.Batch(tokens, targets), jnp.float32(1)
-        return layout.total(next_token.loss(family(config.model), params, batch, context, scale=scale))
+        scale = jnp.float32(1)
+        return layout.total(next_token.loss(family(config.model), params, loader.Batch(*batch), context, scale=scale))
 
     sequences, whole = PartitionSpec(AXIS), PartitionSpec()
-    batch_loss = layout.jit(loss_sum, in_specs=(layout.specs(), whole, sequences, sequences), out_specs=whole)
+    batch_loss = layout.jit(loss_sum, in_specs=(layout.specs(), whole, sequences), out_specs=whole)
 
     def validation_loss(params: Params) -> float:
-        sums = in_turn(batch_loss(params, frozen, *layout.from_processes(batch, sequences)) for batch in batches())
+        sums = in_turn(batch_loss(params, frozen, layout.from_processes(batch, sequences)) for batch in batches())
         return float(np.sum(list(sums), dtype=np.float64) / count)
 
     return validation_loss
@@ -220,13 +222,24 @@ def bits_per_byte_of_one_nat(config: Config, tokens: Tokens, sequence_length: in
     lengths = np.array([len(token) for token in tokenizer.tokens], np.int64)
     lengths[tokenizer.before_document] = 0
     count = _targets(config, tokens, sequence_length)
-    parts = (tokens[start : min(start + AT_ONCE, count + 1)] for start in range(1, count + 1, AT_ONCE))
+    if isinstance(tokens, Conversations):
+        parts = tokens.targets(sequence_length, _rows(config))
+    else:
+        parts = (tokens[start : min(start + AT_ONCE, count + 1)] for start in range(1, count + 1, AT_ONCE))
     total = sum(int(np.bincount(part, minlength=len(lengths)) @ lengths) for part in parts)
     return count / total / math.log(2) if total else math.nan
 
 
 def _targets(config: Config, tokens: Tokens, sequence_length: int) -> int:
     """Returns the number of tokens that the validation loss is the mean over."""
+    if isinstance(tokens, Conversations):
+        return max(1, sum(map(len, tokens.targets(sequence_length, _rows(config)))))
     training = config.training
     there = len(tokens) - 1
     return min(there, training.evaluation_batches * training.batch_size * sequence_length or there)
+
+
+def _rows(config: Config) -> int:
+    """Returns the most rows of conversations that a validation loss is of."""
+    training = config.training
+    return training.evaluation_batches * training.batch_size or sys.maxsize

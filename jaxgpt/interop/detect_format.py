@@ -23,13 +23,16 @@ from jaxgpt.interop import (
     safetensors_files,
 )
 from jaxgpt.interop.tensors import WeightSource
+from jaxgpt.runs import checkpoints
 
 GPT2_VOCABULARY = 50257
 # Files that can run code, by their names and, whatever their names are, by their first bytes.
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 ZIP, PROTOCOLS = b"PK\x03\x04", (b"\x02", b"\x03", b"\x04", b"\x05")
 OTHERS = {".h5": "TensorFlow's format", ".msgpack": "Flax's format", ".onnx": "ONNX"}
-TOKENIZERS = "a tokenizer.json, a folder that has one, Llama 3's tokenizer.model, a GGUF file, or a llama2.c file"
+TOKENIZERS = (
+    "a tokenizer.json, a folder that has one or a run's, Llama 3's tokenizer.model, a GGUF file, or a llama2.c file"
+)
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?")  # NAME, OWNER/NAME, and @REVISION
 HUB_FILES = [huggingface.CONFIG, safetensors_files.WEIGHTS, safetensors_files.INDEX, *huggingface_tokenizer.FILES]
 
@@ -155,6 +158,8 @@ def fetch(name: str) -> Path:
 
 def tokenizer_of(path: Path) -> Tokenizer | None:
     """Returns the tokenizer of one of TOKENIZERS; None for a path of something else. UserError for a damaged one."""
+    if os.path.isdir(path / "checkpoints"):  # False too for a name that is too long
+        return checkpoints.tokenizer_of(checkpoints.find(path / "checkpoints", ("about",)))
     if os.path.isdir(path) or path.suffix == ".json":
         return huggingface_tokenizer.read_file(path)
     if not files.is_file(path):

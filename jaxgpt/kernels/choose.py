@@ -13,7 +13,7 @@ import jax
 from jaxgpt.errors import UserError
 from jaxgpt.kernels import cudnn_attention
 from jaxgpt.layers import attention
-from jaxgpt.options.config import Compute, Model
+from jaxgpt.options.config import IN_DATA, Compute, Model
 
 
 def attention_layer(compute: Compute) -> ModuleType:
@@ -81,8 +81,9 @@ def _missing_in_shapes(model: Model, compute: Compute, length: int, capability: 
     if head_width % 8 or head_width > widest:
         named = "--model.head-width" if model.head_width else "--model.width / --model.heads"
         needs.append(f"heads of a width that is a multiple of 8 and at most {widest} ({named} is {head_width})")
-    if model.document_start >= 0:
-        needs.append("attention across the borders of documents (--data.document-mask)")
+    if model.documents_apart:
+        apart = "conversations are apart" if model.document_start == IN_DATA else "--data.document-mask"
+        needs.append(f"attention across the borders of documents ({apart})")
     if length < 2:
         needs.append("sequences of two tokens or more (--training.sequence-length)")
     return needs

@@ -74,13 +74,13 @@ class Adapters(NamedTuple):
     blocks: Any  # by a projection's name its `layers.lora.Adapter`; layers stacked, or a tuple of such dicts
 
 
-def inputs_of(tokens: Int[Array, "B T"], model: Model) -> Inputs:
-    """A family's inputs, with the documents told apart where `model.document_start` says how.
+def inputs_of(tokens: Int[Array, "B T"], model: Model, starts: Int[Array, "B T"] | None = None) -> Inputs:
+    """A family's inputs, with the documents told apart by `starts`, or where `model.document_start` says how.
 
     A sequence that begins within a document has the rest of it as its first.
     """
-    if model.document_start < 0:
-        return Inputs(tokens)
+    if starts is not None or model.document_start < 0:
+        return Inputs(tokens, starts)
     places = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     return Inputs(tokens, lax.cummax(jnp.where(tokens == model.document_start, places, 0), axis=1))
 

@@ -3,7 +3,8 @@
     loss = -scale Σ_i ℓ_i           ∂loss/∂ℓ_i = -scale           ℓ_i = log p(target_i)
 
 with scale = 1 / (number of targets). A batch that is one of several, whose losses are to be summed, is given the scale
-of all of them. So the gradients are computed in one pass, while the logits exist.
+of all of them. Targets that are IGNORED have no part in it: of conversations these are all but the assistant's tokens,
+so this is the objective of supervised fine-tuning too. The gradients are computed in one pass, while the logits exist.
 """
 
 import functools
@@ -30,7 +31,7 @@ def loss(
     family: ModuleType, params: Params, batch: Batch, context: Context, *, scale: Float[Array, ""] | None = None
 ) -> Float[Array, ""]:
     """Returns the mean loss of this batch's targets, in nats; with `scale`, `scale` times their sum."""
-    x, _, aux = family.features(params, inputs_of(batch.tokens, context.model), context)
+    x, _, aux = family.features(params, inputs_of(batch.tokens, context.model, batch.starts), context)
     value, _ = _classify(family, params, x, batch, context, _scale(batch, scale))
     return _with_aux(value, aux, batch, scale)
 
@@ -43,7 +44,7 @@ def loss_and_grads(
     The metrics, as the family's own loss, are weighted by the batch's share of all targets: summed over batches they
     are means.
     """
-    x, residuals, aux = family.features(params, inputs_of(batch.tokens, context.model), context)
+    x, residuals, aux = family.features(params, inputs_of(batch.tokens, context.model, batch.starts), context)
     value, classifier = _classify(family, params, x, batch, context, _scale(batch, scale))
     dhead, dx = unembedding.backward(classifier)
     share = _share(batch, scale)

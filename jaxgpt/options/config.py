@@ -8,6 +8,7 @@ data, so that a part of it can be a static argument of a jitted function.
 from dataclasses import dataclass, field
 from typing import Literal
 
+IN_DATA = -2  # a document_start: the data say where each document begins
 SPIKE_WINDOW = 128  # steps among which a loss or a gradient's norm is seen to be a spike
 
 
@@ -27,7 +28,7 @@ class Model:
     """Number of tokens (V); 0 takes the tokenizer's. Stored padded to a multiple of 128."""
     document_start: int = -1
     """The token that begins a document, where each is a sequence of its own; --data.document-mask takes the
-    tokenizer's. -1 for none."""
+    tokenizer's. -1 for none, -2 where the data say where each begins, as prepared conversations do."""
     family: Literal["gpt2", "llama", "mixtral"] = "gpt2"
     """Whose blocks the model is made of: GPT-2's, Llama's (and Mistral's and Qwen3's), or Mixtral's. GPT-2 has none of
     the options below."""
@@ -71,6 +72,11 @@ class Model:
     """Coefficient of the loss that keeps the experts' loads alike."""
     router_z: float = 0.0
     """Coefficient of the loss that keeps the router's scores small (z-loss)."""
+
+    @property
+    def documents_apart(self) -> bool:
+        """Returns whether a sequence has several documents, each with attention and positions of its own."""
+        return self.document_start != -1
 
     @property
     def padded_vocabulary_size(self) -> int:

@@ -18,7 +18,7 @@ from jaxgpt import __version__, files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.options.command_line import meant, nearest
-from jaxgpt.options.config import SPIKE_WINDOW, Config, Lora, Model, Parallel, Sampling
+from jaxgpt.options.config import IN_DATA, SPIKE_WINDOW, Config, Lora, Model, Parallel, Sampling
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()), Path("configs"))
@@ -267,8 +267,8 @@ def check_model(model: Model) -> None:
     _require(
         low < model.rope_high_frequency < math.inf, "model", "rope_high_frequency", model.rope_high_frequency, needed
     )
-    start, needed = model.document_start, f"a token, or -1 for none, and at most {LARGEST}"
-    _require(-1 <= start <= LARGEST, "model", "document_start", start, needed)
+    start, needed = model.document_start, f"a token, -1 for none or -2 for where the data say, and at most {LARGEST}"
+    _require(IN_DATA <= start <= LARGEST, "model", "document_start", start, needed)
 
 
 def check_lora(lora: Lora) -> None:

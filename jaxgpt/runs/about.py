@@ -29,6 +29,7 @@ class About(TypedDict):
     step: int
     configuration: dict[str, dict[str, Any]]  # options by section, as they were saved
     tokenizer: dict[str, Any]  # as `tokenizers.from_state` takes it
+    template: dict[str, Any]  # as `chat_templates.from_state` takes it; empty where it was trained on no conversations
     versions: dict[str, str]  # this package's, and those of what numbers depend on
     sequences_per_step: int  # 0 where the configuration doesn't say either
     text: dict[str, Any]  # the data's fingerprint; empty where it isn't known
@@ -63,6 +64,7 @@ def read_about(checkpoint: Path) -> About:
         step=field("step", _is_size, number),
         configuration=configuration,
         tokenizer=field("tokenizer", _is_table, {}),
+        template=field("template", _is_table, {}),
         versions=versions,
         sequences_per_step=field("sequences_per_step", _is_size, training.batch_size * training.micro_batches),
         text=field("text", _is_fingerprint, {}),

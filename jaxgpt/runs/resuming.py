@@ -32,6 +32,7 @@ def about(folder: RunFolder, data: Corpus, base: Base | None = None) -> dict[str
         "configuration": dataclasses.asdict(folder.config),
         "versions": settings.versions(),
         "tokenizer": data.tokenizer.state(),
+        "template": data.template,
         "sequences_per_step": folder.config.training.micro_batches * folder.config.training.batch_size,
         "text": data.fingerprint,
         "lengths": folder.lengths(),

@@ -174,7 +174,7 @@ def measure(config: Config, layout: Layout | None = None) -> Sizes:
     weights = jax.eval_shape(lambda params: cast(params, compute.dtype), layout.shapes)
     sequences = training.batch_size // layout.devices
     tokens = jax.ShapeDtypeStruct((sequences, training.sequence_length), jnp.int32)
-    inputs = Inputs(tokens, tokens if model.document_start >= 0 else None)  # type: ignore[arg-type]
+    inputs = Inputs(tokens, tokens if model.documents_apart else None)  # type: ignore[arg-type]
     whole, context = weights, Context(model, compute)
     if frozen is not None:
         attach = functools.partial(lora.attach, model=model, options=config.lora, dtype=compute.dtype)

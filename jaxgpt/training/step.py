@@ -30,7 +30,7 @@ from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
 from jaxgpt.objectives import objective
 from jaxgpt.optimizers import adamw, clipping, schedules
-from jaxgpt.options.config import Compute, Config
+from jaxgpt.options.config import IN_DATA, Compute, Config
 from jaxgpt.parallel import mesh, sharding
 from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import spikes
@@ -153,7 +153,11 @@ def shapes(config: Config) -> tuple[TrainState, Any, Batch]:
     """Abstract shapes of a train step's arguments: the state, what is frozen (None for nothing), and the batch."""
     training = config.training
     tokens = jax.ShapeDtypeStruct((training.micro_batches, training.batch_size, training.sequence_length), np.int32)
-    return state_shapes(config), frozen_shapes(config), Batch(tokens, tokens)
+    return (
+        state_shapes(config),
+        frozen_shapes(config),
+        Batch(tokens, tokens, tokens if config.model.document_start == IN_DATA else None),
+    )
 
 
 def compile_step(config: Config) -> jax.stages.Compiled:

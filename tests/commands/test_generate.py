@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt.commands import generate
+from jaxgpt.commands import chat, generate
 from jaxgpt.data import tokenizers
 from jaxgpt.foreign_text import printable
 from jaxgpt.generation import batching
@@ -124,4 +124,4 @@ def test_on_a_terminal_there_is_a_prompt_sign_and_ctrl_d_ends(loaded, monkeypatc
     out = capsys.readouterr().out
     assert "Ctrl-D ends." in out
     assert printable(BYTES.decode(np.array(drawn(loaded, b"one\n", 0)))) in out
-    assert out.count(generate.ASK) == 2
+    assert out.count(chat.ASK) == 2

@@ -33,6 +33,7 @@ def test_what_an_older_version_did_not_write_has_its_default(metadata):
         "step": 0,
         "configuration": {"model": {"layers": 1, "heads": 2, "width": 8, "vocabulary_size": 9}},
         "tokenizer": {},
+        "template": {},
         "versions": {},
         "sequences_per_step": 8,
         "text": {},

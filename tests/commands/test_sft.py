@@ -1,0 +1,141 @@
+"""Supervised fine-tuning from the command line: it learns, resumes, trains adapters, and answers in a chat."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgpt.commands import cli
+from jaxgpt.interop import loading
+from jaxgpt.runs import checkpoints, saving
+from tests import small_run
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+BASE = {"model.width": 64, "model.context": 96, "data.tokenizer": "bytes", "training.steps": 2,
+        "training.evaluate-every": 0, "sampling.tokens": 4}  # fmt: skip
+STEPS, SAVED = 60, 30
+TUNED = {
+    "config": "sft_quickstart",
+    "data.text": "chats",
+    "training.batch-size": 4,
+    "training.steps": STEPS,
+    "training.evaluate-every": 30,
+    "optimizer.learning-rate": 0.02,
+    "optimizer.warmup-steps": 5,
+    "sampling.tokens": 24,
+    "training.init-from": "runs/base",
+}
+
+
+def tune(name: str, *more: str, **changes) -> small_run.Finished:
+    """Trains in runs/NAME; `lora_rank=4` changes an option."""
+    changed = {key.replace("_", ".", 1).replace("_", "-"): value for key, value in changes.items()}
+    options = [word for key, value in (TUNED | changed).items() for word in (f"--{key}", str(value))]
+    return small_run.run([*options, *more], name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def work(tmp_path_factory):
+    """A base model, and 45 conversations in each of which the answer is the same."""
+    with small_run.in_folder(tmp_path_factory.mktemp("work")) as folder:
+        assert small_run.run(small_run.words(BASE), "base").status == 0
+        rows = [{"prompt": word, "response": "Answer: yes"} for word in small_run.WORDS[:9] * 5]
+        (folder / "chat.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        words = ["--tokenizer", "runs/base", "--output", "chats"]
+        assert cli.main(["prepare", "--chat", "chat.jsonl", *words]) == 0
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def tuned(work) -> small_run.Finished:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saving.Writer, "due", lambda self, step: step == SAVED)
+        finished = tune("tuned")
+    assert finished.status == 0, finished.errors
+    return finished
+
+
+def test_the_loss_is_of_the_answers_alone_and_falls(tuned):
+    """All answers are the same, so they become certain; what is asked never could."""
+    assert "41 conversations of chats" in tuned.printed
+    assert tuned.validation[STEPS] < 0.05 < 1 < tuned.validation[0]
+    assert "--- sample after training ---" in tuned.printed
+    assert tuned.printed.split("--- sample after training ---")[1].strip().splitlines()[3] == "Answer: yes"
+    assert "generate --run runs/tuned --chat" in tuned.printed.replace(f"{Path.cwd()}/", "")
+
+
+def params(run: str):
+    found = checkpoints.find(Path("runs", run, "checkpoints"))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(checkpoints.params_of(found))]
+
+
+def test_a_resumed_run_has_the_same_bits(tuned):
+    shutil.copytree(tuned.folder, "runs/again")
+    shutil.rmtree(f"runs/again/checkpoints/{STEPS}")
+    finished = tune("again", "--resume")
+    assert finished.status == 0, finished.errors
+    assert f"resuming after step {SAVED}" in finished.printed
+    assert all((one == other).all() for one, other in zip(params("tuned"), params("again"), strict=True))
+    assert [line["loss"] for line in finished.steps] == [line["loss"] for line in tuned.steps]
+
+
+def test_other_conversations_are_another_run(tuned):
+    shutil.copytree(tuned.folder, "runs/other")
+    shutil.copytree("chats", "changed")
+    path = next(Path("changed").glob("*_train_*.marks"))
+    path.write_bytes(path.read_bytes()[:-2] + b"\0\0")
+    finished = tune("other", "--resume", data_text="changed")
+    assert finished.status == 2
+    assert f"the file {path.name}" in finished.errors
+
+
+def test_on_several_devices_it_is_the_same_up_to_rounding(tuned, monkeypatch):
+    from jaxgpt.parallel import mesh
+
+    monkeypatch.setattr(mesh, "available", lambda: 2)
+    finished = tune("two", parallel_devices=2, parallel_zero=1, training_steps=3)
+    assert finished.status == 0, finished.errors
+    for one, other in zip(finished.steps, tuned.steps, strict=False):
+        # The learning rate's schedule ends earlier; at the first steps, in its warm-up, it is the same.
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_adapters_learn_it_too(tuned):
+    """As far as a base can that knows nothing: its token table is frozen."""
+    finished = tune("adapters", lora_rank=4, optimizer_learning_rate=0.05, training_steps=20)
+    assert finished.status == 0, finished.errors
+    assert finished.validation[20] < finished.validation[0] - 0.1
+    assert loading.load("runs/adapters").about["template"] == {"name": "chatml"}
+
+
+def test_the_chat_answers_in_the_template(tuned, monkeypatch, capsys):
+    lines = iter(["cat", "mat", "the"])
+    monkeypatch.setattr(sys, "stdin", _Lines(lines))
+    monkeypatch.setattr("builtins.input", lambda prompt="": next(lines, None) or _end())
+    capsys.readouterr()
+    assert cli.main(["generate", "--run", "runs/tuned", "--chat", "--tokens", "24", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["Answer: yes"] * 3  # the third has no room for what was said before
+
+
+class _Lines:
+    def __init__(self, lines):
+        self.lines = lines
+
+    def isatty(self):
+        return False
+
+
+def _end():
+    raise EOFError
+
+
+def test_a_system_message_is_for_a_chat_in_a_template(tuned, capsys):
+    assert cli.main(["generate", "--run", "runs/base", "--chat", "--system", "Be brief."]) == 2
+    assert "was not trained on conversations" in capsys.readouterr().err
+    assert cli.main(["generate", "--run", "runs/tuned", "--system", "Be brief."]) == 2
+    assert "--system begins a chat" in capsys.readouterr().err
