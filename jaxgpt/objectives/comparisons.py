@@ -27,9 +27,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-def pairs(ranks: Int[Array, "B K"]) -> Bool[Array, "B K K"]:
+def pairs(ranks: Int[Array, "*batch K"]) -> Bool[Array, "*batch K K"]:
     """Marks the pairs (i, j) of each ranking in which i has the better rank; texts of rank -1 aren't there."""
-    better, worse = ranks[:, :, None], ranks[:, None, :]
+    better, worse = ranks[..., :, None], ranks[..., None, :]
     return (better >= 0) & (worse >= 0) & (better < worse)
 
 

@@ -18,7 +18,9 @@ import functools
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.layers import scalar_head, unembedding
@@ -26,7 +28,7 @@ from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import with_scalar
 from jaxgpt.models.blocks import Aux, Context, inputs_of
 from jaxgpt.objectives import surrogates
-from jaxgpt.options.config import Objective
+from jaxgpt.options.config import Config, Objective
 
 
 class Batch(NamedTuple):
@@ -43,6 +45,14 @@ class Batch(NamedTuple):
 
 
 Params = Any  # a family's, or with_scalar.Params where there is a value head
+
+
+def shapes(config: Config) -> Batch:
+    """Abstract shapes of a step's batch, with a leading axis of micro-batches."""
+    training = config.training
+    of_tokens = training.micro_batches, training.batch_size, training.sequence_length
+    tokens, numbers = (jax.ShapeDtypeStruct(of_tokens, dtype) for dtype in (np.int32, np.float32))
+    return Batch(tokens, tokens, *[numbers] * 6)  # type: ignore[arg-type]
 
 
 def count(batch: Batch) -> Float[Array, ""]:

@@ -19,14 +19,16 @@ so its log-probabilities are computed before training and are a part of the batc
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxgpt.layers import cross_entropy, unembedding
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models.blocks import Aux, Context, Params, inputs_of
 from jaxgpt.objectives.comparisons import sigmoid_loss, square_loss
-from jaxgpt.options.config import Objective
+from jaxgpt.options.config import Config, Objective
 
 CHOSEN, REJECTED = 0, 1
 
@@ -43,6 +45,14 @@ class Margins(NamedTuple):
     rewards: Float[Array, "B 2"]  # βr
     losses: Float[Array, " B"]
     dlogp: Float[Array, "B 2"]  # derivative of a pair's loss by each log-probability of an answer's token
+
+
+def shapes(config: Config) -> Batch:
+    """Abstract shapes of a step's batch, with a leading axis of micro-batches."""
+    training = config.training
+    texts = (training.micro_batches, training.batch_size, 2)
+    tokens = jax.ShapeDtypeStruct((*texts, training.sequence_length), np.int32)
+    return Batch(tokens, tokens, jax.ShapeDtypeStruct(texts, np.float32))  # type: ignore[arg-type]
 
 
 def count(batch: Batch) -> Int[Array, ""]:

@@ -10,13 +10,16 @@ A batch that is one of several, whose losses are to be summed, is given the scal
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxgpt.layers import scalar_head, unembedding
 from jaxgpt.models import with_scalar
 from jaxgpt.models.blocks import Aux, Context, inputs_of
 from jaxgpt.objectives.comparisons import pairs, ranking_loss
+from jaxgpt.options.config import Config
 
 
 class Batch(NamedTuple):
@@ -25,8 +28,16 @@ class Batch(NamedTuple):
     ranks: Int[Array, "B K"]  # 0 for the best; -1 for a text that isn't there
 
 
+def shapes(config: Config) -> Batch:
+    """Abstract shapes of a step's batch, with a leading axis of micro-batches."""
+    training = config.training
+    texts = (training.micro_batches, training.batch_size, config.objective.completions)
+    tokens = jax.ShapeDtypeStruct((*texts, training.sequence_length), np.int32)
+    return Batch(tokens, *[jax.ShapeDtypeStruct(texts, np.int32)] * 2)  # type: ignore[arg-type]
+
+
 def count(batch: Batch) -> Int[Array, ""]:
-    """Returns the number of rankings with a pair, which the mean is over."""
+    """Returns the number of rankings with a pair, which the mean is over, of micro-batches together or one."""
     return jnp.sum(_ranked(batch))
 
 
@@ -85,8 +96,8 @@ def _share(batch: Batch, scale: Float[Array, ""]) -> Float[Array, ""]:
     return scale * count(batch)
 
 
-def _ranked(batch: Batch) -> Bool[Array, " B"]:
-    return jnp.any(pairs(batch.ranks), axis=(1, 2))
+def _ranked(batch: Batch) -> Bool[Array, "*batch"]:
+    return jnp.any(pairs(batch.ranks), axis=(-2, -1))
 
 
 def _results(

@@ -204,7 +204,10 @@ class Objective:
 
     name: Literal["next_token", "reward", "preference", "policy"] = "next_token"
     """The next token, also of conversations; a reward model's comparisons; comparisons directly (DPO and its
-    relatives); or a policy's advantages (REINFORCE, PPO, GRPO)."""
+    relatives); or a policy's advantages (REINFORCE, PPO, GRPO). The train step takes each of them, run.py so far only
+    the first."""
+    completions: int = 2
+    """reward: number of texts of a ranking that are compared at once (K)."""
     centre: float = 0.0
     """reward: coefficient of the squared sum of the two scores of a pair, which keeps scores around 0."""
     preference_loss: Literal["sigmoid", "square"] = "sigmoid"
@@ -236,6 +239,16 @@ class Objective:
     """policy: coefficient of the value head's loss; 0 for no value head."""
     value_clip: float = 0.2
     """policy: how far from its old value a value counts; 0 for any distance."""
+
+    @property
+    def scalar_head(self) -> bool:
+        """Returns whether the model has a scalar head, for scores or for values."""
+        return self.name == "reward" or (self.name == "policy" and self.value_coefficient > 0)
+
+    @property
+    def texts(self) -> int:
+        """Returns the number of texts in one of a batch's `batch_size` rows."""
+        return {"reward": self.completions, "preference": 2}.get(self.name, 1)
 
 
 @dataclass(frozen=True)
@@ -368,6 +381,7 @@ class Config:
     parallel: Parallel = field(default_factory=Parallel)
     data: Data = field(default_factory=Data)
     training: Training = field(default_factory=Training)
+    objective: Objective = field(default_factory=Objective)
     lora: Lora = field(default_factory=Lora)
     evaluation: Evaluation = field(default_factory=Evaluation)
     optimizer: Optimizer = field(default_factory=Optimizer)
