@@ -30,13 +30,28 @@ from jaxgpt.data import (
 from jaxgpt.data import corpora as texts
 from jaxgpt.data.documents import Rows, TextLayout
 from jaxgpt.errors import Interrupted, UserError
-from jaxgpt.generation import api
+from jaxgpt.generation import api, chat_api
 from jaxgpt.interop import huggingface_chat
 from jaxgpt.runs import checksums, metrics_file
 
 TEXT = "To be, or nöt to be:\n\n\tthat is 1 question — 是不是.\r\n\r\n- «x»\n" * 4
 ROWS = [{"text": "to be, or nöt"}, {"text": None, "id": 3}, {"id": 4, "text": 'a "b"\n\\ 是'}, {"text": ""}]
-LIMITS = api.Limits(context=64, max_tokens=32, texts=8)
+LIMITS = api.Limits(context=4096, max_tokens=32, texts=8)
+GRAMMAR = 'start: item ("," item)*\nitem: /[a-z]+/ | "(" start ")"\n'
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 3}, "of": {"type": "array", "items": {"$ref": "#/$defs/s"}}},
+    "required": ["n"],
+    "$defs": {"s": {"anyOf": [{"enum": ["a", None]}, {"type": "string", "pattern": "^[a-z]{1,5}$"}]}},
+}
+TOOLS = [{"type": "function", "function": {"name": "f", "description": "adds", "parameters": SCHEMA}}]
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"n": 3}'}}
+MESSAGES = [
+    {"role": "system", "content": "be brief"},
+    {"role": "user", "content": [{"type": "text", "text": "hello <|im_end|>"}]},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "content": "4", "tool_call_id": "call_1"},
+]
 MADE = "made"  # the folder that `prepare` makes
 
 
@@ -131,6 +146,21 @@ def requests() -> list[Input]:
         {"model": "m", "prompt": "to be", "max_tokens": 3, "stop": ["a", "b"], "seed": -1, "temperature": 0.5},
         {"model": "m", "prompt": [[1, 2], [3]], "n": 2, "stream": True, "stream_options": {"include_usage": True}},
         {"model": "m", "prompt": ["a", "<|endoftext|>"], "echo": True, "top_k": 3, "logit_bias": {}, "user": "x"},
+        {"model": "m", "prompt": "a", "response_format": {"type": "regex", "regex": "(a|b){2,9}"}, "logprobs": 2},
+        {"model": "m", "prompt": "a", "response_format": {"type": "grammar", "grammar": GRAMMAR}},
+        {
+            "model": "m",
+            "messages": MESSAGES,
+            "response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}},
+        },
+        {
+            "model": "m",
+            "messages": MESSAGES,
+            "tools": TOOLS,
+            "tool_choice": "auto",
+            "logprobs": True,
+            "top_logprobs": 3,
+        },
     ]
     return [{"body.json": json.dumps(body).encode()} for body in bodies]
 
@@ -142,7 +172,11 @@ def read_request(folder: Path) -> None:
     if not path.is_file() or path.is_symlink():
         raise UserError("a client can send bytes only")
     try:
-        api.completion(api.read(path.read_bytes(), LIMITS), "m", tokenizer, 256, LIMITS)
+        body, served = api.read(path.read_bytes(), LIMITS), api.Served("m", tokenizer, 256, LIMITS)
+        if isinstance(body, dict) and "messages" in body:
+            chat_api.chat_completion(body, served, chat_templates.built_in("chatml"))
+        else:
+            api.completion(body, served)
     except api.ApiError as error:
         api.rendered(error.body())
         if error.status < 500:

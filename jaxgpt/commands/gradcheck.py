@@ -1,6 +1,7 @@
 """`run.py gradcheck`: the shapes that are checked, and the table that is printed."""
 
 import dataclasses
+import itertools
 import math
 import os
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from jaxgpt.errors import RunError, UserError, reason
 from jaxgpt.models import family
 from jaxgpt.options import command_line, settings
 from jaxgpt.options.config import Compute, Model
-from jaxgpt.proof import cases, gradcheck
+from jaxgpt.proof import cases, gradcheck, objective_cases
 from jaxgpt.reports import history
 from jaxgpt.terminal import say
 
@@ -54,7 +55,8 @@ def run(words: list[str]) -> int:
     )
     say(f"{'tensor':<38} {'relative error':>14} {'tolerance':>10}")
     rows: list[gradcheck.Row] = []
-    for case in cases.cases(model, compute, batch, length, jax.random.key(0)):
+    shapes = model, compute, batch, length, jax.random.key(0)
+    for case in itertools.chain(cases.cases(*shapes), objective_cases.cases(*shapes)):
         for row in gradcheck.check(case, dtype):
             say(
                 f"{row.tensor:<38} {row.error:>14.2e} {row.tolerance:>10.1e}  {'ok' if row.passed else 'FAILED'}",

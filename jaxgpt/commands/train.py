@@ -24,7 +24,7 @@ from jaxgpt.commands.display import Display, silent
 from jaxgpt.commands.trainer import Output, Trainer
 from jaxgpt.data import corpus
 from jaxgpt.data.corpus import Corpus
-from jaxgpt.errors import AllFailed, Interrupted
+from jaxgpt.errors import AllFailed, Interrupted, UserError
 from jaxgpt.evaluation.multiple_choice import Tasks
 from jaxgpt.interop import bases
 from jaxgpt.interop.tensors import WeightSource
@@ -87,6 +87,11 @@ def train(config: Config, *observers: Observer) -> None:
 
 def _complete(config: Config) -> tuple[Corpus, Config]:
     """Returns the text, and the configuration with the sizes that follow from it."""
+    if config.objective.name != "next_token":
+        raise UserError(
+            f"--objective.name is {config.objective.name}, for which run.py reads no data yet; only next_token is "
+            "trained. From Python, jaxgpt.training.step takes a batch of any objective"
+        )
     compilation_cache.use(config.run.compilation_cache)
     # How this process was started, and where its machine keeps programs, are no options of the run.
     parallel = dataclasses.replace(config.parallel, processes=0, process=-1, coordinator="")

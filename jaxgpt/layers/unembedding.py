@@ -8,6 +8,9 @@ loss is -ℓ):
 
     ∂z = -∂ℓ (softmax(z) - onehot(target))           ∂x = ∂z W           ∂W = Σ_N ∂zᵀ x
 
+An objective that also wants the entropy H of each token's distribution gets it, returns ∂loss/∂H too, and `entropy` has
+its part of ∂z.
+
 The logits of a whole batch are the largest array of a small model (N·Vp numbers), so only a chunk of them ever exists.
 Because the loss is one number, its gradients are known up to a factor as soon as the logits are: forward computes them
 while the chunk's logits are there, keeps them as its residuals, and backward multiplies by ∂loss. A caller that wants
@@ -15,19 +18,20 @@ the loss alone drops the residuals, and the compiler drops the products that wou
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxgpt.layers import cross_entropy, soft_cap
+from jaxgpt.layers import cross_entropy, entropy, soft_cap
 from jaxgpt.layers.numerics import accumulation_dtype, product, product_over_tokens
 
-# From the log-probabilities of a chunk's targets, and what the caller gave for each of its tokens, to the chunk's part
-# of the loss and the loss's gradient by each log-probability.
-Objective = Callable[..., tuple[Array, Array]]
+# From the log-probabilities of a chunk's targets, with `with_entropy` the entropies there, and what the caller gave for
+# each of its tokens, to the chunk's part of the loss and the loss's gradients by each log-probability and each entropy.
+# In place of the loss it may return a tree of numbers, the loss and metrics, which are all summed over the chunks.
+Objective = Callable[..., tuple[Any, ...]]
 
 
 class Params(NamedTuple):
@@ -55,36 +59,44 @@ def forward(
     vocabulary_size: int,
     chunk: int,
     cap: float = 0.0,
-) -> tuple[Float[Array, ""], Residuals]:
+    with_entropy: bool = False,
+) -> tuple[Any, Residuals]:
     """The sum of what `objective(ℓ, *per_token's parts)` gives for the chunks, each of its (loss, ∂loss/∂ℓ).
 
+    With `with_entropy` it is `objective(ℓ, H, *per_token's parts)`, and gives (loss, ∂loss/∂ℓ, ∂loss/∂H).
+
     `chunk` is the number of tokens whose logits exist at once; the last chunk is filled up with ignored targets and
-    zeros. Of an ignored target ℓ is 0, and its gradient too, whatever the objective gives. `cap` is that of `logits`.
+    zeros. Of an ignored target ℓ and H are 0, and their gradients too, whatever the objective gives. `cap` is that of
+    `logits`.
     """
     dtype = accumulation_dtype(x.dtype)
     tokens, width = targets.size, x.shape[-1]
     chunk = min(chunk, tokens)
-    padding = -tokens % chunk
-    x_chunks = jnp.pad(x.reshape(tokens, width), ((0, padding), (0, 0))).reshape(-1, chunk, width)
-    target_chunks = jnp.pad(targets.reshape(tokens), (0, padding), constant_values=cross_entropy.IGNORED).reshape(
-        -1, chunk
-    )
-    more_chunks = [jnp.pad(array.reshape(tokens), (0, padding)).reshape(-1, chunk) for array in per_token]
+    chunks = _in_chunks(chunk, x.reshape(tokens, width), targets, *per_token)
 
     def one_chunk(carry, inputs):
         loss, dweight = carry
         x, targets, *more = inputs
         z = logits(params, x, cap=cap)
         losses, residuals = cross_entropy.forward(z, targets, vocabulary_size=vocabulary_size)
-        value, dlogp = objective(-losses, *more)
-        dlogits = cross_entropy.backward(residuals, -dlogp, vocabulary_size=vocabulary_size)
+        if with_entropy:
+            entropies, of_entropy = entropy.forward(residuals, vocabulary_size=vocabulary_size)
+            value, dlogp, dentropy = objective(-losses, entropies, *more)
+            dlogits = entropy.backward(of_entropy, dentropy, vocabulary_size=vocabulary_size)
+            dlogits = dlogits + cross_entropy.backward(residuals, -dlogp, vocabulary_size=vocabulary_size)
+        else:
+            value, dlogp = objective(-losses, *more)
+            dlogits = cross_entropy.backward(residuals, -dlogp, vocabulary_size=vocabulary_size)
         dlogits = (soft_cap.backward(z, dlogits, cap=cap) if cap else dlogits).astype(x.dtype)
         dx = product("nv,vc->nc", dlogits, params.weight, dtype=x.dtype)
         dweight = dweight + product_over_tokens("nv,nc->vc", dlogits, x)
-        return (loss + value, dweight), dx
+        return (jax.tree.map(jnp.add, loss, value), dweight), dx
 
-    start = (jnp.zeros((), dtype), jnp.zeros(params.weight.shape, dtype))
-    (loss, dweight), dx = lax.scan(one_chunk, start, (x_chunks, target_chunks, *more_chunks))
+    of_a_chunk = jax.ShapeDtypeStruct((chunk,), dtype)
+    ours = [of_a_chunk, of_a_chunk] if with_entropy else [of_a_chunk]
+    value = jax.eval_shape(objective, *ours, *(array[0] for array in chunks[2:]))[0]
+    start = (jax.tree.map(jnp.zeros_like, value), jnp.zeros(params.weight.shape, dtype))
+    (loss, dweight), dx = lax.scan(one_chunk, start, chunks)
     return loss, Residuals(dx.reshape(-1, width)[:tokens].reshape(x.shape), dweight)
 
 
@@ -93,3 +105,38 @@ def backward(residuals: Residuals, dloss: Float[Array, ""] | float = 1.0) -> tup
     """The gradient of the weight in the accumulation dtype, dx in the dtype of x."""
     dx = (residuals.dx * dloss).astype(residuals.dx.dtype)
     return Params(residuals.dweight * dloss), dx
+
+
+@jax.named_scope("unembedding.log_probabilities")
+def log_probabilities(
+    params: Params,
+    x: Float[Array, "*batch C"],
+    targets: Int[Array, "*batch"],
+    *,
+    vocabulary_size: int,
+    chunk: int,
+    cap: float = 0.0,
+) -> Float[Array, "*batch"]:
+    """The log-probability of each target, 0 of an ignored one, without any gradient; the options are `forward`'s."""
+    tokens = targets.size
+
+    def one_chunk(inputs):
+        x, targets = inputs
+        return -cross_entropy.forward(logits(params, x, cap=cap), targets, vocabulary_size=vocabulary_size)[0]
+
+    logp = lax.map(one_chunk, _in_chunks(min(chunk, tokens), x.reshape(tokens, -1), targets))
+    return logp.reshape(-1)[:tokens].reshape(targets.shape)
+
+
+def _in_chunks(chunk: int, x: Float[Array, "N C"], targets: Array, *per_token: Array) -> tuple[Array, ...]:
+    """Arrays of chunks of so many tokens, the last one filled up with zeros and ignored targets."""
+    tokens, width = x.shape
+    padding = -tokens % chunk
+    rest = [(targets, cross_entropy.IGNORED), *((array, 0) for array in per_token)]
+    return (
+        jnp.pad(x, ((0, padding), (0, 0))).reshape(-1, chunk, width),
+        *(
+            jnp.pad(array.reshape(tokens), (0, padding), constant_values=fill).reshape(-1, chunk)
+            for array, fill in rest
+        ),
+    )

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.layers.numerics import not_before
-from jaxgpt.options.config import Compute, Model
+from jaxgpt.options.config import Compute, Model, Objective
 
 # Layers; more take minutes to compile. XLA for GPUs is the faster one, and its loops cost more.
 MOST_UNROLLED = {"gpu": 48, "tpu": 0}
@@ -39,6 +39,7 @@ class Context(NamedTuple):
     frozen: Any = None  # parameters that are not trained; None where all are
     gather: BlockTransform = identity  # casts and all-gathers a block's parameters just before they are used
     scatter: BlockTransform = identity  # reduce-scatters a block's gradients as soon as they are computed
+    objective: Objective = Objective()
 
 
 class Inputs(NamedTuple):

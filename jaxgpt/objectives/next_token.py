@@ -11,15 +11,25 @@ import functools
 from types import ModuleType
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.data.loader import Batch
 from jaxgpt.layers import cross_entropy, unembedding
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models.blocks import NO_AUX, Aux, Context, Params, inputs_of
+from jaxgpt.options.config import IN_DATA, Config
 
-__all__ = ["Batch", "count", "loss", "loss_and_grads"]
+__all__ = ["Batch", "count", "loss", "loss_and_grads", "shapes"]
+
+
+def shapes(config: Config) -> Batch:
+    """Abstract shapes of a step's batch, with a leading axis of micro-batches."""
+    training = config.training
+    tokens = jax.ShapeDtypeStruct((training.micro_batches, training.batch_size, training.sequence_length), np.int32)
+    return Batch(tokens, tokens, tokens if config.model.document_start == IN_DATA else None)
 
 
 def count(batch: Batch) -> Int[Array, ""]:

@@ -18,7 +18,7 @@ from jaxgpt import __version__, files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.options.command_line import meant, nearest
-from jaxgpt.options.config import IN_DATA, SPIKE_WINDOW, Config, Lora, Model, Parallel, Sampling
+from jaxgpt.options.config import IN_DATA, SPIKE_WINDOW, Config, Lora, Model, Objective, Parallel, Sampling
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()), Path("configs"))
@@ -240,6 +240,9 @@ def check(config: Config) -> None:
             _require(holds(value), section, key, value, needed)
     check_sampling(config.sampling, "sampling")
     check_lora(config.lora)
+    check_objective(config.objective)
+    needed = "0 where a scalar head is trained too (--objective.name)"
+    _require(not (config.lora.rank and config.objective.scalar_head), "lora", "rank", config.lora.rank, needed)
     needed = "given, since adapters are trained beside weights that there are (--lora.rank)"
     _require(bool(config.training.init_from) or not config.lora.rank, "training", "init_from", "empty", needed)
     check_processes(config.parallel)
@@ -269,6 +272,22 @@ def check_model(model: Model) -> None:
     )
     start, needed = model.document_start, f"a token, -1 for none or -2 for where the data say, and at most {LARGEST}"
     _require(IN_DATA <= start <= LARGEST, "model", "document_start", start, needed)
+
+
+def check_objective(objective: Objective) -> None:
+    """Raises a UserError, naming the option, for a value that no objective can have."""
+    for key in ("beta", "clip"):
+        check_number(getattr(objective, key), "objective", key, positive=True)
+    for key in ("centre", "margin", "clip_above", "value_clip"):
+        check_number(getattr(objective, key), "objective", key)
+    for key in ("kl_coefficient", "entropy_coefficient", "value_coefficient"):
+        check_number(getattr(objective, key), "objective", key)
+    for key, holds, needed in (
+        ("completions", lambda number: number >= 2, "at least 2"),
+        ("label_smoothing", lambda share: 0 <= share < 0.5, "at least 0 and below 0.5"),
+    ):
+        value = getattr(objective, key)
+        _require(holds(value), "objective", key, value, needed)
 
 
 def check_lora(lora: Lora) -> None:

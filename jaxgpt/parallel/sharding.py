@@ -213,7 +213,7 @@ def first_axis_that_divides(shape: jax.ShapeDtypeStruct, mesh: Mesh) -> NamedSha
 
 
 def summed(function: Callable[[Any], Any], batch: Any, devices: int) -> Any:
-    """Sums `function` over the virtual shards of all devices, of this device's batch, whose arrays are (A, B, T).
+    """Sums `function` over the virtual shards of all devices, of this device's batch, whose arrays are (A, B, ...).
 
     Gradients have then the same bits on 1, 2, 4 and 8 devices. Floating-point sums depend on their order, and XLA's on
     the shapes of what it sums. So every micro-batch is cut in 8 virtual shards of the same size, whatever the number of
@@ -230,9 +230,9 @@ def summed(function: Callable[[Any], Any], batch: Any, devices: int) -> Any:
     """
 
     def shards(array: Any) -> Any:
-        A, B, T = array.shape
+        A, B, *rest = array.shape
         count = SHARDS // devices
-        return jnp.moveaxis(array.reshape(A, count, B // count, T), 1, 0)
+        return jnp.moveaxis(array.reshape(A, count, B // count, *rest), 1, 0)
 
     total = _tree(function, jax.tree.map(shards, batch))
     distance = 1

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Key
 
 from jaxgpt.data.loader import Batch
@@ -35,6 +34,7 @@ from jaxgpt.models.blocks import Adapters, Context, unstacked
 from jaxgpt.objectives import next_token
 from jaxgpt.options.config import Compute, Lora, Model
 from jaxgpt.proof.gradcheck import Case, Tree
+from jaxgpt.proof.inputs import document_starts, integers, noisy, normals, random_targets
 
 
 def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Array, ""]) -> Iterator[Case]:
@@ -68,9 +68,9 @@ def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Arra
 def embedding_case(
     key: Key[Array, ""], B: int, T: int, C: int, Vp: int, context: int, *, documents: bool = False
 ) -> Case:
-    params = embedding.Params(*_normals(key, (Vp, C), (context, C)))
-    tokens = _integers(key, (B, T), Vp)
-    starts = _starts(key, B, T) if documents else None
+    params = embedding.Params(*normals(key, (Vp, C), (context, C)))
+    tokens = integers(key, (B, T), Vp)
+    starts = document_starts(key, B, T) if documents else None
 
     def forward(params):
         return embedding.forward(params, tokens, starts=starts)
@@ -84,13 +84,13 @@ def embedding_case(
 
 
 def linear_case(key: Key[Array, ""], B: int, T: int, inputs: int, outputs: int) -> Case:
-    weight, bias, x = _normals(key, (inputs, outputs), (outputs,), (B, T, inputs))
+    weight, bias, x = normals(key, (inputs, outputs), (outputs,), (B, T, inputs))
     return _layer_case("linear", linear, linear.Params(weight, bias), x)
 
 
 def lora_case(key: Key[Array, ""], B: int, T: int, inputs: int, outputs: int, R: int) -> Case:
     """Returns the case of an adapter of a frozen layer, whose weight and bias have no gradient."""
-    weight, bias, a, b, x = _normals(key, (inputs, outputs), (outputs,), (inputs, R), (R, outputs), (B, T, inputs))
+    weight, bias, a, b, x = normals(key, (inputs, outputs), (outputs,), (inputs, R), (R, outputs), (B, T, inputs))
 
     def params(inputs):
         of_base = (jnp.asarray(array, inputs["x"].dtype) for array in (weight, bias))
@@ -107,19 +107,19 @@ def lora_case(key: Key[Array, ""], B: int, T: int, inputs: int, outputs: int, R:
 
 
 def layernorm_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
-    scale, bias, x = _normals(key, (C,), (C,), (B, T, C))
+    scale, bias, x = normals(key, (C,), (C,), (B, T, C))
     return _layer_case("layernorm", layernorm, layernorm.Params(1 + scale, bias), 3 + 2 * x)
 
 
 def rmsnorm_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
-    scale, x = _normals(key, (C,), (B, T, C))
+    scale, x = normals(key, (C,), (B, T, C))
     return _layer_case("rmsnorm", rmsnorm, rmsnorm.Params(1 + scale), 3 + 2 * x)
 
 
 def rotary_case(
     key: Key[Array, ""], B: int, T: int, H: int, D: int, frequencies: rotary.Frequencies = rotary.PLAIN
 ) -> Case:
-    (x,) = _normals(key, (B, T, H, D))
+    (x,) = normals(key, (B, T, H, D))
     places = jnp.arange(T)[None]
     return Case(
         "rotary",
@@ -131,7 +131,7 @@ def rotary_case(
 
 def soft_cap_case(key: Key[Array, ""], N: int, V: int) -> Case:
     """Returns the case of numbers within and beyond the cap."""
-    (x,) = _normals(key, (N, V))
+    (x,) = normals(key, (N, V))
     return Case(
         "soft_cap",
         {"x": 2 * x},
@@ -141,13 +141,13 @@ def soft_cap_case(key: Key[Array, ""], N: int, V: int) -> Case:
 
 
 def swiglu_case(key: Key[Array, ""], B: int, T: int, F: int) -> Case:
-    gate, up = _normals(key, *[(B, T, F)] * 2)
+    gate, up = normals(key, *[(B, T, F)] * 2)
     return _arrays_case("swiglu", swiglu, {"gate": 2 * gate, "up": up})
 
 
 def router_case(key: Key[Array, ""], N: int, C: int, E: int, choices: int, *, softmax: Any = "after") -> Case:
     """Returns the case of the weights of the chosen experts and the statistics that have a gradient."""
-    weight, x = _normals(key, (C, E), (N, C))
+    weight, x = normals(key, (C, E), (N, C))
 
     def forward(params, x):
         _, statistics, residuals = router.forward(params, x, choices=choices)
@@ -164,7 +164,7 @@ def moe_case(
     key: Key[Array, ""], N: int, C: int, F: int, E: int, choices: int, *, scores: Any = None, softmax: Any = "after"
 ) -> Case:
     """Returns the case of a mixture of experts, whose router's scores for tokens of ones may be given."""
-    weight, w_in, w_out, x = _normals(key, (C, E), (E, C, 2 * F), (E, F, C), (N, C))
+    weight, w_in, w_out, x = normals(key, (C, E), (E, C, 2 * F), (E, F, C), (N, C))
     if scores is not None:  # the tokens differ where the router doesn't look
         weight[:], x[:, 0] = 0, 1
         weight[0] = scores
@@ -228,7 +228,7 @@ def _arrays_case(name: str, layer: Any, arrays: dict[str, Any], *more: Array, **
 
 
 def gelu_case(key: Key[Array, ""], B: int, T: int, F: int) -> Case:
-    (x,) = _normals(key, (B, T, F))
+    (x,) = normals(key, (B, T, F))
     return _arrays_case("gelu", gelu, {"x": 2 * x})
 
 
@@ -245,14 +245,14 @@ def attention_case(
     window: int = 0,
 ) -> Case:
     """Returns the case of K key and value heads, each with a group of query heads."""
-    q, k, v = _normals(key, (B, T, K * group, D), *[(B, T, K, D)] * 2)
-    starts = _starts(key, B, T) if documents else None
+    q, k, v = normals(key, (B, T, K * group, D), *[(B, T, K, D)] * 2)
+    starts = document_starts(key, B, T) if documents else None
     name = "attention" + "_of_documents" * documents + "_of_groups" * (group > 1) + "_in_a_window" * bool(window)
     return _arrays_case(name, attention, {"q": q, "k": k, "v": v}, block=block, starts=starts, window=window)
 
 
 def residual_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
-    x, branch = _normals(key, *[(B, T, C)] * 2)
+    x, branch = normals(key, *[(B, T, C)] * 2)
     return Case(
         "residual",
         {"x": x, "branch": branch},
@@ -262,16 +262,18 @@ def residual_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
 
 
 def cross_entropy_case(key: Key[Array, ""], N: int, V: int, Vp: int) -> Case:
-    (logits,) = _normals(key, (N, Vp))
-    return _arrays_case("cross_entropy", cross_entropy, {"logits": logits}, _targets(key, (N,), V), vocabulary_size=V)
+    (logits,) = normals(key, (N, Vp))
+    return _arrays_case(
+        "cross_entropy", cross_entropy, {"logits": logits}, random_targets(key, (N,), V), vocabulary_size=V
+    )
 
 
 def unembedding_case(
     key: Key[Array, ""], B: int, T: int, C: int, V: int, Vp: int, chunk: int, *, cap: float = 0.0
 ) -> Case:
-    weight, x = _normals(key, (Vp, C), (B, T, C))
-    targets = _targets(key, (B, T), V)
-    weights = jnp.asarray(*_normals(key, (B, T)))
+    weight, x = normals(key, (Vp, C), (B, T, C))
+    targets = random_targets(key, (B, T), V)
+    weights = jnp.asarray(*normals(key, (B, T)))
 
     def objective(logp, weights):
         """Non-linear objective, another for each token, so that ∂loss/∂ℓ differs between them."""
@@ -296,10 +298,10 @@ def model_case(
 ) -> Case:
     """Returns the case of a whole model of any family, under the loss of the next token, with its `scale`."""
     module, context = family(model), Context(model, compute)
-    params = _noisy(key, jax.jit(lambda: module.init(model, key, jnp.float64))())
+    params = noisy(key, jax.jit(lambda: module.init(model, key, jnp.float64))())
     if compute.layers == "unrolled":
         params = unstacked(params)
-    batch = _batch(key, B, T, model)
+    batch = next_token_batch(key, B, T, model)
     factor = None if scale is None else jnp.asarray(scale)
 
     def backward(params, dloss):
@@ -318,11 +320,11 @@ def model_case(
 def adapted_model_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: Compute) -> Case:
     """Returns the case of adapters of all projections of a frozen model, under the loss of the next token."""
     module, options, of_base = family(model), Lora(rank=2, alpha=3.0, base="float32"), jax.random.fold_in(key, 1)
-    base = _noisy(of_base, jax.jit(lambda: module.init(model, of_base, jnp.float64))())
-    params = _noisy(key, adapters.init(model, options, key, jnp.float64))
+    base = noisy(of_base, jax.jit(lambda: module.init(model, of_base, jnp.float64))())
+    params = noisy(key, adapters.init(model, options, key, jnp.float64))
     if compute.layers == "unrolled":
         base, params = unstacked(base), unstacked(params)
-    batch = _batch(key, B, T, model)
+    batch = next_token_batch(key, B, T, model)
     context = Context(model, compute, scatter=lambda grads: adapters.gradients(grads, model, options))
 
     def attached(params):
@@ -343,44 +345,6 @@ def adapted_model_case(key: Key[Array, ""], B: int, T: int, model: Model, comput
     )
 
 
-# Inputs are made by NumPy: with JAX each would cost the compilation of a program.
-
-
-def _random(key: Key[Array, ""]) -> np.random.Generator:
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
-
-
-def _normals(key: Key[Array, ""], *shapes: tuple[int, ...]) -> list[Any]:
-    random = _random(key)
-    return [random.standard_normal(shape) for shape in shapes]
-
-
-def _noisy(key: Key[Array, ""], params: Tree) -> Tree:
-    """Returns parameters with noise, so that biases, scales and adapters aren't at their special values."""
-    leaves, structure = jax.tree.flatten(params)
-    noise = _normals(key, *[leaf.shape for leaf in leaves])
-    leaves = [np.asarray(leaf) + 0.02 * more for leaf, more in zip(leaves, noise, strict=True)]
-    return jax.tree.unflatten(structure, leaves)
-
-
-def _batch(key: Key[Array, ""], B: int, T: int, model: Model) -> Batch:
-    tokens = _integers(key, (B, T), model.vocabulary_size)
-    return Batch(tokens, _targets(key, (B, T), model.vocabulary_size))
-
-
-def _integers(key: Key[Array, ""], shape: tuple[int, ...], end: int) -> Array:
-    return jnp.asarray(_random(key).integers(0, end, shape, dtype=np.int32))
-
-
-def _starts(key: Key[Array, ""], B: int, T: int) -> Array:
-    """Returns the places where each token's document begins, with documents of about three tokens."""
-    begins = _random(key).random((B, T)) < 1 / 3
-    return jnp.asarray(np.maximum.accumulate(np.where(begins, np.arange(T, dtype=np.int32), 0), axis=1))
-
-
-def _targets(key: Key[Array, ""], shape: tuple[int, ...], V: int) -> Array:
-    """Random targets, the last of them ignored where there is more than one."""
-    targets = np.asarray(_integers(key, shape, V)).copy()
-    if targets.size > 1:
-        targets.flat[-1] = cross_entropy.IGNORED
-    return jnp.asarray(targets)
+def next_token_batch(key: Key[Array, ""], B: int, T: int, model: Model) -> Batch:
+    tokens = integers(key, (B, T), model.vocabulary_size)
+    return Batch(tokens, random_targets(key, (B, T), model.vocabulary_size))

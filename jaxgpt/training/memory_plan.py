@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxgpt.errors import UserError
 from jaxgpt.layers.numerics import accumulation_dtype
-from jaxgpt.models import family, lora
+from jaxgpt.models import family, lora, with_scalar
 from jaxgpt.models.blocks import RECOMPUTE_LEVELS, Context, Inputs, cast
 from jaxgpt.optimizers import adamw
 from jaxgpt.options.config import Config
@@ -172,7 +172,7 @@ def measure(config: Config, layout: Layout | None = None) -> Sizes:
     params, frozen = jax.eval_shape(layout.shard, layout.shapes), frozen_shapes(config)
     moments = jax.eval_shape(adamw.init, params)
     weights = jax.eval_shape(lambda params: cast(params, compute.dtype), layout.shapes)
-    sequences = training.batch_size // layout.devices
+    sequences = training.batch_size // layout.devices * config.objective.texts
     tokens = jax.ShapeDtypeStruct((sequences, training.sequence_length), jnp.int32)
     inputs = Inputs(tokens, tokens if model.documents_apart else None)  # type: ignore[arg-type]
     whole, context = weights, Context(model, compute)
@@ -182,6 +182,8 @@ def measure(config: Config, layout: Layout | None = None) -> Sizes:
             jax.eval_shape(attach, weights, frozen),
             context._replace(gather=lora.gather(frozen, compute.dtype)),
         )
+    if config.objective.scalar_head:
+        whole = with_scalar.model_of(whole)
     _, residuals, _ = jax.eval_shape(
         lambda params, inputs: family(model).features(params, inputs, context), whole, inputs
     )

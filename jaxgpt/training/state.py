@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int, Key
 
-from jaxgpt.models import family, lora
+from jaxgpt.models import family, lora, with_scalar
 from jaxgpt.models.blocks import Params, arrange
 from jaxgpt.optimizers import adamw
 from jaxgpt.options.config import Config
@@ -50,14 +50,19 @@ def init_params(config: Config) -> Params:
 
 def _whole_params(config: Config, key: Key[Array, ""]) -> Params:
     if config.lora.rank:
-        params = arrange(lora.init(config.model, config.lora, key), config.compute)
+        params = lora.init(config.model, config.lora, key)
     else:
-        params = arrange(family(config.model).init(config.model, key), config.compute)
+        params = family(config.model).init(config.model, key)
+    if config.objective.scalar_head:
+        params = with_scalar.attach(params, with_scalar.init_scalar(config.model, jax.random.fold_in(key, 1)))
+    params = arrange(params, config.compute)
     return jax.tree.map(lambda array: array.astype(config.compute.parameters), params)
 
 
 def decays(params: Params, config: Config) -> Params:
     """Marks with True the trained tensors that weight decay applies to."""
+    if config.objective.scalar_head:
+        return with_scalar.decays(family(config.model), params)
     return lora.decays(params) if config.lora.rank else family(config.model).decays(params)
 
 

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
@@ -30,7 +29,7 @@ from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
 from jaxgpt.objectives import objective
 from jaxgpt.optimizers import adamw, clipping, schedules
-from jaxgpt.options.config import IN_DATA, Compute, Config
+from jaxgpt.options.config import Compute, Config
 from jaxgpt.parallel import mesh, sharding
 from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import spikes
@@ -151,13 +150,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
 
 def shapes(config: Config) -> tuple[TrainState, Any, Batch]:
     """Abstract shapes of a train step's arguments: the state, what is frozen (None for nothing), and the batch."""
-    training = config.training
-    tokens = jax.ShapeDtypeStruct((training.micro_batches, training.batch_size, training.sequence_length), np.int32)
-    return (
-        state_shapes(config),
-        frozen_shapes(config),
-        Batch(tokens, tokens, tokens if config.model.document_start == IN_DATA else None),
-    )
+    return state_shapes(config), frozen_shapes(config), objective(config).shapes(config)
 
 
 def compile_step(config: Config) -> jax.stages.Compiled:

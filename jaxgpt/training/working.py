@@ -19,7 +19,9 @@ def working(params: Params, frozen: Any, config: Config, layout: Layout) -> tupl
     """
     model, compute = config.model, config.compute
     if not config.lora.rank:
-        context = Context(model, compute, frozen, layout.gather(compute.dtype), layout.scatter)
+        context = Context(
+            model, compute, frozen, layout.gather(compute.dtype), layout.scatter, objective=config.objective
+        )
         return layout.working(params, compute.dtype), context
     # Adapters are small: they are all-gathered together at each stage.
     adapters = layout.whole(params, compute.dtype)
@@ -29,7 +31,7 @@ def working(params: Params, frozen: Any, config: Config, layout: Layout) -> tupl
         return layout.scatter(lora.gradients(grads, model, config.lora))
 
     attached = lora.attach(adapters, frozen, model, config.lora, compute.dtype)
-    return attached, Context(model, compute, frozen, gather, scatter)
+    return attached, Context(model, compute, frozen, gather, scatter, objective=config.objective)
 
 
 def trained(grads: Params, config: Config) -> Params:

@@ -33,6 +33,7 @@ SMALL += ["--training.sequence-length=16", "--training.batch-size=8", "--trainin
 SMALL += ["--training.evaluate-every=0", "--training.evaluation-batches=1", "--sampling.tokens=1"]
 SMALL += ["--evaluation.limit=2", "--evaluation.every=0", "--compute.classifier-chunk=16", "--parallel.devices=1"]
 
+PERSON = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}
 PIQA = {"goal": "To open a door,", "sol1": "turn the handle.", "sol2": "eat it.", "label": 0}
 MMLU = "What is a cat?,an animal,a plant,a stone,a number,A\n"
 
@@ -47,6 +48,8 @@ def build(patch: pytest.MonkeyPatch, folder: Path) -> None:
     turn = json.dumps({"prompt": "To be?", "response": "To be."})
     Path("chat.jsonl").write_text(20 * f"{turn}\n", encoding="utf-8")
     Path("prompts.txt").write_text("To be\nThe question\n", encoding="utf-8")
+    Path("person.json").write_text(json.dumps(PERSON), encoding="utf-8")
+    Path("sum.lark").write_text('start: /[0-9]/ ("+" /[0-9]/)~1..3\n', encoding="utf-8")
     own_config()
     Path("docs").mkdir()
     shutil.copy(ROOT / "docs/index.md", "docs/index.md")

@@ -217,6 +217,8 @@ NOT_POSITIVE = [
     ("optimizer", "learning_rate", 0.0),
     ("optimizer", "epsilon", 0.0),
     ("checkpoint", "keep_last", 0),
+    ("objective", "beta", 0.0),
+    ("objective", "clip", 0.0),
 ]
 NEGATIVE = [
     ("model", "vocabulary_size", -1),
@@ -229,6 +231,8 @@ NEGATIVE = [
     ("model", "router_balance", -0.1),
     ("model", "router_z", -0.1),
     ("lora", "rank", -1),
+    *(("objective", key, -0.1) for key in ("centre", "margin", "clip_above", "value_clip")),
+    *(("objective", f"{key}_coefficient", -0.1) for key in ("kl", "entropy", "value")),
     ("compute", "memory_limit_gib", -0.1),
     ("parallel", "devices", -1),
     ("parallel", "processes", -1),
@@ -255,6 +259,8 @@ OTHERS = [
     ("model", "width", 100, "divisible by the number of heads, 12"),
     ("model", "kv_heads", 5, "a divisor of the number of heads, 12"),
     ("model", "rope_high_frequency", 1.0, "above --model.rope-low-frequency, 1.0"),
+    ("objective", "completions", 1, "at least 2"),
+    ("objective", "label_smoothing", 0.5, "at least 0 and below 0.5"),
     ("training", "sequence_length", 1025, "at most the model's context, 1024"),
     ("training", "steps", 2**31, "at most 2147483647"),
     ("training", "seed", 2**31, "at most 2147483647"),

@@ -24,6 +24,7 @@ from jaxgpt.layers import (
     attention,
     cross_entropy,
     embedding,
+    entropy,
     gelu,
     layernorm,
     linear,
@@ -33,6 +34,7 @@ from jaxgpt.layers import (
     rmsnorm,
     rotary,
     router,
+    scalar_head,
     soft_cap,
     swiglu,
     unembedding,
@@ -41,7 +43,7 @@ from jaxgpt.models import gpt2, grouped_attention, llama, mixtral
 from jaxgpt.objectives import next_token
 from jaxgpt.options.config import Compute, Model
 from jaxgpt.proof import cases as proof_cases
-from jaxgpt.proof import gradcheck
+from jaxgpt.proof import gradcheck, objective_cases
 
 # Small shapes at which no dropped term happens to be 0 and no dropped factor to be 1.
 MODEL = Model(layers=1, heads=2, width=4, context=4, vocabulary_size=5)
@@ -52,6 +54,8 @@ LAYERS = [
 ]
 FUNCTIONS = [(module, "backward") for module in LAYERS] + [
     (lora, "backward"),
+    (entropy, "backward"),
+    (scalar_head, "backward"),
     (lora, "_through_adapter"),
     (attention, "_sum_over_blocks"),
     (unembedding, "forward"),  # where its gradients are computed
@@ -157,8 +161,8 @@ def layer(module: ModuleType) -> str:
     return module.__name__.rpartition(".")[2]
 
 
-def mutants() -> Iterator[Any]:
-    for module, name in FUNCTIONS:
+def mutants(functions: list[tuple[ModuleType, str]]) -> Iterator[Any]:
+    for module, name in functions:
         function = definition(module, name)
         for node in ast.walk(ast.Module(function.body, [])):
             for what, old, new in mutations(node):
@@ -173,6 +177,8 @@ def cases() -> dict[str, gradcheck.Case]:
     key = jax.random.key(0)
     layers = itertools.islice(proof_cases.cases(MODEL, COMPUTE, 2, 3, key), len(LAYERS))
     adapter = proof_cases.lora_case(key, 2, 3, 4, 5, 2)
+    of_entropy = objective_cases.entropy_case(key, 6, 5, 7), objective_cases.unembedding_case(key, 6, 4, 5, 7, 4)
+    scalars = [objective_cases.scalar_head_case(key, 6, 4, read=read) for read in (0, 2)]
     of_documents = proof_cases.embedding_case(key, 2, 3, 4, 5, 4, documents=True)  # whose gradient has lines of its own
     in_window = proof_cases.attention_case(key, 2, 3, 1, 2, 1, group=2, window=2)
     tied = dataclasses.replace(MODEL, family="llama", tied=True, query_key_norm=True, kv_heads=1)
@@ -183,6 +189,7 @@ def cases() -> dict[str, gradcheck.Case]:
     whole = [proof_cases.model_case(key, 2, 3, model, Compute(), scale=0.3) for model in models]
     of_tied = proof_cases.model_case(key, 2, 3, dataclasses.replace(models[-1], tied=True), Compute())
     more = (of_documents, in_window, relative, of_switch, of_tied._replace(name="mixtral_of_tied"), adapter)
+    more += (*of_entropy, *scalars)
     return {case.name: case for case in (*layers, *whole, *more)}
 
 
@@ -207,7 +214,7 @@ def test_the_source_as_it_is_passes(x64, monkeypatch, module, name):
     assert failures(module) == []
 
 
-@pytest.mark.parametrize(("module", "mutant"), list(mutants()))
+@pytest.mark.parametrize(("module", "mutant"), list(mutants(FUNCTIONS)))
 def test_gradcheck_fails(x64, monkeypatch, module, mutant):
     monkeypatch.setattr(module, mutant.name, compiled(module, mutant))
     assert failures(module)
