@@ -77,7 +77,7 @@ def torch_steps(config: Config, params: gpt2.Params, batch: loader.Batch) -> Ite
     arrays = {name: np.asarray(array) for name, array in transformers_model.flatten(params).items()}
     model = transformers_model.make_model(config.model, arrays)
     optimizer = transformers_model.make_optimizer(model, config.optimizer)
-    tokens, targets = (torch.from_numpy(array[0]).long() for array in batch)
+    tokens, targets = (torch.from_numpy(array[0]).long() for array in batch[:2])
     for _ in range(config.training.steps):
         loss = transformers_model.loss(model, tokens, targets)
         loss.backward()
