@@ -17,16 +17,41 @@ import pyarrow.parquet
 from benchmarks import mutations
 from benchmarks.fuzz_readers import Input, Reader, written
 from jaxgpt.commands.generate import prompts_in
+from jaxgpt.data import (
+    chat_templates,
+    conversations,
+    corpus,
+    manifest,
+    packing,
+    prepare,
+    prepare_conversations,
+    tokenizers,
+)
 from jaxgpt.data import corpora as texts
-from jaxgpt.data import manifest, prepare, tokenizers
-from jaxgpt.data.documents import TextLayout
+from jaxgpt.data.documents import Rows, TextLayout
 from jaxgpt.errors import Interrupted, UserError
-from jaxgpt.generation import api
+from jaxgpt.generation import api, chat_api
+from jaxgpt.interop import huggingface_chat
 from jaxgpt.runs import checksums, metrics_file
 
 TEXT = "To be, or nöt to be:\n\n\tthat is 1 question — 是不是.\r\n\r\n- «x»\n" * 4
 ROWS = [{"text": "to be, or nöt"}, {"text": None, "id": 3}, {"id": 4, "text": 'a "b"\n\\ 是'}, {"text": ""}]
-LIMITS = api.Limits(context=64, max_tokens=32, texts=8)
+LIMITS = api.Limits(context=4096, max_tokens=32, texts=8)
+GRAMMAR = 'start: item ("," item)*\nitem: /[a-z]+/ | "(" start ")"\n'
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 3}, "of": {"type": "array", "items": {"$ref": "#/$defs/s"}}},
+    "required": ["n"],
+    "$defs": {"s": {"anyOf": [{"enum": ["a", None]}, {"type": "string", "pattern": "^[a-z]{1,5}$"}]}},
+}
+TOOLS = [{"type": "function", "function": {"name": "f", "description": "adds", "parameters": SCHEMA}}]
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"n": 3}'}}
+MESSAGES = [
+    {"role": "system", "content": "be brief"},
+    {"role": "user", "content": [{"type": "text", "text": "hello <|im_end|>"}]},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "content": "4", "tool_call_id": "call_1"},
+]
 MADE = "made"  # the folder that `prepare` makes
 
 
@@ -121,6 +146,21 @@ def requests() -> list[Input]:
         {"model": "m", "prompt": "to be", "max_tokens": 3, "stop": ["a", "b"], "seed": -1, "temperature": 0.5},
         {"model": "m", "prompt": [[1, 2], [3]], "n": 2, "stream": True, "stream_options": {"include_usage": True}},
         {"model": "m", "prompt": ["a", "<|endoftext|>"], "echo": True, "top_k": 3, "logit_bias": {}, "user": "x"},
+        {"model": "m", "prompt": "a", "response_format": {"type": "regex", "regex": "(a|b){2,9}"}, "logprobs": 2},
+        {"model": "m", "prompt": "a", "response_format": {"type": "grammar", "grammar": GRAMMAR}},
+        {
+            "model": "m",
+            "messages": MESSAGES,
+            "response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}},
+        },
+        {
+            "model": "m",
+            "messages": MESSAGES,
+            "tools": TOOLS,
+            "tool_choice": "auto",
+            "logprobs": True,
+            "top_logprobs": 3,
+        },
     ]
     return [{"body.json": json.dumps(body).encode()} for body in bodies]
 
@@ -132,7 +172,11 @@ def read_request(folder: Path) -> None:
     if not path.is_file() or path.is_symlink():
         raise UserError("a client can send bytes only")
     try:
-        api.completion(api.read(path.read_bytes(), LIMITS), "m", tokenizer, 256, LIMITS)
+        body, served = api.read(path.read_bytes(), LIMITS), api.Served("m", tokenizer, 256, LIMITS)
+        if isinstance(body, dict) and "messages" in body:
+            chat_api.chat_completion(body, served, chat_templates.built_in("chatml"))
+        else:
+            api.completion(body, served)
     except api.ApiError as error:
         api.rendered(error.body())
         if error.status < 500:
@@ -176,7 +220,81 @@ def go_on(folder: Path) -> None:
     metrics_file.cut_text(folder / "samples.txt", 12)
 
 
+def chats() -> list[Input]:
+    """Each form of conversations, comparisons and problems, a line each."""
+    said = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "nöt 3"}]
+    call = {"function": {"name": "add", "arguments": "{}"}}
+    rows = [
+        {"messages": said, "tools": [{"type": "function"}]},
+        {"messages": [*said, {"role": "assistant", "content": None, "tool_calls": [call]}]},
+        {"conversations": [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2"}], "system": "a"},
+        {"instruction": "a", "input": "b", "output": "c"},
+        {"prompt": said[:1], "completion": said[1:]},
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"chosen": said, "rejected": [said[0], said[1] | {"content": "2"}]},
+        {"prompt": "a", "ranked": ["b", "c", "d"]},
+        {"question": "1 + 1?", "answer": 2},
+    ]
+    return [{"in.jsonl": "".join(f"{json.dumps(row)}\n" for row in rows).encode()}]
+
+
+def read_chats(folder: Path) -> None:
+    """As each of what they may be, and the conversations in each built-in template."""
+    path, tokenizer = folder / "in.jsonl", tokenizers.make("bytes", "")
+    for _, found in conversations.read([path], Rows(), skip_bad=100):
+        for name in chat_templates.NAMES:
+            with contextlib.suppress(UserError):
+                chat_templates.encode(found.messages, chat_templates.built_in(name), tokenizer)
+    for read in (conversations.read_comparisons, conversations.read_problems):
+        list(read([path], Rows(), skip_bad=100))
+
+
+def templates() -> list[Input]:
+    """A tokenizer's chat template, in each of the places that it may be in."""
+    source = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m['content'] | trim }}{{ eos_token }}{% endfor %}"
+    names = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
+    several = [{"name": "default", "template": source}, {"name": "tools", "template": "x"}]
+    configs = [names | {"chat_template": source}, names | {"chat_template": several}]
+    made = [{"tokenizer_config.json": json.dumps(config).encode()} for config in configs]
+    return [*made, {"chat_template.jinja": source.encode(), "special_tokens_map.json": json.dumps(names).encode()}]
+
+
+def read_template(folder: Path) -> None:
+    """As it is read, and rendered."""
+    if template := huggingface_chat.template_of(folder):
+        said = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]
+        chat_templates.encode(said, template, tokenizers.make("bytes", ""))
+
+
+def prepared_chats() -> list[Input]:
+    """Token files of conversations, their marks and their manifest."""
+
+    def made(folder: Path) -> None:
+        (folder / "in.jsonl").write_bytes(b'{"prompt": "a", "response": "b"}\n' * 20)
+        asked = prepare_conversations.ChatSettings("a", (str(folder / "in.jsonl"),), (), 1000)
+        prepare_conversations.prepare(
+            asked, folder / MADE, tokenizers.make("bytes", ""), chat_templates.built_in("chatml")
+        )
+        (folder / "in.jsonl").unlink()
+
+    return [written(made)]
+
+
+def read_prepared_chats(folder: Path) -> None:
+    """As a run does that trains on them."""
+    found = corpus.find_token_files(str(folder / MADE))
+    assert found is not None
+    for source in (found.train, found.validation):
+        if isinstance(source, packing.Conversations):
+            list(source.rows(range(source.packed(100).rows), 100))
+    if found.manifest and found.manifest.template:
+        chat_templates.from_state(found.manifest.template)
+
+
 READERS = [
+    Reader("conversations", chats, read_chats),
+    Reader("a chat template", templates, read_template),
+    Reader("prepared conversations", prepared_chats, read_prepared_chats),
     Reader("text", plain, read_text),
     Reader("text, packed", packed, read_text),
     Reader("prepare: JSON", json_rows, read_rows),

@@ -58,6 +58,7 @@ ALLOWED = {
     ("commands/configuration.py", "json.loads"): "what this process has just written itself",
     ("parallel/processes.py", "json.loads"): "what the run's other processes say, which are its own",
     ("reports/page.py", "read_text"): "the package's own page",
+    ("generation/page.py", "read_bytes"): "the package's own page",
     ("reports/page.py", "read_bytes"): "the script in plotly's package",
     ("writing.py", "os.open"): "to flush to the disk what was just written",
 }

@@ -2,7 +2,7 @@
 
     python -m benchmarks.assistant.arithmetic FOLDER     text.txt, sft.jsonl, problems.jsonl and held_out.jsonl
 
-Everything is a pure function of the seed. There are 5,000 problems: a + b and a - b for a and b below 50. HELD_OUT of
+Everything is a pure function of the seed. There are 800 problems: a + b and a - b for a and b below 20. HELD_OUT of
 them are in no text and no conversation.
 """
 
@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-BELOW = 50  # both numbers of a problem
-HELD_OUT = 200
+BELOW = 20  # both numbers of a problem
+HELD_OUT = 100
 LINES = 40_000  # of the base text
 CONVERSATIONS = 2_000
 

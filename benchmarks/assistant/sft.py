@@ -2,10 +2,9 @@
 
     python -m benchmarks.assistant.sft
 
-For each seed: a base model is trained on lines such as "17 + 25 = 42" (quickstart's shape, byte by byte), then
-`--config sft_quickstart` trains it, and adapters of rank 8 beside it, on conversations that end with "Answer: 42". Each
-model is asked 200 problems that were in neither, greedily, in the conversations' template. Writes results/sft.json and
-the loss curves to results/sft.png.
+For each seed: a base model is trained on lines such as "17 + 15 = 32" (quickstart's shape, byte by byte), then
+`--config sft_quickstart` trains it on conversations that end with "Answer: 32". Both are asked 100 problems that were
+in neither, greedily, in the conversations' template. Writes results/sft.json and the loss curves to results/sft.png.
 """
 
 import argparse
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,9 @@ from jaxgpt.options.config import Sampling
 
 ROOT, RESULTS = Path(__file__).parents[2], Path(__file__).parents[1] / "results"
 TEMPLATE = chat_templates.built_in("chatml")
-BASE = (
-    *("--config", "quickstart", "--training.steps", "1200", "--training.evaluate-every", "200"),
-    *("--training.evaluation-batches", "20"),
-)
-STAGES = {
-    "sft": ("--training.steps", "200", "--training.evaluate-every", "50"),
-    "lora": ("--training.steps", "200", "--training.evaluate-every", "50", "--lora.rank", "8",
-             "--optimizer.learning-rate", "5e-3"),
-}  # fmt: skip
+BASE = ("--config", "quickstart", "--training.evaluate-every", "200", "--training.evaluation-batches", "20")
+TUNE = ("--config", "sft_quickstart", "--training.evaluate-every", "50")
+STEPS = (1200, 300)  # of the base model, and of fine-tuning
 
 
 def measure(run: Path, seed: int) -> dict[str, float]:
@@ -66,21 +60,21 @@ def run(*words: str) -> None:
     subprocess.run([sys.executable, str(ROOT / "run.py"), *words], check=True, stdout=subprocess.DEVNULL)
 
 
-def one(seed: int, folder: Path) -> list[dict[str, Any]]:
-    """All stages of one seed."""
+def one(seed: int, folder: Path, steps: Sequence[int]) -> list[dict[str, Any]]:
+    """Both stages of one seed."""
     data = folder / f"data_{seed}"
     data.mkdir()
     arithmetic.write(data, seed)
     chats = ["--tokenizer", "bytes", "--output", str(data / "sft")]
     run("prepare", "--chat", str(data / "sft.jsonl"), *chats)
     found = []
-    for stage, words in {"base": BASE, **STAGES}.items():
+    base = str(folder / f"base_{seed}")
+    stages = {
+        "base": (*BASE, "--data.text", str(data / "text.txt"), "--training.steps", str(steps[0])),
+        "sft": (*TUNE, "--init-from", base, "--data.text", str(data / "sft"), "--training.steps", str(steps[1])),
+    }
+    for stage, words in stages.items():
         name, started = f"{stage}_{seed}", time.perf_counter()
-        if stage == "base":
-            words = (*words, "--data.text", str(data / "text.txt"))
-        else:
-            base = str(folder / f"base_{seed}")
-            words = ("--config", "sft_quickstart", "--init-from", base, "--data.text", str(data / "sft"), *words)
         run(*words, "--run.folder", str(folder), "--run.name", name, "--training.seed", str(seed))
         lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
         curve = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
@@ -108,13 +102,15 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=1)
-    seeds = parser.parse_args().seeds
+    parser.add_argument("--steps", type=int, nargs=2, default=STEPS, help="of the base model, and of fine-tuning")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of what is written")
+    options = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
-    found = [stage for seed in range(seeds) for stage in one(seed, folder)]
+    found = [stage for seed in range(options.seeds) for stage in one(seed, folder, options.steps)]
     shutil.rmtree(folder)
     about = {"cpu": machine.cpu_name(), "versions": machine.versions("jax", "jaxlib", "numpy")}
-    (RESULTS / "sft.json").write_text(json.dumps({"stages": found} | about, indent=1) + "\n")
-    draw(found, RESULTS / "sft.png")
+    (options.output / "sft.json").write_text(json.dumps({"stages": found} | about, indent=1) + "\n")
+    draw(found, options.output / "sft.png")
     return 0
 
 

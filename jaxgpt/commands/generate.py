@@ -12,7 +12,9 @@ from typing import Annotated
 import tyro
 
 from jaxgpt import files
+from jaxgpt.commands import search
 from jaxgpt.commands.chat import chat
+from jaxgpt.commands.search import Search
 from jaxgpt.data import loader
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import printable, shown
@@ -21,6 +23,7 @@ from jaxgpt.interop import loading
 from jaxgpt.options import command_line, settings
 from jaxgpt.options.config import Sampling
 from jaxgpt.runs.checkpoints import Trained
+from jaxgpt.terminal import say
 
 LARGEST_PROMPTS = 1 << 21  # bytes of a file of prompts
 
@@ -47,6 +50,7 @@ class Generate:
     special: bool = False
     """Take special tokens that a prompt spells out, such as <|endoftext|>, for the tokens and not for characters."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
+    search: Annotated[Search, tyro.conf.arg(name="")] = field(default_factory=Search)
 
 
 def run(words: list[str]) -> int:
@@ -60,6 +64,9 @@ def run(words: list[str]) -> int:
     settings.check_number(options.seed, "", "seed")
     settings.check_number(options.seed + options.samples - 1, "", "seed")
     settings.check_sampling(options.sampling, "")
+    search.check(options.search, options.sampling)
+    if options.chat and options.search != Search():
+        raise UserError("--chat draws one free text after another: leave away what constrains or searches texts")
     prompts = [*options.prompt, *(prompts_in(Path(options.prompts)) if options.prompts else [])] or ["\n"]
     model = loading.load(options.run, devices=1)
     if options.chat:
@@ -79,14 +86,28 @@ def generate(model: Trained, prompts: Sequence[str], options: Generate) -> None:
         begun.append((prompt, tokens))
     heading = ", ".join(["prompt {0}"] * (len(prompts) > 1) + ["sample {1}"] * (options.samples > 1))
     titles, requests = [], []
+    constraint = search.constraint(options.search, model)
+    ends = batching.end_of_text(tokenizer) if constraint else frozenset()
     for number, (prompt, tokens) in enumerate(begun, start=1):
         for sample in range(options.samples):
             above = f"--- {heading.format(number, sample + 1)}\n" if heading else ""
             titles.append(above + printable(prompt))
-            requests.append(batching.Request(tokens, options.sampling, options.seed + sample))
-    for piece in _in_order(titles, batching.generate(model.params, requests, config.model, config.compute, tokenizer)):
+            requests.append(batching.Request(tokens, options.sampling, options.seed + sample, ends, constraint))
+    texts = [""] * len(requests)
+    for piece in _in_order(titles, _noted(texts, search.pieces(model, requests, options.search))):
         sys.stdout.write(piece)
         sys.stdout.flush()
+    if options.search.vote:
+        for number in range(len(begun)):
+            answer = search.votes(texts[number * options.samples :][: options.samples], options.search.vote)
+            say(f"--- {f'prompt {number + 1}, ' if len(begun) > 1 else ''}vote: {printable(answer)}")
+
+
+def _noted(texts: list[str], pieces: Iterator[batching.Piece]) -> Iterator[batching.Piece]:
+    """Yields the pieces, and adds each to its text."""
+    for piece in pieces:
+        texts[piece.number] += piece.text
+        yield piece
 
 
 def prompts_in(path: Path) -> list[str]:

@@ -7,8 +7,11 @@ import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxgpt import files
+from jaxgpt.data import chat_templates
+from jaxgpt.data.chat_templates import Template
 from jaxgpt.errors import Terminated, UserError, reason
 from jaxgpt.foreign_text import shown
 from jaxgpt.generation.batching import ContinuousBatch
@@ -24,7 +27,7 @@ LARGEST_KEY = 4096  # bytes
 
 @dataclass(frozen=True)
 class Serve:
-    """Answers requests as OpenAI's completions API does."""
+    """Answers requests as OpenAI's API does, and has a page to talk to the model."""
 
     run: str
     """The run's folder, such as runs/quickstart, or weights in another format, such as a Hugging Face folder."""
@@ -34,6 +37,9 @@ class Serve:
     """The port; 0 takes a free one."""
     name: str = ""
     """The model's name for clients; empty takes the name of the run's folder."""
+    template: str = ""
+    """How conversations are written for the model: chatml, llama3, mistral, or a file with a Jinja template; empty
+    takes the one that the model was trained with, and chatml where it was trained with none."""
     key_file: str = ""
     """A file with the API key that clients must send; without it, the environment's JAXGPT_API_KEY."""
     slots: int = 4
@@ -96,13 +102,14 @@ def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> 
     trained = loading.load(options.run, devices=1)
     tokenizer = trained.tokenizer
     model = only_known_tokens(trained.config.model, tokenizer)
+    template = _template(options.template, trained.about.get("template"))
     decoder = Decoder(trained.params, model, trained.config.compute, slots=options.slots, capacity=model.context)
     del trained
     name = options.name or Path(options.run).resolve().name
+    limits = api.Limits(model.context, min(options.max_tokens, model.context), options.texts)
     chosen = server.Options(
-        name=name,
-        vocabulary_size=model.vocabulary_size,
-        limits=api.Limits(model.context, min(options.max_tokens, model.context), options.texts),
+        served=api.Served(name, tokenizer, model.vocabulary_size, limits),
+        template=template,
         waiting=options.waiting,
         per_minute=options.per_minute,
         key=key,
@@ -116,12 +123,26 @@ def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> 
     most = connections.most_connections(options.connections)
     worker = Worker(ContinuousBatch(decoder, tokenizer))
     try:
-        answering = server.Server(worker, tokenizer, chosen)
+        answering = server.Server(worker, chosen)
         _tell(name, listening, key, most if most < options.connections else 0)
         connections.log_to_stderr()
         connections.Listener(answering.app(), most, answering.end).run(sockets=[listening])
     finally:
         worker.stop()
+
+
+def _template(named: str, trained: dict[str, Any] | None) -> Template:
+    """Returns the built-in template of this name, the Jinja template in a file, or the one that the model was trained
+    with. UserError where there is no such file.
+    """
+    if not named:
+        return chat_templates.from_state(trained) if trained else chat_templates.built_in("chatml")
+    if named in chat_templates.NAMES:
+        return chat_templates.built_in(named)
+    try:
+        return Template("jinja", files.read_text(Path(named), chat_templates.LARGEST_TEMPLATE))
+    except UserError as error:
+        raise UserError(f"--template {error}; {', '.join(chat_templates.NAMES)} are built in") from None
 
 
 def _tell(name: str, listening: socket.socket, key: str, connections: int) -> None:
@@ -131,7 +152,7 @@ def _tell(name: str, listening: socket.socket, key: str, connections: int) -> No
     say(f"serving   {shown(name)} at {address} ({'an API key is needed' if key else 'no API key'})", flush=True)
     if connections:
         say(f"limit     {connections} connections at once, by the limit of open files (ulimit -n)", flush=True)
-    say(f"try       curl {address}/models; Ctrl-C ends it", flush=True)
+    say(f"page      {address.removesuffix('v1')} to talk to it; Ctrl-C ends it", flush=True)
 
 
 def _key(options: Serve) -> str:

@@ -260,6 +260,8 @@ def _content(message: dict[str, Any]) -> str:
 
 def _call(call: dict[str, Any]) -> str:
     function = call.get("function", call)
+    if not isinstance(function, dict):
+        raise UserError(f"the function of a tool's call is {quoted(function)}, and no object")
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):  # OpenAI's form has them as JSON within a string
         try:

@@ -52,7 +52,8 @@ def tokens_of(path: Path | str, within: Path | None = None, *, marks: bool = Fal
     size that its header states, or a link leads out of `within`.
     """
     path = Path(path)
-    with files.open_file(path, within, holes=True) as file:  # it is mapped, and read where it is needed
+    # Tokens are mapped, and read where they are needed; marks are all read.
+    with files.open_file(path, within, holes=not marks) as file:
         try:
             header = file.read(HEADER_BYTES)
             form, count = _check(path, os.fstat(file.fileno()).st_size, header, marks)

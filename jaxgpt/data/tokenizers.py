@@ -64,6 +64,11 @@ class Tokenizer(ABC):
         """Names of the tokens that `encode` finds in a text only with `special`."""
         return ()
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of these tokens."""
+        return frozenset(number for name in self.special_names for number in self.encode(name, special=True).tolist())
+
     def encode_with_places(self, text: str, *, special: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns `encode`'s ids, and the characters of the text at which each token begins and ends, int64.
 

@@ -115,7 +115,7 @@ class JaxGPT(LM):
         prompt = tokenizer.begin(tokenizer.encode(context)[-room:] if room > 0 else np.empty(0, np.int32))
         if not len(prompt):
             prompt = np.array([multiple_choice.prefix(tokenizer)], np.int32)
-        return batching.Request(prompt, sampling, seed, until_end_of_text=True)
+        return batching.Request(prompt, sampling, seed, batching.end_of_text(tokenizer))
 
     def _scores(self, requests: list[ScoringRequest]) -> list[Score]:
         """Returns the requests' scores. UserError for a continuation that is longer than the context."""

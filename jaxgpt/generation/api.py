@@ -1,7 +1,8 @@
 """Requests to `/v1/completions`: a request's body is checked and becomes texts to draw.
 
-The parameters are OpenAI's (https://platform.openai.com/docs/api-reference/completions), and top_k, min_p and
-repetition_penalty besides. A parameter that would change the answer and isn't offered is refused, never ignored.
+The parameters are OpenAI's (https://platform.openai.com/docs/api-reference/completions), and top_k, min_p,
+repetition_penalty and response_format besides. A parameter that would change the answer and isn't offered is refused,
+never ignored. `chat_api.py` has those of `/v1/chat/completions`.
 """
 
 import functools
@@ -9,20 +10,24 @@ import itertools
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import parse_json, quoted, shown
-from jaxgpt.generation.batching import Request, prompt_tokens
+from jaxgpt.generation import constrained
+from jaxgpt.generation.answers import Answers, TextAnswers
+from jaxgpt.generation.batching import Request, end_of_text, prompt_tokens
+from jaxgpt.generation.constrained import Constraint
 from jaxgpt.options.command_line import nearest
 from jaxgpt.options.config import Sampling
 
 MOST_STOP_TEXTS = 4
+MOST_LOGPROBS = 5  # of /v1/completions
 MOST_STOP_CHARACTERS = 256
 MOST_PARTS = 1000  # names and values of a body, beside the tokens of its prompts
 LONGEST_NAME = 60  # characters of what isn't known that are shown
@@ -30,13 +35,14 @@ LEAST_SEED, MOST_SEED = -(2**63), 2**63 - 1
 ANY_SEED = -1  # the same as no seed
 # Parameters that are known and not offered, with the values that they may have: those change nothing.
 NOT_OFFERED: dict[str, tuple[Any, ...]] = {
-    "best_of": (None, 1),  # and the value of `n`
     "frequency_penalty": (None, 0),
     "logit_bias": (None, {}),
-    "logprobs": (None,),
     "presence_penalty": (None, 0),
     "suffix": (None, ""),
 }
+
+
+Made = TypeVar("Made")
 
 
 class ApiError(Exception):
@@ -69,6 +75,56 @@ class Limits:
     texts: int
 
 
+@dataclass(frozen=True)
+class Served:
+    """The model that requests are for."""
+
+    name: str
+    tokenizer: Tokenizer
+    vocabulary_size: int
+    limits: Limits
+
+    def constraint(self, wanted: Any, ends: frozenset[int]) -> Constraint | None:
+        """Returns what a `response_format` asks for; None where it is any text. ApiError where it can't be promised.
+
+        Beside OpenAI's types there are {"type": "regex", "regex": ...} and {"type": "grammar", "grammar": ...}.
+        """
+        take = Taker(wanted or {})
+        kind = take("type", str, "text")
+        if kind == "text":
+            return None
+        vocabulary = self.vocabulary(ends)
+        make: Callable[[Any], Constraint]
+        given: Any
+        match kind:
+            case "json_object":
+                make, given = vocabulary.json_schema, {"type": "object"}
+            case "json_schema":
+                make, given = vocabulary.json_schema, Taker(take("json_schema", dict, {}))("schema", dict, None)
+            case "regex":
+                make, given = vocabulary.regex, take("regex", str, None)
+            case "grammar":
+                make, given = vocabulary.lark, take("grammar", str, None)
+            case _:
+                known = "text, json_object, json_schema, regex or grammar"
+                raise ApiError(400, f"response_format has type {quoted(kind)}: take {known}", param="response_format")
+        if given is None:
+            raise ApiError(400, f"response_format says no {kind.removeprefix('json_')}", param="response_format")
+        return promised("response_format", lambda: make(given))
+
+    def vocabulary(self, ends: frozenset[int]) -> constrained.Vocabulary:
+        key = tuple(sorted(ends))
+        return promised("response_format", lambda: constrained.vocabulary(self.tokenizer, self.vocabulary_size, key))
+
+
+def promised(param: str, make: Callable[[], Made]) -> Made:
+    """Returns what is made. ApiError in the place of its UserError."""
+    try:
+        return make()
+    except UserError as error:
+        raise ApiError(400, f"{param}: {error}", param=param) from None
+
+
 # A JSON text's strings, numbers and words, and what opens a list or an object.
 _PARTS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|$)|[\[{]|[^\s",:\[\]{}]++', re.DOTALL)
 
@@ -88,70 +144,77 @@ def read(body: bytes, limits: Limits) -> Any:
 
 
 @dataclass(frozen=True)
-class Completion:
-    """One request's texts, `n` for each prompt in turn, and how they are to be sent."""
+class Asked:
+    """One request's texts, and how they are to be sent.
+
+    Attributes:
+        requests: `n` for each prompt in turn, or `best_of`, of which only the likeliest are sent.
+        answers: What puts them in OpenAI's form.
+        prompt_tokens: The number of all prompts' tokens, each prompt's counted once.
+        n: How many are sent for each prompt.
+        best_of: How many are drawn for each prompt.
+    """
 
     requests: Sequence[Request]
-    prompts: Sequence[str]  # what to repeat before each text: empty without `echo`
-    prompt_tokens: int  # of all prompts, each counted once
+    answers: Answers
+    prompt_tokens: int
     stream: bool
     include_usage: bool
+    n: int
+    best_of: int
 
 
-def completion(body: Any, name: str, tokenizer: Tokenizer, vocabulary_size: int, limits: Limits) -> Completion:
-    """Returns what a JSON body asks of the model called `name`. ApiError where it can't be answered."""
-    if not isinstance(body, dict):
-        raise ApiError(400, "the body must be a JSON object")
-    take = _Taker(body)
+def check_model(take: "Taker", served: Served) -> None:
+    """Raises an ApiError where the request is for another model."""
     model = take("model", str, None)
     if model is None:
         raise ApiError(400, "model is missing", param="model")
-    if model != name:
-        said = f"there is no model {quoted(model)}: it is {quoted(name)}"
+    if model != served.name:
+        said = f"there is no model {quoted(model)}: it is {quoted(served.name)}"
         raise ApiError(404, said, param="model", code="model_not_found")
+
+
+def completion(body: Any, served: Served) -> Asked:
+    """Returns what a JSON body asks of the model. ApiError where it can't be answered."""
+    if not isinstance(body, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    take, tokenizer, limits = Taker(body), served.tokenizer, served.limits
+    check_model(take, served)
     max_tokens = take.number("max_tokens", int, min(16, limits.max_tokens), 0, limits.max_tokens)
     values = _prompt_values(take("prompt", (str, list), ""))
+    stream, echo = take("stream", bool, False), take("echo", bool, False)
     n = take.number("n", int, 1, 1, limits.texts)
-    if n * len(values) > limits.texts:
-        many = f"{n} texts for each of {len(values)} prompts are more than {limits.texts} at once"
+    best_of = take.number("best_of", int, n, n, n if stream else limits.texts)
+    if best_of * len(values) > limits.texts:
+        many = f"{best_of} texts for each of {len(values)} prompts are more than {limits.texts} at once"
         raise ApiError(400, many, param="n" if len(values) <= limits.texts else "prompt")
     special = take("allow_special", bool, False)
-    prompts = [_tokens(value, tokenizer, vocabulary_size, special, limits.context - max_tokens) for value in values]
-    sampling = _sampling(take, max_tokens)
-    seed = take.number("seed", int, ANY_SEED, LEAST_SEED, MOST_SEED)
-    first = secrets.randbits(63) if seed == ANY_SEED else seed
-    stream, echo = take("stream", bool, False), take("echo", bool, False)
-    include_usage = _Taker(take("stream_options", dict, {}))("include_usage", bool, False)
-    take("user", str, "")
-    for key, allowed in NOT_OFFERED.items():
-        value = take(key, object, None)
-        if isinstance(value, bool) or (value not in allowed and (key, value) != ("best_of", n)):
-            raise ApiError(400, f"{key} is not offered: leave it away", param=key, code="unsupported_parameter")
+    most = limits.context - max_tokens
+    prompts = [_tokens(value, tokenizer, served.vocabulary_size, special, most) for value in values]
+    logprobs = take.number("logprobs", int, -1, -1 if body.get("logprobs") is None else 0, MOST_LOGPROBS)
+    if echo and logprobs >= 0:
+        raise ApiError(400, "logprobs of an echoed prompt are not offered: leave echo away", param="logprobs")
+    sampling, first = take.sampling(max_tokens), take.seed()
+    ends = end_of_text(tokenizer)
+    constraint = served.constraint(take("response_format", dict, None), ends)
+    include_usage = take.include_usage()
     take.refuse_others()
+    scored = logprobs >= 0 or best_of > n
     requests = [
-        Request(tokens, sampling, first + number, until_end_of_text=True) for tokens in prompts for number in range(n)
+        Request(tokens, sampling, first + number, ends, constraint, scored)
+        for tokens in prompts
+        for number in range(best_of)
     ]
     repeated = [
         tokenizer.prompt_text(tokens) if echo and len(value) else ""
         for value, tokens in zip(values, prompts, strict=True)
         for _ in range(n)
     ]
-    return Completion(requests, repeated, sum(map(len, prompts)), stream, include_usage)
+    answers = TextAnswers(tokenizer, repeated, logprobs)
+    return Asked(requests, answers, sum(map(len, prompts)), stream, include_usage, n, best_of)
 
 
-def _sampling(take: "_Taker", tokens: int) -> Sampling:
-    return Sampling(
-        tokens=tokens,
-        temperature=float(take.number("temperature", float, 1.0, 0, 2)),
-        top_k=take.number("top_k", int, 0, 0, 2**31 - 1),
-        top_p=float(take.number("top_p", float, 1.0, 0, 1)),
-        min_p=float(take.number("min_p", float, 0.0, 0, 1)),
-        repetition_penalty=float(take.number("repetition_penalty", float, 1.0, 0.01, 100)),
-        stop=_stop(take("stop", (str, list), [])),
-    )
-
-
-class _Taker:
+class Taker:
     """Takes parameters out of a body, each with its type checked."""
 
     def __init__(self, body: dict[str, Any]):
@@ -173,7 +236,32 @@ class _Taker:
             raise ApiError(400, f"{key} is {quoted(value)}, and must be from {least} to {most}", param=key)
         return value
 
+    def sampling(self, tokens: int) -> Sampling:
+        return Sampling(
+            tokens=tokens,
+            temperature=float(self.number("temperature", float, 1.0, 0, 2)),
+            top_k=self.number("top_k", int, 0, 0, 2**31 - 1),
+            top_p=float(self.number("top_p", float, 1.0, 0, 1)),
+            min_p=float(self.number("min_p", float, 0.0, 0, 1)),
+            repetition_penalty=float(self.number("repetition_penalty", float, 1.0, 0.01, 100)),
+            stop=_stop(self("stop", (str, list), [])),
+        )
+
+    def seed(self) -> int:
+        """Returns the first text's seed: one at random where none is named."""
+        seed = self.number("seed", int, ANY_SEED, LEAST_SEED, MOST_SEED)
+        return secrets.randbits(63) if seed == ANY_SEED else seed
+
+    def include_usage(self) -> bool:
+        return Taker(self("stream_options", dict, {}))("include_usage", bool, False)
+
     def refuse_others(self) -> None:
+        """Raises an ApiError where there is a parameter that wasn't taken, and isn't one that changes nothing."""
+        self("user", str, "")
+        for key, allowed in NOT_OFFERED.items():
+            value = self(key, object, None)
+            if isinstance(value, bool) or value not in allowed:
+                raise ApiError(400, f"{key} is not offered: leave it away", param=key, code="unsupported_parameter")
         for key in self._body:
             name = shown(key, LONGEST_NAME)
             near = nearest(key, self._known) if len(key) <= LONGEST_NAME else "."

@@ -8,6 +8,10 @@ A text that has filled the model's context forgets its older half: the newer hal
 goes on from there. So each token is drawn from at least half a context of text (if there is as much), and forgetting
 costs one prefill in half a context of tokens. Where positions are not learned, there is one for any place: then a text
 goes on beyond the context, and forgets only what it has no room for in its cache.
+
+What a constrained text may go on with is known on the host alone, and only when its last token is. So it gets one token
+from a call. Where a token takes long beside what a call costs, the texts beside it share its calls. Otherwise they have
+theirs, of many tokens, and the constrained ones have as much time.
 """
 
 import dataclasses
@@ -22,7 +26,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from jaxgpt.generation.sampling import SamplingSettings, draw, settings
+from jaxgpt.generation.constrained import Constraint
+from jaxgpt.generation.sampling import MOST_RUNNERS_UP, SamplingSettings, Scores, draw, no_scores, score, settings
 from jaxgpt.models import family
 from jaxgpt.models.attend import Cache
 from jaxgpt.models.blocks import Context, Params, are_stacked, arrange, cast
@@ -32,6 +37,7 @@ from jaxgpt.options.config import Compute, Model, Sampling
 MOST_AT_ONCE = 32  # tokens of a text from one call of `decode`
 SHORTEST = 16  # prompts are padded to powers of two from here on
 BURST_SECONDS = 0.05  # what a call of `decode` may take, so that text comes as a stream
+APART = 8  # tokens in that time from which on a call for each costs more than calls of their own for constrained texts
 
 
 class Slot(NamedTuple):
@@ -53,14 +59,17 @@ def _prefill(
     length: Int[Array, ""],
     drawn: Int[Array, ""],
     seen: Bool[Array, " V"],
+    allowed: Bool[Array, "1 V"] | None,
+    scored: Bool[Array, ""],
     *,
     model: Model,
     compute: Compute,
-) -> tuple[Slot, Int[Array, ""]]:
+) -> tuple[Slot, Int[Array, ""], Scores]:
     """Runs the first `length` of a prompt's tokens, and draws the token after them."""
     logits, cache = prefill(family(model), params, cache, tokens, length, Context(model, compute))
-    token = draw(logits, options, drawn[None], seen[None])[0]
-    return Slot(cache, token, length, drawn + 1, seen.at[token].set(True)), token
+    token = draw(logits, options, drawn[None], seen[None], allowed)
+    scores = score(logits, token, scored)
+    return Slot(cache, token[0], length, drawn + 1, seen.at[token[0]].set(True)), token[0], scores
 
 
 @functools.partial(jax.jit, static_argnames=("model", "compute"), donate_argnames="slots")
@@ -69,24 +78,37 @@ def _decode(
     slots: tuple[Slot, ...],
     options: SamplingSettings,
     count: Int[Array, ""],
+    allowed: Bool[Array, "B V"] | None,
+    scored: Bool[Array, ""],
     *,
     model: Model,
     compute: Compute,
-) -> tuple[tuple[Slot, ...], Int[Array, "B N"]]:
-    """Draws `count` further tokens of each text, at most MOST_AT_ONCE = N; columns behind them mean nothing."""
+) -> tuple[tuple[Slot, ...], tuple[Int[Array, "N B"], Scores]]:
+    """Draws `count` further tokens of each text, at most MOST_AT_ONCE = N; rows behind them mean nothing."""
     rows = jnp.arange(len(slots))
     last, length, drawn, seen = (jnp.stack(column) for column in list(zip(*slots, strict=True))[1:])
 
     def step(i: Array, carry: tuple) -> tuple:
         caches, last, seen, out = carry
         logits, caches = decode(family(model), params, caches, last, length + i, Context(model, compute))
-        tokens = draw(logits, options, drawn + i, seen)
-        return caches, tokens, seen.at[rows, tokens].set(True), lax.dynamic_update_slice(out, tokens[:, None], (0, i))
+        tokens = draw(logits, options, drawn + i, seen, allowed)
+        new = tokens, score(logits, tokens, scored)
+        out = jax.tree.map(lambda all, one: lax.dynamic_update_index_in_dim(all, one, i, 0), out, new)
+        return caches, tokens, seen.at[rows, tokens].set(True), out
 
-    out = jnp.zeros((len(slots), MOST_AT_ONCE), jnp.int32)
+    B = len(slots)
+    most = min(MOST_RUNNERS_UP, model.vocabulary_size)
+    out = jnp.zeros((MOST_AT_ONCE, B), jnp.int32), no_scores(MOST_AT_ONCE, B, most)
     caches, last, seen, out = lax.fori_loop(0, count, step, (tuple(slot.cache for slot in slots), last, seen, out))
     columns = zip(caches, last, length + count, drawn + count, seen, strict=True)
     return tuple(Slot(*column) for column in columns), out
+
+
+class TokenScore(NamedTuple):
+    """Log-probability of a drawn token, and of the tokens that the model held the likeliest at its place."""
+
+    log_probability: float
+    likeliest: list[tuple[int, float]]
 
 
 @dataclasses.dataclass
@@ -96,7 +118,19 @@ class _Text:
     tokens: list[int]
     prompt: int  # how many of them were not drawn
     options: tuple[Sampling, int]
+    constraint: Constraint | None
+    scores: list[TokenScore] | None  # of the drawn ones, where they are wanted
     in_cache: int = 0
+
+    def take(self, tokens: list[int], scores: Scores) -> None:
+        """Adds drawn tokens, and their scores, (N,) and (N, R)."""
+        self.tokens += tokens
+        if self.constraint:
+            for token in tokens:
+                self.constraint.take(token)
+        if self.scores is not None:
+            for drawn, likeliest, theirs in zip(*(np.asarray(part).tolist() for part in scores), strict=True):
+                self.scores.append(TokenScore(drawn, list(zip(likeliest, theirs, strict=True))))
 
 
 NOTHING = (Sampling(temperature=0.0), 0)  # the options of a slot without a text
@@ -130,10 +164,29 @@ class Decoder:
         """Returns the slots without a text."""
         return [slot for slot, text in enumerate(self._texts) if text is None]
 
-    def start(self, slot: int, prompt: Sequence[int] | np.ndarray, sampling: Sampling, seed: int) -> int:
-        """Puts a text into a free slot, and returns its first token. The prompt has at least one token."""
-        self._texts[slot] = _Text(list(map(int, prompt)), len(prompt), (sampling, seed))
+    def start(
+        self,
+        slot: int,
+        prompt: Sequence[int] | np.ndarray,
+        sampling: Sampling,
+        seed: int,
+        *,
+        constraint: Constraint | None = None,
+        scored: bool = False,
+    ) -> int:
+        """Puts a text into a free slot, and returns its first token. The prompt has at least one token.
+
+        With a constraint only tokens that it allows are drawn, until it has ended: then the slot has to be stopped.
+        Where it has an error, the last token means nothing. With `scored` there are `scores`.
+        """
+        tokens = list(map(int, prompt))
+        self._texts[slot] = _Text(tokens, len(tokens), (sampling, seed), constraint, [] if scored else None)
         return self._run_prompt(slot, min(len(prompt), self.capacity))
+
+    def scores(self, slot: int) -> list[TokenScore]:
+        """Returns the scores of all tokens that were drawn of the slot's text; empty where they weren't wanted."""
+        text = self._texts[slot]
+        return text.scores or [] if text else []
 
     def stop(self, slot: int) -> None:
         """Frees a slot."""
@@ -143,17 +196,33 @@ class Decoder:
         """Draws some further tokens of each text, at least one and at most `most`; returns them by slot."""
         running = {slot: text for slot, text in enumerate(self._texts) if text is not None}
         full = [slot for slot, text in running.items() if text.in_cache == self.capacity]
-        forgetful = {slot: [self._run_prompt(slot, max(1, self.capacity // 2))] for slot in full}
+        drawn = {slot: [self._run_prompt(slot, max(1, self.capacity // 2))] for slot in full}
         others = [slot for slot in running if slot not in full]
-        if not others:
-            return forgetful
+        bound = [slot for slot in others if running[slot].constraint]
+        shared = bool(bound) and (bool(full) or self._burst < APART or len(bound) == len(others))
+        free = others if shared else [slot for slot in others if slot not in bound]
+        if not free:
+            return drawn
         room = min(self.capacity - running[slot].in_cache for slot in others)
-        count = 1 if full else min(most, room, self._burst, MOST_AT_ONCE)
+        count = 1 if full or shared else min(most, room, self._burst, MOST_AT_ONCE)
         started = time.perf_counter()
-        drawn = self._decode(others, count)
-        seconds = (time.perf_counter() - started) / count
-        self._burst = max(1, min(2 * self._burst, int(BURST_SECONDS / seconds)))
-        return forgetful | drawn
+        drawn |= self._decode(free, count)
+        seconds = time.perf_counter() - started
+        self._burst = max(1, min(2 * self._burst, int(BURST_SECONDS * count / seconds)))
+        return drawn if shared else drawn | self._decode_bound(bound, count, time.perf_counter() + seconds)
+
+    def _decode_bound(self, slots: list[int], count: int, until: float) -> dict[int, list[int]]:
+        """Draws one to `count` tokens of constrained texts, until one has ended or it is so late."""
+        drawn: dict[int, list[int]] = {slot: [] for slot in slots}
+        texts = [self._texts[slot] for slot in slots]
+        for number in range(count if slots else 0):
+            if number and (
+                time.perf_counter() > until or any(t and t.constraint and t.constraint.ended for t in texts)
+            ):
+                break
+            for slot, tokens in self._decode(slots, 1).items():
+                drawn[slot] += tokens
+        return drawn
 
     def _decode(self, slots: list[int], count: int) -> dict[int, list[int]]:
         """Draws `count` tokens of the texts in these slots; returns them by slot.
@@ -163,17 +232,35 @@ class Decoder:
         number = min(power_of_two(len(slots)), len(self._slots))
         rows = [*slots, *self.free()][:number]
         texts = [self._texts[slot] for slot in rows]
-        options = settings([NOTHING if text is None else text.options for text in texts])
-        slots_of = tuple(self._slots[slot] for slot in rows)
-        changed, out = _decode(self._params, slots_of, options, np.int32(count), model=self.model, compute=self.compute)
+        changed, (out, scores) = _decode(
+            self._params,
+            tuple(self._slots[slot] for slot in rows),
+            settings([NOTHING if text is None else text.options for text in texts]),
+            np.int32(count),
+            self._allowed(texts),
+            np.bool_(any(text is not None and text.scores is not None for text in texts)),
+            model=self.model,
+            compute=self.compute,
+        )
         for slot, new in zip(rows, changed, strict=True):
             self._slots[slot] = new
-        drawn = np.asarray(out)[:, :count].tolist()
-        for text, tokens in zip(texts, drawn, strict=True):
+        drawn = np.asarray(out)[:count].T.tolist()
+        scores = jax.tree.map(lambda part: np.asarray(part)[:count], scores)
+        for row, (text, tokens) in enumerate(zip(texts, drawn, strict=True)):
             if text is not None:
-                text.tokens += tokens
+                text.take(tokens, Scores(*(part[:, row] for part in scores)))
                 text.in_cache += count
         return dict(zip(slots, drawn, strict=False))
+
+    def _allowed(self, texts: Sequence[_Text | None]) -> np.ndarray | None:
+        """Returns the tokens that each text may go on with, as `draw` takes them; None where no text is constrained."""
+        if not any(text and text.constraint for text in texts):
+            return None
+        allowed = np.ones((len(texts), self.model.vocabulary_size), bool)
+        for row, text in zip(allowed, texts, strict=True):
+            if text and text.constraint:
+                row[:] = text.constraint.mask()
+        return allowed
 
     def _run_prompt(self, slot: int, kept: int) -> int:
         """Runs the last `kept` tokens of the slot's text as its prompt, and returns the token that is drawn then."""
@@ -183,7 +270,7 @@ class Decoder:
         padded[0, :kept] = text.tokens[-kept:]
         seen = np.zeros(self.model.vocabulary_size, bool)
         seen[[token for token in text.tokens if token < len(seen)]] = True
-        self._slots[slot], token = _prefill(
+        self._slots[slot], token, scores = _prefill(
             self._params,
             self._slots[slot].cache,
             settings([text.options]),
@@ -191,10 +278,12 @@ class Decoder:
             np.int32(kept),
             np.int32(len(text.tokens) - text.prompt),
             seen,
+            self._allowed([text]),
+            np.bool_(text.scores is not None),
             model=self.model,
             compute=self.compute,
         )
-        text.tokens.append(int(token))
+        text.take([int(token)], scores)
         text.in_cache = kept
         return text.tokens[-1]
 

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.options.config import Model, Sampling
 
+MOST_RUNNERS_UP = 20  # likeliest tokens of which a text's scores tell the log-probability
 LEAST_TEMPERATURE = 1e-30  # below it the likeliest token is taken
 LEAST_TOP_P = 1e-6
 
@@ -39,6 +40,14 @@ class SamplingSettings(NamedTuple):
     top_p: Float[Array, " B"]
     min_p: Float[Array, " B"]
     repetition_penalty: Float[Array, " B"]
+
+
+class Scores(NamedTuple):
+    """Log-probabilities by the model alone: before the temperature, the penalty, and what a constraint forbids."""
+
+    drawn: Float[Array, " B"]
+    likeliest: Int[Array, "B R"]  # the R likeliest tokens, in this order
+    theirs: Float[Array, "B R"]
 
 
 def settings(options: Sequence[tuple[Sampling, int]]) -> SamplingSettings:
@@ -61,11 +70,20 @@ def only_known_tokens(model: Model, tokenizer: Tokenizer) -> Model:
 
 
 def draw(
-    logits: Float[Array, "B V"], settings: SamplingSettings, places: Int[Array, " B"], seen: Bool[Array, "B V"]
+    logits: Float[Array, "B V"],
+    settings: SamplingSettings,
+    places: Int[Array, " B"],
+    seen: Bool[Array, "B V"],
+    allowed: Bool[Array, "B V"] | None = None,
 ) -> Int[Array, " B"]:
-    """Draws a token for each text, before which `places` tokens were drawn, and in which the tokens `seen` occur."""
+    """Draws a token for each text, before which `places` tokens were drawn, and in which the tokens `seen` occur.
+
+    With `allowed` only those tokens.
+    """
     temperature, penalty = settings.temperature[:, None], settings.repetition_penalty[:, None]
     logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if allowed is not None:
+        logits = jnp.where(allowed, logits, -jnp.inf)
     likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     def at_random() -> Int[Array, " B"]:
@@ -83,6 +101,23 @@ def draw(
         return jnp.where(settings.temperature > 0, drawn, likeliest)
 
     return lax.cond(jnp.any(settings.temperature > 0), at_random, lambda: likeliest)
+
+
+def score(logits: Float[Array, "B V"], tokens: Int[Array, " B"], wanted: Bool[Array, ""]) -> Scores:
+    """Returns the scores of drawn tokens; zeros where they aren't wanted, since a vocabulary takes long to sort."""
+    most = min(MOST_RUNNERS_UP, logits.shape[1])
+
+    def scores() -> Scores:
+        found = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+        theirs, likeliest = lax.top_k(found, most)
+        return Scores(jnp.take_along_axis(found, tokens[:, None], 1)[:, 0], likeliest.astype(jnp.int32), theirs)
+
+    return lax.cond(wanted, scores, lambda: no_scores(len(logits), most))
+
+
+def no_scores(*shape: int) -> Scores:
+    """Returns zeros in the place of scores, of a shape (..., R)."""
+    return Scores(jnp.zeros(shape[:-1]), jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
 
 
 def _smallest_kept(scaled: Float[Array, "B V"], settings: SamplingSettings) -> Float[Array, " B"]:

@@ -1,12 +1,14 @@
-"""`run.py serve`: a run's model behind OpenAI's completions API.
+"""`run.py serve`: a run's model behind OpenAI's API, and a page to talk to it.
 
-POST /v1/completions     text, or with "stream" server-sent events
-GET  /v1/models          the one model
-GET  /health             whether texts can be drawn; needs no key
+POST /v1/chat/completions    the next message of a conversation, or with "stream" server-sent events
+POST /v1/completions         text, likewise
+GET  /v1/models              the one model
+GET  /health                 whether texts can be drawn; needs no key
+GET  /                       the page; needs no key itself, and asks for one
 
 Texts of all requests are drawn side by side in the slots of one cache, as they become free. The event loop only reads
-and writes; one thread makes tokens of what is asked for (`api.py`), another draws (`worker.py`). Needs the extra
-`serve` (starlette and uvicorn).
+and writes; one thread makes tokens of what is asked for (`api.py`, `chat_api.py`), another draws (`worker.py`). Needs
+the extra `serve` (starlette, uvicorn and llguidance).
 """
 
 import asyncio
@@ -14,7 +16,7 @@ import hashlib
 import hmac
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +28,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.data.chat_templates import Template
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.generation import api
-from jaxgpt.generation.api import ApiError, Completion
+from jaxgpt.generation import api, page
+from jaxgpt.generation.api import ApiError, Asked
+from jaxgpt.generation.chat_api import chat_completion
+from jaxgpt.generation.choosing import Whole, best
 from jaxgpt.generation.gate import Gate, Rate, client_name
 from jaxgpt.generation.worker import Drawing, Worker
 
@@ -41,9 +45,8 @@ SHORT_BODY = 1 << 14
 class Options:
     """Options of the server."""
 
-    name: str  # the model's
-    vocabulary_size: int
-    limits: api.Limits
+    served: api.Served
+    template: Template
     waiting: int  # texts that may be asked for and not have ended
     per_minute: int  # requests of one client; 0 for no limit
     key: str  # clients must send it; empty for none
@@ -54,8 +57,8 @@ class Options:
 class Server:
     """The handlers of the routes."""
 
-    def __init__(self, worker: Worker, tokenizer: Tokenizer, options: Options):
-        self._worker, self._tokenizer, self._options = worker, tokenizer, options
+    def __init__(self, worker: Worker, options: Options):
+        self._worker, self._options, self._name = worker, options, options.served.name
         self._rate, self._wrong_keys = Rate(options.per_minute, "requests"), Rate(options.wrong_keys, "wrong API keys")
         # Long requests may take a while to become tokens, in which health is answered, and short ones are read.
         self._short, self._long = ThreadPoolExecutor(1, "short requests"), ThreadPoolExecutor(1, "long requests")
@@ -68,6 +71,8 @@ class Server:
                 Route("/v1/models", self.models),
                 Route("/v1/models/{name:path}", self.models),
                 Route("/v1/completions", self.completions, methods=["POST"]),
+                Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
+                Route("/", self.page),
             ],
             exception_handlers=HANDLERS,
         )
@@ -85,41 +90,47 @@ class Server:
 
     async def models(self, request: Request) -> Response:
         self._check_key(request)
-        model = {"id": self._options.name, "object": "model", "created": self._started, "owned_by": "jaxgpt"}
+        model = {"id": self._name, "object": "model", "created": self._started, "owned_by": "jaxgpt"}
         name = request.path_params.get("name")
         if name is None:
             return _Json({"object": "list", "data": [model]})
-        if name != self._options.name:
+        if name != self._name:
             raise ApiError(404, f"there is no model {quoted(name)}", param="model", code="model_not_found")
         return _Json(model)
 
+    async def page(self, request: Request) -> Response:
+        return Response(page.content(), media_type="text/html", headers=page.headers())
+
     async def completions(self, request: Request) -> Response:
+        return await self._answer(request, lambda body: api.completion(body, self._options.served))
+
+    async def chat_completions(self, request: Request) -> Response:
+        options = self._options
+        return await self._answer(request, lambda body: chat_completion(body, options.served, options.template))
+
+    async def _answer(self, request: Request, read: Callable[[Any], Asked]) -> Response:
         self._check_key(request)
         client, now = _client(request), time.monotonic()
         self._rate.check(client, now)
         self._rate.count(client, now)
-        options = self._options
         body = await _body(request)
         asked = await asyncio.get_running_loop().run_in_executor(
-            self._short if len(body) <= SHORT_BODY else self._long, self._asked, body
+            self._short if len(body) <= SHORT_BODY else self._long,
+            lambda: read(api.read(body, self._options.served.limits)),
         )
         if self._worker.failed:
             raise ApiError(500, "the model failed; the server's log says why")
-        if self._worker.waiting + len(asked.requests) > options.waiting:
+        if self._worker.waiting + len(asked.requests) > self._options.waiting:
             message = "too many texts are waiting: try again later"
             raise ApiError(429, message, code="rate_limit_exceeded", retry_after=1)
-        answer = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time())}
-        answer["model"] = options.name
+        answers = asked.answers
+        answer = {"id": f"{answers.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": self._name}
+        answer["object"] = answers.chunk_kind if asked.stream else answers.whole_kind
         drawing = Drawing(self._worker, asked.requests)
         if asked.stream:
             return _Events(drawing, _stream(drawing, asked, answer))
         with drawing:
             return _Json(await _whole(drawing, asked, answer, request))
-
-    def _asked(self, body: bytes) -> Completion:
-        options = self._options
-        value = api.read(body, options.limits)
-        return api.completion(value, options.name, self._tokenizer, options.vocabulary_size, options.limits)
 
     def _check_key(self, request: Request) -> None:
         if not self._options.key:
@@ -134,25 +145,29 @@ class Server:
         raise ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
 
 
-async def _whole(drawing: Drawing, asked: Completion, answer: dict[str, Any], request: Request) -> dict[str, Any]:
-    said, tokens, ends = list(asked.prompts), [0] * len(asked.requests), [""] * len(asked.requests)
+async def _whole(drawing: Drawing, asked: Asked, answer: dict[str, Any], request: Request) -> dict[str, Any]:
+    texts = [Whole() for _ in asked.requests]
     async for number, event in drawing.events(request.is_disconnected):
-        said[number] += event.piece
-        tokens[number], ends[number] = event.tokens, event.ended
-    choices = [_choice(number, text, end) for number, (text, end) in enumerate(zip(said, ends, strict=True))]
-    return answer | {"choices": choices, "usage": _usage(asked, sum(tokens))}
+        texts[number].add(event.piece, event.tokens, event.ended, event.scored)
+    chosen = [
+        text
+        for start in range(0, len(texts), asked.best_of)
+        for text in best(texts[start : start + asked.best_of], asked.n)
+    ]
+    choices = [asked.answers.whole(number, text.text, text.scored, text.ended) for number, text in enumerate(chosen)]
+    return answer | {"choices": choices, "usage": _usage(asked, sum(text.tokens for text in texts))}
 
 
-async def _stream(drawing: Drawing, asked: Completion, answer: dict[str, Any]) -> AsyncIterator[bytes]:
+async def _stream(drawing: Drawing, asked: Asked, answer: dict[str, Any]) -> AsyncIterator[bytes]:
     tokens = [0] * len(asked.requests)
-    for number, prompt in enumerate(asked.prompts):
-        if prompt:
-            yield _data(answer | {"choices": [_choice(number, prompt, "")]})
+    for number in range(len(asked.requests)):
+        if choice := asked.answers.begin(number):
+            yield _data(answer | {"choices": [choice]})
     try:
         async for number, event in drawing.events():
             tokens[number] = event.tokens
-            if event.piece or event.ended:
-                yield _data(answer | {"choices": [_choice(number, event.piece, event.ended)]})
+            if choice := asked.answers.piece(number, event.piece, event.scored, event.ended):
+                yield _data(answer | {"choices": [choice]})
     except ApiError as error:  # the answer has begun, so its status can't say so
         yield _data(error.body())
         return
@@ -205,11 +220,7 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
-def _choice(number: int, text: str, ended: str) -> dict[str, Any]:
-    return {"text": text, "index": number, "logprobs": None, "finish_reason": ended or None}
-
-
-def _usage(asked: Completion, tokens: int) -> dict[str, int]:
+def _usage(asked: Asked, tokens: int) -> dict[str, int]:
     total = asked.prompt_tokens + tokens
     return {"prompt_tokens": asked.prompt_tokens, "completion_tokens": tokens, "total_tokens": total}
 

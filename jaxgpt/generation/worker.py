@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from jaxgpt.generation.api import ApiError
-from jaxgpt.generation.batching import ContinuousBatch, Request, Text
+from jaxgpt.generation.batching import ContinuousBatch, Request, ScoredToken, Text
 from jaxgpt.terminal import say
 
 LOOK_SECONDS = 0.5  # between looks whether a client that waits for its whole answer is still there
@@ -19,6 +19,8 @@ class Event(NamedTuple):
     piece: str
     tokens: int  # drawn so far
     ended: str  # "stop" or "length" with the last piece, "failed" where there will be no more, else ""
+    scored: Sequence[ScoredToken] = ()  # the piece's tokens, where their log-probabilities are wanted
+    error: str = ""  # why this text alone failed
 
 
 Listener = Callable[[Event], object]  # called in the worker's thread; each text has one of its own
@@ -62,7 +64,7 @@ class Worker:
                     listener = self._listeners[text]
                     if text.ended:
                         del self._listeners[text]
-                    listener(Event(piece, len(text.tokens), text.ended))
+                    listener(Event(piece, len(text.tokens), text.ended, text.scored, text.error))
         except Exception:  # memory that ran out, most likely: the server says so to everybody who waits
             say(traceback.format_exc(), error=True)
             self.failed = True
@@ -136,6 +138,8 @@ class Drawing(contextlib.AbstractContextManager):
             if isinstance(found, ApiError):
                 raise found
             number, event = found
+            if event.error:
+                raise ApiError(400, event.error, code="constraint_failed")
             if event.ended == "failed":
                 raise ApiError(500, "the model failed; the server's log says why")
             if event.ended:

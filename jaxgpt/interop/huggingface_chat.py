@@ -40,8 +40,8 @@ def template_of(folder: Path, file: Path | None = None) -> Template | None:
     else:
         source = config.get("chat_template")
     if isinstance(source, list):  # several by name
-        by_name = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}
-        source = by_name.get("default")
+        by_default = (one for one in source if isinstance(one, dict) and one.get("name") == "default")
+        source = next(by_default, {}).get("template")
     if source is None:
         return None
     if not isinstance(source, str) or not source:

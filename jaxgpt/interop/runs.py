@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
@@ -39,7 +38,7 @@ def open_checkpoint(folder: Path, open_weights: bases.Open, *, newest: bool) -> 
     def load() -> Params:
         if options.rank:
             return bases.as_numpy(bases.merged(checkpoints.params_of(found), found, open_weights), dtype)
-        return jax.tree.map(np.asarray, checkpoints.params_of(found, tensors.DTYPES[dtype]))
+        return checkpoints.numpy_params_of(found, tensors.DTYPES[dtype])
 
     def load_adapters() -> Adapters:
         return bases.as_numpy(checkpoints.params_of(found), "float32")

@@ -4,9 +4,9 @@ A family's `block_forward` is handed one of these and calls its `forward(q, k, v
 is written once for training, prefill and decoding:
 
     WholeText      B sequences of T tokens at once; training, scoring and prefill
-    KeptText       one further token of each of B texts, with the keys and values of the text so far kept
+    KeptText       T further tokens of each of B texts, with the keys and values of the text so far kept
 
-Each text has a cache of its own, with room for S tokens. One further token at the place n of its text:
+Each text has a cache of its own, with room for S tokens. A further token at the place n of its text:
 
     k[n], v[n] = this token's           out = Σ_{s ≤ n} softmax_s(q · k[s] / √D) v[s]
 
@@ -86,34 +86,33 @@ class WholeText:
 
 @dataclass(frozen=True)
 class KeptText:
-    """One further token of each text, with what its cache keeps of the text so far."""
+    """T further tokens of each text, with what its cache keeps of the text so far. Drawing has T = 1."""
 
     context: Context
     caches: tuple[Layer, ...]
-    lengths: Int[Array, " B"]  # tokens in each cache, below S
+    lengths: Int[Array, " B"]  # tokens in each cache, at most S - T
+    count: int = 1  # T
 
     @property
     def batch(self) -> int:
         return len(self.caches)
 
     @property
-    def places(self) -> Int[Array, "B 1"]:
+    def places(self) -> Int[Array, "B T"]:
         """Each token's place in its text."""
-        return self.lengths[:, None]
+        return self.lengths[:, None] + jnp.arange(self.count)
 
     def forward(
-        self, q: Float[Array, "B 1 H D"], k: Float[Array, "B 1 K D"], v: Float[Array, "B 1 K D"]
-    ) -> tuple[Float[Array, "B 1 H D"], tuple[Layer, ...]]:
-        """Attention's output, and the caches with this token."""
+        self, q: Float[Array, "B T H D"], k: Float[Array, "B T K D"], v: Float[Array, "B T K D"]
+    ) -> tuple[Float[Array, "B T H D"], tuple[Layer, ...]]:
+        """Attention's output, and the caches with these tokens."""
         caches = tuple(
-            Layer(
-                _put_token(cache.k, k[text, 0], self.lengths[text]), _put_token(cache.v, v[text, 0], self.lengths[text])
-            )
+            Layer(_put(cache.k, k[text], self.lengths[text]), _put(cache.v, v[text], self.lengths[text]))
             for text, cache in enumerate(self.caches)
         )
         window = self.context.model.window
-        mixed = [_one_query(q[text, 0], cache, self.lengths[text], window) for text, cache in enumerate(caches)]
-        return jnp.stack(mixed)[:, None], caches
+        mixed = [_mixed(q[text], cache, self.lengths[text], window) for text, cache in enumerate(caches)]
+        return jnp.stack(mixed), caches
 
 
 def split_heads(x: Float[Array, "N C"], batch: int, heads: int) -> Float[Array, "B T H D"]:
@@ -125,17 +124,21 @@ def merge_heads(x: Float[Array, "B T H D"]) -> Float[Array, "N C"]:
     return x.reshape(x.shape[0] * x.shape[1], -1)
 
 
-def _put_token(kept: Float[Array, "K S D"], new: Float[Array, "K D"], place: Int[Array, ""]) -> Float[Array, "K S D"]:
-    return lax.dynamic_update_slice(kept, new[:, None], (0, place, 0))
+def _put(kept: Float[Array, "K S D"], new: Float[Array, "T K D"], place: Int[Array, ""]) -> Float[Array, "K S D"]:
+    return lax.dynamic_update_slice(kept, new.transpose(1, 0, 2), (0, place, 0))
 
 
-def _one_query(q: Float[Array, "H D"], cache: Layer, length: Int[Array, ""], window: int) -> Float[Array, "H D"]:
-    """Attention of one token's queries to the keys up to place `length`, its own; G of them share a key head."""
-    grouped = q.reshape(cache.k.shape[0], -1, q.shape[-1])
-    scores = product("kgd,ksd->kgs", grouped, cache.k) / math.sqrt(q.shape[-1])
-    places = jnp.arange(scores.shape[-1])
-    seen = places <= length
+def _mixed(q: Float[Array, "T H D"], cache: Layer, length: Int[Array, ""], window: int) -> Float[Array, "T H D"]:
+    """Attention of T tokens' queries, the first at place `length`, to the keys up to each's own; G share a key head."""
+    T, H, D = q.shape
+    K = cache.k.shape[0]
+    G = H // K
+    grouped = q.reshape(T, K, G, D).transpose(1, 0, 2, 3).reshape(K, T * G, D)
+    scores = product("kgd,ksd->kgs", grouped, cache.k) / math.sqrt(D)
+    places, own = jnp.arange(scores.shape[-1]), length + jnp.repeat(jnp.arange(T), G)[:, None]
+    seen = places <= own
     if window:
-        seen &= places > length - window
+        seen &= places > own - window
     weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
-    return product("kgs,ksd->kgd", weights.astype(q.dtype), cache.v).astype(q.dtype).reshape(q.shape)
+    mixed = product("kgs,ksd->kgd", weights.astype(q.dtype), cache.v).astype(q.dtype)
+    return mixed.reshape(K, T, G, D).transpose(1, 0, 2, 3).reshape(T, H, D)

@@ -57,12 +57,26 @@ def decode(
 
     The texts share every product with a weight, so that it is read once for all of them.
     """
-    inputs = Inputs(tokens[:, None], -lengths[:, None])  # each text began so many tokens ago
+    logits, caches = extend(family, params, caches, tokens[:, None], lengths, context)
+    return logits[:, 0], caches
+
+
+def extend(
+    family: ModuleType,
+    params: Params,
+    caches: tuple[Cache, ...],
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    context: Context,
+) -> tuple[Float[Array, "B T V"], tuple[Cache, ...]]:
+    """The logits after each of T further tokens of each text, and the caches with them; `lengths` are without them."""
+    inputs = Inputs(tokens, jnp.broadcast_to(-lengths[:, None], tokens.shape))  # each text began so many tokens ago
     x, residuals, _ = family.features(params, inputs, context, caches)
+    logits = _logits(family, params, x, context).reshape(*tokens.shape, -1)
     if are_stacked(params.blocks):
-        return _logits(family, params, x, context), residuals.blocks.attention
+        return logits, residuals.blocks.attention
     by_text = zip(*(block.attention for block in residuals.blocks), strict=True)
-    return _logits(family, params, x, context), tuple(by_text)
+    return logits, tuple(by_text)
 
 
 def _logits(family: ModuleType, params: Params, x: Float[Array, "N C"], context: Context) -> Float[Array, "N V"]:

@@ -212,7 +212,7 @@ def features(
 ) -> tuple[Float[Array, "N C"], Residuals, Aux]:
     """All of the model but the head, for N = B·T tokens, and the router's losses.
 
-    With `caches` the tokens are one further token of each text, as `cache.decode` has them.
+    With `caches` the tokens are further ones of each text, as `cache.extend` has them.
     """
     model = context.model
     x, embedding_residuals = embedding.forward(params.embedding, inputs.tokens)

@@ -28,7 +28,7 @@ def forward_blocks(
         x: The embedded tokens, on one axis: only attention knows of sequences.
         inputs: The family's inputs.
         context: Options and transforms.
-        caches: The texts' caches, for one further token of each.
+        caches: The texts' caches, for T further tokens of each.
 
     Returns:
         The last block's output; what `backward_blocks` needs: each block's residuals, or its input where it is computed
@@ -42,7 +42,7 @@ def forward_blocks(
         attend = sequences
         if layers:
             assert inputs.starts is not None
-            attend = KeptText(context, layers, -inputs.starts[:, 0])
+            attend = KeptText(context, layers, -inputs.starts[:, 0], T)
         y, residuals = block_forward(block, x, attend, context)
         kept = x if context.compute.recompute == "block" else residuals
         return y, (kept, getattr(residuals, "aux", ()))

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
@@ -41,6 +42,7 @@ from jaxgpt.training.state import TrainState, on_trees
 
 PIECES = 1 << 26  # bytes of pieces of arrays that may be read at once, beside those of the arrays themselves
 LONGEST_REASON = 400  # characters of an error of orbax's
+CHUNK = 16 << 20  # bytes of an array that are packed at once, where there is memory for little more than the arrays
 _STEP = re.compile("0|[1-9][0-9]{0,9}")
 _TEMPORARY = re.compile(r"[0-9]{1,10}\.orbax-checkpoint-tmp(-[0-9]+)?")
 
@@ -194,24 +196,21 @@ def tokenizer_of(found: Found) -> Tokenizer:
 
 def params_of(found: Found, dtype: DTypeLike = jnp.float32) -> Params:
     """Returns a checkpoint's parameters: those that were trained."""
-    check_size(found.path, found.about)
-    saved, options, key = model_of(found.about), lora_of(found.about), jax.random.key(0)
-
-    def init():
-        return lora.init(saved, options, key, dtype) if options.rank else family(saved).init(saved, key, dtype)
-
-    target = _placed(jax.eval_shape(init))
+    target = _placed(_target(found, dtype))
     return _read(found.path, ocp.args.Composite(params=ocp.args.StandardRestore(target))).params
 
 
 def save_params(path: Path, params: Params, about: dict[str, Any]) -> None:
     """Writes a checkpoint of parameters alone, which no run can resume from. OSError where it can't be written."""
     metadata = ocp.args.JsonSave(about | {"step": int(path.name)})
-    params = jax.device_put(params, jax.local_devices(backend="cpu")[0])  # orbax would copy NumPy arrays
-    items = ocp.args.Composite(params=ocp.args.StandardSave(params), about=metadata)
+    arrays = jax.tree.map(np.asarray, params)
+    in_chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), arrays)
+    items = ocp.args.Composite(params=ocp.args.PyTreeSave(arrays, save_args=in_chunks), about=metadata)
     with quiet():
         try:
-            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            with ocp.Checkpointer(
+                ocp.CompositeCheckpointHandler(params=_of_numpy(), about=ocp.JsonCheckpointHandler())
+            ) as checkpointer:
                 checkpointer.save(path.absolute(), args=items)
             error = ""
         except Exception as raised:  # of many types: orbax even raises Exception itself
@@ -220,6 +219,42 @@ def save_params(path: Path, params: Params, about: dict[str, Any]) -> None:
             let_others_fail()
             raise OSError(error)
     checksums.write(path)
+
+
+def numpy_params_of(found: Found, dtype: DTypeLike) -> Params:
+    """Returns a checkpoint's parameters as NumPy arrays, which JAX would copy once more.
+
+    They are read one after another, the largest first: orbax holds what is packed of all that it reads at once.
+    """
+    leaves, structure = jax.tree.flatten(_target(found, dtype))
+    arrays = dict.fromkeys(range(len(leaves)), ocp.PLACEHOLDER)
+    for place in sorted(arrays, key=lambda place: -leaves[place].size):
+        target = jax.tree.unflatten(
+            structure, [leaf if i == place else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]
+        )
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.dtype(dtype)), target)
+        restore = ocp.args.PyTreeRestore(target, restore_args=arguments)
+        read = _read(found.path, ocp.args.Composite(params=restore), numpy=True).params
+        arrays[place] = jax.tree.leaves(read)[place]
+    return jax.tree.unflatten(structure, arrays.values())
+
+
+def _target(found: Found, dtype: DTypeLike) -> Params:
+    """Returns the shapes of a checkpoint's parameters. UserError where its files can't hold them."""
+    check_size(found.path, found.about)
+    saved, options, key = model_of(found.about), lora_of(found.about), jax.random.key(0)
+
+    def init():
+        return lora.init(saved, options, key, dtype) if options.rank else family(saved).init(saved, key, dtype)
+
+    return jax.eval_shape(init)
+
+
+def _of_numpy(room: float | None = None) -> ocp.PyTreeCheckpointHandler:
+    """Returns a handler of NumPy arrays that copies none of them; it reads so many GB at once."""
+    handler = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, handler))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_ocdbt=False, restore_concurrent_gb=room)  # type: ignore[arg-type]
 
 
 def load_state(path: Path, target: TrainState) -> TrainState:
@@ -264,11 +299,11 @@ def _placed(shapes: Any) -> Any:
     return jax.tree.map(placed, shapes)
 
 
-def _read(path: Path, arguments: ocp.args.Composite) -> Any:
+def _read(path: Path, arguments: ocp.args.Composite, *, numpy: bool = False) -> Any:
     """Returns what orbax restores from a checkpoint. UserError where it can't be read."""
     with quiet():
         try:
-            with ocp.Checkpointer(_bounded(arguments)) as checkpointer:
+            with ocp.Checkpointer(_bounded(arguments, numpy)) as checkpointer:
                 return checkpointer.restore(path.absolute(), args=arguments)
         except Exception as error:  # of many types: orbax even raises Exception itself
             if errors.is_out_of_memory(error):  # the checkpoint isn't damaged
@@ -279,13 +314,16 @@ def _read(path: Path, arguments: ocp.args.Composite) -> Any:
     raise UserError(f"{path}: this checkpoint can't be read ({message}). Restore it from a copy, or train anew")
 
 
-def _bounded(arguments: ocp.args.Composite) -> ocp.CompositeCheckpointHandler:
+def _bounded(arguments: ocp.args.Composite, numpy: bool) -> ocp.CompositeCheckpointHandler:
     """Returns a handler that reads no more at once than what is asked for may need.
 
     The files say how large the pieces of an array are, and one of kilobytes may be unpacked to a terabyte.
     """
-    numbers = sum(leaf.size for leaf in jax.tree.leaves([part.item for part in arguments.values()]))
+    leaves = jax.tree.leaves([part.item for part in arguments.values()])
+    numbers = sum(leaf.size for leaf in leaves if leaf is not ocp.PLACEHOLDER)
     room = (PIECES + 4 * 4 * numbers) / 10**9  # pieces that don't divide a tensor reach beyond it, on each axis
+    if numpy:
+        return ocp.CompositeCheckpointHandler(**{name: _of_numpy(room) for name in arguments})
     return ocp.CompositeCheckpointHandler(
         **{name: ocp.StandardCheckpointHandler(restore_concurrent_gb=room) for name in arguments}  # type: ignore[arg-type]
     )

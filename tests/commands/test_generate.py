@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import sys
 
@@ -9,11 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt.commands import chat, generate
+from jaxgpt.commands import chat, cli, generate
 from jaxgpt.data import tokenizers
 from jaxgpt.foreign_text import printable
 from jaxgpt.generation import batching
 from jaxgpt.generation.decoder import Decoder
+from jaxgpt.interop import loading
 from jaxgpt.models import gpt2
 from jaxgpt.options.config import Config, Model, Sampling
 from jaxgpt.runs.checkpoints import Trained
@@ -125,3 +127,84 @@ def test_on_a_terminal_there_is_a_prompt_sign_and_ctrl_d_ends(loaded, monkeypatc
     assert "Ctrl-D ends." in out
     assert printable(BYTES.decode(np.array(drawn(loaded, b"one\n", 0)))) in out
     assert out.count(chat.ASK) == 2
+
+
+# What texts have to be of, and searching
+
+
+@pytest.fixture
+def generated(loaded, monkeypatch, capsys, tmp_path):
+    """A function that runs the command with these options, and returns its status, what it printed, and its errors."""
+    monkeypatch.setattr(loading, "load", lambda run, devices: loaded)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options: str) -> tuple[int, str, str]:
+        status = cli.main(["generate", "--run", "here", "--prompt", "ab", "--tokens", "20", *options])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_constrained_texts(generated, tmp_path):
+    pytest.importorskip("llguidance", reason="constrains with llguidance, of the serve extra")
+    (tmp_path / "s.json").write_text('{"type": "array", "items": {"enum": [1, 2]}, "minItems": 3, "maxItems": 3}')
+    (tmp_path / "g.lark").write_text('start: "x"~2 | "y"~3')
+    for option, pattern in (
+        (["--json-schema", "s.json"], r"ab\[[12], [12], [12]\]\n"),
+        (["--regex", "[a-f]{9}"], r"ab[a-f]{9}\n"),
+        (["--grammar", "g.lark"], r"ab(xx|yyy)\n"),
+    ):
+        for more in ([], ["--best-of", "3"]):
+            status, printed, errors = generated(*option, *more)
+            assert (status, errors) == (0, "")
+            assert re.fullmatch(pattern, printed)
+    assert "note: text 1 had --tokens 20 before it was complete" in generated("--regex", "a{30}")[2]
+
+
+def test_the_best_and_the_likeliest_text(generated, loaded):
+    drawn_texts = generated("--samples", "3", "--temperature", "1")[1]
+    assert drawn_texts.count("---") == 3
+    best = generated("--best-of", "3", "--temperature", "1")[1]
+    assert best.removesuffix("\n") in drawn_texts
+    greedy = generated("--temperature", "0")
+    assert generated("--beams", "1") == greedy
+    assert generated("--temperature", "0", "--draft", "here") == greedy
+    assert generated("--temperature", "0", "--draft", "here", "--draft-tokens", "7", "--stop", greedy[1][5:7])[1] == (
+        greedy[1][: greedy[1].index(greedy[1][5:7], 2)] + "\n"
+    )
+
+
+def test_votes(generated):
+    _, printed, _ = generated("--samples", "3", "--temperature", "0", "--vote", "(?s).")
+    assert printed.splitlines()[-1].startswith("--- vote: ")
+    assert printed.endswith("(3 of 3)\n")
+    assert generated("--vote", "never in it")[1].endswith("--- vote: no text has an answer\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--regex", "a", "--grammar", "g"], "--regex and --grammar don't go together: choose one"),
+        (["--beams", "2", "--best-of", "2"], "--best-of and --beams don't go together: choose one"),
+        (["--beams", "2", "--regex", "a"], "--beams and --draft know no constraints"),
+        (["--draft", "here"], "--draft is for greedy text: give --temperature 0 too"),
+        (["--vote", "("], "--vote (: no regular expression"),
+        (["--regex", "("], "--regex the grammar can't be followed"),
+        (["--json-schema", "missing.json"], "--json-schema missing.json"),
+        (["--best-of", "0"], "--best-of is 0"),
+        (["--beams", "2", "--tokens", "300"], "the model's context is 32"),
+    ],
+)
+def test_searches_that_cannot_be_done(generated, options, message):
+    if "(" in options:
+        pytest.importorskip("llguidance", reason="constrains with llguidance, of the serve extra")
+    status, _, errors = generated(*options)
+    assert status == 2
+    assert message in errors
+
+
+def test_a_draft_of_another_tokenizer(generated, loaded, monkeypatch):
+    other = loaded._replace(tokenizer=tokenizers.make("characters", "ab"))
+    monkeypatch.setattr(loading, "load", lambda run, devices: other if run == "other" else loaded)
+    status, _, errors = generated("--temperature", "0", "--draft", "other")
+    assert (status, "take a model of the same tokenizer" in errors) == (2, True)

@@ -102,8 +102,10 @@ def test_others_have_none(tmp_path, make):
 def test_the_server_counts_it_and_does_not_echo_it(tmp_path, make):
     ours = read(tmp_path, make)
     body = {"model": "m", "prompt": "the", "echo": True, "max_tokens": 1}
-    asked = api.completion(body, "m", ours, ours.vocabulary_size, api.Limits(64, 60, 8))
+    served = api.Served("m", ours, ours.vocabulary_size, api.Limits(64, 60, 8))
+    asked = api.completion(body, served)
     assert asked.requests[0].prompt.tolist() == [ours.begin_of_text, *ours.encode("the")]
-    assert (asked.prompts, asked.prompt_tokens) == (["the"], 1 + len(ours.encode("the")))
-    given = api.completion(body | {"prompt": [3, 4]}, "m", ours, ours.vocabulary_size, api.Limits(64, 60, 8))
+    assert asked.answers.whole(0, "y", (), "length")["text"] == "they"
+    assert asked.prompt_tokens == 1 + len(ours.encode("the"))
+    given = api.completion(body | {"prompt": [3, 4]}, served)
     assert given.requests[0].prompt.tolist() == [3, 4]  # a client's own tokens stay as they are

@@ -198,6 +198,10 @@ def test_calls_of_tools_in_chatml():
     assert "<|im_start|>user\n<tool_response>\n4\n</tool_response><|im_end|>" in chat_templates.render(
         messages, Template("chatml")
     )
+    for function, wrong in (("add", "no object"), ({"name": "add", "arguments": "{"}, "no JSON")):
+        called = {"role": "assistant", "content": "", "tool_calls": [{"function": function}]}
+        with pytest.raises(UserError, match=wrong):
+            chat_templates.render([called], Template("chatml"))
     for name in ("llama3", "mistral"):
         with pytest.raises(UserError, match="has no place for a tool's calls"):
             chat_templates.render(messages, Template(name))

@@ -284,7 +284,8 @@ def run(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     if "convert" in words and "--overwrite" not in words:
         shutil.rmtree("exported", ignore_errors=True)
     name = "" if trains(command) else words[0]
-    ends_well(words + [word for word in MORE.get(name, []) if "--ready-made" not in words])
+    own = {"--ready-made", "--chat"} if name == "prepare" else set()  # with these it takes other options
+    ends_well(words + ([] if own & {*words} else MORE.get(name, [])))
 
 
 def default_output(source: str) -> str:
@@ -360,6 +361,8 @@ def small(words: list[str]) -> list[str]:
     named = " ".join(words)
     if "--data" not in named and "fineweb" not in named and "mine.toml" not in named:
         result.append("--data.text=book.txt")
+    if "sft_quickstart" in words:  # conversations are longer than 16 tokens
+        result.append("--training.sequence-length=128")
     if "--resume" not in words:
         result.append("--run.overwrite")
     return result

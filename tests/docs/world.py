@@ -25,7 +25,7 @@ from tests.evaluation.test_tasks import ARC_OF_THE_HUB
 from tests.interop import gguf_files
 
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer.\n" * 30
-RUNS = ["NAME", "A", "B", "book", "gpt2_124m", "gpt2_124m_fineweb", "miniature"]
+RUNS = ["NAME", "A", "B", "sft", "book", "gpt2_124m", "gpt2_124m_fineweb", "miniature"]
 
 # After a line's own options, so that it takes seconds. GPT-2's vocabulary stays, since the lines' weights have it.
 SMALL = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.context=128", "--training.steps=2"]
@@ -33,6 +33,7 @@ SMALL += ["--training.sequence-length=16", "--training.batch-size=8", "--trainin
 SMALL += ["--training.evaluate-every=0", "--training.evaluation-batches=1", "--sampling.tokens=1"]
 SMALL += ["--evaluation.limit=2", "--evaluation.every=0", "--compute.classifier-chunk=16", "--parallel.devices=1"]
 
+PERSON = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}
 PIQA = {"goal": "To open a door,", "sol1": "turn the handle.", "sol2": "eat it.", "label": 0}
 MMLU = "What is a cat?,an animal,a plant,a stone,a number,A\n"
 
@@ -44,7 +45,11 @@ def build(patch: pytest.MonkeyPatch, folder: Path) -> None:
     for name in ("book.txt", "books/one.txt", "notes/a.md", "notes/b.txt"):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text(TEXT, encoding="utf-8")
+    turn = json.dumps({"prompt": "To be?", "response": "To be."})
+    Path("chat.jsonl").write_text(20 * f"{turn}\n", encoding="utf-8")
     Path("prompts.txt").write_text("To be\nThe question\n", encoding="utf-8")
+    Path("person.json").write_text(json.dumps(PERSON), encoding="utf-8")
+    Path("sum.lark").write_text('start: /[0-9]/ ("+" /[0-9]/)~1..3\n', encoding="utf-8")
     own_config()
     Path("docs").mkdir()
     shutil.copy(ROOT / "docs/index.md", "docs/index.md")
@@ -117,6 +122,8 @@ def _runs() -> None:
         shutil.copytree("runs/quickstart", f"runs/{name}")
     for name in ("books", "notes"):
         assert cli.main(["prepare", name, "--output", f"data/{name}", "--processes", "1"]) == 0
+    chats = ["--tokenizer", "runs/quickstart", "--output", "data/chat"]
+    assert cli.main(["prepare", "--chat", "chat.jsonl", *chats]) == 0
     for name in ("fineweb-10B", "tinystories", "pages"):
         shutil.copytree("data/notes", f"data/{name}")
 

@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 
-from jaxgpt.data import tokenizers
+from jaxgpt.data import chat_templates, tokenizers
 from jaxgpt.generation import api
 
 MISSING = "not installed: the extra test has it"
@@ -22,15 +22,16 @@ server = pytest.importorskip("jaxgpt.generation.server", reason=f"starlette is {
 BYTES = tokenizers.make("bytes", "")
 KEY = "a key"
 NAME = "tiny"
+SERVED = api.Served(NAME, BYTES, 256, api.Limits(64, 60, 8))
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 @contextlib.contextmanager
 def listening(worker, most=100, **options):
     """The address of a server of that worker's texts."""
-    defaults = {"name": NAME, "vocabulary_size": 256, "limits": api.Limits(64, 60, 8), "waiting": 8, "per_minute": 0}
+    defaults = {"served": SERVED, "template": chat_templates.built_in("chatml"), "waiting": 8, "per_minute": 0}
     chosen = server.Options(**defaults | {"key": KEY, "loopback": True} | options)
-    answering = server.Server(worker, BYTES, chosen)
+    answering = server.Server(worker, chosen)
     running = connections.Listener(answering.app(), most, answering.end)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})

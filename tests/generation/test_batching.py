@@ -102,7 +102,7 @@ def test_the_end_of_text_ends_it_where_it_is_asked_for():
     letters.end_of_text = 2
     for ends, expected in ((True, ("ab", "stop")), (False, ("abca", "length"))):
         batch = batching.ContinuousBatch(Scripted(bytes([0, 1, 2, 0]), 1, 1), letters)
-        text = batch.add(batching.Request(np.array([0]), Sampling(tokens=4), 0, until_end_of_text=ends))
+        text = batch.add(batching.Request(np.array([0]), Sampling(tokens=4), 0, ends=frozenset({2} if ends else ())))
         pieces = ""
         while len(batch):
             pieces += "".join(piece for _, piece in batch.turn())

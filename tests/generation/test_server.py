@@ -174,7 +174,7 @@ def test_special_tokens_and_empty_prompts():
     end = gpt2_tokens.end_of_text
 
     def asked(**body):
-        found = api.completion({"model": NAME} | body, NAME, gpt2_tokens, 50257, api.Limits(64, 60, 8))
+        found = api.completion({"model": NAME} | body, api.Served(NAME, gpt2_tokens, 50257, api.Limits(64, 60, 8)))
         return [request.prompt.tolist() for request in found.requests]
 
     assert asked(prompt="a<|endoftext|>b", allow_special=True) == [[64, end, 65]]
@@ -218,11 +218,14 @@ def test_models(client):
             "the prompt's 60 characters are too many: the model's context leaves 59 tokens",
         ),
         ({"prompt": [1] * 60}, "prompt", "the prompt's 60 tokens are too many: the model's context leaves 59 tokens"),
-        ({"logprobs": 2}, "logprobs", "logprobs is not offered"),
+        ({"logprobs": 6}, "logprobs", "logprobs is 6, and must be from 0 to 5"),
+        ({"logprobs": 1, "echo": True}, "logprobs", "logprobs of an echoed prompt are not offered"),
         ({"logit_bias": {"3": 1}}, "logit_bias", "logit_bias is not offered"),
         ({"suffix": "end"}, "suffix", "suffix is not offered"),
-        ({"best_of": 2}, "best_of", "best_of is not offered"),
-        ({"best_of": True}, "best_of", "best_of is not offered"),
+        ({"best_of": 9}, "best_of", "best_of is 9, and must be from 1 to 8"),
+        ({"best_of": 1, "n": 2}, "best_of", "best_of is 1, and must be from 2 to 8"),
+        ({"best_of": 2, "stream": True}, "best_of", "best_of is 2, and must be from 1 to 1"),
+        ({"best_of": True}, "best_of", "wrong type"),
         ({"extra_body": {"stream": 1}}, "stream", "stream is 1, which is of the wrong type"),
         ({"extra_body": {"stream_options": {"include_usage": 1}}}, "include_usage", "wrong type"),
         ({"frequency_penalty": 0.5}, "frequency_penalty", "frequency_penalty is not offered"),
