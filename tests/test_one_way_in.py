@@ -41,6 +41,7 @@ ALLOWED = {
     ("compilation_cache.py", "read_bytes"): "a time in the user's own folder, in which nobody else can write",
     ("commands/display.py", "os.open"): "/dev/null, to write to",
     ("data/parquet.py", "library.ParquetFile"): "a file that `files.py` has opened",
+    ("data/jinja_process.py", "json.loads"): "what its parent process has just written",
     ("data/progress.py", "json.loads"): "what this process has just written itself",
     ("data/corpora.py", "read_bytes"): "Python's own library and this file",
     ("data/token_files.py", "np.memmap"): "a file that `files.py` has opened",

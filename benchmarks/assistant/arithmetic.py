@@ -19,8 +19,8 @@ CONVERSATIONS = 2_000
 
 
 class Problem(NamedTuple):
-    question: str  # "17 + 25"
-    answer: str  # "42"
+    question: str  # "7 + 5"
+    answer: str  # "12"
 
 
 def all_problems() -> list[Problem]:
@@ -38,14 +38,14 @@ def split(seed: int) -> tuple[list[Problem], list[Problem]]:
 
 
 def base_text(seed: int, lines: int = LINES) -> str:
-    """Lines such as "17 + 25 = 42", which teach to compute, and nothing of questions and answers."""
+    """Lines such as "7 + 5 = 12", which teach to compute, and nothing of questions and answers."""
     choose, (seen, _) = random.Random(f"{seed} text"), split(seed)
     drawn = choose.choices(seen, k=lines)
     return "".join(f"{problem.question} = {problem.answer}\n" for problem in drawn)
 
 
 def conversations(seed: int, count: int = CONVERSATIONS) -> list[dict]:
-    """Conversations of one question and one answer in a format, "Answer: 42"."""
+    """Conversations of one question and one answer in a format, "Answer: 12"."""
     choose, (seen, _) = random.Random(f"{seed} conversations"), split(seed)
     return [{"messages": [question(problem), answer(problem.answer)]} for problem in choose.choices(seen, k=count)]
 

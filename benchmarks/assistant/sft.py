@@ -2,8 +2,8 @@
 
     python -m benchmarks.assistant.sft
 
-For each seed: a base model is trained on lines such as "17 + 15 = 32" (quickstart's shape, byte by byte), then
-`--config sft_quickstart` trains it on conversations that end with "Answer: 32". Both are asked 100 problems that were
+For each seed: a base model is trained on lines such as "7 + 5 = 12" (a Llama of quickstart's shape, byte by byte), then
+`--config sft_quickstart` trains it on conversations that end with "Answer: 12". Both are asked 100 problems that were
 in neither, greedily, in the conversations' template. Writes results/sft.json and the loss curves to results/sft.png.
 """
 
@@ -29,7 +29,8 @@ from jaxgpt.options.config import Sampling
 
 ROOT, RESULTS = Path(__file__).parents[2], Path(__file__).parents[1] / "results"
 TEMPLATE = chat_templates.built_in("chatml")
-BASE = ("--config", "quickstart", "--training.evaluate-every", "200", "--training.evaluation-batches", "20")
+# Llama's rotary positions learn sums, which begin anywhere in a row, some times faster than GPT-2's learned ones.
+BASE = ("--config", "quickstart", "--model.family", "llama", "--training.evaluate-every", "200")
 TUNE = ("--config", "sft_quickstart", "--training.evaluate-every", "50")
 STEPS = (1200, 300)  # of the base model, and of fine-tuning
 

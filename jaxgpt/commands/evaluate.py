@@ -13,7 +13,7 @@ from jaxgpt.data.loader import Tokens
 from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.evaluation import multiple_choice, task_files
-from jaxgpt.evaluation.scoring import bits_per_byte_of_one_nat, make_scorer, make_validation_loss
+from jaxgpt.evaluation.scoring import bits_per_byte_of_one_nat, make_scorer, make_validation_loss, target_count
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import loading
 from jaxgpt.kernels.choose import choose_attention
@@ -109,7 +109,7 @@ def _loss(model: Trained, data: str, limit: int, batch_size: int) -> tuple[str, 
     config = dataclasses.replace(config, compute=compute, training=training)
     loss = make_validation_loss(config, tokens, length)(model.params)
     bits = loss * bits_per_byte_of_one_nat(config, tokens, length, tokenizer)
-    count = min(len(tokens) - 1, limit * sequences * length or len(tokens))
+    count = target_count(config, tokens, length)
     what = f"the loss of {data} is" if data else "validation loss"
     line = f"{what} {loss:.4f}, {bits:.4f} bits per byte, {count:,} tokens"
     return line, {"val_loss": loss, "val_bits_per_byte": bits, "tokens": count}

@@ -111,7 +111,8 @@ def _target(text: str, config: Config) -> Target:
 def _complete(config: Config, target: Target) -> Config:
     """Returns the configuration with its sizes, and with what a run on these devices would choose for them."""
     if config.model.vocabulary_size:  # the tokenizer isn't needed
-        start = max(config.model.document_start, 0 if config.data.document_mask else -1)
+        start = config.model.document_start
+        start = max(start, 0) if config.data.document_mask else start
         model = dataclasses.replace(config.model, document_start=start)
         family(model).check(model)
         length = config.training.sequence_length or model.context

@@ -27,7 +27,7 @@ import numpy as np
 from jaxgpt.data import jinja_process
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
-from jaxgpt.foreign_text import quoted, shown
+from jaxgpt.foreign_text import parse_json, quoted, shown
 
 Messages = Sequence[dict[str, Any]]
 Tools = Sequence[dict[str, Any]] | None
@@ -265,7 +265,7 @@ def _call(call: dict[str, Any]) -> str:
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):  # OpenAI's form has them as JSON within a string
         try:
-            arguments = json.loads(arguments)
+            arguments = parse_json(arguments)
         except ValueError:
             raise UserError(f"the arguments of a tool's call are no JSON: {quoted(arguments)}") from None
     return json.dumps({"name": function.get("name"), "arguments": arguments}, ensure_ascii=False)

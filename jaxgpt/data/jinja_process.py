@@ -17,7 +17,7 @@ import threading
 from typing import Any
 
 from jaxgpt.errors import UserError
-from jaxgpt.foreign_text import shown
+from jaxgpt.foreign_text import parse_json, shown
 
 SECONDS = 10.0  # for one conversation
 MEMORY = 1 << 30  # bytes
@@ -48,7 +48,7 @@ class _Process:
         line = json.dumps([source, variables]).encode() + b"\n"
         with self._lock:
             try:
-                answer = json.loads(self._answer(line))
+                answer = parse_json(self._answer(line))
             except (OSError, ValueError) as error:
                 self._kill()
                 wrong = "takes too long" if isinstance(error, TimeoutError) else "needs too much memory, or failed"

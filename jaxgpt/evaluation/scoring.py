@@ -200,7 +200,7 @@ def make_validation_loss(
             rows=layout.own_rows(batch_size),
         )
 
-    count = _targets(config, tokens, sequence_length)
+    count = target_count(config, tokens, sequence_length)
 
     def loss_sum(params: Params, frozen: Any, batch: tuple[Int[Array, "B T"], ...]) -> Float[Array, ""]:
         params, context = working(params, frozen, config, layout)
@@ -221,7 +221,7 @@ def bits_per_byte_of_one_nat(config: Config, tokens: Tokens, sequence_length: in
     """Returns the factor from the mean loss of `make_validation_loss` to bits per byte; NaN for targets of no bytes."""
     lengths = np.array([len(token) for token in tokenizer.tokens], np.int64)
     lengths[tokenizer.before_document] = 0
-    count = _targets(config, tokens, sequence_length)
+    count = target_count(config, tokens, sequence_length)
     if isinstance(tokens, Conversations):
         parts = tokens.targets(sequence_length, _rows(config))
     else:
@@ -230,7 +230,7 @@ def bits_per_byte_of_one_nat(config: Config, tokens: Tokens, sequence_length: in
     return count / total / math.log(2) if total else math.nan
 
 
-def _targets(config: Config, tokens: Tokens, sequence_length: int) -> int:
+def target_count(config: Config, tokens: Tokens, sequence_length: int) -> int:
     """Returns the number of tokens that the validation loss is the mean over."""
     if isinstance(tokens, Conversations):
         return max(1, sum(map(len, tokens.targets(sequence_length, _rows(config)))))

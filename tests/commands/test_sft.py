@@ -134,6 +134,14 @@ def _end():
     raise EOFError
 
 
+def test_evaluate_scores_the_answers_as_training_did(tuned, capsys):
+    assert cli.main(["evaluate", "--run", "runs/tuned"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("validation loss"))
+    loss, count = float(line.split()[2].strip(",")), int(line.split(", ")[2].split()[0])
+    assert loss == pytest.approx(tuned.validation[STEPS], abs=1e-4)
+    assert count == 4 * len("Answer: yes<|im_end|>")  # of four conversations
+
+
 def test_a_system_message_is_for_a_chat_in_a_template(tuned, capsys):
     assert cli.main(["generate", "--run", "runs/base", "--chat", "--system", "Be brief."]) == 2
     assert "was not trained on conversations" in capsys.readouterr().err
