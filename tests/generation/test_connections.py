@@ -125,7 +125,7 @@ def test_what_a_page_in_a_browser_could_send_is_refused(address):
 def test_health_needs_no_key_and_other_paths_are_not_there(address):
     with urllib.request.urlopen(f"{address}/health") as answer:
         assert json.load(answer) == {"status": "ok", "texts": 0}
-    status, answer = post(address, b"{}", "/v1/chat/completions")
+    status, answer = post(address, b"{}", "/v1/embeddings")
     assert (status, answer["error"]["type"]) == (404, "invalid_request_error")
     assert post(address, b"{}", "/health")[0] == 405
 
