@@ -25,7 +25,9 @@ def test_held_out_problems_are_in_no_text_and_no_conversation():
 
 def test_every_sum_is_right():
     for line in arithmetic.base_text(0, 500).splitlines():
-        a, sign, b, result = re.fullmatch(r"(\d+) ([+-]) (\d+) = (-?\d+)", line).groups()
+        found = re.fullmatch(r"(\d+) ([+-]) (\d+) = (-?\d+)", line)
+        assert found
+        a, sign, b, result = found.groups()
         assert int(result) == (int(a) + int(b) if sign == "+" else int(a) - int(b))
 
 

@@ -47,6 +47,7 @@ TINY = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.conte
         (["--optimizer.learning-rate", "high"], "Error parsing --optimizer.learning-rate"),
         (["--compute.dtype", "float16"], "invalid choice 'float16' for argument '--compute.dtype'"),
         (["--data.tokenizer", "gpt3"], "invalid choice 'gpt3' for argument '--data.tokenizer'"),
+        (["--objective.name", "reward"], "error: --objective.name is reward, for which run.py reads no data yet"),
         (["generate"], "--run STR"),
         (["generate", "runs/x"], "Unrecognized options: runs/x"),
         (["--model.layers", "2", "stray"], "Unrecognized options: stray"),

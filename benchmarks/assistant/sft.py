@@ -101,7 +101,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, nargs=2, default=STEPS, help="of the base model, and of fine-tuning")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of what is written")

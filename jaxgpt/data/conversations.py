@@ -64,9 +64,14 @@ def read(paths: Iterable[Path], rows: Rows, skip_bad: int = 0) -> Iterator[tuple
 
 def read_comparisons(paths: Iterable[Path], rows: Rows, skip_bad: int = 0) -> Iterator[tuple[str, Comparison]]:
     """Yields the comparisons of files, as `read` does; of a ranking, all its pairs one after another."""
-    for where, pairs in _read(paths, comparisons, rows, skip_bad):
+    for where, pairs in read_rankings(paths, rows, skip_bad):
         for pair in pairs:
             yield where, pair
+
+
+def read_rankings(paths: Iterable[Path], rows: Rows, skip_bad: int = 0) -> Iterator[tuple[str, list[Comparison]]]:
+    """Yields the comparisons of files by line, as `read` does: one pair, or all pairs of a ranking."""
+    return _read(paths, comparisons, rows, skip_bad)
 
 
 def read_problems(paths: Iterable[Path], rows: Rows, skip_bad: int = 0) -> Iterator[tuple[str, Problem]]:

@@ -322,11 +322,9 @@ def _bounded(arguments: ocp.args.Composite, numpy: bool) -> ocp.CompositeCheckpo
     leaves = jax.tree.leaves([part.item for part in arguments.values()])
     numbers = sum(leaf.size for leaf in leaves if leaf is not ocp.PLACEHOLDER)
     room = (PIECES + 4 * 4 * numbers) / 10**9  # pieces that don't divide a tensor reach beyond it, on each axis
-    if numpy:
-        return ocp.CompositeCheckpointHandler(**{name: _of_numpy(room) for name in arguments})
-    return ocp.CompositeCheckpointHandler(
-        **{name: ocp.StandardCheckpointHandler(restore_concurrent_gb=room) for name in arguments}  # type: ignore[arg-type]
-    )
+    handler: Any = _of_numpy(room) if numpy else ocp.StandardCheckpointHandler(restore_concurrent_gb=room)  # type: ignore[arg-type]
+    handlers: dict[str, Any] = dict.fromkeys(arguments, handler)
+    return ocp.CompositeCheckpointHandler(**handlers)
 
 
 def let_others_fail() -> None:

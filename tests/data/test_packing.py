@@ -187,6 +187,9 @@ def test_several_sources_one_after_another():
     first, second = conversations([3, 4]), conversations([5])
     both = packing.joined([first, second])
     assert both.count == 3
-    assert both.tokens.tolist() == [*first.tokens, *second.tokens]
+    assert np.asarray(both.tokens).tolist() == [*np.asarray(first.tokens), *np.asarray(second.tokens)]
     assert packing.joined([first]) is first
-    assert first.prompt().tolist() == first.tokens[: int(np.argmax(first.marks & TRAINED))].tolist()
+    assert (
+        first.prompt().tolist()
+        == np.asarray(first.tokens)[: int(np.argmax(np.asarray(first.marks) & TRAINED))].tolist()
+    )

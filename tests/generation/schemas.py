@@ -40,9 +40,16 @@ def _integer(choose: random.Random, depth: int) -> Schema:
 
 
 def _number(choose: random.Random, depth: int) -> Schema:
+    """A number of two decimals at most: a random model would go on with others until its last token."""
     low, high = choose.randint(-50, 0), choose.randint(1, 50)
-    schema = {"type": "number", "minimum": low, "exclusiveMaximum": high}
-    return Schema(schema, lambda value: isinstance(value, int | float) and value is not True and low <= value < high)
+    schema = {"type": "number", "minimum": low, "exclusiveMaximum": high, "multipleOf": 0.25}
+
+    def fits(value: Any) -> bool:
+        return (
+            isinstance(value, int | float) and value is not True and low <= value < high and 4 * value == int(4 * value)
+        )
+
+    return Schema(schema, fits)
 
 
 def _string(choose: random.Random, depth: int) -> Schema:

@@ -38,6 +38,7 @@ def test_it_is_a_linear_layer_of_the_merged_weight(arrays):
     grads, dx = lora.backward(params, residuals, dy)
     dmerged, expected_dx = linear.backward(merged, residuals, dy)
     np.testing.assert_allclose(dx, expected_dx, atol=1e-12)
+    assert grads is not None
     np.testing.assert_allclose(grads.a, scaling * dmerged.weight @ b.T, atol=1e-11)  # of ∂w that is not formed
     np.testing.assert_allclose(grads.b, scaling * a.T @ dmerged.weight, atol=1e-11)
 

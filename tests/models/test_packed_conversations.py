@@ -42,8 +42,9 @@ def test_packed_is_unpacked_example_by_example(x64, quick_compilation, name):
     model = MODELS[name]
     params = family(model).init(model, jax.random.key(0), jnp.float64)
     source = conversations(LENGTHS)
-    source.tokens[:] = np.random.default_rng(1).integers(model.vocabulary_size, size=len(source.tokens))
-    source.tokens[source.begins[:-1]] |= 1
+    tokens = np.asarray(source.tokens)
+    tokens[:] = np.random.default_rng(1).integers(model.vocabulary_size, size=len(tokens))
+    tokens[source.begins[:-1]] |= 1
     packed = source.packed(model.context)
     rows = list(source.rows(range(packed.rows), model.context))
     assert packed.rows < len(LENGTHS) // 2  # several in a row

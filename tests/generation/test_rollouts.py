@@ -1,0 +1,131 @@
+"""Rollouts: where answers end, and that the engine draws from the distribution that the trainer differentiates."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgpt.generation import rollouts
+from jaxgpt.layers.cross_entropy import IGNORED
+from jaxgpt.models import cache, family
+from jaxgpt.models.blocks import Context
+from jaxgpt.objectives import policy
+from jaxgpt.options.config import Compute, Config, Model, Objective, Parallel, Sampling, Training
+from jaxgpt.training import log_probabilities
+from jaxgpt.training.state import init_params
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+MODEL = Model(layers=2, heads=2, width=16, context=24, vocabulary_size=13, family="llama", kv_heads=1)
+COMPUTE = Compute(attention="blocks", recompute="none", layers="unrolled", classifier_chunk=16)
+CONFIG = Config(model=MODEL, compute=COMPUTE, training=Training(batch_size=4, sequence_length=20))
+PROMPTS = [np.array(prompt, np.int32) for prompt in ([1, 2, 3], [4], [5, 6, 7, 8, 9], [2, 2])]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(lambda array: 3 * array, init_params(CONFIG))  # so that tokens differ in probability
+
+
+def draw(params, seeds=(1, 2, 3, 4), **options):
+    return rollouts.draw(params, PROMPTS, seeds, model=MODEL, compute=COMPUTE, most=12, **options)
+
+
+@jax.jit
+def prefill(params, kept, tokens, length):
+    return cache.prefill(family(MODEL), params, kept, tokens, length, Context(MODEL, COMPUTE))
+
+
+@jax.jit
+def decode(params, caches, tokens, lengths):
+    return cache.decode(family(MODEL), params, caches, tokens, lengths, Context(MODEL, COMPUTE))
+
+
+def engine_logp(params, prompt, answer):
+    """The log-probability of each token of an answer by prefill and decode, a token at a time."""
+    kept = cache.init_cache(params, 32, MODEL, jnp.float32)
+    tokens = np.zeros((1, 16), np.int32)
+    tokens[0, : len(prompt)] = prompt
+    logits, kept = prefill(params, kept, jnp.asarray(tokens), jnp.int32(len(prompt)))
+    found, caches = [], (kept,)
+    for place, token in enumerate(answer):
+        found.append(float(jax.nn.log_softmax(logits[0])[token]))
+        length = jnp.asarray([len(prompt) + place], jnp.int32)
+        logits, caches = decode(params, caches, jnp.asarray([token], jnp.int32), length)
+    return found
+
+
+def test_engine_and_trainer_agree_and_the_first_ratio_is_1(params):
+    answers = draw(params)
+    tokens, targets = rollouts.arrays(PROMPTS, answers, 20)
+    found = log_probabilities.make_forward(CONFIG)(params, None, tokens, targets)
+    assert found.values is None
+    logp = np.asarray(found.logp)
+    for row, (prompt, answer) in enumerate(zip(PROMPTS, answers, strict=True)):
+        there = targets[row] != IGNORED
+        assert targets[row][there].tolist() == answer
+        np.testing.assert_allclose(logp[row][there], engine_logp(params, prompt, answer), atol=2e-5)
+        assert not logp[row][~there].any()
+
+    weights, zeros = (targets != IGNORED).astype(np.float32), np.zeros_like(logp)
+    batch = policy.Batch(*map(jnp.asarray, (tokens, targets, weights, weights, logp, logp, zeros, zeros)))
+    context = Context(MODEL, COMPUTE, objective=Objective(name="policy"))
+    _, metrics, _ = policy.loss_and_grads(family(MODEL), params, batch, context)
+    assert metrics["ratio"] == pytest.approx(1, abs=1e-6)
+    assert metrics["clip_fraction"] == 0
+    assert metrics["kl_of_update"] == pytest.approx(0, abs=1e-6)
+
+
+def test_answers_end(params):
+    """At their longest, or with the token that ends them, which is part of the answer."""
+    whole = draw(params)
+    assert [len(answer) for answer in whole] == [12] * 4
+    end = whole[0][5]
+    for answer, cut in zip(whole, draw(params, end=end), strict=True):
+        assert cut == (answer[: answer.index(end) + 1] if end in answer else answer)
+
+
+def test_an_answer_depends_on_its_prompt_and_seed_alone(params, monkeypatch):
+    """Not on what is drawn beside it, as far as rounding lets tokens be the same."""
+    together = draw(params)
+    monkeypatch.setattr(rollouts, "MOST_SLOTS", 1)
+    assert draw(params) == together
+    assert draw(params, seeds=(5, 6, 7, 8)) != together
+
+
+def test_tokens_come_as_often_as_their_probability(params):
+    """Hundreds of first tokens: within 5 standard deviations of what the trainer's distribution says."""
+    n = 600
+    answers = rollouts.draw(params, [PROMPTS[0]] * n, range(n), model=MODEL, compute=COMPUTE, most=1)
+    counts = np.bincount([answer[0] for answer in answers], minlength=13)
+    tokens, targets = np.tile(PROMPTS[0], (13, 1)), np.full((13, 3), IGNORED, np.int32)
+    targets[:, 2] = np.arange(13)
+    config = dataclasses.replace(CONFIG, training=Training(sequence_length=3))
+    p = np.exp(np.asarray(log_probabilities.make_forward(config)(params, None, tokens, targets).logp[:, 2]))
+    assert p.sum() == pytest.approx(1, abs=1e-5)
+    assert (np.abs(counts - n * p) <= 5 * np.sqrt(n * p * (1 - p)) + 1).all()
+
+
+def test_greedy_answers_too(params):
+    once, again = (draw(params, seeds=seeds, sampling=Sampling(temperature=0.0)) for seeds in ((1,) * 4, (2,) * 4))
+    assert once == again
+
+
+def test_a_text_that_is_longer_than_the_context_is_refused(params):
+    with pytest.raises(ValueError, match="a prompt and 20 tokens are 25 tokens, and the context has 24"):
+        rollouts.draw(params, PROMPTS, (1, 2, 3, 4), model=MODEL, compute=COMPUTE, most=20)
+
+
+@pytest.mark.parametrize(("devices", "zero"), [(2, 1), (4, 3)])
+def test_log_probabilities_and_values_on_several_devices(devices, zero):
+    rng = np.random.default_rng(0)
+    tokens, targets = rng.integers(13, size=(2, 4, 20), dtype=np.int32)
+    objective = Objective(name="policy", value_coefficient=0.1)
+    one = dataclasses.replace(CONFIG, objective=objective)
+    several = dataclasses.replace(one, parallel=Parallel(devices=devices, zero=zero))
+    expected = log_probabilities.make_forward(one)(init_params(one), None, tokens, targets)
+    params = jax.jit(lambda: init_params(several))()
+    found = log_probabilities.make_forward(several)(params, None, tokens, targets)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
