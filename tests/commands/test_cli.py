@@ -1,6 +1,7 @@
 """The commands on run folders: what is left alone, what generate prints, with what status a command ends."""
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,6 @@ import pytest
 
 from jaxgpt.commands import cli, train
 from jaxgpt.data import tokenizers
-from jaxgpt.generation import batching
 from jaxgpt.generation.batching import Piece
 from jaxgpt.options import settings
 from jaxgpt.options.config import Checkpoint, Config, Data, Model, Run, Training
@@ -172,7 +172,7 @@ def test_generate_prints_each_token_as_it_comes(run, capsys, monkeypatch):
             seen.append(capsys.readouterr().out)
             yield Piece(0, letter, letter == "z")
 
-    monkeypatch.setattr("jaxgpt.generation.batching.generate", pieces)
+    monkeypatch.setattr("jaxgpt.commands.search.pieces", pieces)
     assert cli.main(["generate", "--run", str(run), "--prompt", "a"]) == 0
     assert seen == ["a", "x", "y"]
     assert capsys.readouterr().out == "z\n"
@@ -193,7 +193,7 @@ def test_samples_differ_and_the_seed_repeats_them(run, capsys):
 def test_texts_drawn_side_by_side_are_printed_one_after_another(run, capsys, monkeypatch):
     """Of the first that is not complete each piece as it comes; what comes of others meanwhile is kept."""
     drawn = [Piece(2, "c", True), Piece(0, "a", False), Piece(1, "b", False), Piece(0, "A", True), Piece(1, "B", True)]
-    monkeypatch.setattr("jaxgpt.generation.batching.generate", lambda *args: iter(drawn))
+    monkeypatch.setattr("jaxgpt.commands.search.pieces", lambda *args: iter(drawn))
     (run / "prompts").write_text("two\nthree\n")
     assert cli.main(["generate", "--run", str(run), "--prompt", "one", "--prompts", str(run / "prompts")]) == 0
     assert capsys.readouterr().out == "--- prompt 1\noneaA\n--- prompt 2\ntwobB\n--- prompt 3\nthreec\n"
@@ -236,7 +236,9 @@ def test_special_tokens_and_empty_prompts_begin_a_document(work, monkeypatch):
     state = tokenizers.TrainedBytePairs([bytes([i]) for i in range(256)]).state()
     save(work / "special", configuration, zeros(configuration), state)
     asked = []
-    monkeypatch.setattr(batching, "generate", lambda params, requests, *rest: asked.extend(requests) or iter(()))
+    monkeypatch.setattr(
+        "jaxgpt.commands.search.pieces", lambda model, requests, *rest: asked.extend(requests) or iter(())
+    )
     words = ["generate", "--run", "special", "--prompt", "<|endoftext|>a", "--prompt", ""]
     assert cli.main([*words, "--special"]) == 0
     assert cli.main(words) == 0
@@ -311,7 +313,9 @@ def test_generate_from_a_checkpoint_that_says_nothing_of_itself(fails, run, abou
 
 def test_generate_without_a_tokenizer_in_the_checkpoint(fails, run):
     path = run / "checkpoints" / "0" / "about" / "metadata"
-    path.write_text(path.read_text().replace('"name"', '"nome"'))
+    about = json.loads(path.read_text())
+    about["tokenizer"] = {"nome": about["tokenizer"]["name"]}
+    path.write_text(json.dumps(about))
     checksums.write(run / "checkpoints" / "0")
     assert "the saved tokenizer is damaged" in fails("generate", "--run", str(run))
 
@@ -324,7 +328,7 @@ def test_ctrl_c_is_an_interrupt_and_no_error(capsys, run, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         yield Piece(0, "", True)
 
-    monkeypatch.setattr("jaxgpt.generation.batching.generate", interrupted)
+    monkeypatch.setattr("jaxgpt.commands.search.pieces", interrupted)
     assert cli.main(["generate", "--run", str(run), "--prompt", "a"]) == 130
     assert capsys.readouterr().err == "\nstopped with Ctrl-C\n"
 
@@ -352,7 +356,7 @@ def test_the_entry_has_the_status_of_the_command():
 
 def test_a_terminal_without_unicode_is_no_error(run, monkeypatch, capsysbinary):
     """What it can't show is written out."""
-    monkeypatch.setattr("jaxgpt.generation.batching.generate", lambda *args: iter([Piece(0, "é", True)]))
+    monkeypatch.setattr("jaxgpt.commands.search.pieces", lambda *args: iter([Piece(0, "é", True)]))
     terminal: Any = sys.stdout
     terminal.reconfigure(encoding="ascii")
     assert cli.main(["generate", "--run", str(run), "--prompt", "a"]) == 0

@@ -20,7 +20,13 @@ CONTRACT = {
 # Where a family's name belongs: the option, the families and their layers' users, the proof, and other projects' names.
 TABLES = {f"interop/{name}_{what}.py" for name in FAMILIES for what in ("tensors", "config")}
 MAY_IMPORT = {"models", "proof", *TABLES}
-MAY_WRITE = MAY_IMPORT | {"options/config.py", "interop/huggingface.py", "interop/gguf_config.py", "interop/llama2c.py"}
+MAY_WRITE = MAY_IMPORT | {
+    "options/config.py",
+    "interop/huggingface.py",
+    "interop/gguf_config.py",
+    "interop/llama2c.py",
+    "interop/peft.py",
+}
 
 
 def belongs(path: Path, places: set[str]) -> bool:
