@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import orbax.checkpoint as ocp
 import pytest
 import tensorstore as ts
 import tomli_w
@@ -247,9 +248,22 @@ def test_numbers_that_no_computer_counts_to(run, fails):
     assert "within one another" in fails("generate", "--run", str(run))
 
 
-def _rewrite(key: str, change) -> None:
-    """Changes one value of the key-value store that the parameters' arrays are in."""
-    store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{(CHECKPOINT / 'params').absolute()}/"}).result()
+def _rewrite(form: str, key: str, change) -> None:
+    """Changes one value of what the parameters' arrays are in.
+
+    That is a folder of files in a run of converted weights, and a key-value store in one that was trained.
+    """
+    folder = (CHECKPOINT / "params").absolute()
+    if form == "ocdbt":
+        params, _ = checkpoints.load_params(RUN, MODEL)
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            checkpointer.save(folder, args=ocp.args.StandardSave(params), force=True)
+    store = ts.KvStore.open(
+        {
+            "driver": form,
+            "base" if form == "ocdbt" else "path": (f"file://{folder}/" if form == "ocdbt" else f"{folder}/"),
+        }
+    ).result()
     store.write(key, change(store.read(key).result().value)).result()
     checksums.write(CHECKPOINT)
 
@@ -269,9 +283,10 @@ def _of_another(**fields):
         lambda _: b"[" * 100_000,
     ],
 )
-def test_the_arrays_of_a_checkpoint_may_lie_about_themselves(run, change):
+@pytest.mark.parametrize("form", ["file", "ocdbt"])
+def test_the_arrays_of_a_checkpoint_may_lie_about_themselves(run, form, change):
     """A piece of 2 GiB that kilobytes would be unpacked to isn't read, and the message is no page."""
-    _rewrite("embedding.token/.zarray", change)
+    _rewrite(form, "embedding.token/.zarray", change)
     with pytest.raises(UserError, match="this checkpoint can't be read") as raised:
         checkpoints.load_params(RUN, MODEL)
     assert len(str(raised.value)) < 1000
