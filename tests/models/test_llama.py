@@ -49,8 +49,7 @@ LLAMA3 = dataclasses.replace(
 RELATIVES = {"qwen": QWEN, "mistral": MISTRAL, "llama3": LLAMA3}
 
 
-@pytest.mark.parametrize("layers", ["scanned", "unrolled"])
-@pytest.mark.parametrize("recompute", blocks.RECOMPUTE_LEVELS)
+@pytest.mark.parametrize(("recompute", "layers"), whole.levels())
 @pytest.mark.parametrize("name", RELATIVES)
 def test_gradients_of_relatives(assert_exact, name, recompute, layers):
     """With a window shorter than T, and one longer."""

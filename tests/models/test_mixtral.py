@@ -50,8 +50,7 @@ MIXTRAL_8X7B = Model(
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-@pytest.mark.parametrize("layers", ["scanned", "unrolled"])
-@pytest.mark.parametrize("recompute", blocks.RECOMPUTE_LEVELS)
+@pytest.mark.parametrize(("recompute", "layers"), whole.levels())
 def test_gradients(assert_exact, recompute, layers):
     compute = Compute(recompute=recompute, layers=layers, attention_block=2, classifier_chunk=4)
     assert_exact(cases.model_case(jax.random.key(0), 2, 5, SMALL, compute))

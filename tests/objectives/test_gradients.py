@@ -43,6 +43,7 @@ def test_rewards_of_odd_sizes(assert_exact, B, K, T):
     assert_exact(objective_cases.reward_case(KEY, B, K, T, MODEL, COMPUTE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reward", "preference", "policy"])
 def test_mixtures_whose_routers_have_a_loss_too(assert_exact, name):
     assert_exact(_case(name, MIXTURE))

@@ -72,6 +72,7 @@ FUNCTIONS = [(module, "backward") for module in LAYERS] + [
 # What next_token.loss_and_grads returns beside the gradients.
 NOT_A_GRADIENT = {"_with_aux(value, aux, batch, scale)", "_metrics(aux, share)"}
 FAMILIES = ("gpt2", "llama", "mixtral")
+NIGHTLY = (grouped_attention, llama, mixtral)  # whole models, of which GPT-2 is tried every time
 PROVED_BY = {"next_token": "gpt2", "grouped_attention": "llama"}  # the case, where it is that of another
 
 
@@ -168,7 +169,8 @@ def mutants(functions: list[tuple[ModuleType, str]]) -> Iterator[Any]:
             for what, old, new in mutations(node):
                 tree = replaced(function, old, new)
                 line = getattr(old, "lineno", 0)
-                yield pytest.param(module, tree, id=f"{layer(module)}.{name}, line {line}: {what}")
+                marks = [pytest.mark.slow] * (module in NIGHTLY)
+                yield pytest.param(module, tree, marks=marks, id=f"{layer(module)}.{name}, line {line}: {what}")
 
 
 @functools.cache
