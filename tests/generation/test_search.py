@@ -79,7 +79,14 @@ def everything(model: Model, tokens: int, ends: frozenset[int]) -> list[tuple[fl
     return sorted(found.values(), reverse=True)
 
 
-@pytest.mark.parametrize("ends", [frozenset(), frozenset({2}), frozenset({0, 5})])
+@pytest.mark.parametrize(
+    "ends",
+    [
+        pytest.param(frozenset(), marks=pytest.mark.slow),
+        frozenset({2}),
+        pytest.param(frozenset({0, 5}), marks=pytest.mark.slow),
+    ],
+)
 def test_with_beams_for_all_beginnings_it_finds_the_likeliest_of_all(ends):
     model = Model(layers=1, heads=2, width=16, context=16, vocabulary_size=6)
     expected = everything(model, 4, ends)[:10]

@@ -89,6 +89,7 @@ def seen() -> Iterator[Any]:
             yield mutant
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "mutant"), list(seen()))
 def test_mutants_are_noticed(x64, monkeypatch, module, mutant):
     assert noticed(module, mutant.name, compiled(module, mutant), monkeypatch)
