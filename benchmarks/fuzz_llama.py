@@ -1,4 +1,4 @@
-"""What is fuzzed of Llama's formats: GGUF, llama2.c's files, and Llama 3's tokenizer.model."""
+"""Fuzzed readers of Llama's formats: GGUF, llama2.c's files, and Llama 3's tokenizer.model."""
 
 import base64
 import json
@@ -21,7 +21,7 @@ PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "
 
 
 def gguf_files() -> list[Input]:
-    """Of both kinds of tokenizers, of several types of tensors, with experts and with divisors of frequencies."""
+    """Files with either kind of tokenizer, several types of tensors, experts, and divisors of frequencies."""
     types = [2, 3, 3, *[6] * 256, *[1] * 4]
     pieces = {
         "model": "llama",

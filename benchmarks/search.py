@@ -1,4 +1,4 @@
-"""What a constraint costs for each token, and what a draft gains, as ratios on this machine.
+"""Measures the cost of a constraint for each token, and the gain of a draft, as ratios on this machine.
 
     python -m benchmarks.search [--rounds 5]
 

@@ -258,12 +258,8 @@ def _rewrite(form: str, key: str, change) -> None:
         params, _ = checkpoints.load_params(RUN, MODEL)
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             checkpointer.save(folder, args=ocp.args.StandardSave(params), force=True)
-    store = ts.KvStore.open(
-        {
-            "driver": form,
-            "base" if form == "ocdbt" else "path": (f"file://{folder}/" if form == "ocdbt" else f"{folder}/"),
-        }
-    ).result()
+    place = {"base": f"file://{folder}/"} if form == "ocdbt" else {"path": f"{folder}/"}
+    store = ts.KvStore.open({"driver": form} | place).result()
     store.write(key, change(store.read(key).result().value)).result()
     checksums.write(CHECKPOINT)
 

@@ -6,7 +6,7 @@ Each block of 64 numbers w of one row has a scale, its largest magnitude m = max
     nf4      the nearest of the 16 levels below to w / m          w ≈ m level[code]
 
 Weights of a trained matrix are close to normal. NF4's levels (Dettmers et al. 2023, arXiv:2305.14314, section 3) are
-quantiles of a normal distribution, so that its 16 codes are used about equally often; 0 and ±1 are exactly among them.
+quantiles of a normal distribution, which uses 16 codes more equally than even steps; 0 and ±1 are exactly among them.
 Two codes make a byte, the first in its higher half.
 
 Scales in float32 take 32 / 64 = 0.5 bits a number. Double quantisation takes their mean away and keeps the rest in 8

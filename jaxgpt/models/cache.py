@@ -91,7 +91,6 @@ def _filled(cache: Cache, blocks: Any) -> Cache:
         return lax.dynamic_update_slice(kept, jnp.squeeze(new, -4).astype(kept.dtype), (0,) * kept.ndim)
 
     def put_layer(layer: Layer, residuals: Any) -> Layer:
-        kept = residuals.attention
-        return Layer(put(layer.k, kept.k), put(layer.v, kept.v))
+        return Layer(put(layer.k, residuals.attention.k), put(layer.v, residuals.attention.v))
 
     return put_layer(cache, blocks) if isinstance(cache, Layer) else tuple(map(put_layer, cache, blocks))

@@ -70,6 +70,17 @@ def frequencies(model: Model) -> rotary.Frequencies:
     )
 
 
+def heads(model: Model) -> str:
+    """Returns the number of heads, for people."""
+    shared = f" ({model.kv_heads} of keys and values)" if model.key_value_heads < model.heads else ""
+    return f"{model.heads} heads{shared}"
+
+
+def context(model: Model) -> str:
+    """Returns how far a token sees, for people."""
+    return f"context {model.context}" + (f", window {model.window}" if model.window else "")
+
+
 def parameter_count(model: Model) -> int:
     """Number of a layer's parameters, its norm included."""
     C, H, K, D = model.width, model.heads, model.key_value_heads, model.width_per_head

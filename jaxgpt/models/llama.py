@@ -49,7 +49,7 @@ class Block(NamedTuple):
 
 class Params(NamedTuple):
     embedding: embedding.Params
-    blocks: Block | tuple[Block, ...]  # all on a leading L axis ("stacked"), or apart
+    blocks: Any  # all Blocks on a leading L axis ("stacked"), or a tuple of them
     final_norm: rmsnorm.Params
     head: unembedding.Params | None  # None where it is the token table
 
@@ -159,11 +159,9 @@ def flops_per_token(model: Model, length: int, *, recompute: str = "none") -> fl
 
 def describe(model: Model) -> str:
     """One line for people."""
-    shared = f" ({model.kv_heads} of keys and values)" if model.key_value_heads < model.heads else ""
-    window = f", window {model.window}" if model.window else ""
     return (
-        f"Llama, {parameter_count(model):,} parameters: {model.layers} layers, {model.heads} heads{shared}, width "
-        f"{model.width}, feed-forward {feed_forward(model)}, context {model.context}{window}, vocabulary "
+        f"Llama, {parameter_count(model):,} parameters: {model.layers} layers, {grouped_attention.heads(model)}, width "
+        f"{model.width}, feed-forward {feed_forward(model)}, {grouped_attention.context(model)}, vocabulary "
         f"{model.vocabulary_size:,}"
     )
 
@@ -259,8 +257,6 @@ def features_backward(
     inputs = Inputs(residuals.embedding.tokens, residuals.starts)
     blocks, dx = backward_blocks(block_forward, block_backward, params.blocks, residuals.blocks, dx, inputs, context)
     dx = dx.reshape(*inputs.tokens.shape, context.model.width)
-    if params.head is not None:
-        embeddings = embedding.backward(params.embedding, residuals.embedding, dx)
-        return Params(embeddings, blocks, final_norm, dhead)
-    embeddings = embedding.backward(params.embedding, residuals.embedding, dx, token_gradient=dhead.weight)
-    return Params(embeddings, blocks, final_norm, None)
+    tied = dhead.weight if params.head is None else None
+    embeddings = embedding.backward(params.embedding, residuals.embedding, dx, token_gradient=tied)
+    return Params(embeddings, blocks, final_norm, dhead if params.head else None)

@@ -25,11 +25,11 @@ from jaxgpt.layers.numerics import not_before
 from jaxgpt.models import grouped_attention, llama
 from jaxgpt.models.attend import Cache, KeptText, WholeText
 from jaxgpt.models.blocks import Aux, Context, Inputs, Projection, kept
-from jaxgpt.models.llama import LEARNED_POSITIONS, feed_forward
+from jaxgpt.models.llama import LEARNED_POSITIONS, Params, feed_forward, head
 from jaxgpt.models.stack import backward_blocks, forward_blocks
 from jaxgpt.options.config import Model
 
-__all__ = ["LEARNED_POSITIONS"]
+__all__ = ["LEARNED_POSITIONS", "Params", "head"]  # Llama's, as they are
 MATRICES = (*llama.MATRICES, "w_in", "w_out")
 
 
@@ -43,13 +43,6 @@ class Block(NamedTuple):
     attention_out: linear.Params  # H D to C
     mlp_norm: rmsnorm.Params
     experts: moe.Params
-
-
-class Params(NamedTuple):
-    embedding: embedding.Params
-    blocks: Block | tuple[Block, ...]  # all on a leading L axis ("stacked"), or apart
-    final_norm: rmsnorm.Params
-    head: unembedding.Params | None  # None where it is the token table
 
 
 class BlockResiduals(NamedTuple):
@@ -131,13 +124,11 @@ def flops_per_token(model: Model, length: int, *, recompute: str = "none") -> fl
 
 def describe(model: Model) -> str:
     """One line for people."""
-    shared = f" ({model.kv_heads} of keys and values)" if model.key_value_heads < model.heads else ""
-    window = f", window {model.window}" if model.window else ""
     return (
         f"Mixtral, {parameter_count(model):,} parameters, {parameter_count(model, active=True):,} of them for a token: "
-        f"{model.layers} layers, {model.heads} heads{shared}, width {model.width}, {model.experts} experts of "
-        f"feed-forward {feed_forward(model)}, {model.experts_per_token} for a token, context {model.context}{window}, "
-        f"vocabulary {model.vocabulary_size:,}"
+        f"{model.layers} layers, {grouped_attention.heads(model)}, width {model.width}, {model.experts} experts of "
+        f"feed-forward {feed_forward(model)}, {model.experts_per_token} for a token, "
+        f"{grouped_attention.context(model)}, vocabulary {model.vocabulary_size:,}"
     )
 
 
@@ -149,11 +140,6 @@ def decays(params: Params) -> Params:
 def projections(model: Model) -> dict[str, Projection]:
     """The products that LoRA can adapt, by their names at Hugging Face: those of attention, not of the experts."""
     return grouped_attention.projections(model)
-
-
-def head(params: Params) -> unembedding.Params:
-    """The unembedding: a table of its own, or the token table."""
-    return unembedding.Params(params.embedding.token) if params.head is None else params.head
 
 
 def block_forward(
@@ -246,8 +232,6 @@ def features_backward(
     backward = functools.partial(block_backward, dstatistics=dstatistics)
     blocks, dx = backward_blocks(block_forward, backward, params.blocks, residuals.blocks, dx, inputs, context)
     dx = dx.reshape(*inputs.tokens.shape, model.width)
-    if params.head is not None:
-        embeddings = embedding.backward(params.embedding, residuals.embedding, dx)
-        return Params(embeddings, blocks, final_norm, dhead)
-    embeddings = embedding.backward(params.embedding, residuals.embedding, dx, token_gradient=dhead.weight)
-    return Params(embeddings, blocks, final_norm, None)
+    tied = dhead.weight if params.head is None else None
+    embeddings = embedding.backward(params.embedding, residuals.embedding, dx, token_gradient=tied)
+    return Params(embeddings, blocks, final_norm, dhead if params.head else None)

@@ -71,7 +71,7 @@ def test_it_trains_adapters_alone(tuned):
 
 
 def test_what_is_merged_has_the_validation_loss_that_training_saw(tuned, capsys):
-    """Of the base as NF4 has it, with the adapters; within float32's rounding of two ways to add."""
+    """The base is as NF4 has it, with the adapters; the loss differs by float32's rounding of two ways to add."""
     assert cli.main(["evaluate", "--run", str(tuned.folder)]) == 0
     printed = capsys.readouterr().out
     assert f"validation loss {tuned.validation[STEPS]:.4f}" in printed

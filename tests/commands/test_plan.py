@@ -70,7 +70,7 @@ def test_a_model_of_eight_billion_parameters(capsys):
 
 
 def test_the_step_sends_what_the_formula_says(capsys):
-    """Of 4 devices, each sends three quarters of the tensors' bytes, of an all-reduce twice that."""
+    """Each of 4 devices sends three quarters of the tensors' bytes, of an all-reduce twice that."""
     _, printed = planned(capsys, *SMALL, "--plan-for", "a100:4", "--model.width", "1024", "--compute.dtype", "bfloat16")
     parameters = int(re.findall(r"([\d,]+) parameters", printed)[0].replace(",", ""))
     sent = {int(row.split()[0]): row.split()[1:4] for row in printed.split("network ")[1].splitlines()[2:6]}

@@ -139,7 +139,7 @@ def test_markers_in_a_message_are_characters():
 
 
 def test_log_probabilities_are_the_models(chat, params):
-    """Of every token and its runners-up, those of a forward pass over the whole text."""
+    """Every token's and its runners-up's are those of a forward pass over the whole text."""
     answer = chat(logprobs=True, top_logprobs=3).choices[0]
     prompt = b"<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n"
     drawn = bytes(byte for token in answer.logprobs.content for byte in token.bytes)

@@ -57,7 +57,7 @@ def test_the_logits_are_those_of_transformers(tmp_path, architecture, model, kin
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K"])
 def test_the_numbers_are_those_of_transformers(tmp_path, kind):
-    """Of blocks of noise: transformers has its own dequantisation, in torch."""
+    """Blocks of noise: transformers has its own dequantisation, in torch."""
     torch = pytest.importorskip("torch", reason="runs transformers; the parity extra installs it")
     dequant = pytest.importorskip("transformers.integrations.gguf.dequant", reason="is compared with")
     code = int(gguf.GGMLQuantizationType[kind])
@@ -110,7 +110,7 @@ def test_experts_of_either_way_to_write_them(tmp_path):
 
 
 def test_the_logits_of_a_mixture_are_those_of_transformers(tmp_path):
-    """Of its MixtralForCausalLM with the same weights, since transformers reads no mixture from GGUF."""
+    """Compares with its MixtralForCausalLM of the same weights, since transformers reads no mixture from GGUF."""
     torch = pytest.importorskip("torch", reason="runs transformers; the parity extra installs it")
     transformers = pytest.importorskip("transformers", reason="is compared with; the parity extra installs it")
     made = state(MIXTRAL)

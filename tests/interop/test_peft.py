@@ -140,7 +140,7 @@ def theirs(model: Model):
 
 @pytest.mark.parametrize("model", [GPT2, LLAMA], ids=["gpt2", "llama"])
 def test_the_same_logits_and_the_same_gradients(tmp_path, model):
-    """What is exported, PEFT reads; its logits and the gradients of every lora_A and lora_B are ours.
+    """PEFT reads what is exported; its logits and the gradients of every lora_A and lora_B are ours.
 
     Within 1e-4 of the largest: two implementations in float32, through two layers.
     """

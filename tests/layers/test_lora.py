@@ -50,7 +50,7 @@ def products(function, *arguments) -> list[tuple[int, ...]]:
 
 
 def test_the_gradient_of_the_weight_is_never_formed(arrays):
-    """Of backward's products only the gradient by x is as large as the layer, and none has the weight's shape."""
+    """Among backward's products only the gradient by x is as large as the layer, and none has the weight's shape."""
     params, x, dy = arrays
     found = products(lora.backward, params, linear.Residuals(x), dy)
     assert found == sorted([(5, 7, 6), (35, 2), (35, 2), (2, 10), (6, 2), (35, 6)])

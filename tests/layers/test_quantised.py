@@ -19,7 +19,7 @@ def normal(*shape: int) -> np.ndarray:
 
 
 def expected(weight: np.ndarray, form: str, double: bool) -> np.ndarray:
-    """What comes back, by loops over blocks and numbers."""
+    """The numbers that come back, by loops over blocks and numbers."""
     blocks = weight.reshape(-1, 64)
     scales = np.array([max(abs(number) for number in block) for block in blocks], np.float64)
     kept = scales
@@ -77,8 +77,8 @@ def test_the_first_of_two_codes_is_in_the_higher_half():
     assert quantised.quantise(jnp.asarray(weight), "nf4").codes[0, 0, 0] == 15 << 4 | 0
 
 
-def test_levels_are_used_about_equally_often():
-    """Of 4 bits at most a fifth says nothing; only the outermost are rarer, since ±1 is the largest of 64 numbers."""
+def test_codes_are_nearly_worth_their_4_bits():
+    """The codes have more than 3.8 bits; the outermost are rarer, since ±1 is the largest of 64 numbers."""
     codes = quantised.quantise(jax.random.normal(jax.random.key(0), (512, 512)), "nf4").codes
     counts = np.bincount(np.concatenate([codes.ravel() >> 4, codes.ravel() & 15]), minlength=16) / codes.size / 2
     assert 3.8 < -np.sum(counts * np.log2(counts)) < 4

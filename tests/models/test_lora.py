@@ -215,7 +215,7 @@ def test_each_stage_trains_the_same_adapters(quick_compilation, zero):
 
 
 def test_the_shapes_of_the_step_are_those_of_its_arrays():
-    """Of a quantised base too, which is compiled for before it is there."""
+    """The plan of a quantised base too, which is compiled for before it is there."""
     made = config(lora_base="nf4", lora_double_quantization=True)
     frozen = Resharding(made).placed_base(base_of(LLAMA))
     jax.tree.map(

@@ -100,7 +100,7 @@ def test_the_sizes_need_no_devices(zero):
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_more_devices_than_anybody_has(zero):
-    """What is divided among 65,536 devices is nearly nothing on each."""
+    """A part that is divided among 65,536 devices is nearly nothing on each."""
     made = config(zero=zero, recompute="none", layers="scanned", devices=1 << 16)
     made = dataclasses.replace(made, training=dataclasses.replace(made.training, batch_size=1 << 16))
     parts = estimate(made, 1 << 16, gpu=True).parts
