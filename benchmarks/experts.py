@@ -97,7 +97,7 @@ def gradients(config: Config) -> Callable[[], object]:
     """A function that computes loss and gradients once, and hands back their norm: new memory would take its time."""
     model, context = family(config.model), Context(config.model, config.compute)
     params = initial_state(config).params
-    batch = Batch(*(array[0] for array in tokens(config)))
+    batch = jax.tree.map(lambda array: array[0], tokens(config))
 
     @jax.jit
     def program(params: Params, batch: Batch) -> tuple[Array, Array]:
