@@ -125,6 +125,7 @@ class Trainer:
         rate = self.batches.tokens / seconds
         work = rate * self.flops_per_token
         utilisation = work / self.peak if self.peak else None
+        further = {name: float(value) for name, value in (metrics.family | of_batch).items()}
         self._metric(
             step=step,
             loss=float(metrics.loss),
@@ -138,9 +139,9 @@ class Trainer:
             mfu=utilisation,
             step_seconds=seconds,
             data_wait_seconds=waited,
-            **{name: float(value) for name, value in (metrics.family | of_batch).items()},
+            **further,
         )
-        self.display.step(step, float(metrics.loss), rate, work, utilisation)
+        self.display.step(step, float(metrics.loss), rate, work, utilisation, self.batches.words(further))
         if metrics.nonfinite:
             self._nonfinite(step, metrics)
         elif not metrics.taken:
