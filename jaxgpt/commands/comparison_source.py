@@ -120,8 +120,7 @@ def _language(config: Config) -> tuple[Tokenizer, Template, list[str]]:
 def _prompt(config: Config, template: Template, tokenizer: Tokenizer, held_out: list[Ranking]) -> np.ndarray:
     """Returns the tokens of `run.prompt` as a question, or of the first prompt that is held out."""
     if config.run.prompt:
-        messages = [{"role": "user", "content": config.run.prompt}]
-        ids = chat_templates.encode(messages, template, tokenizer, add_generation_prompt=True).ids
+        ids = chat_templates.question(config.run.prompt, template.state(), tokenizer)
         loader.check_vocabulary(ids, config.model.vocabulary_size, "--run.prompt")
         return ids
     text = held_out[0][0]
