@@ -38,6 +38,7 @@ from jaxgpt.runs import resuming
 from jaxgpt.runs.checkpoints import Found
 from jaxgpt.runs.folder import RunFolder, check_name, will_resume
 from jaxgpt.runs.saving import Writer
+from jaxgpt.terminal import command
 from jaxgpt.training import device_memory, memory_plan, step
 from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import Base, TrainState, initial_state, random_params
@@ -222,7 +223,13 @@ def _run(trainer: Trainer) -> None:
         if processes.first():
             _conclude(trainer, before, after, loss, saved)
     if ending:
-        raise ending.error(f"stopped {ending.reason} {where}; --resume goes on from there")
+        on = command("--resume", trainer.folder.path, *_typed_anew(config))
+        raise ending.error(f"stopped {ending.reason} {where}. To go on: {on}")
+
+
+def _typed_anew(config: Config) -> list[str]:
+    """Returns the options that a run's config.toml doesn't bring along."""
+    return ["--run.trackers", config.run.trackers] if config.run.trackers else []
 
 
 def _introduce(trainer: Trainer, program: Program, notes: list[str]) -> None:
@@ -270,5 +277,6 @@ def _conclude(trainer: Trainer, before: str, after: str, loss: float, saved: obj
     note(f"\nvalidation loss  {loss:.4f}")
     note(f"loss curve       {trainer.draw_curve()}")
     note(f"checkpoint       {saved}")
-    how = "--chat" if trainer.data.template else '--prompt "..."'
-    note(f"more text        python run.py generate --run {trainer.folder.path} {how}")
+    words = trainer.data.tokenizer.prompt_text(trainer.data.prompt).split()  # that this tokenizer is sure to know
+    how = ["--chat"] if trainer.data.template else ["--prompt", " ".join(words[:3])] if words else []
+    note(f"more text        {command('generate', trainer.folder.path, *how)}")
