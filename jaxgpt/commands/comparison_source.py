@@ -74,12 +74,11 @@ class ComparisonSource(NamedTuple):
             f"{len(data.held_out):,} to validate on"
         )
 
-    def afterwards(self, run: str) -> tuple[str, str]:
+    def afterwards(self, run: str) -> tuple[str, list[str]]:
         if self.data.prompt is None:
-            model = self.config.training.init_from
-            command = f'generate --run {model} --prompt "..." --best-of 8 --reward-model {run}'
-            return "best of 8", f"python run.py {command}"
-        return "more text", f"python run.py generate --run {run} --chat"
+            drawn = ["generate", self.config.training.init_from, "--prompt", "..."]
+            return "best of 8", [*drawn, "--best-of", "8", "--reward-model", run]
+        return "more text", ["generate", run, "--chat"]
 
     def batches(self, setting: Setting) -> Batches:
         return (RewardBatches if self.data.prompt is None else PreferenceBatches)(self.data, setting)
