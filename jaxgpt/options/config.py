@@ -250,6 +250,11 @@ class Objective:
         return self.name == "reward" or (self.name == "policy" and self.value_coefficient > 0)
 
     @property
+    def classifies(self) -> bool:
+        """Returns whether logits are computed; a reward model has none."""
+        return self.name != "reward"
+
+    @property
     def texts(self) -> int:
         """Returns the number of texts in one of a batch's `batch_size` rows."""
         return {"reward": self.completions, "preference": 2}.get(self.name, 1)
