@@ -26,6 +26,7 @@ OPTIONS = {
     "training.steps": STEPS,
     "training.evaluate-every": 10,
     "training.micro-batches": 2,
+    "objective.beta": 0.1,
     "optimizer.learning-rate": 0.01,
     "optimizer.warmup-steps": 5,
     "sampling.tokens": 8,
@@ -111,7 +112,7 @@ def test_the_validation_loss_is_the_formula_of_the_paper(trained, form):
     finished = trained if form == "dpo" else train(form, *flags, **changes)
     assert finished.status == 0, finished.errors
     (logp, lengths), (reference, _) = answers_logp(form), answers_logp("sft")
-    beta = 0.3
+    beta = 0.1
     if form == "simpo":
         chosen, rejected = (2.0 * logp / lengths).T
         expected = np.mean(np.log1p(np.exp(-(chosen - rejected - 0.5))))
