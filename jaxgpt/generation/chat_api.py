@@ -61,14 +61,10 @@ def chat_completion(body: Any, served: Served, template: Template) -> Asked:
 
 def turn_ends(template: Template, tokenizer: Tokenizer) -> tuple[frozenset[int], tuple[str, ...]]:
     """Returns the tokens and the stop texts that end an answer: the template's end of turn, and the end of text."""
-    ends = end_of_text(tokenizer)
+    ends, token = end_of_text(tokenizer), chat_templates.end_token(template, tokenizer)
+    if token is not None:
+        return ends | {token}, ()
     marker = chat_templates.end_of_turn(template)
-    try:
-        ids = tokenizer.encode(marker, special=True).tolist()
-    except UserError:  # characters that the tokenizer doesn't have
-        ids = []
-    if len(ids) == 1 and ids[0] in tokenizer.special_ids:
-        return ends | {ids[0]}, ()
     return ends, (marker,) if marker else ()
 
 

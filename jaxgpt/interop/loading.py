@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxgpt import compilation_cache, files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.interop import detect_format, huggingface, huggingface_chat, peft, runs, tensors
+from jaxgpt.interop import detect_format, huggingface, peft, runs, tensors
 from jaxgpt.options import settings
 from jaxgpt.options.config import Compute, Config, Parallel
 from jaxgpt.parallel import mesh
@@ -56,7 +56,7 @@ def load(name: str, devices: int = 0) -> Trained:
         step=0,
         configuration=dataclasses.asdict(config),
         tokenizer=source.tokenizer.state(),
-        template=template.state() if (template := huggingface_chat.template_of(Path(source.where))) else {},
+        template=source.template.state() if source.template else {},
         versions={},
         sequences_per_step=0,
         text={},
