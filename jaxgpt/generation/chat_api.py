@@ -154,7 +154,8 @@ def _call(value: Any, where: str) -> dict[str, Any]:
     function = value.get("function") if isinstance(value, dict) else None
     name, arguments = (function.get(key) for key in ("name", "arguments")) if isinstance(function, dict) else ("", "")
     try:
-        read = parse_json(arguments, unique=True) if isinstance(arguments, str) else None
+        whole = {"unique": True, "digits": tool_calls.MOST_DIGITS}
+        read = parse_json(arguments, **whole) if isinstance(arguments, str) else None
     except ValueError:
         read = None
     if not (isinstance(name, str) and TOOL_NAME.fullmatch(name) and isinstance(read, dict)):
