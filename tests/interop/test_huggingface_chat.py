@@ -105,7 +105,9 @@ def test_an_answer_ends_where_transformers_ends_it(tmp_path, monkeypatch):
     ends = json.loads(Path("exported/generation_config.json").read_text())["eos_token_id"]
     assert ends == [tokenizer.end_of_text, tokenizer.id_of("<|im_end|>")]
     assert json.loads(Path("exported/config.json").read_text())["eos_token_id"] == tokenizer.end_of_text
-    assert detect_format.open_weights("exported").tokenizer.end_of_text == tokenizer.end_of_text
+    back = detect_format.open_weights("exported").tokenizer
+    assert back
+    assert back.end_of_text == tokenizer.end_of_text
 
 
 def test_a_model_of_no_conversations_has_no_template(tmp_path, monkeypatch):
