@@ -13,7 +13,7 @@ from jaxgpt.data import chat_templates
 from jaxgpt.data.chat_templates import LARGEST_TEMPLATE, Template
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
-from jaxgpt.foreign_text import shown
+from jaxgpt.foreign_text import parse_json, shown
 from jaxgpt.interop.huggingface_tokenizer import CONFIG, LARGEST_CONFIG, SPECIAL, root
 
 FILE = "chat_template.jinja"
@@ -116,7 +116,7 @@ def source_of(template: Template, contents: dict[str, str]) -> str:
     """
     if template.name != "jinja":
         return BUILT_IN[template.name]
-    config = json.loads(contents[CONFIG])
+    config = parse_json(contents[CONFIG])
     other = {name: text for name, text in template.variables.items() if name in template.source}
     other = {name: text for name, text in other.items() if config.get(name) != text}
     return (

@@ -29,7 +29,8 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 FOLDER = commands.ROOT / "scripts/examples"
 MODEL = Model(layers=1, heads=2, width=16, context=4096, vocabulary_size=256)
 LINES = [line for line in commands.lines() if not line.inline and "scripts/examples/" in line.text]
-TYPED = [command.words for line in LINES for command in commands.commands(line) if command.kind == "script"]
+COMMANDS = [command for line in LINES for command in commands.commands(line) if command.kind == "script"]
+TYPED = [list(words) for words in dict.fromkeys(tuple(command.words) for command in COMMANDS)]
 
 
 @pytest.fixture(scope="module")
