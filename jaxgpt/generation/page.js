@@ -279,7 +279,9 @@ function walkable(said) {
 $("turns").addEventListener("pointerover", (event) => {
   if (event.target.token) showTip(event.target); else hideTip();
 });
-$("turns").addEventListener("pointerleave", hideTip);
+// A finger leaves when it is lifted; what it tapped at stays.
+$("turns").addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") hideTip(); });
+$("turns").addEventListener("click", (event) => { if (event.target.token) showTip(event.target); });
 $("main").addEventListener("scroll", hideTip);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && running) running.abort();

@@ -204,6 +204,23 @@ def test_a_token_shows_its_probability_and_the_runners_up(opened):
 
 
 @in_browser
+def test_a_token_that_is_tapped_shows_it_too(browser, address):
+    browser.open(address, width=390, height=844)
+    setting(browser, max_completion_tokens="12", seed="3")
+    send(browser, "Hello")
+    middle = ("(box => ({x: box.x + box.width / 2, y: box.y + box.height / 2}))("
+              "[...document.querySelectorAll('.token')].find((one) => one.getBoundingClientRect().width > 3).getBoundingClientRect())")  # fmt: skip
+    for place, hidden in ((browser.ask(middle), False), ({"x": 370, "y": 330}, True)):
+        browser.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[place])
+        browser.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        browser.wait(f"document.getElementById('tip').hidden === {json.dumps(hidden)}")
+    small = browser.ask("document.getElementById('more').open = true, [...document.querySelectorAll('button, summary,"
+                        "input, textarea')].filter((one) => one.offsetParent).map((one) => "
+                        "Math.min(one.offsetWidth, one.offsetHeight)).filter((size) => size < 17)")  # fmt: skip
+    assert small == []
+
+
+@in_browser
 def test_by_keyboard_and_for_a_screen_reader(opened):
     send(opened, "Hello")
     opened.ask("document.querySelector('.turn:last-child .said').focus()")
