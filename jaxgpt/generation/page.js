@@ -96,7 +96,7 @@ async function draw(run, messages, signal, changed) {
         const text = decoder.decode(new Uint8Array(token.bytes), {stream: true});
         run.tokens.push({text, logprob: token.logprob, likeliest: token.top_logprobs, written: token.token});
       }
-      if (choice.finish_reason === "length") run.note = "No room for more tokens.";
+      if (choice.finish_reason === "length") run.note = "Ended by the most tokens.";
     }
     changed();
   }

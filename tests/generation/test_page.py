@@ -208,8 +208,8 @@ def test_a_token_that_is_tapped_shows_it_too(browser, address):
     browser.open(address, width=390, height=844)
     setting(browser, max_completion_tokens="12", seed="3")
     send(browser, "Hello")
-    middle = ("(box => ({x: box.x + box.width / 2, y: box.y + box.height / 2}))("
-              "[...document.querySelectorAll('.token')].find((one) => one.getBoundingClientRect().width > 3).getBoundingClientRect())")  # fmt: skip
+    token = "[...document.querySelectorAll('.token')].find((one) => one.getBoundingClientRect().width > 3)"
+    middle = f"(box => ({{x: box.x + box.width / 2, y: box.y + box.height / 2}}))({token}.getBoundingClientRect())"
     for place, hidden in ((browser.ask(middle), False), ({"x": 370, "y": 330}, True)):
         browser.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[place])
         browser.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
