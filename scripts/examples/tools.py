@@ -3,6 +3,7 @@
 import ast
 import operator
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,9 +53,9 @@ def _value(node: ast.expr) -> int | float:
 def search(folder: Path, words: str, most: int = 3) -> str:
     """Returns the lines of the folder's texts that have the most of these words, each with its place.
 
-    The words are never a path.
+    Words of one or two letters are passed over. The words are never a path.
     """
-    wanted = set(words.lower().split())
+    wanted = set(re.findall(r"\w{3,}", words.lower()))
     scored = [
         (-score, f"{name}:{number}: {line.strip()[:LONGEST]}")
         for name, text in texts_in(folder)

@@ -156,7 +156,7 @@ def test_the_search_stays_in_its_folder(example, tmp_path):
     assert found[:3] == ["a.txt:1: a word", "a.txt:3: the last word of the", "link_within.txt:1: a word"]
     assert search(inside, "word last").splitlines()[0] == "a.txt:3: the last word of the"
     assert search(inside, "word bytes").splitlines()[0].startswith("more/b.md:1: a WORD")
-    for words in ("secret", "../outside/secret.txt", "/etc/passwd root:", ""):
+    for words in ("secret", "../outside/secret.txt", "/etc/passwd root:", "a of b.", ""):
         assert search(inside, words) == "nothing was found"
 
 
