@@ -363,6 +363,9 @@ class Run:
     begins anew. Shorter: --resume, --resume auto."""
     note: str = ""
     """A line to print at the start."""
+    verbose: bool = False
+    """Print at the start all that start.txt in the run's folder says, as the memory plan by its parts. Shorter:
+    --verbose."""
     prompt: str = ""
     """What the samples before and after training begin with; empty takes the first line of the validation text."""
     sample_every: int = 0

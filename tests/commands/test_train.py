@@ -180,7 +180,7 @@ def test_it_tells_what_it_does_and_where_things_are(first):
         f"validation loss  {first.validation[20]:.4f}",
         "runs/first/loss.png",
         "checkpoints/20",
-        'generate --run runs/first --prompt "..."',
+        "python run.py generate runs/first --prompt",
     ):
         assert expected in printed
     assert first.errors == ""
