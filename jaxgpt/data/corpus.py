@@ -34,7 +34,7 @@ BEGINNING = 2000  # tokens of the validation split, among which a sentence is lo
 
 
 class Described(Protocol):
-    """What the data of any run say of themselves."""
+    """Data of any run, as they describe themselves."""
 
     @property
     def description(self) -> str: ...
