@@ -4,6 +4,7 @@ The trainer dispatches step n and then reads the metrics of step n-1, so that th
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from jaxgpt.commands.stopping import Decisions, Stop
 from jaxgpt.data import chat_templates
 from jaxgpt.data.corpus import Corpus
 from jaxgpt.errors import AllFailed, RunError
-from jaxgpt.evaluation.multiple_choice import Tasks
+from jaxgpt.evaluation.registry import Tasks
 from jaxgpt.evaluation.scoring import bits_per_byte_of_one_nat, make_validation_loss
 from jaxgpt.foreign_text import printable
 from jaxgpt.generation import batching
@@ -176,8 +177,9 @@ class Trainer:
         return loss
 
     def score(self) -> None:
-        """Scores the model on its multiple-choice tasks."""
-        for result, seconds in self.tasks.results(self.config, self.state.params, self.frozen):
+        """Scores the model on its tasks."""
+        whole = functools.partial(self.resharding.whole_params, self.state, self.frozen)
+        for result, seconds in self.tasks.results(self.config, self.state.params, self.frozen, whole):
             self._metric(step=self.done, **result._asdict())
             self.display.note(f"step {self.done}: {result.line()} ({seconds:.1f} s)")
 

@@ -12,10 +12,9 @@ its tokens is the likeliest at its place; it has no other accuracy, and a perple
 """
 
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,10 +22,11 @@ from jaxgpt.data import loader
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.evaluation import task_files
-from jaxgpt.evaluation.scoring import Score, Scorer, ScoringRequest, make_scorer
+from jaxgpt.evaluation.interface import standard_error
+from jaxgpt.evaluation.scoring import Score, Scorer, ScoringRequest
 from jaxgpt.evaluation.tasks import TASKS, Question
 from jaxgpt.models.blocks import Params
-from jaxgpt.options.config import Config, Model
+from jaxgpt.options.config import Model
 
 
 class Example(NamedTuple):
@@ -162,42 +162,9 @@ def result(examples: Examples, scores: Sequence[Sequence[Score]]) -> Result:
         per_token = float(np.mean(tokens))
         normed = float(np.mean(letters)) if letters else per_token
     accuracy = float(np.mean(right))
-    error = math.sqrt(accuracy * (1 - accuracy) / max(1, count - 1))
-    return Result(examples.task, count, accuracy, error, normed, per_token, perplexity)
+    return Result(examples.task, count, accuracy, standard_error(right), normed, per_token, perplexity)
 
 
 def _right(example: Example, scores: Sequence[Score], lengths: Sequence[int]) -> bool:
     """Returns whether the right choice has the largest score for its length."""
     return int(np.argmax([score.log_likelihood / n for score, n in zip(scores, lengths, strict=True)])) == example.label
-
-
-class Tasks:
-    """The multiple-choice tasks that a run is scored on while it trains.
-
-    Reads the tasks of `evaluation.tasks`. UserError, before anything is trained, for one that can't be read.
-    """
-
-    def __init__(self, config: Config, tokenizer: Tokenizer):
-        limit, named = config.evaluation.limit, _named(config.evaluation.tasks)
-        self._scorer: Scorer | None = None
-        self._examples = [load(task, path, tokenizer, config.model, limit=limit) for task, path in named]
-
-    def results(self, config: Config, params: Params, frozen: Any = None) -> Iterator[tuple[Result, float]]:
-        """Yields each task's result with the parameters of the train state of `config`, and the seconds it took."""
-        scorer = self._scorer = self._scorer or make_scorer(config, config.evaluation.batch_size, frozen)
-        for examples in self._examples:
-            started = time.perf_counter()
-            result = evaluate(examples, scorer, params)
-            yield result, time.perf_counter() - started
-
-
-def _named(tasks: str) -> list[tuple[str, str]]:
-    """Parses "hellaswag=a.jsonl,piqa" as [("hellaswag", "a.jsonl"), ("piqa", "")]."""
-    pairs = [(name.strip(), path.strip()) for name, _, path in (part.partition("=") for part in tasks.split(","))]
-    pairs = [] if pairs == [("", "")] else pairs
-    for name, path in pairs:
-        try:
-            task_files.check_name(name, path)
-        except UserError as error:
-            raise UserError(f"--evaluation.tasks {tasks}: {error}") from None
-    return pairs
