@@ -263,13 +263,13 @@ def _task(folder: Path, entry: dict[str, Any], baselines: dict[str, float], limi
     if label not in baselines:
         raise UserError(f"{shown(folder / BASELINES_FILE)}: it has no Random baseline of {shown(label)}. {RESTORE}")
     path = folder / DATA / uri
-    items = read_lines(path, ITEMS[kind], folder)
+    items = read_lines(path, f"{NAME}/{label}", ITEMS[kind], folder)
     random.Random(SHUFFLING).shuffle(items)
-    items = items[: limit or None]
+    total, items = len(items), items[: limit or None]
     if len(items) <= int(shots):
-        limited = f", of which --limit {limit} leaves {len(items)}" if limit == len(items) else ""
+        limited = f", of which a limit leaves {len(items)}" if len(items) < total else ""
         raise UserError(
-            f"{shown(path)}: {len(items)} examples{limited}, and {shots} others are to be shown before each one. "
+            f"{shown(path)}: {total:,} examples{limited}, and {shots} others are to be shown before each one. "
             f"{'Take more' if limited else RESTORE}"
         )
     return SubTask(label, kind, int(shots), delimiter, baselines[label], items)

@@ -158,7 +158,7 @@ def read_examples(description: Description, name: str, path: Path) -> list[Examp
                 _expression(one)
         return Example(Question(prompt, said, message, said.strip()), right)
 
-    return read_lines(path, read)
+    return read_lines(path, name, read)
 
 
 def _expression(text: str) -> None:

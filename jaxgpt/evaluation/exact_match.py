@@ -37,7 +37,7 @@ class MatchResult(NamedTuple):
     def line(self) -> str:
         parts = [f"{self.task}: accuracy {self.accuracy:.4f} ± {self.standard_error:.4f}"]
         if self.accuracy_last is not None:
-            parts.append(f"of the last match {self.accuracy_last:.4f} ± {self.standard_error_last:.4f}")
+            parts.append(f"the last match {self.accuracy_last:.4f} ± {self.standard_error_last:.4f}")
         parts += [f"{self.examples:,} examples", f"{self.shots} shown"]
         parts += [f"{self.samples} answers each"] if self.samples > 1 else []
         parts += [f"{self.shortened:,} prompts shortened"] if self.shortened else []

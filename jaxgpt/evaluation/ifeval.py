@@ -123,7 +123,7 @@ def load(path: str, subject: Subject, options: Options) -> Ifeval:
         raise UserError(f"task {NAME}: no file is named. Name one of JSON lines: {NAME}=FILE")
     if options.shots:
         raise UserError(f"--shots {options.shots}: before the prompts of {NAME} nothing is shown")
-    rows = read_lines(Path(path), read_row)[: options.limit or None]
+    rows = read_lines(Path(path), NAME, read_row)[: options.limit or None]
     unknown = collections.Counter(name for row in rows for name in row.unknown)
     kept = [row for row in rows if not row.unknown]
     if not kept:

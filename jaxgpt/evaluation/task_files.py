@@ -47,7 +47,7 @@ def questions(task: str, path: str, shots: int = 0) -> list[Question]:
     file, or it isn't as it should be.
     """
     if shots and task != "mmlu":
-        raise UserError(f"--shots {shots}: only the task mmlu has questions to show before the one that is asked")
+        raise UserError(f"--shots {shots}: of the multiple-choice tasks only mmlu has questions to show before the one asked")
     where = Path(path) if path else _downloaded(task, TASKS[task].part)
     found, called = [], written(where)
     shown = _development(where, path, shots) if shots else {}
@@ -57,8 +57,7 @@ def questions(task: str, path: str, shots: int = 0) -> list[Question]:
                 row = {**row, "shown": _shown(row, shown, shots)}
             found.append(TASKS[task].question(row))
         except Malformed as error:
-            why = written(error)
-            raise UserError(f"{called}: example {number}: {why}. Is it a file of the task {task}? {RESTORE}") from None
+            raise _unlike(task, f"{called}: example {number}: {written(error)}") from None
     if not found:
         raise UserError(f"{called}: there are no examples in it. {RESTORE}")
     if not path and len(found) != TASKS[task].examples:
@@ -111,6 +110,10 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         yield from readers[file.suffix](file)
 
 
+def _unlike(task: str, what: str) -> UserError:
+    return UserError(f"{what}. Is it a file of the task {written(task)}? {RESTORE}")
+
+
 def json_lines(path: Path, within: Path | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the objects of a file of JSON lines, each with its line's number; empty lines are passed over.
 
@@ -128,8 +131,10 @@ def json_lines(path: Path, within: Path | None = None) -> Iterator[tuple[int, di
         yield number, row
 
 
-def read_lines(path: Path, read: Callable[[dict[str, Any]], Read], within: Path | None = None) -> list[Read]:
-    """Returns what `read` makes of each object of a file of JSON lines.
+def read_lines(
+    path: Path, task: str, read: Callable[[dict[str, Any]], Read], within: Path | None = None
+) -> list[Read]:
+    """Returns what `read` makes of each object of a task's file of JSON lines.
 
     UserError as `json_lines`, where `read` raises Malformed, and for a file without objects.
     """
@@ -138,7 +143,7 @@ def read_lines(path: Path, read: Callable[[dict[str, Any]], Read], within: Path 
         try:
             found.append(read(row))
         except Malformed as error:
-            raise UserError(f"{written(path)}: line {number}: {written(error)}. {RESTORE}") from None
+            raise _unlike(task, f"{written(path)}: line {number}: {written(error)}") from None
     if not found:
         raise UserError(f"{written(path)}: there are no examples in it. {RESTORE}")
     return found
