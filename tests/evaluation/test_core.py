@@ -62,7 +62,7 @@ class Plain:
 
 
 def loop(folder: Path, entry: dict, plain: Plain) -> list[bool]:
-    """Whether each example of a task is answered rightly, by the rules of nanochat's evaluation, written down plainly."""
+    """Whether each example of a task is answered rightly, by the rules of nanochat's evaluation."""
     rows = [json.loads(line) for line in (folder / "eval_data" / entry["dataset_uri"]).read_text().splitlines()]
     random.Random(1337).shuffle(rows)
     shots, between = entry["num_fewshot"][0], entry.get("continuation_delimiter", " ")
@@ -177,7 +177,7 @@ def test_a_choice_that_another_begins_with_has_no_loss(tmp_path):
     """It counts only where it is the first, as in a comparison with NaN."""
     write_core(tmp_path)
     rows = [{"query": "q", "choices": choices, "gold": 0} for choices in (["a", "a b"], ["a b", "a"])]
-    write_lines(tmp_path / "eval_data/commonsense_reasoning/copa.jsonl", rows)
+    write_lines(tmp_path / COPA, rows)
 
     def scorer(params, requests):
         assert all(len(request.completion) for request in requests)
@@ -194,6 +194,9 @@ def test_limit_takes_the_first_of_the_shuffled_ones(folder):
     assert [task.items[:7] for task in every] == [task.items for task in few]
 
 
+COPA = "eval_data/commonsense_reasoning/copa.jsonl"
+
+
 @pytest.mark.parametrize(
     ("name", "before", "after", "message"),
     [
@@ -204,19 +207,24 @@ def test_limit_takes_the_first_of_the_shuffled_ones(folder):
         ("core.yaml", "[3]", "[" * 2000, "core.yaml: not YAML .*within one another"),
         ("core.yaml", "[3]", "[many]", "arc_easy: num_fewshot is 'many', and must be"),
         ("core.yaml", "[3]", "[50]", r"arc_easy.jsonl: 50 examples, and 50 others are to be shown"),
-        ("core.yaml", "schema", "scheme", "winograd: icl_task_type is 'scheme', and there are: multiple_choice, schema"),
+        (
+            "core.yaml",
+            "schema",
+            "scheme",
+            "winograd: icl_task_type is 'scheme', and there are: multiple_choice, schema",
+        ),
         ("core.yaml", "copa.jsonl", "../../../../x.jsonl", "leads out of|can't be read"),
         ("core.yaml", "copa.jsonl", "cope.jsonl", r"commonsense_reasoning/cope.jsonl: can't be read \(No such file"),
         ("core.yaml", "label: copa", "label: cope", "eval_meta_data.csv: it has no Random baseline of cope"),
         ("eval_meta_data.csv", ",50,50,TRUE", ",50,half,TRUE", "line 3: Eval Task 'copa', Random baseline 'half'"),
         ("eval_meta_data.csv", ",50,50,TRUE", ",50,100,TRUE", "line 3: .* per cent below 100 are expected"),
-        ("eval_data/commonsense_reasoning/copa.jsonl", None, "", "there are no examples in it"),
-        ("eval_data/commonsense_reasoning/copa.jsonl", None, "{}\n", "copa.jsonl: line 1: query is missing. Is it a file of"),
-        ("eval_data/commonsense_reasoning/copa.jsonl", "}\n", "\n", r"copa.jsonl: line 1 is not JSON"),
-        ("eval_data/commonsense_reasoning/copa.jsonl", '"gold": 0', '"gold": 7', "line .*: the right one, gold, is number 7"),
-        ("eval_data/commonsense_reasoning/copa.jsonl", '"query": "', '"query": true, "x": "', "query is True, and must be"),
+        (COPA, None, "", "there are no examples in it"),
+        (COPA, None, "{}\n", "copa.jsonl: line 1: query is missing. Is it a file of"),
+        (COPA, "}\n", "\n", r"copa.jsonl: line 1 is not JSON"),
+        (COPA, '"gold": 0', '"gold": 7', "line .*: the right one, gold, is number 7"),
+        (COPA, '"query": "', '"query": true, "x": "', "query is True, and must be"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_folder(folder, tmp_path, name, before, after, message):
     write_core(tmp_path)
     path = tmp_path / name
@@ -229,5 +237,5 @@ def test_a_damaged_folder(folder, tmp_path, name, before, after, message):
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(UserError, match="task core: .*none is no folder. Name one with core.yaml in it: core=FOLDER"):
+    with pytest.raises(UserError, match=r"task core: .*none is no folder. Name one with core.yaml in it: core=FOLDER"):
         core.load(str(tmp_path / "none"), BYTES, Options())
