@@ -101,6 +101,11 @@ def parse_yaml(text: str) -> Any:
     import yaml  # takes a while, and few commands need it
 
     class Loader(yaml.BaseLoader):
+        def fetch_flow_collection_start(self, token: Any) -> Any:  # its time grows with the square of the depth
+            if self.flow_level >= DEEPEST:
+                raise ValueError(TOO_DEEP)
+            return super().fetch_flow_collection_start(token)
+
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise ValueError("it has an alias")

@@ -291,7 +291,8 @@ def _language_modeling(row: Row) -> Item:
 
 
 def _item(before: tuple[str, ...], after: tuple[str, ...], label: int) -> Item:
-    if not 0 <= label < (count := max(len(before), len(after))):
+    count = max(len(before), len(after))
+    if not 0 <= label < count:
         raise Malformed(f"the right one, gold, is number {label}, counted from 0, of {count}")
     return Item(before, after, label)
 

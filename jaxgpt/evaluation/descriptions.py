@@ -38,7 +38,7 @@ class Description:
 
     Attributes:
         data: Its file of JSON lines.
-        prompt: What a base model goes on with; {field} stands for a field of the line.
+        prompt: What a base model goes on with; {field} stands for a field of the line, or the first of its list.
         answer: The right answer, in the same form. Where it is one field that is a list, each of it is right.
         message: What an assistant is asked; empty for the prompt.
         shown_answer: The answer of an example that is shown; empty for a space and the answer.
@@ -199,8 +199,9 @@ def _answers(parts: Parts, row: Row) -> tuple[str, ...]:
 
 
 def _text(row: Row, key: str, called: str | None = None) -> str:
-    """Returns a field that is a text or a number."""
+    """Returns a field that is a text or a number, or of a list of them the first."""
     value = row.get(key)
+    value = value[0] if isinstance(value, list) and value else value
     if isinstance(value, str) or type(value) in (int, float):
         return str(value)
     name = shown(called or key)

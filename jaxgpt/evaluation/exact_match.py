@@ -4,7 +4,6 @@ A text counts by the answer in it (`pattern`), however long it is. The standard 
 answers to one question are no independent ones.
 """
 
-import re
 import string
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -137,7 +136,8 @@ class Judge:
         if found is None:
             return False
         if self._match == "regex":
-            return any(self.searches.first(re.compile(one), found) is not None for one in right)
+            patterns = [expressions.compiled(one, "the answer") for one in right]
+            return any(self.searches.first(pattern, found) is not None for pattern in patterns)
         return any(compared(found, self._match) == compared(one, self._match) for one in right)
 
 

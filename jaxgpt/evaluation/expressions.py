@@ -9,6 +9,7 @@ import contextlib
 import re
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 
 from jaxgpt.errors import UserError
@@ -28,7 +29,7 @@ def compiled(expression: str, where: str) -> re.Pattern[str]:
     if len(expression) > LONGEST:
         raise UserError(f"{where} has {len(expression):,} characters, and may have {LONGEST:,}")
     try:
-        with _limited():
+        with _limited(), warnings.catch_warnings(action="ignore"):  # of what may mean something else one day
             return re.compile(expression)
     except _Late:
         raise UserError(f"{where} is {quoted(expression)}, which takes too long: write a simpler one") from None

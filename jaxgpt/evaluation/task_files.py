@@ -47,7 +47,7 @@ def questions(task: str, path: str, shots: int = 0) -> list[Question]:
     file, or it isn't as it should be.
     """
     if shots and task != "mmlu":
-        raise UserError(f"--shots {shots}: of the multiple-choice tasks only mmlu has questions to show before the one asked")
+        raise UserError(f"--shots {shots}: of the multiple-choice tasks only mmlu has questions to show before another")
     where = Path(path) if path else _downloaded(task, TASKS[task].part)
     found, called = [], written(where)
     shown = _development(where, path, shots) if shots else {}

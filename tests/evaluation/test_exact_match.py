@@ -284,7 +284,7 @@ def test_a_wrong_description(tmp_path, before, after, message):
         ("{", "line 2 is not JSON"),
         ("[]", "line 2 is not a JSON object"),
         ('{"country": "x", "capital": []}', "line 2: capital is an empty list"),
-        ('{"country": ["x"], "capital": "y"}', "line 2: country is a list of 1 values, and must be a text"),
+        ('{"country": {"x": 1}, "capital": "y"}', "line 2: country is an object of 1 values, and must be a text"),
         ('{"country": null, "capital": "y"}', "line 2: country is missing"),
     ],
 )
