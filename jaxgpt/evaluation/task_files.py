@@ -131,9 +131,7 @@ def json_lines(path: Path, within: Path | None = None) -> Iterator[tuple[int, di
         yield number, row
 
 
-def read_lines(
-    path: Path, task: str, read: Callable[[dict[str, Any]], Read], within: Path | None = None
-) -> list[Read]:
+def read_lines(path: Path, task: str, read: Callable[[dict[str, Any]], Read], within: Path | None = None) -> list[Read]:
     """Returns what `read` makes of each object of a task's file of JSON lines.
 
     UserError as `json_lines`, where `read` raises Malformed, and for a file without objects.

@@ -42,6 +42,13 @@ def unreachable(_):
     raise AssertionError("CORE draws nothing")
 
 
+def numbers(tasks: core.Core, engine: Engine) -> tuple[list[core.SubResult], core.CoreResult]:
+    """Each task's, and their mean's."""
+    *results, mean = tasks.results(engine)
+    assert isinstance(mean, core.CoreResult)
+    return [result for result in results if isinstance(result, core.SubResult)], mean
+
+
 class Plain:
     """The losses and the likeliest bytes of one text after another."""
 
@@ -107,7 +114,7 @@ def test_each_tasks_score_is_that_of_an_independent_loop(folder, params):
     """On 50 examples each, and so are the centred accuracies, their errors and their mean."""
     found = core.load(str(folder), BYTES, Options())
     scorer = make_scorer(Config(model=MODEL, compute=Compute(layers="scanned")), 8)
-    *results, mean = found.results(Engine(scorer, params, unreachable))
+    results, mean = numbers(found, Engine(scorer, params, unreachable))
     plain, centred, variance = Plain(params), [], 0.0
     guesses = {row["Eval Task"]: float(row["Random baseline"]) for row in csv.DictReader(BASELINES.splitlines())}
     for entry, result in zip(yaml.safe_load(CORE_YAML)["icl_tasks"], results, strict=True):
@@ -185,7 +192,7 @@ def test_a_choice_that_another_begins_with_has_no_loss(tmp_path):
 
     found = core.load(str(tmp_path), BYTES, Options())
     copa = found.tasks[1]
-    (result, _) = core.Core([copa], BYTES).results(Engine(scorer, None, unreachable))
+    ((result,), _) = numbers(core.Core([copa], BYTES), Engine(scorer, None, unreachable))  # type: ignore[arg-type]
     assert result.accuracy == 1
 
 
