@@ -71,6 +71,9 @@ class Evaluate:
     """Write the figures to this JSON file."""
 
 
+OF_DRAWN = ("examples", "shots_seed", "tokens", "temperature", "top_k", "top_p", "samples", "seed")
+
+
 def run(words: list[str]) -> int:
     """Prints the figures, adds them to the run's metrics.jsonl, and writes them to `--output`.
 
@@ -120,8 +123,20 @@ def _asked(options: Evaluate) -> tuple[list[tuple[str, str]], Options]:
         registry.check_name(name, path)
     if options.samples > 1 and not options.temperature:
         raise UserError(f"--samples {options.samples}: of temperature 0 all would be the same: give --temperature too")
+    if not asked:
+        _refuse_drawing(options)
     how = (options.limit, options.shots, options.examples, options.shots_seed, sampling, options.samples, options.seed)
     return asked, Options(*how)
+
+
+def _refuse_drawing(options: Evaluate) -> None:
+    """Raises a UserError for an option that is of drawn answers alone."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Evaluate)}
+    given = [settings.option("", key) for key in OF_DRAWN if getattr(options, key) != defaults[key]]
+    if given:
+        raise UserError(
+            f"{', '.join(given)}: for tasks whose answers are drawn, and there is none of them: leave it away"
+        )
 
 
 def _on_tasks(
@@ -131,12 +146,8 @@ def _on_tasks(
     config = model.config
     subject = Subject(model.tokenizer, config.model, model.about.get("template") or {})
     tasks = [registry.load(name, path, subject, how) for name, path in asked]
-    default = dataclasses.replace(how, limit=0, shots=0)
-    if default != Options() and not any(task.draws for task in tasks):
-        raise UserError(
-            "--examples, --shots-seed, --tokens, --temperature, --top-k, --top-p, --samples and --seed are for tasks "
-            "whose answers are drawn, and none of these is one"
-        )
+    if not any(task.draws for task in tasks):
+        _refuse_drawing(options)
     draw = drawer(lambda: model.params, subject, config.compute, options.batch_size)
     yield from registry.timed(tasks, Engine(make_scorer(config, options.batch_size), model.params, draw))
 

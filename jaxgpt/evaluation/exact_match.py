@@ -39,7 +39,7 @@ class MatchResult(NamedTuple):
             parts.append(f"the last match {self.accuracy_last:.4f} ± {self.standard_error_last:.4f}")
         parts += [f"{self.examples:,} examples", f"{self.shots} shown"]
         parts += [f"{self.samples} answers each"] if self.samples > 1 else []
-        parts += [f"{self.shortened:,} prompts shortened"] if self.shortened else []
+        parts += [f"prompts shortened: {self.shortened:,}"] if self.shortened else []
         parts += [f"{self.ended} searches took too long"] if self.ended else []
         return ", ".join(parts)
 

@@ -65,7 +65,7 @@ class IfevalResult(NamedTuple):
             f"{self.examples:,} examples",
         ]
         parts += [f"{self.samples} answers each"] if self.samples > 1 else []
-        parts += [f"{self.shortened:,} prompts shortened"] if self.shortened else []
+        parts += [f"prompts shortened: {self.shortened:,}"] if self.shortened else []
         if self.left_out:
             names = self.unknown.split(",")
             more = [f"{len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
