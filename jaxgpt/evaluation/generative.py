@@ -29,7 +29,7 @@ class Question(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What all questions of a task have in common.
+    """Form that all questions of a task have.
 
     Attributes:
         separator: What stands between two of them in a text.

@@ -21,7 +21,7 @@ GREEDY = Sampling(tokens=0, temperature=0.0)
 
 
 class Subject(NamedTuple):
-    """What a task has to know of the model that is evaluated. A model that is no assistant has no chat template."""
+    """Tokenizer, shape and chat template of the model that is evaluated; no template where it is no assistant."""
 
     tokenizer: Tokenizer
     model: Model
