@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich.console import Console
+from rich.progress import Progress
 
 from jaxgpt.commands import configuration
 from jaxgpt.data import corpora, corpus, fingerprint, loader
@@ -148,8 +151,16 @@ def _on_tasks(
     tasks = [registry.load(name, path, subject, how) for name, path in asked]
     if not any(task.draws for task in tasks):
         _refuse_drawing(options)
-    draw = drawer(lambda: model.params, subject, config.compute, options.batch_size)
-    yield from registry.timed(tasks, Engine(make_scorer(config, options.batch_size), model.params, draw))
+    scorer = make_scorer(config, options.batch_size)
+    console, hidden = Console(stderr=True), not sys.stderr.isatty()
+    with Progress(console=console, transient=True, redirect_stdout=False, disable=hidden) as bar:
+        answers = bar.add_task("answers", visible=False)
+
+        def told(ended: int, count: int) -> None:
+            bar.update(answers, completed=ended, total=count, visible=ended < count)
+
+        draw = drawer(lambda: model.params, subject, config.compute, options.batch_size, told)
+        yield from registry.timed(tasks, Engine(scorer, model.params, draw))
 
 
 def _write(options: Evaluate, found: list[dict[str, Any]]) -> None:

@@ -85,15 +85,25 @@ def standard_error(values: Sequence[float] | Sequence[bool]) -> float:
 
 
 def drawer(
-    params: Callable[[], Params], subject: Subject, compute: Compute, at_once: int
+    params: Callable[[], Params],
+    subject: Subject,
+    compute: Compute,
+    at_once: int,
+    told: Callable[[int, int], object] = lambda ended, count: None,
 ) -> Callable[[Sequence[batching.Request]], list[str]]:
-    """Returns an engine's `draw`, for `at_once` texts side by side. `params` returns whole parameters."""
+    """Returns an engine's `draw`, for `at_once` texts side by side.
+
+    `params` returns whole parameters; `told` is called with how many texts have ended, of how many.
+    """
 
     def draw(requests: Sequence[batching.Request]) -> list[str]:
-        texts = [""] * len(requests)
+        texts, ended = [""] * len(requests), 0
         pieces = batching.generate(params(), requests, subject.model, compute, subject.tokenizer, slots=at_once)
         for piece in pieces:
             texts[piece.number] += piece.text
+            if piece.last:
+                ended += 1
+                told(ended, len(requests))
         return texts
 
     return draw

@@ -53,11 +53,14 @@ class Result(NamedTuple):
     accuracy_norm: float | None
     accuracy_per_token: float | None
     perplexity: float | None
+    standard_error_norm: float | None
+    standard_error_per_token: float | None
 
     def line(self) -> str:
         """Returns the numbers as a line for people."""
-        numbers = {"norm": self.accuracy_norm, "per token": self.accuracy_per_token}
-        more = [f"{name} {value:.4f}" for name, value in numbers.items() if value is not None]
+        norm = "norm", self.accuracy_norm, self.standard_error_norm
+        per_token = "per token", self.accuracy_per_token, self.standard_error_per_token
+        more = [f"{name} {value:.4f} ± {error:.4f}" for name, value, error in (norm, per_token) if value is not None]
         more += [f"perplexity {self.perplexity:.2f}"] if self.perplexity is not None else []
         first = f"{self.task}: accuracy {self.accuracy:.4f} ± {self.standard_error:.4f}"
         return ", ".join([first, *more, f"{self.examples:,} examples"])
@@ -149,20 +152,27 @@ def evaluate(examples: Examples, scorer: Scorer, params: Params) -> Result:
 
 def result(examples: Examples, scores: Sequence[Sequence[Score]]) -> Result:
     """Returns the task's numbers, from each example's scores."""
-    count, perplexity = len(examples.examples), None
+    perplexity, normed, per_token = None, [], []
     if examples.greedy:
         right = [bool(score.greedy) for (score,) in scores]
         perplexity = math.exp(min(700.0, -float(np.mean([score.log_likelihood for (score,) in scores]))))
-        normed = per_token = None
     else:
         pairs = list(zip(examples.examples, scores, strict=True))
         right = [_right(example, found, [1] * len(found)) for example, found in pairs]
-        tokens = [_right(example, found, [len(r.completion) for r in example.requests]) for example, found in pairs]
+        per_token = [_right(example, found, [len(r.completion) for r in example.requests]) for example, found in pairs]
         letters = [_right(example, found, example.characters) for example, found in pairs if example.characters]
-        per_token = float(np.mean(tokens))
-        normed = float(np.mean(letters)) if letters else per_token
-    accuracy = float(np.mean(right))
-    return Result(examples.task, count, accuracy, standard_error(right), normed, per_token, perplexity)
+        normed = letters or per_token
+    return Result(
+        examples.task,
+        len(examples.examples),
+        float(np.mean(right)),
+        standard_error(right),
+        float(np.mean(normed)) if normed else None,
+        float(np.mean(per_token)) if per_token else None,
+        perplexity,
+        standard_error(normed) if normed else None,
+        standard_error(per_token) if per_token else None,
+    )
 
 
 def _right(example: Example, scores: Sequence[Score], lengths: Sequence[int]) -> bool:
