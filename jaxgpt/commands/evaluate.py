@@ -1,10 +1,11 @@
 """`run.py evaluate`: the loss of a run's newest whole checkpoint, or what it reaches on tasks."""
 
+import contextlib
 import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -152,15 +153,29 @@ def _on_tasks(
     if not any(task.draws for task in tasks):
         _refuse_drawing(options)
     scorer = make_scorer(config, options.batch_size)
-    console, hidden = Console(stderr=True), not sys.stderr.isatty()
-    with Progress(console=console, transient=True, redirect_stdout=False, disable=hidden) as bar:
-        answers = bar.add_task("answers", visible=False)
-
-        def told(ended: int, count: int) -> None:
-            bar.update(answers, completed=ended, total=count, visible=ended < count)
-
+    with _shown_progress() as told:
         draw = drawer(lambda: model.params, subject, config.compute, options.batch_size, told)
         yield from registry.timed(tasks, Engine(scorer, model.params, draw))
+
+
+@contextlib.contextmanager
+def _shown_progress() -> Iterator[Callable[[int, int], None]]:
+    """Yields a function that shows on a terminal how many answers there are, of how many, until all are there."""
+    hidden = not sys.stderr.isatty()
+    bar = Progress(console=Console(stderr=True), transient=True, redirect_stdout=False, disable=hidden)
+    answers = bar.add_task("answers")
+
+    def told(ended: int, count: int) -> None:
+        if ended < count:
+            bar.start()
+            bar.update(answers, completed=ended, total=count)
+        else:
+            bar.stop()
+
+    try:
+        yield told
+    finally:
+        bar.stop()
 
 
 def _write(options: Evaluate, found: list[dict[str, Any]]) -> None:
