@@ -25,7 +25,7 @@ from jaxgpt.commands.display import Display, silent
 from jaxgpt.commands.trainer import Output, Trainer
 from jaxgpt.data.corpus import Described
 from jaxgpt.errors import AllFailed, Interrupted
-from jaxgpt.evaluation.multiple_choice import Tasks
+from jaxgpt.evaluation.registry import Tasks
 from jaxgpt.interop import bases
 from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models import family, lora
@@ -61,7 +61,7 @@ def train(config: Config, *observers: Observer) -> None:
     configuration.check_processes(asked, data)
     with contextlib.ExitStack() as kept:
         beginning = begin(asked, data, kept)
-        tasks = Tasks(asked, data.tokenizer)
+        tasks = Tasks(asked, data.tokenizer, data.template)
         program, beginning = _compile(asked, beginning)
         config = program.config
         processes.wait_for_all("compiled")  # before the first collective, whose timeout is shorter

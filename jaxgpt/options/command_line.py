@@ -95,6 +95,7 @@ def names(kind: Any, prefix: str = "") -> Iterator[str]:
             yield from names(bare, prefix if within else f"{name}.")
         elif tyro.conf.Positional not in about:
             yield name
+            yield from (alias.removeprefix("--") for word in about for alias in getattr(word, "aliases", None) or ())
             if bare is bool:
                 yield f"{prefix}no-{key.replace('_', '-')}"
 
