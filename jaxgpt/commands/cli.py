@@ -155,8 +155,7 @@ def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
     if asked.plan_for:
         return plan(config, asked.plan_for, given, words)
     with processes.together(config.parallel), errors.out_of_memory_told():  # before JAX sees its devices for weights
-        if config.training.init_from:
-            config = configuration.with_shape(config, given)
+        config = configuration.with_weights(config, given)
         settings.check(config)
         loop.train(config, *observers)
     return 0
@@ -166,8 +165,7 @@ def plan(config: Config, devices: str, given: set[str], words: list[str]) -> int
     """Plans the run for devices that may be elsewhere."""
     from jaxgpt.commands import configuration, plan
 
-    if config.training.init_from:
-        config = configuration.with_shape(config, given)
+    config = configuration.with_weights(config, given)
     settings.check(config)
     _, rest = command_line.take(words, "--plan-for")
     return plan.run(config, devices, rest)

@@ -26,8 +26,9 @@ from jaxgpt.data import corpus
 from jaxgpt.data.corpus import Corpus
 from jaxgpt.errors import AllFailed, Interrupted, UserError
 from jaxgpt.evaluation.multiple_choice import Tasks
+from jaxgpt.foreign_text import shown
 from jaxgpt.interop import bases
-from jaxgpt.interop.tensors import WeightSource
+from jaxgpt.interop.tensors import AdapterSource, WeightSource
 from jaxgpt.models import family, lora
 from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Config
@@ -111,6 +112,7 @@ class Beginning(NamedTuple):
     checkpoint: Found | None = None
     weights: WeightSource | None = None
     base: WeightSource | None = None  # of adapters: the weights that are not trained
+    adapters: AdapterSource | None = None  # that are trained on, or None for new ones
     random: Params | None = None  # drawn while the train step is compiled, or None
     folder: RunFolder | None = None
 
@@ -121,7 +123,9 @@ def begin(asked: Config, data: Corpus, kept: contextlib.ExitStack) -> Beginning:
         beginning = _open(asked, data, kept, Beginning())
         return beginning._replace(base=configuration.weights(asked, data.tokenizer)) if asked.lora.rank else beginning
     weights = configuration.weights(asked, data.tokenizer)
-    return Beginning(base=weights) if asked.lora.rank else Beginning(weights=weights)
+    if not asked.lora.rank:
+        return Beginning(weights=weights)
+    return Beginning(base=weights, adapters=configuration.adapters(asked) if asked.lora.adapters else None)
 
 
 def _open(asked: Config, data: Corpus, kept: contextlib.ExitStack, beginning: Beginning) -> Beginning:
@@ -140,13 +144,15 @@ def _first_state(config: Config, resharding: Resharding, beginning: Beginning) -
     if beginning.weights:
         return resharding.first_state(beginning.weights.load()), configuration.about_weights(beginning.weights)
     notes = configuration.about_weights(beginning.base) if beginning.base else []
+    if beginning.adapters:
+        return resharding.first_state(beginning.adapters.load()), [*notes, f"adapters  from {config.lora.adapters}"]
     return initial_state(config, beginning.random), notes
 
 
 def _base(resharding: Resharding, beginning: Beginning) -> Base | None:
     """Returns the frozen base on the devices, where adapters are trained.
 
-    UserError where the checkpoint that the run goes on from has adapters of another base.
+    UserError where the run goes on from a checkpoint or from adapters of another base.
     """
     if beginning.base is None:
         return None
@@ -154,6 +160,11 @@ def _base(resharding: Resharding, beginning: Beginning) -> Base | None:
     base = Base(resharding.placed_base(weights), bases.fingerprint(weights))
     if beginning.checkpoint:
         bases.check(beginning.checkpoint, base.fingerprint)
+    if beginning.adapters and beginning.adapters.fingerprint not in ("", base.fingerprint):
+        raise UserError(
+            f"--lora.adapters: these adapters were trained beside other weights than those of "
+            f"{shown(beginning.base.where)}. Name theirs by --init-from"
+        )
     return base
 
 

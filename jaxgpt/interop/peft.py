@@ -93,7 +93,7 @@ def open_folder(folder: Path, open_weights: bases.Open) -> WeightSource:
         load=load,
         notes=(f"its base is {source.where}", *source.notes),
         unreadable_tokenizer=source.unreadable_tokenizer,
-        adapters=AdapterSource(options, name, lambda: adapters),
+        adapters=AdapterSource(options, name, lambda: adapters, fingerprint),
     )
 
 
