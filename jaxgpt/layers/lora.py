@@ -66,7 +66,8 @@ def _adapter(params: Params) -> tuple[Float[Array, "in R"], Float[Array, "R out"
     """Returns a, b and s."""
     assert params.adapter is not None
     assert params.scaling is not None
-    return *params.adapter, params.scaling
+    a, b = params.adapter
+    return a, b, params.scaling
 
 
 def _h(params: Params, x: Float[Array, "*batch in"]) -> Float[Array, "*batch R"]:
