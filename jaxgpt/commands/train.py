@@ -24,9 +24,8 @@ from jaxgpt.commands.batches import Evaluation, Setting, Source, open_source
 from jaxgpt.commands.display import Display, silent
 from jaxgpt.commands.trainer import Output, Trainer
 from jaxgpt.data.corpus import Described
-from jaxgpt.errors import AllFailed, Interrupted, UserError
+from jaxgpt.errors import AllFailed, Interrupted
 from jaxgpt.evaluation.multiple_choice import Tasks
-from jaxgpt.foreign_text import shown
 from jaxgpt.interop import bases
 from jaxgpt.interop.tensors import AdapterSource, WeightSource
 from jaxgpt.models import family, lora
@@ -124,7 +123,10 @@ def begin(asked: Config, data: Described, kept: contextlib.ExitStack) -> Beginni
     weights = configuration.weights(asked, data.tokenizer)
     if not asked.lora.rank:
         return Beginning(weights=weights)
-    return Beginning(base=weights, adapters=configuration.adapters(asked) if asked.lora.adapters else None)
+    adapters = configuration.adapters(asked) if asked.lora.adapters else None
+    if weights and adapters and adapters.fingerprint:
+        bases.check_beside(adapters, weights)  # now, before there is a folder
+    return Beginning(base=weights, adapters=adapters)
 
 
 def _open(asked: Config, data: Described, kept: contextlib.ExitStack, beginning: Beginning) -> Beginning:
@@ -152,7 +154,7 @@ def _first_state(config: Config, resharding: Resharding, beginning: Beginning) -
 def _base(resharding: Resharding, beginning: Beginning) -> Base | None:
     """Returns the frozen base on the devices, where adapters are trained.
 
-    UserError where the run goes on from a checkpoint or from adapters of another base.
+    UserError where the checkpoint that the run goes on from has adapters of another base.
     """
     if beginning.base is None:
         return None
@@ -160,11 +162,6 @@ def _base(resharding: Resharding, beginning: Beginning) -> Base | None:
     base = Base(resharding.placed_base(weights), bases.fingerprint(weights))
     if beginning.checkpoint:
         bases.check(beginning.checkpoint, base.fingerprint)
-    if beginning.adapters and beginning.adapters.fingerprint not in ("", base.fingerprint):
-        raise UserError(
-            f"--lora.adapters: these adapters were trained beside other weights than those of "
-            f"{shown(beginning.base.where)}. Name theirs by --init-from"
-        )
     return base
 
 

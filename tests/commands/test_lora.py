@@ -192,7 +192,7 @@ def test_adapters_that_cant_be_trained_on(exported):
         finished = train_on(adapters, "wrong", *more)
         assert finished.status == 2
         assert expected in finished.errors
-        assert not Path("runs/wrong/checkpoints").exists()
+        assert not Path("runs/wrong").exists()
 
 
 @pytest.mark.parametrize(
