@@ -135,6 +135,6 @@ def dx_by_merged(params: Params, dy: Float[Array, "N out"], dh: Float[Array, "N 
 
 
 def dx_by_two_products(params: Params, dy: Float[Array, "N out"], dh: Float[Array, "N R"]) -> Float[Array, "N in"]:
-    """What comes through the weight, and what comes through the adapter."""
+    """The sum of what comes through the weight and what comes through the adapter."""
     a, _, _ = _adapter(params)
     return through_weight(params, dy) + product("nr,cr->nc", dh, a, dtype=dy.dtype)
