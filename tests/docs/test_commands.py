@@ -150,7 +150,7 @@ def run_no_further(command: Command) -> None:
         patch.setattr(tyro, "cli", stop)
         patch.setattr(train, "train", done)
         # It would ask the hub, where models have a longer context than the default configuration's.
-        patch.setattr(configuration, "with_shape", lambda config, named: with_context(config, 2048))
+        patch.setattr(configuration, "with_weights", lambda config, named: with_context(config, 2048))
         words = command.words
         if "--parallel.processes" in words:  # checked as options, as the others aren't there
             words = [*words, "--help"]
