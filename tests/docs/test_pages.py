@@ -1,12 +1,11 @@
 """What the pages show beside shell lines: options made of the code, costs that are arithmetic, links, TOML, Python."""
 
+import inspect
 import re
 import tomllib
 from types import ModuleType
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from docs.site import configuration
@@ -123,11 +122,16 @@ def rmsnorm():
 
 @pytest.fixture(scope="module")
 def case(rmsnorm):
-    """A case as the page makes it, among the names of proof/cases.py."""
-    (source,) = (block for block in blocks("adding_a_layer.md", "python") if "def rmsnorm_case" in block)
-    names = vars(cases) | {"rmsnorm": rmsnorm}
-    exec(compile(source, "adding_a_layer.md", "exec"), names)
-    return names["rmsnorm_case"]
+    """The function that the page writes, in a file that has nothing but what the page imports."""
+    return vars(module_of("def rmsnorm_case"))["rmsnorm_case"]
+
+
+def module_of(words: str) -> ModuleType:
+    """The block of adding_a_layer.md that has these words, as a module."""
+    (source,) = (block for block in blocks("adding_a_layer.md", "python") if words in block)
+    module = ModuleType("shown")
+    exec(compile(source, "adding_a_layer.md", "exec"), module.__dict__)
+    return module
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 2), (2, 3, 17)])
@@ -147,11 +151,15 @@ def test_a_term_that_the_layer_of_the_page_forgot_would_be_seen(x64, rmsnorm, ca
     assert [row.passed for row in gradcheck.check(wrong, "float64")] == [True, False]
 
 
-def test_the_tests_of_the_page_pass(x64, rmsnorm):
-    (source,) = (block for block in blocks("adding_a_layer.md", "python") if "def test_dx_is_orthogonal" in block)
-    names = {"np": np, "jnp": jnp, "rmsnorm": rmsnorm}
-    exec(compile(source[source.index("def test_dx") :], "adding_a_layer.md", "exec"), names)
-    names["test_dx_is_orthogonal_to_x"](None)
+def test_the_tests_of_the_page_pass(assert_exact, x64):
+    shown = vars(module_of("def test_dx_is_orthogonal"))
+    shown["test_dx_is_orthogonal_to_x"](None)
+    shown["test_gradients"].hypothesis.inner_test(assert_exact, B=1, T=1, C=2)
+
+
+def test_the_line_of_the_page_is_in_cases():
+    (line,) = re.findall("`(yield .*)`", (ROOT / "docs/adding_a_layer.md").read_text(encoding="utf-8"))
+    assert line in inspect.getsource(cases.cases)
 
 
 def test_python_on_the_pages_parses():
