@@ -1,6 +1,7 @@
 """What the pages show beside shell lines: options made of the code, costs that are arithmetic, links, TOML, Python."""
 
 import inspect
+import itertools
 import re
 import tomllib
 from types import ModuleType
@@ -9,10 +10,11 @@ import jax
 import pytest
 
 from docs.site import configuration
+from jaxgpt.commands import gradcheck as gradcheck_command
 from jaxgpt.commands.configuration import without_text
 from jaxgpt.models import gpt2
 from jaxgpt.options import settings
-from jaxgpt.proof import cases, gradcheck
+from jaxgpt.proof import cases, gradcheck, objective_cases
 from jaxgpt.proof.gradcheck import Case
 from jaxgpt.training import flops
 from jaxgpt.training.flops import PEAKS
@@ -105,6 +107,16 @@ def test_the_tolerances_are_gradchecks():
     for dtype in ("float32", "bfloat16"):
         one, many = (re.sub("e([+-])0", r"e\1", f"{gradcheck.tolerance(dtype, depth):.1e}") for depth in (1, 26))
         assert re.search(rf"^\| {dtype} \| .* \| {one} \| {many} \|$", text, re.MULTILINE)
+
+
+def test_the_number_of_gradients_is_todays(x64):
+    """Rows of gradcheck without --config, one for each tensor, in README."""
+    shapes = gradcheck_command._shapes("")
+    key = jax.random.key(0)
+    every = itertools.chain(cases.cases(*shapes, key), objective_cases.cases(*shapes, key))
+    count = sum(len(jax.tree.leaves(case.inputs)) for case in every)
+    said = re.findall(r"(\d+) of (\d+) gradients agree", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert said == [(str(count), str(count))]
 
 
 # The layer that is added
