@@ -57,9 +57,9 @@ class Resharding:
 
     def first_state(self, params: Params | None = None) -> TrainState:
         """Returns the state before the first step, of whole, stacked parameters in NumPy's memory or random ones."""
-        return initial_state(self._config, None if params is None else self._placed(params))
+        return initial_state(self._config, None if params is None else self.placed(params))
 
-    def _placed(self, whole: Params) -> Params:
+    def placed(self, whole: Params) -> Params:
         """Casts, shards and places whole parameters on the devices."""
         dtype, layout = self._config.compute.parameters, self.layout
         if layout.devices == 1:  # a copy: the step gives its memory to the next state
