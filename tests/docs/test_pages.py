@@ -119,6 +119,13 @@ def test_the_number_of_gradients_is_todays(x64):
     assert said == [(str(count), str(count))]
 
 
+def test_the_badges_say_what_pyproject_says():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    badges = (ROOT / "docs/badges.svg").read_text(encoding="utf-8")
+    for badge in (project["requires-python"].removeprefix(">=") + "+", project["license"]):
+        assert f">{badge}</text>" in badges
+
+
 # The layer that is added
 
 
