@@ -59,7 +59,7 @@ def gather() -> None:
         else:
             shutil.copyfile(source, PAGES / place)
             continue
-        (PAGES / place).write_text(with_links(text, source, place), encoding="utf-8")
+        (PAGES / place).write_text(with_indents(with_links(text, source, place)), encoding="utf-8")
     for folder in {path.parent for path in PACKAGE.rglob("*.py")}:
         (PAGES / "api").mkdir(exist_ok=True)
         (PAGES / "api" / f"{folder.name}.md").write_text(api_page(folder), encoding="utf-8")
@@ -112,6 +112,30 @@ def with_links(text: str, source: Path, place: Path) -> str:
 
     parts = FENCED.split(text)
     parts[::2] = (LINK.sub(link, part) for part in parts[::2])
+    return "".join(parts)
+
+
+def with_indents(text: str) -> str:
+    """Lists as Python-Markdown wants them: CommonMark takes less of an indent and fewer empty lines.
+
+    What belongs to an item is indented by four, and an empty line stands before a list, and before an item that follows
+    another paragraph of the item before it.
+    """
+    parts = FENCED.split(text)
+    for number in range(0, len(parts), 2):
+        lines: list[str] = []
+        more, tight = 0, False  # what is added to an item's indents; within a list that has no empty line so far
+        for line in parts[number].split("\n"):
+            if item := re.match(r"(?:\d+\.|[-*]) +", line):
+                if lines and lines[-1] and not tight:
+                    lines.append("")
+                more, tight = max(0, 4 - len(item[0])), not lines or tight or not lines[-1]
+            elif line.startswith("  "):
+                line = " " * more + line
+            else:
+                more, tight = (more, False) if not line else (0, False)
+            lines.append(line)
+        parts[number] = "\n".join(lines)
     return "".join(parts)
 
 

@@ -95,6 +95,22 @@ def test_a_link_out_of_the_site_leads_to_the_repository_where_its_address_is_kno
     assert build.settings()["project"]["repo_url"] == "https://example.org/jaxgpt"
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("1. a\n2. b\n", "1. a\n2. b\n"),
+        ("a\n\n- b\n- c\n", "a\n\n- b\n- c\n"),
+        ("a:\n- b\n- c\n", "a:\n\n- b\n- c\n"),
+        ("1. a\n\n   b\n2. c\n3. d\n", "1. a\n\n    b\n\n2. c\n3. d\n"),
+        ("- a\n  b\n  - c\n\nd\n\n    e\n", "- a\n    b\n    - c\n\nd\n\n    e\n"),
+        ("1. a\n\n   ```sh\n   x\n   ```\n", "1. a\n\n    ```sh\n    x\n    ```\n"),
+        ("```\n- a\n  b\n```\n", "```\n- a\n  b\n```\n"),
+    ],
+)
+def test_what_belongs_to_an_item_stays_in_it(text, shown):
+    assert build.with_indents(text) == shown
+
+
 def test_a_link_to_nothing_ends_the_build(pages):
     with pytest.raises(SystemExit, match=r"there is no nothing\.md"):
         build.with_links("[a](nothing.md)", ROOT / "docs/lora.md", build.Path("lora.md"))
