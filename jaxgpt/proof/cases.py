@@ -3,6 +3,7 @@
 No autodiff is in here: a case only puts a forward, its hand-written backward and inputs together.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,7 +40,7 @@ from jaxgpt.proof.inputs import document_starts, integers, noisy, normals, rando
 
 def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Array, ""]) -> Iterator[Case]:
     """Yields cases of every layer at the shapes it has in this model, and of the whole model."""
-    keys = iter(jax.random.split(key, 21))
+    keys = (jax.random.fold_in(key, number) for number in itertools.count())
     B, T, C, H, D = batch, length, model.width, model.heads, model.width_per_head
     V, Vp = model.vocabulary_size, model.padded_vocabulary_size
     yield embedding_case(next(keys), B, T, C, Vp, model.context)

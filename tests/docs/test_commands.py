@@ -38,6 +38,9 @@ ELSEWHERE = {
     "source": "of the shell: .venv is made by make",
     "pre-commit": "needs a package that nothing else does",
     "curl": "the slow test sends it to a server",
+    "uv": "needs a package that nothing else does, and a package index",
+    "docker": "needs a service; tests/test_dockerfile.py",
+    "python3": "makes an environment, as make does",
 }
 # Where a line needs more than it says to end in seconds.
 MORE = {

@@ -11,7 +11,6 @@ import copy
 import dataclasses
 import functools
 import inspect
-import itertools
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -180,7 +179,8 @@ def mutants(functions: list[tuple[ModuleType, str]]) -> Iterator[Any]:
 def cases() -> dict[str, gradcheck.Case]:
     """The layers' with several blocks and chunks, the model's with one of each."""
     key = jax.random.key(0)
-    layers = itertools.islice(proof_cases.cases(MODEL, COMPUTE, 2, 3, key), len(LAYERS))
+    names = {layer(module) for module in LAYERS}
+    layers = [case for case in proof_cases.cases(MODEL, COMPUTE, 2, 3, key) if case.name in names]
     adapters = [proof_cases.lora_case(key, 2, 3, 4, 5, 2, two_products=both) for both in (False, True)]
     of_entropy = objective_cases.entropy_case(key, 6, 5, 7), objective_cases.unembedding_case(key, 6, 4, 5, 7, 4)
     scalars = [objective_cases.scalar_head_case(key, 6, 4, read=read) for read in (0, 2)]
