@@ -17,7 +17,7 @@ from typing import Any
 import jaxgpt
 from jaxgpt.commands.convert import describe
 from jaxgpt.data import corpus, fingerprint, tokenizers
-from jaxgpt.data.corpus import Corpus
+from jaxgpt.data.corpus import Corpus, Described
 from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
@@ -114,19 +114,16 @@ def with_shape(config: Config, given: set[str]) -> Config:
 
 
 def tokenizer_of_weights(config: Config) -> Tokenizer | None:
-    """Returns the tokenizer of the weights `training.init_from` if it is a tokenizer.json, and else None.
+    """Returns the tokenizer of the weights `training.init_from`; None where there are none, or they don't say.
 
-    Such a tokenizer cuts the run's text into tokens; the options can name any other. A resumed run has it in its
-    checkpoint.
+    A resumed run has it in its checkpoint.
     """
     if not config.training.init_from:
         return None
     if will_resume(config):
         folder = Path(config.run.folder) / config.run.name / "checkpoints"
-        found = checkpoints.tokenizer_of(checkpoints.find(folder, ("about",)))
-    else:
-        found = detect_format.open_weights(config.training.init_from).tokenizer
-    return found if isinstance(found, HuggingFace) else None
+        return checkpoints.tokenizer_of(checkpoints.find(folder, ("about",)))
+    return detect_format.open_weights(config.training.init_from).tokenizer
 
 
 def weights(config: Config, tokenizer: Tokenizer) -> WeightSource | None:
@@ -208,7 +205,7 @@ def _check_shape(name: str, found: Model, asked: dict[str, Any]) -> None:
 # Processes: they would wait for each other for ever, or compute wrong numbers, if each trained another run
 
 
-def check_processes(config: Config, data: Corpus) -> None:
+def check_processes(config: Config, data: Described) -> None:
     """Raises a UserError that names the difference, where process 0 has other options, text, versions or code."""
     if processes.count() == 1:
         return

@@ -115,18 +115,25 @@ class Agreement:
 
 
 class Decisions:
-    """Decisions that all processes make together: all have to call the methods in the same order."""
+    """Decisions that all processes make together: all have to call the methods in the same order.
 
-    def __init__(self, layout: Layout, stop: Stop, writer: Writer, display: Display):
+    A run ends or is saved only after a step whose number `every` divides.
+    """
+
+    def __init__(self, layout: Layout, stop: Stop, writer: Writer, display: Display, every: int = 1):
+        self.every = every
         self._agreement, self._stop, self._writer, self._display = Agreement(layout), stop, writer, display
         self.ending: Ending | None = None  # why the run is to end
         self.lost = ""  # why nothing can be printed any more, which ends it as well
         self._late, self._idle = False, True
 
-    def ends(self) -> bool:
-        """Returns whether the run ends here: one step after a process wished it, or at once where it is alone."""
+    def ends(self, step: int) -> bool:
+        """Returns whether the run ends after this step.
+
+        It does one step after a process wished it, or at once where it is alone, as soon as it may.
+        """
         self._agree(self._agreement.exchange)
-        return bool(self.ending or self.lost)
+        return step % self.every == 0 and bool(self.ending or self.lost)
 
     def settle(self) -> None:
         """Waits for all processes and takes over what any of them wishes now."""
@@ -134,9 +141,9 @@ class Decisions:
 
     def save_is_due(self, step: int) -> bool:
         """Returns whether to save the state after this step now."""
-        if processes.count() == 1:
-            return self._writer.due(step)
-        return self._writer.due(step, late=self._late, idle=self._idle)
+        alone = processes.count() == 1
+        due = self._writer.due(step) if alone else self._writer.due(step, late=self._late, idle=self._idle)
+        return due and step % self.every == 0  # what is due stays so until then
 
     def _agree(self, put_together: Callable[[Sequence[bool]], list[bool]]) -> None:
         wishes = [bool(self._display.lost), self._writer.late, not self._writer.idle]

@@ -1,14 +1,14 @@
 """`run.py`: the course of a training run.
 
-1. Complete the configuration from the weights and the text that it names, and read the text.
+1. Read the data that the configuration names, and complete it from them and from given weights (`batches.py`).
 2. Decide how the run begins: from its own checkpoint, from given weights, or from random ones.
 3. Compile the train step and plan its memory. What doesn't fit is refused here, before anything is written.
 4. Open the run's folder and make the first state.
 5. Train: `trainer.py` takes the steps.
 6. Save, evaluate, draw a sample and the loss curve.
 
-Everything that is compiled is compiled by the end of the first step: the validation loss and the sampler run once
-before it.
+Everything that is compiled is compiled by the end of the first step: the evaluation and the sampler run once before
+it.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ import jax
 
 from jaxgpt import compilation_cache
 from jaxgpt.commands import configuration
+from jaxgpt.commands.batches import Evaluation, Setting, Source, open_source
 from jaxgpt.commands.display import Display, silent
 from jaxgpt.commands.trainer import Output, Trainer
-from jaxgpt.data import corpus
-from jaxgpt.data.corpus import Corpus
-from jaxgpt.errors import AllFailed, Interrupted, UserError
+from jaxgpt.data.corpus import Described
+from jaxgpt.errors import AllFailed, Interrupted
 from jaxgpt.evaluation.multiple_choice import Tasks
 from jaxgpt.interop import bases
 from jaxgpt.interop.tensors import WeightSource
@@ -40,7 +40,7 @@ from jaxgpt.runs.folder import RunFolder, check_name, will_resume
 from jaxgpt.runs.saving import Writer
 from jaxgpt.training import device_memory, memory_plan, step
 from jaxgpt.training.resharding import Resharding
-from jaxgpt.training.state import Base, TrainState, initial_state, random_params
+from jaxgpt.training.state import Base, TrainState, initial_state, random_params, with_head
 
 Observer = Callable[[Trainer, dict[str, Any]], None]
 
@@ -55,7 +55,8 @@ def train(config: Config, *observers: Observer) -> None:
         Interrupted: Ctrl-C; Terminated after SIGTERM and near the end of a Slurm allocation.
         UserError: The data can't be read, the run can't be resumed, or it doesn't fit the device's memory.
     """
-    data, asked = _complete(config)
+    source = open_source(_of_the_run(config))
+    data, asked = source.data, source.config
     configuration.check_processes(asked, data)
     with contextlib.ExitStack() as kept:
         beginning = begin(asked, data, kept)
@@ -75,30 +76,27 @@ def train(config: Config, *observers: Observer) -> None:
             resharding = Resharding(config)
             state, notes = _first_state(config, resharding, beginning)
             base = _base(resharding, beginning)
-            output = Output(folder, writer, display)
-            trainer = Trainer(config, data, output, program.step, resharding, state, base, tasks)
+            kept = beginning.checkpoint.about["kept"] if beginning.checkpoint else {}
+            setting = Setting(config, folder, resharding, state, base, kept, display.note)
+            batches = source.batches(setting)
+            trainer = Trainer(setting, data, batches, Output(writer, display), program.step, tasks)
             trainer.observers += observers
             folder.write_json("memory_plan.json", program.plan.as_json())  # now that nothing can be refused any more
             with Following(folder, config, display.note) as following:
                 trainer.observers.append(lambda _, values: following.observe(values))
-                _introduce(trainer, program, notes)
-                _run(trainer)
+                _introduce(trainer, source, program, notes)
+                _run(trainer, source)
 
 
-def _complete(config: Config) -> tuple[Corpus, Config]:
-    """Returns the text, and the configuration with the sizes that follow from it."""
-    if config.objective.name != "next_token":
-        raise UserError(
-            f"--objective.name is {config.objective.name}, for which run.py reads no data yet; only next_token is "
-            "trained. From Python, jaxgpt.training.step takes a batch of any objective"
-        )
+def _of_the_run(config: Config) -> Config:
+    """Returns the options without those of this machine alone, which it follows here. UserError for wrong ones."""
     compilation_cache.use(config.run.compilation_cache)
     # How this process was started, and where its machine keeps programs, are no options of the run.
     parallel = dataclasses.replace(config.parallel, processes=0, process=-1, coordinator="")
     config = dataclasses.replace(config, parallel=parallel, run=dataclasses.replace(config.run, compilation_cache=""))
     for check in (mesh.check, trackers.check, check_name):
         check(config)
-    return configuration.complete(config, configuration.tokenizer_of_weights(config))
+    return config
 
 
 class Beginning(NamedTuple):
@@ -115,7 +113,7 @@ class Beginning(NamedTuple):
     folder: RunFolder | None = None
 
 
-def begin(asked: Config, data: Corpus, kept: contextlib.ExitStack) -> Beginning:
+def begin(asked: Config, data: Described, kept: contextlib.ExitStack) -> Beginning:
     """Decides how the run begins. UserError where it can't be resumed, or where the weights don't fit it."""
     if processes.talk.broadcast(lambda: will_resume(asked)):
         beginning = _open(asked, data, kept, Beginning())
@@ -124,7 +122,7 @@ def begin(asked: Config, data: Corpus, kept: contextlib.ExitStack) -> Beginning:
     return Beginning(base=weights) if asked.lora.rank else Beginning(weights=weights)
 
 
-def _open(asked: Config, data: Corpus, kept: contextlib.ExitStack, beginning: Beginning) -> Beginning:
+def _open(asked: Config, data: Described, kept: contextlib.ExitStack, beginning: Beginning) -> Beginning:
     """Opens the run's folder. Its config.toml keeps what was asked for: another machine would choose otherwise."""
     folder, found = resuming.open_run(asked, data)
     kept.callback(folder.close)
@@ -138,7 +136,8 @@ def _first_state(config: Config, resharding: Resharding, beginning: Beginning) -
         saved, notes = resuming.resume(beginning.folder, beginning.checkpoint, resharding.saved_shapes())
         return resharding.from_saved(saved), notes
     if beginning.weights:
-        return resharding.first_state(beginning.weights.load()), configuration.about_weights(beginning.weights)
+        weights = with_head(beginning.weights.load(), config)
+        return resharding.first_state(weights), configuration.about_weights(beginning.weights)
     notes = configuration.about_weights(beginning.base) if beginning.base else []
     return initial_state(config, beginning.random), notes
 
@@ -192,7 +191,7 @@ def _may_draw(config: Config, has: device_memory.Capacity, beginning: Beginning)
     return has.bytes is None or need <= has.bytes
 
 
-def _run(trainer: Trainer) -> None:
+def _run(trainer: Trainer, source: Source) -> None:
     """Takes all steps, with an evaluation, a score and a sample before the first and after the last."""
     config, display, decisions = trainer.config, trainer.display, trainer.decisions
     before = ""
@@ -203,8 +202,8 @@ def _run(trainer: Trainer) -> None:
         trainer.evaluate()
         trainer.score()
     rows = trainer.resharding.layout.own_rows(config.training.batch_size)
-    with trainer.stop, corpus.feed(trainer.data, config, trainer.done, rows) as batches:
-        trainer.go(batches)
+    with trainer.stop, trainer.batches.feed(trainer.done, rows) as feed:
+        trainer.go(feed)
         display.stop()
         decisions.settle()
         if decisions.ending:
@@ -216,25 +215,24 @@ def _run(trainer: Trainer) -> None:
     if lost and (not ending or ending.error is Interrupted):  # a closed terminal (SIGHUP) takes the output with it
         raise AllFailed(f"stopped {where}, because the output can't be written: {lost}")
     if not ending or ending.error is Interrupted:
-        loss = trainer.evaluate()
+        found = trainer.evaluate()
         trainer.score()
         after = trainer.sample()
         if processes.first():
-            _conclude(trainer, before, after, loss, saved)
+            _conclude(trainer, before, after, found, saved, source)
     if ending:
         raise ending.error(f"stopped {ending.reason} {where}; --resume goes on from there")
 
 
-def _introduce(trainer: Trainer, program: Program, notes: list[str]) -> None:
+def _introduce(trainer: Trainer, source: Source, program: Program, notes: list[str]) -> None:
     config, data, device = trainer.config, trainer.data, jax.devices()[0]
     in_fixed_order = config.compute.deterministic and device.platform == "gpu"
     products = family(config.model).flops_per_token(config.model, config.training.sequence_length)
     for line in (
         f"run       {trainer.folder.path}",
         f"model     {family(config.model).describe(config.model)}",
-        f"text      {data.description}, as {data.tokenizer.name} tokens: {len(data.train):,} to "
-        f"train on, {len(data.validation):,} to validate on",
-        f"training  {config.training.steps:,} steps of {trainer.tokens:,} tokens, {config.compute.dtype}, on "
+        f"text      {source.about()}",
+        f"training  {config.training.steps:,} steps of {trainer.batches.tokens:,} tokens, {config.compute.dtype}, on "
         f"{device.device_kind} ({device.platform})",
         f"a token   {trainer.flops_per_token:,} operations, as llm.c counts them, which "
         f"{'MFU' if trainer.peak else 'TFLOP/s'} is of; {products:,.0f} in matrix products",
@@ -262,13 +260,13 @@ def _about_adapters(config: Config) -> list[str]:
     ]
 
 
-def _conclude(trainer: Trainer, before: str, after: str, loss: float, saved: object) -> None:
+def _conclude(trainer: Trainer, before: str, after: str, found: Evaluation, saved: object, source: Source) -> None:
     note = trainer.display.note
     for heading, text in (("before", before), ("after", after)):
         if text:
             note(f"\n--- sample {heading} training ---\n{text}")
-    note(f"\nvalidation loss  {loss:.4f}")
+    note(f"\nvalidation loss  {found.loss:.4f}")
     note(f"loss curve       {trainer.draw_curve()}")
     note(f"checkpoint       {saved}")
-    how = "--chat" if trainer.data.template else '--prompt "..."'
-    note(f"more text        python run.py generate --run {trainer.folder.path} {how}")
+    what, command = source.afterwards(str(trainer.folder.path))
+    note(f"{what:17}{command}")

@@ -5,75 +5,69 @@ The trainer dispatches step n and then reads the metrics of step n-1, so that th
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxgpt.commands.batches import Batches, Evaluation, Feed, Setting
 from jaxgpt.commands.display import Display
 from jaxgpt.commands.stopping import Decisions, Stop
 from jaxgpt.data import chat_templates
-from jaxgpt.data.corpus import Corpus
+from jaxgpt.data.corpus import Described
 from jaxgpt.errors import AllFailed, RunError
 from jaxgpt.evaluation.multiple_choice import Tasks
-from jaxgpt.evaluation.scoring import bits_per_byte_of_one_nat, make_validation_loss
 from jaxgpt.foreign_text import printable
 from jaxgpt.generation import batching
-from jaxgpt.options.config import Config
+from jaxgpt.models import with_scalar
 from jaxgpt.parallel import processes
 from jaxgpt.reports.history import loss_curve
 from jaxgpt.runs import resuming
-from jaxgpt.runs.folder import RunFolder
 from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.runs.saving import Writer
 from jaxgpt.training import flops, spikes
-from jaxgpt.training.resharding import Resharding
-from jaxgpt.training.state import Base, TrainState
+from jaxgpt.training.state import TrainState
 from jaxgpt.training.step import BATCH_SPEC, Metrics
 
 
 class Output(NamedTuple):
-    """Destinations of a run's results."""
+    """Destinations of a run's results, beside its folder."""
 
-    folder: RunFolder
     writer: Writer
     display: Display
 
 
 class Trainer:
-    """Trains `state` with the compiled `train_step`.
+    """Trains the setting's state with the compiled `train_step`, on what `batches` has.
 
     `observers` are called with the trainer and the values of each line of metrics.jsonl once it is written.
     """
 
     def __init__(
         self,
-        config: Config,
-        data: Corpus,
+        setting: Setting,
+        data: Described,
+        batches: Batches,
         output: Output,
         train_step: jax.stages.Compiled,
-        resharding: Resharding,
-        state: TrainState,
-        base: Base | None,
         tasks: Tasks,
     ):
+        config = setting.config
         training = config.training
-        self.config, self.data, self.resharding, self.tasks = config, data, resharding, tasks
-        self.folder, self.writer, self.display = output
-        self.train_step, self.state = train_step, state
-        self.base, self.frozen = base, None if base is None else base.params  # what is not trained
+        self.config, self.data, self.batches, self.tasks = config, data, batches, tasks
+        self.folder, self.resharding, self.state = setting.folder, setting.resharding, setting.state
+        self.writer, self.display = output
+        self.train_step = train_step
+        self.base, self.frozen = setting.base, setting.frozen  # what is not trained
         self.observers: list[Callable[[Trainer, dict[str, Any]], None]] = []
-        self.validation_loss = make_validation_loss(config, data.validation, training.sequence_length, self.frozen)
-        self.nat = bits_per_byte_of_one_nat(config, data.validation, training.sequence_length, data.tokenizer)
-        self.done = int(state.step)  # steps dispatched
+        self.done = int(self.state.step)  # steps dispatched
         self.clock = 0.0  # when the last step's metrics were read
         self.stop = Stop(config.checkpoint.stop_minutes_before_end)
-        self.decisions = Decisions(resharding.layout, self.stop, self.writer, self.display)
-        self.tokens = training.micro_batches * training.batch_size * training.sequence_length  # per step
+        self.decisions = Decisions(self.resharding.layout, self.stop, self.writer, self.display, batches.every)
         self.flops_per_token = flops.per_token(config.model, training.sequence_length)
-        self.peak = flops.peak(config.compute, resharding.layout.devices)
+        self.peak = flops.peak(config.compute, self.resharding.layout.devices)
         # Between two steps: whether an action is due after the step of this number, and the action.
         self.actions: list[tuple[Callable[[int], bool], Callable[[], object]]] = [
             (self._every(training.evaluate_every), self.evaluate),
@@ -83,18 +77,26 @@ class Trainer:
         ]
 
     def _every(self, steps: int) -> Callable[[int], bool]:
-        """Returns when an action is due that is taken every so many steps, and at the end of the run anyway."""
-        return lambda done: steps > 0 and done % steps == 0 and done < self.config.training.steps
+        """Returns when an action is due that is taken every so many steps, and at the end of the run anyway.
 
-    def go(self, batches: Any) -> None:
+        Of steps that belong together it is due after the last.
+        """
+        every, last = self.batches.every, self.config.training.steps
+
+        def is_due(done: int) -> bool:
+            return steps > 0 and done % every == 0 and done // steps > (done - every) // steps and done < last
+
+        return is_due
+
+    def go(self, feed: Feed) -> None:
         """Takes the steps that are left, or those until the run is to end."""
-        pending: tuple[Metrics, float] | None = None
+        pending: tuple[Metrics, float, Mapping[str, float]] | None = None
         self.clock = time.perf_counter()
-        while self.done < self.config.training.steps and not self.decisions.ends():
-            batch = self.resharding.layout.from_processes(batches.next(), BATCH_SPEC)
+        while self.done < self.config.training.steps and not self.decisions.ends(self.done):
+            batch = self.resharding.layout.from_processes(feed.next(self.state), BATCH_SPEC)
             self.state, metrics = self.train_step(self.state, self.frozen, batch)
             self._record(self.done, pending)
-            pending = metrics, batches.waited
+            pending = metrics, feed.waited, feed.values
             self.done += 1
             if due := [act for is_due, act in self.actions if is_due(self.done)]:
                 self._record(self.done, pending)
@@ -109,17 +111,18 @@ class Trainer:
                 self.writer.problem = ""
         self._record(self.done, pending)
 
-    def _record(self, step: int, pending: tuple[Metrics, float] | None) -> None:
+    def _record(self, step: int, pending: tuple[Metrics, float, Mapping[str, float]] | None) -> None:
         """Reads and records the metrics of step number `step`, counted from 1. Waits until that step is done.
 
-        `pending` are the metrics and the seconds that the step waited for its batch; None where they are recorded.
+        `pending` are the metrics, the seconds that the step waited for its batch, and what is to be recorded of this;
+        None where they are recorded.
         """
         if pending is None:
             return
-        metrics, waited = jax.device_get(pending)
+        metrics, waited, of_batch = jax.device_get(pending)
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
-        rate = self.tokens / seconds
+        rate = self.batches.tokens / seconds
         work = rate * self.flops_per_token
         utilisation = work / self.peak if self.peak else None
         self._metric(
@@ -130,12 +133,12 @@ class Trainer:
             loss_z=float(metrics.loss_z),
             grad_norm_z=float(metrics.grad_norm_z),
             skipped=int(metrics.skipped),
-            tokens=step * self.tokens,
+            tokens=step * self.batches.tokens,
             tokens_per_second=rate,
             mfu=utilisation,
             step_seconds=seconds,
             data_wait_seconds=waited,
-            **{name: float(value) for name, value in metrics.family.items()},
+            **{name: float(value) for name, value in (metrics.family | of_batch).items()},
         )
         self.display.step(step, float(metrics.loss), rate, work, utilisation)
         if metrics.nonfinite:
@@ -165,15 +168,14 @@ class Trainer:
             f"{spikes.advice_after_nonfinite(self.config, step)}"
         )
 
-    def evaluate(self) -> float:
-        """Computes, records and returns the validation loss, in nats per token."""
+    def evaluate(self) -> Evaluation:
+        """Evaluates the model on what is held out; records and returns what comes of it."""
         started = time.perf_counter()
-        loss = self.validation_loss(self.state.params)
-        bits = loss * self.nat
-        self._metric(step=self.done, val_loss=loss, val_bits_per_byte=bits)
+        found = self.batches.evaluate(self.done, self.state)
+        self._metric(step=self.done, val_loss=found.loss, **found.values)
         seconds = time.perf_counter() - started
-        self.display.note(f"step {self.done}: validation loss {loss:.4f}, {bits:.4f} bits per byte ({seconds:.1f} s)")
-        return loss
+        self.display.note(f"step {self.done}: validation loss {found.loss:.4f}, {found.words} ({seconds:.1f} s)")
+        return found
 
     def score(self) -> None:
         """Scores the model on its multiple-choice tasks."""
@@ -182,9 +184,15 @@ class Trainer:
             self.display.note(f"step {self.done}: {result.line()} ({seconds:.1f} s)")
 
     def sample(self) -> str:
-        """Draws a text, appends it to samples.txt, and returns it with control characters escaped."""
+        """Draws a text, appends it to samples.txt, and returns it with control characters escaped.
+
+        Returns nothing where the model draws no text.
+        """
         config, data = self.config, self.data
+        if data.prompt is None:
+            return ""
         params = self.resharding.whole_params(self.state, self.frozen)
+        params = with_scalar.model_of(params) if config.objective.scalar_head else params
         if not processes.first():
             return ""
         sampling = dataclasses.replace(config.sampling, stop=config.sampling.stop + chat_templates.stops(data.template))
@@ -195,14 +203,16 @@ class Trainer:
         return text
 
     def _show_sample(self) -> None:
-        self.display.note(f"--- sample after step {self.done} ---\n{self.sample()}\n---")
+        if self.data.prompt is not None:
+            self.display.note(f"--- sample after step {self.done} ---\n{self.sample()}\n---")
 
     def save(self) -> Path:
         """Saves the state, waits until it is on the disk, and returns the checkpoint's path."""
         return self.writer.save_and_wait(*self._to_save())
 
     def _to_save(self) -> tuple[TrainState, dict[str, Any]]:
-        return self.resharding.to_save(self.state), resuming.about(self.folder, self.data, self.base)
+        kept = self.batches.to_keep(self.done, self.state)
+        return self.resharding.to_save(self.state), resuming.about(self.folder, self.data, self.base, kept)
 
     def draw_curve(self) -> Path:
         with self.folder.replacing("loss.png") as path:

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -28,6 +28,36 @@ from jaxgpt.data.token_files import Shards
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.options.config import Config
+
+
+class Described(Protocol):
+    """What the data of any run say of themselves."""
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def tokenizer(self) -> tokenizers.Tokenizer: ...
+
+    @property
+    def prompt(self) -> np.ndarray | None:
+        """Returns the tokens that the run's samples begin with; None where no text is drawn."""
+        ...
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns the data's fingerprint, as `fingerprint.difference` compares it."""
+        ...
+
+    @property
+    def template(self) -> dict[str, Any]:
+        """Returns the state of the chat template; {} where there is none."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Returns lines to print."""
+        ...
 
 
 class Corpus(NamedTuple):

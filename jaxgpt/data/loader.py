@@ -301,11 +301,12 @@ class Feeder(contextlib.AbstractContextManager):
     An exception of `make` is raised by the `next` that would have returned its batch.
     """
 
-    def __init__(self, make: Callable[[int], Batch], first: int) -> None:
+    def __init__(self, make: Callable[[int], Any], first: int) -> None:
         self.waited = 0.0  # seconds that the last `next` waited
+        self.values: dict[str, float] = {}  # nothing to record of a batch
         self._make, self._step = make, first
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._batches: deque[Future[Batch]] = deque()
+        self._batches: deque[Future[Any]] = deque()
         for _ in range(AHEAD):
             self._begin()
 
@@ -313,8 +314,8 @@ class Feeder(contextlib.AbstractContextManager):
         self._batches.append(self._thread.submit(self._make, self._step))
         self._step += 1
 
-    def next(self) -> Batch:
-        """Returns the next batch, and has the thread make another one."""
+    def next(self, state: object = None) -> Any:
+        """Returns the next batch, and has the thread make another one. Such batches don't depend on the state."""
         started = time.perf_counter()
         batch = self._batches.popleft().result()
         self.waited = time.perf_counter() - started

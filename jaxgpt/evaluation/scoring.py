@@ -33,7 +33,7 @@ from jaxgpt.data.packing import Conversations
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.layers import cross_entropy, unembedding
 from jaxgpt.layers.numerics import accumulation_dtype
-from jaxgpt.models import family
+from jaxgpt.models import family, with_scalar
 from jaxgpt.models.blocks import Params, inputs_of
 from jaxgpt.objectives import next_token
 from jaxgpt.options.config import Config, Model
@@ -89,6 +89,7 @@ def make_scorer(config: Config, batch_size: int, frozen: Any = None) -> Scorer:
         params: Params, frozen: Any, tokens: Int[Array, "B T"], targets: Int[Array, "B T"]
     ) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
         params, context = working(params, frozen, config, layout)
+        params = with_scalar.model_of(params) if config.objective.scalar_head else params
         x, _, _ = family(model).features(params, inputs_of(tokens, model), context)
         losses, likeliest = _of_tokens(family(model).head(params), x, targets.reshape(-1), model)
         losses, likeliest = losses.reshape(targets.shape), likeliest.reshape(targets.shape)

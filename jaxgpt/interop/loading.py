@@ -62,6 +62,7 @@ def load(name: str, devices: int = 0) -> Trained:
         text={},
         lengths={},
         base={},
+        kept={},
         converted_from=source.where,
     )
     return Trained(config, jax.device_put(params, everywhere), source.tokenizer, about)

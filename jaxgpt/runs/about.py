@@ -35,6 +35,7 @@ class About(TypedDict):
     text: dict[str, Any]  # the data's fingerprint; empty where it isn't known
     lengths: dict[str, int]  # bytes that the run's files had
     base: dict[str, str]  # of adapters, as `about_base` has it; else empty
+    kept: dict[str, Any]  # what the objective keeps beside the state, often nothing
     converted_from: str  # the source of weights that were not trained here, else empty
 
 
@@ -70,6 +71,7 @@ def read_about(checkpoint: Path) -> About:
         text=field("text", _is_fingerprint, {}),
         lengths=field("lengths", _is_table_of(_is_bytes), {}),
         base=field("base", _is_table_of(_is_text), {}),
+        kept=field("kept", _is_table, {}),
         converted_from=field("converted_from", _is_text, ""),
     )
 

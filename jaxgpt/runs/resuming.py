@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 from jaxgpt.data import fingerprint
-from jaxgpt.data.corpus import Corpus
+from jaxgpt.data.corpus import Described
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.options import settings
@@ -25,8 +25,10 @@ from jaxgpt.training.state import Base, TrainState
 FIXED = {"data": {"tokenizer", "validation_fraction"}, "training": {"sequence_length", "seed", "init_from"}}
 
 
-def about(folder: RunFolder, data: Corpus, base: Base | None = None) -> dict[str, Any]:
-    """Returns a checkpoint's metadata, without its step."""
+def about(
+    folder: RunFolder, data: Described, base: Base | None = None, kept: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Returns a checkpoint's metadata, without its step; `kept` is what the objective keeps in it."""
     of_base = base and about_base(folder.config.training.init_from, base.fingerprint)
     return {
         "configuration": dataclasses.asdict(folder.config),
@@ -37,10 +39,11 @@ def about(folder: RunFolder, data: Corpus, base: Base | None = None) -> dict[str
         "text": data.fingerprint,
         "lengths": folder.lengths(),
         **({"base": of_base} if of_base else {}),
+        **({"kept": kept} if kept else {}),
     }
 
 
-def open_run(config: Config, data: Corpus) -> tuple[RunFolder, Found | None]:
+def open_run(config: Config, data: Described) -> tuple[RunFolder, Found | None]:
     """Opens the run's folder, and finds the checkpoint that it resumes from, if it does. Changes nothing there yet."""
     folder = open_folder(config)
     try:
@@ -50,7 +53,7 @@ def open_run(config: Config, data: Corpus) -> tuple[RunFolder, Found | None]:
         raise
 
 
-def find(folder: RunFolder, data: Corpus) -> Found | None:
+def find(folder: RunFolder, data: Described) -> Found | None:
     """Finds the newest whole checkpoint, and checks that the run may resume from it.
 
     With `--resume auto` a run without a whole checkpoint begins anew, and the old folder is kept under another name: a
@@ -89,7 +92,7 @@ def resume(folder: RunFolder, found: Found, target: TrainState) -> tuple[TrainSt
     return state, [*found.damaged, begun, *damaged, *_changes(saved, config)]
 
 
-def _check(where: str, saved: About, config: Config, data: Corpus) -> None:
+def _check(where: str, saved: About, config: Config, data: Described) -> None:
     """Raises a UserError that names both values of each option that differs and must not change."""
     different = [
         f"{found.option} was {shown(found.saved)} and is {shown(found.asked)}"

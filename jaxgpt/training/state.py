@@ -53,10 +53,16 @@ def _whole_params(config: Config, key: Key[Array, ""]) -> Params:
         params = lora.init(config.model, config.lora, key)
     else:
         params = family(config.model).init(config.model, key)
-    if config.objective.scalar_head:
-        params = with_scalar.attach(params, with_scalar.init_scalar(config.model, jax.random.fold_in(key, 1)))
-    params = arrange(params, config.compute)
+    params = arrange(with_head(params, config), config.compute)
     return jax.tree.map(lambda array: array.astype(config.compute.parameters), params)
+
+
+def with_head(params: Params, config: Config) -> Params:
+    """Returns a family's whole parameters with a new scalar head beside them, where the objective has one."""
+    if not config.objective.scalar_head:
+        return params
+    key, _ = jax.random.split(jax.random.key(config.training.seed))
+    return with_scalar.attach(params, with_scalar.init_scalar(config.model, jax.random.fold_in(key, 1)))
 
 
 def decays(params: Params, config: Config) -> Params:

@@ -126,7 +126,7 @@ def test_resume_without_anything_to_resume(fails, work, words):
 
 def test_overwrite_replaces_it(run, monkeypatch):
     """Its checkpoint is gone when training starts."""
-    monkeypatch.setattr(train, "_run", lambda trainer: None)
+    monkeypatch.setattr(train, "_run", lambda *_: None)
     assert cli.main([*TINY, "--run.name", "escapes", "--run.overwrite"]) == 0
     assert {path.name for path in run.iterdir()} == {
         "config.toml", "metrics.jsonl", "memory_plan.json", "machine.json", "report.html"

@@ -337,7 +337,7 @@ def test_ctrl_c_saves_and_the_model_generates(work, capsys):
 
 
 def test_ctrl_c_before_the_first_step_saves_nothing(monkeypatch):
-    def interrupted(trainer):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "_run", interrupted)
