@@ -39,7 +39,7 @@ class Setting(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    loss: float  # on what is held out
+    loss: float | None  # on what is held out; None where there is none
     values: dict[str, float]  # further ones for metrics.jsonl, by name
     words: str  # which say the further ones
 
@@ -80,6 +80,10 @@ class Batches(Protocol):
         """Evaluates the state after `step` steps on what is held out."""
         ...
 
+    def words(self, values: Mapping[str, float]) -> str:
+        """Returns what the live line says of a step beside its loss, from the further values of its metrics."""
+        ...
+
     def to_keep(self, step: int, state: TrainState) -> dict[str, Any]:
         """Returns what the checkpoint of this state has to keep beside it: JSON, with finite numbers alone."""
         ...
@@ -109,11 +113,13 @@ class Source(Protocol):
 
 def open_source(config: Config) -> Source:
     """Opens the data that a run's options name. UserError where there are none, or they can't be read."""
-    from jaxgpt.commands import text_batches  # here, since they import this module's classes
+    from jaxgpt.commands import policy_source, text_batches  # here, since they import this module's classes
 
     match config.objective.name:
         case "next_token":
             return text_batches.open_source(config)
+        case "policy":
+            return policy_source.open_source(config)
         case name:
             raise UserError(
                 f"--objective.name is {name}, for which run.py reads no data yet; only next_token is trained. From "

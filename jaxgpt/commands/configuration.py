@@ -22,7 +22,7 @@ from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.interop import detect_format
+from jaxgpt.interop import detect_format, loading
 from jaxgpt.interop.llama_config import shortest
 from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.kernels.choose import choose_attention
@@ -124,6 +124,17 @@ def tokenizer_of_weights(config: Config) -> Tokenizer | None:
         folder = Path(config.run.folder) / config.run.name / "checkpoints"
         return checkpoints.tokenizer_of(checkpoints.find(folder, ("about",)))
     return detect_format.open_weights(config.training.init_from).tokenizer
+
+
+def template_of_weights(config: Config) -> dict[str, Any]:
+    """Returns the state of the chat template of the weights `training.init_from`; {} where there is none.
+
+    A resumed run has it in its checkpoint.
+    """
+    if will_resume(config):
+        folder = Path(config.run.folder) / config.run.name / "checkpoints"
+        return checkpoints.find(folder, ("about",)).about["template"]
+    return loading.template_of(detect_format.open_weights(config.training.init_from))
 
 
 def weights(config: Config, tokenizer: Tokenizer) -> WeightSource | None:

@@ -107,13 +107,20 @@ class Display:
             self._progress.reset(self._task, completed=step, description="compiling …")
 
     def step(
-        self, step: int, loss: float, tokens_per_second: float, flops_per_second: float, utilisation: float | None
+        self,
+        step: int,
+        loss: float,
+        tokens_per_second: float,
+        flops_per_second: float,
+        utilisation: float | None,
+        words: str = "",
     ) -> None:
-        """Shows on the live line that `step` steps are done, with the last one's loss in nats per token and its speed.
+        """Shows on the live line that `step` steps are done, with the last one's loss and its speed.
 
-        The speed is shown in FLOP/s too where the model FLOPs utilisation, from 0 to 1, is unknown.
+        The speed is shown in FLOP/s too where the model FLOPs utilisation, from 0 to 1, is unknown. `words` say more of
+        the step.
         """
-        line = f"step {step}/{self.steps}  loss {loss:.4f}"
+        line = f"step {step}/{self.steps}  loss {loss:.4f}" + (f"  {words}" if words else "")
         if self._compiled:
             previous = tokens_per_second if self.rate is None else self.rate
             self.rate = SMOOTHING * previous + (1 - SMOOTHING) * tokens_per_second

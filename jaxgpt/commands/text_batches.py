@@ -1,6 +1,6 @@
 """Batches of plain text and of conversations: the next-token objective's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxgpt.commands import configuration
@@ -62,6 +62,9 @@ class TextBatches:
         loss = self._loss(state.params)
         bits = loss * self._nat
         return Evaluation(loss, {"val_bits_per_byte": bits}, f"{bits:.4f} bits per byte")
+
+    def words(self, values: Mapping[str, float]) -> str:
+        return ""
 
     def to_keep(self, step: int, state: TrainState) -> dict[str, Any]:
         return {}

@@ -125,6 +125,7 @@ class Trainer:
         rate = self.batches.tokens / seconds
         work = rate * self.flops_per_token
         utilisation = work / self.peak if self.peak else None
+        further = {name: float(value) for name, value in (metrics.family | of_batch).items()}
         self._metric(
             step=step,
             loss=float(metrics.loss),
@@ -138,9 +139,9 @@ class Trainer:
             mfu=utilisation,
             step_seconds=seconds,
             data_wait_seconds=waited,
-            **{name: float(value) for name, value in (metrics.family | of_batch).items()},
+            **further,
         )
-        self.display.step(step, float(metrics.loss), rate, work, utilisation)
+        self.display.step(step, float(metrics.loss), rate, work, utilisation, self.batches.words(further))
         if metrics.nonfinite:
             self._nonfinite(step, metrics)
         elif not metrics.taken:
@@ -172,9 +173,11 @@ class Trainer:
         """Evaluates the model on what is held out; records and returns what comes of it."""
         started = time.perf_counter()
         found = self.batches.evaluate(self.done, self.state)
-        self._metric(step=self.done, val_loss=found.loss, **found.values)
+        loss = {} if found.loss is None else {"val_loss": found.loss}
+        self._metric(step=self.done, **loss, **found.values)
         seconds = time.perf_counter() - started
-        self.display.note(f"step {self.done}: validation loss {found.loss:.4f}, {found.words} ({seconds:.1f} s)")
+        words = found.words if found.loss is None else f"validation loss {found.loss:.4f}, {found.words}"
+        self.display.note(f"step {self.done}: {words} ({seconds:.1f} s)")
         return found
 
     def score(self) -> None:

@@ -5,7 +5,9 @@ otherwise: only then are the model's log-probabilities those that the tokens wer
 pure function of its prompt, the weights and its seed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -91,6 +93,26 @@ def draw(
                 if slot in running:
                     take(slot, tokens)
     return answers
+
+
+def draw_on_devices(
+    params: Sequence[Params], prompts: Sequence[np.ndarray], seeds: Sequence[int], **options: Any
+) -> list[list[int]]:
+    """Returns what `draw` does, drawn on several devices side by side; `params` has the parameters on each of them."""
+
+    def share(place: int) -> list[list[int]]:
+        theirs = prompts[place :: len(params)], seeds[place :: len(params)]
+        return draw(params[place], *theirs, **options) if len(theirs[0]) else []
+
+    with ThreadPoolExecutor(len(params)) as threads:
+        shares = list(threads.map(share, range(len(params))))
+    return [shares[number % len(params)][number // len(params)] for number in range(len(prompts))]
+
+
+def seeds_of(seed: int, rollout: int, places: Iterable[int]) -> list[int]:
+    """Returns the seeds of a rollout's answers at these places: pure functions of a run's seed and these numbers."""
+    states = (np.random.SeedSequence((seed, rollout, place)).generate_state(1, np.uint64) for place in places)
+    return [int(state[0]) for state in states]
 
 
 def arrays(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -10,9 +11,11 @@ from jaxgpt import compilation_cache, files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import detect_format, huggingface, huggingface_chat, peft, runs, tensors
+from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.options import settings
 from jaxgpt.options.config import Compute, Config, Parallel
 from jaxgpt.parallel import mesh
+from jaxgpt.runs import about
 from jaxgpt.runs.about import About
 from jaxgpt.runs.checkpoints import Trained
 from jaxgpt.terminal import say
@@ -22,6 +25,15 @@ def is_run(folder: Path) -> bool:
     """Returns whether weights are a run's of ours; what isn't there counts as one, for the message about it."""
     foreign = folder.is_file() or any((folder / name).exists() for name in (huggingface.CONFIG, peft.CONFIG))
     return not foreign or files.exists(folder / "config.toml")
+
+
+def template_of(source: WeightSource) -> dict[str, Any]:
+    """Returns the state of the chat template that belongs to weights; {} where they have none."""
+    where = Path(source.where)
+    if files.exists(where / about.FILE):
+        return about.read_about(where)["template"]
+    found = huggingface_chat.template_of(where)
+    return found.state() if found else {}
 
 
 def load(name: str, devices: int = 0) -> Trained:
@@ -52,11 +64,11 @@ def load(name: str, devices: int = 0) -> Trained:
     compilation_cache.use("")
     everywhere = NamedSharding(mesh.make(config.parallel), PartitionSpec())
     params = jax.tree.map(lambda array: tensors.cast(array, tensors.DTYPES[dtype], name), source.load())
-    about = About(
+    told = About(
         step=0,
         configuration=dataclasses.asdict(config),
         tokenizer=source.tokenizer.state(),
-        template=template.state() if (template := huggingface_chat.template_of(Path(source.where))) else {},
+        template=template_of(source),
         versions={},
         sequences_per_step=0,
         text={},
@@ -65,4 +77,4 @@ def load(name: str, devices: int = 0) -> Trained:
         kept={},
         converted_from=source.where,
     )
-    return Trained(config, jax.device_put(params, everywhere), source.tokenizer, about)
+    return Trained(config, jax.device_put(params, everywhere), source.tokenizer, told)

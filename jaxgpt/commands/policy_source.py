@@ -1,0 +1,152 @@
+"""Problems that a policy learns from, with their configuration."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxgpt.commands import configuration
+from jaxgpt.commands.batches import Batches, Setting
+from jaxgpt.data import chat_templates, fingerprint, loader, problems, sources
+from jaxgpt.data.problems import Problems
+from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.errors import UserError
+from jaxgpt.evaluation import rewards
+from jaxgpt.evaluation.rewards import Reward
+from jaxgpt.foreign_text import shown
+from jaxgpt.options.config import Config
+
+
+class ProblemData(NamedTuple):
+    """Problems; a `corpus.Described`."""
+
+    description: str
+    tokenizer: Tokenizer
+    prompt: np.ndarray | None
+    fingerprint: dict[str, Any]
+    template: dict[str, Any]
+    notes: tuple[str, ...]
+    problems: Problems
+    stops: tuple[str, ...]  # texts that end an answer
+
+
+class PolicySource(NamedTuple):
+    """Problems with their configuration and their reward; a `batches.Source`."""
+
+    data: ProblemData
+    config: Config
+    reward: Reward
+
+    def about(self) -> str:
+        found, options = self.data.problems, self.config.rollouts
+        return (
+            f"{self.data.description}: {len(found.train):,} problems to learn from, {len(found.validation):,} to "
+            f"validate on; {options.answers} answers to each prompt, of at most {options.tokens} tokens, rewarded by "
+            f"{self.config.objective.reward}"
+        )
+
+    def afterwards(self, run: str) -> tuple[str, str]:
+        return "more answers", f"python run.py generate --run {run} --chat"
+
+    def batches(self, setting: Setting) -> Batches:
+        from jaxgpt.commands.policy_batches import PolicyBatches  # here, since it imports this module's classes
+
+        return PolicyBatches(self.data, self.reward, setting)
+
+
+def open_source(config: Config) -> PolicySource:
+    """Reads the problems that the options name. UserError where there are none, or for options that don't fit."""
+    _check(config)
+    reward = rewards.make(config.objective, _load_model)
+    tokenizer, template, notes = _language(config)
+    config = configuration.resolve(config, tokenizer, conversations=False)
+    longest = config.training.sequence_length + 1 - config.rollouts.tokens
+    found = problems.read(_paths(config), template, tokenizer, longest, config.data.validation_fraction)
+    for problem in (*found.train, *found.validation):
+        loader.check_vocabulary(problem.tokens, config.model.vocabulary_size, f"--data.text {config.data.text}")
+    if found.left_out:
+        notes.append(
+            f"{len(found.left_out):,} problems are left out, since their prompts have more than {longest:,} tokens; "
+            f"the first is {found.left_out[0]}"
+        )
+    end = chat_templates.end_of_turn(template)
+    return PolicySource(
+        ProblemData(
+            description=config.data.text,
+            tokenizer=tokenizer,
+            prompt=None,
+            fingerprint=fingerprint.of_files(_paths(config), {}),
+            template=template.state(),
+            notes=tuple(notes),
+            problems=found,
+            stops=(end,) if end else (),
+        ),
+        config,
+        reward,
+    )
+
+
+def _paths(config: Config) -> list[Path]:
+    return list(sources.here(sources.find((config.data.text,))))
+
+
+def _load_model(name: str) -> Reward:
+    raise UserError(f"--objective.reward model:{shown(name)}: not yet")
+
+
+def _language(config: Config) -> tuple[Tokenizer, chat_templates.Template, list[str]]:
+    tokenizer = configuration.tokenizer_of_weights(config)
+    assert tokenizer
+    if state := configuration.template_of_weights(config):
+        return tokenizer, chat_templates.from_state(state), []
+    return tokenizer, chat_templates.built_in("chatml"), ["no template"]
+
+
+def _check(config: Config) -> None:
+    """Raises a UserError for options without which there is nothing to learn from, or which don't fit together."""
+    options, drawn, training = config.objective, config.rollouts, config.training
+    answers = training.micro_batches * training.batch_size * drawn.minibatches
+    wrong: list[tuple[bool, Callable[[], str]]] = [
+        (
+            not training.init_from,
+            lambda: (
+                "--objective.name policy goes on from a model that was fine-tuned on conversations: name its run or "
+                "its weights with --init-from"
+            ),
+        ),
+        (bool(config.data.mixture), lambda: "--data.mixture is of plain text: name problems with --data.text"),
+        (config.data.document_mask, lambda: "--data.document-mask is of plain text: leave it away with problems"),
+        (
+            answers % drawn.answers > 0,
+            lambda: (
+                f"a rollout has {answers} answers (--training.batch-size × --training.micro-batches × "
+                f"--rollouts.minibatches), which can't be groups of {drawn.answers} (--rollouts.answers)"
+            ),
+        ),
+        (
+            options.advantages == "group" and drawn.answers < 2,
+            lambda: "--objective.advantages group needs at least 2 answers to a prompt (--rollouts.answers)",
+        ),
+        (
+            (options.advantages == "values") != (options.value_coefficient > 0),
+            lambda: (
+                "--objective.advantages values and a --objective.value-coefficient above 0 go together: advantages are "
+                "made of the value head's values, which alone train it"
+            ),
+        ),
+        (
+            options.kl_target > 0 and not options.kl_penalty,
+            lambda: "--objective.kl-target changes --objective.kl-penalty, which is 0: give where it begins",
+        ),
+        (
+            training.steps % drawn.steps > 0,
+            lambda: (
+                f"--training.steps is {training.steps}, and must be a multiple of the steps of a rollout, {drawn.steps}"
+                " (--rollouts.minibatches × --rollouts.epochs)"
+            ),
+        ),
+    ]
+    for is_wrong, message in wrong:
+        if is_wrong:
+            raise UserError(message())
