@@ -48,7 +48,7 @@ def words(text):
 def tune(name: str, *more: str, **changes) -> small_run.Finished:
     """Trains in runs/NAME; `rollouts_answers=4` changes an option."""
     changed = {key.replace("_", ".", 1).replace("_", "-"): value for key, value in changes.items()}
-    options = [word for key, value in (TUNED | changed).items() for word in (f"--{key}", str(value))]
+    options = [word for key, value in (TUNED | changed).items() for word in (f"--{key}", str(value)) if word != "on"]
     return small_run.run(["--config", "empty.toml", *options, *more], name)
 
 
@@ -67,7 +67,7 @@ def work(tmp_path_factory):
 PPO = {
     "objective_advantages": "values",
     "objective_value_coefficient": 0.5,
-    "objective_whiten": True,
+    "objective_whiten": "on",
     "objective_kl_penalty": 0.02,
     "objective_kl_target": 3.0,
     "rollouts_minibatches": 2,
@@ -76,7 +76,7 @@ PPO = {
     "training_batch_size": 8,
     "training_steps": 64,
 }
-REINFORCE = {"objective_surrogate": "reinforce", "objective_advantages": "reward", "objective_whiten": True}
+REINFORCE = {"objective_surrogate": "reinforce", "objective_advantages": "reward", "objective_whiten": "on"}
 WAYS = {"grpo": {}, "ppo": PPO, "reinforce": REINFORCE}
 
 
