@@ -6,7 +6,6 @@ import inspect
 import itertools
 import platform
 import re
-from pathlib import Path
 from typing import get_type_hints
 
 import jax

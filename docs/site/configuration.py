@@ -1,7 +1,7 @@
 """docs/configuration.md, made of the options themselves: `python -m docs.site.configuration` writes it anew.
 
-The meanings are the docstrings of the classes in `jaxgpt/options/`. What a value must be is asked of `settings.check`, by
-handing it values that might be wrong.
+The meanings are the docstrings of the classes in `jaxgpt/options/`. What a value must be is asked of `settings.check`,
+by handing it values that might be wrong.
 """
 
 import ast

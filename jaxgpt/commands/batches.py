@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from jaxgpt.data.corpus import Described
-from jaxgpt.errors import UserError
 from jaxgpt.options.config import Config
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.training.resharding import Resharding
@@ -113,15 +112,13 @@ class Source(Protocol):
 
 def open_source(config: Config) -> Source:
     """Opens the data that a run's options name. UserError where there are none, or they can't be read."""
-    from jaxgpt.commands import policy_source, text_batches  # here, since they import this module's classes
+    # here, since they import this module's classes
+    from jaxgpt.commands import comparison_source, policy_source, text_batches
 
     match config.objective.name:
         case "next_token":
             return text_batches.open_source(config)
+        case "reward" | "preference":
+            return comparison_source.open_source(config)
         case "policy":
             return policy_source.open_source(config)
-        case name:
-            raise UserError(
-                f"--objective.name is {name}, for which run.py reads no data yet; only next_token is trained. From "
-                "Python, jaxgpt.training.step takes a batch of any objective"
-            )

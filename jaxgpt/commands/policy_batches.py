@@ -29,7 +29,7 @@ from jaxgpt.generation import rollouts
 from jaxgpt.generation.sampling import only_known_tokens
 from jaxgpt.models import with_scalar
 from jaxgpt.objectives import advantages, experience, policy
-from jaxgpt.options.config import Config, Sampling
+from jaxgpt.options.config import Sampling
 from jaxgpt.parallel import processes
 from jaxgpt.parallel.mesh import AXIS, in_turn
 from jaxgpt.parallel.sharding import Layout
@@ -196,10 +196,9 @@ class PolicyFeed(AbstractContextManager):
         started = time.perf_counter()
         number, step = divmod(self._step, self._batches.every)
         self.values = {}
-        if step == 0:
+        if step == 0 or self._rollout is None:  # a run that stopped at a NaN is saved within a rollout too
             self._rollout, self.values = self._batches.rollout(number, state)
             self.values["rollout_seconds"] = time.perf_counter() - started
-        assert self._rollout is not None
         self._step += 1
         batch = jax.tree.map(lambda array: array[self._places(number, step)], self._rollout)
         self.waited = time.perf_counter() - started

@@ -1,14 +1,13 @@
 """Problems that a policy learns from, with their configuration."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxgpt.commands import configuration
 from jaxgpt.commands.batches import Batches, Setting
-from jaxgpt.data import chat_templates, fingerprint, loader, problems, sources
+from jaxgpt.data import chat_templates, corpora, fingerprint, loader, problems, sources
 from jaxgpt.data.problems import Problems
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
@@ -59,10 +58,13 @@ def open_source(config: Config) -> PolicySource:
     """Reads the problems that the options name. UserError where there are none, or for options that don't fit."""
     _check(config)
     reward = rewards.make(config.objective, _load_model)
-    tokenizer, template, notes = _language(config)
+    tokenizer, template, notes = configuration.language(config)
     config = configuration.resolve(config, tokenizer, conversations=False)
     longest = config.training.sequence_length + 1 - config.rollouts.tokens
-    found = problems.read(_paths(config), template, tokenizer, longest, config.data.validation_fraction)
+    paths = list(sources.here(sources.find((config.data.text,))))
+    found = problems.read(
+        paths, template, tokenizer, longest, config.data.validation_fraction, config.data.skip_bad, "--data.skip-bad"
+    )
     for problem in (*found.train, *found.validation):
         loader.check_vocabulary(problem.tokens, config.model.vocabulary_size, f"--data.text {config.data.text}")
     if found.left_out:
@@ -76,7 +78,7 @@ def open_source(config: Config) -> PolicySource:
             description=config.data.text,
             tokenizer=tokenizer,
             prompt=None,
-            fingerprint=fingerprint.of_files(_paths(config), {}),
+            fingerprint=fingerprint.of_lines(paths),
             template=template.state(),
             notes=tuple(notes),
             problems=found,
@@ -87,20 +89,8 @@ def open_source(config: Config) -> PolicySource:
     )
 
 
-def _paths(config: Config) -> list[Path]:
-    return list(sources.here(sources.find((config.data.text,))))
-
-
 def _load_model(name: str) -> Reward:
     raise UserError(f"--objective.reward model:{shown(name)}: not yet")
-
-
-def _language(config: Config) -> tuple[Tokenizer, chat_templates.Template, list[str]]:
-    tokenizer = configuration.tokenizer_of_weights(config)
-    assert tokenizer
-    if state := configuration.template_of_weights(config):
-        return tokenizer, chat_templates.from_state(state), []
-    return tokenizer, chat_templates.built_in("chatml"), ["no template"]
 
 
 def _check(config: Config) -> None:
@@ -113,6 +103,13 @@ def _check(config: Config) -> None:
             lambda: (
                 "--objective.name policy goes on from a model that was fine-tuned on conversations: name its run or "
                 "its weights with --init-from"
+            ),
+        ),
+        (
+            config.data.text in (*corpora.NAMES, *sources.DATA_SETS),
+            lambda: (
+                f"--data.text is {config.data.text}, and --objective.name policy learns from problems: name a file of "
+                'JSON lines such as {"prompt": "2 + 2?", "answer": "4"}'
             ),
         ),
         (bool(config.data.mixture), lambda: "--data.mixture is of plain text: name problems with --data.text"),

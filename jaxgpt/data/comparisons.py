@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.layers.cross_entropy import IGNORED
 
+Line = TypeVar("Line")
+
 
 class Text(NamedTuple):
     tokens: np.ndarray  # int32, 1-D
@@ -33,11 +35,25 @@ class Text(NamedTuple):
 
 
 Ranking = tuple[Text, ...]  # from the best to the worst
+Pair = tuple[Text, Text]  # the better text first
 
 
 class Comparisons(NamedTuple):
     rankings: list[Ranking]
     left_out: tuple[str, ...]  # places of those with a text that is too long
+    rows: Rows = Rows()  # bad lines
+
+    def words(self, length: int) -> list[str]:
+        """Returns the lines to print of what was left out."""
+        found = []
+        if self.left_out:
+            found.append(
+                f"{_lines(len(self.left_out))} left out, with a text of more than {length:,} tokens "
+                f"(--training.sequence-length); the first: {self.left_out[0]}"
+            )
+        if self.rows.bad:
+            found.append(f"{_lines(self.rows.bad)} left out as bad; the first: {self.rows.first_bad}")
+        return found
 
 
 class RankedTexts(NamedTuple):
@@ -56,13 +72,19 @@ class PairedTexts(NamedTuple):
 
 
 def read(
-    paths: Sequence[Path], template: Template, tokenizer: Tokenizer, length: int, skip_bad: int = 0
+    paths: Sequence[Path],
+    template: Template,
+    tokenizer: Tokenizer,
+    length: int,
+    skip_bad: int = 0,
+    option: str = "--skip-bad",
 ) -> Comparisons:
     """Reads lines of comparisons and rankings whose texts have at most `length` tokens.
 
-    UserError for more than `skip_bad` bad lines, for files that can't be read, and where nothing is left.
+    UserError for more than `skip_bad` bad lines, which `option` is for, for files that can't be read, and where nothing
+    is left.
     """
-    rows, found, left_out = Rows(), [], []
+    rows, found, left_out = Rows(option=option), [], []
     for where, pairs in conversations.read_rankings(paths, rows, skip_bad):
         try:
             ranking = _encoded(pairs, template, tokenizer)
@@ -78,10 +100,24 @@ def read(
         names = ", ".join(shown(path) for path in paths)
         why = f"all {len(left_out):,} have a text of more than {length:,} tokens" if left_out else "there is none"
         raise UserError(f"{names}: no comparison to train on: {why}. Choose other files, or longer sequences")
-    return Comparisons(found, tuple(left_out))
+    return Comparisons(found, tuple(left_out), rows)
 
 
-def pairs_of(rankings: Iterable[Ranking]) -> list[tuple[Text, Text]]:
+def split(lines: Sequence[Line], fraction: float, called: str = "comparison") -> tuple[list[Line], list[Line]]:
+    """Returns the lines to train on, and this share of them, evenly spread, that is held out: each at least one.
+
+    UserError, with what they are `called`, for fewer than two.
+    """
+    count = len(lines)
+    if count < 2:
+        raise UserError(f"one {called} is there, and two are needed: one to train on and one that is held out")
+    held_out = {number for number in range(count) if int((number + 1) * fraction) > int(number * fraction)}
+    held_out = held_out if 0 < len(held_out) < count else {count - 1}
+    parts = [line for number, line in enumerate(lines) if number not in held_out], sorted(held_out)
+    return parts[0], [lines[number] for number in parts[1]]
+
+
+def pairs_of(rankings: Iterable[Ranking]) -> list[Pair]:
     """Returns all pairs of the rankings, the better text first."""
     return [pair for ranking in rankings for pair in itertools.combinations(ranking, 2)]
 
@@ -98,7 +134,7 @@ def ranked_texts(rankings: Sequence[Ranking], completions: int, length: int) -> 
     return made
 
 
-def paired_texts(pairs: Sequence[tuple[Text, Text]], length: int) -> PairedTexts:
+def paired_texts(pairs: Sequence[Pair], length: int) -> PairedTexts:
     """Returns the arrays of these pairs."""
     shape = len(pairs), 2, length
     made = PairedTexts(np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32))
@@ -118,6 +154,10 @@ def numbers_at(step: int, per_step: int, count: int, seed: int) -> np.ndarray:
         mine = epochs == epoch
         numbers[mine] = permuted(places[mine], count, permutation_keys(seed, int(epoch)))
     return numbers
+
+
+def _lines(count: int) -> str:
+    return "1 line is" if count == 1 else f"{count:,} lines are"
 
 
 def _encoded(pairs: Sequence[Comparison], template: Template, tokenizer: Tokenizer) -> Ranking:

@@ -95,6 +95,7 @@ class Rows:
     empty: int = 0  # without text: null, or ""
     bad: int = 0  # damaged, or with something other than text in the field
     first_bad: str = ""  # where it is, and what is wrong with it
+    option: str = "--skip-bad"  # which lets bad ones be left out
 
     def add(self, other: "Rows") -> None:
         """Adds the counts of `other`."""
@@ -105,8 +106,8 @@ class Rows:
     def check(self, most: int) -> None:
         """Raises a UserError where more than `most` rows are bad."""
         if self.bad > most:
-            begun = f"more than --skip-bad {most} rows are bad. The first: " if most else ""
-            raise UserError(f"{begun}{self.first_bad}. Mend it, or have up to N bad rows left out with --skip-bad N")
+            begun = f"more than {self.option} {most} rows are bad. The first: " if most else ""
+            raise UserError(f"{begun}{self.first_bad}. Mend it, or have up to N bad rows left out with {self.option} N")
 
 
 def of(piece: Chunk, rows: Rows) -> Iterator[Document]:

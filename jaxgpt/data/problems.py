@@ -4,14 +4,13 @@ A prompt ends where the assistant's answer begins in the chat template. A prompt
 left out, and counted.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxgpt.data import chat_templates, conversations
+from jaxgpt.data import chat_templates, comparisons, conversations
 from jaxgpt.data.chat_templates import Template
 from jaxgpt.data.conversations import Messages
 from jaxgpt.data.documents import Rows
@@ -38,30 +37,35 @@ class Problems(NamedTuple):
 
 
 def read(
-    paths: Sequence[Path], template: Template, tokenizer: Tokenizer, longest: int, validation_fraction: float
+    paths: Sequence[Path],
+    template: Template,
+    tokenizer: Tokenizer,
+    longest: int,
+    validation_fraction: float,
+    skip_bad: int = 0,
+    option: str = "--skip-bad",
 ) -> Problems:
-    """Reads lines of problems whose prompts have at most `longest` tokens; the last of them are for validation.
+    """Reads lines of problems whose prompts have at most `longest` tokens; a share of them is for validation.
 
-    UserError for a bad line, for files that can't be read, and where too few problems are left.
+    UserError for more than `skip_bad` bad lines, which `option` is for, for files that can't be read, and where fewer
+    than two problems are left.
     """
-    rows, found, left_out = Rows(), [], []
-    for where, problem in conversations.read_problems(paths, rows, sys.maxsize):
+    rows, found, left_out = Rows(option=option), [], []
+    for where, problem in conversations.read_problems(paths, rows, skip_bad):
         try:
             tokens = chat_templates.encode(problem.prompt, template, tokenizer, add_generation_prompt=True).ids
         except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+            rows.add(Rows(bad=1, first_bad=f"{where}: {error}"))
+            rows.check(skip_bad)
+            continue
         if 0 < len(tokens) <= longest:
             found.append(Problem(problem.prompt, problem.answer, tokens))
         else:
             left_out.append(where)
-    if rows.bad:
-        raise UserError(f"{rows.first_bad}. Mend the line, or leave it away")
-    validates = max(1, round(len(found) * validation_fraction))
-    if len(found) <= validates:
+    if not found:
         names = ", ".join(shown(path) for path in paths)
-        why = f"; {len(left_out):,} more have prompts of more than {max(longest, 0):,} tokens" if left_out else ""
-        raise UserError(
-            f"{names}: {len(found):,} problems, and at least two are needed, one of them to validate on{why}. Give "
-            "more problems, or fewer --rollouts.tokens"
-        )
-    return Problems(found[:-validates], found[-validates:], tuple(left_out))
+        why = "there is none"
+        if left_out:
+            why = f"all {len(left_out):,} have prompts of more than the {max(longest, 0):,} tokens that leave room"
+        raise UserError(f"{names}: no problem to learn from: {why}. Choose other files, or fewer --rollouts.tokens")
+    return Problems(*comparisons.split(found, validation_fraction, "problem"), tuple(left_out))

@@ -71,8 +71,10 @@ def make(options: Objective, load_model: Callable[[str], Reward]) -> Reward:
 
 def exact(answered: Answered, marker: str = "") -> float:
     """Returns 1 where the text behind the last marker is the problem's answer, but for white space around it."""
-    before, found, behind = answered.text.rpartition(marker) if marker else ("", "", answered.text)
-    return float((bool(found) or not marker) and behind.strip() == answered.answer.strip())
+    if marker not in answered.text:
+        return 0.0
+    text = answered.text.rpartition(marker)[2] if marker else answered.text
+    return float(text.strip() == answered.answer.strip())
 
 
 def matches(answered: Answered, pattern: str) -> float:

@@ -1,7 +1,7 @@
 """Experience: drawn answers and their rewards as the batches of a policy's steps.
 
-All is data here, in NumPy's memory, and nothing is differentiated: the advantages of a rollout's answers, their weights,
-and what they were drawn with.
+All is data here, in NumPy's memory, and nothing is differentiated: the advantages of a rollout's answers, their
+weights, and what they were drawn with.
 """
 
 from typing import NamedTuple

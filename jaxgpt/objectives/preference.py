@@ -90,7 +90,7 @@ def loss(
     """Returns the mean loss of this batch's pairs; with `scale`, `scale` times their sum."""
     x, _, aux = family.features(params, _inputs(batch, context), context)
     found = margins(answers_logp(family, params, x, batch.targets, context), batch, context.objective)
-    return _results(found, batch, aux, _scale(batch, scale))[0]
+    return results(found, batch, aux, _scale(batch, scale))[0]
 
 
 def loss_and_grads(
@@ -106,7 +106,7 @@ def loss_and_grads(
     )
     dhead, dx = unembedding.backward(classifier)
     grads = family.features_backward(params, residuals, dx, dhead, _share(batch, scale), context)
-    return *_results(found, batch, aux, scale), grads
+    return *results(found, batch, aux, scale), grads
 
 
 def _weighted(logp: Float[Array, " n"], weights: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, " n"]]:
@@ -140,9 +140,7 @@ def _there(batch: Batch) -> Bool[Array, " B"]:
     return jnp.all(jnp.any(batch.targets != cross_entropy.IGNORED, axis=-1), axis=-1)
 
 
-def _results(
-    found: Margins, batch: Batch, aux: Aux, scale: Float[Array, ""]
-) -> tuple[Float[Array, ""], dict[str, Any]]:
+def results(found: Margins, batch: Batch, aux: Aux, scale: Float[Array, ""]) -> tuple[Float[Array, ""], dict[str, Any]]:
     """Returns the loss, and the metrics: the share of pairs that the rewards put in order, the rewards, and aux's."""
     chosen, rejected = (jnp.where(_there(batch), found.rewards[:, side], 0) for side in (CHOSEN, REJECTED))
     share = _share(batch, scale)

@@ -64,7 +64,7 @@ def loss(
     """Returns the mean loss of this batch's rankings; with `scale`, `scale` times their sum."""
     found, _, _, aux = scores(family, params, batch, context)
     losses, _ = ranking_loss(found, batch.ranks, centre=context.objective.centre)
-    return _results(losses, found, batch, aux, _scale(batch, scale))[0]
+    return results(losses, found, batch, aux, _scale(batch, scale))[0]
 
 
 def loss_and_grads(
@@ -84,7 +84,7 @@ def loss_and_grads(
     model, daux = with_scalar.model_of(params), _share(batch, scale)
     unused = unembedding.Params(jnp.zeros(family.head(model).weight.shape, dscores.dtype))
     grads = with_scalar.attach(family.features_backward(model, residuals, dx, unused, daux, context), dscalar)
-    return *_results(losses, found, batch, aux, scale), grads
+    return *results(losses, found, batch, aux, scale), grads
 
 
 def _scale(batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""]:
@@ -100,7 +100,7 @@ def _ranked(batch: Batch) -> Bool[Array, "*batch"]:
     return jnp.any(pairs(batch.ranks), axis=(-2, -1))
 
 
-def _results(
+def results(
     losses: Float[Array, " B"], found: Float[Array, "B K"], batch: Batch, aux: Aux, scale: Float[Array, ""]
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
     """Returns the loss, and the metrics: the share of pairs that the scores put in order, their difference, aux's."""

@@ -155,7 +155,9 @@ class Data:
 
     text: str = "embedded"
     """"embedded" (English that ships with Python), "tinyshakespeare", the path of a UTF-8 text file; or token files: a
-    folder that `run.py prepare` made, a pattern of llm.c's, or a data set by name such as fineweb-10B."""
+    folder that `run.py prepare` made, a pattern of llm.c's, or a data set by name such as fineweb-10B. For reward and
+    preference (--objective.name): files of JSON lines with comparisons, a folder or a pattern of them; for policy, with
+    problems."""
     mixture: str = ""
     """Several of these instead of `text`, with the share of the sequences that comes from each, such as
     data/web=0.8, data/books=0.2."""
@@ -166,7 +168,10 @@ class Data:
     """Attend to no token of another document, and count positions from the beginning of each. While training and
     validating; a text that is drawn goes on beyond the end of a document."""
     validation_fraction: float = 0.1
-    """Share of a text, at its end, that is kept for validation; token files have their own for it."""
+    """Share of a text, at its end, that is kept for validation, or of the lines of comparisons, spread over them; token
+    files have their own for it."""
+    skip_bad: int = 0
+    """Number of bad lines of comparisons, or of problems, that may be left out."""
 
 
 @dataclass(frozen=True)

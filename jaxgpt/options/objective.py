@@ -10,8 +10,7 @@ class Objective:
 
     name: Literal["next_token", "reward", "preference", "policy"] = "next_token"
     """The next token, also of conversations; a reward model's comparisons; comparisons directly (DPO and its
-    relatives); or a policy's advantages (REINFORCE, PPO, GRPO). The train step takes each of them, run.py so far only
-    the first."""
+    relatives); or a policy's advantages (REINFORCE, PPO, GRPO)."""
     completions: int = 2
     """reward: number of texts of a ranking that are compared at once (K)."""
     centre: float = 0.0

@@ -216,6 +216,7 @@ def check(config: Config) -> None:
     not_negative = {
         "parallel": ("devices", "processes"),
         "compute": ("memory_limit_gib",),
+        "data": ("skip_bad",),
         "training": ("sequence_length", "seed", "evaluate_every", "evaluation_batches"),
         "evaluation": ("every", "limit"),
         "optimizer": ("warmup_steps", "final_fraction", "weight_decay", "clip_norm"),
@@ -244,6 +245,9 @@ def check(config: Config) -> None:
     check_objective(config.objective)
     needed = "0 where a scalar head is trained too (--objective.name)"
     _require(not (config.lora.rank and config.objective.scalar_head), "lora", "rank", config.lora.rank, needed)
+    needed = "empty for a reward model, which draws and scores no text (--objective.name)"
+    tasks = config.evaluation.tasks
+    _require(not (tasks and config.objective.name == "reward"), "evaluation", "tasks", tasks, needed)
     needed = "given, since adapters are trained beside weights that there are (--lora.rank)"
     _require(bool(config.training.init_from) or not config.lora.rank, "training", "init_from", "empty", needed)
     check_processes(config.parallel)

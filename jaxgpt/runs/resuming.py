@@ -22,7 +22,11 @@ from jaxgpt.runs.folder import RunFolder, open_folder
 from jaxgpt.training.state import Base, TrainState
 
 # Options that make another run, beside the model's. The text is compared by its content, so it may have moved.
-FIXED = {"data": {"tokenizer", "validation_fraction"}, "training": {"sequence_length", "seed", "init_from"}}
+FIXED = {
+    "data": {"tokenizer", "validation_fraction"},
+    "training": {"sequence_length", "seed", "init_from"},
+    "objective": {"name", "completions", "reference_free"},
+}
 
 
 def about(
