@@ -21,9 +21,9 @@ from jax.sharding import PartitionSpec
 
 from jaxgpt.commands import policy_reference
 from jaxgpt.commands.batches import Evaluation, Setting
-from jaxgpt.commands.policy_source import ProblemData
 from jaxgpt.data import comparisons, loader
-from jaxgpt.data.problems import Problem
+from jaxgpt.data.problems import Problem, Problems
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.evaluation.rewards import Answered, Reward, question
 from jaxgpt.foreign_text import printable, quoted
@@ -42,6 +42,19 @@ ROWS, WHOLE = PartitionSpec(AXIS), PartitionSpec()
 PENALTY = "kl_penalty"  # what a checkpoint keeps, beside the reference's fingerprint
 SHOWN = 4  # answers of an evaluation in samples.txt
 RIGHT = 1.0  # reward from which on an answer counts as right
+
+
+class ProblemData(NamedTuple):
+    """Problems; a `corpus.Described`."""
+
+    description: str
+    tokenizer: Tokenizer
+    prompt: np.ndarray | None
+    fingerprint: dict[str, Any]
+    template: dict[str, Any]
+    notes: tuple[str, ...]
+    problems: Problems
+    stops: tuple[str, ...]  # texts that end an answer
 
 
 class Answers(NamedTuple):
