@@ -31,7 +31,7 @@ from jaxgpt.options.config import Compute, Model
 from jaxgpt.runs import checkpoints
 from jaxgpt.runs.about import FILE, model_of, objective_of
 from jaxgpt.runs.checkpoints import Found
-from jaxgpt.terminal import say
+from jaxgpt.terminal import command, say
 
 AT_ONCE = 16  # texts
 STANDARD = {"score_mean": 0.0, "score_deviation": 1.0}  # as checkpoints keep them, and where one keeps none
@@ -87,8 +87,8 @@ def load(name: str) -> RewardModel:
         say(message, error=True)
     if objective_of(found.about).name != "reward":
         raise UserError(
-            f"--reward-model {shown(name)}: no reward model, but one that draws text. To train one from it: python "
-            f"run.py --config reward_quickstart --init-from {shown(name)} --data.text COMPARISONS.jsonl"
+            f"--reward-model {shown(name)}: no reward model, but one that draws text. To train one from it: "
+            f"{command('--config', 'reward_quickstart', '--init-from', name, '--data.text', 'COMPARISONS.jsonl')}"
         )
     params = checkpoints.scored_params_of(found)
     mean, deviation = (_kept(found, name, otherwise) for name, otherwise in STANDARD.items())

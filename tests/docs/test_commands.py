@@ -361,7 +361,7 @@ def small(words: list[str]) -> list[str]:
     named = " ".join(words)
     if "--data" not in named and "fineweb" not in named and "mine.toml" not in named:
         result.append("--data.text=book.txt")
-    if "sft_quickstart" in words:  # conversations are longer than 16 tokens
+    if {"sft_quickstart", "reward_quickstart", "dpo_quickstart"} & {*words}:  # conversations are longer than 16 tokens
         result.append("--training.sequence-length=128")
     if "--resume" not in words:
         result.append("--run.overwrite")
