@@ -27,8 +27,8 @@ class PolicySource(NamedTuple):
             f"{self.config.objective.reward}"
         )
 
-    def afterwards(self, run: str) -> tuple[str, str]:
-        return "more answers", f"python run.py generate --run {run} --chat"
+    def afterwards(self, run: str) -> tuple[str, list[str]]:
+        return "more answers", ["generate", run, "--chat"]
 
     def batches(self, setting: Setting) -> Batches:
         return PolicyBatches(self.data, self.reward, setting)
