@@ -100,6 +100,7 @@ def test_it_learns_what_is_rewarded(learned):
     held_out = [line["val_reward"] for line in finished.metrics if "val_reward" in line]
     assert held_out[0] < 0.5 < 0.8 < held_out[-1]
     assert "18 problems to learn from, 2 to validate on" in finished.printed
+    assert "Right answers, %" in (finished.folder / "report.html").read_text()
     samples = (finished.folder / "samples.txt").read_text()
     assert "→ eeeeee\n(reward 1)" in samples
 
