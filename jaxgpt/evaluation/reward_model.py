@@ -71,8 +71,15 @@ class RewardModel(NamedTuple):
         return scores
 
     def score_conversations(self, conversations: Sequence[Messages]) -> np.ndarray:
-        """Returns the scores of conversations that end with an answer, in the template of the training."""
-        return self.score([chat_templates.encode(one, self.template, self.tokenizer).ids for one in conversations])
+        """Returns the scores of conversations that end with an answer, in the template of the training.
+
+        One that is longer than the model's context has -∞: nothing is known of an answer without its end.
+        """
+        texts = [chat_templates.encode(one, self.template, self.tokenizer).ids for one in conversations]
+        scores = np.full(len(texts), -np.inf, np.float32)
+        fits = [number for number, text in enumerate(texts) if len(text) <= self.model.context]
+        scores[fits] = self.score([texts[number] for number in fits])
+        return scores
 
 
 def load(name: str) -> RewardModel:
