@@ -174,9 +174,11 @@ class Trainer:
         """Evaluates the model on what is held out; records and returns what comes of it."""
         started = time.perf_counter()
         found = self.batches.evaluate(self.done, self.state)
-        self._metric(step=self.done, val_loss=found.loss, **found.values)
+        loss = {} if found.loss is None else {"val_loss": found.loss}
+        self._metric(step=self.done, **loss, **found.values)
         seconds = time.perf_counter() - started
-        self.display.note(f"step {self.done}: validation loss {found.loss:.4f}, {found.words} ({seconds:.1f} s)")
+        words = found.words if found.loss is None else f"validation loss {found.loss:.4f}, {found.words}"
+        self.display.note(f"step {self.done}: {words} ({seconds:.1f} s)")
         return found
 
     def score(self) -> None:
