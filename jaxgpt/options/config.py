@@ -29,6 +29,9 @@ class Model:
     document_start: int = -1
     """The token that begins a document, where each is a sequence of its own; --data.document-mask takes the
     tokenizer's. -1 for none, -2 where the data say where each begins, as prepared conversations do."""
+    dropout: float = 0.0
+    """Share of the numbers that training drops: of the embedding's output, attention's probabilities and both
+    residual branches. 0 drops none; validation and drawing never do."""
     family: Literal["gpt2", "llama", "mixtral"] = "gpt2"
     """Whose blocks the model is made of: GPT-2's, Llama's (and Mistral's and Qwen3's), or Mixtral's. GPT-2 has none of
     the options below."""

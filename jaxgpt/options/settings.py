@@ -292,6 +292,7 @@ def check_model(model: Model) -> None:
         check_number(getattr(model, key), "model", key, positive=True)
     check_number(model.experts_per_token, "model", "experts_per_token", positive=True)
     check_number(model.router_z, "model", "router_z")
+    _require(0 <= model.dropout < 1, "model", "dropout", model.dropout, "at least 0 and below 1")
     needed = f"a divisor of the number of heads, {model.heads} (--model.heads)"
     _require(model.heads % model.key_value_heads == 0, "model", "kv_heads", model.kv_heads, needed)
     low, needed = model.rope_low_frequency, f"above --model.rope-low-frequency, {model.rope_low_frequency}"

@@ -23,6 +23,7 @@ import pytest
 from jaxgpt.layers import (
     attention,
     cross_entropy,
+    dropout,
     embedding,
     entropy,
     gelu,
@@ -53,6 +54,7 @@ LAYERS = [
     *(rmsnorm, rotary, soft_cap, swiglu, router, moe),
 ]
 FUNCTIONS = [(module, "backward") for module in LAYERS] + [
+    (dropout, "_masked"),
     (lora, "backward"),
     (entropy, "backward"),
     (scalar_head, "backward"),
@@ -182,6 +184,10 @@ def cases() -> dict[str, gradcheck.Case]:
     of_entropy = objective_cases.entropy_case(key, 6, 5, 7), objective_cases.unembedding_case(key, 6, 4, 5, 7, 4)
     scalars = [objective_cases.scalar_head_case(key, 6, 4, read=read) for read in (0, 2)]
     of_documents = proof_cases.embedding_case(key, 2, 3, 4, 5, 4, documents=True)  # whose gradient has lines of its own
+    dropped = [
+        proof_cases.dropout_case(key, 2, 3, 4),
+        proof_cases.attention_case(key, 2, 3, 2, 2, 2, group=2, rate=0.4)._replace(name="attention_of_dropout"),
+    ]
     in_window = proof_cases.attention_case(key, 2, 3, 1, 2, 1, group=2, window=2)
     tied = dataclasses.replace(MODEL, family="llama", tied=True, query_key_norm=True, kv_heads=1)
     relative = proof_cases.model_case(key, 2, 3, tied, Compute())._replace(name="llama_of_qwen")
@@ -189,9 +195,13 @@ def cases() -> dict[str, gradcheck.Case]:
     mixture = dataclasses.replace(MODEL, layers=2, kv_heads=1, experts=3, router_balance=0.7, router_z=0.6)
     models = [dataclasses.replace(mixture if name == "mixtral" else MODEL, family=name) for name in FAMILIES]
     whole = [proof_cases.model_case(key, 2, 3, model, Compute(), scale=0.3) for model in models]
+    whole += [
+        proof_cases.model_case(key, 2, 3, model, Compute(), rate=0.4)._replace(name=f"{model.family}_of_dropout")
+        for model in models
+    ]
     of_tied = proof_cases.model_case(key, 2, 3, dataclasses.replace(models[-1], tied=True), Compute())
     more = (of_documents, in_window, relative, of_switch, of_tied._replace(name="mixtral_of_tied"), adapter)
-    more += (*of_entropy, *scalars)
+    more += (*of_entropy, *scalars, *dropped)
     return {case.name: case for case in (*layers, *whole, *more)}
 
 
