@@ -19,7 +19,7 @@ from jaxgpt.interop import loading
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.options import command_line, settings
 from jaxgpt.parallel import mesh
-from jaxgpt.runs import metrics_file
+from jaxgpt.runs import best, metrics_file
 from jaxgpt.runs.checkpoints import Trained
 from jaxgpt.terminal import say
 
@@ -78,7 +78,9 @@ def run(words: list[str]) -> int:
     found = {"step": model.about["step"], **found}
     say(f"{line} ({time.perf_counter() - started:.1f} s)")
     if is_run and (task or not data):  # the loss over another text is no validation loss of the run
-        message = metrics_file.add_evaluation(run, {key: value for key, value in found.items() if key != "tokens"})
+        message = metrics_file.add_evaluation(
+            best.run_of(run), {key: value for key, value in found.items() if key != "tokens"}
+        )
         if message:
             say(message, error=True)
     if options.output:

@@ -240,7 +240,7 @@ def check(config: Config) -> None:
         "parallel": ("devices", "processes"),
         "compute": ("memory_limit_gib",),
         "data": ("skip_bad",),
-        "training": ("sequence_length", "seed", "evaluate_every", "evaluation_batches"),
+        "training": ("sequence_length", "seed", "evaluate_every", "evaluation_batches", "patience"),
         "evaluation": ("every", "limit"),
         "optimizer": ("warmup_steps", "final_fraction", "weight_decay", "clip_norm"),
         "checkpoint": ("every_steps", "every_minutes", "keep_every", "stop_minutes_before_end"),

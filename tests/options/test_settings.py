@@ -241,6 +241,7 @@ NEGATIVE = [
     ("training", "sequence_length", -1),
     ("training", "seed", -1),
     ("training", "evaluate_every", -1),
+    ("training", "patience", -1),
     ("evaluation", "every", -1),
     ("evaluation", "limit", -1),
     ("training", "evaluation_batches", -1),
