@@ -229,7 +229,7 @@ def _run(trainer: Trainer, source: Source) -> None:
         raise AllFailed(f"stopped {where}, because the output can't be written: {lost}")
     if not ending or ending.error is Interrupted:
         found = trainer.evaluate()
-        trainer.writer.mark_best()
+        trainer.writer.mark_best(at_end=True)
         trainer.score()
         after = trainer.sample()
         if processes.first():

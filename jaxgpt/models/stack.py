@@ -35,7 +35,8 @@ def _numbers(context: Context) -> tuple[Int[Array, " L"], ...]:
 def _whole_text(inputs: Inputs, context: Context, *number: Int[Array, ""]) -> WholeText:
     """Attention of a block, of this number where there is dropout."""
     masks = context.masks.at(*number) if context.masks is not None else None
-    return WholeText(context, *inputs.tokens.shape, inputs.starts, masks)
+    B, T = inputs.tokens.shape
+    return WholeText(context, B, T, inputs.starts, masks)
 
 
 def forward_blocks(

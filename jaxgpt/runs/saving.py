@@ -114,12 +114,17 @@ class Writer:
             raise RunError(self.problem)
         return path
 
-    def mark_best(self) -> None:
-        """Names the best checkpoint in best.json, now that no checkpoint is being written. RunError if that fails."""
+    def mark_best(self, *, at_end: bool = False) -> None:
+        """Names the best checkpoint in best.json, once no checkpoint is being written. RunError if that fails.
+
+        At the end of a run the best of before is deleted, if it is another and none of the newest.
+        """
         self._wait()
         if processes.first():
             try:
                 self._mark(self.best)
+                if at_end and self.options.keep_best:
+                    self._delete_others()
             except OSError as error:
                 raise writing.failure(self.folder.parent / best.NAME, error) from error
 
@@ -134,6 +139,13 @@ class Writer:
         elif checksums.is_there(self.folder / str(found.step)):
             best.write(run, found)
 
+    def _delete_others(self) -> None:
+        """Deletes the checkpoints that are not to be kept."""
+        steps = whole_steps(self.folder)
+        marked = best.read(self.folder.absolute().parent) or ()
+        for step in set(steps) - kept(steps, self.options.keep_last, self.options.keep_every) - {*marked[:1]}:
+            delete(self.folder / str(step))
+
     def _finish(self, path: Path, found: Best | None) -> None:
         """Waits until orbax has written everything, writes the checksums, and deletes what need not be kept."""
         try:
@@ -142,10 +154,7 @@ class Writer:
                 checksums.write(path)
                 writing.sync(self.folder.absolute().parent)  # the first checkpoint may have made the folder
                 self._mark(found)
-                steps = whole_steps(self.folder)
-                marked = best.read(self.folder.absolute().parent) or ()
-                for step in set(steps) - kept(steps, self.options.keep_last, self.options.keep_every) - {*marked[:1]}:
-                    delete(self.folder / str(step))
+                self._delete_others()
             error = ""
         except Exception as raised:  # as above
             error = one_line(raised)

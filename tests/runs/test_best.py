@@ -4,6 +4,7 @@ import json
 import math
 import random
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,8 @@ def stopped_early(work):
 
     def copy(trainer, values):
         if "val_loss" in values and trainer.done:
+            while not trainer.writer.idle:
+                time.sleep(0.01)
             shutil.copytree(trainer.folder.path, f"runs/killed-{trainer.done}", dirs_exist_ok=True)
 
     finished = run("early", *KEEP, "--training.patience=2", observers=[copy])
