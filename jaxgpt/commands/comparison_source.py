@@ -76,7 +76,7 @@ class ComparisonSource(NamedTuple):
 
     def afterwards(self, run: str) -> tuple[str, list[str]]:
         if self.data.prompt is None:
-            drawn = ["generate", self.config.training.init_from, "--prompt", "..."]
+            drawn = ["generate", self.config.training.init_from, "--prompt", self.config.run.prompt or "Hello"]
             return "best of 8", [*drawn, "--best-of", "8", "--reward-model", run]
         return "more text", ["generate", run, "--chat"]
 
@@ -119,8 +119,7 @@ def _language(config: Config) -> tuple[Tokenizer, Template, list[str]]:
 def _prompt(config: Config, template: Template, tokenizer: Tokenizer, held_out: list[Ranking]) -> np.ndarray:
     """Returns the tokens of `run.prompt` as a question, or of the first prompt that is held out."""
     if config.run.prompt:
-        messages = [{"role": "user", "content": config.run.prompt}]
-        ids = chat_templates.encode(messages, template, tokenizer, add_generation_prompt=True).ids
+        ids = chat_templates.question(config.run.prompt, template.state(), tokenizer)
         loader.check_vocabulary(ids, config.model.vocabulary_size, "--run.prompt")
         return ids
     text = held_out[0][0]

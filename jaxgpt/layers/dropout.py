@@ -14,6 +14,7 @@ however its sequences are divided among devices and micro-batches, however block
 whatever is computed again. Two words count places; where 2³² of one are not enough, masks repeat.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -48,13 +49,19 @@ class Masks(NamedTuple):
 @jax.named_scope("dropout.forward")
 def forward(x: Float[Array, "*batch C"], masks: Masks | None) -> Float[Array, "*batch C"]:
     """Returns y; the first axes of x count the rows of the masks, and what is in each."""
-    return x if masks is None else _masked(x, masks)
+    if masks is None:
+        return x
+    wide = x.astype(accumulation_dtype(x.dtype))
+    return jnp.where(_keep(masks, x.shape), wide / (1 - masks.rate), 0).astype(x.dtype)
 
 
 @jax.named_scope("dropout.backward")
 def backward(masks: Masks | None, dy: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
     """Returns dx. The masks are forward's."""
-    return dy if masks is None else _masked(dy, again(masks, dy))
+    if masks is None:
+        return dy
+    wide = dy.astype(accumulation_dtype(dy.dtype))
+    return jnp.where(_keep(again(masks, dy), dy.shape), wide / (1 - masks.rate), 0).astype(dy.dtype)
 
 
 def again(masks: Masks, gradient: Float[Array, "..."]) -> Masks:
@@ -66,9 +73,8 @@ def again(masks: Masks, gradient: Float[Array, "..."]) -> Masks:
     return masks._replace(key=jax.random.wrap_key_data(data, impl=jax.random.key_impl(masks.key)))
 
 
-def _masked(x: Float[Array, "*batch C"], masks: Masks) -> Float[Array, "*batch C"]:
-    in_rows = x.reshape(masks.rows.size, -1)
-    places = jnp.arange(in_rows.shape[1], dtype=jnp.uint32)
-    keep = masks.keeps(masks.rows.astype(jnp.uint32)[:, None], places[None])
-    scaled = in_rows.astype(accumulation_dtype(x.dtype)) / (1 - masks.rate)
-    return jnp.where(keep, scaled, 0).astype(x.dtype).reshape(x.shape)
+def _keep(masks: Masks, shape: tuple[int, ...]) -> Bool[Array, "*batch C"]:
+    """Marks the numbers of an array of this shape that stay."""
+    rows = masks.rows.astype(jnp.uint32)[:, None]
+    places = jnp.arange(math.prod(shape) // masks.rows.size, dtype=jnp.uint32)
+    return masks.keeps(rows, places[None]).reshape(shape)

@@ -114,9 +114,9 @@ class Compute:
     attention_block: int = 256
     """Number of queries whose attention scores exist at once, where attention runs in blocks."""
     recompute: Literal["none", "gelu", "norms", "projection", "block", "auto"] = "norms"
-    """What the backward computes again rather than keeps: nothing, GELU's output, that and LayerNorm's outputs, also
-    the projection of attention's output, or all of a block but its input. Less memory in this order, and more time;
-    "auto" takes the first of them that fits."""
+    """What the backward computes again rather than keeps (gradient checkpointing): nothing, GELU's output, that and
+    LayerNorm's outputs, also the projection of attention's output, or all of a block but its input. Less memory in this
+    order, and more time; "auto" takes the first of them that fits."""
     layers: Literal["auto", "scanned", "unrolled"] = "auto"
     """"scanned" compiles one layer and loops over them; "unrolled" compiles each, which takes longer, and then runs
     faster in less memory, since nothing is copied into and out of stacks. "auto" unrolls up to 24 layers, on a GPU 48,
@@ -254,6 +254,11 @@ class Objective:
         return self.name == "reward" or (self.name == "policy" and self.value_coefficient > 0)
 
     @property
+    def classifies(self) -> bool:
+        """Returns whether logits are computed; a reward model has none."""
+        return self.name != "reward"
+
+    @property
     def texts(self) -> int:
         """Returns the number of texts in one of a batch's `batch_size` rows."""
         return {"reward": self.completions, "preference": 2}.get(self.name, 1)
@@ -275,20 +280,24 @@ class Lora:
     """Form in which the weights that are not trained are kept: of 32, 16, 8 or 4 bits."""
     double_quantization: bool = False
     """Keep the scales of int8 and nf4 in 8 bits too: 0.13 bits a number in place of 0.5."""
+    adapters: str = ""
+    """Adapters to train on: PEFT's folder of them, or a run's. Rank, alpha and targets are theirs, and so is the base
+    unless --init-from names it; empty begins new ones."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Multiple-choice tasks that a run is scored on, at its start and its end and in between."""
+    """Tasks that a run is scored on, at its start and its end and in between."""
 
     tasks: str = ""
-    """TASK=FILE, several apart by commas, such as hellaswag=hellaswag_val.jsonl; TASK alone is downloaded."""
+    """TASK=FILE, several apart by commas, such as hellaswag=val.jsonl,gsm8k=test.jsonl; a multiple-choice TASK alone is
+    downloaded."""
     every: int = 0
     """Steps between; 0 evaluates at the start and the end only."""
     limit: int = 0
     """Take only this many of a task's examples, from the first; 0 takes all."""
     batch_size: int = 16
-    """Number of choices that each device scores at once."""
+    """Number of choices that each device scores at once, and of answers that are drawn side by side."""
 
 
 @dataclass(frozen=True)
@@ -369,6 +378,9 @@ class Run:
     begins anew. Shorter: --resume, --resume auto."""
     note: str = ""
     """A line to print at the start."""
+    verbose: bool = False
+    """Print at the start all that start.txt in the run's folder says, as the memory plan by its parts. Shorter:
+    --verbose."""
     prompt: str = ""
     """What the samples before and after training begin with; empty takes the first line of the validation text."""
     sample_every: int = 0
