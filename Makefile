@@ -39,7 +39,7 @@ help: ## list the targets
 
 env: $(INSTALLED)/core $(addprefix $(INSTALLED)/,$(EXTRAS)) ## make .venv and install jaxgpt into it
 
-train: env ## train a small GPT-2 (configs/quickstart.toml)
+train: env ## train a small Llama (configs/quickstart.toml)
 	@$(RUN) --config quickstart $(ARGS)
 
 test: env $(INSTALLED)/test ## run the tests

@@ -17,7 +17,8 @@ from typing import Any
 
 import jaxgpt
 from jaxgpt.commands.convert import describe
-from jaxgpt.data import corpus, fingerprint, tokenizers
+from jaxgpt.data import chat_templates, corpus, fingerprint, tokenizers
+from jaxgpt.data.chat_templates import Template
 from jaxgpt.data.corpus import Corpus, Described
 from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.data.tokenizers import Tokenizer
@@ -181,6 +182,20 @@ def template_of_weights(config: Config) -> dict[str, Any]:
         folder = Path(config.run.folder) / config.run.name / "checkpoints"
         return checkpoints.find(folder, ("about",)).about["template"]
     return loading.template_of(detect_format.open_weights(config.training.init_from))
+
+
+def language(config: Config) -> tuple[Tokenizer, Template, list[str]]:
+    """Returns the tokenizer and the template of the weights to begin with, and lines about them to print."""
+    name = config.training.init_from
+    tokenizer = tokenizer_of_weights(config)
+    if tokenizer is None:
+        if config.data.tokenizer == "characters":
+            raise UserError(f"--init-from {shown(name)} names no tokenizer: name it with --data.tokenizer")
+        tokenizer = tokenizers.make(config.data.tokenizer, "")
+    if state := template_of_weights(config):
+        return tokenizer, chat_templates.from_state(state), []
+    note = f"{name} has no chat template: its texts are written in ChatML"
+    return tokenizer, chat_templates.built_in("chatml"), [note]
 
 
 def weights(config: Config, tokenizer: Tokenizer) -> WeightSource | None:

@@ -326,7 +326,7 @@ def _conclude(trainer: Trainer, before: str, after: str, found: Evaluation, save
     for heading, text in (("before", before), ("after", after)):
         if text:
             note(f"\n--- sample {heading} training ---\n{text}")
-    note(f"\nvalidation loss  {found.loss:.4f}")
+    note(f"\nheld out         {found.words}" if found.loss is None else f"\nvalidation loss  {found.loss:.4f}")
     note(f"loss curve       {trainer.draw_curve()}")
     note(f"checkpoint       {saved}")
     for line in _about_best(trainer):

@@ -198,10 +198,13 @@ class Trainer:
         self._found = self.done, found
         if self.out_of_patience and best and best.evaluated == self.done:
             return found
-        self.writer.best = after(best, self.done, found.loss)
-        self._metric(step=self.done, val_loss=found.loss, **found.values)
+        loss = {} if found.loss is None else {"val_loss": found.loss}
+        if found.loss is not None:
+            self.writer.best = after(best, self.done, found.loss)
+        self._metric(step=self.done, **loss, **found.values)
         seconds = time.perf_counter() - started
-        self.display.note(f"step {self.done}: validation loss {found.loss:.4f}, {found.words} ({seconds:.1f} s)")
+        words = found.words if found.loss is None else f"validation loss {found.loss:.4f}, {found.words}"
+        self.display.note(f"step {self.done}: {words} ({seconds:.1f} s)")
         return found
 
     def score(self) -> None:

@@ -240,7 +240,9 @@ def _prompt(
     With a chat template they are of a question: of that prompt, or of the first conversation.
     """
     if template and config.run.prompt:
-        return chat_templates.question(config.run.prompt, template, tokenizer)
+        messages = [{"role": "user", "content": config.run.prompt}]
+        asked = chat_templates.from_state(template)
+        return chat_templates.encode(messages, asked, tokenizer, add_generation_prompt=True).ids
     if isinstance(validation, Conversations):
         return validation.prompt()
     if config.run.prompt:

@@ -30,8 +30,17 @@ FURTHER = {
     "margin": "Reward of the chosen answer over the rejected",
     "chosen_reward": "Reward of chosen answers",
     "rejected_reward": "Reward of rejected answers",
+    "reward": "Reward of answers",
+    "right": "Right answers, %",
+    "kl_of_answer": "Divergence of an answer from the reference, nats",
+    "kl": "Divergence of a token from the reference, nats",
+    "kl_penalty": "Coefficient of the divergence in the reward",
+    "entropy": "Entropy at a token, nats",
+    "answer_tokens": "Tokens of an answer",
+    "clip_fraction": "Tokens whose ratio is clipped, %",
+    "value_loss": "Loss of the values",
 }
-PERCENT = ("accuracy",)
+PERCENT = ("accuracy", "right", "clip_fraction")
 LOSSES = {  # units of the losses, by --objective.name
     "next_token": "nats per token",
     "reward": "nats per comparison",
