@@ -19,7 +19,13 @@ from jaxgpt.runs.best import Best
 from tests import small_run
 
 LOSSES = {0: 5.0, 2: 3.0, 4: 2.0, 6: 2.5, 8: 2.0, 10: 2.75, 12: 2.25}  # of the evaluation after each step
-OPTIONS = {"training.steps": 12, "training.evaluate-every": 2, "sampling.tokens": 0, "checkpoint.keep-last": 1}
+OPTIONS = {
+    "training.steps": 12,
+    "training.evaluate-every": 2,
+    "sampling.tokens": 0,
+    "checkpoint.keep-last": 1,
+    "model.dropout": 0.2,  # so that the masks have to be the same too
+}
 KEEP = ["--checkpoint.keep-best"]
 
 
@@ -65,6 +71,11 @@ def result(name):
     return losses, best.read(folder), checkpoints.whole_steps(folder / "checkpoints")
 
 
+def training_losses(name):
+    lines = [json.loads(line) for line in Path("runs", name, "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
 @pytest.fixture(scope="module")
 def stopped_early(work):
     """A run with patience 2, with a copy of its folder as it was at each validation loss."""
@@ -99,6 +110,7 @@ def test_a_run_that_was_killed_comes_to_the_same(stopped_early, step):
     """As its folder was when the validation loss had just been written: the checkpoint of this step isn't there yet."""
     assert resume(f"killed-{step}", "--training.patience=2").status == 0
     assert result(f"killed-{step}") == result("early")
+    assert training_losses(f"killed-{step}") == training_losses("early")
 
 
 def test_a_run_that_has_stopped_early_stays_so_or_goes_on(stopped_early):
