@@ -24,7 +24,7 @@ from jaxgpt.commands.batches import Evaluation, Setting, Source, open_source
 from jaxgpt.commands.display import Display, silent
 from jaxgpt.commands.trainer import Output, Trainer
 from jaxgpt.data.corpus import Described
-from jaxgpt.errors import AllFailed, Interrupted
+from jaxgpt.errors import AllFailed, Interrupted, UserError
 from jaxgpt.evaluation.registry import Tasks
 from jaxgpt.interop import bases
 from jaxgpt.interop.tensors import AdapterSource, WeightSource
@@ -97,9 +97,22 @@ def _of_the_run(config: Config) -> Config:
     # How this process was started, and where its machine keeps programs, are no options of the run.
     parallel = dataclasses.replace(config.parallel, processes=0, process=-1, coordinator="")
     config = dataclasses.replace(config, parallel=parallel, run=dataclasses.replace(config.run, compilation_cache=""))
-    for check in (mesh.check, trackers.check, check_name):
+    for check in (mesh.check, trackers.check, check_name, _check_policy):
         check(config)
     return config
+
+
+def _check_policy(config: Config) -> None:
+    """Raises a UserError for an option that can't be of use to a policy, which learns from what it drew itself."""
+    if config.objective.name != "policy":
+        return
+    for option, value, why in (
+        ("--model.dropout", config.model.dropout, "the probabilities of what is drawn are without it"),
+        ("--checkpoint.keep-best", config.checkpoint.keep_best, "its evaluations are rewards and no losses"),
+        ("--training.patience", config.training.patience, "its evaluations are rewards and no losses"),
+    ):
+        if value:
+            raise UserError(f"{option}: leave it away with --objective.name policy, since {why}")
 
 
 class Beginning(NamedTuple):

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgpt.commands import train
 from jaxgpt.data.loader import Batch
 from jaxgpt.errors import UserError
 from jaxgpt.evaluation.scoring import make_validation_loss
 from jaxgpt.kernels.choose import choose_attention
-from jaxgpt.options.config import Compute, Config, Model, Parallel, Training
+from jaxgpt.options.config import Compute, Config, Model, Objective, Parallel, Training
 from jaxgpt.training import step
 from jaxgpt.training.state import init_state, layout_of
 
@@ -104,3 +105,15 @@ def test_validation_has_no_dropout():
 def test_the_fused_kernel_says_that_it_has_no_dropout():
     with pytest.raises(UserError, match=r"no dropout \(--model.dropout is 0.25\)"):
         choose_attention(MODEL, Compute(attention="cudnn", dtype="bfloat16"), 8)
+
+
+@pytest.mark.parametrize(
+    ("section", "option", "value"),
+    [("model", "dropout", 0.1), ("checkpoint", "keep_best", True), ("training", "patience", 2)],
+)
+def test_a_policy_has_no_use_for_it(section, option, value):
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, dropout=0.0))
+    config = dataclasses.replace(config, objective=Objective(name="policy"))
+    config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{option: value})})
+    with pytest.raises(UserError, match=f"--{section}.{option.replace('_', '-')}: leave it away"):
+        train._check_policy(config)
