@@ -2,8 +2,8 @@
 
 The mutants are made from the source: of every + and - one side is taken as 0, of every * and / (and of every product of
 matrices) one factor as 1; a power is dropped, a sum becomes a mean, a condition holds always or never, an `.at[].add`
-doesn't happen, and each gradient that is returned, or that comes back from another layer's backward, is set to 0. All
-keep the shapes, so that what catches a mutant is its numbers.
+doesn't happen, dropout has no masks, and each gradient that is returned, or that comes back from another layer's
+backward, is set to 0. All keep the shapes, so that what catches a mutant is its numbers.
 """
 
 import ast
@@ -106,6 +106,8 @@ def mutations(node: ast.AST) -> Iterator[Mutation]:
                 yield f"({ast.unparse(condition)}) = {value}", condition, ast.Constant(value)
         case ast.Call(ast.Attribute(ast.Subscript(ast.Attribute(array, "at")), "add" | "set" as name)):
             yield f"{ast.unparse(array)} without {name}", node, array
+        case ast.Call(ast.Attribute(_, "drop_backward") | ast.Name("drop_embedded_backward"), [dropped, _]):
+            yield f"{ast.unparse(node)} without masks", node, dropped
         case ast.Return(ast.expr() as value):
             for array in returned(value):
                 if ast.unparse(array) not in NOT_A_GRADIENT:
