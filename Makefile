@@ -74,7 +74,7 @@ notebooks: env $(INSTALLED)/notebooks ## open the notebooks in JupyterLab
 	    --LabApp.default_url=/lab/tree/notebooks/01_a_tensors_way.ipynb $(ARGS)
 
 test-notebooks: env $(INSTALLED)/notebooks ## run the notebooks; with ARGS=--overwrite keep what they print and draw
-	@$(VENV)/bin/python -m pytest --nbmake --nbmake-timeout=180 --durations=0 notebooks $(ARGS)
+	@$(VENV)/bin/python -m pytest --nbmake --nbmake-timeout=600 --durations=0 notebooks $(ARGS)
 
 docs: env $(INSTALLED)/docs ## build the documentation into build/docs; any warning is an error
 	@$(VENV)/bin/python -m docs.site.configuration
