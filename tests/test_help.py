@@ -2,10 +2,10 @@
 
 import ast
 import dataclasses
+import inspect
 import itertools
 import platform
 import re
-from pathlib import Path
 from typing import get_type_hints
 
 import jax
@@ -14,7 +14,7 @@ import pytest
 
 from jaxgpt import __version__
 from jaxgpt.commands import cli
-from jaxgpt.options import command_line, config, settings
+from jaxgpt.options import command_line, settings
 from jaxgpt.options.config import Config
 
 
@@ -24,12 +24,12 @@ def wide(monkeypatch):
 
 
 def meanings() -> dict[str, str]:
-    """The options of config.py, as on the command line, and their docstrings."""
-    tree = ast.parse(Path(config.__file__).read_text(encoding="utf-8"))
-    classes = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
+    """The options of a run, as on the command line, and their docstrings."""
     found = {}
     for section, kind in get_type_hints(Config).items():
-        for field, text in itertools.pairwise(classes[kind.__name__]):
+        (tree,) = ast.parse(inspect.getsource(kind)).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, text in itertools.pairwise(tree.body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
                 found[settings.option(section, ast.unparse(field.target))] = ast.literal_eval(text.value)
     return found
@@ -120,7 +120,7 @@ def test_help_of_generate(capsys):
     assert len(sampling) == 7
     for option, meaning in sampling.items():
         meaning = re.escape(" ".join(meaning.split()))
-        assert re.search(rf"{option.replace('sampling.', '')} (\w+|\[.*\]\]) {meaning} \(default: ", text)
+        assert re.search(rf"{option.replace('sampling.', '')} (\w+|\[STR \.\.\.\]) {meaning} \(default: ", text)
     for option in ("--run STR The", "--prompt STR What", "--prompts STR A", "--samples INT How", "--seed INT Random"):
         assert option in text
 

@@ -1,11 +1,12 @@
 """docs/configuration.md, made of the options themselves: `python -m docs.site.configuration` writes it anew.
 
-The meanings are the docstrings of `jaxgpt/options/config.py`. What a value must be is asked of `settings.check`, by
-handing it values that might be wrong.
+The meanings are the docstrings of the classes in `jaxgpt/options/`. What a value must be is asked of `settings.check`,
+by handing it values that might be wrong.
 """
 
 import ast
 import dataclasses
+import inspect
 import itertools
 import re
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from jaxgpt.errors import UserError
-from jaxgpt.options import config, settings
+from jaxgpt.options import settings
 from jaxgpt.options.config import Config
 
 PAGE = Path(__file__).resolve().parents[1] / "configuration.md"
@@ -21,7 +22,7 @@ PAGE = Path(__file__).resolve().parents[1] / "configuration.md"
 HEAD = """\
 # Configuration
 
-<!-- Made by `python -m docs.site.configuration` of jaxgpt/options/config.py and configs/: change those, and run it. -->
+<!-- Made by `python -m docs.site.configuration` of jaxgpt/options/ and configs/: change those, and run it. -->
 
 A run is made from the options below. Each has a default; a TOML file, in `configs/` or of your own, holds what differs;
 the command line overrides both:
@@ -68,12 +69,12 @@ What a value must be is said where it is checked; a limit that is another option
 
 def page() -> str:
     parts = [HEAD, _configs()]
-    bodies = _bodies()
     for field in dataclasses.fields(Config):
         kind = get_type_hints(Config)[field.name]
         parts.append(f"## {field.name}\n\n{kind.__doc__}\n")
         parts.append("| option | default | values | |\n|---|---|---|---|")
-        parts[-1] += "".join(_row(field.name, kind, key, bodies[kind.__name__][key]) for key in _keys(kind)) + "\n"
+        meanings = _body(kind)
+        parts[-1] += "".join(_row(field.name, kind, key, meanings[key]) for key in _keys(kind)) + "\n"
     return "\n".join(parts)
 
 
@@ -96,11 +97,11 @@ def _keys(kind: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(kind)]
 
 
-def _bodies() -> dict[str, dict[str, str]]:
-    """{class: {field: the docstring below it}} of config.py."""
-    tree = ast.parse(Path(config.__file__).read_text(encoding="utf-8"))
-    classes = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
-    return {name: dict(_docstrings(body)) for name, body in classes.items()}
+def _body(kind: Any) -> dict[str, str]:
+    """{field: the docstring below it} of a class of options."""
+    (tree,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(tree, ast.ClassDef)
+    return dict(_docstrings(tree.body))
 
 
 def _docstrings(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:

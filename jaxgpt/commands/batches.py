@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from jaxgpt.data.corpus import Described
-from jaxgpt.errors import UserError
 from jaxgpt.options.config import Config
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.training.resharding import Resharding
@@ -39,7 +38,7 @@ class Setting(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    loss: float  # on what is held out
+    loss: float | None  # on what is held out; None where there is none
     values: dict[str, float]  # further ones for metrics.jsonl, by name
     words: str  # which say the further ones
 
@@ -67,7 +66,7 @@ class Feed(AbstractContextManager, Protocol):
 
 
 class Batches(Protocol):
-    """What a trainer draws from. All processes call its methods in the same order."""
+    """Batches that a trainer draws. All processes call its methods in the same order."""
 
     tokens: int  # that a step trains on
     every: int  # steps that belong together: the run is saved, evaluated and stopped only between so many
@@ -113,7 +112,8 @@ class Source(Protocol):
 
 def open_source(config: Config) -> Source:
     """Opens the data that a run's options name. UserError where there are none, or they can't be read."""
-    from jaxgpt.commands import comparison_source, text_batches  # here, since they import this module's classes
+    # here, since they import this module's classes
+    from jaxgpt.commands import comparison_source, policy_source, text_batches
 
     match config.objective.name:
         case "next_token":
@@ -121,7 +121,4 @@ def open_source(config: Config) -> Source:
         case "reward" | "preference":
             return comparison_source.open_source(config)
         case "policy":
-            raise UserError(
-                "--objective.name is policy, which run.py doesn't train yet. From Python, jaxgpt.training.step takes a "
-                "batch of any objective"
-            )
+            return policy_source.open_source(config)

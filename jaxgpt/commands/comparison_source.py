@@ -4,9 +4,7 @@ The comparisons are tokenized when the run starts, with the tokenizer and the ch
 begins with.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +13,7 @@ from jaxgpt.commands.batches import Batches, Setting
 from jaxgpt.commands.comparison_batches import ComparisonData
 from jaxgpt.commands.preference_batches import PreferenceBatches
 from jaxgpt.commands.reward_batches import RewardBatches
-from jaxgpt.data import chat_templates, comparisons, corpora, fingerprint, loader, sources, tokenizers
+from jaxgpt.data import chat_templates, comparisons, corpora, fingerprint, loader, sources
 from jaxgpt.data.chat_templates import Template
 from jaxgpt.data.comparisons import Ranking
 from jaxgpt.data.tokenizers import Tokenizer
@@ -30,7 +28,7 @@ def open_source(config: Config) -> "ComparisonSource":
     UserError where there are none, and for options that aren't theirs.
     """
     _check(config)
-    tokenizer, template, notes = _language(config)
+    tokenizer, template, notes = configuration.language(config)
     config = configuration.resolve(config, tokenizer, conversations=False)
     length = config.training.sequence_length
     paths = list(sources.here(sources.find((config.data.text,))))
@@ -52,7 +50,7 @@ def open_source(config: Config) -> "ComparisonSource":
         description=config.data.text,
         tokenizer=tokenizer,
         prompt=_prompt(config, template, tokenizer, held_out) if draws else None,
-        fingerprint=_fingerprint(paths),
+        fingerprint=fingerprint.of_lines(paths),
         template=template.state(),
         notes=(*notes, *found.words(length)),
         train=train,
@@ -76,7 +74,7 @@ class ComparisonSource(NamedTuple):
 
     def afterwards(self, run: str) -> tuple[str, list[str]]:
         if self.data.prompt is None:
-            drawn = ["generate", self.config.training.init_from, "--prompt", "..."]
+            drawn = ["generate", self.config.training.init_from, "--prompt", self.config.run.prompt or "Hello"]
             return "best of 8", [*drawn, "--best-of", "8", "--reward-model", run]
         return "more text", ["generate", run, "--chat"]
 
@@ -102,34 +100,11 @@ def _check(config: Config) -> None:
         )
 
 
-def _language(config: Config) -> tuple[Tokenizer, Template, list[str]]:
-    """Returns the tokenizer and the template of the weights to begin with, and lines about them to print."""
-    name = config.training.init_from
-    tokenizer = configuration.tokenizer_of_weights(config)
-    if tokenizer is None:
-        if config.data.tokenizer == "characters":
-            raise UserError(f"--init-from {shown(name)} names no tokenizer: name it with --data.tokenizer")
-        tokenizer = tokenizers.make(config.data.tokenizer, "")
-    if state := configuration.template_of_weights(config):
-        return tokenizer, chat_templates.from_state(state), []
-    note = f"{name} has no chat template: its texts are written in ChatML"
-    return tokenizer, chat_templates.built_in("chatml"), [note]
-
-
 def _prompt(config: Config, template: Template, tokenizer: Tokenizer, held_out: list[Ranking]) -> np.ndarray:
     """Returns the tokens of `run.prompt` as a question, or of the first prompt that is held out."""
     if config.run.prompt:
-        messages = [{"role": "user", "content": config.run.prompt}]
-        ids = chat_templates.encode(messages, template, tokenizer, add_generation_prompt=True).ids
+        ids = chat_templates.question(config.run.prompt, template.state(), tokenizer)
         loader.check_vocabulary(ids, config.model.vocabulary_size, "--run.prompt")
         return ids
     text = held_out[0][0]
     return text.tokens[: int(np.argmax(text.answer))]
-
-
-def _fingerprint(paths: Sequence[Path]) -> dict[str, Any]:
-    names = [path.name for path in paths]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"--data.text: two of the files have the name {shown(twice)}; give them different ones")
-    return fingerprint.of_files(paths, {})

@@ -25,16 +25,16 @@ from jaxgpt.commands.display import Display, silent
 from jaxgpt.commands.trainer import Output, Trainer
 from jaxgpt.data.corpus import Described
 from jaxgpt.errors import AllFailed, Interrupted
-from jaxgpt.evaluation.multiple_choice import Tasks
+from jaxgpt.evaluation.registry import Tasks
 from jaxgpt.interop import bases
-from jaxgpt.interop.tensors import WeightSource
+from jaxgpt.interop.tensors import AdapterSource, WeightSource
 from jaxgpt.models import family, lora
 from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Config
 from jaxgpt.parallel import mesh, processes
 from jaxgpt.reports import trackers
 from jaxgpt.reports.live_report import Following
-from jaxgpt.runs import resuming
+from jaxgpt.runs import folder, resuming
 from jaxgpt.runs.checkpoints import Found
 from jaxgpt.runs.folder import RunFolder, check_name, will_resume
 from jaxgpt.runs.saving import Writer
@@ -61,7 +61,7 @@ def train(config: Config, *observers: Observer) -> None:
     configuration.check_processes(asked, data)
     with contextlib.ExitStack() as kept:
         beginning = begin(asked, data, kept)
-        tasks = Tasks(asked, data.tokenizer)
+        tasks = Tasks(asked, data.tokenizer, data.template)
         program, beginning = _compile(asked, beginning)
         config = program.config
         processes.wait_for_all("compiled")  # before the first collective, whose timeout is shorter
@@ -110,6 +110,7 @@ class Beginning(NamedTuple):
     checkpoint: Found | None = None
     weights: WeightSource | None = None
     base: WeightSource | None = None  # of adapters: the weights that are not trained
+    adapters: AdapterSource | None = None  # that are trained on, or None for new ones
     random: Params | None = None  # drawn while the train step is compiled, or None
     folder: RunFolder | None = None
 
@@ -120,7 +121,12 @@ def begin(asked: Config, data: Described, kept: contextlib.ExitStack) -> Beginni
         beginning = _open(asked, data, kept, Beginning())
         return beginning._replace(base=configuration.weights(asked, data.tokenizer)) if asked.lora.rank else beginning
     weights = configuration.weights(asked, data.tokenizer)
-    return Beginning(base=weights) if asked.lora.rank else Beginning(weights=weights)
+    if not asked.lora.rank:
+        return Beginning(weights=weights)
+    adapters = configuration.adapters(asked) if asked.lora.adapters else None
+    if weights and adapters and adapters.fingerprint:
+        bases.check_beside(adapters, weights)  # now, before there is a folder
+    return Beginning(base=weights, adapters=adapters)
 
 
 def _open(asked: Config, data: Described, kept: contextlib.ExitStack, beginning: Beginning) -> Beginning:
@@ -140,6 +146,8 @@ def _first_state(config: Config, resharding: Resharding, beginning: Beginning) -
         weights = with_head(beginning.weights.load(), config)
         return resharding.first_state(weights), configuration.about_weights(beginning.weights)
     notes = configuration.about_weights(beginning.base) if beginning.base else []
+    if beginning.adapters:
+        return resharding.first_state(beginning.adapters.load()), [*notes, f"adapters  from {config.lora.adapters}"]
     return initial_state(config, beginning.random), notes
 
 
@@ -232,28 +240,42 @@ def _typed_anew(config: Config) -> list[str]:
 
 
 def _introduce(trainer: Trainer, source: Source, program: Program, notes: list[str]) -> None:
-    config, data, device = trainer.config, trainer.data, jax.devices()[0]
+    """Shows what is trained and where, in five lines and those of what isn't usual; writes all into START."""
+    config, data, device, plan = trainer.config, trainer.data, jax.devices()[0], program.plan
     in_fixed_order = config.compute.deterministic and device.platform == "gpu"
-    products = family(config.model).flops_per_token(config.model, config.training.sequence_length)
-    for line in (
+    first = [
         f"run       {trainer.folder.path}",
         f"model     {family(config.model).describe(config.model)}",
         f"text      {source.about()}",
         f"training  {config.training.steps:,} steps of {trainer.batches.tokens:,} tokens, {config.compute.dtype}, on "
         f"{device.device_kind} ({device.platform})",
-        f"a token   {trainer.flops_per_token:,} operations, as llm.c counts them, which "
-        f"{'MFU' if trainer.peak else 'TFLOP/s'} is of; {products:,.0f} in matrix products",
         *_about_adapters(config),
         *trainer.resharding.words(),
-        f"attention {program.attention}",
-        *program.plan.lines(),
-        *(["order     of sums is fixed: some kernels are slower ones"] if in_fixed_order else []),
+        *([f"attention {program.attention}"] if device.platform != "cpu" else []),
+        f"memory    {plan.summary()}; all there is to say: {folder.START} in the run's folder, or --verbose",
         *([f"note      {config.run.note}"] if config.run.note else []),
         *(f"note      {line}" for line in data.notes),
         *trainer.folder.notes,
         *notes,
-    ):
+    ]
+    more = [
+        *_about_flops(trainer),
+        *([f"attention {program.attention}"] if device.platform == "cpu" else []),
+        *plan.lines(),
+        *(["order     of sums is fixed: some kernels are slower ones"] if in_fixed_order else []),
+    ]
+    trainer.folder.write_text(folder.START, "\n".join([*first, *more]) + "\n")
+    for line in [*first, *(more if config.run.verbose else [])]:
         trainer.display.note(line)
+
+
+def _about_flops(trainer: Trainer) -> list[str]:
+    config = trainer.config
+    products = family(config.model).flops_per_token(config.model, config.training.sequence_length)
+    return [
+        f"FLOPs     per token: {trainer.flops_per_token:,} as llm.c counts them, for "
+        f"{'MFU' if trainer.peak else 'TFLOP/s'}; {products:,.0f} in matrix products, forward and backward"
+    ]
 
 
 def _about_adapters(config: Config) -> list[str]:
@@ -272,7 +294,7 @@ def _conclude(trainer: Trainer, before: str, after: str, found: Evaluation, save
     for heading, text in (("before", before), ("after", after)):
         if text:
             note(f"\n--- sample {heading} training ---\n{text}")
-    note(f"\nvalidation loss  {found.loss:.4f}")
+    note(f"\nheld out         {found.words}" if found.loss is None else f"\nvalidation loss  {found.loss:.4f}")
     note(f"loss curve       {trainer.draw_curve()}")
     note(f"checkpoint       {saved}")
     what, words = source.afterwards(str(trainer.folder.path))

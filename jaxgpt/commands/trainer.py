@@ -18,12 +18,13 @@ from jaxgpt.commands.stopping import Decisions, Stop
 from jaxgpt.data import chat_templates
 from jaxgpt.data.corpus import Described
 from jaxgpt.errors import AllFailed, RunError
-from jaxgpt.evaluation.multiple_choice import Tasks
+from jaxgpt.evaluation.registry import Tasks
 from jaxgpt.foreign_text import printable
 from jaxgpt.generation import batching
 from jaxgpt.models import with_scalar
+from jaxgpt.models.blocks import Params
 from jaxgpt.parallel import processes
-from jaxgpt.reports.history import loss_curve
+from jaxgpt.reports.history import LOSSES, loss_curve
 from jaxgpt.runs import resuming
 from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.runs.saving import Writer
@@ -173,14 +174,17 @@ class Trainer:
         """Evaluates the model on what is held out; records and returns what comes of it."""
         started = time.perf_counter()
         found = self.batches.evaluate(self.done, self.state)
-        self._metric(step=self.done, val_loss=found.loss, **found.values)
+        loss = {} if found.loss is None else {"val_loss": found.loss}
+        self._metric(step=self.done, **loss, **found.values)
         seconds = time.perf_counter() - started
-        self.display.note(f"step {self.done}: validation loss {found.loss:.4f}, {found.words} ({seconds:.1f} s)")
+        words = found.words if found.loss is None else f"validation loss {found.loss:.4f}, {found.words}"
+        self.display.note(f"step {self.done}: {words} ({seconds:.1f} s)")
         return found
 
     def score(self) -> None:
-        """Scores the model on its multiple-choice tasks."""
-        for result, seconds in self.tasks.results(self.config, self.state.params, self.frozen):
+        """Scores the model on its tasks."""
+        params = self.state.params
+        for result, seconds in self.tasks.results(self.config, params, self.frozen, self._params_to_draw_with):
             self._metric(step=self.done, **result._asdict())
             self.display.note(f"step {self.done}: {result.line()} ({seconds:.1f} s)")
 
@@ -192,8 +196,7 @@ class Trainer:
         config, data = self.config, self.data
         if data.prompt is None:
             return ""
-        params = self.resharding.whole_params(self.state, self.frozen)
-        params = with_scalar.model_of(params) if config.objective.scalar_head else params
+        params = self._params_to_draw_with()
         if not processes.first():
             return ""
         sampling = dataclasses.replace(config.sampling, stop=config.sampling.stop + chat_templates.stops(data.template))
@@ -202,6 +205,11 @@ class Trainer:
         text = printable(data.tokenizer.prompt_text(data.prompt) + "".join(piece.text for piece in pieces))
         self.folder.sample(self.done, text)
         return text
+
+    def _params_to_draw_with(self) -> Params:
+        """Gathers the model's parameters. All processes have to call it together."""
+        params = self.resharding.whole_params(self.state, self.frozen)
+        return with_scalar.model_of(params) if self.config.objective.scalar_head else params
 
     def _show_sample(self) -> None:
         if self.data.prompt is not None:
@@ -217,5 +225,6 @@ class Trainer:
 
     def draw_curve(self) -> Path:
         with self.folder.replacing("loss.png") as path:
-            loss_curve(read_metrics(self.folder.path / "metrics.jsonl"), self.config.run.name, path)
+            unit = LOSSES[self.config.objective.name]
+            loss_curve(read_metrics(self.folder.path / "metrics.jsonl"), self.config.run.name, path, unit)
         return self.folder.path / "loss.png"

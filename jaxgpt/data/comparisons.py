@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.layers.cross_entropy import IGNORED
+
+Line = TypeVar("Line")
 
 
 class Text(NamedTuple):
@@ -101,18 +103,18 @@ def read(
     return Comparisons(found, tuple(left_out), rows)
 
 
-def split(rankings: Sequence[Ranking], fraction: float) -> tuple[list[Ranking], list[Ranking]]:
-    """Returns the rankings to train on, and this share of them, evenly spread, that is held out: each at least one.
+def split(lines: Sequence[Line], fraction: float, called: str = "comparison") -> tuple[list[Line], list[Line]]:
+    """Returns the lines to train on, and this share of them, evenly spread, that is held out: each at least one.
 
-    UserError for fewer than two rankings.
+    UserError, with what they are `called`, for fewer than two.
     """
-    count = len(rankings)
+    count = len(lines)
     if count < 2:
-        raise UserError("one comparison is there, and two are needed: one to train on and one that is held out")
+        raise UserError(f"one {called} is there, and two are needed: one to train on and one that is held out")
     held_out = {number for number in range(count) if int((number + 1) * fraction) > int(number * fraction)}
     held_out = held_out if 0 < len(held_out) < count else {count - 1}
-    parts = [ranking for number, ranking in enumerate(rankings) if number not in held_out], sorted(held_out)
-    return parts[0], [rankings[number] for number in parts[1]]
+    parts = [line for number, line in enumerate(lines) if number not in held_out], sorted(held_out)
+    return parts[0], [lines[number] for number in parts[1]]
 
 
 def pairs_of(rankings: Iterable[Ranking]) -> list[Pair]:

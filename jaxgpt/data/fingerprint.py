@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from jaxgpt import files
+from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
 
 SMALLEST = 4096  # bytes of the smallest block that is hashed
 SAMPLES = 16  # blocks of SMALLEST bytes of a file that is not read whole
@@ -25,6 +27,15 @@ def of_files(paths: Sequence[Path], sums: dict[str, str]) -> dict[str, Any]:
     whole = sum(map(files.size, paths)) <= READ_WHOLE
     found = {path.name: _of_file(path, whole) | {"sha256": sums.get(path.name, "")} for path in paths}
     return {"files": found}
+
+
+def of_lines(paths: Sequence[Path]) -> dict[str, Any]:
+    """Returns the fingerprint of files of lines, such as comparisons. UserError where two have the same name."""
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"--data.text: two of the files have the name {shown(twice)}; give them different ones")
+    return of_files(paths, {})
 
 
 def _of_file(path: Path, whole: bool) -> dict[str, Any]:

@@ -141,9 +141,14 @@ class Decoder:
 
     `capacity` is the longest text, of prompt and drawn tokens, that there will be; texts may be longer, and forget,
     where it is at least the model's context. Parameters are whole on each of their devices; the first one is used.
+
+    `burst` is the number of tokens that a call draws of each text. Without it, it follows from the time that they take;
+    then what is drawn side by side differs from one time to the next, and so does the rounding.
     """
 
-    def __init__(self, params: Params, model: Model, compute: Compute, *, slots: int, capacity: int):
+    def __init__(
+        self, params: Params, model: Model, compute: Compute, *, slots: int, capacity: int, burst: int | None = None
+    ):
         self.model, self.compute = model, computed_in(compute)
         self.capacity = max(SHORTEST, power_of_two(capacity))
         if family(model).LEARNED_POSITIONS or capacity <= model.context:
@@ -153,7 +158,7 @@ class Decoder:
         self._params = cast(arranged, self.compute.dtype)
         self._slots = [self._empty() for _ in range(slots)]
         self._texts: list[_Text | None] = [None] * slots
-        self._burst = 1
+        self._burst, self._steady = burst or 1, burst is not None
 
     def _empty(self) -> Slot:
         seen = jnp.zeros(self.model.vocabulary_size, bool)
@@ -208,7 +213,8 @@ class Decoder:
         started = time.perf_counter()
         drawn |= self._decode(free, count)
         seconds = time.perf_counter() - started
-        self._burst = max(1, min(2 * self._burst, int(BURST_SECONDS * count / seconds)))
+        if not self._steady:
+            self._burst = max(1, min(2 * self._burst, int(BURST_SECONDS * count / seconds)))
         return drawn if shared else drawn | self._decode_bound(bound, count, time.perf_counter() + seconds)
 
     def _decode_bound(self, slots: list[int], count: int, until: float) -> dict[int, list[int]]:

@@ -33,6 +33,7 @@ def open_checkpoint(folder: Path, open_weights: bases.Open, *, newest: bool) -> 
     """
     parts = ("params", "about")
     found = checkpoints.find(folder / "checkpoints", parts) if newest else checkpoints.at(folder, parts)
+    checkpoints.check_draws(found)
     dtype = found.about["configuration"].get("compute", {}).get("parameters", "float32")
     options, base, template = lora_of(found.about), found.about["base"], found.about["template"]
 
@@ -44,6 +45,9 @@ def open_checkpoint(folder: Path, open_weights: bases.Open, *, newest: bool) -> 
     def load_adapters() -> Adapters:
         return bases.as_numpy(checkpoints.params_of(found), "float32")
 
+    def readers() -> Params:
+        return checkpoints.leaf_readers_of(found, tensors.DTYPES[dtype])
+
     adapters = AdapterSource(options, base.get("name", ""), load_adapters, base.get("sha256", ""))
     return WeightSource(
         where=str(found.path),
@@ -52,6 +56,7 @@ def open_checkpoint(folder: Path, open_weights: bases.Open, *, newest: bool) -> 
         dtype=dtype,
         tokenizer=checkpoints.tokenizer_of(found),
         load=load,
+        readers=None if options.rank else readers,
         notes=tuple(found.damaged),
         template=chat_templates.from_state(template) if template else None,
         adapters=adapters if options.rank else None,

@@ -158,8 +158,11 @@ def _metrics(
     """Returns a chunk's part of the means: divergences (k3) from reference and drawing policy, entropy, clips."""
     ratio = jnp.exp(logp - old)
     spent = surrogates.is_clipped(ratio, advantages, **_clip(options))
-    return {
-        "kl": jnp.sum(w * surrogates.divergence(logp, reference, estimator="k3")[0]),
+    if options.has_reference:
+        of_reference = {"kl": jnp.sum(w * surrogates.divergence(logp, reference, estimator="k3")[0])}
+    else:
+        of_reference = {}
+    return of_reference | {
         "kl_of_update": jnp.sum(w * surrogates.divergence(logp, old, estimator="k3")[0]),
         "entropy": jnp.sum(w * entropy),
         "ratio": jnp.sum(w * ratio),

@@ -8,6 +8,8 @@ data, so that a part of it can be a static argument of a jitted function.
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jaxgpt.options.objective import Lora, Objective, Rollouts
+
 IN_DATA = -2  # a document_start: the data say where each document begins
 SPIKE_WINDOW = 128  # steps among which a loss or a gradient's norm is seen to be a spike
 
@@ -112,9 +114,9 @@ class Compute:
     attention_block: int = 256
     """Number of queries whose attention scores exist at once, where attention runs in blocks."""
     recompute: Literal["none", "gelu", "norms", "projection", "block", "auto"] = "norms"
-    """What the backward computes again rather than keeps: nothing, GELU's output, that and LayerNorm's outputs, also
-    the projection of attention's output, or all of a block but its input. Less memory in this order, and more time;
-    "auto" takes the first of them that fits."""
+    """What the backward computes again rather than keeps (gradient checkpointing): nothing, GELU's output, that and
+    LayerNorm's outputs, also the projection of attention's output, or all of a block but its input. Less memory in this
+    order, and more time; "auto" takes the first of them that fits."""
     layers: Literal["auto", "scanned", "unrolled"] = "auto"
     """"scanned" compiles one layer and loops over them; "unrolled" compiles each, which takes longer, and then runs
     faster in less memory, since nothing is copied into and out of stacks. "auto" unrolls up to 24 layers, on a GPU 48,
@@ -154,7 +156,8 @@ class Data:
     text: str = "embedded"
     """"embedded" (English that ships with Python), "tinyshakespeare", the path of a UTF-8 text file; or token files: a
     folder that `run.py prepare` made, a pattern of llm.c's, or a data set by name such as fineweb-10B. For reward and
-    preference (--objective.name): files of JSON lines with comparisons, a folder or a pattern of them."""
+    preference (--objective.name): files of JSON lines with comparisons, a folder or a pattern of them; for policy, with
+    problems."""
     mixture: str = ""
     """Several of these instead of `text`, with the share of the sequences that comes from each, such as
     data/web=0.8, data/books=0.2."""
@@ -168,7 +171,7 @@ class Data:
     """Share of a text, at its end, that is kept for validation, or of the lines of comparisons, spread over them; token
     files have their own for it."""
     skip_bad: int = 0
-    """Number of bad lines of comparisons that may be left out."""
+    """Number of bad lines of comparisons, or of problems, that may be left out."""
 
 
 @dataclass(frozen=True)
@@ -203,88 +206,18 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Objective:
-    """Objective that training minimises, and its coefficients."""
-
-    name: Literal["next_token", "reward", "preference", "policy"] = "next_token"
-    """The next token, also of conversations; a reward model's comparisons; comparisons directly (DPO and its
-    relatives); or a policy's advantages (REINFORCE, PPO, GRPO). The train step takes each of them, run.py so far all
-    but the last."""
-    completions: int = 2
-    """reward: number of texts of a ranking that are compared at once (K)."""
-    centre: float = 0.0
-    """reward: coefficient of the squared sum of the two scores of a pair, which keeps scores around 0."""
-    preference_loss: Literal["sigmoid", "square"] = "sigmoid"
-    """preference: DPO's loss of a pair's margin, or IPO's."""
-    beta: float = 0.1
-    """preference: how closely the model stays to its reference: larger is closer."""
-    length_normalised: bool = False
-    """preference: divide a text's log-probability by its number of tokens."""
-    reference_free: bool = False
-    """preference: compare the model's own log-probabilities, without a reference (SimPO)."""
-    margin: float = 0.0
-    """preference: what the chosen text's margin has to exceed (SimPO's gamma)."""
-    label_smoothing: float = 0.0
-    """preference: share of comparisons that are taken to be the wrong way round."""
-    surrogate: Literal["clipped", "reinforce"] = "clipped"
-    """policy: PPO's clipped ratio, or the log-likelihood weighted by the advantage."""
-    clip: float = 0.2
-    """policy: how far below 1 the ratio of new to old probabilities counts, and above where `clip_above` says
-    nothing."""
-    clip_above: float = 0.0
-    """policy: how far above 1 it counts; 0 takes `clip`."""
-    kl: Literal["k1", "k2", "k3"] = "k3"
-    """policy: estimator of the divergence from the reference, in the loss."""
-    kl_coefficient: float = 0.0
-    """policy: coefficient of that divergence; 0 for none."""
-    entropy_coefficient: float = 0.0
-    """policy: coefficient of the entropy, which is added to what is maximised."""
-    value_coefficient: float = 0.0
-    """policy: coefficient of the value head's loss; 0 for no value head."""
-    value_clip: float = 0.2
-    """policy: how far from its old value a value counts; 0 for any distance."""
-
-    @property
-    def scalar_head(self) -> bool:
-        """Returns whether the model has a scalar head, for scores or for values."""
-        return self.name == "reward" or (self.name == "policy" and self.value_coefficient > 0)
-
-    @property
-    def texts(self) -> int:
-        """Returns the number of texts in one of a batch's `batch_size` rows."""
-        return {"reward": self.completions, "preference": 2}.get(self.name, 1)
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Low-rank adapters (LoRA): the weights that the run begins with stay as they are, and small matrices beside them
-    are trained."""
-
-    rank: int = 0
-    """Rank of the adapters (R); 0 trains all of the model's parameters instead."""
-    alpha: float = 16.0
-    """The adapters' products are multiplied by alpha / rank."""
-    targets: tuple[str, ...] = ("all-linear",)
-    """Names or patterns of the projections that have an adapter, such as q_proj v_proj, c_attn or mlp.*; all-linear
-    for all in the blocks."""
-    base: Literal["float32", "bfloat16", "int8", "nf4"] = "bfloat16"
-    """Form in which the weights that are not trained are kept: of 32, 16, 8 or 4 bits."""
-    double_quantization: bool = False
-    """Keep the scales of int8 and nf4 in 8 bits too: 0.13 bits a number in place of 0.5."""
-
-
-@dataclass(frozen=True)
 class Evaluation:
-    """Multiple-choice tasks that a run is scored on, at its start and its end and in between."""
+    """Tasks that a run is scored on, at its start and its end and in between."""
 
     tasks: str = ""
-    """TASK=FILE, several apart by commas, such as hellaswag=hellaswag_val.jsonl; TASK alone is downloaded."""
+    """TASK=FILE, several apart by commas, such as hellaswag=val.jsonl,gsm8k=test.jsonl; a multiple-choice TASK alone is
+    downloaded."""
     every: int = 0
     """Steps between; 0 evaluates at the start and the end only."""
     limit: int = 0
     """Take only this many of a task's examples, from the first; 0 takes all."""
     batch_size: int = 16
-    """Number of choices that each device scores at once."""
+    """Number of choices that each device scores at once, and of answers that are drawn side by side."""
 
 
 @dataclass(frozen=True)
@@ -363,6 +296,9 @@ class Run:
     begins anew. Shorter: --resume, --resume auto."""
     note: str = ""
     """A line to print at the start."""
+    verbose: bool = False
+    """Print at the start all that start.txt in the run's folder says, as the memory plan by its parts. Shorter:
+    --verbose."""
     prompt: str = ""
     """What the samples before and after training begin with; empty takes the first line of the validation text."""
     sample_every: int = 0
@@ -386,6 +322,7 @@ class Config:
     data: Data = field(default_factory=Data)
     training: Training = field(default_factory=Training)
     objective: Objective = field(default_factory=Objective)
+    rollouts: Rollouts = field(default_factory=Rollouts)
     lora: Lora = field(default_factory=Lora)
     evaluation: Evaluation = field(default_factory=Evaluation)
     optimizer: Optimizer = field(default_factory=Optimizer)

@@ -232,6 +232,7 @@ def check(config: Config) -> None:
     positive = {
         "compute": ("classifier_chunk", "attention_block"),
         "training": ("steps", "batch_size", "micro_batches", "stop_after_nonfinite"),
+        "rollouts": ("answers", "tokens", "minibatches", "epochs"),
         "evaluation": ("batch_size",),
         "optimizer": ("learning_rate", "epsilon"),
         "checkpoint": ("keep_last",),
@@ -304,15 +305,17 @@ def check_model(model: Model) -> None:
 
 def check_objective(objective: Objective) -> None:
     """Raises a UserError, naming the option, for a value that no objective can have."""
-    for key in ("beta", "clip"):
+    for key in ("beta", "clip", "program_seconds", "program_memory_mib"):
         check_number(getattr(objective, key), "objective", key, positive=True)
     for key in ("centre", "margin", "clip_above", "value_clip"):
         check_number(getattr(objective, key), "objective", key)
-    for key in ("kl_coefficient", "entropy_coefficient", "value_coefficient"):
+    for key in ("kl_coefficient", "entropy_coefficient", "value_coefficient", "kl_penalty", "kl_target"):
         check_number(getattr(objective, key), "objective", key)
     for key, holds, needed in (
         ("completions", lambda number: number >= 2, "at least 2"),
         ("label_smoothing", lambda share: 0 <= share < 0.5, "at least 0 and below 0.5"),
+        ("discount", lambda factor: 0 <= factor <= 1, "at least 0 and at most 1"),
+        ("advantage_decay", lambda factor: 0 <= factor <= 1, "at least 0 and at most 1"),
     ):
         value = getattr(objective, key)
         _require(holds(value), "objective", key, value, needed)

@@ -100,9 +100,15 @@ class Resharding:
         Adapters are merged into their base, in the compute dtype. All processes have to call it together, and each may
         then compute with the result by itself.
         """
-        whole = self._whole(state.params) if self.layout.sharded else state.params
-        whole, frozen = jax.tree.map(lambda array: array.addressable_data(0), (whole, frozen))
-        if frozen is None:
-            return whole
+        return self.whole_params_on_each(state, frozen, most=1)[0]
+
+    def whole_params_on_each(self, state: TrainState, frozen: Any = None, most: int | None = None) -> list[Params]:
+        """Returns `whole_params` on each of this process's devices, or on the first `most` of them."""
         config = self._config
-        return lora.merge(whole, frozen, config.model, config.lora, config.compute.dtype)
+        whole = self._whole(state.params) if self.layout.sharded else state.params
+
+        def on(place: int) -> Params:
+            params, base = jax.tree.map(lambda array: array.addressable_data(place), (whole, frozen))
+            return params if base is None else lora.merge(params, base, config.model, config.lora, config.compute.dtype)
+
+        return [on(place) for place in range(len(self.layout.own_devices))[:most]]

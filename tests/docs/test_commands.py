@@ -23,6 +23,7 @@ import pytest
 import tyro
 
 from jaxgpt.commands import cli, configuration, train
+from jaxgpt.options import command_line, settings
 from jaxgpt.options.config import Config
 from tests.docs import world
 from tests.docs.commands import ROOT, Command, Line, commands, lines, trains
@@ -37,6 +38,9 @@ ELSEWHERE = {
     "source": "of the shell: .venv is made by make",
     "pre-commit": "needs a package that nothing else does",
     "curl": "the slow test sends it to a server",
+    "uv": "needs a package that nothing else does, and a package index",
+    "docker": "needs a service; tests/test_dockerfile.py",
+    "python3": "makes an environment, as make does",
 }
 # Where a line needs more than it says to end in seconds.
 MORE = {
@@ -149,7 +153,7 @@ def run_no_further(command: Command) -> None:
         patch.setattr(tyro, "cli", stop)
         patch.setattr(train, "train", done)
         # It would ask the hub, where models have a longer context than the default configuration's.
-        patch.setattr(configuration, "with_shape", lambda config, named: with_context(config, 2048))
+        patch.setattr(configuration, "with_weights", lambda config, named: with_context(config, 2048))
         words = command.words
         if "--parallel.processes" in words:  # checked as options, as the others aren't there
             words = [*words, "--help"]
@@ -230,6 +234,8 @@ def extras() -> set[str]:
 def test_every_line_is_one_that_its_command_takes(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     world.own_config()
+    Path("runs/gpt2_124m").mkdir(parents=True)  # which --resume goes on with
+    shutil.copy(settings.find_config("gpt2_124m"), "runs/gpt2_124m/config.toml")
     assert len(to_run()) > 60
     assert failures(to_run(), check_options, capsys) == []
 
@@ -242,7 +248,7 @@ def test_every_command_in_a_sentence_is_there(capsys):
             return check_options(command)
         name = "train" if trains(command) else command.words[0]
         assert name in cli.COMMANDS, f"there is no command {name}"
-        ends_well([*([] if name == "train" else [name]), "--help"])
+        ends_well([*([] if name == "train" else [name]), command_line.ALL])
         text = capsys.readouterr().out
         for word in command.words:
             assert not word.startswith("-") or re.search(rf"{re.escape(word.partition('=')[0])}\b", text), word
@@ -363,8 +369,11 @@ def small(words: list[str]) -> list[str]:
     named = " ".join(words)
     if "--data" not in named and "fineweb" not in named and "mine.toml" not in named:
         result.append("--data.text=book.txt")
-    if "sft_quickstart" in words:  # conversations are longer than 16 tokens
-        result.append("--training.sequence-length=128")
+    policies = {"grpo_quickstart", "ppo_quickstart"} & {*words}
+    if policies or {"sft_quickstart", "reward_quickstart", "dpo_quickstart"} & {*words}:
+        result.append("--training.sequence-length=128")  # conversations are longer than 16 tokens
+    if policies:
+        result += ["--rollouts.tokens=4", "--rollouts.minibatches=1", "--rollouts.epochs=1"]
     if "--resume" not in words:
         result.append("--run.overwrite")
     return result

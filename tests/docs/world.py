@@ -20,6 +20,7 @@ from jaxgpt.options.config import Compute, Model
 from tests import whole
 from tests.data.test_hub import Hub, jsonl, token_file
 from tests.docs.commands import ROOT
+from tests.evaluation.task_folders import INSTRUCTED, SUMS, write_core, write_described, write_lines
 from tests.evaluation.test_multiple_choice import ROWS
 from tests.evaluation.test_tasks import ARC_OF_THE_HUB
 from tests.interop import gguf_files
@@ -47,6 +48,11 @@ def build(patch: pytest.MonkeyPatch, folder: Path) -> None:
         Path(name).write_text(TEXT, encoding="utf-8")
     turn = json.dumps({"prompt": "To be?", "response": "To be."})
     Path("chat.jsonl").write_text(20 * f"{turn}\n", encoding="utf-8")
+    pair = json.dumps({"prompt": "To be?", "chosen": "To be.", "rejected": "Or not."})
+    Path("comparisons.jsonl").write_text(4 * f"{pair}\n", encoding="utf-8")
+    problem = json.dumps({"prompt": "To be?", "answer": "To be."})
+    Path("problems.jsonl").write_text(4 * f"{problem}\n", encoding="utf-8")
+    Path("my_rewards.py").write_text("def short(text, answer):\n    return len(text)\n", encoding="utf-8")
     Path("prompts.txt").write_text("To be\nThe question\n", encoding="utf-8")
     Path("person.json").write_text(json.dumps(PERSON), encoding="utf-8")
     Path("sum.lark").write_text('start: /[0-9]/ ("+" /[0-9]/)~1..3\n', encoding="utf-8")
@@ -73,6 +79,13 @@ def own_config() -> None:
 
 def _tasks() -> None:
     Path("hellaswag_val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    write_lines(Path("gsm8k_test.jsonl"), SUMS)
+    write_lines(Path("gsm8k_train.jsonl"), SUMS)
+    write_lines(Path("ifeval.jsonl"), INSTRUCTED)
+    write_described(Path())
+    write_core(Path("eval_bundle"), examples=4)
+    listed = Path("eval_bundle/core.yaml")
+    listed.write_text(re.sub(r"num_fewshot: \[[0-9]\]", "num_fewshot: [1]", listed.read_text()))  # for a limit of 2
     for split in ("test", "dev"):
         Path("data", split).mkdir(parents=True)
         Path("data", split, f"animals_{split}.csv").write_text(5 * MMLU, encoding="utf-8")
@@ -120,6 +133,9 @@ def _runs() -> None:
     assert cli.main(train) == 0
     for name in RUNS:
         shutil.copytree("runs/quickstart", f"runs/{name}")
+    compare = ["--config", "reward_quickstart", "--init-from=runs/sft", "--data.text=comparisons.jsonl"]
+    more = ["--training.steps=1", "--training.batch-size=2", "--parallel.devices=1", "--run.no-report"]
+    assert cli.main([*compare, *more, "--run.name=reward"]) == 0
     for name in ("books", "notes"):
         assert cli.main(["prepare", name, "--output", f"data/{name}", "--processes", "1"]) == 0
     chats = ["--tokenizer", "runs/quickstart", "--output", "data/chat"]
@@ -144,6 +160,11 @@ def weights() -> None:
     assert cli.main(["convert", "runs/quickstart", "gpt2-of-the-hub"]) == 0
     assert cli.main(["--model.family=llama", *SMALL, "--data.text=book.txt", "--run.name=llama"]) == 0
     assert cli.main(["convert", "runs/llama", "llama-of-the-hub"]) == 0
+    assert (
+        cli.main([*SMALL, "--data.text=book.txt", "--init-from=gpt2-of-the-hub", "--lora.rank=2", "--run.name=low"])
+        == 0
+    )
+    assert cli.main(["convert", "runs/low", "ADAPTER", "--to", "peft"]) == 0
     assert cli.main(["convert", "runs/quickstart", "gpt2_124M.bin"]) == 0
     (tokenizer,) = Path().glob("*tokenizer*.bin")
     tokenizer.rename("gpt2_tokenizer.bin")

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import inspect
 import itertools
 import math
 import tomllib
@@ -63,7 +64,7 @@ def trained(monkeypatch):
     configs: list[Config] = []
     monkeypatch.setattr(train, "train", configs.append)
     monkeypatch.setattr(
-        configuration, "with_shape", lambda config, given: config
+        configuration, "with_weights", lambda config, given: config
     )  # looks at the weights, which aren't there
     return configs
 
@@ -221,6 +222,9 @@ NOT_POSITIVE = [
     ("checkpoint", "keep_last", 0),
     ("objective", "beta", 0.0),
     ("objective", "clip", 0.0),
+    ("objective", "program_seconds", 0.0),
+    ("objective", "program_memory_mib", 0),
+    *(("rollouts", key, 0) for key in ("answers", "tokens", "minibatches", "epochs")),
 ]
 NEGATIVE = [
     ("model", "vocabulary_size", -1),
@@ -235,7 +239,9 @@ NEGATIVE = [
     ("lora", "rank", -1),
     *(("objective", key, -0.1) for key in ("centre", "margin", "clip_above", "value_clip")),
     *(("objective", f"{key}_coefficient", -0.1) for key in ("kl", "entropy", "value")),
+    *(("objective", key, -0.1) for key in ("kl_penalty", "kl_target")),
     ("compute", "memory_limit_gib", -0.1),
+    ("data", "skip_bad", -1),
     ("parallel", "devices", -1),
     ("parallel", "processes", -1),
     ("training", "sequence_length", -1),
@@ -263,6 +269,8 @@ OTHERS = [
     ("model", "rope_high_frequency", 1.0, "above --model.rope-low-frequency, 1.0"),
     ("objective", "completions", 1, "at least 2"),
     ("objective", "label_smoothing", 0.5, "at least 0 and below 0.5"),
+    ("objective", "discount", 1.1, "at least 0 and at most 1"),
+    ("objective", "advantage_decay", -0.1, "at least 0 and at most 1"),
     ("training", "sequence_length", 1025, "at most the model's context, 1024"),
     ("training", "steps", 2**31, "at most 2147483647"),
     ("training", "seed", 2**31, "at most 2147483647"),
@@ -337,11 +345,11 @@ def test_values_at_the_edge_of_what_is_allowed_pass(section, key, value):
 
 
 def test_every_option_has_its_meaning_in_its_source():
-    """Each field of each class in config.py is followed by a docstring, which --help shows."""
-    tree = ast.parse(Path(config.__file__).read_text(encoding="utf-8"))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    """Each field of each class of options is followed by a docstring, which --help shows."""
     for kind in SECTIONS.values():
-        body = classes[kind.__name__].body
+        (tree,) = ast.parse(inspect.getsource(kind)).body
+        assert isinstance(tree, ast.ClassDef)
+        body = tree.body
         documented = {
             field.target.id
             for field, text in itertools.pairwise(body)
