@@ -69,7 +69,7 @@ def _pattern(mine: np.ndarray, truth: np.ndarray, sizes: Mapping[str, float], to
     rest = truth - mine
     wrong = np.abs(rest) > tolerance * np.abs(truth).max()
     if wrong.mean() < 0.5:
-        return f"right in {np.sum(~wrong)} of {wrong.size} places: some rows or columns are left out"
+        return f"{np.sum(~wrong)} of {wrong.size} places are right: some rows or columns are left out, or wrong"
     for axis in range(mine.ndim):
         if mine.shape[axis] > 1 and np.allclose(rest, rest.mean(axis, keepdims=True), rtol=0, atol=tolerance):
             return f"a term is missing (or too much) that is the same along axis {axis}: a mean or sum over it"
@@ -88,4 +88,4 @@ def _factor(factor: float, sizes: Mapping[str, float]) -> str:
         ]:
             if abs(factor / value - 1) < 1e-6:
                 return f"a factor too much: {shown} = {value:.4g}"
-    return f"right but for a factor of {factor:.4g}"
+    return f"a factor of {factor:.4g} too much"

@@ -220,7 +220,8 @@ def _judge_function(expected: Function, answer: object) -> str:
     wanted = len(inspect.signature(answer).parameters)
     if wanted != len(expected.inputs):
         return f"the function takes {wanted} arguments, and is called with {len(expected.inputs)}"
-    mine, truth = answer(*expected.inputs), expected.reference(*expected.inputs)
+    inputs = jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, expected.inputs)
+    mine, truth = answer(*inputs), expected.reference(*inputs)
     if mine is ... or mine is None or (isinstance(mine, tuple) and any(part is ... for part in mine)):
         return NOT_YET
     if not isinstance(truth, tuple):

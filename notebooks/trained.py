@@ -16,7 +16,8 @@ from jaxgpt.runs import checkpoints
 
 RUN = Path("../runs/notebooks")
 COMMAND = (
-    "run.py --config quickstart --training.steps 1200 --training.evaluate-every 400 "
+    "run.py --config quickstart --model.family gpt2 --model.context 96 --training.batch-size 8 "
+    "--training.steps 1200 --training.evaluate-every 400 "
     "--training.evaluation-batches 20 --run.prompt 'Return the' --sampling.tokens 80 "
     f"--run.folder {RUN.parent.name} --run.name {RUN.name} --run.overwrite"
 )

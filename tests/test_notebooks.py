@@ -13,10 +13,12 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NAMES = [
+    "00_jax_for_pytorch",
     *("01_a_tensors_way", "02_linear_and_embedding", "03_layernorm", "04_gelu", "05_attention", "06_cross_entropy"),
     *("07_the_whole_backward", "08_optimizer", "09_precision", "10_memory", "11_data_parallelism", "12_is_it_right"),
     *("13_rmsnorm_and_rotary", "14_grouped_queries_and_window", "15_swiglu", "16_mixture_of_experts"),
     *("17_lora", "18_sft_mask_and_packing", "19_reward_model", "20_reinforce_to_ppo", "21_grpo", "22_dpo"),
+    "23_backprop_ninja",
 ]
 DOCSTRINGS = {  # what each derives, and so prints
     "02_linear_and_embedding": {"linear", "embedding"},
@@ -38,6 +40,31 @@ DOCSTRINGS = {  # what each derives, and so prints
     "21_grpo": {"advantages"},
     "22_dpo": {"preference"},
 }
+# Numbers of the text and the printed line that they are from: (notebook, words of the text, words of the line).
+PRINTED = [
+    ("01_a_tensors_way", "64% of the guesses are right", "share of right guesses"),
+    ("01_a_tensors_way", "In the end 70% are right", "share of right guesses"),
+    ("04_gelu", "$-0.13$ and $1.13$", "lowest slope"),
+    ("04_gelu", "around $x=-0.75$", "smallest output at"),
+    ("04_gelu", "differ by at most 0.0005", "the two forms differ"),
+    ("05_attention", "from 2.73, which", "in the first 20 steps"),
+    ("05_attention", "with 98% of its weight", "behind the query's own last occurrence"),
+    ("07_the_whole_backward", "grows 11-fold", "as GPT-2's        x grows"),
+    ("07_the_whole_backward", "7$ times as large", "times as large as GPT-2's"),
+    ("07_the_whole_backward", "is 68 times that", "without 1/√2L     x grows"),
+    ("07_the_whole_backward", "from 1.0 to 4.7", "no sums, as GPT-2's"),
+    ("07_the_whole_backward", "a cosine of 0.09", "with the sums: cosine"),
+    ("07_the_whole_backward", "the cosine is -0.02", "without: cosine"),
+    ("07_the_whole_backward", "about 1 in 9.7", "as GPT-2's        x grows"),
+    ("08_optimizer", "the first step is 3.2 times too long", "without correction is"),
+    ("09_precision", "sum\nof a thousand ones is 256", "1000 ones, added in bfloat16"),
+    ("12_is_it_right", r"is $6\cdot10^{-7}$", "central    best h"),
+    ("16_mixture_of_experts", r"\text{balance} = k", "where all loads are alike"),
+    ("21_grpo", "44% of its greatest, and the second 66%", "1 of 8 right"),
+    ("21_grpo", "end at hardly more than 1 where", "mean over sequences: 8 tokens"),
+    ("22_dpo", "= 2.197$", "DPO, a tenth flipped  h ="),
+    ("22_dpo", "DPO's is at 5.7", "DPO                   h ="),
+]
 SOMEBODYS_PATH = re.compile(r"(/home/|/Users/|/root/|/tmp/|/var/|/work/|/opt/|/usr/|\b[A-Z]:\\)")
 LARGEST_BYTES = 5 * 2**20  # of all of them, figures and all
 MOST_WORDS = 2400  # of text, about ten minutes'
@@ -85,8 +112,6 @@ def test_it_was_run_from_top_to_bottom_and_nothing_failed(name):
 @each
 def test_whatever_prints_or_draws_has_its_output(name):
     for cell in cells(name, "code"):
-        if "answer" in cell["metadata"].get("tags", []):
-            continue
         text = source(cell)
         kinds = {kind for kind, _ in outputs(cell)}
         if re.search(r"^\s*print\(", text, re.MULTILINE):
@@ -118,11 +143,15 @@ def test_it_derives_compares_and_ends_with_checked_exercises(name):
     for tree in trees:
         assert not [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "forward"]
     exercises = text.partition("## Exercises")[2]
-    answers = [cell for cell in code if "answer" in cell["metadata"].get("tags", [])]
-    assert len(answers) == len(re.findall(r"^\*\*\d+\.\*\*", exercises, re.MULTILINE)) >= 3
-    for cell in answers:
-        assert cell["metadata"]["jupyter"]["source_hidden"]
-        assert "assert " in source(cell)
+    blanks = [cell for cell in code if "exercise" in cell["metadata"].get("tags", [])]
+    assert len(blanks) == len(re.findall(r"^\*\*\d+\.\*\*", exercises, re.MULTILINE)) >= 3
+    for cell in blanks:
+        assert re.search(r"^answer = \.\.\.|^    return \.\.\.$", source(cell), re.MULTILINE)
+        assert "check(" in source(cell)
+        (printed,) = [text for kind, text in outputs(cell) if kind == "stdout"]
+        assert printed.rstrip().endswith(("no answer yet", "not written yet"))
+    answers = (FOLDER / "answers" / f"{name}.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (\d+)$", answers, re.MULTILINE) == [str(n + 1) for n in range(len(blanks))]
 
 
 @pytest.mark.parametrize(("name", "layers"), DOCSTRINGS.items(), ids=list(DOCSTRINGS))
@@ -137,6 +166,27 @@ def test_the_docstrings_it_prints_are_the_layers_of_today(name, layers):
     assert set(printed) >= layers
     for word, shown in printed.items():
         assert importlib.import_module(imported[word]).__doc__ in shown
+
+
+def numbers(text):
+    """(value, digits behind the point or None where it has an exponent) of each number of a text."""
+    text = re.sub(r"([\d.]+)\\cdot ?10\^\{(-?\d+)\}", r"\1e\2", text.replace("−", "-"))
+    for found in re.findall(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?", text):
+        digits = None if "e" in found else len(found.partition(".")[2])
+        yield float(found.replace(",", "").rstrip(",")), digits
+
+
+@pytest.mark.parametrize(("name", "words", "line"), PRINTED, ids=lambda value: value[:24])
+def test_numbers_in_the_text_are_those_that_are_printed(name, words, line):
+    """Each number of the words, when what was printed is rounded as it is; a notebook without its number fails too."""
+    text = "\n".join(source(cell) for cell in cells(name, "markdown"))
+    assert words in text
+    out = [text for cell in cells(name, "code") for kind, text in outputs(cell) if kind == "stdout"]
+    (row,) = [row for row in "\n".join(out).split("\n") if line in row]
+    printed = [value for value, _ in numbers(row)]
+    for value, digits in numbers(words):
+        close = [abs(found - value) <= (0.5 * 10**-digits if digits is not None else 0.05 * value) for found in printed]
+        assert any(close), (value, row)
 
 
 @each
