@@ -1,6 +1,7 @@
 """What a wrong gradient looks like: how far it is off, and the kind of mistake that would explain it."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +15,10 @@ def distance(mine: np.ndarray, truth: np.ndarray) -> float:
 
 
 def diagnose(
-    mine: object,
-    truth: object,
+    mine: Any,
+    truth: Any,
     sizes: Mapping[str, float] | None = None,
-    mistakes: Mapping[str, Callable[[], object]] | None = None,
+    mistakes: Mapping[str, Callable[[], Any]] | None = None,
     *,
     tolerance: float = TOLERANCE,
 ) -> str:

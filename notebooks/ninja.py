@@ -265,6 +265,7 @@ def _lora(draw) -> Case:
     adapter, w, x, dy = lora.Adapter(draw(C, R), draw(R, F)), draw(C, F), draw(N, C), draw(N, F)
     params = lora.Params(w, None, adapter, s)
     grads, dx = lora.backward(params, lora.forward(params, x)[1], dy)
+    assert grads is not None  # there is an adapter
     by_x: dict[str, Wrong] = {"a missing term: what comes through the adapter": lambda v: v["dy"] @ v["w"].T}
     inputs = {"x": x, "w": w, "a": adapter.a, "b": adapter.b, "s": s, "dy": dy}
     return Case(inputs, {"x": dx, "a": grads.a, "b": grads.b}, {"s": s, "N": N, "R": R}, {"x": by_x})

@@ -6,6 +6,7 @@
 import ast
 import importlib
 import json
+import math
 import re
 from pathlib import Path
 
@@ -55,7 +56,7 @@ PRINTED = [
     ("07_the_whole_backward", "from 1.0 to 4.7", "no sums, as GPT-2's"),
     ("07_the_whole_backward", "a cosine of 0.09", "with the sums: cosine"),
     ("07_the_whole_backward", "the cosine is -0.02", "without: cosine"),
-    ("07_the_whole_backward", "about 1 in 9.7", "as GPT-2's        x grows"),
+    ("07_the_whole_backward", "in 9.7, the factor", "as GPT-2's        x grows"),
     ("08_optimizer", "the first step is 3.2 times too long", "without correction is"),
     ("09_precision", "sum\nof a thousand ones is 256", "1000 ones, added in bfloat16"),
     ("12_is_it_right", r"is $6\cdot10^{-7}$", "central    best h"),
@@ -64,6 +65,29 @@ PRINTED = [
     ("21_grpo", "end at hardly more than 1 where", "mean over sequences: 8 tokens"),
     ("22_dpo", "= 2.197$", "DPO, a tenth flipped  h ="),
     ("22_dpo", "DPO's is at 5.7", "DPO                   h ="),
+]
+# Numbers of the text that no cell prints, and what they are said to be.
+COMPUTED = [
+    ("02_linear_and_embedding", r"\approx 6\cdot10^{11}$", 2 * 8192 * 50304 * 768),
+    ("02_linear_and_embedding", r"\approx 6\cdot10^{6}$", 8192 * 768),
+    ("05_attention", "= 4$ times as much as $q$, $k$, $v$ and out together", 1024**2 / (4 * 1024 * 64)),
+    ("06_cross_entropy", "it is 1.6 GB in float32", 8192 * 50304 * 4 / 1e9),
+    ("06_cross_entropy", "$x$ is 25 MB", 8192 * 768 * 4 / 1e6),
+    ("07_the_whole_backward", r"\approx 7$ times as large", 48**0.5),
+    ("09_precision", "2^{-7} = 0.0078$", 2**-7),
+    ("09_precision", r"u = 2^{-8}\approx 0.004", 2**-8),
+    ("13_rmsnorm_and_rotary", "makes a turn every 6 tokens", 2 * math.pi),
+    ("14_grouped_queries_and_window", "131,040 tokens", 32 * 4095),
+    ("17_lora", "163,840 trained numbers", 2048 * 16 + 16 * 8192),
+    ("17_lora", "16.8 million", 2048 * 8192 / 1e6),
+    ("17_lora", r"up to $0.152\,m$", (1 - 0.696) / 2),
+    ("19_reward_model", "a difference of 2 is 88%", 100 / (1 + math.exp(-2))),
+    ("19_reward_model", "one of 4 is 98%", 100 / (1 + math.exp(-4))),
+    ("19_reward_model", "that is 9 instead of 72", 9 * 8),
+    ("19_reward_model", r"$h=\log 9\approx 2.2$", math.log(9)),
+    ("21_grpo", "the first is 44% of its greatest", 100 * 4 * 1 / 8 * 7 / 8),
+    ("21_grpo", "and the second 66%", 100 * 2 * (1 / 8 * 7 / 8) ** 0.5),
+    ("22_dpo", "there are $8^3=512$ answers", 8**3),
 ]
 SOMEBODYS_PATH = re.compile(r"(/home/|/Users/|/root/|/tmp/|/var/|/work/|/opt/|/usr/|\b[A-Z]:\\)")
 LARGEST_BYTES = 5 * 2**20  # of all of them, figures and all
@@ -169,24 +193,40 @@ def test_the_docstrings_it_prints_are_the_layers_of_today(name, layers):
 
 
 def numbers(text):
-    """(value, digits behind the point or None where it has an exponent) of each number of a text."""
+    """(value, half a unit of its last digit) of each number of a text."""
     text = re.sub(r"([\d.]+)\\cdot ?10\^\{(-?\d+)\}", r"\1e\2", text.replace("−", "-"))
     for found in re.findall(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?", text):
-        digits = None if "e" in found else len(found.partition(".")[2])
-        yield float(found.replace(",", "").rstrip(",")), digits
+        mantissa, _, exponent = found.rstrip(",").replace(",", "").partition("e")
+        yield float(f"{mantissa}e{exponent or 0}"), 0.5 * 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
+
+
+def says(words, value):
+    """Whether one of the numbers in the words is the value, rounded."""
+    return any(abs(found - value) <= half * (1 + 1e-9) for found, half in numbers(words))
 
 
 @pytest.mark.parametrize(("name", "words", "line"), PRINTED, ids=lambda value: value[:24])
 def test_numbers_in_the_text_are_those_that_are_printed(name, words, line):
-    """Each number of the words, when what was printed is rounded as it is; a notebook without its number fails too."""
-    text = "\n".join(source(cell) for cell in cells(name, "markdown"))
-    assert words in text
+    """Each number of the words is one of the line's, rounded; a notebook without its number fails too."""
+    assert words in "\n".join(source(cell) for cell in cells(name, "markdown"))
     out = [text for cell in cells(name, "code") for kind, text in outputs(cell) if kind == "stdout"]
     (row,) = [row for row in "\n".join(out).split("\n") if line in row]
     printed = [value for value, _ in numbers(row)]
-    for value, digits in numbers(words):
-        close = [abs(found - value) <= (0.5 * 10**-digits if digits is not None else 0.05 * value) for found in printed]
-        assert any(close), (value, row)
+    for value, half in numbers(words):
+        assert any(abs(found - value) <= half * (1 + 1e-9) for found in printed), (value, row)
+
+
+@pytest.mark.parametrize(("name", "words", "value"), COMPUTED, ids=lambda value: str(value)[:24])
+def test_numbers_in_the_text_are_what_they_are_said_to_be(name, words, value):
+    assert words in "\n".join(source(cell) for cell in cells(name, "markdown"))
+    assert says(words, value)
+
+
+def test_a_number_that_is_not_the_value_is_seen():
+    assert says("At $T=1024$ that is 4 times as much", 1024**2 / (4 * 1024 * 64))
+    assert not says("At $T=1024$ that is 16 times as much", 1024**2 / (4 * 1024 * 64))
+    assert says(r"near $6\cdot10^{-7}$", 5.6e-7)
+    assert not says(r"near $10^{-5}$", 5.6e-7)
 
 
 @each

@@ -1,4 +1,4 @@
-"""Runs notebooks with the authors' answers in the place of the blanks: python answers/run.py [05 12 ...].
+"""Runs notebooks with the authors' answers in the place of the blanks: make test-answers ARGS="05 12".
 
 Nothing is written. It fails on the first error, and on an answer of which `check` doesn't say that it is right.
 """
