@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from jaxgpt.data.corpus import Described
 from jaxgpt.options.config import Config
+from jaxgpt.runs.best import Best
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import Base, TrainState
@@ -30,6 +31,7 @@ class Setting(NamedTuple):
     base: Base | None  # what is not trained, where adapters are
     kept: Mapping[str, Any]  # what `Batches.to_keep` returned for the checkpoint that is resumed from, else {}
     note: Callable[[str], None]  # shows a line
+    best: Best | None = None  # the lowest validation loss before the run was resumed
 
     @property
     def frozen(self) -> Any:

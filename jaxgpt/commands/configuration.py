@@ -37,7 +37,7 @@ from jaxgpt.runs.about import lora_of
 from jaxgpt.runs.folder import will_resume
 
 FOLLOWING = ("vocabulary_size", "kv_heads", "head_width", "feed_forward")  # where they are 0, from others
-WITHOUT_WEIGHTS = ("document_start", "router_balance", "router_z")  # options that no weight depends on
+WITHOUT_WEIGHTS = ("document_start", "router_balance", "router_z", "dropout")  # options that no weight depends on
 NAMED = 3  # files, at most, in the message about other code
 
 
@@ -152,6 +152,7 @@ def _with_shape(config: Config, given: set[str]) -> Config:
         model, tokenizer = source.model, source.tokenizer.name if source.tokenizer else config.data.tokenizer
         _check_shape(config.training.init_from, model, named)
         model = replace(model, **{key: value for key, value in named.items() if key in WITHOUT_WEIGHTS})
+        model = replace(model, dropout=config.model.dropout)  # of this training, whatever theirs was with
         if "data.tokenizer" in given and source.tokenizer:
             _check_tokenizer(config.training.init_from, tokenizer, config.data.tokenizer)
     if "data.tokenizer" not in given and tokenizer in tokenizers.NAMES:  # else token files bring it along

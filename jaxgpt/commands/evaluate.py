@@ -28,7 +28,7 @@ from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.options import command_line, settings
 from jaxgpt.options.config import Sampling
 from jaxgpt.parallel import mesh
-from jaxgpt.runs import metrics_file
+from jaxgpt.runs import best, metrics_file
 from jaxgpt.runs.checkpoints import Trained
 from jaxgpt.terminal import say
 
@@ -99,7 +99,7 @@ def run(words: list[str]) -> int:
     if is_run and (asked or not options.data):  # the loss over another text is no validation loss of the run
         for figures in found:
             kept = {key: value for key, value in figures.items() if key != "tokens"}
-            if message := metrics_file.add_evaluation(Path(options.run), kept):
+            if message := metrics_file.add_evaluation(best.run_of(Path(options.run)), kept):
                 say(message, error=True)
                 break
     if options.output:

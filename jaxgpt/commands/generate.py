@@ -35,7 +35,8 @@ class Generate:
     """Draws text from a trained model."""
 
     run: str
-    """The run's folder, such as runs/quickstart, or weights in another format, such as a Hugging Face folder."""
+    """The run's folder, such as runs/quickstart, or a checkpoint, such as runs/quickstart/checkpoints/best; or weights
+    in another format, such as a Hugging Face folder."""
     prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="STR")] = ()
     """What the text begins with; given several times, one text for each. Without it, a line break."""
     prompts: str = ""

@@ -24,7 +24,7 @@ from jaxgpt.commands.batches import Evaluation, Setting, Source, open_source
 from jaxgpt.commands.display import Display, silent
 from jaxgpt.commands.trainer import Output, Trainer
 from jaxgpt.data.corpus import Described
-from jaxgpt.errors import AllFailed, Interrupted
+from jaxgpt.errors import AllFailed, Interrupted, UserError
 from jaxgpt.evaluation.registry import Tasks
 from jaxgpt.interop import bases
 from jaxgpt.interop.tensors import AdapterSource, WeightSource
@@ -34,7 +34,8 @@ from jaxgpt.options.config import Config
 from jaxgpt.parallel import mesh, processes
 from jaxgpt.reports import trackers
 from jaxgpt.reports.live_report import Following
-from jaxgpt.runs import folder, resuming
+from jaxgpt.runs import best, folder, resuming
+from jaxgpt.runs.best import Best
 from jaxgpt.runs.checkpoints import Found
 from jaxgpt.runs.folder import RunFolder, check_name, will_resume
 from jaxgpt.runs.saving import Writer
@@ -78,7 +79,7 @@ def train(config: Config, *observers: Observer) -> None:
             state, notes = _first_state(config, resharding, beginning)
             base = _base(resharding, beginning)
             kept = beginning.checkpoint.about["kept"] if beginning.checkpoint else {}
-            setting = Setting(config, folder, resharding, state, base, kept, display.note)
+            setting = Setting(config, folder, resharding, state, base, kept, display.note, _best(config, beginning))
             batches = source.batches(setting)
             trainer = Trainer(setting, data, batches, Output(writer, display), program.step, tasks)
             trainer.observers += observers
@@ -86,6 +87,7 @@ def train(config: Config, *observers: Observer) -> None:
             with Following(folder, config, display.note) as following:
                 trainer.observers.append(lambda _, values: following.observe(values))
                 _introduce(trainer, source, program, notes)
+                writer.mark_best()
                 _run(trainer, source)
 
 
@@ -95,9 +97,22 @@ def _of_the_run(config: Config) -> Config:
     # How this process was started, and where its machine keeps programs, are no options of the run.
     parallel = dataclasses.replace(config.parallel, processes=0, process=-1, coordinator="")
     config = dataclasses.replace(config, parallel=parallel, run=dataclasses.replace(config.run, compilation_cache=""))
-    for check in (mesh.check, trackers.check, check_name):
+    for check in (mesh.check, trackers.check, check_name, _check_policy):
         check(config)
     return config
+
+
+def _check_policy(config: Config) -> None:
+    """Raises a UserError for an option that can't be of use to a policy, which learns from what it drew itself."""
+    if config.objective.name != "policy":
+        return
+    for option, value, why in (
+        ("--model.dropout", config.model.dropout, "the probabilities of what is drawn are without it"),
+        ("--checkpoint.keep-best", config.checkpoint.keep_best, "its evaluations are rewards and no losses"),
+        ("--training.patience", config.training.patience, "its evaluations are rewards and no losses"),
+    ):
+        if value:
+            raise UserError(f"{option}: leave it away with --objective.name policy, since {why}")
 
 
 class Beginning(NamedTuple):
@@ -165,6 +180,16 @@ def _base(resharding: Resharding, beginning: Beginning) -> Base | None:
     return base
 
 
+def _best(config: Config, beginning: Beginning) -> Best | None:
+    """Returns the lowest validation loss before the run was resumed; None for a new run."""
+    found, folder, keep = beginning.checkpoint, beginning.folder, config.checkpoint.keep_best
+    if found is None or folder is None:
+        return None
+    step, values = found.about["step"], found.about["best"]
+    said = processes.talk.broadcast(lambda: best.resumed(folder.checkpoints, step, values, keep=keep))
+    return said and Best(*said)  # a list, as it comes from process 0
+
+
 class Program(NamedTuple):
     """The compiled train step, and what was chosen for this machine."""
 
@@ -225,6 +250,7 @@ def _run(trainer: Trainer, source: Source) -> None:
         raise AllFailed(f"stopped {where}, because the output can't be written: {lost}")
     if not ending or ending.error is Interrupted:
         found = trainer.evaluate()
+        trainer.writer.mark_best(at_end=True)
         trainer.score()
         after = trainer.sample()
         if processes.first():
@@ -232,6 +258,25 @@ def _run(trainer: Trainer, source: Source) -> None:
     if ending:
         on = command("--resume", trainer.folder.path, *_typed_anew(config))
         raise ending.error(f"stopped {ending.reason} {where}. To go on: {on}")
+
+
+def _about_best(trainer: Trainer) -> list[str]:
+    """Returns lines that say why the run stopped early, and which checkpoint is the best, where it was asked to."""
+    found, lines = trainer.writer.best, []
+    if found is None:
+        return []
+    when = f"after step {found.step}" if found.step else "before the first step"
+    if trainer.out_of_patience:
+        lines.append(
+            f"stopped early    after step {trainer.done}: {found.since} evaluations without a lower validation loss "
+            f"than {found.loss:.4f}, {when} (--training.patience)"
+        )
+    if trainer.config.checkpoint.keep_best and found.step:
+        path = trainer.folder.checkpoints / "best"
+        lines.append(f"best checkpoint  {path}: {when}, validation loss {found.loss:.4f}")
+    elif trainer.config.checkpoint.keep_best:
+        lines.append(f"best checkpoint  none: the validation loss was lowest {when}, at {found.loss:.4f}")
+    return lines
 
 
 def _typed_anew(config: Config) -> list[str]:
@@ -297,5 +342,7 @@ def _conclude(trainer: Trainer, before: str, after: str, found: Evaluation, save
     note(f"\nheld out         {found.words}" if found.loss is None else f"\nvalidation loss  {found.loss:.4f}")
     note(f"loss curve       {trainer.draw_curve()}")
     note(f"checkpoint       {saved}")
+    for line in _about_best(trainer):
+        note(line)
     what, words = source.afterwards(str(trainer.folder.path))
     note(f"{what:17}{command(*words)}")

@@ -26,6 +26,7 @@ from jaxgpt.models.blocks import Params
 from jaxgpt.parallel import processes
 from jaxgpt.reports.history import LOSSES, loss_curve
 from jaxgpt.runs import resuming
+from jaxgpt.runs.best import after
 from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.runs.saving import Writer
 from jaxgpt.training import flops, spikes
@@ -63,6 +64,8 @@ class Trainer:
         self.train_step = train_step
         self.base, self.frozen = setting.base, setting.frozen  # what is not trained
         self.observers: list[Callable[[Trainer, dict[str, Any]], None]] = []
+        self.writer.best = setting.best
+        self._found: tuple[int, Evaluation] | None = None  # the last evaluation and its step
         self.done = int(self.state.step)  # steps dispatched
         self.clock = 0.0  # when the last step's metrics were read
         self.stop = Stop(config.checkpoint.stop_minutes_before_end)
@@ -74,7 +77,7 @@ class Trainer:
             (self._every(training.evaluate_every), self.evaluate),
             (self._every(config.evaluation.every), self.score),
             (self._every(config.run.sample_every), self._show_sample),
-            (self.decisions.save_is_due, lambda: self.writer.save(*self._to_save())),
+            (self._save_is_due, lambda: self.writer.save(*self._to_save())),
         ]
 
     def _every(self, steps: int) -> Callable[[int], bool]:
@@ -89,22 +92,35 @@ class Trainer:
 
         return is_due
 
+    def _save_is_due(self, done: int) -> bool:
+        """Returns whether to save after this step: by the clock and the steps, and where the model is the best yet."""
+        best = self.writer.best
+        is_best = self.config.checkpoint.keep_best and best is not None and best.step == done
+        return self.decisions.save_is_due(done) or is_best
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Returns whether so many evaluations were no lower than the best that the run stops early."""
+        patience, best = self.config.training.patience, self.writer.best
+        return patience > 0 and best is not None and best.since >= patience
+
     def go(self, feed: Feed) -> None:
         """Takes the steps that are left, or those until the run is to end."""
         pending: tuple[Metrics, float, Mapping[str, float]] | None = None
         self.clock = time.perf_counter()
-        while self.done < self.config.training.steps and not self.decisions.ends(self.done):
+        steps = self.config.training.steps
+        while self.done < steps and not self.out_of_patience and not self.decisions.ends(self.done):
             batch = self.resharding.layout.from_processes(feed.next(self.state), BATCH_SPEC)
             self.state, metrics = self.train_step(self.state, self.frozen, batch)
             self._record(self.done, pending)
             pending = metrics, feed.waited, feed.values
             self.done += 1
-            if due := [act for is_due, act in self.actions if is_due(self.done)]:
-                self._record(self.done, pending)
-                pending = None
-                for act in due:
+            for is_due, act in self.actions:  # one by one: an evaluation may make it due to save
+                if is_due(self.done):
+                    self._record(self.done, pending)
+                    pending = None
                     act()
-                self.clock = time.perf_counter()
+                    self.clock = time.perf_counter()
             if problem := self.writer.problem:
                 if processes.count() > 1:  # the others wait for this one's shards
                     raise RunError(problem)
@@ -171,10 +187,20 @@ class Trainer:
         )
 
     def evaluate(self) -> Evaluation:
-        """Evaluates the model on what is held out; records and returns what comes of it."""
-        started = time.perf_counter()
+        """Evaluates the model on what is held out; records and returns what comes of it.
+
+        An early stop is after an evaluation, which is recorded once, also where the run was killed before its end.
+        """
+        if self._found and self._found[0] == self.done:
+            return self._found[1]
+        started, best = time.perf_counter(), self.writer.best
         found = self.batches.evaluate(self.done, self.state)
+        self._found = self.done, found
+        if self.out_of_patience and best and best.evaluated == self.done:
+            return found
         loss = {} if found.loss is None else {"val_loss": found.loss}
+        if found.loss is not None:
+            self.writer.best = after(best, self.done, found.loss)
         self._metric(step=self.done, **loss, **found.values)
         seconds = time.perf_counter() - started
         words = found.words if found.loss is None else f"validation loss {found.loss:.4f}, {found.words}"
@@ -221,7 +247,9 @@ class Trainer:
 
     def _to_save(self) -> tuple[TrainState, dict[str, Any]]:
         kept = self.batches.to_keep(self.done, self.state)
-        return self.resharding.to_save(self.state), resuming.about(self.folder, self.data, self.base, kept)
+        return self.resharding.to_save(self.state), resuming.about(
+            self.folder, self.data, self.base, kept, self.writer.best
+        )
 
     def draw_curve(self) -> Path:
         with self.folder.replacing("loss.png") as path:

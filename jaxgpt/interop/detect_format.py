@@ -24,7 +24,7 @@ from jaxgpt.interop import (
     safetensors_files,
 )
 from jaxgpt.interop.tensors import WeightSource
-from jaxgpt.runs import checkpoints
+from jaxgpt.runs import best, checkpoints
 
 GPT2_VOCABULARY = 50257
 # Files that can run code, by their names and, whatever their names are, by their first bytes.
@@ -54,14 +54,14 @@ def open_weights(name: str) -> WeightSource:
 
 
 def _open(name: str) -> WeightSource:
-    path = Path(name)
     try:
+        path = best.checkpoint_of(Path(name)) or Path(name)
         if path.is_dir():
             return _open_folder(path)
         if path.exists():
             return _open_file(path)
     except PermissionError as error:
-        raise UserError(f"{shown(path)}: can't be read ({error.strerror})") from None
+        raise UserError(f"{shown(name)}: can't be read ({error.strerror})") from None
     except ValueError:  # a zero byte
         raise UserError(f"{quoted(name)} is no path") from None
     first = path.parts[0] if path.parts else ""

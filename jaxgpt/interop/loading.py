@@ -76,6 +76,7 @@ def load(name: str, devices: int = 0) -> Trained:
         text={},
         lengths={},
         base={},
+        best={},
         kept={},
         converted_from=source.where,
     )

@@ -84,6 +84,8 @@ def _missing_in_shapes(model: Model, compute: Compute, length: int, capability: 
     if model.documents_apart:
         apart = "conversations are apart" if model.document_start == IN_DATA else "--data.document-mask"
         needs.append(f"attention across the borders of documents ({apart})")
+    if model.dropout:
+        needs.append(f"no dropout (--model.dropout is {model.dropout}), whose masks are drawn in blocks of queries")
     if length < 2:
         needs.append("sequences of two tokens or more (--training.sequence-length)")
     return needs

@@ -46,11 +46,13 @@ def forward(
     block: int,
     starts: None = None,
     window: int = 0,
+    masks: None = None,
 ) -> tuple[Float[Array, "B T H D"], Residuals]:
     """Returns attention's output and its residuals.
 
     `block` is the option of `layers/attention.py`; cuDNN picks the sizes of its own tiles, so it changes nothing here.
-    Documents (`starts`) aren't offered. The kernels take fewer key heads than query heads as they are, and a window.
+    Documents (`starts`) and dropout (`masks`) aren't offered. The kernels take fewer key heads than query heads as they
+    are, and a window.
     """
     out, logsumexp = cudnn._dot_product_attention_fwd_p_wrapper.bind(
         q, k, v, *_absent(q), is_training=True, **_parameters(q, window)
@@ -60,9 +62,15 @@ def forward(
 
 @jax.named_scope("attention.backward")
 def backward(
-    residuals: Residuals, dout: Float[Array, "B T H D"], *, block: int, starts: None = None, window: int = 0
+    residuals: Residuals,
+    dout: Float[Array, "B T H D"],
+    *,
+    block: int,
+    starts: None = None,
+    window: int = 0,
+    masks: None = None,
 ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T K D"], Float[Array, "B T K D"]]:
-    """Returns (dq, dk, dv), in the dtype of dout. `block`, `starts` and `window` are forward's."""
+    """Returns (dq, dk, dv), in the dtype of dout. All options are forward's."""
     q, k, v, out, logsumexp = residuals
     gradients = cudnn._dot_product_attention_bwd_p_wrapper.bind(
         q, k, v, *_absent(q), logsumexp, out, dout.astype(q.dtype), **_parameters(q, window)

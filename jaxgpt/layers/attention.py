@@ -18,6 +18,13 @@ With `starts`, the place where each token's document begins, a query sees no key
 many newest keys, its own among them (Beltagy et al. 2020, arXiv:2004.05150; Jiang et al. 2023, arXiv:2310.06825). The
 formulas stay: p is 0 for what isn't seen, and so is ∂s. Keys that no query of a block sees are left out of its
 products, so that beyond the window a token costs the same however long the sequence.
+
+With `masks` the probabilities have dropout (`dropout.py`), each multiplied by its m, 0 or 1 / (1 - rate):
+
+    out = (m p) v           ∂v = (m p)ᵀ ∂out           ∂p = m (∂out vᵀ)           ∂s = p (∂p - δ)
+
+and δ = Σ_k p ∂p = Σ_k m p (∂out vᵀ) = Σ_D out ∂out as before. The logsumexp is that of all scores. The masks of a block
+of queries are drawn in forward and again in backward, and are the same for any size of the blocks.
 """
 
 import math
@@ -29,6 +36,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxgpt.layers import dropout
+from jaxgpt.layers.dropout import Masks
 from jaxgpt.layers.numerics import accumulation_dtype, not_before, product
 
 
@@ -51,6 +60,7 @@ def forward(
     block: int,
     starts: Int[Array, "B T"] | None = None,
     window: int = 0,
+    masks: Masks | None = None,
 ) -> tuple[Float[Array, "B T H D"], Residuals]:
     """Returns attention's output and its residuals. Scores are in the accumulation dtype.
 
@@ -61,6 +71,7 @@ def forward(
         block: The number of queries of a head whose scores exist at once.
         starts: The place where each token's document begins; None where all begin at 0.
         window: The number of newest keys that a query sees; 0 for all.
+        masks: Of the probabilities' dropout; None for no dropout.
     """
     q, k, v = _swap(q), _swap(k), _swap(v)
     outs, logsumexps = [], []
@@ -69,6 +80,8 @@ def forward(
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
+        if masks is not None:
+            weights = _dropped(weights, masks, rows, seen, q.shape)
         out = product("bhqk,bhkd->bhqd", weights.astype(v.dtype), v[:, :, seen]) / total
         outs.append(_apart(out.astype(v.dtype), q))
         logsumexps.append(_apart(largest + jnp.log(total), q)[..., 0])
@@ -84,10 +97,12 @@ def backward(
     block: int,
     starts: Int[Array, "B T"] | None = None,
     window: int = 0,
+    masks: Masks | None = None,
 ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T K D"], Float[Array, "B T K D"]]:
-    """Returns (dq, dk, dv), in the dtype of dout. `block`, `starts` and `window` are forward's."""
+    """Returns (dq, dk, dv), in the dtype of dout. `block`, `starts`, `window` and `masks` are forward's."""
     q, k, v, out, logsumexp = residuals
     q, k, v = not_before(dout, (q, k, v))  # the scores are computed again
+    masks = masks and dropout.again(masks, dout)
     dtype, dout = accumulation_dtype(dout.dtype), _swap(dout)
     delta = jnp.sum(out.astype(dtype) * dout.astype(dtype), axis=-1, keepdims=True)
     scale = 1 / math.sqrt(q.shape[-1])
@@ -98,11 +113,14 @@ def backward(
         )
         p = jnp.exp(_scores(queries, k[:, :, seen], rows, seen, starts, window) - logsumexps)
         dp = product("bhqd,bhkd->bhqk", douts, v[:, :, seen])
+        seen_by_v = p
+        if masks is not None:
+            dp, seen_by_v = (_dropped(part, masks, rows, seen, q.shape) for part in (dp, p))
         ds = (p * (dp - deltas) * scale).astype(q.dtype)
         dqs.append(_apart(product("bhqk,bhkd->bhqd", ds, k[:, :, seen]), q))
         # The transposes of ∂k and ∂v: a CPU takes half as long again for the products that give these themselves.
         dks.append(product("bhqd,bhqk->bhdk", queries, ds))
-        dvs.append(product("bhqd,bhqk->bhdk", douts, p.astype(q.dtype)))
+        dvs.append(product("bhqd,bhqk->bhdk", douts, seen_by_v.astype(q.dtype)))
         places.append(seen)
     dk, dv = (_sum_over_blocks(parts, places).transpose(0, 3, 1, 2).astype(dout.dtype) for parts in (dks, dvs))
     return _swap(jnp.concatenate(dqs, axis=2).astype(dout.dtype)), dk, dv
@@ -181,3 +199,21 @@ def _scores(
         begins = jnp.tile(starts[:, rows], (1, q.shape[2] // queries))
         visible &= key >= begins[:, None, :, None]
     return jnp.where(visible, scores, -jnp.inf)
+
+
+def _dropped(
+    x: Float[Array, "B K Gn s"], masks: Masks, rows: slice, seen: slice, shape: tuple[int, ...]
+) -> Float[Array, "B K Gn s"]:
+    """Applies the masks to a block's probabilities, or their gradients; `shape` is that of all queries, (B, H, T, D).
+
+    Text and head are the first word of a place, query and key the second.
+    """
+    B, H, T, _ = shape
+    _, K, Gn, _ = x.shape
+    queries = rows.stop - rows.start
+    of_group = jnp.arange(Gn, dtype=jnp.uint32)
+    heads = jnp.arange(K, dtype=jnp.uint32)[:, None] * (H // K) + of_group // queries
+    texts = masks.of_texts(B)[:, None, None] * H + heads
+    keys = jnp.arange(seen.start, seen.stop, dtype=jnp.uint32)
+    places = (rows.start + of_group % queries)[:, None] * T + keys
+    return jnp.where(masks.keeps(texts[..., None], places), x / (1 - masks.rate), 0)

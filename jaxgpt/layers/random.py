@@ -42,6 +42,16 @@ def normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.f
     )
 
 
+def bits_at(key: Key[Array, ""], first: UInt[Array, "..."], second: UInt[Array, "..."]) -> UInt[Array, "..."]:
+    """Random bits, as unsigned integers of 32 bits, of places that two words count and that broadcast.
+
+    They are a pure function of the key and the place, whatever other places are asked for. The key is one of threefry.
+    """
+    first, second = jnp.broadcast_arrays(first, second)
+    words = _threefry(jax.random.key_data(key), second, first)
+    return words[0] ^ words[1]
+
+
 def _normal_from(first: UInt[Array, ""], key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
     """Normal numbers whose place begins at `first`."""
     words = _bits_from(first, key, shape, jnp.uint32)
@@ -73,10 +83,12 @@ def _places(shape: tuple[int, ...]) -> UInt[Array, "..."]:
     return sum(counts, jnp.zeros(shape, jnp.uint32))
 
 
-def _threefry(key: UInt[Array, "2"], places: UInt[Array, "..."]) -> tuple[UInt[Array, "..."], UInt[Array, "..."]]:
-    """Two random words of each place, a counter of two words of which the higher is 0."""
+def _threefry(
+    key: UInt[Array, "2"], places: UInt[Array, "..."], higher: UInt[Array, "..."] | None = None
+) -> tuple[UInt[Array, "..."], UInt[Array, "..."]]:
+    """Two random words of each place, a counter of two words of which the higher is 0 unless it is given."""
     schedule = key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(PARITY)
-    x, y = schedule[0], places + schedule[1]
+    x, y = schedule[0] if higher is None else higher + schedule[0], places + schedule[1]
     for turn in range(5):
         for distance in ROTATIONS[turn % 2]:
             x = x + y

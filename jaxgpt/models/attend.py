@@ -25,8 +25,12 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.kernels.choose import attention_layer
+from jaxgpt.layers import dropout
+from jaxgpt.layers.dropout import Masks
 from jaxgpt.layers.numerics import product
 from jaxgpt.models.blocks import Context
+
+PROBABILITIES, ATTENTION, MLP = range(3)  # places of a block that have dropout: attention's, and each branch
 
 
 class Layer(NamedTuple):
@@ -47,6 +51,7 @@ class WholeText:
     batch: int  # B
     length: int  # T
     starts: Int[Array, "B T"] | None = None
+    masks: Masks | None = None  # this block's
 
     @property
     def places(self) -> Int[Array, "_ T"]:
@@ -61,7 +66,18 @@ class WholeText:
     @property
     def _options(self) -> dict[str, Any]:
         block, window = self.context.compute.attention_block, self.context.model.window
-        return {"block": block, "starts": self.starts, "window": window}
+        return {"block": block, "starts": self.starts, "window": window, "masks": self._masks(PROBABILITIES)}
+
+    def _masks(self, place: int) -> Masks | None:
+        return self.masks and self.masks.at(place)
+
+    def drop(self, branch: Float[Array, "N C"], place: int) -> Float[Array, "N C"]:
+        """A residual branch, with dropout where there is one."""
+        return dropout.forward(branch, self._masks(place))
+
+    def drop_backward(self, dbranch: Float[Array, "N C"], place: int) -> Float[Array, "N C"]:
+        """The gradient by what `drop` was given."""
+        return dropout.backward(self._masks(place), dbranch)
 
     def forward(
         self, q: Float[Array, "B T H D"], k: Float[Array, "B T K D"], v: Float[Array, "B T K D"]
@@ -101,6 +117,10 @@ class KeptText:
     def places(self) -> Int[Array, "B T"]:
         """Each token's place in its text."""
         return self.lengths[:, None] + jnp.arange(self.count)
+
+    def drop(self, branch: Float[Array, "N C"], place: int) -> Float[Array, "N C"]:
+        """The branch as it is: drawing has no dropout."""
+        return branch
 
     def forward(
         self, q: Float[Array, "B T H D"], k: Float[Array, "B T K D"], v: Float[Array, "B T K D"]

@@ -14,6 +14,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from jaxgpt.layers.dropout import Masks
 from jaxgpt.layers.numerics import not_before
 from jaxgpt.options.config import Compute, Model, Objective
 
@@ -40,6 +41,7 @@ class Context(NamedTuple):
     gather: BlockTransform = identity  # casts and all-gathers a block's parameters just before they are used
     scatter: BlockTransform = identity  # reduce-scatters a block's gradients as soon as they are computed
     objective: Objective = Objective()
+    masks: Masks | None = None  # of dropout; None everywhere but in training with dropout
 
 
 class Inputs(NamedTuple):

@@ -4,6 +4,8 @@
     x = x + attention(layernorm(x)),  x = x + mlp(layernorm(x))    L blocks
     features = layernorm(x)                                        the head is the token table (tied)
 
+With `model.dropout` the embedding, attention's probabilities and both branches have dropout in training.
+
 `features_backward` is `features` read from its last line to its first. With float32 masters `context.gather` casts a
 block's matrices to the compute dtype just before they are used; gradients come back in float32, float64 in float64.
 """
@@ -21,9 +23,9 @@ from jaxgpt.errors import UserError
 from jaxgpt.layers import embedding, gelu, layernorm, linear, random, residual, unembedding
 from jaxgpt.layers.numerics import not_before
 from jaxgpt.models import projection
-from jaxgpt.models.attend import Cache, KeptText, WholeText, merge_heads, split_heads
+from jaxgpt.models.attend import ATTENTION, MLP, Cache, KeptText, WholeText, merge_heads, split_heads
 from jaxgpt.models.blocks import NO_AUX, Aux, Context, Inputs, Projection, kept
-from jaxgpt.models.stack import backward_blocks, forward_blocks
+from jaxgpt.models.stack import backward_blocks, drop_embedded, drop_embedded_backward, forward_blocks
 from jaxgpt.options.config import Model
 
 LEARNED_POSITIONS = True  # so a text ends at the context
@@ -184,13 +186,13 @@ def block_forward(
     q, k, v = (split_heads(part, attend.batch, context.model.heads) for part in qkv)
     mixed, attention_residuals = attend.forward(q, k, v)
     branch, _ = projection.forward(params.attention_out, merge_heads(mixed))
-    x = residual.forward(x, branch)
+    x = residual.forward(x, attend.drop(branch, ATTENTION))
 
     normalised, mlp_norm = layernorm.forward(params.mlp_norm, x)
     hidden, mlp_in = projection.forward(params.mlp_in, normalised)
     activated, gelu_residuals = gelu.forward(hidden)
     branch, mlp_out = projection.forward(params.mlp_out, activated)
-    x = residual.forward(x, branch)
+    x = residual.forward(x, attend.drop(branch, MLP))
     keep = kept(context.compute.recompute)
     return x, BlockResiduals(
         attention_norm=attention_norm,
@@ -211,9 +213,10 @@ def block_backward(
     middle = residuals.mlp_norm.x
     if middle is None:
         branch, _ = projection.forward(not_before(dx, params.attention_out), merge_heads(mixed))
-        middle = residual.forward(not_before(dx, residuals.attention_norm.x), branch)
+        middle = residual.forward(not_before(dx, residuals.attention_norm.x), attend.drop(branch, ATTENTION))
 
     dx, dbranch = residual.backward(dx)
+    dbranch = attend.drop_backward(dbranch, MLP)
     activated = residuals.mlp_out or linear.Residuals(gelu.output(again(dbranch, residuals.gelu)))
     mlp_out, dactivated = projection.backward(params.mlp_out, activated, dbranch)
     dhidden = gelu.backward(again(dactivated, residuals.gelu), dactivated)
@@ -224,6 +227,7 @@ def block_backward(
     dx = dx + dx_through_mlp
 
     dx, dbranch = residual.backward(dx)
+    dbranch = attend.drop_backward(dbranch, ATTENTION)
     attention_out, dmixed = projection.backward(params.attention_out, linear.Residuals(merge_heads(mixed)), dbranch)
     dmixed = split_heads(dmixed, mixed.shape[0], mixed.shape[2])
     dqkv = attend.backward(residuals.attention, dmixed)
@@ -247,7 +251,7 @@ def features(
     With `caches` the tokens are further ones of each text, as `cache.extend` has them.
     """
     x, embedding_residuals = embedding.forward(params.embedding, inputs.tokens, starts=inputs.starts)
-    x = x.reshape(-1, context.model.width)
+    x = drop_embedded(x.reshape(-1, context.model.width), context)
     x, blocks, _ = forward_blocks(block_forward, params.blocks, x, inputs, context, caches)
     x, final_norm = layernorm.forward(params.final_norm, x)
     return x, Residuals(embedding_residuals, blocks, final_norm, inputs.starts), NO_AUX
@@ -265,6 +269,6 @@ def features_backward(
     final_norm, dx = layernorm.backward(params.final_norm, not_before(dx, residuals.final_norm), dx)
     inputs = Inputs(residuals.embedding.tokens, residuals.starts)
     blocks, dx = backward_blocks(block_forward, block_backward, params.blocks, residuals.blocks, dx, inputs, context)
-    dx = dx.reshape(*inputs.tokens.shape, context.model.width)
+    dx = drop_embedded_backward(dx, context).reshape(*inputs.tokens.shape, context.model.width)
     embeddings = embedding.backward(params.embedding, residuals.embedding, dx, token_gradient=dhead.weight)
     return Params(embeddings, blocks, final_norm)

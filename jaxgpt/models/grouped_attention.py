@@ -18,7 +18,7 @@ from jaxgpt.layers import linear, residual, rmsnorm, rotary
 from jaxgpt.layers.attention import keys_seen
 from jaxgpt.layers.numerics import not_before
 from jaxgpt.models import projection
-from jaxgpt.models.attend import KeptText, WholeText, merge_heads, split_heads
+from jaxgpt.models.attend import ATTENTION, KeptText, WholeText, merge_heads, split_heads
 from jaxgpt.models.blocks import Kept, Projection
 from jaxgpt.options.config import Model
 
@@ -127,7 +127,9 @@ def forward(
     if query_norm is not None and not keep.norms:
         attention = attention._replace(q=None, k=None)
     qkv = qkv if keep.norms else None
-    return residual.forward(x, branch), Residuals(attention_norm, qkv, query_norm, key_norm, attention)
+    return residual.forward(x, attend.drop(branch, ATTENTION)), Residuals(
+        attention_norm, qkv, query_norm, key_norm, attention
+    )
 
 
 def backward(
@@ -140,6 +142,7 @@ def backward(
     model, again = attend.context.model, functools.partial(not_before, earlier=earlier)
     turned = {"frequencies": frequencies(model)}
     dx, dbranch = residual.backward(dx)
+    dbranch = attend.drop_backward(dbranch, ATTENTION)
     mixed, attention = attend.output(residuals.attention), residuals.attention
     attention_out, dmixed = projection.backward(params.attention_out, linear.Residuals(merge_heads(mixed)), dbranch)
     dmixed = split_heads(dmixed, attend.batch, model.heads)
@@ -169,4 +172,4 @@ def output(params: Any, residuals: Any, dx: Float[Array, "N C"], attend: WholeTe
     branch, _ = projection.forward(
         not_before(dx, params.attention_out), merge_heads(attend.output(residuals.attention))
     )
-    return residual.forward(not_before(dx, residuals.attention_norm.x), branch)
+    return residual.forward(not_before(dx, residuals.attention_norm.x), attend.drop(branch, ATTENTION))

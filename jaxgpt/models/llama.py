@@ -25,9 +25,9 @@ from jaxgpt.errors import UserError
 from jaxgpt.layers import embedding, linear, random, residual, rmsnorm, swiglu, unembedding
 from jaxgpt.layers.numerics import not_before
 from jaxgpt.models import grouped_attention, projection
-from jaxgpt.models.attend import Cache, KeptText, WholeText
+from jaxgpt.models.attend import MLP, Cache, KeptText, WholeText
 from jaxgpt.models.blocks import NO_AUX, Aux, Context, Inputs, Projection, kept
-from jaxgpt.models.stack import backward_blocks, forward_blocks
+from jaxgpt.models.stack import backward_blocks, drop_embedded, drop_embedded_backward, forward_blocks
 from jaxgpt.options.config import Model
 
 LEARNED_POSITIONS = False  # so a text may go on beyond the context
@@ -197,7 +197,7 @@ def block_forward(
     (gate, up), mlp_in = projection.forward_in_parts(params.mlp_in, normalised, 2)
     activated, swiglu_residuals = swiglu.forward(gate, up)
     branch, mlp_out = projection.forward(params.mlp_out, activated)
-    x = residual.forward(x, branch)
+    x = residual.forward(x, attend.drop(branch, MLP))
     return x, BlockResiduals(
         *attention,
         mlp_norm=mlp_norm if keep.projection else mlp_norm._replace(x=None),
@@ -217,6 +217,7 @@ def block_backward(
         middle = grouped_attention.output(params, residuals, dx, attend)
 
     dx, dbranch = residual.backward(dx)
+    dbranch = attend.drop_backward(dbranch, MLP)
     activated = residuals.mlp_out or linear.Residuals(swiglu.output(again(dbranch, residuals.swiglu)))
     mlp_out, dactivated = projection.backward(params.mlp_out, activated, dbranch)
     dhidden = jnp.concatenate(swiglu.backward(again(dactivated, residuals.swiglu), dactivated), axis=-1)
@@ -238,7 +239,7 @@ def features(
     With `caches` the tokens are further ones of each text, as `cache.extend` has them.
     """
     x, embedding_residuals = embedding.forward(params.embedding, inputs.tokens)
-    x = x.reshape(-1, context.model.width)
+    x = drop_embedded(x.reshape(-1, context.model.width), context)
     x, blocks, _ = forward_blocks(block_forward, params.blocks, x, inputs, context, caches)
     x, final_norm = rmsnorm.forward(params.final_norm, x, epsilon=context.model.norm_epsilon)
     return x, Residuals(embedding_residuals, blocks, final_norm, inputs.starts), NO_AUX
@@ -256,7 +257,7 @@ def features_backward(
     final_norm, dx = rmsnorm.backward(params.final_norm, not_before(dx, residuals.final_norm), dx)
     inputs = Inputs(residuals.embedding.tokens, residuals.starts)
     blocks, dx = backward_blocks(block_forward, block_backward, params.blocks, residuals.blocks, dx, inputs, context)
-    dx = dx.reshape(*inputs.tokens.shape, context.model.width)
+    dx = drop_embedded_backward(dx, context).reshape(*inputs.tokens.shape, context.model.width)
     tied = dhead.weight if params.head is None else None
     embeddings = embedding.backward(params.embedding, residuals.embedding, dx, token_gradient=tied)
     return Params(embeddings, blocks, final_norm, dhead if params.head else None)

@@ -23,10 +23,10 @@ from jaxgpt.errors import UserError
 from jaxgpt.layers import embedding, linear, moe, random, residual, rmsnorm, router, unembedding
 from jaxgpt.layers.numerics import not_before
 from jaxgpt.models import grouped_attention, llama
-from jaxgpt.models.attend import Cache, KeptText, WholeText
+from jaxgpt.models.attend import MLP, Cache, KeptText, WholeText
 from jaxgpt.models.blocks import Aux, Context, Inputs, Projection, kept
 from jaxgpt.models.llama import LEARNED_POSITIONS, Params, feed_forward, head
-from jaxgpt.models.stack import backward_blocks, forward_blocks
+from jaxgpt.models.stack import backward_blocks, drop_embedded, drop_embedded_backward, forward_blocks
 from jaxgpt.options.config import Model
 
 __all__ = ["LEARNED_POSITIONS", "Params", "head"]  # Llama's, as they are
@@ -153,7 +153,7 @@ def block_forward(
     branch, statistics, experts = moe.forward(
         params.experts, normalised, choices=model.experts_per_token, softmax=model.router_softmax
     )
-    x = residual.forward(x, branch)
+    x = residual.forward(x, attend.drop(branch, MLP))
     return x, BlockResiduals(
         *attention,
         mlp_norm=mlp_norm if keep.projection else mlp_norm._replace(x=None),
@@ -179,6 +179,7 @@ def block_backward(
         middle = grouped_attention.output(params, residuals, dx, attend)
 
     dx, dbranch = residual.backward(dx)
+    dbranch = attend.drop_backward(dbranch, MLP)
     mlp_norm_kept, kept = residuals.mlp_norm._replace(x=middle), residuals.experts
     if kept.router.x is None:
         normalised = rmsnorm.output(params.mlp_norm, again(dbranch, mlp_norm_kept))
@@ -202,7 +203,7 @@ def features(
     """
     model = context.model
     x, embedding_residuals = embedding.forward(params.embedding, inputs.tokens)
-    x = x.reshape(-1, model.width)
+    x = drop_embedded(x.reshape(-1, model.width), context)
     x, blocks, statistics = forward_blocks(block_forward, params.blocks, x, inputs, context, caches)
     x, final_norm = rmsnorm.forward(params.final_norm, x, epsilon=model.norm_epsilon)
     balance, dprobability = router.balance(statistics)
@@ -231,7 +232,7 @@ def features_backward(
     inputs = Inputs(residuals.embedding.tokens, residuals.starts)
     backward = functools.partial(block_backward, dstatistics=dstatistics)
     blocks, dx = backward_blocks(block_forward, backward, params.blocks, residuals.blocks, dx, inputs, context)
-    dx = dx.reshape(*inputs.tokens.shape, model.width)
+    dx = drop_embedded_backward(dx, context).reshape(*inputs.tokens.shape, model.width)
     tied = dhead.weight if params.head is None else None
     embeddings = embedding.backward(params.embedding, residuals.embedding, dx, token_gradient=tied)
     return Params(embeddings, blocks, final_norm, dhead if params.head else None)

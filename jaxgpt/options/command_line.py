@@ -51,7 +51,6 @@ OTHERS = {
     "start": "prompt",
 }
 ABSENT = {
-    "dropout": "the model has no dropout",
     "device": "JAX takes the accelerator that it finds, and with JAX_PLATFORMS=cpu before the command the CPU",
     "compile": "everything is compiled",
 }

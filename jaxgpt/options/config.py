@@ -31,6 +31,8 @@ class Model:
     document_start: int = -1
     """The token that begins a document, where each is a sequence of its own; --data.document-mask takes the
     tokenizer's. -1 for none, -2 where the data say where each begins, as prepared conversations do."""
+    dropout: float = 0.0
+    """Share that training drops of the embedding's output, attention's probabilities and both residual branches."""
     family: Literal["gpt2", "llama", "mixtral"] = "gpt2"
     """Whose blocks the model is made of: GPT-2's, Llama's (and Mistral's and Qwen3's), or Mixtral's. GPT-2 has none of
     the options below."""
@@ -194,6 +196,8 @@ class Training:
     Shorter: --init-from."""
     evaluate_every: int = 250
     """Steps between validation losses; 0 evaluates at the end only."""
+    patience: int = 0
+    """Stop early, after so many validation losses in a row that are no lower than before; 0 never."""
     evaluation_batches: int = 0
     """Batches of a validation loss; 0 takes the whole validation split."""
     stop_after_nonfinite: int = 1
@@ -275,6 +279,8 @@ class Checkpoint:
     """Minutes between checkpoints; 0 saves by steps only."""
     keep_last: int = 2
     """Number of newest checkpoints that are kept."""
+    keep_best: bool = False
+    """Save after each validation loss that is lower than all before, and keep that checkpoint: RUN/checkpoints/best."""
     keep_every: int = 0
     """Keep for good the first checkpoint at or after every multiple of this many steps; 0 keeps only the newest."""
     stop_minutes_before_end: float = 5.0

@@ -241,7 +241,7 @@ def check(config: Config) -> None:
         "parallel": ("devices", "processes"),
         "compute": ("memory_limit_gib",),
         "data": ("skip_bad",),
-        "training": ("sequence_length", "seed", "evaluate_every", "evaluation_batches"),
+        "training": ("sequence_length", "seed", "evaluate_every", "evaluation_batches", "patience"),
         "evaluation": ("every", "limit"),
         "optimizer": ("warmup_steps", "final_fraction", "weight_decay", "clip_norm"),
         "checkpoint": ("every_steps", "every_minutes", "keep_every", "stop_minutes_before_end"),
@@ -293,6 +293,7 @@ def check_model(model: Model) -> None:
         check_number(getattr(model, key), "model", key, positive=True)
     check_number(model.experts_per_token, "model", "experts_per_token", positive=True)
     check_number(model.router_z, "model", "router_z")
+    _require(0 <= model.dropout < 1, "model", "dropout", model.dropout, "at least 0 and below 1")
     needed = f"a divisor of the number of heads, {model.heads} (--model.heads)"
     _require(model.heads % model.key_value_heads == 0, "model", "kv_heads", model.kv_heads, needed)
     low, needed = model.rope_low_frequency, f"above --model.rope-low-frequency, {model.rope_low_frequency}"

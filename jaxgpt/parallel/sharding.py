@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from jaxgpt.models.blocks import BlockTransform, Params, block_shapes, cast, identity, matrices, stacked_marks
 from jaxgpt.parallel.mesh import AXIS, SHARDS
@@ -65,6 +65,12 @@ class Layout:
         """
         each = sequences // self.devices
         return [device * each + row for device in self.own_devices for row in range(each)]
+
+    def places_of_rows(self, micro_batches: int, rows: int) -> Int[Array, "A B"]:
+        """Returns the places of this device's rows, so many in each micro-batch, among all rows of a step."""
+        device = lax.axis_index(AXIS) if self.devices > 1 else 0
+        first = jnp.arange(micro_batches) * (rows * self.devices) + device * rows
+        return first[:, None] + jnp.arange(rows)
 
     def from_processes(self, own: Tree, spec: PartitionSpec) -> Tree:
         """Returns arrays of all processes, sharded over the devices by `spec`, from this process's part of them.

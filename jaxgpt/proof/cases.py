@@ -15,6 +15,7 @@ from jaxgpt.data.loader import Batch
 from jaxgpt.layers import (
     attention,
     cross_entropy,
+    dropout,
     embedding,
     gelu,
     layernorm,
@@ -64,6 +65,9 @@ def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Arra
     yield router_case(next(keys), B * T, C, 5, 2, softmax="before")
     yield lora_case(next(keys), B, T, C, 4 * C, 2)
     yield adapted_model_case(next(keys), B, T, model, compute)
+    yield dropout_case(next(keys), B, T, C)
+    yield attention_case(next(keys), B, T, H, D, compute.attention_block, group=2, rate=0.3)
+    yield model_case(next(keys), B, T, model, compute, rate=0.3)
 
 
 def embedding_case(
@@ -82,6 +86,22 @@ def embedding_case(
         lambda params: forward(params)[0],
         lambda params, dy: embedding.backward(params, forward(params)[1], dy),
     )
+
+
+def dropout_case(key: Key[Array, ""], B: int, T: int, C: int, *, rate: float = 0.3) -> Case:
+    (x,) = normals(key, (B, T, C))
+    masks = _masks(key, B, rate)
+    return Case(
+        "dropout",
+        {"x": x},
+        lambda inputs: dropout.forward(inputs["x"], masks),
+        lambda inputs, dy: {"x": dropout.backward(masks, dy)},
+    )
+
+
+def _masks(key: Key[Array, ""], B: int, rate: float) -> dropout.Masks | None:
+    """Returns masks of B sequences; None where the rate is 0."""
+    return dropout.Masks(key, jnp.arange(B), rate) if rate else None
 
 
 def linear_case(key: Key[Array, ""], B: int, T: int, inputs: int, outputs: int) -> Case:
@@ -255,12 +275,15 @@ def attention_case(
     documents: bool = False,
     group: int = 1,
     window: int = 0,
+    rate: float = 0.0,
 ) -> Case:
-    """Returns the case of K key and value heads, each with a group of query heads."""
+    """Returns the case of K key and value heads, each with a group of query heads, and of dropout of this rate."""
     q, k, v = normals(key, (B, T, K * group, D), *[(B, T, K, D)] * 2)
     starts = document_starts(key, B, T) if documents else None
     name = "attention" + "_of_documents" * documents + "_of_groups" * (group > 1) + "_in_a_window" * bool(window)
-    return _arrays_case(name, attention, {"q": q, "k": k, "v": v}, block=block, starts=starts, window=window)
+    name += "_with_dropout" * bool(rate)
+    options = {"block": block, "starts": starts, "window": window, "masks": _masks(key, B, rate)}
+    return _arrays_case(name, attention, {"q": q, "k": k, "v": v}, **options)
 
 
 def residual_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
@@ -306,10 +329,20 @@ def unembedding_case(
 
 
 def model_case(
-    key: Key[Array, ""], B: int, T: int, model: Model, compute: Compute, *, scale: float | None = None
+    key: Key[Array, ""],
+    B: int,
+    T: int,
+    model: Model,
+    compute: Compute,
+    *,
+    scale: float | None = None,
+    rate: float = 0.0,
 ) -> Case:
-    """Returns the case of a whole model of any family, under the loss of the next token, with its `scale`."""
-    module, context = family(model), Context(model, compute)
+    """Returns the case of a whole model of any family, under the loss of the next token, with its `scale`.
+
+    With a `rate` it is in training, with dropout of that rate.
+    """
+    module, context = family(model), Context(model, compute, masks=_masks(key, B, rate))
     params = noisy(key, jax.jit(lambda: module.init(model, key, jnp.float64))())
     if compute.layers == "unrolled":
         params = unstacked(params)
@@ -321,7 +354,7 @@ def model_case(
         return jax.tree.map(lambda grad: grad * dloss.astype(grad.dtype), grads)
 
     return Case(
-        model.family,
+        model.family + "_with_dropout" * bool(rate),
         params,
         lambda params: next_token.loss(module, params, batch, context, scale=factor),
         backward,

@@ -5,6 +5,7 @@ is read here alone: every field has its type and its bounds, and a field that an
 default.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict, get_type_hints
@@ -35,6 +36,7 @@ class About(TypedDict):
     text: dict[str, Any]  # the data's fingerprint; empty where it isn't known
     lengths: dict[str, int]  # bytes that the run's files had
     base: dict[str, str]  # of adapters, as `about_base` has it; else empty
+    best: dict[str, Any]  # the fields of `best.Best`; empty where nothing was evaluated
     kept: dict[str, Any]  # what the objective keeps beside the state, often nothing
     converted_from: str  # the source of weights that were not trained here, else empty
 
@@ -71,6 +73,7 @@ def read_about(checkpoint: Path) -> About:
         text=field("text", _is_fingerprint, {}),
         lengths=field("lengths", _is_table_of(_is_bytes), {}),
         base=field("base", _is_table_of(_is_text), {}),
+        best=field("best", _is_best, {}),
         kept=field("kept", _is_table, {}),
         converted_from=field("converted_from", _is_text, ""),
     )
@@ -180,6 +183,17 @@ def _is_table(value: Any) -> bool:
 def _is_table_of(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
     """Returns a test of whether a value is an object whose values all pass a test."""
     return lambda value: isinstance(value, dict) and all(map(valid, value.values()))
+
+
+def _is_best(value: Any) -> bool:
+    """Returns whether a value has the fields of `best.Best`, or none."""
+    sizes = ("step", "since", "evaluated")
+    return value == {} or (
+        isinstance(value, dict)
+        and all(_is_size(value.get(key)) for key in sizes)
+        and type(value.get("loss")) is float
+        and math.isfinite(value["loss"])
+    )
 
 
 def _is_fingerprint(value: Any) -> bool:

@@ -35,7 +35,7 @@ from jaxgpt.models.blocks import Params, are_stacked, stacked, unstacked
 from jaxgpt.options import settings
 from jaxgpt.options.config import Config, Model, Parallel
 from jaxgpt.parallel import mesh, processes
-from jaxgpt.runs import checksums
+from jaxgpt.runs import best, checksums
 from jaxgpt.runs.about import About, check_size, lora_of, model_of, objective_of, read_about
 from jaxgpt.terminal import command, say
 from jaxgpt.training.state import TrainState, on_trees
@@ -43,7 +43,6 @@ from jaxgpt.training.state import TrainState, on_trees
 PIECES = 1 << 26  # bytes of pieces of arrays that may be read at once, beside those of the arrays themselves
 LONGEST_REASON = 400  # characters of an error of orbax's
 CHUNK = 16 << 20  # bytes of an array that are packed at once, where there is memory for little more than the arrays
-_STEP = re.compile("0|[1-9][0-9]{0,9}")
 _TEMPORARY = re.compile(r"[0-9]{1,10}\.orbax-checkpoint-tmp(-[0-9]+)?")
 
 
@@ -59,7 +58,7 @@ def steps_of(folder: Path) -> list[int]:
     since a run that seems to have no checkpoint is begun anew; or where a checkpoint is a link, since older checkpoints
     are deleted, and the link may lead to another run's.
     """
-    found = [folder / name for name in files.names(folder) if _STEP.fullmatch(name) and (folder / name).is_dir()]
+    found = [folder / name for name in files.names(folder) if best.STEP.fullmatch(name) and (folder / name).is_dir()]
     for path in found:
         if path.is_symlink():
             raise UserError(f"{shown(path)}: a link, and is not followed. Put the checkpoint itself in its place")
@@ -74,7 +73,8 @@ def unfinished(folder: Path) -> list[Path]:
     begun = [
         folder / name
         for name in files.names(folder)
-        if _TEMPORARY.fullmatch(name) or (_STEP.fullmatch(name) and not files.exists(folder / name / checksums.NAME))
+        if _TEMPORARY.fullmatch(name)
+        or (best.STEP.fullmatch(name) and not files.exists(folder / name / checksums.NAME))
     ]
     return [path for path in begun if path.is_dir() and not path.is_symlink()]
 
@@ -133,12 +133,13 @@ def at(path: Path, parts: tuple[str, ...] | None = None) -> Found:
     return Found(path, read_about(path), [])
 
 
-def load_params(run: Path, model: Model) -> tuple[Params, Found]:
-    """Returns the parameters of a run's newest whole checkpoint, and the checkpoint.
+def load_params(run: Path, model: Model, checkpoint: Path | None = None) -> tuple[Params, Found]:
+    """Returns the parameters of a run's newest whole checkpoint, or of this one, and the checkpoint.
 
     UserError as `find` raises it, and where it is of another model. A vocabulary size of 0 in `model` stands for any.
     """
-    found = find(run / "checkpoints", ("params", "about"))
+    parts = ("params", "about")
+    found = at(checkpoint, parts) if checkpoint else find(run / "checkpoints", parts)
     different = [
         f"{other.key} is {other.saved} there and {other.asked} here"
         for other in settings.model_differences(found.about["configuration"]["model"], model)
@@ -160,12 +161,15 @@ class Trained(NamedTuple):
 
 
 def load(run: Path, devices: int = 0, merged: Callable[[Params, Found], Params] | None = None) -> Trained:
-    """Returns the model of a run's newest whole checkpoint, and names damaged ones on stderr.
+    """Returns the model of a run's newest whole checkpoint, and names damaged ones on stderr; or of the named one.
+
+    `run` is the run's folder, or a checkpoint of it, as `best.checkpoint_of` has them.
 
     Each of so many devices gets all parameters; 0 takes all devices. Of a run of adapters, `merged` makes whole
     parameters (`interop.runs.load`). UserError where there is no such run, it has no whole checkpoint, or there are
     fewer devices.
     """
+    checkpoint, run = best.checkpoint_of(run), best.run_of(run)
     if not files.exists(run / "config.toml"):
         raise UserError(f"--run {shown(run)}: not a run's folder (it has no config.toml){settings.runs_near(run)}")
     config = settings.read_trained(run)
@@ -173,7 +177,7 @@ def load(run: Path, devices: int = 0, merged: Callable[[Params, Found], Params] 
     compilation_cache.use("")
     parallel = Parallel(devices=devices)
     everywhere = NamedSharding(mesh.make(parallel), PartitionSpec())
-    params, found = load_params(run, config.model)
+    params, found = load_params(run, config.model, checkpoint)
     for message in found.damaged:
         say(message, error=True)
     if merged:

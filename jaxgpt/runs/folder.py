@@ -5,6 +5,7 @@ start.txt        what is trained, with what memory, and where
 metrics.jsonl    one object a line: training metrics by step, validation losses
 memory_plan.json what the train step needs, by name
 samples.txt      text drawn from the model
+best.json        the checkpoint of the lowest validation loss, where it is kept
 metrics.damaged  lines of metrics.jsonl that could not be read when the run was resumed
 loss.png         the loss curve
 machine.json     the machine that the run trains on
@@ -29,14 +30,14 @@ from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.options import settings
 from jaxgpt.options.config import Config
 from jaxgpt.parallel import processes
-from jaxgpt.runs import checkpoints, metrics_file
+from jaxgpt.runs import best, checkpoints, metrics_file
 
 CONFIGURATION = "config.toml"
 SAMPLES = "samples.txt"
 START = "start.txt"
 CURVE = "loss.png"
 GROWING = (metrics_file.NAME, SAMPLES)  # cut back when the run is resumed
-OURS = (CONFIGURATION, *GROWING, "memory_plan.json", "machine.json", START, CURVE)  # written by the open run alone
+OURS = (CONFIGURATION, *GROWING, "memory_plan.json", "machine.json", START, CURVE, best.NAME)  # by the open run alone
 WRITTEN = {*OURS, metrics_file.DAMAGED, "report.html", "checkpoints", "tensorboard", "wandb", "wandb_id.txt"}
 
 EXISTS = (

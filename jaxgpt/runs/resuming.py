@@ -17,6 +17,7 @@ from jaxgpt.options.config import Config
 from jaxgpt.parallel import processes
 from jaxgpt.runs import checkpoints, saving
 from jaxgpt.runs.about import About, about_base
+from jaxgpt.runs.best import Best
 from jaxgpt.runs.checkpoints import Found
 from jaxgpt.runs.folder import RunFolder, open_folder
 from jaxgpt.training.state import Base, TrainState
@@ -31,7 +32,11 @@ FIXED = {
 
 
 def about(
-    folder: RunFolder, data: Described, base: Base | None = None, kept: dict[str, Any] | None = None
+    folder: RunFolder,
+    data: Described,
+    base: Base | None = None,
+    kept: dict[str, Any] | None = None,
+    best: Best | None = None,
 ) -> dict[str, Any]:
     """Returns a checkpoint's metadata, without its step; `kept` is what the objective keeps in it."""
     of_base = base and about_base(folder.config.training.init_from, base.fingerprint)
@@ -44,6 +49,7 @@ def about(
         "text": data.fingerprint,
         "lengths": folder.lengths(),
         **({"base": of_base} if of_base else {}),
+        **({"best": best._asdict()} if best else {}),
         **({"kept": kept} if kept else {}),
     }
 

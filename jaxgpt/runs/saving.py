@@ -17,7 +17,8 @@ from jaxgpt import writing
 from jaxgpt.errors import RunError, one_line
 from jaxgpt.options.config import Checkpoint
 from jaxgpt.parallel import processes
-from jaxgpt.runs import checkpoints, checksums
+from jaxgpt.runs import best, checkpoints, checksums
+from jaxgpt.runs.best import Best
 from jaxgpt.runs.checkpoints import whole_steps
 from jaxgpt.training.state import TrainState
 
@@ -25,11 +26,13 @@ from jaxgpt.training.state import TrainState
 class Writer:
     """Writes checkpoints into `folder`, one at a time, while training goes on, and deletes those that are not kept.
 
+    With `keep_best` the checkpoint of the lowest validation loss is kept too, and best.json beside the folder names it.
     A context manager: leaving it waits until the last checkpoint is written.
     """
 
     def __init__(self, folder: Path, options: Checkpoint):
         self.folder, self.options = folder, options
+        self.best: Best | None = None  # the lowest validation loss so far
         self.problem = ""  # the last failure, until its reader clears it
         self._failures = 0
         self._thread: threading.Thread | None = None
@@ -97,7 +100,7 @@ class Writer:
             if error:
                 self._failed(step, error)
             else:
-                self._thread = threading.Thread(target=self._finish, args=(path,))
+                self._thread = threading.Thread(target=self._finish, args=(path, self.best))
                 self._thread.start()
         return self.folder / str(step)
 
@@ -111,16 +114,47 @@ class Writer:
             raise RunError(self.problem)
         return path
 
-    def _finish(self, path: Path) -> None:
+    def mark_best(self, *, at_end: bool = False) -> None:
+        """Names the best checkpoint in best.json, once no checkpoint is being written. RunError if that fails.
+
+        At the end of a run the best of before is deleted, if it is another and none of the newest.
+        """
+        self._wait()
+        if processes.first():
+            try:
+                self._mark(self.best)
+                if at_end and self.options.keep_best:
+                    self._delete_others()
+            except OSError as error:
+                raise writing.failure(self.folder.parent / best.NAME, error) from error
+
+    def _mark(self, found: Best | None) -> None:
+        """Writes best.json where that checkpoint is whole, and deletes it where none is to be kept as the best.
+
+        Where it could not be written, the one before it is still the best that there is.
+        """
+        run = self.folder.absolute().parent
+        if not (self.options.keep_best and found and found.step):
+            best.write(run, None)
+        elif checksums.is_there(self.folder / str(found.step)):
+            best.write(run, found)
+
+    def _delete_others(self) -> None:
+        """Deletes the checkpoints that are not to be kept."""
+        steps = whole_steps(self.folder)
+        marked = best.read(self.folder.absolute().parent) or ()
+        for step in set(steps) - kept(steps, self.options.keep_last, self.options.keep_every) - {*marked[:1]}:
+            delete(self.folder / str(step))
+
+    def _finish(self, path: Path, found: Best | None) -> None:
         """Waits until orbax has written everything, writes the checksums, and deletes what need not be kept."""
         try:
             self._orbax.wait_until_finished()
             if processes.first():
                 checksums.write(path)
                 writing.sync(self.folder.absolute().parent)  # the first checkpoint may have made the folder
-                steps = whole_steps(self.folder)
-                for step in set(steps) - kept(steps, self.options.keep_last, self.options.keep_every):
-                    delete(self.folder / str(step))
+                self._mark(found)
+                self._delete_others()
             error = ""
         except Exception as raised:  # as above
             error = one_line(raised)

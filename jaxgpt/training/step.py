@@ -11,6 +11,9 @@ loss or gradient is not finite, or is a spike (`spikes.py`), changes neither par
 `stop_after_nonfinite` steps in a row that were not finite no step changes anything, so that steps that were already
 dispatched when the loop reads of it leave the last good state alone.
 
+Dropout's masks depend on the state's key, the step's number, and each sequence's place among all of the step's: they
+are the same on any number of devices and micro-batches, and after the run was resumed.
+
 On several devices the step is one `shard_map`: each device runs this on its part of every micro-batch's sequences, and
 the collectives are in `layout`'s functions (`parallel/sharding.py`). All else is the same on each of them.
 """
@@ -22,9 +25,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxgpt.data.loader import Batch
+from jaxgpt.layers.dropout import Masks
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
 from jaxgpt.objectives import objective
@@ -37,6 +41,7 @@ from jaxgpt.training.state import TrainState, decays, frozen_shapes, layout_of, 
 from jaxgpt.training.working import trained, working
 
 BUCKET = 32 << 20  # bytes of gradients that are reduced together; a layer of GPT-2 124M has 28 MB
+DROPOUT = 1 << 31  # folded into the state's key for masks; rounding folds in steps, which are below it
 BATCH_SPEC = PartitionSpec(None, mesh.AXIS)  # of (A, B, T): the sequences are divided among the devices
 
 
@@ -71,30 +76,42 @@ def compiler_options(compute: Compute, devices: int) -> dict[str, bool | int] | 
 
 
 def batch_loss_and_grads(
-    params: Params, frozen: Any, batch: Batch, config: Config, layout: Layout
+    params: Params,
+    frozen: Any,
+    batch: Batch,
+    config: Config,
+    layout: Layout,
+    key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]], Params]:
-    """Returns the batch's mean loss, in nats, the family's metrics, and this device's shard of the float32 gradient."""
+    """Returns the batch's mean loss, in nats, the family's metrics, and this device's shard of the float32 gradient.
+
+    `key` is that of the step's dropout; without it there is none.
+    """
     model, minimised = family(config.model), objective(config)
     scale = 1 / jnp.maximum(layout.total(minimised.count(batch)), 1)
     whole, context = working(params, frozen, config, layout)
 
-    def one(batch: Batch):
-        loss, metrics, grads = minimised.loss_and_grads(model, whole, batch, context, scale=scale)
+    def one(part: tuple[Batch, Int[Array, " B"] | None]):
+        batch, rows = part
+        masks = None if rows is None or key is None else Masks(key, rows, config.model.dropout)
+        in_training = context._replace(masks=masks)
+        loss, metrics, grads = minimised.loss_and_grads(model, whole, batch, in_training, scale=scale)
         return loss, metrics, layout.scatter_ends(trained(grads, config))
 
     def accumulate(total, micro_batch):
         return jax.tree.map(jnp.add, total, one(micro_batch)), None
 
-    def over_micro_batches(batch: Batch):
-        if batch.tokens.shape[0] == 1:
-            return one(jax.tree.map(lambda array: array[0], batch))
-        shapes = jax.eval_shape(one, jax.tree.map(lambda array: array[0], batch))
-        total, _ = lax.scan(accumulate, jax.tree.map(jnp.zeros_like, shapes), batch)
+    def over_micro_batches(parts: tuple[Batch, Int[Array, "A B"] | None]):
+        if parts[0].tokens.shape[0] == 1:
+            return one(jax.tree.map(lambda array: array[0], parts))
+        shapes = jax.eval_shape(one, jax.tree.map(lambda array: array[0], parts))
+        total, _ = lax.scan(accumulate, jax.tree.map(jnp.zeros_like, shapes), parts)
         return total
 
+    parts = batch, layout.places_of_rows(*batch.tokens.shape[:2]) if key is not None else None
     if layout.reproducible:
-        return sharding.summed(over_micro_batches, batch, layout.devices)
-    loss, metrics, grads = over_micro_batches(batch)
+        return sharding.summed(over_micro_batches, parts, layout.devices)
+    loss, metrics, grads = over_micro_batches(parts)
     return layout.total(loss), jax.tree.map(layout.total, metrics), layout.reduce(grads)
 
 
@@ -103,7 +120,8 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
     layout = layout_of(config)
 
     def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
-        loss, metrics, grads = batch_loss_and_grads(state.params, frozen, batch, config, layout)
+        key = _key_of_masks(state) if config.model.dropout else None
+        loss, metrics, grads = batch_loss_and_grads(state.params, frozen, batch, config, layout, key)
         norm = clipping.global_norm(grads, layout.total_of_shards)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         factor = clipping.factor(norm, config.optimizer.clip_norm)
@@ -143,6 +161,11 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
         donate_argnums=0,
         compiler_options=compiler_options(config.compute, layout.devices),
     )
+
+
+def _key_of_masks(state: TrainState) -> Key[Array, ""]:
+    """Returns the key of this step's dropout."""
+    return jax.random.fold_in(jax.random.fold_in(state.key, DROPOUT), state.step)
 
 
 # Compiled before there is a state

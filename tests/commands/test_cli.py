@@ -135,7 +135,7 @@ def test_overwrite_replaces_it(run, monkeypatch):
     monkeypatch.setattr(train, "_run", lambda *_: None)
     assert cli.main([*TINY, "--run.name", "escapes", "--run.overwrite"]) == 0
     assert {path.name for path in run.iterdir()} == {
-        "config.toml", "metrics.jsonl", "memory_plan.json", "machine.json", "report.html"
+        "config.toml", "start.txt", "metrics.jsonl", "memory_plan.json", "machine.json", "report.html"
     }  # fmt: skip
 
 
@@ -258,7 +258,7 @@ def test_generate_on_what_is_no_run(fails, run):
     assert message == (
         "error: --run runs/escape: not a run's folder (it has no config.toml). In runs there are: escapes"
     )
-    assert "--run gone/x: not a run's folder" in fails("generate", "--run", "gone/x")
+    assert "--run runs/gone/x: not a run's folder" in fails("generate", "--run", "runs/gone/x")
 
 
 def test_generate_with_a_character_that_the_model_does_not_know(fails, work):

@@ -76,7 +76,7 @@ def test_all_the_way_round_changes_no_bit(convert, dtype):
 
 def test_a_converted_run_generates_and_is_not_resumed(convert, capsys):
     convert("runs/a", "hf")
-    assert "use it    python run.py generate --run runs/b" in convert("hf", "runs/b")
+    assert "use it    python run.py generate runs/b" in convert("hf", "runs/b")
     assert cli.main(["generate", "--run", "runs/b", "--tokens", "2", "--prompt", "ab"]) == 0
     assert capsys.readouterr().out.startswith("ab")
     config = settings.read(Path("runs/b/config.toml"))

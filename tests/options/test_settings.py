@@ -247,6 +247,7 @@ NEGATIVE = [
     ("training", "sequence_length", -1),
     ("training", "seed", -1),
     ("training", "evaluate_every", -1),
+    ("training", "patience", -1),
     ("evaluation", "every", -1),
     ("evaluation", "limit", -1),
     ("training", "evaluation_batches", -1),
@@ -266,6 +267,8 @@ NEGATIVE = [
 OTHERS = [
     ("model", "width", 100, "divisible by the number of heads, 12"),
     ("model", "kv_heads", 5, "a divisor of the number of heads, 12"),
+    ("model", "dropout", 1.0, "at least 0 and below 1"),
+    ("model", "dropout", -0.1, "at least 0 and below 1"),
     ("model", "rope_high_frequency", 1.0, "above --model.rope-low-frequency, 1.0"),
     ("objective", "completions", 1, "at least 2"),
     ("objective", "label_smoothing", 0.5, "at least 0 and below 0.5"),

@@ -2,8 +2,8 @@
 
 The mutants are made from the source: of every + and - one side is taken as 0, of every * and / (and of every product of
 matrices) one factor as 1; a power is dropped, a sum becomes a mean, a condition holds always or never, an `.at[].add`
-doesn't happen, and each gradient that is returned, or that comes back from another layer's backward, is set to 0. All
-keep the shapes, so that what catches a mutant is its numbers.
+doesn't happen, dropout has no masks, and each gradient that is returned, or that comes back from another layer's
+backward, is set to 0. All keep the shapes, so that what catches a mutant is its numbers.
 """
 
 import ast
@@ -22,6 +22,7 @@ import pytest
 from jaxgpt.layers import (
     attention,
     cross_entropy,
+    dropout,
     embedding,
     entropy,
     gelu,
@@ -52,6 +53,7 @@ LAYERS = [
     *(rmsnorm, rotary, soft_cap, swiglu, router, moe),
 ]
 FUNCTIONS = [(module, "backward") for module in LAYERS] + [
+    (dropout, "backward"),
     (lora, "backward"),
     (entropy, "backward"),
     (scalar_head, "backward"),
@@ -104,6 +106,8 @@ def mutations(node: ast.AST) -> Iterator[Mutation]:
                 yield f"({ast.unparse(condition)}) = {value}", condition, ast.Constant(value)
         case ast.Call(ast.Attribute(ast.Subscript(ast.Attribute(array, "at")), "add" | "set" as name)):
             yield f"{ast.unparse(array)} without {name}", node, array
+        case ast.Call(ast.Attribute(_, "drop_backward") | ast.Name("drop_embedded_backward"), [dropped, _]):
+            yield f"{ast.unparse(node)} without masks", node, dropped
         case ast.Return(ast.expr() as value):
             for array in returned(value):
                 if ast.unparse(array) not in NOT_A_GRADIENT:
@@ -185,6 +189,11 @@ def cases() -> dict[str, gradcheck.Case]:
     of_entropy = objective_cases.entropy_case(key, 6, 5, 7), objective_cases.unembedding_case(key, 6, 4, 5, 7, 4)
     scalars = [objective_cases.scalar_head_case(key, 6, 4, read=read) for read in (0, 2)]
     of_documents = proof_cases.embedding_case(key, 2, 3, 4, 5, 4, documents=True)  # whose gradient has lines of its own
+    dropped = [
+        proof_cases.dropout_case(key, 2, 3, 4),
+        proof_cases.dropout_case(key, 2, 3, 4, rate=0)._replace(name="dropout_of_none"),
+        proof_cases.attention_case(key, 2, 3, 2, 2, 2, group=2, rate=0.4)._replace(name="attention_of_dropout"),
+    ]
     in_window = proof_cases.attention_case(key, 2, 3, 1, 2, 1, group=2, window=2)
     tied = dataclasses.replace(MODEL, family="llama", tied=True, query_key_norm=True, kv_heads=1)
     relative = proof_cases.model_case(key, 2, 3, tied, Compute())._replace(name="llama_of_qwen")
@@ -192,9 +201,13 @@ def cases() -> dict[str, gradcheck.Case]:
     mixture = dataclasses.replace(MODEL, layers=2, kv_heads=1, experts=3, router_balance=0.7, router_z=0.6)
     models = [dataclasses.replace(mixture if name == "mixtral" else MODEL, family=name) for name in FAMILIES]
     whole = [proof_cases.model_case(key, 2, 3, model, Compute(), scale=0.3) for model in models]
+    whole += [
+        proof_cases.model_case(key, 2, 3, model, Compute(), rate=0.4)._replace(name=f"{model.family}_of_dropout")
+        for model in models
+    ]
     of_tied = proof_cases.model_case(key, 2, 3, dataclasses.replace(models[-1], tied=True), Compute())
     more = (of_documents, in_window, relative, of_switch, of_tied._replace(name="mixtral_of_tied"), *adapters)
-    more += (proof_cases.lora_case(key, 2, 3, 4, 5, 0), *of_entropy, *scalars)
+    more += (proof_cases.lora_case(key, 2, 3, 4, 5, 0), *of_entropy, *scalars, *dropped)
     return {case.name: case for case in (*layers, *whole, *more)}
 
 

@@ -39,6 +39,7 @@ def test_what_an_older_version_did_not_write_has_its_default(metadata):
         "text": {},
         "lengths": {},
         "base": {},
+        "best": {},
         "kept": {},
         "converted_from": "",
     }
@@ -96,6 +97,10 @@ WRONG = [
     ({"lengths": {"metrics.jsonl": -3}}, "lengths"),
     ({"lengths": {"metrics.jsonl": "all"}}, "lengths"),
     ({"lengths": {"metrics.jsonl": 2**64 - 1}}, "lengths"),
+    ({"best": []}, "best"),
+    ({"best": {"step": 3, "loss": 2.0, "since": 1}}, "best"),
+    ({"best": {"step": 3, "loss": "low", "since": 1, "evaluated": 4}}, "best"),
+    ({"best": {"step": -3, "loss": 2.0, "since": 1, "evaluated": 4}}, "best"),
     ({"converted_from": 7}, "converted_from"),
 ]
 
