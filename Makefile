@@ -11,7 +11,7 @@ NEWER_TESTS ?= tests/layers tests/models tests/parallel tests/generation tests/p
 # The notebooks have an environment of their own: JupyterLab brings many packages that nothing else needs. So has a
 # second Python, with the JAX that is the newest for it, and so has JAX's CUDA plugin, which without a GPU has every
 # process say that there is none.
-VENV := $(if $(filter notebooks test-notebooks,$(MAKECMDGOALS)),.venv-notebooks,$(if \
+VENV := $(if $(filter notebooks test-notebooks test-answers,$(MAKECMDGOALS)),.venv-notebooks,$(if \
     $(filter test-newer,$(MAKECMDGOALS)),.venv-newer,$(if \
     $(filter gpu-program test-gpu-program,$(MAKECMDGOALS)),.venv-gpu-program,.venv)))
 RUN := $(VENV)/bin/python run.py
@@ -26,7 +26,7 @@ $(shell if [ -e $(INSTALLING) ] || [ ! -x $(VENV)/bin/python ]; then rm -rf $(IN
 
 .DEFAULT_GOAL := help
 .PHONY: help env train test test-slow test-newer gradcheck lint bench gpu-program test-gpu-program notebooks \
-    test-notebooks docs constraints clean
+    test-notebooks test-answers docs constraints clean
 # Two pips must not write into one .venv.
 .NOTPARALLEL:
 
@@ -74,7 +74,10 @@ notebooks: env $(INSTALLED)/notebooks ## open the notebooks in JupyterLab
 	    --LabApp.default_url=/lab/tree/notebooks/01_a_tensors_way.ipynb $(ARGS)
 
 test-notebooks: env $(INSTALLED)/notebooks ## run the notebooks; with ARGS=--overwrite keep what they print and draw
-	@$(VENV)/bin/python -m pytest --nbmake --nbmake-timeout=180 --durations=0 notebooks $(ARGS)
+	@$(VENV)/bin/python -m pytest --nbmake --nbmake-timeout=600 --durations=0 notebooks $(ARGS)
+
+test-answers: env $(INSTALLED)/notebooks ## run the notebooks with the authors' answers to the exercises
+	@$(VENV)/bin/python notebooks/answers/run.py $(ARGS)
 
 docs: env $(INSTALLED)/docs ## build the documentation into build/docs; any warning is an error
 	@$(VENV)/bin/python -m docs.site.configuration

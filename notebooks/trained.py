@@ -16,17 +16,19 @@ from jaxgpt.runs import checkpoints
 
 RUN = Path("../runs/notebooks")
 COMMAND = (
-    "../run.py --config quickstart --training.steps 200 --optimizer.warmup-steps 80 --training.evaluate-every 100 "
+    "run.py --config quickstart --model.family gpt2 --model.context 96 --training.batch-size 8 "
+    "--training.steps 1200 --training.evaluate-every 400 "
     "--training.evaluation-batches 20 --run.prompt 'Return the' --sampling.tokens 80 "
-    f"--run.folder {RUN.parent} --run.name {RUN.name} --run.overwrite"
+    f"--run.folder {RUN.parent.name} --run.name {RUN.name} --run.overwrite"
 )
 
 
 def train() -> None:
-    """Runs the command in a process of its own, and prints its lines as they come."""
+    """Runs the command at the top of the repository, and prints its lines as they come."""
     environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}  # as Jupyter sets it
     command = [sys.executable, *shlex.split(COMMAND)]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=environment, cwd=RUN.parents[1], **streams) as run:  # ..: the repository
         for line in run.stdout or ():
             print(line, end="")
     if run.returncode:

@@ -40,6 +40,7 @@ def sources() -> dict[Path, Path]:
     found = {path: Path(path.name) for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".png", ".svg")}
     found |= {ROOT / "CONTRIBUTING.md": Path("contributing.md"), ROOT / "CHANGELOG.md": Path("changelog.md")}
     found |= {path: Path("notebooks", f"{path.stem}.md") for path in (ROOT / "notebooks").glob("*.ipynb")}
+    found |= {path: Path("notebooks/answers", path.name) for path in (ROOT / "notebooks/answers").glob("*.md")}
     found |= {path: Path("results", path.name) for path in (ROOT / "benchmarks/results").iterdir()}
     for folder in ("notebooks", "benchmarks/results"):
         found[ROOT / folder / "README.md"] = Path(Path(folder).name, "index.md")
@@ -51,7 +52,7 @@ def gather() -> None:
     shutil.rmtree(PAGES, ignore_errors=True)
     shutil.copytree(SITE, PAGES / "site", ignore=lambda _, names: [name for name in names if unshown(name)])
     for source, place in sources().items():
-        (PAGES / place).parent.mkdir(exist_ok=True)
+        (PAGES / place).parent.mkdir(parents=True, exist_ok=True)
         if source.suffix == ".ipynb":
             text = notebook(source, PAGES / place)
         elif source.suffix == ".md":
