@@ -233,12 +233,22 @@ TINY += ["--training.steps=1", "--sampling.tokens=1", "--data.tokenizer=bytes"]
 def test_a_run_prints_its_plan_and_keeps_it(work, capsys):
     assert cli.main([*TINY, "--compute.recompute=auto"]) == 0
     printed = capsys.readouterr().out
-    kept = json.loads((work / "runs/quickstart/memory_plan.json").read_text())
+    run = work / "runs/quickstart-text"
+    kept, all_of_it = json.loads((run / "memory_plan.json").read_text()), (run / "start.txt").read_text()
     assert kept["fits"] is True
     assert kept["total"] == sum(kept["parts"].values()) < kept["capacity"]
-    assert f"{kept['total'] / 2**20:,.1f} MiB of {kept['capacity'] / 2**20:,.1f} MiB" in printed
+    assert f"memory    {kept['total'] / 2**20:,.1f} MiB of {kept['capacity'] / 2**30:,.1f} GiB" in printed
+    assert f"{kept['total'] / 2**20:,.1f} MiB of {kept['capacity'] / 2**20:,.1f} MiB" in all_of_it
     assert printed.index("memory ") < printed.index("step 0:")
-    assert "recompute = none" in printed
+    assert "recompute = none" in all_of_it
+    assert len(printed.split("step 0:")[0].splitlines()) == 5
+
+
+def test_verbose_prints_all_that_start_txt_says(work, capsys):
+    assert cli.main([*TINY, "--verbose"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith((work / "runs/quickstart-text/start.txt").read_text())
+    assert "FLOPs     per token: " in printed
     assert kept["recompute"] == "none"
 
 
