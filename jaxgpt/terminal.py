@@ -8,10 +8,13 @@ import contextlib
 import io
 import os
 import re
+import shlex
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from jaxgpt.errors import Interrupted, UserError
@@ -48,6 +51,28 @@ def say(text: object = "", *, error: bool = False, flush: bool = False) -> None:
         print(printable(str(text)), file=sys.stderr, flush=True)
     except (OSError, ValueError):  # ValueError: it has been closed
         discard(sys.stderr)
+
+
+def program() -> str:
+    """Returns the beginning of a command as it can be typed here: this Python and run.py, or the installed script."""
+    script = Path(sys.argv[0])
+    if script.stem == "jaxgpt":
+        return "jaxgpt" if shutil.which("jaxgpt") == str(script) else _path(script)
+    if script.name != "run.py":  # called from Python
+        return "python run.py"
+    found = next((name for name in ("python", "python3") if shutil.which(name) == sys.executable), None)
+    return f"{found or _path(Path(sys.executable))} {_path(script)}"
+
+
+def command(*words: object) -> str:
+    """Returns a command of ours that can be typed here, each word quoted as a shell wants it."""
+    return f"{program()} {shlex.join(map(str, words))}"
+
+
+def _path(path: Path) -> str:
+    """Returns a path for a shell, from the working folder on where it lies in it."""
+    path, here = Path(os.path.abspath(path)), Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 @contextlib.contextmanager

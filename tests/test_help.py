@@ -14,7 +14,7 @@ import pytest
 
 from jaxgpt import __version__
 from jaxgpt.commands import cli
-from jaxgpt.options import settings
+from jaxgpt.options import command_line, settings
 from jaxgpt.options.config import Config
 
 
@@ -35,15 +35,15 @@ def meanings() -> dict[str, str]:
     return found
 
 
-def help_of(capsys, *words: str) -> str:
+def help_of(capsys, *words: str, flag: str = "--help") -> str:
     with pytest.raises(SystemExit) as ended:
-        cli.main([*words, "--help"])
+        cli.main([*words, flag])
     assert ended.value.code == 0
-    return " ".join(re.sub("[─│╭╮╰╯]", " ", capsys.readouterr().out).split())
+    return " ".join(capsys.readouterr().out.split())
 
 
 def test_help_lists_every_option_with_its_meaning_and_default(capsys):
-    text = help_of(capsys)
+    text = help_of(capsys, flag="--help-all")
     options = meanings()
     assert len(options) == sum(len(dataclasses.fields(kind)) for kind in get_type_hints(Config).values())
     for option, meaning in options.items():
@@ -51,15 +51,63 @@ def test_help_lists_every_option_with_its_meaning_and_default(capsys):
     assert "--config STR Take the defaults of all other options from" in text
     for command in cli.COMMANDS:
         assert command == "train" or f"run.py {command}" in text
+
+
+def test_help_lists_the_common_options_and_all_configs(capsys):
+    text, options = help_of(capsys), meanings()
+    for name in cli.COMMON:
+        assert f"{' '.join(options[f'--{name}'].split())} (default: " in text
+    assert sum(f"--{name} " in text for name in [option[2:] for option in options]) < 30
     for name in settings.config_names():
         assert name in text
+    for section in get_type_hints(Config):
+        assert section in text
+
+
+@pytest.mark.parametrize("columns", [40, 80, 100, 200])
+@pytest.mark.parametrize("words", [["--help"], ["--help-all"], ["prepare", "--help"], ["serve", "--help"]])
+def test_help_breaks_no_word_and_fits_the_terminal(capsys, monkeypatch, columns, words):
+    """Lines that stay as they are, as those of the commands, have at most 100 columns."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 120
+    of_meanings = [line for line in lines if line.startswith(" " * 6)]
+    assert max(map(len, of_meanings)) <= max(columns, 44) or max(len(line.split()) for line in of_meanings) == 1
+    wide = [line.split() for line in of_meanings]
+    narrow = {word for line in wide for word in line}
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert narrow == {
+        word for line in capsys.readouterr().out.splitlines() if line.startswith(" " * 6) for word in line.split()
+    }
+
+
+def test_the_examples_of_help_are_commands_that_there_are(capsys):
+    lines = [line.strip() for line in cli.EXAMPLES.splitlines() if line.strip().startswith("python run.py")]
+    assert len(lines) == 3
+    known = set(command_line.names(cli.Train))
+    for line in lines:
+        options = re.findall(r"--([\w.-]+)", line)
+        assert set(options) <= known
+    assert all(line in help_of(capsys) for line in (" ".join(line.split()) for line in lines))
+
+
+def test_help_of_a_section(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help-all", "lora"])
+    printed = capsys.readouterr().out
+    assert "--lora.rank INT" in printed
+    assert "--model.layers" not in printed
 
 
 def test_help_has_a_command_on_each_line(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.strip().startswith("python run.py") for line in lines) == len(cli.COMMANDS)
+    assert sum(line.startswith("    python run.py ") and line[18].islower() for line in lines) == len(cli.COMMANDS) - 1
 
 
 def test_help_shows_the_defaults_of_the_config(capsys):

@@ -6,7 +6,7 @@ import pytest
 
 from jaxgpt.commands import cli, train
 from jaxgpt.commands.generate import Generate
-from jaxgpt.options import command_line
+from jaxgpt.options import command_line, help_page
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
 
@@ -31,7 +31,10 @@ TINY = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.conte
         (["--config", "quickstart.toml"], "there is no such file; did you mean --config quickstart?"),
         (["--config"], "error: --config needs a value"),
         (["gpt2_124m"], "error: gpt2_124m: there is no such command; did you mean --config gpt2_124m?"),
-        (["--resume", "runs/x"], "--resume auto also begins one"),
+        (["--resume", "runs/x"], "--resume runs/x: not a run's folder (it has no config.toml). There is no run yet"),
+        (["--resume", "runs/x", "--config", "quickstart"], "which run goes on, and how: leave --config away"),
+        (["--resume=runs/x", "--run.name", "y"], "which run goes on, and how: leave --run.name away"),
+        (["--config", "gpt2"], "error: --config gpt2: there is no such config; did you mean gpt2_124m?"),
         (
             ["generate", "--run", "x"],
             "x: not a run's folder (it has no config.toml). There is no run yet: python",
@@ -50,7 +53,8 @@ TINY = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.conte
         (["--objective.name", "policy"], "error: --objective.name is policy, which run.py doesn't train yet"),
         (["--objective.name", "reward"], "error: --objective.name reward goes on from a model that was fine-tuned on"),
         (["generate"], "--run STR"),
-        (["generate", "runs/x"], "Unrecognized options: runs/x"),
+        (["generate", "runs/x"], "x: not a run's folder (it has no config.toml)"),
+        (["generate", "--prompt", "a", "runs/x"], "Unrecognized options: runs/x"),
         (["--model.layers", "2", "stray"], "Unrecognized options: stray"),
     ],
 )
@@ -130,15 +134,13 @@ def test_what_others_call_an_option_leads_to_one_of_ours():
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_the_options_of_a_command_are_those_of_its_help(capsys, monkeypatch, command):
     """So that none is refused that the command's own parser would take."""
-    kinds, read = [], command_line.read
-    monkeypatch.setattr(
-        command_line, "read", lambda kind, *rest, **more: kinds.append(kind) or read(kind, *rest, **more)
-    )
+    kinds, page = [cli.Train], help_page.page
+    monkeypatch.setattr(help_page, "page", lambda kind, *rest: kinds.append(kind) or page(kind, *rest))
     with pytest.raises(SystemExit):
-        cli.main([command, "--help"])
-    shown = re.findall(r"^[│ ]*((?:-h, )?--[a-z].+?)(?:  |$| [A-Z{\[])", capsys.readouterr().out, re.MULTILINE)
+        cli.main([command, command_line.ALL])
+    shown = re.findall(r"^  ((?:-h, )?--[a-z].+?)(?:$| [A-Z{\[])", capsys.readouterr().out, re.MULTILINE)
     listed = {name for line in shown for name in re.findall(r"--([a-z][\w.-]*)", line)}
-    assert listed == {*command_line.names(kinds[0]), "help"}
+    assert listed == {*command_line.names(kinds[-1]), "help"}
 
 
 @pytest.mark.parametrize(
@@ -213,7 +215,7 @@ def test_a_run_that_is_elsewhere(fails, work):
         (["--data.text=a/photo.bin"], "a/photo.bin: a .bin file is taken for tokens, and "),
         (["--data.text=a/photo.bin"], "/a has no token files for validation: those have _val_ in their names"),
         (["--data.text=toke"], "or a folder of token files; did you mean tokens?"),
-        (["--data.text=x/*.bin"], "there are no such files. python run.py prepare makes token files of text"),
+        (["--data.text=x/*.bin"], "there are no such files. python run.py prepare SOURCE makes token files of text"),
         (["--data.text=latin1.txt"], "latin1.txt is not UTF-8: byte 0xe9 at offset 3"),
         (["--data.text=short.txt"], "the text has 16 tokens, and one sequence of length 16 needs 17"),
         (["--data.validation-fraction=0.001"], "the validation split has 1 tokens and needs at least 2"),

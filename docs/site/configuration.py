@@ -30,7 +30,7 @@ the command line overrides both:
 ```sh
 python run.py --config gpt2_124m --training.steps 10 --compute.dtype bfloat16
 python run.py --config mine.toml --run.name second
-python run.py --config gpt2_124m --help                   # every option, with that config's values as defaults
+python run.py --config gpt2_124m --help-all               # every option, with that config's values as defaults
 ```
 
 where `mine.toml` may be

@@ -103,8 +103,8 @@ class Source(Protocol):
         """Returns a line's words about the data."""
         ...
 
-    def afterwards(self, run: str) -> tuple[str, str]:
-        """Returns what may be done with the trained model at this path: in words, and the command."""
+    def afterwards(self, run: str) -> tuple[str, list[str]]:
+        """Returns what may be done with the trained model at this path: in words, and the words of the command."""
         ...
 
     def batches(self, setting: Setting) -> Batches: ...

@@ -1,24 +1,13 @@
-"""The commands, each with a --help of its own.
-Where none is named a run is trained. --version, or -V, prints the versions of jaxgpt, Python, JAX and what else numbers
-depend on.
-
-    python run.py [--config NAME] [options]     train; with --plan-for, what it would need on devices elsewhere
-    python run.py prepare SOURCE                make token files of text of any size, or of a data set by name
-    python run.py generate --run runs/NAME      draw text from a trained model
-    python run.py serve --run runs/NAME         answer requests as OpenAI's completions API does
-    python run.py evaluate --run runs/NAME      its loss, or its accuracy on HellaSwag, MMLU and others
-    python run.py report runs/A runs/B          a page that shows how runs are doing; --live serves it
-    python run.py convert FROM TO               weights between runs, Hugging Face's folders and llm.c's files
-    python run.py verify --model M --state S    compare the forward and backward with what llm.c wrote down
-    python run.py gradcheck                     compare every hand-written gradient with jax.grad
-"""
+"""The command line: which command its words name, and training, whose options are a run's configuration."""
 
 import errno
 import importlib
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -26,7 +15,7 @@ import tyro
 from jaxgpt import environment, errors, terminal
 from jaxgpt.errors import Interrupted, JaxgptError, UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.options import command_line, settings
+from jaxgpt.options import command_line, help_page, settings
 from jaxgpt.options.command_line import nearest
 from jaxgpt.options.config import Config
 
@@ -34,6 +23,33 @@ if TYPE_CHECKING:
     from jaxgpt.commands.train import Observer
 
 DEFAULT_CONFIG = "quickstart"
+DESCRIPTION = """\
+Trains a model. The other commands, each with a --help of its own:
+
+    python run.py prepare SOURCE               make token files of text, of any size
+    python run.py generate runs/NAME           draw text from a trained model, or --chat with it
+    python run.py serve runs/NAME              answer requests as OpenAI's API does; with a page to chat
+    python run.py evaluate runs/NAME           its loss, or its accuracy on HellaSwag, MMLU and others
+    python run.py report runs/A runs/B         a page that shows how runs are doing; --live serves it
+    python run.py convert FROM TO              weights between runs and other programs' formats
+    python run.py verify --model M --state S   compare with what llm.c wrote down
+    python run.py gradcheck                    compare every hand-written gradient with jax.grad
+
+--version, or -V, prints the versions of what numbers depend on.
+"""
+EXAMPLES = """\
+Examples:
+
+    python run.py                                            a small model of English, in minutes
+    python run.py --data.text book.txt --training.steps 3000 the same, of your own text
+    python run.py --config gpt2_124m --data.text data/books --compute.dtype bfloat16
+"""
+COMMON = (
+    "data.text", "data.tokenizer", "model.layers", "model.heads", "model.width", "model.context", "training.steps",
+    "training.batch-size", "training.micro-batches", "training.sequence-length", "training.init-from",
+    "training.evaluate-every", "optimizer.learning-rate", "compute.dtype", "lora.rank", "parallel.zero", "run.name",
+    "run.resume", "checkpoint.every-minutes", "sampling.temperature",
+)  # fmt: skip
 WITHOUT_JAX = ("prepare", "report")
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
@@ -99,7 +115,8 @@ def _command(words: list[str], observers: Sequence["Observer"]) -> int:
         return 0
     if command not in COMMANDS:
         raise _no_such_command(command)
-    if command not in WITHOUT_JAX and command_line.OF_ALL.isdisjoint(words):
+    words = _with_options(command, words)
+    if command not in WITHOUT_JAX and not command_line.asks_for_help(words):
         environment.check_address_space()
         if sys.platform == "linux" and not os.access("/proc/cpuinfo", os.R_OK):  # as without /proc: a part of XLA fails
             os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_experimental_ynn_fusion_type="
@@ -108,6 +125,14 @@ def _command(words: list[str], observers: Sequence["Observer"]) -> int:
     with terminal.ending_at_once():
         module = importlib.import_module(COMMANDS[command])
     return module.run(words)
+
+
+def _with_options(command: str, words: list[str]) -> list[str]:
+    """Returns the words with the run's folder in the form that the command has: `generate RUN` is `generate --run RUN`,
+    and `report --run RUN` is `report RUN`."""
+    if command in ("generate", "serve", "evaluate") and words and not words[0].startswith("-"):
+        return ["--run", *words]
+    return [word for word in words if word != "--run"] if command == "report" else words
 
 
 def _no_such_command(command: str) -> UserError:
@@ -120,7 +145,7 @@ def _no_such_command(command: str) -> UserError:
     is_config = command in settings.config_names()
     near = f"; did you mean --config {command}?" if is_config else nearest(command, COMMANDS)
     return UserError(
-        f"{command}: there is no such command{near} There are: {', '.join(COMMANDS)}; see python run.py --help"
+        f"{command}: there is no such command{near} There are: {', '.join(COMMANDS)}; see {terminal.command('--help')}"
     )
 
 
@@ -138,28 +163,50 @@ class Train:
 
 def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
     """Trains a model; `observers` are called as `train.train` says."""
-    name, rest = command_line.take(command_line.written_out(words), "--config")
-    path = settings.find_config(name or DEFAULT_CONFIG)
-    description = f"{__doc__}\nConfigs: {', '.join(settings.config_names())}"
-    defaults = Train(name or DEFAULT_CONFIG, options=settings.read_defaults(path))
-    asked = command_line.read(Train, rest, "", default=defaults, description=description)
-    config = asked.options
-    if not config.run.name:
-        config = replace(config, run=replace(config.run, name=path.stem))
+    resumed, rest = command_line.resumed(words)
+    name, rest = command_line.take(command_line.written_out(rest), "--config")
+    path = resumed / "config.toml" if resumed else settings.find_config(name or DEFAULT_CONFIG)
+    defaults = settings.read_resumed(resumed) if resumed else settings.read_defaults(path)
+    if command_line.asks_for_help(rest):
+        terminal.say(help_of(rest, Train(name or DEFAULT_CONFIG, options=defaults)))
+        sys.exit(0)
+    asked = command_line.read(Train, rest, "", default=Train(name or DEFAULT_CONFIG, options=defaults))
+    config, named = asked.options, command_line.named(rest)
     settings.check_processes(config.parallel)
     with terminal.ending_at_once():  # here, so that --help doesn't wait a second for JAX and Orbax
         from jaxgpt.commands import configuration
         from jaxgpt.commands import train as loop
         from jaxgpt.parallel import processes
-    given = command_line.named(rest) | (settings.keys(path) if name else set())
+        from jaxgpt.runs import folder
+    given = named | (settings.keys(path) if name else set())
     if asked.plan_for:
-        return plan(config, asked.plan_for, given, words)
+        return plan(
+            replace(config, run=replace(config.run, name=config.run.name or path.stem)), asked.plan_for, given, words
+        )
     with processes.together(config.parallel), errors.out_of_memory_told():  # before JAX sees its devices for weights
+        if not config.run.name:
+            text = Path(config.data.text).stem if "data.text" in named else ""
+            config = folder.named(config, f"{path.stem}-{text}" if text else path.stem)
         if config.training.init_from:
             config = configuration.with_shape(config, given)
         settings.check(config)
         loop.train(config, *observers)
     return 0
+
+
+def help_of(words: list[str], defaults: Train) -> str:
+    """Returns the page that --help prints: the common options, or those of the sections behind --help-all, or all."""
+    usage, known = f"{terminal.program()} [--config NAME] [options]", help_page.sections(Train)
+    if command_line.ALL in words:
+        only = [word for word in words[words.index(command_line.ALL) + 1 :] if word in known]
+        return help_page.page(Train, usage, DESCRIPTION, defaults, only or None)
+    some = help_page.some(Train, ("config", "plan-for", *COMMON), defaults)
+    configs = textwrap.fill(f"Configs: {', '.join(settings.config_names())}", help_page.width())
+    more = textwrap.fill(
+        f"{command_line.ALL} shows all options, and {command_line.ALL} model those of a section: {', '.join(known)}",
+        help_page.width(),
+    )
+    return "\n".join([f"usage: {usage}", "", DESCRIPTION, EXAMPLES, configs, "", "Common options:", some, "", more])
 
 
 def plan(config: Config, devices: str, given: set[str], words: list[str]) -> int:

@@ -72,12 +72,11 @@ class ComparisonSource(NamedTuple):
             f"{len(data.held_out):,} to validate on"
         )
 
-    def afterwards(self, run: str) -> tuple[str, str]:
+    def afterwards(self, run: str) -> tuple[str, list[str]]:
         if self.data.prompt is None:
-            model = self.config.training.init_from
-            command = f'generate --run {model} --prompt "..." --best-of 8 --reward-model {run}'
-            return "best of 8", f"python run.py {command}"
-        return "more text", f"python run.py generate --run {run} --chat"
+            drawn = ["generate", self.config.training.init_from, "--prompt", "..."]
+            return "best of 8", [*drawn, "--best-of", "8", "--reward-model", run]
+        return "more text", ["generate", run, "--chat"]
 
     def batches(self, setting: Setting) -> Batches:
         return (RewardBatches if self.data.prompt is None else PreferenceBatches)(self.data, setting)
@@ -104,8 +103,7 @@ def _check(config: Config) -> None:
 def _prompt(config: Config, template: Template, tokenizer: Tokenizer, held_out: list[Ranking]) -> np.ndarray:
     """Returns the tokens of `run.prompt` as a question, or of the first prompt that is held out."""
     if config.run.prompt:
-        messages = [{"role": "user", "content": config.run.prompt}]
-        ids = chat_templates.encode(messages, template, tokenizer, add_generation_prompt=True).ids
+        ids = chat_templates.question(config.run.prompt, template.state(), tokenizer)
         loader.check_vocabulary(ids, config.model.vocabulary_size, "--run.prompt")
         return ids
     text = held_out[0][0]

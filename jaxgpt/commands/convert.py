@@ -1,5 +1,6 @@
 """`run.py convert`: weights from any format into any other."""
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
 from jaxgpt.options import command_line, settings
-from jaxgpt.terminal import say
+from jaxgpt.terminal import command, say
 
 Format = Literal["auto", "huggingface", "peft", "llmc", "run"]
 NAMES = {
@@ -115,17 +116,21 @@ def run(words: list[str]) -> int:
             written = [path for path in to.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in written)
     _say("done", f"{len(written)} files, {size:,} bytes, in {time.perf_counter() - began:.1f} s")
-    _say("use it", USES[form].format(to=to))
+    _say("use it", _use(form, to))
     return 0
 
 
 HALVES = {"float16", "bfloat16"}
-USES = {
-    "huggingface": 'transformers.pipeline("text-generation", "{to}"), or python run.py --init-from {to}',
-    "peft": 'peft.PeftModel.from_pretrained(model, "{to}")',
-    "llmc": "python run.py --init-from {to}, or with llm.c's own programs",
-    "run": "python run.py generate --run {to}, or python run.py --init-from {to}",
-}
+
+
+def _use(form: Format, to: Path) -> str:
+    """Returns what can be done with the weights."""
+    begin = command("--init-from", to)
+    if form == "huggingface":
+        return f'transformers.pipeline("text-generation", {json.dumps(str(to))}), or {begin}'
+    if form == "peft":
+        return f"peft.PeftModel.from_pretrained(model, {json.dumps(str(to))})"
+    return f"{begin}, or with llm.c's own programs" if form == "llmc" else f"{command('generate', to)}, or {begin}"
 
 
 def describe(source: WeightSource) -> str:

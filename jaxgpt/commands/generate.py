@@ -3,6 +3,7 @@
 With `--chat` a user types lines and the model answers each (`chat.py`).
 """
 
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,9 @@ from jaxgpt import files
 from jaxgpt.commands import search
 from jaxgpt.commands.chat import chat
 from jaxgpt.commands.search import Search
-from jaxgpt.data import loader
+from jaxgpt.data import chat_templates, loader
 from jaxgpt.errors import UserError
+from jaxgpt.evaluation import reward_model
 from jaxgpt.foreign_text import printable, shown
 from jaxgpt.generation import batching
 from jaxgpt.interop import loading
@@ -80,21 +82,29 @@ def generate(model: Trained, prompts: Sequence[str], options: Generate) -> None:
     """Prints the samples that begin with each prompt. UserError for a prompt that the model can't take."""
     config, tokenizer = model.config, model.tokenizer
     begun = []
+    template = model.about["template"] if options.search.reward_model else {}  # which scores answers to questions
+    sampling = dataclasses.replace(options.sampling, stop=options.sampling.stop + chat_templates.stops(template))
     for prompt in prompts:
-        tokens = batching.prompt_tokens(prompt, tokenizer, options.special, "--prompt")
+        if template:
+            tokens = chat_templates.question(prompt, template, tokenizer)
+        else:
+            tokens = batching.prompt_tokens(prompt, tokenizer, options.special, "--prompt")
         loader.check_vocabulary(tokens, config.model.vocabulary_size, "--prompt")
         begun.append((prompt, tokens))
     heading = ", ".join(["prompt {0}"] * (len(prompts) > 1) + ["sample {1}"] * (options.samples > 1))
     titles, requests = [], []
+    judge = search.Judge(reward_model.load(options.search.reward_model), []) if options.search.reward_model else None
     constraint = search.constraint(options.search, model)
     ends = batching.end_of_text(tokenizer) if constraint else frozenset()
     for number, (prompt, tokens) in enumerate(begun, start=1):
         for sample in range(options.samples):
             above = f"--- {heading.format(number, sample + 1)}\n" if heading else ""
-            titles.append(above + printable(prompt))
-            requests.append(batching.Request(tokens, options.sampling, options.seed + sample, ends, constraint))
+            if judge:
+                judge.prompts.append(prompt)
+            titles.append(above + printable(prompt) + ("\n" if template else ""))
+            requests.append(batching.Request(tokens, sampling, options.seed + sample, ends, constraint))
     texts = [""] * len(requests)
-    for piece in _in_order(titles, _noted(texts, search.pieces(model, requests, options.search))):
+    for piece in _in_order(titles, _noted(texts, search.pieces(model, requests, options.search, judge))):
         sys.stdout.write(piece)
         sys.stdout.flush()
     if options.search.vote:

@@ -10,7 +10,6 @@ Nothing is compiled, no device is asked for anything, and nothing is written.
 
 import dataclasses
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from jaxgpt.models.blocks import ELSEWHERE, MOST_UNROLLED, RECOMPUTE_LEVELS, uns
 from jaxgpt.options.command_line import nearest
 from jaxgpt.options.config import Config
 from jaxgpt.parallel.traffic import NETWORK, seconds, sent, traffic
-from jaxgpt.terminal import say
+from jaxgpt.terminal import command, say
 from jaxgpt.training import flops
 from jaxgpt.training.device_memory import CARDS, Capacity, Card, capacity, capacity_of
 from jaxgpt.training.estimate import Estimate, estimate
@@ -256,7 +255,7 @@ def _recommendation(best: Candidate, config: Config, target: Target, words: Sequ
             f"  a step: {best.products:,.2f} s of products at the card's peak, {best.network:,.3f} s of network"
         )
     options = " ".join(_changes(best.config, config, target))
-    return [*lines, "", f"python run.py {shlex.join(words)} {options}".rstrip()]
+    return [*lines, "", f"{command(*words)} {options}".rstrip()]
 
 
 def _changes(best: Config, config: Config, target: Target) -> Iterator[str]:

@@ -13,7 +13,6 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.evaluation import rewards
 from jaxgpt.evaluation.rewards import Reward
-from jaxgpt.foreign_text import shown
 from jaxgpt.options.config import Config
 
 
@@ -57,7 +56,7 @@ class PolicySource(NamedTuple):
 def open_source(config: Config) -> PolicySource:
     """Reads the problems that the options name. UserError where there are none, or for options that don't fit."""
     _check(config)
-    reward = rewards.make(config.objective, _load_model)
+    reward = rewards.make(config.objective)
     tokenizer, template, notes = configuration.language(config)
     config = configuration.resolve(config, tokenizer, conversations=False)
     longest = config.training.sequence_length + 1 - config.rollouts.tokens
@@ -87,10 +86,6 @@ def open_source(config: Config) -> PolicySource:
         config,
         reward,
     )
-
-
-def _load_model(name: str) -> Reward:
-    raise UserError(f"--objective.reward model:{shown(name)}: not yet")
 
 
 def _check(config: Config) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.commands import comparison_batches
@@ -41,6 +42,7 @@ class PreferenceBatches:
         self._count = comparison_batches.limited(len(self._pairs[1]), config)
         self._answers = make_answers(config, setting.frozen)
         self._reference = None if config.objective.reference_free else self._referred(setting)
+        self._kept = {DIGEST: self._reference.digest()} if self._reference else {}
 
     def feed(self, first: int, rows: Sequence[int]) -> Feeder:
         pairs, _ = self._pairs
@@ -52,9 +54,10 @@ class PreferenceBatches:
 
     def evaluate(self, step: int, state: TrainState) -> Evaluation:
         pairs = self._pairs[1][: self._count]
-        batch = self._batch(np.arange(len(pairs)), pairs, self._reference and self._reference.held_out)
-        found = preference.margins(self._logp(state.params, pairs), batch, self.config.objective)  # type: ignore[arg-type]
-        loss, values = preference.results(found, batch, NO_AUX, np.float32(1 / len(pairs)))  # type: ignore[arg-type]
+        made = self._batch(np.arange(len(pairs)), pairs, self._reference and self._reference.held_out)
+        batch = preference.Batch(*map(jnp.asarray, made))
+        found = preference.margins(jnp.asarray(self._logp(state.params, pairs)), batch, self.config.objective)
+        loss, values = preference.results(found, batch, NO_AUX, jnp.float32(1 / len(pairs)))
         values = {f"val_{name}": float(value) for name, value in values.items()}
         words = f"{percent(values['val_accuracy'])} of pairs in order, by {values['val_margin']:.3f} on average"
         return Evaluation(float(loss), values, words)
@@ -63,7 +66,7 @@ class PreferenceBatches:
         return f"in order {percent(values['accuracy'])}"
 
     def to_keep(self, step: int, state: TrainState) -> dict[str, Any]:
-        return {DIGEST: self._reference.digest()} if self._reference else {}
+        return self._kept
 
     def _arrays(self, pairs: Sequence[Pair], numbers: np.ndarray) -> PairedTexts:
         return comparisons.paired_texts([pairs[number] for number in numbers], self.config.training.sequence_length)

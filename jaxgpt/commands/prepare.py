@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from jaxgpt.foreign_text import shown
 from jaxgpt.interop import detect_format, huggingface_chat
 from jaxgpt.options import command_line, settings
 from jaxgpt.options.command_line import nearest
-from jaxgpt.terminal import say
+from jaxgpt.terminal import command, say
 
 MOST_PROCESSES = 1024
 LONGEST_NAME_BYTES = 200  # most systems allow 255 bytes in a file's name, and this is its beginning
@@ -191,8 +190,8 @@ def _report(made: Manifest, folder: Path, seconds: float) -> None:
     )
     if made.empty_rows or made.bad_rows:
         say(f"left out: {made.empty_rows:,} rows without text, and {made.bad_rows:,} bad ones")
-    of_chat = "--config sft_quickstart --init-from RUN " if made.marks else ""
-    say(f"train on them: python run.py {of_chat}--data.text {shlex.quote(str(folder))}")
+    of_chat = ["--config", "sft_quickstart", "--init-from", "RUN"] if made.marks else []
+    say(f"train on them: {command(*of_chat, '--data.text', folder)}")
 
 
 def _verify(folders: list[Path]) -> int:

@@ -13,7 +13,7 @@ from jaxgpt.options.command_line import nearest
 from jaxgpt.reports import live_report, page
 from jaxgpt.reports.history import History
 from jaxgpt.reports.live_report import REPORT
-from jaxgpt.terminal import say
+from jaxgpt.terminal import command, say
 
 MOST = 16  # runs in a page: more than the curves' colours tell apart
 
@@ -65,7 +65,7 @@ def _check(options: Report, folders: list[Path]) -> None:
     if not 0 <= options.port < 2**16:
         raise UserError(f"--port {options.port}: must be from 0 to {2**16 - 1}")
     if not folders:
-        raise UserError("name a run's folder, or several: python run.py report runs/NAME")
+        raise UserError(f"name a run's folder, or several: {command('report', 'runs/NAME')}")
     if len(folders) > MOST:
         raise UserError(f"{len(folders)} runs are more than one page can tell apart; give at most {MOST}")
     if options.live and options.output:

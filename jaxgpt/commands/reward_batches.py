@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.commands import comparison_batches
@@ -44,10 +45,10 @@ class RewardBatches:
         return comparison_batches.feed(make, len(self._data.train), self.config, first, rows)
 
     def evaluate(self, step: int, state: TrainState) -> Evaluation:
-        scores, ranks = self._of_held_out(step, state)
-        losses, _ = ranking_loss(scores, ranks, centre=self.config.objective.centre)  # type: ignore[arg-type]
-        batch = reward.Batch(ranks, ranks, ranks)  # of which the ranks are read  # type: ignore[arg-type]
-        loss, values = reward.results(losses, scores, batch, NO_AUX, np.float32(1 / len(ranks)))  # type: ignore[arg-type]
+        scores, ranks = map(jnp.asarray, self._of_held_out(step, state))
+        losses, _ = ranking_loss(scores, ranks, centre=self.config.objective.centre)
+        batch = reward.Batch(ranks[..., None], ranks, ranks)  # of which the ranks alone are read
+        loss, values = reward.results(losses, scores, batch, NO_AUX, jnp.float32(1 / len(ranks)))
         values = {f"val_{name}": float(value) for name, value in values.items()}
         words = f"{percent(values['val_accuracy'])} of pairs in order, by {values['val_score_margin']:.3f} on average"
         return Evaluation(float(loss), values, words)

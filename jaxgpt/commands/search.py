@@ -7,9 +7,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxgpt import files
 from jaxgpt.errors import UserError
+from jaxgpt.evaluation.reward_model import RewardModel
 from jaxgpt.foreign_text import shown
 from jaxgpt.generation import batching, beam, choosing, constrained, speculative
 from jaxgpt.generation.batching import Piece, Request, UntilStop
@@ -34,6 +36,9 @@ class Search:
     """A file with a grammar in Lark's notation that every text is of."""
     best_of: int = 1
     """Draw so many texts for each sample, and print the one whose tokens have the highest mean log-probability."""
+    reward_model: str = ""
+    """A reward model's run: --best-of prints the text with the highest score by it. Where the model that draws was
+    trained on conversations, prompts are questions then, in its chat template."""
     vote: str = ""
     """A regular expression whose last match in a text, or its first group, is the text's answer: print which answer
     most samples of a prompt give."""
@@ -61,6 +66,8 @@ def check(search: Search, sampling: Sampling) -> None:
         )
     if search.draft and (sampling.temperature or sampling.repetition_penalty != 1):
         raise UserError("--draft is for greedy text: give --temperature 0 too, and no --repetition-penalty")
+    if search.reward_model and search.best_of < 2:
+        raise UserError("--reward-model chooses among the texts of --best-of: give that too, such as --best-of 8")
     if search.vote:
         _expression(search.vote)
 
@@ -84,11 +91,24 @@ def constraint(search: Search, model: Trained) -> Constraint | None:
         raise UserError(f"{option} {error}") from None
 
 
-def pieces(model: Trained, requests: Sequence[Request], search: Search) -> Iterator[Piece]:
+class Judge(NamedTuple):
+    """A reward model, and the prompts of the requests as they were typed."""
+
+    model: RewardModel
+    prompts: list[str]
+
+    def best(self, number: int, texts: Sequence[choosing.Whole]) -> choosing.Whole:
+        """Returns the text with the highest score as the answer to the prompt of request `number`."""
+        question = {"role": "user", "content": self.prompts[number]}
+        answers = [[question, {"role": "assistant", "content": text.text}] for text in texts]
+        return texts[int(self.model.score_conversations(answers).argmax())]
+
+
+def pieces(model: Trained, requests: Sequence[Request], search: Search, judge: Judge | None = None) -> Iterator[Piece]:
     """Yields pieces of the requests' texts: of all as they come, or the best one of each when it is known."""
     config, tokenizer = model.config, model.tokenizer
     if search.best_of > 1:
-        yield from _best(model, requests, search.best_of)
+        yield from _best(model, requests, search.best_of, judge)
     elif search.beams or search.draft:
         known = only_known_tokens(config.model, tokenizer)
         speaker = speculative.speaker(model.params, known, config.compute)
@@ -122,7 +142,7 @@ def _expression(pattern: str) -> re.Pattern[str]:
         raise UserError(f"--vote {shown(pattern)}: no regular expression ({shown(error)})") from None
 
 
-def _best(model: Trained, requests: Sequence[Request], count: int) -> Iterator[Piece]:
+def _best(model: Trained, requests: Sequence[Request], count: int, judge: Judge | None) -> Iterator[Piece]:
     each = [
         dataclasses.replace(request, seed=request.seed * count + number, scored=True)
         for request in requests
@@ -134,7 +154,8 @@ def _best(model: Trained, requests: Sequence[Request], count: int) -> Iterator[P
         wholes[number].add(piece, len(text.tokens), text.ended, text.scored)
         _tell_of_length(number // count, text)
     for number in range(len(requests)):
-        (best,) = choosing.best(wholes[number * count : (number + 1) * count], 1)
+        texts = wholes[number * count : (number + 1) * count]
+        best = judge.best(number, texts) if judge else choosing.best(texts, 1)[0]
         yield Piece(number, best.text, True)
 
 

@@ -35,9 +35,10 @@ class TextSource(NamedTuple):
             f"{len(data.validation):,} to validate on"
         )
 
-    def afterwards(self, run: str) -> tuple[str, str]:
-        how = "--chat" if self.data.template else '--prompt "..."'
-        return "more text", f"python run.py generate --run {run} {how}"
+    def afterwards(self, run: str) -> tuple[str, list[str]]:
+        words = self.data.tokenizer.prompt_text(self.data.prompt).split()  # that this tokenizer is sure to know
+        how = ["--chat"] if self.data.template else ["--prompt", " ".join(words[:3])] if words else []
+        return "more text", ["generate", run, *how]
 
     def batches(self, setting: Setting) -> "TextBatches":
         return TextBatches(self.data, setting)

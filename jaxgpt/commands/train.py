@@ -38,6 +38,7 @@ from jaxgpt.runs import resuming
 from jaxgpt.runs.checkpoints import Found
 from jaxgpt.runs.folder import RunFolder, check_name, will_resume
 from jaxgpt.runs.saving import Writer
+from jaxgpt.terminal import command
 from jaxgpt.training import device_memory, memory_plan, step
 from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import Base, TrainState, initial_state, random_params, with_head
@@ -221,7 +222,13 @@ def _run(trainer: Trainer, source: Source) -> None:
         if processes.first():
             _conclude(trainer, before, after, found, saved, source)
     if ending:
-        raise ending.error(f"stopped {ending.reason} {where}; --resume goes on from there")
+        on = command("--resume", trainer.folder.path, *_typed_anew(config))
+        raise ending.error(f"stopped {ending.reason} {where}. To go on: {on}")
+
+
+def _typed_anew(config: Config) -> list[str]:
+    """Returns the options that a run's config.toml doesn't bring along."""
+    return ["--run.trackers", config.run.trackers] if config.run.trackers else []
 
 
 def _introduce(trainer: Trainer, source: Source, program: Program, notes: list[str]) -> None:
@@ -268,5 +275,5 @@ def _conclude(trainer: Trainer, before: str, after: str, found: Evaluation, save
     note(f"\nheld out         {found.words}" if found.loss is None else f"\nvalidation loss  {found.loss:.4f}")
     note(f"loss curve       {trainer.draw_curve()}")
     note(f"checkpoint       {saved}")
-    what, command = source.afterwards(str(trainer.folder.path))
-    note(f"{what:17}{command}")
+    what, words = source.afterwards(str(trainer.folder.path))
+    note(f"{what:17}{command(*words)}")

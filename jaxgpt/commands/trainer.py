@@ -23,7 +23,7 @@ from jaxgpt.foreign_text import printable
 from jaxgpt.generation import batching
 from jaxgpt.models import with_scalar
 from jaxgpt.parallel import processes
-from jaxgpt.reports.history import loss_curve
+from jaxgpt.reports.history import LOSSES, loss_curve
 from jaxgpt.runs import resuming
 from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.runs.saving import Writer
@@ -219,5 +219,6 @@ class Trainer:
 
     def draw_curve(self) -> Path:
         with self.folder.replacing("loss.png") as path:
-            loss_curve(read_metrics(self.folder.path / "metrics.jsonl"), self.config.run.name, path)
+            unit = LOSSES[self.config.objective.name]
+            loss_curve(read_metrics(self.folder.path / "metrics.jsonl"), self.config.run.name, path, unit)
         return self.folder.path / "loss.png"

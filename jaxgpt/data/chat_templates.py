@@ -105,6 +105,12 @@ def encode(
     return Encoded(np.concatenate(ids).astype(np.int32), np.concatenate(mask))
 
 
+def question(text: str, state: dict[str, Any], tokenizer: Tokenizer) -> np.ndarray:
+    """Returns the tokens of a user's one question, up to where the answer begins, in the template of this state."""
+    messages = [{"role": "user", "content": text}]
+    return encode(messages, from_state(state), tokenizer, add_generation_prompt=True).ids
+
+
 def with_spans(
     messages: Messages, template: Template, *, add_generation_prompt: bool = False, tools: Tools = None
 ) -> Rendered:

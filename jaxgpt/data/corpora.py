@@ -32,6 +32,7 @@ from jaxgpt.environment import cache_folder
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.options.command_line import nearest
+from jaxgpt.terminal import command
 
 NAMES = ("embedded", "tinyshakespeare")
 
@@ -100,10 +101,10 @@ def _file(name: str) -> Path:
             "interruption reads its text again: write it to a file first, and name that"
         )
     if documents.kind_of(path) in ("json", "jsonl", "parquet"):
-        output = shlex.quote(shown(f"data/{path.name.partition('.')[0]}"))
+        output = shown(f"data/{path.name.partition('.')[0]}")
         raise UserError(
-            f"{called} has rows with fields, and is no plain text. Make token files of it by: python run.py prepare "
-            f"{shlex.quote(called)} --output {output}, and train on them: --data.text {output}"
+            f"{called} has rows with fields, and is no plain text. Make token files of it by: "
+            f"{command('prepare', called, '--output', output)}, and train on them: --data.text {shlex.quote(output)}"
         )
     return path
 
@@ -119,7 +120,7 @@ def _read(name: str) -> bytes:
     if len(data) > most:
         raise UserError(
             f"{shown(name)}: more than {decimal(most)} are packed in it, which is too much to be kept in memory, or "
-            "packed better than text is. Make token files of it by: python run.py prepare"
+            f"packed better than text is. Make token files of it by: {command('prepare', shown(name))}"
         )
     return data
 

@@ -28,6 +28,7 @@ from jaxgpt.data.token_files import Shards
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.options.config import Config
+from jaxgpt.terminal import command
 
 
 class Described(Protocol):
@@ -237,9 +238,7 @@ def _prompt(
     With a chat template they are of a question: of that prompt, or of the first conversation.
     """
     if template and config.run.prompt:
-        messages = [{"role": "user", "content": config.run.prompt}]
-        asked = chat_templates.from_state(template)
-        return chat_templates.encode(messages, asked, tokenizer, add_generation_prompt=True).ids
+        return chat_templates.question(config.run.prompt, template, tokenizer)
     if isinstance(validation, Conversations):
         return validation.prompt()
     if config.run.prompt:
@@ -262,25 +261,26 @@ def find_token_files(name: str) -> TokenSet | None:
         if not folder.is_dir():
             raise UserError(
                 f"--data.text {name}: these {sources.DATA_SETS[name].about} are not in {folder} yet. Get them there "
-                f"by: python run.py prepare {name}"
+                f"by: {command('prepare', name)}"
             )
-        return _in_folder(folder, f"prepare {name}")
+        return _in_folder(folder, "prepare", name)
     path = Path(name)
     try:
         if path.is_dir():
-            return _in_folder(path, f"prepare {name} --output data/{path.resolve().name}")
+            return _in_folder(path, "prepare", name, "--output", f"data/{path.resolve().name}")
         if path.suffix == ".bin" or (re.search(r"[*?\[]", name) and not path.exists()):
             paths = sorted(Path(path) for path in glob.glob(name, recursive=True))
             if not paths:
                 wanted = f"--data.text {shown(name)}: there are no such files"
-                raise UserError(f"{wanted}. python run.py prepare makes token files of text")
+                raise UserError(f"{wanted}. {command('prepare', 'SOURCE')} makes token files of text")
             return _by_names(paths)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise UserError(f"cannot read {quoted(name)}: {getattr(error, 'strerror', None) or error}") from None
     return None
 
 
-def _in_folder(folder: Path, command: str) -> TokenSet:
+def _in_folder(folder: Path, *words: str) -> TokenSet:
+    """Opens a folder of token files, which the command of these words makes."""
     if os.path.lexists(folder / manifest.NAME):
         return _by_manifest(folder, manifest.read(folder))
     if os.path.lexists(folder / progress.NAME):
@@ -290,8 +290,8 @@ def _in_folder(folder: Path, command: str) -> TokenSet:
     paths = sorted(folder.glob("*.bin"))
     if not paths:
         raise UserError(
-            f"{shown(folder)} is a folder, and has no token files (.bin). Make some of the text in it by: python "
-            f"run.py {shown(command)}"
+            f"{shown(folder)} is a folder, and has no token files (.bin). Make some of the text in it by: "
+            f"{command(*words)}"
         )
     return _by_names(paths)
 
@@ -307,7 +307,7 @@ def _by_names(paths: list[Path]) -> TokenSet:
             raise UserError(
                 f"{shown(paths[0])}: a .bin file is taken for tokens, and {shown(paths[0].resolve().parent)} has no "
                 f"token files for {'training' if split == 'train' else 'validation'}: those have _{split}_ in their "
-                "names, as llm.c's. python run.py prepare makes both of text"
+                f"names, as llm.c's. {command('prepare', 'SOURCE')} makes both of text"
             )
     return TokenSet(Shards(of["train"]), Shards(of["val"]), None)
 

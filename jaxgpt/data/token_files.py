@@ -24,6 +24,7 @@ from jaxgpt import files
 from jaxgpt.data import unpacking
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
+from jaxgpt.terminal import command
 
 HEADER_BYTES = 1024
 
@@ -75,7 +76,7 @@ def _check(path: Path, size: int, header: bytes, marks: bool) -> tuple[Format, i
             f"{shown(path)} has no header, as nanoGPT's train.bin and val.bin have none. Write a token file with one, "
             "and move the old one away: python -c 'import numpy, pathlib; from jaxgpt.data import token_files as t; "
             f't.write(pathlib.Path("{new}"), numpy.memmap("{shown(path)}", "<u2"), t.GPT2)\'; or make it of the text '
-            "by: python run.py prepare"
+            f"by: {command('prepare', 'SOURCE')}"
         )
     if len(header) < HEADER_BYTES:
         raise UserError(

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from jaxgpt import files
 from jaxgpt.data.conversations import Messages
 from jaxgpt.errors import RunError, UserError
-from jaxgpt.evaluation import programs
+from jaxgpt.evaluation import programs, reward_model
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.options.config import Objective
 
@@ -47,8 +47,8 @@ class Answered(NamedTuple):
 Reward = Callable[[Sequence[Answered]], list[float]]
 
 
-def make(options: Objective, load_model: Callable[[str], Reward]) -> Reward:
-    """Returns the reward that the options name; `load_model` loads a reward model by its name.
+def make(options: Objective) -> Reward:
+    """Returns the reward that the options name.
 
     UserError where there is none of this name, or where it can't be used here.
     """
@@ -61,7 +61,7 @@ def make(options: Objective, load_model: Callable[[str], Reward]) -> Reward:
         case "program" if rest:
             return _programs(rest, programs.Limits(options.program_seconds, options.program_memory_mib << 20))
         case "model" if rest:
-            return load_model(rest)
+            return _model(rest)
     path, _, name = options.reward.rpartition(":")
     if path.endswith(".py") and name.isidentifier():
         return _each(_function(Path(path), name))
@@ -117,6 +117,20 @@ def _programs(command: str, limits: programs.Limits) -> Reward:
     def rewards(answered: Sequence[Answered]) -> list[float]:
         with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
             return list(threads.map(one, answered))
+
+    return rewards
+
+
+def _model(name: str) -> Reward:
+    """Returns the scores of a reward model. UserError where there is none of this name."""
+    try:
+        model = reward_model.load(name)
+    except UserError as error:
+        raise UserError(str(error).replace("--reward-model ", f"{OPTION} model:", 1)) from None
+
+    def rewards(answered: Sequence[Answered]) -> list[float]:
+        texts = [[*one.prompt, {"role": "assistant", "content": one.text}] for one in answered]
+        return model.score_conversations(texts).tolist()
 
     return rewards
 

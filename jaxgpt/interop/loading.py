@@ -18,7 +18,7 @@ from jaxgpt.parallel import mesh
 from jaxgpt.runs import about
 from jaxgpt.runs.about import About
 from jaxgpt.runs.checkpoints import Trained
-from jaxgpt.terminal import say
+from jaxgpt.terminal import command, say
 
 
 def is_run(folder: Path) -> bool:
@@ -49,8 +49,8 @@ def load(name: str, devices: int = 0) -> Trained:
             source.notes[0] if source.unreadable_tokenizer else "they don't say with which tokenizer they were trained"
         )
         raise UserError(
-            f"--run {shown(name)}: {why}. Make a run of these weights that has another: python run.py convert "
-            f"{shown(name)} runs/NAME --tokenizer TOKENIZER"
+            f"--run {shown(name)}: {why}. Make a run of these weights that has another: "
+            f"{command('convert', name, 'runs/NAME', '--tokenizer', 'TOKENIZER')}"
         )
     for note in source.notes:
         say(f"{shown(source.where)}: {note}", error=True)

@@ -32,6 +32,7 @@ def open_checkpoint(folder: Path, open_weights: bases.Open, *, newest: bool) -> 
     """
     parts = ("params", "about")
     found = checkpoints.find(folder / "checkpoints", parts) if newest else checkpoints.at(folder, parts)
+    checkpoints.check_draws(found)
     dtype = found.about["configuration"].get("compute", {}).get("parameters", "float32")
     options, base = lora_of(found.about), found.about["base"]
 

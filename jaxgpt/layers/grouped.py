@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxgpt.layers.numerics import accumulation_dtype, product
+from jaxgpt.layers.numerics import accumulation_dtype, product, product_over_tokens
 
 LARGE, SMALL = 256, 64  # rows of a CPU's blocks; the small size divides the large one
-ROOM = 1.25  # rows of each group that a CPU's gradient takes in one batched product, as a multiple of the mean size
+ROOM = 1.125  # rows of each group that a CPU's gradient takes in one product, as a multiple of the mean size
 
 
 def multiply(
@@ -104,23 +104,22 @@ def _rows(array: Float[Array, "M _"], place: Array, first: Array, end: Array, si
 
 
 def _gradient_with_room(x: Float[Array, "M C"], dy: Float[Array, "M F"], sizes: Int[Array, " G"]):
-    """One batched product for as many rows of each group as there is room for, and one more for each block beyond."""
-    rows, groups, ends = x.shape[0], sizes.shape[0], jnp.cumsum(sizes)
-    room, size = min(rows, int(ROOM * rows / groups) + 1), min(LARGE, rows)
-    numbers = (ends - sizes)[:, None] + jnp.arange(room)
-    mine = (numbers < ends[:, None])[..., None]
-    numbers = jnp.minimum(numbers, rows - 1)
-    dw = product("grc,grf->gcf", jnp.where(mine, x[numbers], 0), dy[numbers])
+    """For each group one product of as many rows as there is room for, and one more for each small block beyond."""
+    rows, ends = x.shape[0], jnp.cumsum(sizes)
+    size = min(SMALL, rows)
+    room = min(rows, -(-int(ROOM * rows) // (sizes.shape[0] * size)) * size)
 
-    def one_group(group: Array | int, dw: Array) -> Array:
-        first, end = ends[group] - sizes[group] + room, ends[group]
+    def one_group(group: tuple[Array, Array]) -> Array:
+        first, end = group
 
-        def one_block(number: Array | int, dw: Array) -> Array:
-            place = first + number * size
+        def one_block(place: Array, size: int) -> Array:
             x_block, mine = _rows(x, place, place, end, size)
             dy_block, _ = _rows(dy, place, place, end, size)
-            return dw.at[group].add(product("rc,rf->cf", jnp.where(mine, x_block, 0), dy_block))
+            return product_over_tokens("nc,nf->cf", jnp.where(mine, x_block, 0), dy_block)
 
-        return lax.fori_loop(0, (end - first + size - 1) // size, one_block, dw)
+        def further(number: Array | int, dw: Array) -> Array:
+            return dw + one_block(first + room + number * size, size)
 
-    return lax.fori_loop(0, groups, one_group, dw)
+        return lax.fori_loop(0, (end - first - room + size - 1) // size, further, one_block(first, room))
+
+    return lax.map(one_group, (ends - sizes, ends))

@@ -4,15 +4,21 @@ import dataclasses
 import difflib
 import itertools
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 from jaxgpt.errors import UserError
+from jaxgpt.foreign_text import shown
+from jaxgpt.options import help_page
+from jaxgpt.terminal import say
 
 Options = TypeVar("Options")
-OF_ALL = {"-h", "--help"}
+ALL = "--help-all"  # of training, whose options are many
+OF_ALL = {"-h", "--help", ALL}
 SWITCHED = {"true", "false"}  # values that a switch takes in other programs
 # Names that nanoGPT, llm.c and papers use, each with our option's name or the last part of it.
 OTHERS = {
@@ -53,19 +59,30 @@ MOST = 3  # options in a suggestion
 ALIKE, BEGINNING, SHORTEST = 0.6, 0.9, 3  # of 1: the least likeness; that of the same first letters; how many of them
 
 
-def read(kind: type[Options], words: list[str], command: str, **more: Any) -> Options:
+def read(
+    kind: type[Options], words: list[str], command: str, default: Options | None = None, description: str = ""
+) -> Options:
     """Returns the options of the dataclass `kind` that the words of `run.py COMMAND` give.
 
-    UserError where an option doesn't exist; the message says what may have been meant. Whatever else is wrong tyro
-    reports, and ends with status 2 as well.
+    With --help it prints their page and exits. UserError where an option doesn't exist; the message says what may have
+    been meant. Whatever else is wrong tyro reports, and ends with status 2 as well.
     """
     prog = command if command.startswith("-m") else f"run.py {command}".strip()  # as it is typed behind "python"
+    if asks_for_help(words):
+        say(help_page.page(kind, f"python {prog} [options]", description or str(kind.__doc__), default))
+        sys.exit(0)
     known = list(names(kind))
-    unknown = [word for word in _options_of(words) if word not in OF_ALL and _name(word) not in known]
+    unknown = [word for word in _options_of(words) if _name(word) not in known]
     if unknown:
         raise UserError("\n".join(no_such_option(word, known, prog) for word in dict.fromkeys(unknown)))
     _check_switches(words, known)
-    return tyro.cli(kind, args=words, prog=prog, **more)
+    more: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(kind, args=words, prog=prog, add_help=False, **more)
+
+
+def asks_for_help(words: list[str]) -> bool:
+    """Returns whether the words ask what there is, rather than for something to be done."""
+    return not OF_ALL.isdisjoint(words[: words.index("--")] if "--" in words else words)
 
 
 def names(kind: Any, prefix: str = "") -> Iterator[str]:
@@ -140,20 +157,41 @@ def written_out(words: list[str]) -> list[str]:
     result = []
     for word, following in zip(words, [*words, "--"][1:], strict=True):
         if word == "--resume":
-            if not following.startswith("-") and following not in ("never", "always", "auto"):
-                raise UserError(
-                    f"--resume {following}: which run it is --run.name says, or the config's name; --resume goes on "
-                    "with it, and --resume auto also begins one"
-                )
             result += ["--run.resume", *(["always"] if following.startswith("-") else [])]
         else:
             result.append(f"--run.resume={word.removeprefix('--resume=')}" if word.startswith("--resume=") else word)
     return result
 
 
+def resumed(words: list[str]) -> tuple[Path | None, list[str]]:
+    """Returns the run's folder that `--resume FOLDER` names, None where it names none, and the other words.
+
+    UserError where the words name the run in another way too.
+    """
+    following = [*words, "--"][1:]
+    places = [at for at, word in enumerate(words) if word == "--resume" and _is_folder(following[at])]
+    joined = [at for at, word in enumerate(words) if word.startswith("--resume=") and _is_folder(word[9:])]
+    if not places + joined:
+        return None, words
+    at = (places + joined)[-1]
+    folder = following[at] if at in places else words[at].removeprefix("--resume=")
+    rest = [*words[:at], *words[at + 1 + (at in places) :]]
+    given = {word.partition("=")[0] for word in rest}
+    for other in ("--resume", "--config", "--run.name", "--run.folder", "--run.resume"):
+        if other in given:
+            raise UserError(f"--resume {shown(folder)} says already which run goes on, and how: leave {other} away")
+    return Path(folder), rest
+
+
+def _is_folder(word: str) -> bool:
+    return not word.startswith("-") and word not in ("never", "always", "auto")
+
+
 def nearest(word: str, names: Iterable[str]) -> str:
-    """Returns '; did you mean X?' where one of the names is close to the word, and otherwise '.'"""
-    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
+    """Returns '; did you mean X?' where one of the names begins with the word or is close to it, and otherwise '.'"""
+    names = list(names)
+    begin = sorted(name for name in names if len(word) >= SHORTEST and name.startswith(word))
+    close = begin or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else "."
 
 

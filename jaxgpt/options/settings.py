@@ -19,6 +19,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.options.command_line import meant, nearest
 from jaxgpt.options.config import IN_DATA, SPIKE_WINDOW, Config, Lora, Model, Objective, Parallel, Sampling
+from jaxgpt.terminal import program
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()), Path("configs"))
@@ -67,7 +68,7 @@ def runs_near(path: Path) -> str:
         names = sorted(run.parent.name for run in folder.glob("[!.]*/config.toml"))
         if names:
             return f". In {folder} there are: {', '.join(names)}"
-    return ". There is no run yet: python run.py trains one"
+    return f". There is no run yet: {program()} trains one"
 
 
 def read(path: Path) -> Config:
@@ -105,6 +106,29 @@ def read_trained(run: Path) -> Config:
         if kept is None or kept:
             tables[name] = table
     return _config(path, tables)
+
+
+def read_resumed(run: Path) -> Config:
+    """Returns a run's own configuration to go on with it.
+
+    The run may be someone else's, so what its config.toml says of programs, addresses and trackers is passed over: the
+    command line alone names them. UserError as `read` raises it, and where there is no run.
+    """
+    path = run / "config.toml"
+    if not files.exists(path):
+        raise UserError(f"--resume {shown(run)}: not a run's folder (it has no config.toml){runs_near(run)}")
+    config = _config(path, files.read_toml(path, within=run))
+    own = dataclasses.replace(
+        config.run,
+        folder=str(run.parent),
+        name=run.name,
+        resume="always",
+        overwrite=False,
+        trackers="",
+        compilation_cache="",
+    )
+    parallel = dataclasses.replace(config.parallel, processes=0, process=-1, coordinator="")
+    return dataclasses.replace(config, run=own, parallel=parallel)
 
 
 def _config(path: Path, tables: dict[str, Any]) -> Config:

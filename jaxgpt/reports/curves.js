@@ -16,9 +16,14 @@ function colour(index) { return COLOURS[index % COLOURS.length]; }
 function charts(runs) {
   const tasks = [...new Set(runs.flatMap((run) => Object.keys(run.tasks)))];
   const several = runs.length > 1;
+  const further = [...new Set(runs.flatMap((run) => Object.keys(run.further)))];
+  const units = [...new Set(runs.map((run) => run.loss_unit))];
   const of = (name, options = {}) => (run, index) => [line(run, index, name, options)];
   return [
-    { id: "loss", title: "Loss, nats per token", wide: true, traces: (run, index) => lossTraces(run, index, several) },
+    { id: "loss", title: `Loss, ${units.join(" or ")}`, wide: true, traces: (run, index) => lossTraces(run, index, several) },
+    ...further.map((title, number) => ({
+      id: `further-${number}`, title, traces: (run, index) => furtherTraces(run, index, title, several),
+    })),
     ...tasks.map((task) => ({
       id: `task-${task}`, of: task, title: `${task}, accuracy in %`,
       traces: (run, index) => [curve(run, run.tasks[task] || [[], []], run.name, colour(index), { markers: true })],
@@ -45,9 +50,18 @@ function curve(run, [steps, values], name, shade, options = {}) {
 }
 
 function lossTraces(run, index, several) {
+  const { loss, loss_smoothed: smoothed, validation } = run.curves;
+  return trainAndValidation(run, index, several, [loss, smoothed, validation]);
+}
+
+// An objective's own metric, such as the share of pairs in the right order.
+function furtherTraces(run, index, title, several) {
+  const curves = run.further[title];
+  return curves ? trainAndValidation(run, index, several, curves) : [];
+}
+
+function trainAndValidation(run, index, several, [each, train, validation]) {
   const shade = colour(index);
-  const train = run.curves.loss_smoothed;
-  const validation = run.curves.validation;
   if (several) {
     return [
       curve(run, train, `${run.name}, train`, shade, { width: 1.4, opacity: 0.65 }),
@@ -55,7 +69,7 @@ function lossTraces(run, index, several) {
     ];
   }
   return [
-    curve(run, run.curves.loss, "train, each step", shade, { width: 1, opacity: 0.35 }),
+    curve(run, each, "train, each step", shade, { width: 1, opacity: 0.35 }),
     curve(run, train, "train, smoothed", shade, { width: 2 }),
     curve(run, validation, "validation", SECOND, { markers: true, width: 2 }),
   ];

@@ -23,6 +23,30 @@ from jaxgpt.runs import metrics_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Names of the objectives' own metrics, as the pages show them; those of what is held out have val_ before them.
+FURTHER = {
+    "accuracy": "Pairs in the right order, %",
+    "score_margin": "Score of the better text over the worse",
+    "margin": "Reward of the chosen answer over the rejected",
+    "chosen_reward": "Reward of chosen answers",
+    "rejected_reward": "Reward of rejected answers",
+    "reward": "Reward of answers",
+    "right": "Right answers, %",
+    "kl_of_answer": "Divergence of an answer from the reference, nats",
+    "kl": "Divergence of a token from the reference, nats",
+    "kl_penalty": "Coefficient of the divergence in the reward",
+    "entropy": "Entropy at a token, nats",
+    "answer_tokens": "Tokens of an answer",
+    "clip_fraction": "Tokens whose ratio is clipped, %",
+    "value_loss": "Loss of the values",
+}
+PERCENT = ("accuracy", "right", "clip_fraction")
+LOSSES = {  # units of the losses, by --objective.name
+    "next_token": "nats per token",
+    "reward": "nats per comparison",
+    "preference": "per pair",
+    "policy": "of the surrogate",
+}
 COLUMNS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu", "step_seconds", "data_wait_seconds")
 PIECE = 2**20  # bytes read at once
 RECENT = 200  # values of which a mean is taken
@@ -45,6 +69,7 @@ class History:
         self.steps = array("q")
         self.columns = {name: array("d") for name in COLUMNS}
         self.validation: dict[int, float] = {}
+        self.further: dict[str, tuple[array, array]] = {}  # steps and values of FURTHER, and of val_ and their names
         self.tasks: dict[str, dict[int, float]] = {}  # accuracies by name and step
         self.skipped: list[tuple[int, float]] = []  # steps that changed nothing, with the gradient's norm
         self._skips = 0
@@ -78,7 +103,9 @@ class History:
             self._take_step(step, values)
         if math.isfinite(loss := number(values.get("val_loss"))):
             self.validation[step] = loss
-        if "task" in values:
+        if "task" not in values:
+            self._take_further(step, values)
+        else:
             normalised = values.get("accuracy_norm")
             accuracy = number(values.get("accuracy") if normalised is None else normalised)
             if math.isfinite(accuracy):
@@ -94,6 +121,19 @@ class History:
         self._skips = skips
         if step:
             self.tokens_per_step = number(values.get("tokens"), 0.0) / step
+
+    def _take_further(self, step: int, values: dict[str, Any]) -> None:
+        for key in FURTHER:
+            for name in (key, f"val_{key}"):
+                if name in values and math.isfinite(value := number(values[name])):
+                    steps, column = self.further.setdefault(name, (array("q"), array("d")))
+                    steps.append(step)
+                    column.append(100 * value if key in PERCENT else value)
+
+    def further_curve(self, name: str) -> Curve:
+        """Returns one of the curves of `further`, an empty one where there is none."""
+        steps, values = self.further.get(name, ((), ()))
+        return np.array(steps, np.int64), np.array(values, np.float64)
 
     def curve(self, name: str) -> Curve:
         """Returns a column by step, without the values that are not finite."""
@@ -176,7 +216,7 @@ def _import() -> None:
             matplotlib.rcParams["backend"] = backend
 
 
-def loss_curve(metrics: list[dict[str, Any]], title: str, path: Path) -> None:
+def loss_curve(metrics: list[dict[str, Any]], title: str, path: Path, unit: str = LOSSES["next_token"]) -> None:
     """Draws train and validation loss by step from the objects of a metrics.jsonl; writes a PNG."""
     axes = (picture := figure(figsize=(8, 4.5), layout="constrained")).add_subplot()
     train, validation = (
@@ -189,7 +229,7 @@ def loss_curve(metrics: list[dict[str, Any]], title: str, path: Path) -> None:
     if validation:
         label = f"validation ({validation[-1][1]:.3f})"
         axes.plot(*zip(*validation, strict=True), "o-", color="tab:orange", label=label)
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.set(xlabel="step", ylabel=f"loss ({unit})")
     axes.set_title(title, parse_math=False)  # a name, in which a $ is a $
     axes.grid(alpha=0.3)
     if train or validation:

@@ -36,7 +36,7 @@ import numpy as np
 from jaxgpt import files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.reports.history import Curve, History, number, smoothed, thinned
+from jaxgpt.reports.history import FURTHER, LOSSES, Curve, History, number, smoothed, thinned
 
 MACHINE = "machine.json"
 SAMPLES = 40  # shown, evenly over the run
@@ -83,6 +83,16 @@ def of_run(folder: Path, history: History, state: str = "") -> dict[str, Any]:
         "now": {name: _plain(history.recent(name)) for name in ("loss", "tokens_per_second", "mfu", "step_seconds")},
         "skips": len(history.skipped),
         "curves": _curves(history),
+        "loss_unit": LOSSES.get(_get(config, "objective", "name", "next_token"), ""),
+        "further": {
+            title: [
+                _points(thinned(train := history.further_curve(name))),
+                _points(smoothed(train)),
+                _points(history.further_curve(f"val_{name}")),
+            ]
+            for name, title in FURTHER.items()
+            if name in history.further or f"val_{name}" in history.further
+        },
         "tasks": {
             name: _points(_arrays((step, 100 * accuracy) for step, accuracy in sorted(scores.items())))
             for name, scores in history.tasks.items()

@@ -14,7 +14,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.models import family, lora
 from jaxgpt.options import settings
-from jaxgpt.options.config import Config, Lora, Model, Training
+from jaxgpt.options.config import Config, Lora, Model, Objective, Training
 
 FILE = Path("about", "metadata")  # within a checkpoint, as orbax names it
 OF_ONE_START = {"parallel", "evaluation", "sampling", "checkpoint", "run"}  # sections that change no training
@@ -84,6 +84,11 @@ def model_of(about: About) -> Model:
 def lora_of(about: About) -> Lora:
     """Returns the options of a checkpoint's adapters; of rank 0 where it has whole parameters."""
     return settings.section("", "lora", Lora, about["configuration"].get("lora", {}))
+
+
+def objective_of(about: About) -> Objective:
+    """Returns the objective that a checkpoint was trained with; the next token where it doesn't say."""
+    return settings.section("", "objective", Objective, about["configuration"].get("objective", {}))
 
 
 def about_base(name: str, fingerprint: str) -> dict[str, str]:

@@ -30,13 +30,13 @@ from jaxgpt.data import tokenizers
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.models import family, lora
+from jaxgpt.models import family, lora, with_scalar
 from jaxgpt.models.blocks import Params, are_stacked, stacked, unstacked
 from jaxgpt.options import settings
 from jaxgpt.options.config import Config, Model, Parallel
 from jaxgpt.parallel import mesh, processes
 from jaxgpt.runs import checksums
-from jaxgpt.runs.about import About, check_size, lora_of, model_of, read_about
+from jaxgpt.runs.about import About, check_size, lora_of, model_of, objective_of, read_about
 from jaxgpt.terminal import say
 from jaxgpt.training.state import TrainState, on_trees
 
@@ -195,9 +195,38 @@ def tokenizer_of(found: Found) -> Tokenizer:
 
 
 def params_of(found: Found, dtype: DTypeLike = jnp.float32) -> Params:
-    """Returns a checkpoint's parameters: those that were trained."""
+    """Returns a checkpoint's parameters: those that were trained, but for a head of values beside the model's own.
+
+    UserError for a reward model.
+    """
+    check_draws(found)
+    return _without_head(_params_of(found, dtype))
+
+
+def scored_params_of(found: Found) -> with_scalar.Params:
+    """Returns a reward model's parameters, with its scalar head."""
+    params = _params_of(found, jnp.float32)
+    assert isinstance(params, with_scalar.Params)
+    return params
+
+
+def check_draws(found: Found) -> None:
+    """Raises a UserError for a checkpoint of a reward model, which draws no text."""
+    if objective_of(found.about).name == "reward":
+        run = found.path.parent.parent
+        raise UserError(
+            f"{found.path}: a reward model, which scores texts and draws none. Choose among another model's texts by "
+            f"it: python run.py generate --run MODEL --prompt PROMPT --best-of 8 --reward-model {shown(run)}"
+        )
+
+
+def _params_of(found: Found, dtype: DTypeLike) -> Any:
     target = _placed(_target(found, dtype))
     return _read(found.path, ocp.args.Composite(params=ocp.args.StandardRestore(target))).params
+
+
+def _without_head(params: Any) -> Params:
+    return with_scalar.model_of(params) if isinstance(params, with_scalar.Params) else params
 
 
 def save_params(path: Path, params: Params, about: dict[str, Any]) -> None:
@@ -224,8 +253,10 @@ def save_params(path: Path, params: Params, about: dict[str, Any]) -> None:
 def numpy_params_of(found: Found, dtype: DTypeLike) -> Params:
     """Returns a checkpoint's parameters as NumPy arrays, which JAX would copy once more.
 
-    They are read one after another, the largest first: orbax holds what is packed of all that it reads at once.
+    They are those of `params_of`. They are read one after another, the largest first: orbax holds what is packed of all
+    that it reads at once.
     """
+    check_draws(found)
     leaves, structure = jax.tree.flatten(_target(found, dtype))
     arrays = dict.fromkeys(range(len(leaves)), ocp.PLACEHOLDER)
     for place in sorted(arrays, key=lambda place: -leaves[place].size):
@@ -236,7 +267,7 @@ def numpy_params_of(found: Found, dtype: DTypeLike) -> Params:
         restore = ocp.args.PyTreeRestore(target, restore_args=arguments)
         read = _read(found.path, ocp.args.Composite(params=restore), numpy=True).params
         arrays[place] = jax.tree.leaves(read)[place]
-    return jax.tree.unflatten(structure, arrays.values())
+    return _without_head(jax.tree.unflatten(structure, arrays.values()))
 
 
 def _target(found: Found, dtype: DTypeLike) -> Params:
@@ -245,7 +276,10 @@ def _target(found: Found, dtype: DTypeLike) -> Params:
     saved, options, key = model_of(found.about), lora_of(found.about), jax.random.key(0)
 
     def init():
-        return lora.init(saved, options, key, dtype) if options.rank else family(saved).init(saved, key, dtype)
+        params = lora.init(saved, options, key, dtype) if options.rank else family(saved).init(saved, key, dtype)
+        if not objective_of(found.about).scalar_head:
+            return params
+        return with_scalar.attach(params, with_scalar.init_scalar(saved, key, dtype))
 
     return jax.eval_shape(init)
 

@@ -12,6 +12,7 @@ checkpoints/     by orbax
 """
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -53,10 +54,42 @@ def check_name(config: Config) -> None:
             raise UserError(EXISTS.format(path))
 
 
+def named(config: Config, name: str) -> Config:
+    """Returns the configuration of a run for which its user has chosen no name: `name`, or name-2, name-3, ...
+
+    A new run takes the first of them that no other run has. All processes have to call it together.
+    """
+    name = re.sub(r"[^\w.-]+", "_", name).strip("._-") or "run"
+    if config.run.resume == "never" and not config.run.overwrite:
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        name = processes.talk.broadcast(lambda: next(free for free in names if _is_free(config, free)))
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
+
+
+def _is_free(config: Config, name: str) -> bool:
+    """Returns whether a new run may have this name: there is nothing, or a run of which nothing would be lost."""
+    path = Path(config.run.folder) / name
+    if not os.path.lexists(path):
+        return True
+    with contextlib.suppress(OSError, UserError), writing.lock(path, metrics_file.TRAINING):
+        return (path / CONFIGURATION).is_file() and _is_untrained(path)
+    return False
+
+
 def will_resume(config: Config) -> bool:
     """Returns whether a run of this name has checkpoints and `run.resume` asks to resume it."""
     folder = Path(config.run.folder) / config.run.name / "checkpoints"
     return config.run.resume != "never" and bool(checkpoints.steps_of(folder))
+
+
+def _is_untrained(path: Path) -> bool:
+    """Returns whether nothing would be lost of a run: no step has left a trace, and there is no checkpoint."""
+    return (
+        metrics_file.is_untrained(path / metrics_file.NAME)
+        and metrics_file.has_no_later_text(path / SAMPLES)
+        and not files.exists(path / CURVE)
+        and not checkpoints.steps_of(path / "checkpoints")
+    )
 
 
 class RunFolder:
@@ -116,26 +149,17 @@ class RunFolder:
             return
         options = self.config.run
         ours = (self.path / CONFIGURATION).is_file()
-        if not (options.overwrite or (ours and (options.resume == "auto" or self._is_untrained()))):
+        if not (options.overwrite or (ours and (options.resume == "auto" or _is_untrained(self.path)))):
             raise UserError(EXISTS.format(self.path))
         if not ours:
             raise UserError(f"{self.path} is not a run's folder (it has no config.toml), so it is not replaced")
         writing.check_no_link(self.path)
 
-    def _is_untrained(self) -> bool:
-        """Returns whether nothing would be lost: no step has left a trace, and there is no checkpoint."""
-        return (
-            metrics_file.is_untrained(self.path / metrics_file.NAME)
-            and metrics_file.has_no_later_text(self.path / SAMPLES)
-            and not files.exists(self.path / CURVE)
-            and not checkpoints.steps_of(self.checkpoints)
-        )
-
     def _kept_for(self) -> str:
         """Returns why the folder may not be deleted though another takes its name; empty where it may be."""
         if self.config.run.overwrite or not self.path.is_dir():
             return ""
-        if not self._is_untrained():
+        if not _is_untrained(self.path):
             return "it was trained, and has no checkpoint to resume from"
         others = self._others()
         return f"no run writes {shown(others[0])}, so it isn't deleted" if others else ""

@@ -25,7 +25,8 @@ from jaxgpt.training.state import Base, TrainState
 FIXED = {
     "data": {"tokenizer", "validation_fraction"},
     "training": {"sequence_length", "seed", "init_from"},
-    "objective": {"name", "completions", "reference_free"},
+    "objective": {"name", "completions", "reference_free", "advantages"},
+    "rollouts": {"answers", "minibatches", "epochs"},
 }
 
 

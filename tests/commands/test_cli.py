@@ -112,7 +112,6 @@ def test_resume_as_it_is_typed(monkeypatch, words, resume):
 
 
 def test_resume_with_another_word(fails):
-    assert "--resume runs/x: which run it is --run.name says, or the config's name" in fails("--resume", "runs/x")
     assert "invalid choice 'x' for argument '--run.resume'" in fails("--run.resume", "x")
 
 
@@ -151,7 +150,7 @@ def test_overwrite_spares_a_folder_that_is_no_run(fails, work):
 @pytest.mark.parametrize("folder", ["text.txt", "text.txt/below", "/proc"])
 def test_a_folder_that_cannot_be_written(fails, folder):
     message = fails(*TINY, "--run.folder", folder)
-    assert message.startswith(f"error: {folder}/quickstart: can't write there (")
+    assert message.startswith(f"error: {folder}/quickstart-text: can't write there (")
     assert message.endswith("Choose another folder with --run.folder")
 
 

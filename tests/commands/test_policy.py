@@ -36,10 +36,6 @@ def letters(text):
     return text.count("e") / max(1, len(text))
 
 
-def spaces(text):
-    return text.count(' ') / max(1, len(text))
-
-
 def fails(text, answer):
     return {"yes": 1}[answer + text]
 
@@ -182,14 +178,11 @@ def test_on_several_devices_it_is_the_same_up_to_rounding(monkeypatch):
         assert two.steps[0][name] == pytest.approx(one.steps[0][name], rel=1e-4, abs=1e-6)
 
 
-def test_adapters_learn_too():
-    """As far as a base can that knows little: to say more often what it says often. Their reference is the base."""
-    options = {"lora_rank": 4, "objective_reward": "reward.py:spaces", "objective_kl_coefficient": 0.01}
-    finished = tune("adapters", optimizer_learning_rate=0.05, **options)
+def test_adapters_draw_and_train_the_same_policy():
+    """What is drawn has the adapters in it; their reference is the base, which is there already."""
+    finished = tune("adapters", lora_rank=4, optimizer_learning_rate=0.05, objective_kl_coefficient=0.01)
     assert finished.status == 0, finished.errors
-    rewards = [line["reward"] for line in finished.steps]
-    print(rewards)
-    assert np.mean(rewards[-6:]) > np.mean(rewards[:2]) + 0.1
+    assert [line["ratio"] for line in finished.steps] == pytest.approx([1] * TUNED["training.steps"], abs=1e-5)
     assert finished.steps[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert finished.steps[-1]["kl"] > 0.01
 
@@ -202,7 +195,8 @@ def test_adapters_learn_too():
         ({"objective_reward": "regex:("}, "'(' is no regular expression"),
         ({"objective_reward": "reward.py:no"}, "the file has no function of this name"),
         ({"objective_reward": "no.py:f"}, "there is no such file"),
-        ({"objective_reward": "model:runs/base"}, "--objective.reward model:"),
+        ({"objective_reward": "model:runs/no"}, "--objective.reward model:runs/no: not a run's folder"),
+        ({"objective_reward": "model:runs/base"}, "--objective.reward model:runs/base: no reward model, but one that"),
         ({"rollouts_answers": 5}, "a rollout has 32 answers"),
         ({"rollouts_answers": 1}, "needs at least 2 answers"),
         ({"rollouts_minibatches": 7}, "--training.steps is 24, and must be a multiple of the steps of a rollout, 7"),

@@ -324,7 +324,9 @@ def test_ctrl_c_saves_and_the_model_generates(work, capsys):
     last = lines[-1]["step"]
     assert process.returncode == 130
     saved = f"runs/stopped/checkpoints/{last}"
-    assert err == f"stopped with Ctrl-C after step {last} of 1000000; saved in {saved}; --resume goes on from there\n"
+    stopped, _, on = err.removesuffix("\n").partition(". To go on: ")
+    assert stopped == f"stopped with Ctrl-C after step {last} of 1000000; saved in {saved}"
+    assert on.endswith(f"{ROOT / 'run.py'} --resume runs/stopped")
     assert "stopping with Ctrl-C: saving" in out
     assert "--- sample after training ---" in out
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, last + 1))

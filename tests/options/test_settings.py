@@ -143,6 +143,8 @@ def test_every_option_is_one_on_the_command_line(trained, section, key):
     assert cli.main([options.option(section, key), *words, *also]) == 0
     assert cli.main(also) == 0
     changed, usual = trained
+    if (section, key) == ("data", "text"):  # the run is named after it
+        usual = dataclasses.replace(usual, run=dataclasses.replace(usual.run, name="quickstart-x"))
     expected = dataclasses.replace(getattr(usual, section), **{key: value})
     assert changed == dataclasses.replace(usual, **{section: expected})
 

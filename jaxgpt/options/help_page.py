@@ -1,0 +1,126 @@
+"""The pages of --help, made of the options' dataclasses: each option with its meaning, which is the docstring below its
+field, and its default."""
+
+import ast
+import dataclasses
+import functools
+import inspect
+import itertools
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+
+import tyro
+
+WIDTH = 100  # columns at most
+INDENT = 6
+HELP = "--help", "-h, --help", "show this page and exit"
+
+
+class Entry(NamedTuple):
+    name: str  # without dashes, as section.key; a positional argument's without them too
+    typed: str  # as it is typed: --section.key INT
+    meaning: str
+    section: str  # empty for a command's own
+
+
+def page(kind: Any, usage: str, description: str, defaults: Any = None, only: Sequence[str] | None = None) -> str:
+    """Returns the page of a command's options.
+
+    Args:
+        kind: The dataclass of its options.
+        usage: The command as it is typed, without its options.
+        description: Text above the options, whose lines stay as they are.
+        defaults: An instance that has the defaults to show; None takes those of `kind`.
+        only: Names of sections that are shown; None shows all.
+    """
+    entries = [entry for entry in _entries(kind, defaults) if only is None or entry.section in only]
+    lines = [f"usage: {usage}", "", *description.strip().splitlines()]
+    for section, group in itertools.groupby(entries, key=lambda entry: entry.section):
+        lines += ["", f"{section} options:" if section else "options:"]
+        if not section:
+            lines += _shown(HELP[1], HELP[2])
+        for entry in group:
+            lines += _shown(entry.typed, entry.meaning)
+    return "\n".join(lines)
+
+
+def some(kind: Any, names: Sequence[str], defaults: Any) -> str:
+    """Returns the lines of these options alone, in their order."""
+    found = {entry.name: entry for entry in _entries(kind, defaults)}
+    return "\n".join(line for name in names for line in _shown(found[name].typed, found[name].meaning))
+
+
+def sections(kind: Any) -> list[str]:
+    """Returns the names of the sections that a command's options have."""
+    return list(dict.fromkeys(entry.section for entry in _entries(kind, None) if entry.section))
+
+
+def width() -> int:
+    """Returns the number of columns of a page: the terminal's, and at most WIDTH."""
+    return max(40, min(WIDTH, shutil.get_terminal_size().columns))
+
+
+def _shown(typed: str, meaning: str) -> list[str]:
+    wrapped = textwrap.wrap(meaning, width() - INDENT, break_long_words=False, break_on_hyphens=False)
+    return [f"  {typed}", *(" " * INDENT + line for line in wrapped)]
+
+
+def _entries(kind: Any, defaults: Any, section: str = "") -> Iterator[Entry]:
+    """Yields a dataclass's options. Those of a field with tyro.conf.arg(name="") are the command's own."""
+    bodies, hints = _meanings(kind), get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        bare, *about = get_args(hints[field.name]) if _is_annotated(hints[field.name]) else (hints[field.name],)
+        default = _default(field) if defaults is None else getattr(defaults, field.name)
+        if dataclasses.is_dataclass(bare):
+            within = any(getattr(word, "name", None) == "" for word in about)
+            yield from _entries(bare, default, "" if within else field.name)
+            continue
+        name = field.name.replace("_", "-")
+        metavar = next((word.metavar for word in about if getattr(word, "metavar", None)), "") or _type(bare)
+        repeated = tyro.conf.UseAppendAction in about
+        written = f"{section}.{name}" if section else name
+        if tyro.conf.Positional in about:
+            typed = metavar if metavar != _type(bare) else name.upper()
+        elif bare is bool:
+            typed = f"--{written}, --{f'{section}.' if section else ''}no-{name}"
+        else:
+            typed = f"--{written} {metavar}"
+        yield Entry(written, typed, f"{bodies[field.name]} {_about_default(default, repeated)}".strip(), section)
+
+
+def _about_default(default: Any, repeated: bool) -> str:
+    if repeated:
+        return "(repeatable)"
+    if default is dataclasses.MISSING:
+        return "(required)"
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    return f"(default: {shown if shown != '' else 'empty'})"
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _type(hint: Any) -> str:
+    if get_origin(hint) is tuple:
+        return "[STR ...]"
+    choices = get_args(hint)
+    return "{" + ",".join(map(str, choices)) + "}" if choices else hint.__name__.upper()
+
+
+def _is_annotated(hint: Any) -> bool:
+    return get_origin(hint) is Annotated
+
+
+@functools.cache
+def _meanings(kind: Any) -> dict[str, str]:
+    """Returns the docstring below each field of a dataclass, in one line."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        ast.unparse(field.target): " ".join(ast.literal_eval(text.value).split())
+        for field, text in itertools.pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
