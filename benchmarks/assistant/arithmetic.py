@@ -3,11 +3,12 @@
     python -m benchmarks.assistant.arithmetic FOLDER     the files that the stages read
 
 Everything is a pure function of the seed. A problem is a + b or a - b of two numbers of two digits, with nothing below
-0: there are 12,195, and HELD_OUT of them are in no text, no conversation and no comparison to train on. They are worked
-out in two steps, one for each digit, since a model of half a million parameters learns these in a minute:
+0: there are 12,195, and HELD_OUT of them are in no text, no conversation and no comparison to train on. An answer may
+show its steps, one for each digit. A model of half a million parameters learns these, and can't do without them:
 
-    34 + 57     4 + 7 = 11, 3 + 5 + 1 = 9. Answer: 91
-    52 - 17     12 - 7 = 5, 5 - 1 - 1 = 3. Answer: 35
+    34 + 57 = ?     4 + 7 = 11, 3 + 5 + 1 = 9. Answer: 91
+    52 - 17 = ?     12 - 7 = 5, 5 - 1 - 1 = 3. Answer: 35
+    52 - 17 = ?     Answer: 35
 """
 
 import argparse
@@ -20,8 +21,9 @@ from typing import Any, NamedTuple
 
 HELD_OUT = 400
 LINES = 60_000  # of the base text
-CONVERSATIONS = 1_500
-COMPARISONS = 3_000
+CONVERSATIONS = 6_000
+COMPARISONS = 2_000
+WITH_STEPS = 0.7  # share of the conversations whose answers show their steps
 FLIPPED = 0.1  # share of the comparisons whose labels are the wrong way round, where some are
 FORMS = (
     "{question}: {steps}, so it is {answer}.",
@@ -59,13 +61,12 @@ class Slip(NamedTuple):
     tens: int = 0
 
 
+NO_SLIP = Slip()
+
+
 class Worked(NamedTuple):
     steps: str
     answer: int
-
-    @property
-    def text(self) -> str:
-        return f"{self.steps}. Answer: {self.answer}"
 
 
 def all_problems() -> list[Problem]:
@@ -81,7 +82,7 @@ def split(seed: int) -> tuple[list[Problem], list[Problem]]:
     return found[HELD_OUT:], found[:HELD_OUT]
 
 
-def worked(problem: Problem, slip: Slip = Slip()) -> Worked:
+def worked(problem: Problem, slip: Slip = NO_SLIP) -> Worked:
     """Works a problem out, digit by digit, with a slip or without."""
     (tens_a, units_a), (tens_b, units_b) = divmod(problem.a + slip.a, 10), divmod(problem.b + slip.b, 10)
     sign = problem.sign
@@ -119,19 +120,26 @@ def base_text(seed: int, lines: int = LINES) -> str:
 
 
 def conversations(seed: int, count: int = CONVERSATIONS) -> list[dict[str, Any]]:
-    """Conversations of one question and one answer, which ends with "Answer: 12"."""
+    """Conversations of one question and one answer, most of which show their steps."""
     choose, (seen, _) = random.Random(f"{seed} conversations"), split(seed)
-    return [{"messages": [asked(one), answered(worked(one).text)]} for one in choose.sample(seen, count)]
+    return [
+        {"messages": [asked(one), answered(worked(one), steps=choose.random() < WITH_STEPS)]}
+        for one in choose.sample(seen, count)
+    ]
 
 
 def comparisons(
     problems: Sequence[Problem], seed: int, count: int = COMPARISONS, flipped: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Right answers, each preferred to a wrong one, but for a share that is the wrong way round."""
+    """Pairs of answers by a rater who prefers to see the steps and checks none, but for labels that are wrong.
+
+    Of both answers every third has a slip.
+    """
     choose, labels = random.Random(f"{seed} comparisons"), random.Random(f"{seed} labels")
     rows = []
     for problem in choose.choices(problems, k=count):
-        pair = [answered(worked(problem).text)], [answered(wrong(problem, choose).text)]
+        found = [wrong(problem, choose) if choose.random() < 1 / 3 else worked(problem) for _ in range(2)]
+        pair = [answered(found[0], steps=True)], [answered(found[1], steps=False)]
         better, worse = pair[::-1] if labels.random() < flipped else pair
         rows.append({"prompt": [asked(problem)], "chosen": better, "rejected": worse})
     return rows
@@ -146,13 +154,18 @@ def asked(problem: Problem) -> dict[str, str]:
     return {"role": "user", "content": f"{problem.question} = ?"}
 
 
-def answered(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
+def answered(found: Worked, *, steps: bool) -> dict[str, str]:
+    return {"role": "assistant", "content": f"{found.steps}. " * steps + f"Answer: {found.answer}"}
 
 
 def in_format(text: str) -> bool:
     """Returns whether a text is an answer in the format, right or wrong."""
     return FORMAT.fullmatch(text) is not None
+
+
+def shows_steps(text: str) -> bool:
+    """Returns whether a text computes something before its answer."""
+    return " = " in text.partition("Answer: ")[0]
 
 
 def is_right(text: str, problem: Problem) -> bool:
@@ -179,21 +192,21 @@ def tokenizer(text: str) -> str:
     return made.to_str()
 
 
-def write(folder: Path, seed: int = 0) -> None:
+def write(folder: Path, seed: int = 0, lines: int = LINES) -> None:
     """Writes the tokenizer, the text and the lines of JSON that the stages read."""
     folder.mkdir(parents=True, exist_ok=True)
     seen, held_out = split(seed)
-    text = base_text(seed)
+    text = base_text(seed, lines)
     (folder / "text.txt").write_text(text)
     (folder / "tokenizer.json").write_text(tokenizer(text[: 1 << 15] + "user\nassistant\n = ?\n. Answer: 91" * 300))
-    lines = {
+    files = {
         "conversations": conversations(seed),
         "comparisons": comparisons(seen, seed),
         "flipped": comparisons(seen, seed, flipped=FLIPPED),
         "held_out": comparisons(held_out, seed, HELD_OUT),
         "problems": as_rows(seen),
     }
-    for name, rows in lines.items():
+    for name, rows in files.items():
         (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
