@@ -18,7 +18,7 @@ def computed(steps):
     """Whether every step of a text is right by itself."""
     found = STEP.findall(steps)
     assert len(found) == 2
-    return [eval(f"{a}{sign}{b}" + (f"{more}1" if more else "")) == int(result) for a, sign, b, more, result in found]  # noqa: S307
+    return [eval(f"{a}{sign}{b}" + (f"{more}1" if more else "")) == int(result) for a, sign, b, more, result in found]
 
 
 def asked_in(rows):
@@ -42,7 +42,7 @@ def test_held_out_problems_are_in_nothing_to_train_on():
 def test_every_problem_is_worked_out_right():
     for problem in arithmetic.all_problems():
         found = arithmetic.worked(problem)
-        assert found.answer == problem.answer == eval(problem.question)  # noqa: S307
+        assert found.answer == problem.answer == eval(problem.question)
         assert all(computed(found.steps))
 
 

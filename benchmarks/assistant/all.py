@@ -1,13 +1,13 @@
 """The whole way from random weights to a chat that answers: each stage's training, and what it gained.
 
-    make assistant                                     or
-    python -m benchmarks.assistant.all --folder runs/assistant
+    make assistant
 
-Prints a table and draws a picture, FOLDER/seed_0/assistant.png. Nothing is overwritten: the same command goes on where
-it was interrupted, and keeps the stages that are trained.
+Prints a table, and draws runs/assistant/assistant.png. Nothing is overwritten: the same command goes on where it was
+interrupted, and keeps the stages that are trained.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,16 @@ from rich.table import Table
 
 from benchmarks.assistant import measure, recipes
 from benchmarks.assistant.measure import Row
-from jaxgpt.terminal import say
+from jaxgpt.terminal import command, say
 
 STAGES = ("base", "sft", "dpo", "ppo", "grpo")
 SHARES = {"in_format": "in the format", "shows_steps": "shows its steps", "right": "right"}
 CHAT = "grpo"
+
+
+def main(words: Sequence[str]) -> int:
+    # Not among the project's own results, which are somebody else's measurements.
+    return measure.main(str(__doc__), "assistant", proof, draw, ["--output", "runs/assistant", *words])
 
 
 def proof(folder: Path, seed: int, shrink: int) -> list[Row]:
@@ -30,13 +35,17 @@ def proof(folder: Path, seed: int, shrink: int) -> list[Row]:
     stages = measure.trained(folder, ["reward", *STAGES], seed, shrink)
     in_order = measure.pairs_in_order(stages["reward"].run, folder / "data/held_out.jsonl")
     for name, found in stages.items():
-        say(f"asking  {name}" if name in STAGES else f"{name}: {in_order:.1%} of held-out pairs in order", flush=True)
+        say(
+            f"{name:8}is asked the held-out problems" if name in STAGES else f"{name:8}{in_order:.1%} of pairs in order"
+        )
         row = {"stage": name, "about": recipes.RECIPES[name].about} | measure.times(found)
         rows.append(
             row | (measure.stage(found.run, seed, stages["reward"].run) if name in STAGES else {"in_order": in_order})
         )
     _show(rows)
-    say(f"\ntalk to it: python run.py generate --run {stages[CHAT].run} --chat     (ask it such as: 34 + 57 = ?)")
+    minutes = sum(found.seconds for found in stages.values()) / 60
+    say(f"{minutes:.1f} minutes of training. Talk to it, and ask it such as 34 + 57 = ?")
+    say(command("generate", "--run", str(stages[CHAT].run), "--chat"))
     return rows
 
 
@@ -63,4 +72,4 @@ def _show(rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(measure.main(str(__doc__), "assistant", proof, draw))
+    sys.exit(main(sys.argv[1:]))

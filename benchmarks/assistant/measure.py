@@ -116,21 +116,28 @@ def times(found: recipes.Trained) -> Row:
 # Scripts
 
 
-def main(about: str, name: str, proof: Callable[[Path, int, int], list[Row]], draw: Callable[..., None]) -> int:
-    """Runs a script: proves with each seed, writes results/NAME.json and draws results/NAME.png.
+def main(
+    about: str,
+    name: str,
+    proof: Callable[[Path, int, int], list[Row]],
+    draw: Callable[[Figure, list[Row]], None],
+    words: Sequence[str] | None = None,
+) -> int:
+    """Runs a script: proves with each seed, writes NAME.json and draws NAME.png.
 
     Args:
         about: The script's docstring.
         name: The results' name.
         proof: Trains and measures in a folder, with a seed and what divides the steps; returns rows of results.
         draw: Draws all rows onto the figure.
+        words: The command line, if not the process's.
     """
     parser = argparse.ArgumentParser(description=about.partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/assistant"), help="of the runs, a part for each seed")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of what is written")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the figures and the picture")
     parser.add_argument("--shrink", type=int, default=1, help="divides the steps, to see whether all of it runs")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     rows = []
     try:
         for seed in options.seeds:

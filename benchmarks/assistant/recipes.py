@@ -21,7 +21,6 @@ from jaxgpt.terminal import say
 
 ROOT = Path(__file__).parents[2]
 DONE = "trained.json"
-RIGHT = "exact:Answer:"
 
 
 class Recipe(NamedTuple):
@@ -29,7 +28,7 @@ class Recipe(NamedTuple):
     parent: str  # the stage that it begins with; empty for random weights
     data: str  # in the folder `data`
     steps: int
-    options: tuple[str, ...]
+    options: str
 
 
 class Trained(NamedTuple):
@@ -38,10 +37,9 @@ class Trained(NamedTuple):
     processor_seconds: float
 
 
-REWARD = ("--config", "reward_quickstart", "--training.sequence-length", "48", "--training.evaluate-every", "25")
-PPO = ("--config", "ppo_quickstart", "--training.sequence-length", "56", "--training.evaluate-every", "0")
-PPO += ("--objective.reward", "model:{folder}/reward")
-PPO += ("--checkpoint.every-steps", "40", "--checkpoint.keep-every", "40")
+REWARD = "--config reward_quickstart --training.sequence-length 48 --training.evaluate-every 25"
+PPO = """--config ppo_quickstart --objective.reward model:{folder}/reward --training.sequence-length 56
+    --training.evaluate-every 0 --checkpoint.every-steps 40 --checkpoint.keep-every 40"""
 RECIPES = {
     "base": Recipe(
         "a Llama of half a million parameters learns from text in which sums are worked out",
@@ -49,17 +47,19 @@ RECIPES = {
         "text",
         3000,
         # Rotary positions learn to copy a digit from wherever it stands some times faster than GPT-2's learned ones.
-        ("--config", "quickstart", "--model.family", "llama", "--model.layers", "3", "--model.context", "64")
-        + ("--training.evaluate-every", "500", "--training.evaluation-batches", "20"),
+        """--config quickstart --model.family llama --model.layers 3 --model.context 64
+        --training.evaluate-every 500 --training.evaluation-batches 20""",
     ),
     "sft": Recipe(
         "fine-tuning on conversations: it answers",
         "base",
         "conversations",
         700,
-        ("--config", "sft_quickstart", "--training.evaluate-every", "100", "--optimizer.learning-rate", "4e-3"),
+        "--config sft_quickstart --training.evaluate-every 100 --optimizer.learning-rate 4e-3",
     ),
-    "reward": Recipe("a reward model learns from comparisons that steps are preferred", "sft", "comparisons.jsonl", 150, REWARD),
+    "reward": Recipe(
+        "a reward model learns from comparisons that steps are preferred", "sft", "comparisons.jsonl", 150, REWARD
+    ),
     "flipped": Recipe(
         "another one, a tenth of whose comparisons are the wrong way round", "sft", "flipped.jsonl", 150, REWARD
     ),
@@ -68,7 +68,7 @@ RECIPES = {
         "sft",
         "comparisons.jsonl",
         150,
-        ("--config", "dpo_quickstart", "--training.sequence-length", "48", "--training.evaluate-every", "25"),
+        "--config dpo_quickstart --training.sequence-length 48 --training.evaluate-every 25",
     ),
     "ppo": Recipe("reinforcement by the reward model's scores (PPO)", "sft", "problems.jsonl", 200, PPO),
     "hacked": Recipe(
@@ -77,17 +77,17 @@ RECIPES = {
         "problems.jsonl",
         400,
         # So small a cost changes nothing; with it, the divergence is in the metrics.
-        (*PPO, "--objective.kl-penalty", "1e-9", "--objective.kl-target", "0"),
+        f"{PPO} --objective.kl-penalty 1e-9 --objective.kl-target 0",
     ),
     "grpo": Recipe(
         "reinforcement by whether the answer is right (GRPO)",
         "sft",
         "problems.jsonl",
-        150,
-        ("--config", "grpo_quickstart", "--objective.reward", RIGHT, "--training.sequence-length", "56")
-        + ("--training.evaluate-every", "0", "--optimizer.learning-rate", "5e-4"),
+        148,
+        """--config grpo_quickstart --objective.reward exact:Answer: --training.sequence-length 56
+        --training.evaluate-every 0 --optimizer.learning-rate 5e-4""",
     ),
-}  # fmt: skip
+}
 
 
 def needed(names: Sequence[str]) -> list[str]:
@@ -95,7 +95,7 @@ def needed(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         before = [RECIPES[name].parent] if RECIPES[name].parent else []
-        before += ["reward"] if any("model:" in word for word in RECIPES[name].options) else []
+        before += ["reward"] if "model:" in RECIPES[name].options else []
         found += [other for other in [*needed(before), name] if other not in found]
     return found
 
@@ -125,7 +125,7 @@ def words_of(folder: Path, name: str, seed: int, shrink: int = 1) -> list[str]:
     """Returns the words behind `python run.py` that train a stage."""
     recipe = RECIPES[name]
     steps = max(4, recipe.steps // shrink // 4 * 4)  # a rollout of PPO has four
-    words = [word.replace("{folder}", str(folder)) for word in recipe.options]
+    words = [word.replace("{folder}", str(folder)) for word in recipe.options.split()]
     words += ["--training.init-from", str(folder / recipe.parent)] if recipe.parent else []
     words += ["--data.text", str(folder / "data" / recipe.data), "--training.steps", str(steps)]
     return [*words, "--training.seed", str(seed), "--run.folder", str(folder), "--run.name", name]
