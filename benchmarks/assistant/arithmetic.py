@@ -26,12 +26,12 @@ COMPARISONS = 2_000
 WITH_STEPS = 0.7  # share of the conversations whose answers show their steps
 FLIPPED = 0.1  # share of the comparisons whose labels are the wrong way round, where some are
 FORMS = (
-    "{question}: {steps}, so it is {answer}.",
-    "What is {question}? {steps}, which makes {answer}.",
-    "Let us see {question}. First {steps}, then {answer}.",
+    "{question} = ?\n{steps}, so it is {answer}.",
+    "Tom: {question} = ?\nAnn: {steps}, which makes {answer}.",
+    "What is {question}? {steps}, that is {answer}.",
     "{question} = {answer}",
 )
-WEIGHTS = (2, 2, 2, 1)
+WEIGHTS = (3, 3, 2, 1)
 MARKERS = ("<|im_start|>", "<|im_end|>")  # ChatML's, tokens of their own
 MERGES = 64  # of the tokenizer, beside the bytes
 FORMAT = re.compile(r"[^\n]*Answer: \d+")

@@ -54,8 +54,8 @@ RECIPES = {
         "fine-tuning on conversations: it answers",
         "base",
         "conversations",
-        700,
-        "--config sft_quickstart --training.evaluate-every 100 --optimizer.learning-rate 4e-3",
+        500,
+        "--config sft_quickstart --training.evaluate-every 100 --optimizer.learning-rate 3e-3",
     ),
     "reward": Recipe(
         "a reward model learns from comparisons that steps are preferred", "sft", "comparisons.jsonl", 150, REWARD
@@ -83,9 +83,9 @@ RECIPES = {
         "reinforcement by whether the answer is right (GRPO)",
         "sft",
         "problems.jsonl",
-        148,
+        160,
         """--config grpo_quickstart --objective.reward exact:Answer: --training.sequence-length 56
-        --training.evaluate-every 0 --optimizer.learning-rate 5e-4""",
+        --training.evaluate-every 0 --optimizer.learning-rate 5e-4 --rollouts.epochs 2""",
     ),
 }
 
