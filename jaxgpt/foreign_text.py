@@ -3,6 +3,7 @@
 Parsing raises a ValueError with a short reason; `jaxgpt.files` turns it into a message that names the file.
 """
 
+import functools
 import json
 import re
 import tomllib
@@ -57,18 +58,18 @@ def _written_out(character: str) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
-def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
+def parse_json(text: str | bytes, *, unique: bool = False, digits: int = LONGEST_NUMBER) -> Any:
     """Returns the value of a JSON text; bytes must be UTF-8, and may begin with a byte order mark.
 
     With `unique` an object with a key twice is refused. Otherwise the last value counts. ValueError where the text is
-    no JSON, arrays and objects are nested more than `DEEPEST` deep, or an integer has more than `LONGEST_NUMBER`
-    digits.
+    no JSON, arrays and objects are nested more than `DEEPEST` deep, or an integer has more than so many digits.
     """
     text = decode(text) if isinstance(text, bytes) else text.removeprefix("\ufeff")
     if text.count("[") + text.count("{") > DEEPEST:
         _check_depth(text)
     try:
-        return json.loads(text, parse_int=_integer, object_pairs_hook=_unique if unique else None)
+        read = functools.partial(_integer, digits)
+        return json.loads(text, parse_int=read, object_pairs_hook=_unique if unique else None)
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
 
@@ -113,8 +114,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > LONGEST_NUMBER:
+def _integer(most: int, digits: str) -> int:
+    if len(digits) > most:
         raise ValueError(f"a number of {len(digits):,} digits")
     return int(digits)
 

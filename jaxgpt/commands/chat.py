@@ -7,11 +7,13 @@ Any other model is no trained assistant. It continues everything said so far: wh
 text, each line as it stands. The beginning of a long text is dropped, so that the drawn tokens fit in the model's
 context. `--stop` says where an answer ends, such as --stop "You:".
 
-Lines are edited with readline where Python has it. Ctrl-C ends an answer, Ctrl-D the chat.
+A line that is one word behind a slash is a command, such as /help (`COMMANDS`). Lines are edited with readline where
+Python has it. Ctrl-C ends an answer, Ctrl-D the chat.
 """
 
 import contextlib
 import dataclasses
+import re
 import sys
 from typing import Any
 
@@ -20,7 +22,7 @@ import numpy as np
 from jaxgpt.data import chat_templates, loader
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
-from jaxgpt.foreign_text import printable
+from jaxgpt.foreign_text import printable, shown
 from jaxgpt.generation import batching
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.sampling import only_known_tokens
@@ -29,6 +31,11 @@ from jaxgpt.runs.checkpoints import Trained
 from jaxgpt.terminal import check_typed, say
 
 ASK = "> "
+COMMANDS = {
+    "/help": "shows these lines",
+    "/reset": "forgets what was said, but for the system message",
+    "/exit": "ends the chat, as Ctrl-D does",
+}
 
 
 def chat(trained: Trained, options: Sampling, seed: int, *, special: bool = False, system: str = "") -> None:
@@ -50,8 +57,11 @@ def chat(trained: Trained, options: Sampling, seed: int, *, special: bool = Fals
         with contextlib.suppress(ImportError):  # a Python without it
             import readline  # noqa: F401  # input() edits lines by it
         does = "answers" if state else "goes on with"
-        say(f"The model {does} what you type. Ctrl-C stops an answer, Ctrl-D ends.")
-    while (line := _read(terminal)) is not None:
+        say(f"The model {does} what you type. Ctrl-C stops an answer, /exit or Ctrl-D ends, /help says more.")
+    while (line := _read(terminal)) is not None and line.rstrip() != "/exit":
+        if re.fullmatch(r"/[a-z]+ *", line):
+            _obey(line.rstrip(), said)
+            continue
         try:
             check_typed(line)
             begun = said.add(line)
@@ -83,6 +93,10 @@ class _OneText:
             self._said = self._said[-max(1, self._room - (len(begun) - len(self._said))) :]
             begun = self._tokenizer.begin(np.array(self._said))
         return begun
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self._said = []
 
     def forget(self) -> None:
         """Forgets the line that was added last."""
@@ -119,6 +133,10 @@ class _Conversation:
         messages = [*self._system, *self._messages]
         return chat_templates.encode(messages, self._template, self._tokenizer, add_generation_prompt=True).ids
 
+    def reset(self) -> None:
+        """Forgets all but the system message."""
+        self._messages = []
+
     def forget(self) -> None:
         """Forgets the question that was added last."""
         self._messages = self._before
@@ -141,6 +159,20 @@ def _answer(batch: batching.ContinuousBatch, text: batching.Text) -> str:
         batch.remove(text)
     say()
     return "".join(pieces)
+
+
+def _obey(command: str, said: _OneText | _Conversation) -> None:
+    """Does what a command says; the chat goes on."""
+    match command:
+        case "/reset":
+            said.reset()
+            say("Nothing has been said yet.")
+        case "/help":
+            for name, meaning in COMMANDS.items():
+                say(f"{name:<7} {meaning}")
+            say("Any other line is for the model; a space before it keeps a word like these from being a command.")
+        case _:
+            say(f"error: there is no command {shown(command)}: {', '.join(COMMANDS)} are", error=True)
 
 
 def _read(terminal: bool) -> str | None:

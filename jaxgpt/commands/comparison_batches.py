@@ -1,4 +1,4 @@
-"""What the batches of a reward model and of preferences have in common: comparisons in tokens, fed in their order."""
+"""Parts that batches of a reward model and of preferences have in common: comparisons in tokens, in their order."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -74,7 +74,7 @@ class ComparisonSource(NamedTuple):
 
     def afterwards(self, run: str) -> tuple[str, list[str]]:
         if self.data.prompt is None:
-            drawn = ["generate", self.config.training.init_from, "--prompt", "..."]
+            drawn = ["generate", self.config.training.init_from, "--prompt", self.config.run.prompt or "Hello"]
             return "best of 8", [*drawn, "--best-of", "8", "--reward-model", run]
         return "more text", ["generate", run, "--chat"]
 

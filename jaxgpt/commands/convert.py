@@ -106,12 +106,14 @@ def run(words: list[str]) -> int:
             with writing.new_folder(to, overwrite=overwrite) as folder:
                 if form == "huggingface":
                     shard_bytes = int(min(options.shard_gib, 2.0**30) * 2**30)
-                    huggingface.write_folder(folder, params, source.model, dtype, source.tokenizer, shard_bytes)
+                    huggingface.write_folder(
+                        folder, params, source.model, dtype, source.tokenizer, shard_bytes, source.template
+                    )
                 elif form == "peft":
                     assert alone is not None
                     peft.write_folder(folder, params, source.model, alone, dtype)
                 else:
-                    of_run = {"run": to, "origin": source.where, "adapters": alone}
+                    of_run = {"run": to, "origin": source.where, "template": source.template, "adapters": alone}
                     runs.write(folder, params, source.model, dtype, source.tokenizer, **of_run)
             written = [path for path in to.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in written)

@@ -8,6 +8,7 @@ All of it is a pure function of the seed, the number of the rollout and the weig
 rollouts, so that one that is resumed goes on to the same bits.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -20,11 +21,12 @@ from jax.sharding import PartitionSpec
 
 from jaxgpt.commands import policy_reference
 from jaxgpt.commands.batches import Evaluation, Setting
-from jaxgpt.commands.policy_source import ProblemData
 from jaxgpt.data import comparisons, loader
-from jaxgpt.data.problems import Problem
+from jaxgpt.data.problems import Problem, Problems
+from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.errors import UserError
 from jaxgpt.evaluation.rewards import Answered, Reward, question
-from jaxgpt.foreign_text import printable
+from jaxgpt.foreign_text import printable, quoted
 from jaxgpt.generation import rollouts
 from jaxgpt.generation.sampling import only_known_tokens
 from jaxgpt.models import with_scalar
@@ -40,6 +42,19 @@ ROWS, WHOLE = PartitionSpec(AXIS), PartitionSpec()
 PENALTY = "kl_penalty"  # what a checkpoint keeps, beside the reference's fingerprint
 SHOWN = 4  # answers of an evaluation in samples.txt
 RIGHT = 1.0  # reward from which on an answer counts as right
+
+
+class ProblemData(NamedTuple):
+    """Problems; a `corpus.Described`."""
+
+    description: str
+    tokenizer: Tokenizer
+    prompt: np.ndarray | None
+    fingerprint: dict[str, Any]
+    template: dict[str, Any]
+    notes: tuple[str, ...]
+    problems: Problems
+    stops: tuple[str, ...]  # texts that end an answer
 
 
 class Answers(NamedTuple):
@@ -70,9 +85,10 @@ class PolicyBatches:
         self.every = options.steps
         self.answers = training.micro_batches * training.batch_size * options.minibatches  # of a rollout
         self.tokens = training.micro_batches * training.batch_size * training.sequence_length
-        self._forward, self._gather = make_forward(config), _gather(setting.resharding.layout)
+        self.layout = setting.resharding.layout
+        self._forward, self._gather = make_forward(config), _gather(self.layout)
         self._reference = policy_reference.find(setting)
-        self._penalty = float(setting.kept.get(PENALTY, config.objective.kl_penalty))
+        self._penalty = _kept_penalty(setting)
         limit = training.evaluation_batches * training.batch_size
         self._held_out = data.problems.validation[: limit or None]
 
@@ -93,7 +109,7 @@ class PolicyBatches:
         group, seed = config.rollouts.answers, config.training.seed
         train = self.data.problems.train
         asked = [train[place] for place in comparisons.numbers_at(number, N // group, len(train), seed)]
-        rows = self.setting.resharding.layout.own_rows(B)
+        rows = self.layout.own_rows(B)
         own = [start + row for start in range(0, N, B) for row in rows]
         problems = [asked[place // group] for place in own]
         answers = self._draw(state, problems, rollouts.seeds_of(seed, number, own), rollouts.AS_IT_IS)
@@ -144,28 +160,25 @@ class PolicyBatches:
 
     def _drawn(
         self, state: TrainState, problems: Sequence[Problem], answers: Answers, rows: int
-    ) -> tuple[experience.Drawn, np.ndarray]:
+    ) -> tuple[experience.Drawn, Any]:
         """Returns all processes' answers with their log-probabilities and values, and whether each ended by itself.
 
         They are computed a micro-batch at once, of which this process has so many `rows`, as the train step does.
         """
-        length = self.config.training.sequence_length
-        tokens, targets = rollouts.arrays([problem.tokens for problem in problems], answers.tokens, length)
-        own, layout, frozen = (tokens, targets, answers.scores, answers.ended), self.setting.resharding.layout, None
-        frozen = self.setting.frozen
+        length, layout, frozen = self.config.training.sequence_length, self.layout, self.setting.frozen
+        texts = rollouts.arrays([problem.tokens for problem in problems], answers.tokens, length)
+        own = (*texts, answers.scores, answers.ended)
 
         def dispatched() -> Iterator[Any]:
-            for start in range(0, len(tokens), rows):
+            for start in range(0, len(problems), rows):
                 part = layout.from_processes(tuple(array[start : start + rows] for array in own), ROWS)
                 now = self._forward(state.params, frozen, *part[:2])
                 before = self._reference and self._forward(self._reference.params, frozen, *part[:2]).logp
                 yield self._gather((*part, now.logp, before, now.values))
 
         parts = zip(*in_turn(dispatched()), strict=True)
-        tokens, targets, scores, ended, logp, reference, values = (
-            None if part[0] is None else np.concatenate(part) for part in parts
-        )
-        return experience.Drawn(tokens, targets, scores, logp, reference, values), ended  # type: ignore[arg-type]
+        tokens, targets, scores, ended, *found = (None if part[0] is None else np.concatenate(part) for part in parts)
+        return experience.Drawn(tokens, targets, scores, *found), ended  # type: ignore[arg-type]
 
     # Evaluation
 
@@ -214,16 +227,23 @@ class PolicyFeed(AbstractContextManager):
         return order.reshape(-1, A, B)[part][:, self._rows]
 
 
+def _kept_penalty(setting: Setting) -> float:
+    """Returns the coefficient of the divergence to go on with. UserError where a checkpoint keeps something else."""
+    value = setting.kept.get(PENALTY, setting.config.objective.kl_penalty)
+    if not isinstance(value, float) or not 0 <= value < math.inf:
+        raise UserError(f"the checkpoint's {PENALTY} can't be {quoted(value)}. Restore it from a copy")
+    return value
+
+
 def _gather(layout: Layout) -> Any:
     """Returns a function that all-gathers arrays sharded by rows, so that each process has them whole."""
     if jax.process_count() == 1:
         return lambda tree: tree
-    whole = layout.jit(
+    return layout.jit(
         lambda tree: jax.tree.map(lambda array: lax.all_gather(array, AXIS, tiled=True), tree),
         in_specs=ROWS,
         out_specs=WHOLE,
     )
-    return whole
 
 
 def _shown(problems: Sequence[Problem], answers: Answers) -> str:

@@ -44,6 +44,8 @@ def find(setting: Setting) -> ReferenceWeights | None:
         raise UserError(f"the weights that this policy is kept near can't be read: {error}") from None
     made = ReferenceWeights(setting.resharding.placed(with_head(weights, config)), bases.fingerprint(weights))
     _check(setting.kept, made.fingerprint, config.training.init_from)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made.params)) / 2**20
+    setting.note(f"reference the weights that the run began with: a second copy of {size:,.1f} MiB, beside the plan")
     return made
 
 

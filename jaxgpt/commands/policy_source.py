@@ -1,32 +1,15 @@
 """Problems that a policy learns from, with their configuration."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from jaxgpt.commands import configuration
 from jaxgpt.commands.batches import Batches, Setting
+from jaxgpt.commands.policy_batches import PolicyBatches, ProblemData
 from jaxgpt.data import chat_templates, corpora, fingerprint, loader, problems, sources
-from jaxgpt.data.problems import Problems
-from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.evaluation import rewards
 from jaxgpt.evaluation.rewards import Reward
 from jaxgpt.options.config import Config
-
-
-class ProblemData(NamedTuple):
-    """Problems; a `corpus.Described`."""
-
-    description: str
-    tokenizer: Tokenizer
-    prompt: np.ndarray | None
-    fingerprint: dict[str, Any]
-    template: dict[str, Any]
-    notes: tuple[str, ...]
-    problems: Problems
-    stops: tuple[str, ...]  # texts that end an answer
 
 
 class PolicySource(NamedTuple):
@@ -44,12 +27,10 @@ class PolicySource(NamedTuple):
             f"{self.config.objective.reward}"
         )
 
-    def afterwards(self, run: str) -> tuple[str, str]:
-        return "more answers", f"python run.py generate --run {run} --chat"
+    def afterwards(self, run: str) -> tuple[str, list[str]]:
+        return "more answers", ["generate", run, "--chat"]
 
     def batches(self, setting: Setting) -> Batches:
-        from jaxgpt.commands.policy_batches import PolicyBatches  # here, since it imports this module's classes
-
         return PolicyBatches(self.data, self.reward, setting)
 
 
@@ -59,7 +40,7 @@ def open_source(config: Config) -> PolicySource:
     reward = rewards.make(config.objective)
     tokenizer, template, notes = configuration.language(config)
     config = configuration.resolve(config, tokenizer, conversations=False)
-    longest = config.training.sequence_length + 1 - config.rollouts.tokens
+    longest = min(config.training.sequence_length + 1, config.model.context) - config.rollouts.tokens
     paths = list(sources.here(sources.find((config.data.text,))))
     found = problems.read(
         paths, template, tokenizer, longest, config.data.validation_fraction, config.data.skip_bad, "--data.skip-bad"
@@ -90,55 +71,44 @@ def open_source(config: Config) -> PolicySource:
 
 def _check(config: Config) -> None:
     """Raises a UserError for options without which there is nothing to learn from, or which don't fit together."""
-    options, drawn, training = config.objective, config.rollouts, config.training
+    options, drawn, training, text = config.objective, config.rollouts, config.training, config.data.text
     answers = training.micro_batches * training.batch_size * drawn.minibatches
-    wrong: list[tuple[bool, Callable[[], str]]] = [
+    for wrong, message in (
         (
             not training.init_from,
-            lambda: (
-                "--objective.name policy goes on from a model that was fine-tuned on conversations: name its run or "
-                "its weights with --init-from"
-            ),
+            "--objective.name policy goes on from a model that was fine-tuned on conversations: name its run or its "
+            "weights with --init-from",
         ),
         (
-            config.data.text in (*corpora.NAMES, *sources.DATA_SETS),
-            lambda: (
-                f"--data.text is {config.data.text}, and --objective.name policy learns from problems: name a file of "
-                'JSON lines such as {"prompt": "2 + 2?", "answer": "4"}'
-            ),
+            text in (*corpora.NAMES, *sources.DATA_SETS),
+            f"--data.text is {text}, and --objective.name policy learns from problems: name a file of JSON lines such "
+            'as {"prompt": "2 + 2?", "answer": "4"}',
         ),
-        (bool(config.data.mixture), lambda: "--data.mixture is of plain text: name problems with --data.text"),
-        (config.data.document_mask, lambda: "--data.document-mask is of plain text: leave it away with problems"),
+        (bool(config.data.mixture), "--data.mixture is of plain text: name problems with --data.text"),
+        (config.data.document_mask, "--data.document-mask is of plain text: leave it away with problems"),
         (
             answers % drawn.answers > 0,
-            lambda: (
-                f"a rollout has {answers} answers (--training.batch-size × --training.micro-batches × "
-                f"--rollouts.minibatches), which can't be groups of {drawn.answers} (--rollouts.answers)"
-            ),
+            f"a rollout has {answers} answers (--training.batch-size × --training.micro-batches × "
+            f"--rollouts.minibatches), which can't be groups of {drawn.answers} (--rollouts.answers)",
         ),
         (
             options.advantages == "group" and drawn.answers < 2,
-            lambda: "--objective.advantages group needs at least 2 answers to a prompt (--rollouts.answers)",
+            "--objective.advantages group needs at least 2 answers to a prompt (--rollouts.answers)",
         ),
         (
             (options.advantages == "values") != (options.value_coefficient > 0),
-            lambda: (
-                "--objective.advantages values and a --objective.value-coefficient above 0 go together: advantages are "
-                "made of the value head's values, which alone train it"
-            ),
+            "--objective.advantages values and a --objective.value-coefficient above 0 go together: advantages are "
+            "made of the value head's values, which alone train it",
         ),
         (
             options.kl_target > 0 and not options.kl_penalty,
-            lambda: "--objective.kl-target changes --objective.kl-penalty, which is 0: give where it begins",
+            "--objective.kl-target changes --objective.kl-penalty, which is 0: give where it begins",
         ),
         (
             training.steps % drawn.steps > 0,
-            lambda: (
-                f"--training.steps is {training.steps}, and must be a multiple of the steps of a rollout, {drawn.steps}"
-                " (--rollouts.minibatches × --rollouts.epochs)"
-            ),
+            f"--training.steps is {training.steps}, and must be a multiple of the steps of a rollout, {drawn.steps} "
+            "(--rollouts.minibatches × --rollouts.epochs)",
         ),
-    ]
-    for is_wrong, message in wrong:
-        if is_wrong:
-            raise UserError(message())
+    ):
+        if wrong:
+            raise UserError(message)

@@ -63,7 +63,7 @@ class PreferenceBatches:
         return Evaluation(float(loss), values, words)
 
     def words(self, values: Mapping[str, float]) -> str:
-        return f"in order {percent(values['accuracy'])}"
+        return f"{percent(values['accuracy'])} in order"
 
     def to_keep(self, step: int, state: TrainState) -> dict[str, Any]:
         return self._kept

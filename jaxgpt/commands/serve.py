@@ -7,7 +7,7 @@ import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxgpt import files
 from jaxgpt.data import chat_templates
@@ -21,6 +21,9 @@ from jaxgpt.interop import loading
 from jaxgpt.options import command_line, settings
 from jaxgpt.terminal import say
 
+if TYPE_CHECKING:
+    from jaxgpt.generation import server
+
 KEY_VARIABLE = "JAXGPT_API_KEY"
 LARGEST_KEY = 4096  # bytes
 
@@ -31,19 +34,22 @@ class Serve:
 
     run: str
     """The run's folder, such as runs/quickstart, or weights in another format, such as a Hugging Face folder."""
+    beside: tuple[str, ...] = ()
+    """Further runs or weights, served beside it under their folders' names; the page shows their answers side by
+    side."""
     host: str = "127.0.0.1"
     """The address to listen on. Any but this machine's own needs an API key."""
     port: int = 8000
     """The port; 0 takes a free one."""
     name: str = ""
-    """The model's name for clients; empty takes the name of the run's folder."""
+    """The name of --run's model for clients; empty takes the name of its folder."""
     template: str = ""
-    """How conversations are written for the model: chatml, llama3, mistral, or a file with a Jinja template; empty
-    takes the one that the model was trained with, and chatml where it was trained with none."""
+    """How conversations are written for the models: chatml, llama3, mistral, or a file with a Jinja template; empty
+    takes the one that each was trained with, and chatml where it was trained with none."""
     key_file: str = ""
     """A file with the API key that clients must send; without it, the environment's JAXGPT_API_KEY."""
     slots: int = 4
-    """Texts drawn side by side; each has room for a whole context."""
+    """Texts of a model that are drawn side by side; each has room for a whole context."""
     waiting: int = 64
     """Texts that may be asked for and not be finished yet; more are refused with status 429."""
     max_tokens: int = 1024
@@ -96,20 +102,11 @@ def _terminated(number: int, frame: object) -> None:
 
 
 def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> None:
-    from jaxgpt.generation import api, connections, server
-    from jaxgpt.generation.worker import Worker
+    from jaxgpt.generation import connections, server
 
-    trained = loading.load(options.run, devices=1)
-    tokenizer = trained.tokenizer
-    model = only_known_tokens(trained.config.model, tokenizer)
-    template = _template(options.template, trained.about.get("template"))
-    decoder = Decoder(trained.params, model, trained.config.compute, slots=options.slots, capacity=model.context)
-    del trained
-    name = options.name or Path(options.run).resolve().name
-    limits = api.Limits(model.context, min(options.max_tokens, model.context), options.texts)
+    named = _names(options)
+    hosted = [_hosted(run, name, [*named], options) for name, run in named.items()]
     chosen = server.Options(
-        served=api.Served(name, tokenizer, model.vocabulary_size, limits),
-        template=template,
         waiting=options.waiting,
         per_minute=options.per_minute,
         key=key,
@@ -121,14 +118,44 @@ def _run(options: Serve, key: str, loopback: bool, listening: socket.socket) -> 
     gc.collect()
     gc.freeze()
     most = connections.most_connections(options.connections)
-    worker = Worker(ContinuousBatch(decoder, tokenizer))
     try:
-        answering = server.Server(worker, chosen)
-        _tell(name, listening, key, most if most < options.connections else 0)
+        answering = server.Server(hosted, chosen)
+        _tell([*named], listening, key, most if most < options.connections else 0)
         connections.log_to_stderr()
         connections.Listener(answering.app(), most, answering.end).run(sockets=[listening])
     finally:
-        worker.stop()
+        for model in hosted:
+            model.worker.stop()
+
+
+def _names(options: Serve) -> dict[str, str]:
+    """Returns the runs by the names that clients know them by. UserError where two have the same."""
+    runs = [options.run, *options.beside]
+    names = [Path(run).resolve().name for run in runs]
+    names[0] = options.name or names[0]
+    same = next((number for number, name in enumerate(names) if name in names[:number]), None)
+    if same is not None:
+        raise UserError(
+            f"--beside {shown(runs[same])}: {shown(runs[names.index(names[same])])} has the name {shown(names[same])} "
+            "too: give --run another by --name, or rename one of the folders"
+        )
+    return dict(zip(names, runs, strict=True))
+
+
+def _hosted(run: str, name: str, names: list[str], options: Serve) -> "server.Hosted":
+    """Loads a model, and starts what draws its texts."""
+    from jaxgpt.generation import api, server
+    from jaxgpt.generation.worker import Worker
+
+    trained = loading.load(run, devices=1)
+    tokenizer = trained.tokenizer
+    model = only_known_tokens(trained.config.model, tokenizer)
+    template = _template(options.template, trained.about.get("template"))
+    decoder = Decoder(trained.params, model, trained.config.compute, slots=options.slots, capacity=model.context)
+    limits = api.Limits(model.context, min(options.max_tokens, model.context), options.texts)
+    others = tuple(other for other in names if other != name)
+    served = api.Served(name, tokenizer, model.vocabulary_size, limits, others)
+    return server.Hosted(Worker(ContinuousBatch(decoder, tokenizer)), served, template)
 
 
 def _template(named: str, trained: dict[str, Any] | None) -> Template:
@@ -145,11 +172,14 @@ def _template(named: str, trained: dict[str, Any] | None) -> Template:
         raise UserError(f"--template {error}; {', '.join(chat_templates.NAMES)} are built in") from None
 
 
-def _tell(name: str, listening: socket.socket, key: str, connections: int) -> None:
-    """Prints the server's address, and the limit `connections` where it is lower than was asked for, and not 0."""
+def _tell(names: list[str], listening: socket.socket, key: str, connections: int) -> None:
+    """Prints the models' names, the server's address, and the limit `connections` where it is lower than was asked for,
+    and not 0.
+    """
     host, port = listening.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-    say(f"serving   {shown(name)} at {address} ({'an API key is needed' if key else 'no API key'})", flush=True)
+    needed = "an API key is needed" if key else "no API key"
+    say(f"serving   {shown(', '.join(names))} at {address} ({needed})", flush=True)
     if connections:
         say(f"limit     {connections} connections at once, by the limit of open files (ulimit -n)", flush=True)
     say(f"page      {address.removesuffix('v1')} to talk to it; Ctrl-C ends it", flush=True)

@@ -128,6 +128,15 @@ def end_of_turn(template: Template) -> str:
     return text[text.rindex(PROBE) + len(PROBE) :].strip() if PROBE in text else ""
 
 
+def end_token(template: Template, tokenizer: Tokenizer) -> int | None:
+    """Returns the special token that ends an answer; None where that is text, or nothing."""
+    try:
+        ids = tokenizer.encode(end_of_turn(template), special=True).tolist()
+    except UserError:  # characters that the tokenizer doesn't have
+        return None
+    return ids[0] if len(ids) == 1 and ids[0] in tokenizer.special_ids else None
+
+
 def stops(state: dict[str, Any]) -> tuple[str, ...]:
     """Returns the texts that end an answer in the template of this state; none for {}."""
     end = end_of_turn(from_state(state)) if state else ""

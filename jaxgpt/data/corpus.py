@@ -32,7 +32,7 @@ from jaxgpt.terminal import command
 
 
 class Described(Protocol):
-    """What the data of any run say of themselves."""
+    """Description that the data of any run give of themselves."""
 
     @property
     def description(self) -> str: ...

@@ -31,7 +31,7 @@ from jaxgpt.options.config import Compute, Model
 from jaxgpt.runs import checkpoints
 from jaxgpt.runs.about import FILE, model_of, objective_of
 from jaxgpt.runs.checkpoints import Found
-from jaxgpt.terminal import say
+from jaxgpt.terminal import command, say
 
 AT_ONCE = 16  # texts
 STANDARD = {"score_mean": 0.0, "score_deviation": 1.0}  # as checkpoints keep them, and where one keeps none
@@ -71,8 +71,15 @@ class RewardModel(NamedTuple):
         return scores
 
     def score_conversations(self, conversations: Sequence[Messages]) -> np.ndarray:
-        """Returns the scores of conversations that end with an answer, in the template of the training."""
-        return self.score([chat_templates.encode(one, self.template, self.tokenizer).ids for one in conversations])
+        """Returns the scores of conversations that end with an answer, in the template of the training.
+
+        One that is longer than the model's context has -∞: nothing is known of an answer without its end.
+        """
+        texts = [chat_templates.encode(one, self.template, self.tokenizer).ids for one in conversations]
+        scores = np.full(len(texts), -np.inf, np.float32)
+        fits = [number for number, text in enumerate(texts) if len(text) <= self.model.context]
+        scores[fits] = self.score([texts[number] for number in fits])
+        return scores
 
 
 def load(name: str) -> RewardModel:
@@ -87,8 +94,8 @@ def load(name: str) -> RewardModel:
         say(message, error=True)
     if objective_of(found.about).name != "reward":
         raise UserError(
-            f"--reward-model {shown(name)}: no reward model, but one that draws text. To train one from it: python "
-            f"run.py --config reward_quickstart --init-from {shown(name)} --data.text COMPARISONS.jsonl"
+            f"--reward-model {shown(name)}: no reward model, but one that draws text. To train one from it: "
+            f"{command('--config', 'reward_quickstart', '--init-from', name, '--data.text', 'COMPARISONS.jsonl')}"
         )
     params = checkpoints.scored_params_of(found)
     mean, deviation = (_kept(found, name, otherwise) for name, otherwise in STANDARD.items())

@@ -156,7 +156,7 @@ def _function(path: Path, name: str) -> Callable[[Answered], float]:
     def reward(answered: Answered) -> float:
         more: dict[str, Any] = {"prompt": question(answered.prompt), "answer": answered.answer}
         try:
-            value = function(answered.text, **{key: text for key, text in more.items() if key in takes})
+            value: Any = function(answered.text, **{key: text for key, text in more.items() if key in takes})
         except Exception as error:  # as above
             raise RunError(f"{where}: {_told(error, path)}, of the text {quoted(answered.text)}") from None
         try:

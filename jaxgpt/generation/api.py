@@ -83,6 +83,7 @@ class Served:
     tokenizer: Tokenizer
     vocabulary_size: int
     limits: Limits
+    beside: tuple[str, ...] = ()  # names of the other models of the same server
 
     def constraint(self, wanted: Any, ends: frozenset[int]) -> Constraint | None:
         """Returns what a `response_format` asks for; None where it is any text. ApiError where it can't be promised.
@@ -170,7 +171,8 @@ def check_model(take: "Taker", served: Served) -> None:
     if model is None:
         raise ApiError(400, "model is missing", param="model")
     if model != served.name:
-        said = f"there is no model {quoted(model)}: it is {quoted(served.name)}"
+        names = " or ".join(quoted(name) for name in (served.name, *served.beside))
+        said = f"there is no model {quoted(model)}: it is {names}"
         raise ApiError(404, said, param="model", code="model_not_found")
 
 

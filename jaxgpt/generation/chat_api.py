@@ -61,14 +61,10 @@ def chat_completion(body: Any, served: Served, template: Template) -> Asked:
 
 def turn_ends(template: Template, tokenizer: Tokenizer) -> tuple[frozenset[int], tuple[str, ...]]:
     """Returns the tokens and the stop texts that end an answer: the template's end of turn, and the end of text."""
-    ends = end_of_text(tokenizer)
+    ends, token = end_of_text(tokenizer), chat_templates.end_token(template, tokenizer)
+    if token is not None:
+        return ends | {token}, ()
     marker = chat_templates.end_of_turn(template)
-    try:
-        ids = tokenizer.encode(marker, special=True).tolist()
-    except UserError:  # characters that the tokenizer doesn't have
-        ids = []
-    if len(ids) == 1 and ids[0] in tokenizer.special_ids:
-        return ends | {ids[0]}, ()
     return ends, (marker,) if marker else ()
 
 
@@ -158,7 +154,8 @@ def _call(value: Any, where: str) -> dict[str, Any]:
     function = value.get("function") if isinstance(value, dict) else None
     name, arguments = (function.get(key) for key in ("name", "arguments")) if isinstance(function, dict) else ("", "")
     try:
-        read = parse_json(arguments, unique=True) if isinstance(arguments, str) else None
+        whole = {"unique": True, "digits": tool_calls.MOST_DIGITS}
+        read = parse_json(arguments, **whole) if isinstance(arguments, str) else None
     except ValueError:
         read = None
     if not (isinstance(name, str) and TOOL_NAME.fullmatch(name) and isinstance(read, dict)):

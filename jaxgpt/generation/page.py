@@ -1,5 +1,6 @@
-"""The page to talk to the model, which the server has at `/`: one file that asks no other address for anything.
+"""The page to talk to the models, which the server has at `/`: one file that asks no other address for anything.
 
+It is put together of page.html, page.css and page.js.
 Its Content-Security-Policy allows its own script and style by their hashes, and requests to this server alone. What a
 model writes is put into the page as text, so it is never markup; if it were by mistake, it could run and load nothing.
 """
@@ -10,14 +11,16 @@ import hashlib
 import re
 from pathlib import Path
 
-FILE = Path(__file__).with_name("page.html")
+FOLDER = Path(__file__).parent
 PART = re.compile(rb"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
 @functools.cache
 def content() -> bytes:
     """Returns the page."""
-    return FILE.read_bytes()
+    html, style, script = ((FOLDER / f"page.{kind}").read_bytes() for kind in ("html", "css", "js"))
+    filled = html.replace(b"<style></style>", b"<style>\n%b</style>" % style)
+    return filled.replace(b"<script></script>", b"<script>\n%b</script>" % script)
 
 
 @functools.cache

@@ -1,14 +1,14 @@
-"""`run.py serve`: a run's model behind OpenAI's API, and a page to talk to it.
+"""`run.py serve`: the models of one or several runs behind OpenAI's API, and a page to talk to them.
 
 POST /v1/chat/completions    the next message of a conversation, or with "stream" server-sent events
 POST /v1/completions         text, likewise
-GET  /v1/models              the one model
+GET  /v1/models              the models; a request names the one that it is for
 GET  /health                 whether texts can be drawn; needs no key
 GET  /                       the page; needs no key itself, and asks for one
 
-Texts of all requests are drawn side by side in the slots of one cache, as they become free. The event loop only reads
-and writes; one thread makes tokens of what is asked for (`api.py`, `chat_api.py`), another draws (`worker.py`). Needs
-the extra `serve` (starlette, uvicorn and llguidance).
+Texts of all requests are drawn side by side in the slots of their model's cache, as they become free. The event loop
+only reads and writes; one thread makes tokens of what is asked for (`api.py`, `chat_api.py`), another of each model
+draws (`worker.py`). Needs the extra `serve` (starlette, uvicorn and llguidance).
 """
 
 import asyncio
@@ -16,10 +16,10 @@ import hashlib
 import hmac
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -41,12 +41,18 @@ LARGEST_BODY = 1 << 20
 SHORT_BODY = 1 << 14
 
 
+class Hosted(NamedTuple):
+    """A model of the server: what draws its texts, and how requests become prompts."""
+
+    worker: Worker
+    served: api.Served
+    template: Template
+
+
 @dataclass(frozen=True)
 class Options:
     """Options of the server."""
 
-    served: api.Served
-    template: Template
     waiting: int  # texts that may be asked for and not have ended
     per_minute: int  # requests of one client; 0 for no limit
     key: str  # clients must send it; empty for none
@@ -57,8 +63,10 @@ class Options:
 class Server:
     """The handlers of the routes."""
 
-    def __init__(self, worker: Worker, options: Options):
-        self._worker, self._options, self._name = worker, options, options.served.name
+    def __init__(self, hosted: Sequence[Hosted], options: Options):
+        self._hosted, self._options = {model.served.name: model for model in hosted}, options
+        self._first = hosted[0]
+        self._largest = max((model.served.limits for model in hosted), key=lambda limits: limits.texts * limits.context)
         self._rate, self._wrong_keys = Rate(options.per_minute, "requests"), Rate(options.wrong_keys, "wrong API keys")
         # Long requests may take a while to become tokens, in which health is answered, and short ones are read.
         self._short, self._long = ThreadPoolExecutor(1, "short requests"), ThreadPoolExecutor(1, "long requests")
@@ -81,52 +89,63 @@ class Server:
 
     def end(self) -> None:
         """Ends the texts that are being drawn, and tells the clients that wait for them."""
-        for drawing in self._worker.drawings:
-            drawing.fail(ApiError(503, "the server is ending"))
+        for model in self._hosted.values():
+            for drawing in model.worker.drawings:
+                drawing.fail(ApiError(503, "the server is ending"))
 
     async def health(self, request: Request) -> Response:
-        said, status = ("failed", 503) if self._worker.failed else ("ok", 200)
-        return _Json({"status": said, "texts": self._worker.waiting}, status_code=status)
+        failed = any(model.worker.failed for model in self._hosted.values())
+        said, status = ("failed", 503) if failed else ("ok", 200)
+        return _Json({"status": said, "texts": self._waiting()}, status_code=status)
 
     async def models(self, request: Request) -> Response:
         self._check_key(request)
-        model = {"id": self._name, "object": "model", "created": self._started, "owned_by": "jaxgpt"}
+        about = {"object": "model", "created": self._started, "owned_by": "jaxgpt"}
         name = request.path_params.get("name")
         if name is None:
-            return _Json({"object": "list", "data": [model]})
-        if name != self._name:
+            return _Json({"object": "list", "data": [{"id": name} | about for name in self._hosted]})
+        if name not in self._hosted:
             raise ApiError(404, f"there is no model {quoted(name)}", param="model", code="model_not_found")
-        return _Json(model)
+        return _Json({"id": name} | about)
 
     async def page(self, request: Request) -> Response:
         return Response(page.content(), media_type="text/html", headers=page.headers())
 
     async def completions(self, request: Request) -> Response:
-        return await self._answer(request, lambda body: api.completion(body, self._options.served))
+        return await self._answer(request, lambda body, model: api.completion(body, model.served))
 
     async def chat_completions(self, request: Request) -> Response:
-        options = self._options
-        return await self._answer(request, lambda body: chat_completion(body, options.served, options.template))
+        return await self._answer(request, lambda body, model: chat_completion(body, model.served, model.template))
 
-    async def _answer(self, request: Request, read: Callable[[Any], Asked]) -> Response:
+    def _waiting(self) -> int:
+        """Returns the number of texts that were asked for and have not ended."""
+        return sum(model.worker.waiting for model in self._hosted.values())
+
+    def _read(self, body: bytes, read: Callable[[Any, Hosted], Asked]) -> tuple[Hosted, Asked]:
+        """Returns the model that a body is for, and what it asks. ApiError where there is none, or it can't answer."""
+        value = api.read(body, self._largest)
+        name = value.get("model") if isinstance(value, dict) else None
+        model = self._hosted.get(name, self._first) if isinstance(name, str) else self._first
+        return model, read(value, model)
+
+    async def _answer(self, request: Request, read: Callable[[Any, Hosted], Asked]) -> Response:
         self._check_key(request)
         client, now = _client(request), time.monotonic()
         self._rate.check(client, now)
         self._rate.count(client, now)
         body = await _body(request)
-        asked = await asyncio.get_running_loop().run_in_executor(
-            self._short if len(body) <= SHORT_BODY else self._long,
-            lambda: read(api.read(body, self._options.served.limits)),
-        )
-        if self._worker.failed:
+        executor = self._short if len(body) <= SHORT_BODY else self._long
+        model, asked = await asyncio.get_running_loop().run_in_executor(executor, self._read, body, read)
+        if model.worker.failed:
             raise ApiError(500, "the model failed; the server's log says why")
-        if self._worker.waiting + len(asked.requests) > self._options.waiting:
+        if self._waiting() + len(asked.requests) > self._options.waiting:
             message = "too many texts are waiting: try again later"
             raise ApiError(429, message, code="rate_limit_exceeded", retry_after=1)
         answers = asked.answers
-        answer = {"id": f"{answers.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": self._name}
+        answer = {"id": f"{answers.prefix}-{uuid.uuid4().hex}", "created": int(time.time())}
+        answer["model"] = model.served.name
         answer["object"] = answers.chunk_kind if asked.stream else answers.whole_kind
-        drawing = Drawing(self._worker, asked.requests)
+        drawing = Drawing(model.worker, asked.requests)
         if asked.stream:
             return _Events(drawing, _stream(drawing, asked, answer))
         with drawing:

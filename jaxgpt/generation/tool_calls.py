@@ -21,6 +21,7 @@ from jaxgpt.generation.batching import overlap
 from jaxgpt.generation.constrained import JSON
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+MOST_DIGITS = 4300  # of an integer, which Python reads; a schema may allow a model any number of them
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _first_call(text: str) -> tuple[Call | None, str]:
     end = text.find(CLOSE)
     while end >= 0:
         try:
-            value = parse_json(text[len(OPEN) : end], unique=True)
+            value = parse_json(text[len(OPEN) : end], unique=True, digits=MOST_DIGITS)
         except ValueError:
             value = None
         if isinstance(value, dict) and isinstance(value.get("name"), str) and isinstance(value.get("arguments"), dict):

@@ -15,6 +15,7 @@ from jaxgpt.interop import (
     gguf_header,
     gguf_tokenizer,
     huggingface,
+    huggingface_chat,
     huggingface_tokenizer,
     llama2c,
     llmc,
@@ -34,7 +35,8 @@ TOKENIZERS = (
     "a tokenizer.json, a folder that has one or a run's, Llama 3's tokenizer.model, a GGUF file, or a llama2.c file"
 )
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?")  # NAME, OWNER/NAME, and @REVISION
-HUB_FILES = [huggingface.CONFIG, safetensors_files.WEIGHTS, safetensors_files.INDEX, *huggingface_tokenizer.FILES]
+_WEIGHTS = [huggingface.CONFIG, safetensors_files.WEIGHTS, safetensors_files.INDEX]
+HUB_FILES = [*_WEIGHTS, *huggingface_tokenizer.FILES, huggingface_chat.FILE]
 
 
 def open_weights(name: str) -> WeightSource:

@@ -67,6 +67,7 @@ def open_model(path: Path) -> WeightSource:
         load=lambda: _load(path, header, names, table, model, keys.architecture, tensors.DTYPES[dtype]),
         notes=notes,
         unreadable_tokenizer=tokenizer is None and bool(notes),
+        template=gguf_tokenizer.template(header.values) if tokenizer else None,
     )
 
 

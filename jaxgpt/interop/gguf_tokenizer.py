@@ -3,6 +3,7 @@
     tokenizer.ggml.model    "llama": SentencePiece's BPE with scores; "gpt2": byte-level BPE with merges
     tokenizer.ggml.pre      for "gpt2" the name of the pattern that cuts a text into words
     tokenizer.ggml.tokens, .scores, .merges, .token_type, .bos_token_id, .eos_token_id, .add_bos_token, ...
+    tokenizer.chat_template in Jinja
 
 Where a file has another kind, or another pattern, a UserError says so: other ids would be worse than none.
 """
@@ -14,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt.data import llama3, tokenizer_json
+from jaxgpt.data import chat_templates, llama3, tokenizer_json
+from jaxgpt.data.chat_templates import Template
 from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
@@ -22,6 +24,8 @@ from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.interop import gguf_header, sentencepiece_bpe
 
 PREFIX = "tokenizer.ggml."
+# Tokens that a chat template may name, and their names in the keys.
+NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # types of tokens
 _QWEN = llama3.PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 _DIGITS = {"type": "Digits", "individual_digits": True}
@@ -64,6 +68,18 @@ def read(values: dict[str, Any]) -> Tokenizer | None:
         raise UserError(f"{PREFIX}model is {shown(kind)}; this version reads llama and gpt2")
     text = json.dumps(content, ensure_ascii=False)
     return HuggingFace(text, end, begin)
+
+
+def template(values: dict[str, Any]) -> Template | None:
+    """Returns the chat template; None where the file has none. UserError where it is damaged."""
+    source = values.get("tokenizer.chat_template")
+    if not isinstance(source, bytes) or not source:
+        return None
+    tokens = _texts(values, "tokens")
+    ids = {name: _id(values, f"{theirs}_token_id", len(tokens)) for name, theirs in NAMED.items()}
+    variables = {name: tokens[number] for name, number in ids.items() if number is not None}
+    text = source.decode("utf-8", "replace")
+    return chat_templates.from_state({"name": "jinja", "source": text, "variables": variables})
 
 
 def read_file(path: Path) -> Tokenizer:

@@ -16,10 +16,18 @@ import jax
 import numpy as np
 
 from jaxgpt import files
+from jaxgpt.data.chat_templates import Template
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.interop import gpt2_tensors, huggingface_config, huggingface_tokenizer, llama_tensors, tensors
+from jaxgpt.interop import (
+    gpt2_tensors,
+    huggingface_chat,
+    huggingface_config,
+    huggingface_tokenizer,
+    llama_tensors,
+    tensors,
+)
 from jaxgpt.interop.safetensors_files import CONFIG, STORED, Tensors, write, write_json
 from jaxgpt.interop.tensors import NUMBER, Part, Table, WeightSource
 from jaxgpt.models import family
@@ -60,6 +68,7 @@ def open_folder(folder: Path) -> WeightSource:
         load=lambda: _load(folder, found, table, model, tensors.DTYPES[dtype]),
         notes=(*notes, *huggingface_config.notes(config)),
         unreadable_tokenizer=tokenizer is None and bool(notes),
+        template=huggingface_chat.template_of(folder),
     )
 
 
@@ -152,7 +161,13 @@ def check(model: Model) -> None:
 
 
 def write_folder(
-    folder: Path, params: Params, model: Model, dtype: str, tokenizer: Tokenizer | None, shard_bytes: int
+    folder: Path,
+    params: Params,
+    model: Model,
+    dtype: str,
+    tokenizer: Tokenizer | None,
+    shard_bytes: int,
+    template: Template | None = None,
 ) -> None:
     """Fills an empty folder with a model, its stacked NumPy arrays in a dtype that is a key of `tensors.DTYPES`.
 
@@ -161,9 +176,13 @@ def write_folder(
     """
     ids = huggingface_config.special_ids(tokenizer)
     write_json(folder / CONFIG, huggingface_config.content_of(model, dtype, ids))
-    write_json(folder / "generation_config.json", ids)
+    ends = huggingface_chat.end_ids(template, tokenizer) if template and tokenizer else []
+    write_json(folder / "generation_config.json", ids | ({"eos_token_id": ends} if ends else {}))
     if tokenizer:
-        for name, content in huggingface_tokenizer.files_of(tokenizer, model).items():
+        contents = huggingface_tokenizer.files_of(tokenizer, model)
+        if template and contents:
+            contents[huggingface_chat.FILE] = huggingface_chat.source_of(template, contents)
+        for name, content in contents.items():
             (folder / name).write_text(content, encoding="utf-8")
     write(folder, named(params, model), tensors.DTYPES[dtype], shard_bytes)
 

@@ -10,12 +10,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxgpt import compilation_cache, files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.interop import detect_format, huggingface, huggingface_chat, peft, runs, tensors
+from jaxgpt.interop import detect_format, huggingface, peft, runs, tensors
 from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.options import settings
 from jaxgpt.options.config import Compute, Config, Parallel
 from jaxgpt.parallel import mesh
-from jaxgpt.runs import about
 from jaxgpt.runs.about import About
 from jaxgpt.runs.checkpoints import Trained
 from jaxgpt.terminal import command, say
@@ -29,11 +28,7 @@ def is_run(folder: Path) -> bool:
 
 def template_of(source: WeightSource) -> dict[str, Any]:
     """Returns the state of the chat template that belongs to weights; {} where they have none."""
-    where = Path(source.where)
-    if files.exists(where / about.FILE):
-        return about.read_about(where)["template"]
-    found = huggingface_chat.template_of(where)
-    return found.state() if found else {}
+    return source.template.state() if source.template else {}
 
 
 def load(name: str, devices: int = 0) -> Trained:

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from jaxgpt import files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.interop import bases, huggingface_tokenizer, tensors
+from jaxgpt.interop import bases, huggingface_chat, huggingface_tokenizer, tensors
 from jaxgpt.interop.safetensors_files import STORED, open_file
 from jaxgpt.interop.tensors import AdapterSource, WeightSource
 from jaxgpt.layers.lora import Adapter
@@ -93,6 +93,7 @@ def open_folder(folder: Path, open_weights: bases.Open) -> WeightSource:
         load=load,
         notes=(f"its base is {source.where}", *source.notes),
         unreadable_tokenizer=source.unreadable_tokenizer,
+        template=huggingface_chat.template_of(folder) or source.template,
         adapters=AdapterSource(options, name, lambda: adapters),
     )
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import jax
 
-from jaxgpt.data import tokenizers
+from jaxgpt.data import chat_templates, tokenizers
+from jaxgpt.data.chat_templates import Template
 from jaxgpt.errors import UserError
 from jaxgpt.interop import bases, tensors
 from jaxgpt.interop.tensors import AdapterSource, WeightSource
@@ -34,7 +35,7 @@ def open_checkpoint(folder: Path, open_weights: bases.Open, *, newest: bool) -> 
     found = checkpoints.find(folder / "checkpoints", parts) if newest else checkpoints.at(folder, parts)
     checkpoints.check_draws(found)
     dtype = found.about["configuration"].get("compute", {}).get("parameters", "float32")
-    options, base = lora_of(found.about), found.about["base"]
+    options, base, template = lora_of(found.about), found.about["base"], found.about["template"]
 
     def load() -> Params:
         if options.rank:
@@ -53,6 +54,7 @@ def open_checkpoint(folder: Path, open_weights: bases.Open, *, newest: bool) -> 
         tokenizer=checkpoints.tokenizer_of(found),
         load=load,
         notes=tuple(found.damaged),
+        template=chat_templates.from_state(template) if template else None,
         adapters=adapters if options.rank else None,
     )
 
@@ -66,6 +68,7 @@ def write(
     *,
     run: Path,
     origin: str,
+    template: Template | None = None,
     adapters: AdapterSource | None = None,
 ) -> None:
     """Fills an empty folder, which will be at `run`, with a run of no steps, whose only checkpoint is that of step 0.
@@ -91,6 +94,7 @@ def write(
         "versions": settings.versions(),
         "tokenizer": tokenizer.state(),
         "converted_from": origin,
+        **({"template": template.state()} if template else {}),
         **({"base": about_base(adapters.base, adapters.fingerprint)} if adapters else {}),
     }
     cast = jax.tree.map(lambda array: tensors.cast(array, tensors.DTYPES[dtype], "a tensor"), params)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgpt.data.chat_templates import Template
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.models.blocks import Adapters, Params
@@ -44,6 +45,7 @@ class WeightSource:
     load: Callable[[], Params]  # reads the weights: stacked NumPy arrays of that dtype
     notes: tuple[str, ...] = ()  # printed for the user
     unreadable_tokenizer: bool = False  # the files have a tokenizer that can't be read, and the notes say why
+    template: Template | None = None  # of conversations, where the files have one
     adapters: AdapterSource | None = None  # where the files have adapters alone, which `load` merges into their base
 
 

@@ -75,6 +75,11 @@ class Objective:
         return self.name == "reward" or (self.name == "policy" and self.value_coefficient > 0)
 
     @property
+    def classifies(self) -> bool:
+        """Returns whether logits are computed; a reward model has none."""
+        return self.name != "reward"
+
+    @property
     def has_reference(self) -> bool:
         """Returns whether a policy is kept near the weights that it began with."""
         return self.kl_coefficient > 0 or self.kl_penalty > 0

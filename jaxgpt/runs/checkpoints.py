@@ -37,7 +37,7 @@ from jaxgpt.options.config import Config, Model, Parallel
 from jaxgpt.parallel import mesh, processes
 from jaxgpt.runs import checksums
 from jaxgpt.runs.about import About, check_size, lora_of, model_of, objective_of, read_about
-from jaxgpt.terminal import say
+from jaxgpt.terminal import command, say
 from jaxgpt.training.state import TrainState, on_trees
 
 PIECES = 1 << 26  # bytes of pieces of arrays that may be read at once, beside those of the arrays themselves
@@ -213,10 +213,10 @@ def scored_params_of(found: Found) -> with_scalar.Params:
 def check_draws(found: Found) -> None:
     """Raises a UserError for a checkpoint of a reward model, which draws no text."""
     if objective_of(found.about).name == "reward":
-        run = found.path.parent.parent
+        by_it = ["--best-of", 8, "--reward-model", found.path.parent.parent]
         raise UserError(
             f"{found.path}: a reward model, which scores texts and draws none. Choose among another model's texts by "
-            f"it: python run.py generate --run MODEL --prompt PROMPT --best-of 8 --reward-model {shown(run)}"
+            f"it: {command('generate', 'MODEL', '--prompt', 'PROMPT', *by_it)}"
         )
 
 

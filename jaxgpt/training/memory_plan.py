@@ -190,7 +190,7 @@ def measure(config: Config, layout: Layout | None = None) -> Sizes:
     wide = accumulation_dtype(compute.dtype)
     gradients = sum(leaf.size * wide.itemsize for leaf in jax.tree.leaves(weights))
     chunk = min(compute.classifier_chunk, sequences * training.sequence_length)
-    logits = chunk * model.padded_vocabulary_size
+    logits = chunk * model.padded_vocabulary_size if config.objective.classifies else 0
     divided = layout.devices if layout.sharded else 1
     # The copies that are there throughout: blocks that are cast or gathered one by one are counted as workspace.
     by_block = layout.zero == 3 or not layout.sharded

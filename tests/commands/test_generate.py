@@ -93,6 +93,32 @@ def test_what_cannot_be_encoded_is_said_and_the_chat_goes_on(loaded, monkeypatch
     assert len(out) == 7
 
 
+def test_reset_forgets_what_was_said(loaded, answers):
+    """The seed goes on, as it does without."""
+    out = answers("one\n/reset\ntwo\n", seed=5).splitlines()
+    expected = [BYTES.decode(drawn(loaded, line, seed)) for seed, line in ((5, b"one\n"), (6, b"two\n"))]
+    assert out == [printable(expected[0]), "Nothing has been said yet.", printable(expected[1])]
+
+
+def test_exit_ends_and_help_names_every_command(answers):
+    assert answers("/exit\none\n") == ""
+    out = answers("/help \n/exit \none\n")
+    assert [line.split()[0] for line in out.splitlines()][:-1] == ["/help", "/reset", "/exit"] == [*chat.COMMANDS]
+    assert "Any other line is for the model" in out
+
+
+def test_what_looks_like_a_command_and_is_none(loaded, answers, capsys):
+    assert answers("/usr/bin\n") == printable(BYTES.decode(drawn(loaded, b"/usr/bin\n", 0))) + "\n"
+    assert answers(" /exit not\n")
+    assert answers("/exi\n") == ""
+
+
+def test_an_unknown_command_is_said(loaded, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/quit\n"))
+    generate.chat(loaded, OPTIONS, 0)
+    assert capsys.readouterr() == ("", "error: there is no command /quit: /help, /reset, /exit are\n")
+
+
 def test_ctrl_c_ends_the_answer_alone(loaded, answers, monkeypatch):
     """What was drawn until then stays said."""
     asked = []
@@ -124,7 +150,7 @@ def test_on_a_terminal_there_is_a_prompt_sign_and_ctrl_d_ends(loaded, monkeypatc
         generate.chat(loaded, OPTIONS, 0)
     os.close(ours)
     out = capsys.readouterr().out
-    assert "Ctrl-D ends." in out
+    assert "Ctrl-D ends" in out
     assert printable(BYTES.decode(np.array(drawn(loaded, b"one\n", 0)))) in out
     assert out.count(chat.ASK) == 2
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import jax
 import numpy as np
 import pytest
 
+from jaxgpt.evaluation import reward_model
+from jaxgpt.interop import loading
 from jaxgpt.runs import checkpoints, saving
 from tests import small_run
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
-BASE = {"model.width": 32, "model.context": 64, "data.tokenizer": "bytes", "training.steps": 30,
+BASE = {"model.width": 32, "model.context": 80, "data.tokenizer": "bytes", "training.steps": 30,
         "training.evaluate-every": 0, "sampling.tokens": 4}  # fmt: skip
 TUNED = {
     "data.text": "problems.jsonl",
@@ -76,6 +79,7 @@ PPO = {
     "training_batch_size": 8,
     "training_steps": 64,
 }
+SHORT = {"rollouts_tokens": 4, "data_validation_fraction": 0.1}  # whose texts can be read back
 REINFORCE = {"objective_surrogate": "reinforce", "objective_advantages": "reward", "objective_whiten": "on"}
 WAYS = {"grpo": {}, "ppo": PPO, "reinforce": REINFORCE}
 
@@ -100,6 +104,7 @@ def test_it_learns_what_is_rewarded(learned):
     held_out = [line["val_reward"] for line in finished.metrics if "val_reward" in line]
     assert held_out[0] < 0.5 < 0.8 < held_out[-1]
     assert "18 problems to learn from, 2 to validate on" in finished.printed
+    assert "Right answers, %" in (finished.folder / "report.html").read_text()
     samples = (finished.folder / "samples.txt").read_text()
     assert "→ eeeeee\n(reward 1)" in samples
 
@@ -178,6 +183,35 @@ def test_on_several_devices_it_is_the_same_up_to_rounding(monkeypatch):
         assert two.steps[0][name] == pytest.approx(one.steps[0][name], rel=1e-4, abs=1e-6)
 
 
+def test_what_was_learned_is_a_model_like_any_other(learned):
+    """Without the value head, and with the template that it was asked in."""
+    way, _ = learned
+    trained = loading.load(f"runs/{way}")
+    assert trained.about["template"] == {"name": "chatml"}
+    assert [leaf.shape for leaf in jax.tree.leaves(trained.params)] == [
+        leaf.shape for leaf in jax.tree.leaves(loading.load("runs/base").params)
+    ]
+
+
+def test_a_reward_model_rewards(learned):
+    """With the scores that it gives the conversations by itself."""
+    way, _ = learned
+    if way != "ppo":
+        return
+    rows = [{"prompt": word, "chosen": "eee", "rejected": "o o"} for word in small_run.WORDS]
+    Path("comparisons.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    words = ["--config", "reward_quickstart", "--init-from", "runs/base", "--data.text", "comparisons.jsonl"]
+    trained = small_run.run([*words, "--training.steps", "20", "--training.batch-size", "4"], "scores")
+    assert trained.status == 0, trained.errors
+    finished = tune("rewarded", objective_reward="model:runs/scores", training_steps=4, **SHORT)
+    assert finished.status == 0, finished.errors
+    shown = re.findall(r"^(.*)\n→ (.*)\n\(reward (\S+)\)", (finished.folder / "samples.txt").read_text(), re.MULTILINE)
+    assert len(shown) == 4
+    for question, text, score in shown:
+        asked = [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
+        assert float(score) == pytest.approx(reward_model.load("runs/scores").score_conversations([asked])[0], rel=1e-4)
+
+
 def test_adapters_draw_and_train_the_same_policy():
     """What is drawn has the adapters in it; their reference is the base, which is there already."""
     finished = tune("adapters", lora_rank=4, optimizer_learning_rate=0.05, objective_kl_coefficient=0.01)
@@ -204,7 +238,7 @@ def test_adapters_draw_and_train_the_same_policy():
         ({"objective_kl_target": 1.0}, "--objective.kl-penalty, which is 0"),
         ({"data_text": "bad.jsonl"}, "bad.jsonl, line 2: answer is None, and no text. Mend it"),
         ({"data_text": "text.txt"}, "text.txt, line 1: "),
-        ({"rollouts_tokens": 60}, "no problem to learn from: all 20 have prompts of more than the 5 tokens"),
+        ({"rollouts_tokens": 60}, "no problem to learn from: all 20 have prompts of more than the 20 tokens"),
         ({"training_init_from": ""}, "goes on from a model that was fine-tuned on conversations"),
     ],
 )

@@ -26,6 +26,7 @@ OPTIONS = {
     "training.steps": STEPS,
     "training.evaluate-every": 10,
     "training.micro-batches": 2,
+    "objective.beta": 0.1,
     "optimizer.learning-rate": 0.01,
     "optimizer.warmup-steps": 5,
     "sampling.tokens": 8,

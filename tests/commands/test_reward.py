@@ -10,6 +10,7 @@ import pytest
 
 from jaxgpt.commands import cli
 from jaxgpt.data import chat_templates
+from jaxgpt.errors import UserError
 from jaxgpt.evaluation import reward_model
 from jaxgpt.evaluation.scoring import padded_length
 from jaxgpt.models import family, with_scalar
@@ -115,6 +116,18 @@ def test_a_score_depends_on_no_other_text(trained):
     assert len({padded_length(len(text), model.model.context) for text in texts}) > 1
     together = model.score(texts)
     assert [model.score([text])[0] for text in texts] == together.tolist()
+
+
+def test_an_answer_that_does_not_fit_is_never_the_best(trained):
+    model = reward_model.load("runs/reward")
+    answers = [
+        [{"role": "user", "content": "the"}, {"role": "assistant", "content": text}] for text in (GOOD * 50, BAD)
+    ]
+    long, short = model.score_conversations(answers)
+    assert long == -np.inf
+    assert np.isfinite(short)
+    with pytest.raises(UserError, match="a text of 97 tokens can't be scored"):
+        model.score([np.ones(97, np.int32)])
 
 
 def test_a_resumed_run_has_the_same_bits(trained):

@@ -84,6 +84,16 @@ def test_options_that_cannot_be(fails, words, message):
     assert message in fails("serve", "--run", "x", *words)
 
 
+def test_two_runs_of_one_name(fails):
+    message = fails("serve", "--run", "x", "--beside", "y", "elsewhere/x", "--port", "0")
+    assert "--beside elsewhere/x: x has the name x too: give --run another by --name" in message
+    message = fails("serve", "--run", "x", "--beside", "a/y", "b/y", "--port", "0", "--name", "z")
+    assert "--beside b/y: a/y has the name y too" in message
+    assert "--run x: not a run's folder" in fails(
+        "serve", "--run", "x", "--beside", "y/x", "--port", "0", "--name", "z"
+    )
+
+
 def test_a_port_that_is_taken(fails):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

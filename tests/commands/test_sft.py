@@ -1,5 +1,6 @@
 """Supervised fine-tuning from the command line: it learns, resumes, trains adapters, and answers in a chat."""
 
+import io
 import json
 import shutil
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxgpt.commands import cli
+from jaxgpt.generation import batching
 from jaxgpt.interop import loading
 from jaxgpt.runs import checkpoints, saving
 from tests import small_run
@@ -132,6 +134,23 @@ class _Lines:
 
 def _end():
     raise EOFError
+
+
+def test_a_reset_chat_asks_as_at_the_beginning(tuned, monkeypatch, capsys):
+    asked = []
+
+    class Noted(batching.ContinuousBatch):
+        def add(self, request):
+            asked.append(bytes(request.prompt.tolist()).decode())
+            return super().add(request)
+
+    monkeypatch.setattr(batching, "ContinuousBatch", Noted)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("at\nit\n/reset\nat\n"))
+    words = ["--system", "X", "--tokens", "1", "--temperature", "0"]
+    assert cli.main(["generate", "--run", "runs/tuned", "--chat", *words]) == 0
+    system, assistant = "<|im_start|>system\nX<|im_end|>\n", "<|im_start|>assistant\n"
+    assert asked[0] == asked[2] == f"{system}<|im_start|>user\nat<|im_end|>\n{assistant}"
+    assert asked[1].endswith(f"<|im_start|>user\nit<|im_end|>\n{assistant}")
 
 
 def test_evaluate_scores_the_answers_as_training_did(tuned, capsys):

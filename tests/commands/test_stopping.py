@@ -67,3 +67,27 @@ def test_without_an_allocation_there_is_no_end(monkeypatch, end):
     if end is not None:
         monkeypatch.setenv(SLURM_END, end)
     assert not Stop(minutes_before_end=5).requested()
+
+
+class Waits:
+    """What `Decisions` asks of a writer, a display and a stop."""
+
+    lost, late, idle = "", False, True
+
+    def __init__(self):
+        self.wanted = False
+
+    def due(self, step):
+        self.wanted |= step % 10 == 0
+        return self.wanted
+
+    def wishes(self):
+        return [True, False, False, False]
+
+
+def test_steps_that_belong_together_are_not_torn_apart():
+    """What is due within them waits for their end, and is not forgotten."""
+    waits = Waits()
+    decisions = stopping.Decisions(None, waits, waits, waits, every=4)  # type: ignore[arg-type]
+    assert [step for step in range(1, 17) if decisions.ends(step)] == [4, 8, 12, 16]
+    assert [step for step in range(1, 17) if decisions.save_is_due(step)] == [12, 16]

@@ -99,3 +99,19 @@ def test_each_example_is_there_once_an_epoch(count, per_step):
     if count > 3:
         assert len({tuple(epoch) for epoch in epochs}) > 1
         assert [comparisons.numbers_at(0, count, count, seed).tolist() for seed in range(3)] != [[*epochs[0]]] * 3
+
+
+@pytest.mark.parametrize(("count", "fraction"), [(10, 0.1), (100, 0.1), (7, 0.5), (2, 0.9), (3, 0.001), (40, 0.99)])
+def test_the_held_out_part_is_a_share_spread_over_all(count, fraction):
+    train, held_out = comparisons.split(list(range(count)), fraction)  # type: ignore[arg-type]
+    assert sorted([*train, *held_out]) == list(range(count))
+    assert train == sorted(train)
+    assert min(len(train), len(held_out)) >= 1
+    assert abs(len(held_out) - fraction * count) <= 1
+    if len(held_out) > 2:
+        assert max(np.diff(held_out)) - min(np.diff(held_out)) <= 1
+
+
+def test_one_comparison_is_too_few_to_hold_one_out():
+    with pytest.raises(UserError, match="two are needed"):
+        comparisons.split([()], 0.1)  # type: ignore[arg-type]

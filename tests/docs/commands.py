@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "notebooks/README.md", *sorted(ROOT.glob("docs/*.md"))]
+READMES = ["README.md", "CONTRIBUTING.md", "notebooks/README.md", "scripts/examples/README.md"]
+PAGES = [*map(ROOT.joinpath, READMES), *sorted(ROOT.glob("docs/*.md"))]
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$(?:\n+^```text\n(error:.*?)^```$)?", re.MULTILINE | re.DOTALL)
 QUOTED = re.compile(r"(?<!`)`([^`\n]+(?:\n[^`\n]+)?)`(?!`)")

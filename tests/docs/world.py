@@ -47,6 +47,11 @@ def build(patch: pytest.MonkeyPatch, folder: Path) -> None:
         Path(name).write_text(TEXT, encoding="utf-8")
     turn = json.dumps({"prompt": "To be?", "response": "To be."})
     Path("chat.jsonl").write_text(20 * f"{turn}\n", encoding="utf-8")
+    pair = json.dumps({"prompt": "To be?", "chosen": "To be.", "rejected": "Or not."})
+    Path("comparisons.jsonl").write_text(4 * f"{pair}\n", encoding="utf-8")
+    problem = json.dumps({"prompt": "To be?", "answer": "To be."})
+    Path("problems.jsonl").write_text(4 * f"{problem}\n", encoding="utf-8")
+    Path("my_rewards.py").write_text("def short(text, answer):\n    return len(text)\n", encoding="utf-8")
     Path("prompts.txt").write_text("To be\nThe question\n", encoding="utf-8")
     Path("person.json").write_text(json.dumps(PERSON), encoding="utf-8")
     Path("sum.lark").write_text('start: /[0-9]/ ("+" /[0-9]/)~1..3\n', encoding="utf-8")
@@ -120,6 +125,9 @@ def _runs() -> None:
     assert cli.main(train) == 0
     for name in RUNS:
         shutil.copytree("runs/quickstart", f"runs/{name}")
+    compare = ["--config", "reward_quickstart", "--init-from=runs/sft", "--data.text=comparisons.jsonl"]
+    more = ["--training.steps=1", "--training.batch-size=2", "--parallel.devices=1", "--run.no-report"]
+    assert cli.main([*compare, *more, "--run.name=reward"]) == 0
     for name in ("books", "notes"):
         assert cli.main(["prepare", name, "--output", f"data/{name}", "--processes", "1"]) == 0
     chats = ["--tokenizer", "runs/quickstart", "--output", "data/chat"]

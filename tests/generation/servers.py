@@ -27,11 +27,12 @@ POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: appli
 
 
 @contextlib.contextmanager
-def listening(worker, most=100, **options):
-    """The address of a server of that worker's texts."""
-    defaults = {"served": SERVED, "template": chat_templates.built_in("chatml"), "waiting": 8, "per_minute": 0}
-    chosen = server.Options(**defaults | {"key": KEY, "loopback": True} | options)
-    answering = server.Server(worker, chosen)
+def listening(worker, most=100, served=SERVED, beside=(), **options):
+    """The address of a server of that worker's texts; `beside` has (worker, served) of further models."""
+    chosen = server.Options(**{"waiting": 8, "per_minute": 0, "key": KEY, "loopback": True} | options)
+    template = chat_templates.built_in("chatml")
+    hosted = [server.Hosted(*one, template) for one in ((worker, served), *beside)]
+    answering = server.Server(hosted, chosen)
     running = connections.Listener(answering.app(), most, answering.end)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})

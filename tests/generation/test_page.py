@@ -1,6 +1,7 @@
 """The page to talk to the model, in headless Chromium, with a server of a random model behind it."""
 
 import contextlib
+import dataclasses
 import json
 import re
 import urllib.request
@@ -27,15 +28,23 @@ SAID = "[...document.querySelectorAll('.said')].map((said) => said.textContent)"
 IDLE = "document.body.dataset.busy === 'no'"
 
 
-@contextlib.contextmanager
-def serving(**options):
-    params = jax.tree.map(lambda array: 10 * array, gpt2.init(MODEL, jax.random.key(0)))
+def drawing(seed: int) -> Worker:
+    """What draws the texts of a random model."""
+    params = jax.tree.map(lambda array: 10 * array, gpt2.init(MODEL, jax.random.key(seed)))
     token = params.embedding.token.at[128:].multiply(0.1)
     params = params._replace(embedding=params.embedding._replace(token=token))
-    worker = Worker(ContinuousBatch(Decoder(params, MODEL, Compute(), slots=4, capacity=MODEL.context), BYTES))
-    with listening(worker, served=SERVED, **options) as address:
+    return Worker(ContinuousBatch(Decoder(params, MODEL, Compute(), slots=4, capacity=MODEL.context), BYTES))
+
+
+@contextlib.contextmanager
+def serving(*beside: str, **options):
+    """The address of a server of a model, and of others with these names beside it."""
+    models = [(drawing(0), SERVED), *((drawing(n), dataclasses.replace(SERVED, name=name)) for n, name in
+                                      enumerate(beside, start=1))]  # fmt: skip
+    with listening(models[0][0], served=SERVED, beside=models[1:], **options) as address:
         yield address
-    worker.stop()
+    for worker, _ in models:
+        worker.stop()
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +116,7 @@ def test_an_answer_comes_and_the_conversation_goes_on(opened):
     assert opened.complaints() == []
     assert opened.ask("document.title") == NAME
     assert not opened.ask("document.getElementById('key-label').offsetParent")
+    assert not opened.ask("document.getElementById('models').offsetParent")
 
 
 @in_browser
@@ -155,6 +165,27 @@ def test_runs_side_by_side_and_one_is_chosen(opened):
 
 
 @in_browser
+def test_several_models_answer_side_by_side(browser):
+    name = "sft <b>"
+    with serving(name, key="", waiting=32) as address:
+        browser.open(address)
+        assert browser.ask("document.title") == f"{NAME}, {name}"
+        setting(browser, max_completion_tokens="12", seed="3", runs="2")
+        send(browser, "Hello")
+        answers = browser.ask(SAID)[1:]
+        shown = browser.ask("[...document.querySelectorAll('.run h3')].map((one) => one.textContent)")
+        assert shown == [NAME, NAME, name, name]
+        assert len(set(answers)) == 4
+        assert browser.ask("document.querySelectorAll('.said')[4].ariaLabel") == f"Answer 4 of 4, by {name}"
+        browser.ask(f"document.querySelector('#models input[value={NAME}]').click()")
+        setting(browser, runs="1")
+        click(browser, "Regenerate")
+        browser.wait(IDLE)
+        assert browser.ask(SAID)[1:] == answers[2:3]
+        assert browser.complaints() == []
+
+
+@in_browser
 def test_a_token_shows_its_probability_and_the_runners_up(opened):
     send(opened, "Hello")
     tokens = opened.ask("[...document.querySelectorAll('.token')].map((token) => token.textContent)")
@@ -170,6 +201,23 @@ def test_a_token_shows_its_probability_and_the_runners_up(opened):
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) <= 100.3
     assert opened.ask("document.querySelectorAll('#tip tr.drawn').length") == 1
+
+
+@in_browser
+def test_a_token_that_is_tapped_shows_it_too(browser, address):
+    browser.open(address, width=390, height=844)
+    setting(browser, max_completion_tokens="12", seed="3")
+    send(browser, "Hello")
+    token = "[...document.querySelectorAll('.token')].find((one) => one.getBoundingClientRect().width > 3)"
+    middle = f"(box => ({{x: box.x + box.width / 2, y: box.y + box.height / 2}}))({token}.getBoundingClientRect())"
+    for place, hidden in ((browser.ask(middle), False), ({"x": 370, "y": 330}, True)):
+        browser.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[place])
+        browser.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        browser.wait(f"document.getElementById('tip').hidden === {json.dumps(hidden)}")
+    small = browser.ask("document.getElementById('more').open = true, [...document.querySelectorAll('button, summary,"
+                        "input, textarea')].filter((one) => one.offsetParent).map((one) => "
+                        "Math.min(one.offsetWidth, one.offsetHeight)).filter((size) => size < 17)")  # fmt: skip
+    assert small == []
 
 
 @in_browser

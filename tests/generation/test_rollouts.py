@@ -1,13 +1,15 @@
 """Rollouts: where answers end, and that the engine draws from the distribution that the trainer differentiates."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt.generation import rollouts
+from jaxgpt.data import tokenizers
+from jaxgpt.generation import decoder, rollouts
 from jaxgpt.layers.cross_entropy import IGNORED
 from jaxgpt.models import cache, family
 from jaxgpt.models.blocks import Context
@@ -129,3 +131,54 @@ def test_log_probabilities_and_values_on_several_devices(devices, zero):
     params = jax.jit(lambda: init_params(several))()
     found = log_probabilities.make_forward(several)(params, None, tokens, targets)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+def test_what_is_drawn_side_by_side_does_not_depend_on_time(params, monkeypatch):
+    """Else rounding would, and a resumed run might draw another token. Serving takes as long bursts as time allows."""
+    decoded, whole = [], decoder.Decoder._decode
+
+    def noted(self, slots, count):
+        decoded[-1].append((tuple(slots), count))
+        return whole(self, slots, count)
+
+    monkeypatch.setattr(decoder.Decoder, "_decode", noted)
+    drawn = []
+    for tick in (1e-9, 1e-3, 10.0):
+        clock = itertools.count(1)
+        monkeypatch.setattr(decoder.time, "perf_counter", lambda clock=clock, tick=tick: tick * next(clock))
+        decoded.append([])
+        drawn.append(draw(params, ends=lambda answer: answer[-1] < 2))
+    assert decoded[0] == decoded[1] == decoded[2]
+    assert drawn[0] == drawn[1] == drawn[2]
+
+
+def test_several_devices_draw_what_one_does(params):
+    several = [jax.device_put(params, device) for device in jax.devices()[:3]]
+    options = {"model": MODEL, "compute": COMPUTE, "most": 12}
+    assert rollouts.draw_on_devices(several, PROMPTS, (1, 2, 3, 4), **options) == draw(params)
+    assert rollouts.draw_on_devices(several, [], (), **options) == []
+
+
+def test_seeds_are_functions_of_run_rollout_and_place():
+    found = {(seed, rollout): rollouts.seeds_of(seed, rollout, range(50)) for seed in range(3) for rollout in range(3)}
+    assert len({seed for seeds in found.values() for seed in seeds}) == 9 * 50
+    assert rollouts.seeds_of(2, 1, [7, 3]) == [found[2, 1][7], found[2, 1][3]]
+
+
+@pytest.mark.parametrize("text", ["Answer: 4<|im_end|>", "é<|im_end|>", "<|im_end|>", "<|im_end<|im_end|>"])
+def test_an_answer_ends_with_its_stop_text(text):
+    """With the token that makes it whole, and not one earlier; the text is what stands before it."""
+    tokenizer, stops = tokenizers.make("bytes", ""), ("<|im_end|>", "</s>")
+    ends, tokens = rollouts.end_of_answer(tokenizer, stops), tokenizer.encode(text + "more").tolist()
+    first = next(n for n in range(1, len(tokens)) if ends(tokens[:n]))
+    assert tokenizer.decode(tokens[:first]) == text
+    assert rollouts.text_of(tokens[:first], tokenizer, stops) == text.removesuffix("<|im_end|>")
+    assert rollouts.text_of(tokens[: first - 1], tokenizer, stops) == text[:-1]
+
+
+def test_an_answer_ends_with_the_end_of_a_text():
+    tokenizer = tokenizers.make("gpt2", "")
+    tokens = [*tokenizer.encode("4").tolist(), tokenizer.end_of_text]
+    ends = rollouts.end_of_answer(tokenizer, ())
+    assert [ends(tokens[:1]), ends(tokens)] == [False, True]
+    assert rollouts.text_of(tokens, tokenizer, ()) == "4"

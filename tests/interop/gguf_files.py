@@ -71,6 +71,7 @@ def write(
     architecture: str = "llama",
     keys: Mapping[str, Any] | None = None,
     tokenizer: Mapping[str, Any] | None = None,
+    template: str = "",
 ) -> None:
     """Writes a file whose matrices are of a type; `keys` are added, and left away where they are None."""
     writer = gguf.GGUFWriter(path, architecture)
@@ -83,6 +84,7 @@ def write(
         _add(writer, f"{architecture}.{name}", value)
     for name, value in (tokenizer or {}).items():
         _add(writer, f"tokenizer.ggml.{name}", value)
+    _add(writer, "tokenizer.chat_template", template or None)
     for name, array in arrays.items():
         laid = as_llamacpp(name, array, model) if architecture == "llama" else array
         form = gguf.GGMLQuantizationType[kind if array.ndim > 1 else "F32"]

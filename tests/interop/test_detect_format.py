@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from jaxgpt import writing
+from jaxgpt.data.chat_templates import Template
 from jaxgpt.errors import UserError
 from jaxgpt.interop import detect_format, huggingface, safetensors_files
 from tests.interop.weights import MODEL, assert_same_bits, random_params
@@ -81,9 +82,11 @@ def test_a_model_by_name(server, shard_bytes):
     root, asked = server
     with writing.new_folder(root / "someone" / "tiny") as folder:
         huggingface.write_folder(folder, random_params(), MODEL, "float32", None, shard_bytes)
+    (root / "someone/tiny/chat_template.jinja").write_text("{{ messages }}")
     (root / "someone/tiny/pytorch_model.bin").write_bytes(b"\x80\x04N.")
     source = detect_format.open_weights("someone/tiny")
     assert source.model == MODEL
+    assert source.template == Template("jinja", "{{ messages }}")
     assert_same_bits(source.load(), random_params())
     assert not any("pytorch_model.bin" in path for path in asked)
     asked.clear()

@@ -11,12 +11,15 @@ import pytest
 
 from jaxgpt import models
 from jaxgpt.commands import cli
+from jaxgpt.data import chat_templates
+from jaxgpt.data.chat_templates import Template
 from jaxgpt.errors import UserError
 from jaxgpt.interop import detect_format, gguf_header, tensors
 from jaxgpt.interop import gguf as reader
 from jaxgpt.models import grouped_attention
 from jaxgpt.models.blocks import Context
 from jaxgpt.options.config import Compute, Model
+from tests.data import templates
 from tests.interop import gguf_files
 from tests.interop.gguf_files import gguf, state, write
 
@@ -296,6 +299,19 @@ def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
     with pytest.raises(UserError, match="need the package gguf: make env EXTRAS=gguf"):
         detect_format.open_weights(str(tmp_path / "m.gguf"))
+
+
+def test_its_chat_template_comes_along(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said, names = gguf_files.sentencepiece(), {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    write(Path("m.gguf"), LLAMA, state(LLAMA), tokenizer=said, template=templates.MISTRAL)
+    assert cli.main(["convert", "m.gguf", "run"]) == 0
+    template = detect_format.open_weights("run").template
+    assert template == Template("jinja", templates.MISTRAL, names) == detect_format.open_weights("m.gguf").template
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert chat_templates.render(messages, template) == "<s>[INST] a[/INST] b</s>"
+    write(Path("m.gguf"), LLAMA, state(LLAMA), tokenizer=said)
+    assert detect_format.open_weights("m.gguf").template is None
 
 
 @pytest.mark.usefixtures("quickly_compiled")

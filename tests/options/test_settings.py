@@ -241,6 +241,7 @@ NEGATIVE = [
     *(("objective", f"{key}_coefficient", -0.1) for key in ("kl", "entropy", "value")),
     *(("objective", key, -0.1) for key in ("kl_penalty", "kl_target")),
     ("compute", "memory_limit_gib", -0.1),
+    ("data", "skip_bad", -1),
     ("parallel", "devices", -1),
     ("parallel", "processes", -1),
     ("training", "sequence_length", -1),

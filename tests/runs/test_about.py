@@ -39,6 +39,7 @@ def test_what_an_older_version_did_not_write_has_its_default(metadata):
         "text": {},
         "lengths": {},
         "base": {},
+        "kept": {},
         "converted_from": "",
     }
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxgpt.errors import UserError
-from jaxgpt.models import blocks, gpt2
-from jaxgpt.options.config import Checkpoint, Compute, Config, Model
+from jaxgpt.models import blocks, gpt2, with_scalar
+from jaxgpt.options.config import Checkpoint, Compute, Config, Model, Objective
 from jaxgpt.runs import checkpoints, checksums, saving
 from jaxgpt.training.state import TrainState, init_state
 
@@ -265,3 +265,16 @@ def test_what_orbax_cannot_read_is_told_in_one_line(run, capfd):
     assert "\n" not in str(raised.value)
     out, err = capfd.readouterr()
     assert out + err == ""  # orbax's threads say nothing beside it
+
+
+@pytest.mark.parametrize("numpy", [False, True])
+def test_a_policy_with_values_is_read_as_its_model(tmp_path, numpy):
+    objective = Objective(name="policy", value_coefficient=0.5)
+    config = dataclasses.replace(CONFIG, objective=objective)
+    whole = distinct(config).params
+    about = ABOUT | {"configuration": dataclasses.asdict(config)}
+    checkpoints.save_params(tmp_path / "checkpoints" / "1", whole, about)
+    found = checkpoints.find(tmp_path / "checkpoints")
+    read = checkpoints.numpy_params_of(found, np.float32) if numpy else checkpoints.params_of(found)
+    assert_same(read, with_scalar.model_of(whole))
+    assert jax.tree.structure(read) == jax.tree.structure(with_scalar.model_of(whole))
