@@ -58,17 +58,17 @@ RECIPES = {
         "--config sft_quickstart --training.evaluate-every 100 --optimizer.learning-rate 3e-3",
     ),
     "reward": Recipe(
-        "a reward model learns from comparisons that steps are preferred", "sft", "comparisons.jsonl", 150, REWARD
+        "a reward model learns from comparisons that steps are preferred", "sft", "comparisons.jsonl", 100, REWARD
     ),
     "flipped": Recipe(
-        "another one, a tenth of whose comparisons are the wrong way round", "sft", "flipped.jsonl", 150, REWARD
+        "another one, a tenth of whose comparisons are the wrong way round", "sft", "flipped.jsonl", 100, REWARD
     ),
     "dpo": Recipe(
         "the same comparisons, directly (DPO)",
         "sft",
         "comparisons.jsonl",
         150,
-        "--config dpo_quickstart --training.sequence-length 48 --training.evaluate-every 25",
+        "--config dpo_quickstart --optimizer.learning-rate 1e-4 --training.sequence-length 48 --training.evaluate-every 25",
     ),
     "ppo": Recipe("reinforcement by the reward model's scores (PPO)", "sft", "problems.jsonl", 200, PPO),
     "hacked": Recipe(
