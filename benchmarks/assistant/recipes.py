@@ -68,7 +68,8 @@ RECIPES = {
         "sft",
         "comparisons.jsonl",
         150,
-        "--config dpo_quickstart --optimizer.learning-rate 1e-4 --training.sequence-length 48 --training.evaluate-every 25",
+        """--config dpo_quickstart --optimizer.learning-rate 1e-4 --training.sequence-length 48
+        --training.evaluate-every 25""",
     ),
     "ppo": Recipe("reinforcement by the reward model's scores (PPO)", "sft", "problems.jsonl", 200, PPO),
     "hacked": Recipe(
