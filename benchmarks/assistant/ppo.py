@@ -2,8 +2,8 @@
 
     python -m benchmarks.assistant.ppo --seeds 0
 
-The reward model prefers answers that show their steps, and checks none. That is a good advice up to a point: without a
-cost of divergence, and for longer, the policy finds what the reward model likes better than right answers.
+The reward model prefers answers that show their steps, and checks none. That is good advice up to a point: without a
+cost of divergence the policy finds texts that the reward model likes as well, and that answer nothing.
 """
 
 import sys

@@ -73,10 +73,10 @@ RECIPES = {
     ),
     "ppo": Recipe("reinforcement by the reward model's scores (PPO)", "sft", "problems.jsonl", 200, PPO),
     "hacked": Recipe(
-        "the same without a cost of divergence, and for longer",
+        "the same without a cost of divergence",
         "sft",
         "problems.jsonl",
-        400,
+        200,
         # So small a cost changes nothing; with it, the divergence is in the metrics.
         f"{PPO} --objective.kl-penalty 1e-9 --objective.kl-target 0",
     ),
