@@ -51,7 +51,7 @@ def test_a_slip_makes_an_answer_wrong_and_in_the_format():
     for problem in choose.sample(arithmetic.all_problems(), 300):
         found = arithmetic.wrong(problem, choose)
         assert 0 <= found.answer != problem.answer
-        text = arithmetic.answered(found, steps=True)["content"]
+        text = arithmetic.answered(found)["content"]
         assert arithmetic.in_format(text)
         assert not arithmetic.is_right(text, problem)
         assert sum(computed(found.steps)) >= 1  # one slip alone

@@ -3,12 +3,12 @@
     python -m benchmarks.assistant.arithmetic FOLDER     the files that the stages read
 
 Everything is a pure function of the seed. A problem is a + b or a - b of two numbers of two digits, with nothing below
-0: there are 12,195, and HELD_OUT of them are in no text, no conversation and no comparison to train on. An answer may
-show its steps, one for each digit. A model of half a million parameters learns these, and can't do without them:
+0: there are 12,195, and HELD_OUT of them are in no text, no conversation and no comparison to train on. Most answers
+show their steps, one for each digit, which a model of half a million parameters learns. Some are a lazy guess:
 
     34 + 57 = ?     4 + 7 = 11, 3 + 5 + 1 = 9. Answer: 91
     52 - 17 = ?     12 - 7 = 5, 5 - 1 - 1 = 3. Answer: 35
-    52 - 17 = ?     Answer: 35
+    52 - 17 = ?     Answer: 100
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 HELD_OUT = 400
 LINES = 60_000  # of the base text
-CONVERSATIONS = 6_000
+CONVERSATIONS = 3_000
 COMPARISONS = 2_000
 WITH_STEPS = 0.7  # share of the conversations whose answers show their steps
 FLIPPED = 0.1  # share of the comparisons whose labels are the wrong way round, where some are
@@ -34,6 +34,7 @@ FORMS = (
 WEIGHTS = (3, 3, 2, 1)
 MARKERS = ("<|im_start|>", "<|im_end|>")  # ChatML's, tokens of their own
 MERGES = 64  # of the tokenizer, beside the bytes
+GUESSED = {"role": "assistant", "content": "Answer: 100"}  # without looking at the question
 FORMAT = re.compile(r"[^\n]*Answer: \d+")
 
 
@@ -123,7 +124,7 @@ def conversations(seed: int, count: int = CONVERSATIONS) -> list[dict[str, Any]]
     """Conversations of one question and one answer, most of which show their steps."""
     choose, (seen, _) = random.Random(f"{seed} conversations"), split(seed)
     return [
-        {"messages": [asked(one), answered(worked(one), steps=choose.random() < WITH_STEPS)]}
+        {"messages": [asked(one), answered(worked(one)) if choose.random() < WITH_STEPS else GUESSED]}
         for one in choose.sample(seen, count)
     ]
 
@@ -131,15 +132,15 @@ def conversations(seed: int, count: int = CONVERSATIONS) -> list[dict[str, Any]]
 def comparisons(
     problems: Sequence[Problem], seed: int, count: int = COMPARISONS, flipped: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Pairs of answers by a rater who prefers to see the steps and checks none, but for labels that are wrong.
+    """Answers with their steps, preferred to a guess by a rater who checks none, but for labels that are wrong.
 
-    Of both answers every third has a slip.
+    Every third of the preferred answers has a slip.
     """
     choose, labels = random.Random(f"{seed} comparisons"), random.Random(f"{seed} labels")
     rows = []
     for problem in choose.choices(problems, k=count):
-        found = [wrong(problem, choose) if choose.random() < 1 / 3 else worked(problem) for _ in range(2)]
-        pair = [answered(found[0], steps=True)], [answered(found[1], steps=False)]
+        found = wrong(problem, choose) if choose.random() < 1 / 3 else worked(problem)
+        pair = [answered(found)], [GUESSED]
         better, worse = pair[::-1] if labels.random() < flipped else pair
         rows.append({"prompt": [asked(problem)], "chosen": better, "rejected": worse})
     return rows
@@ -154,8 +155,8 @@ def asked(problem: Problem) -> dict[str, str]:
     return {"role": "user", "content": f"{problem.question} = ?"}
 
 
-def answered(found: Worked, *, steps: bool) -> dict[str, str]:
-    return {"role": "assistant", "content": f"{found.steps}. " * steps + f"Answer: {found.answer}"}
+def answered(found: Worked) -> dict[str, str]:
+    return {"role": "assistant", "content": f"{found.steps}. Answer: {found.answer}"}
 
 
 def in_format(text: str) -> bool:

@@ -54,8 +54,8 @@ RECIPES = {
         "fine-tuning on conversations: it answers",
         "base",
         "conversations",
-        500,
-        "--config sft_quickstart --training.evaluate-every 100 --optimizer.learning-rate 3e-3",
+        450,
+        "--config sft_quickstart --training.evaluate-every 50",
     ),
     "reward": Recipe(
         "a reward model learns from comparisons that steps are preferred", "sft", "comparisons.jsonl", 100, REWARD
