@@ -39,7 +39,8 @@ class Trained(NamedTuple):
 
 REWARD = "--config reward_quickstart --training.sequence-length 48 --training.evaluate-every 25"
 PPO = """--config ppo_quickstart --objective.reward model:{folder}/reward --training.sequence-length 56
-    --training.evaluate-every 0 --checkpoint.every-steps 40 --checkpoint.keep-every 40"""
+    --training.evaluate-every 0 --training.evaluation-batches 1
+    --checkpoint.every-steps 40 --checkpoint.keep-every 40"""
 RECIPES = {
     "base": Recipe(
         "a Llama of half a million parameters learns from text in which sums are worked out",
@@ -86,7 +87,8 @@ RECIPES = {
         "problems.jsonl",
         160,
         """--config grpo_quickstart --objective.reward exact:Answer: --training.sequence-length 56
-        --training.evaluate-every 0 --optimizer.learning-rate 5e-4 --rollouts.epochs 2""",
+        --training.evaluate-every 0 --training.evaluation-batches 1
+        --optimizer.learning-rate 5e-4 --rollouts.epochs 2""",
     ),
 }
 
