@@ -85,10 +85,10 @@ RECIPES = {
         "reinforcement by whether the answer is right (GRPO)",
         "sft",
         "problems.jsonl",
-        160,
+        200,
         """--config grpo_quickstart --objective.reward exact:Answer: --training.sequence-length 56
         --training.evaluate-every 0 --training.evaluation-batches 1
-        --optimizer.learning-rate 5e-4 --rollouts.epochs 2""",
+        --optimizer.learning-rate 1.5e-4 --optimizer.schedule linear --rollouts.epochs 2""",
     ),
 }
 
