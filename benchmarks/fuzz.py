@@ -28,13 +28,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fuzz_llama, fuzz_readers, fuzz_texts
+from benchmarks import fuzz_llama, fuzz_readers, fuzz_tasks, fuzz_texts
 from benchmarks.fuzz_readers import Input, Reader
 from benchmarks.machine import cpu_name, versions
 from benchmarks.mutations import Mutated, lay_out, mutate
 from jaxgpt.errors import UserError
 
-READERS = [*fuzz_readers.READERS, *fuzz_llama.READERS, *fuzz_texts.READERS]
+READERS = [*fuzz_readers.READERS, *fuzz_llama.READERS, *fuzz_texts.READERS, *fuzz_tasks.READERS]
 LIMIT_SECONDS = 5.0  # of the processor's time
 WAITING_SECONDS = 120.0  # of the clock's: a pipe that nobody writes into takes no other
 CONSTANT = 64 << 20  # beside a file's size: Python's objects for its parts, and the padding of a token table

@@ -60,7 +60,7 @@ def _changed(name: str, content: bytes, choose: random.Random) -> bytes:
     ways = [_bytes, _header]
     if kind == "toml":
         ways = [_bytes, _text, _toml, _toml]
-    elif kind in ("json", "jsonl") or name.endswith("metadata"):
+    elif kind in ("json", "jsonl", "yaml", "csv") or name.endswith("metadata"):
         ways = [_bytes, _text, _text, _text]
     elif kind == "safetensors":
         ways = [_bytes, _header, _safetensors, _safetensors]

@@ -1,4 +1,4 @@
-"""Text, JSON and TOML that others have made: parsing within limits, and escaping for a terminal.
+"""Text, JSON, TOML and YAML that others have made: parsing within limits, and escaping for a terminal.
 
 Parsing raises a ValueError with a short reason; `jaxgpt.files` turns it into a message that names the file.
 """
@@ -92,6 +92,32 @@ def parse_toml(text: str | bytes) -> dict[str, Any]:
         raise ValueError("a number has thousands of digits") from None
     _check_values(tables)
     return tables
+
+
+def parse_yaml(text: str) -> Any:
+    """Returns the value of a YAML document, in which all scalars are texts.
+
+    ValueError where it is no YAML, lists are nested too deep, or it has an alias, which could stand for itself.
+    """
+    import yaml  # takes a while, and few commands need it
+
+    class Loader(yaml.BaseLoader):
+        def fetch_flow_collection_start(self, token: Any) -> Any:  # its time grows with the square of the depth
+            if self.flow_level >= DEEPEST:
+                raise ValueError(TOO_DEEP)
+            return super().fetch_flow_collection_start(token)
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise ValueError("it has an alias")
+            return super().compose_node(parent, index)
+
+    try:
+        return yaml.load(text, Loader)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    except (yaml.YAMLError, OverflowError) as error:
+        raise ValueError(shown(" ".join(str(error).split()))) from None
 
 
 def decode(data: bytes) -> str:

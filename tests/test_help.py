@@ -120,7 +120,7 @@ def test_help_of_generate(capsys):
     assert len(sampling) == 7
     for option, meaning in sampling.items():
         meaning = re.escape(" ".join(meaning.split()))
-        assert re.search(rf"{option.replace('sampling.', '')} (\w+|\[.*\]\]) {meaning} \(default: ", text)
+        assert re.search(rf"{option.replace('sampling.', '')} (\w+|\[STR \.\.\.\]) {meaning} \(default: ", text)
     for option in ("--run STR The", "--prompt STR What", "--prompts STR A", "--samples INT How", "--seed INT Random"):
         assert option in text
 

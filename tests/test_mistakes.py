@@ -50,7 +50,7 @@ TINY = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.conte
         (["--optimizer.learning-rate", "high"], "Error parsing --optimizer.learning-rate"),
         (["--compute.dtype", "float16"], "invalid choice 'float16' for argument '--compute.dtype'"),
         (["--data.tokenizer", "gpt3"], "invalid choice 'gpt3' for argument '--data.tokenizer'"),
-        (["--objective.name", "policy"], "error: --objective.name is policy, which run.py doesn't train yet"),
+        (["--objective.name", "policy"], "error: --objective.name policy goes on from a model that was fine-tuned on"),
         (["--objective.name", "reward"], "error: --objective.name reward goes on from a model that was fine-tuned on"),
         (["generate"], "--run STR"),
         (["generate", "runs/x"], "x: not a run's folder (it has no config.toml)"),

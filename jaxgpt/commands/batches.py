@@ -66,7 +66,7 @@ class Feed(AbstractContextManager, Protocol):
 
 
 class Batches(Protocol):
-    """Source of a trainer's batches. All processes call its methods in the same order."""
+    """Batches that a trainer draws. All processes call its methods in the same order."""
 
     tokens: int  # that a step trains on
     every: int  # steps that belong together: the run is saved, evaluated and stopped only between so many

@@ -1,4 +1,4 @@
-"""Parts that batches of a reward model and of preferences have in common: comparisons in tokens, in their order."""
+"""Comparisons in tokens, fed in their order: what batches of a reward model and of preferences share."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -25,7 +25,7 @@ from jaxgpt.commands.display import Display, silent
 from jaxgpt.commands.trainer import Output, Trainer
 from jaxgpt.data.corpus import Described
 from jaxgpt.errors import AllFailed, Interrupted
-from jaxgpt.evaluation.multiple_choice import Tasks
+from jaxgpt.evaluation.registry import Tasks
 from jaxgpt.interop import bases
 from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models import family, lora
@@ -34,7 +34,7 @@ from jaxgpt.options.config import Config
 from jaxgpt.parallel import mesh, processes
 from jaxgpt.reports import trackers
 from jaxgpt.reports.live_report import Following
-from jaxgpt.runs import resuming
+from jaxgpt.runs import folder, resuming
 from jaxgpt.runs.checkpoints import Found
 from jaxgpt.runs.folder import RunFolder, check_name, will_resume
 from jaxgpt.runs.saving import Writer
@@ -61,7 +61,7 @@ def train(config: Config, *observers: Observer) -> None:
     configuration.check_processes(asked, data)
     with contextlib.ExitStack() as kept:
         beginning = begin(asked, data, kept)
-        tasks = Tasks(asked, data.tokenizer)
+        tasks = Tasks(asked, data.tokenizer, data.template)
         program, beginning = _compile(asked, beginning)
         config = program.config
         processes.wait_for_all("compiled")  # before the first collective, whose timeout is shorter
@@ -232,28 +232,42 @@ def _typed_anew(config: Config) -> list[str]:
 
 
 def _introduce(trainer: Trainer, source: Source, program: Program, notes: list[str]) -> None:
-    config, data, device = trainer.config, trainer.data, jax.devices()[0]
+    """Shows what is trained and where, in five lines and those of what isn't usual; writes all into START."""
+    config, data, device, plan = trainer.config, trainer.data, jax.devices()[0], program.plan
     in_fixed_order = config.compute.deterministic and device.platform == "gpu"
-    products = family(config.model).flops_per_token(config.model, config.training.sequence_length)
-    for line in (
+    first = [
         f"run       {trainer.folder.path}",
         f"model     {family(config.model).describe(config.model)}",
         f"text      {source.about()}",
         f"training  {config.training.steps:,} steps of {trainer.batches.tokens:,} tokens, {config.compute.dtype}, on "
         f"{device.device_kind} ({device.platform})",
-        f"a token   {trainer.flops_per_token:,} operations, as llm.c counts them, which "
-        f"{'MFU' if trainer.peak else 'TFLOP/s'} is of; {products:,.0f} in matrix products",
         *_about_adapters(config),
         *trainer.resharding.words(),
-        f"attention {program.attention}",
-        *program.plan.lines(),
-        *(["order     of sums is fixed: some kernels are slower ones"] if in_fixed_order else []),
+        *([f"attention {program.attention}"] if device.platform != "cpu" else []),
+        f"memory    {plan.summary()}; all there is to say: {folder.START} in the run's folder, or --verbose",
         *([f"note      {config.run.note}"] if config.run.note else []),
         *(f"note      {line}" for line in data.notes),
         *trainer.folder.notes,
         *notes,
-    ):
+    ]
+    more = [
+        *_about_flops(trainer),
+        *([f"attention {program.attention}"] if device.platform == "cpu" else []),
+        *plan.lines(),
+        *(["order     of sums is fixed: some kernels are slower ones"] if in_fixed_order else []),
+    ]
+    trainer.folder.write_text(folder.START, "\n".join([*first, *more]) + "\n")
+    for line in [*first, *(more if config.run.verbose else [])]:
         trainer.display.note(line)
+
+
+def _about_flops(trainer: Trainer) -> list[str]:
+    config = trainer.config
+    products = family(config.model).flops_per_token(config.model, config.training.sequence_length)
+    return [
+        f"FLOPs     per token: {trainer.flops_per_token:,} as llm.c counts them, for "
+        f"{'MFU' if trainer.peak else 'TFLOP/s'}; {products:,.0f} in matrix products, forward and backward"
+    ]
 
 
 def _about_adapters(config: Config) -> list[str]:

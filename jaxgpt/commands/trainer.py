@@ -18,10 +18,11 @@ from jaxgpt.commands.stopping import Decisions, Stop
 from jaxgpt.data import chat_templates
 from jaxgpt.data.corpus import Described
 from jaxgpt.errors import AllFailed, RunError
-from jaxgpt.evaluation.multiple_choice import Tasks
+from jaxgpt.evaluation.registry import Tasks
 from jaxgpt.foreign_text import printable
 from jaxgpt.generation import batching
 from jaxgpt.models import with_scalar
+from jaxgpt.models.blocks import Params
 from jaxgpt.parallel import processes
 from jaxgpt.reports.history import LOSSES, loss_curve
 from jaxgpt.runs import resuming
@@ -181,8 +182,9 @@ class Trainer:
         return found
 
     def score(self) -> None:
-        """Scores the model on its multiple-choice tasks."""
-        for result, seconds in self.tasks.results(self.config, self.state.params, self.frozen):
+        """Scores the model on its tasks."""
+        params = self.state.params
+        for result, seconds in self.tasks.results(self.config, params, self.frozen, self._params_to_draw_with):
             self._metric(step=self.done, **result._asdict())
             self.display.note(f"step {self.done}: {result.line()} ({seconds:.1f} s)")
 
@@ -194,8 +196,7 @@ class Trainer:
         config, data = self.config, self.data
         if data.prompt is None:
             return ""
-        params = self.resharding.whole_params(self.state, self.frozen)
-        params = with_scalar.model_of(params) if config.objective.scalar_head else params
+        params = self._params_to_draw_with()
         if not processes.first():
             return ""
         sampling = dataclasses.replace(config.sampling, stop=config.sampling.stop + chat_templates.stops(data.template))
@@ -204,6 +205,11 @@ class Trainer:
         text = printable(data.tokenizer.prompt_text(data.prompt) + "".join(piece.text for piece in pieces))
         self.folder.sample(self.done, text)
         return text
+
+    def _params_to_draw_with(self) -> Params:
+        """Gathers the model's parameters. All processes have to call it together."""
+        params = self.resharding.whole_params(self.state, self.frozen)
+        return with_scalar.model_of(params) if self.config.objective.scalar_head else params
 
     def _show_sample(self) -> None:
         if self.data.prompt is not None:

@@ -30,9 +30,11 @@ from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.options.config import Config
 from jaxgpt.terminal import command
 
+BEGINNING = 2000  # tokens of the validation split, among which a sentence is looked for
+
 
 class Described(Protocol):
-    """Description that the data of any run give of themselves."""
+    """Data of any run, as they describe themselves."""
 
     @property
     def description(self) -> str: ...
@@ -233,19 +235,24 @@ def _check(name: str, source: TextSource, tokenizer: tokenizers.Tokenizer, confi
 def _prompt(
     config: Config, tokenizer: tokenizers.Tokenizer, validation: Tokens, template: dict[str, Any]
 ) -> np.ndarray:
-    """Returns the tokens of `run.prompt`, or else of the beginning of a line of the validation split.
+    """Returns the tokens of `run.prompt`, else the one that begins a text, else a sentence of the validation split.
 
     With a chat template they are of a question: of that prompt, or of the first conversation.
     """
     if template and config.run.prompt:
-        return chat_templates.question(config.run.prompt, template, tokenizer)
+        messages = [{"role": "user", "content": config.run.prompt}]
+        asked = chat_templates.from_state(template)
+        return chat_templates.encode(messages, asked, tokenizer, add_generation_prompt=True).ids
     if isinstance(validation, Conversations):
         return validation.prompt()
     if config.run.prompt:
         return tokenizer.begin(tokenizer.encode(config.run.prompt))
-    beginning = tokenizer.decode(validation[:200])
-    lines = [line for line in files.text_lines(beginning)[1:] if line.strip()]
-    return tokenizer.begin(tokenizer.encode(lines[0] if lines else beginning)[: config.model.context // 4 + 1])
+    if tokenizer.document_start is not None:
+        return np.array([tokenizer.document_start], np.int32)
+    text = tokenizer.decode(validation[:BEGINNING])
+    sentence = re.search(r"(?:[.!?]\s+|\n\s*)(?=[A-Z])(.+)", text)
+    line = sentence[1] if sentence else next((line for line in files.text_lines(text)[1:] if line.strip()), text)
+    return tokenizer.begin(tokenizer.encode(line)[: config.model.context // 4 + 1])
 
 
 # Token files by name: a prepared folder, llm.c's own files, or a pattern of them

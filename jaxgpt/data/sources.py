@@ -3,6 +3,7 @@
 notes.txt   notes/   'notes/*.jsonl.zst'   tinystories   hf:owner/name   hf:owner/name/configuration:split
 """
 
+import collections
 import fnmatch
 import glob
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxgpt.data import corpora, hub
-from jaxgpt.data.documents import kind_of
+from jaxgpt.data.documents import kind_of, unpacked_name
 from jaxgpt.data.manifest import Split
 from jaxgpt.errors import UserError
 from jaxgpt.files import open_file
@@ -23,6 +24,21 @@ from jaxgpt.terminal import say
 
 HUB = "hf:"
 SHARD_TOKENS = 100_000_000
+# What files of other kinds are, by their suffixes, and what makes text of them.
+OTHER_KINDS: dict[str, str] = {
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".gif", ".svg", ".webp", ".tif", ".tiff", ".bmp"), "pictures"),
+    **dict.fromkeys((".mp3", ".wav", ".flac", ".ogg", ".mp4", ".mov", ".mkv"), "sound or film"),
+    **dict.fromkeys((".csv", ".tsv", ".xls", ".xlsx", ".ods"), "tables: write each row as a line of JSON"),
+    **dict.fromkeys(
+        (".htm", ".html", ".xml", ".tex", ".rst"), "markup, which would be learned too: name them to take it"
+    ),
+    **dict.fromkeys((".doc", ".docx", ".odt", ".rtf", ".epub", ".pptx"), "not plain text: save them as .txt"),
+    ".pdf": "not plain text: pdftotext makes it of them",
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "archives: unpack them"),
+    **dict.fromkeys(
+        (".py", ".c", ".h", ".cpp", ".js", ".ts", ".java", ".go", ".rs", ".sh"), "code: name them to take it"
+    ),
+}
 
 
 def data_folder() -> Path:
@@ -113,7 +129,7 @@ def _files(source: str) -> list[File]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """Returns the files of text in a folder and its subfolders, sorted, and prints what is left out.
+    """Returns the files of text in a folder and its subfolders, sorted; prints what is read, and what isn't and why.
 
     Hidden files and folders, such as .git, are ignored. Links are left out: their targets may lie in the folder as
     well, or belong to somebody else.
@@ -127,16 +143,34 @@ def _in_folder(folder: Path) -> list[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))  # os.walk doesn't follow links
         for path in (here / name for name in names if not name.startswith(".")):
             (links if path.is_symlink() else found if kind_of(path) else others).append(path)
-    notes = [_some(paths, what) for paths, what in ((links, "links"), (others, "files of other kinds")) if paths]
-    if notes and found:
-        say(f"{shown(folder)}: left out are {' and '.join(notes)}; name them to prepare them", error=True)
+    passed_over = [_some(group, about) for about, group in _by_reason(others).items()]
+    passed_over += [_some(links, "links")] if links else []
     if not found:
         raise UserError(
             f"{shown(folder)} has no files that end in .txt, .md, .json, .jsonl or .parquet, or these and .gz, .bz2, "
-            f".xz, .zst{'; it has ' + ' and '.join(notes) if notes else ''}. Files are also named by a pattern, such "
-            "as 'notes/*.log'"
+            f".xz, .zst{'; it has ' + ' and '.join(passed_over) if passed_over else ''}. Files are also named by a "
+            "pattern, such as 'notes/*.log'"
         )
+    counts = collections.Counter(unpacked_name(path).suffix.lower() for path in found)
+    kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(counts.items()))
+    say(f"{shown(folder)}: {len(found):,} file{'s' * (len(found) > 1)} read ({kinds})", error=True)
+    for line in passed_over:
+        say(f"{shown(folder)}: passed over: {line}", error=True)
     return sorted(found)
+
+
+def _by_reason(paths: list[Path]) -> dict[str, list[Path]]:
+    """Groups files of other kinds by what they are."""
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        suffix = path.suffix.lower()
+        about = (
+            f"{suffix} ({OTHER_KINDS[suffix]})"
+            if suffix in OTHER_KINDS
+            else "of no known kind of text (name them to prepare them)"
+        )
+        found.setdefault(about, []).append(path)
+    return found
 
 
 def _raise(error: OSError) -> None:
@@ -149,7 +183,7 @@ def _raise(error: OSError) -> None:
 def _some(paths: list[Path], what: str) -> str:
     """Describes files by their number and the names of the first three."""
     names = ", ".join(shown(path, 60) for path in sorted(paths)[:3])
-    return f"{len(paths):,} {what} ({names}{', ...' if len(paths) > 3 else ''})"
+    return f"{len(paths):,} {what}: {names}{', ...' if len(paths) > 3 else ''}"
 
 
 def _local(path: Path) -> File:

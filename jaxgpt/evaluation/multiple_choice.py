@@ -12,10 +12,9 @@ its tokens is the likeliest at its place; it has no other accuracy, and a perple
 """
 
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,10 +22,11 @@ from jaxgpt.data import loader
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.evaluation import task_files
-from jaxgpt.evaluation.scoring import Score, Scorer, ScoringRequest, make_scorer
+from jaxgpt.evaluation.interface import standard_error
+from jaxgpt.evaluation.scoring import Score, Scorer, ScoringRequest
 from jaxgpt.evaluation.tasks import TASKS, Question
 from jaxgpt.models.blocks import Params
-from jaxgpt.options.config import Config, Model
+from jaxgpt.options.config import Model
 
 
 class Example(NamedTuple):
@@ -53,11 +53,14 @@ class Result(NamedTuple):
     accuracy_norm: float | None
     accuracy_per_token: float | None
     perplexity: float | None
+    standard_error_norm: float | None
+    standard_error_per_token: float | None
 
     def line(self) -> str:
         """Returns the numbers as a line for people."""
-        numbers = {"norm": self.accuracy_norm, "per token": self.accuracy_per_token}
-        more = [f"{name} {value:.4f}" for name, value in numbers.items() if value is not None]
+        norm = "norm", self.accuracy_norm, self.standard_error_norm
+        per_token = "per token", self.accuracy_per_token, self.standard_error_per_token
+        more = [f"{name} {value:.4f} ± {error:.4f}" for name, value, error in (norm, per_token) if value is not None]
         more += [f"perplexity {self.perplexity:.2f}"] if self.perplexity is not None else []
         first = f"{self.task}: accuracy {self.accuracy:.4f} ± {self.standard_error:.4f}"
         return ", ".join([first, *more, f"{self.examples:,} examples"])
@@ -149,55 +152,29 @@ def evaluate(examples: Examples, scorer: Scorer, params: Params) -> Result:
 
 def result(examples: Examples, scores: Sequence[Sequence[Score]]) -> Result:
     """Returns the task's numbers, from each example's scores."""
-    count, perplexity = len(examples.examples), None
+    perplexity, normed, per_token = None, [], []
     if examples.greedy:
         right = [bool(score.greedy) for (score,) in scores]
         perplexity = math.exp(min(700.0, -float(np.mean([score.log_likelihood for (score,) in scores]))))
-        normed = per_token = None
     else:
         pairs = list(zip(examples.examples, scores, strict=True))
         right = [_right(example, found, [1] * len(found)) for example, found in pairs]
-        tokens = [_right(example, found, [len(r.completion) for r in example.requests]) for example, found in pairs]
+        per_token = [_right(example, found, [len(r.completion) for r in example.requests]) for example, found in pairs]
         letters = [_right(example, found, example.characters) for example, found in pairs if example.characters]
-        per_token = float(np.mean(tokens))
-        normed = float(np.mean(letters)) if letters else per_token
-    accuracy = float(np.mean(right))
-    error = math.sqrt(accuracy * (1 - accuracy) / max(1, count - 1))
-    return Result(examples.task, count, accuracy, error, normed, per_token, perplexity)
+        normed = letters or per_token
+    return Result(
+        examples.task,
+        len(examples.examples),
+        float(np.mean(right)),
+        standard_error(right),
+        float(np.mean(normed)) if normed else None,
+        float(np.mean(per_token)) if per_token else None,
+        perplexity,
+        standard_error(normed) if normed else None,
+        standard_error(per_token) if per_token else None,
+    )
 
 
 def _right(example: Example, scores: Sequence[Score], lengths: Sequence[int]) -> bool:
     """Returns whether the right choice has the largest score for its length."""
     return int(np.argmax([score.log_likelihood / n for score, n in zip(scores, lengths, strict=True)])) == example.label
-
-
-class Tasks:
-    """The multiple-choice tasks that a run is scored on while it trains.
-
-    Reads the tasks of `evaluation.tasks`. UserError, before anything is trained, for one that can't be read.
-    """
-
-    def __init__(self, config: Config, tokenizer: Tokenizer):
-        limit, named = config.evaluation.limit, _named(config.evaluation.tasks)
-        self._scorer: Scorer | None = None
-        self._examples = [load(task, path, tokenizer, config.model, limit=limit) for task, path in named]
-
-    def results(self, config: Config, params: Params, frozen: Any = None) -> Iterator[tuple[Result, float]]:
-        """Yields each task's result with the parameters of the train state of `config`, and the seconds it took."""
-        scorer = self._scorer = self._scorer or make_scorer(config, config.evaluation.batch_size, frozen)
-        for examples in self._examples:
-            started = time.perf_counter()
-            result = evaluate(examples, scorer, params)
-            yield result, time.perf_counter() - started
-
-
-def _named(tasks: str) -> list[tuple[str, str]]:
-    """Parses "hellaswag=a.jsonl,piqa" as [("hellaswag", "a.jsonl"), ("piqa", "")]."""
-    pairs = [(name.strip(), path.strip()) for name, _, path in (part.partition("=") for part in tasks.split(","))]
-    pairs = [] if pairs == [("", "")] else pairs
-    for name, path in pairs:
-        try:
-            task_files.check_name(name, path)
-        except UserError as error:
-            raise UserError(f"--evaluation.tasks {tasks}: {error}") from None
-    return pairs

@@ -13,9 +13,9 @@ FILE.bin        llm.c's, such as hellaswag_val.bin. Little-endian. 256 int32: 20
 import csv
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,12 +24,12 @@ from jaxgpt.data import parquet
 from jaxgpt.errors import RunError, UserError, one_line
 from jaxgpt.evaluation.tasks import TASKS, Malformed, Question, Row
 from jaxgpt.foreign_text import shown as written
-from jaxgpt.options.command_line import nearest
 
 CONVERTED = "refs/convert/parquet"  # the revision where the hub keeps every data set as Parquet
 MMLU_FIELDS = 6
 LARGEST_BYTES = 1 << 28  # of a task's file
 RESTORE = "Restore the file from where it came"
+Read = TypeVar("Read")
 
 # llm.c's files
 MAGIC, VERSION = 20240522, 1
@@ -41,14 +41,13 @@ WHAT_TO_DO = "Make the file anew, or restore it from a copy"
 
 
 def questions(task: str, path: str, shots: int = 0) -> list[Question]:
-    """Returns all of a task's questions, from a file or with an empty path from the hub.
+    """Returns all of a multiple-choice task's questions, from a file or with an empty path from the hub.
 
     Before each come so many answered questions of MMLU, from its development split. UserError where there is no such
-    task or file, or the file isn't as it should be.
+    file, or it isn't as it should be.
     """
-    check_name(task, path)
     if shots and task != "mmlu":
-        raise UserError(f"--shots {shots}: only the task mmlu has questions to show before the one that is asked")
+        raise UserError(f"--shots {shots}: of the multiple-choice tasks only mmlu has questions to show before another")
     where = Path(path) if path else _downloaded(task, TASKS[task].part)
     found, called = [], written(where)
     shown = _development(where, path, shots) if shots else {}
@@ -58,8 +57,7 @@ def questions(task: str, path: str, shots: int = 0) -> list[Question]:
                 row = {**row, "shown": _shown(row, shown, shots)}
             found.append(TASKS[task].question(row))
         except Malformed as error:
-            why = written(error)
-            raise UserError(f"{called}: example {number}: {why}. Is it a file of the task {task}? {RESTORE}") from None
+            raise _unlike(task, f"{called}: example {number}: {written(error)}") from None
     if not found:
         raise UserError(f"{called}: there are no examples in it. {RESTORE}")
     if not path and len(found) != TASKS[task].examples:
@@ -68,12 +66,6 @@ def questions(task: str, path: str, shots: int = 0) -> list[Question]:
             f"{TASKS[task].examples:,}. Delete it, and it is downloaded again; or name a file"
         )
     return found
-
-
-def check_name(task: str, path: str) -> None:
-    """Raises a UserError for a task that there isn't; a file of llm.c's may be of any."""
-    if task not in TASKS and not (task and path.endswith(".bin")):
-        raise UserError(f"there is no task {written(task)}{nearest(task, TASKS)} There are: {', '.join(TASKS)}")
 
 
 def _development(where: Path, path: str, shots: int) -> dict[str, list[Row]]:
@@ -118,9 +110,16 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         yield from readers[file.suffix](file)
 
 
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(files.text_lines(files.read_text(path, LARGEST_BYTES)), 1):
+def _unlike(task: str, what: str) -> UserError:
+    return UserError(f"{what}. Is it a file of the task {written(task)}? {RESTORE}")
+
+
+def json_lines(path: Path, within: Path | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the objects of a file of JSON lines, each with its line's number; empty lines are passed over.
+
+    UserError, with file and line, for one that has no object; also for a link out of the folder `within`.
+    """
+    for number, line in enumerate(files.text_lines(files.read_text(path, LARGEST_BYTES, within)), 1):
         if not line.strip():
             continue
         try:
@@ -129,7 +128,27 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
             raise UserError(f"{written(path)}: line {number} is not JSON ({written(error)}). {RESTORE}") from None
         if not isinstance(row, dict):
             raise UserError(f"{written(path)}: line {number} is not a JSON object. {RESTORE}")
-        rows.append(row)
+        yield number, row
+
+
+def read_lines(path: Path, task: str, read: Callable[[dict[str, Any]], Read], within: Path | None = None) -> list[Read]:
+    """Returns what `read` makes of each object of a task's file of JSON lines.
+
+    UserError as `json_lines`, where `read` raises Malformed, and for a file without objects.
+    """
+    found = []
+    for number, row in json_lines(path, within):
+        try:
+            found.append(read(row))
+        except Malformed as error:
+            raise _unlike(task, f"{written(path)}: line {number}: {written(error)}") from None
+    if not found:
+        raise UserError(f"{written(path)}: there are no examples in it. {RESTORE}")
+    return found
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    rows = [row for _, row in json_lines(path)]
     labels = path.with_name(f"{path.stem}-labels.lst")
     if not os.path.lexists(labels):
         yield from rows

@@ -68,21 +68,21 @@ def _asked(contexts: str | list[str], choices: list[str], label: int) -> Questio
     return Question(tuple(contexts), tuple(f" {choice}" for choice in choices), label)
 
 
-def _text(row: Row, key: str) -> str:
+def text_in(row: Row, key: str) -> str:
     value = row.get(key)
     if not isinstance(value, str):
         raise Malformed(f"{key} is missing" if value is None else f"{key} is {quoted(value)}, and must be a text")
     return value
 
 
-def _texts(row: Row, key: str) -> list[str]:
+def texts_in(row: Row, key: str) -> list[str]:
     value = row.get(key)
     if not (isinstance(value, list) and value and all(isinstance(item, str) for item in value)):
         raise Malformed(f"{key} is missing" if value is None else f"{key} is not a list of texts")
     return value
 
 
-def _number(row: Row, key: str) -> int:
+def number_in(row: Row, key: str) -> int:
     """Returns an integer, which the row may have as a text."""
     value = row.get(key)
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
@@ -105,23 +105,23 @@ def _hellaswag(row: Row) -> Question:
     A context in one piece (ctx alone) is taken as it is: its second part isn't capitalised.
     """
     parts = "ctx_a" in row
-    context = f"{_text(row, 'ctx_a')} {_text(row, 'ctx_b').capitalize()}" if parts else _text(row, "ctx")
-    endings = [_without_brackets(ending) for ending in _texts(row, "endings")]
-    return _asked(_without_brackets(f"{_text(row, 'activity_label')}: {context}"), endings, _number(row, "label"))
+    context = f"{text_in(row, 'ctx_a')} {text_in(row, 'ctx_b').capitalize()}" if parts else text_in(row, "ctx")
+    endings = [_without_brackets(ending) for ending in texts_in(row, "endings")]
+    return _asked(_without_brackets(f"{text_in(row, 'activity_label')}: {context}"), endings, number_in(row, "label"))
 
 
 def _hellaswag_llmc(row: Row) -> Question:
-    return _asked(_text(row, "ctx"), _texts(row, "endings"), _number(row, "label"))
+    return _asked(text_in(row, "ctx"), texts_in(row, "endings"), number_in(row, "label"))
 
 
 def _mmlu(row: Row) -> Question:
-    choices = _texts(row, "choices")
+    choices = texts_in(row, "choices")
     if len(choices) != len(LETTERS):
         raise Malformed(f"there are {len(choices)} choices, and must be {len(LETTERS)}")
     answer = row.get("answer")
-    label = LETTERS.index(answer) if isinstance(answer, str) and answer in [*LETTERS] else _number(row, "answer")
+    label = LETTERS.index(answer) if isinstance(answer, str) and answer in [*LETTERS] else number_in(row, "answer")
     lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True)]
-    asked = "\n".join([_text(row, "question").strip(), *lines, "Answer:"])
+    asked = "\n".join([text_in(row, "question").strip(), *lines, "Answer:"])
     shown = [_mmlu(example) for example in row.get("shown", ())]  # with their answers, before the question
     answered = [f"{example.contexts[0]}{example.completions[example.label]}\n\n" for example in shown]
     subject, heading = row.get("subject"), ""
@@ -132,16 +132,16 @@ def _mmlu(row: Row) -> Question:
 
 
 def _piqa(row: Row) -> Question:
-    choices = [_text(row, "sol1"), _text(row, "sol2")]
-    return _asked(f"Question: {_text(row, 'goal')}\nAnswer:", choices, _number(row, "label"))
+    choices = [text_in(row, "sol1"), text_in(row, "sol2")]
+    return _asked(f"Question: {text_in(row, 'goal')}\nAnswer:", choices, number_in(row, "label"))
 
 
 def _winogrande(row: Row) -> Question:
-    before, blank, after = _text(row, "sentence").partition("_")
+    before, blank, after = text_in(row, "sentence").partition("_")
     if not blank:
         raise Malformed("the sentence has no blank (_)")
-    options = [_text(row, "option1"), _text(row, "option2")]
-    return _asked([before + option for option in options], [after.strip()] * 2, _number(row, "answer") - 1)
+    options = [text_in(row, "option1"), text_in(row, "option2")]
+    return _asked([before + option for option in options], [after.strip()] * 2, number_in(row, "answer") - 1)
 
 
 def _stem_and_choices(row: Row, stem: str) -> tuple[str, list[str], int]:
@@ -155,13 +155,13 @@ def _stem_and_choices(row: Row, stem: str) -> tuple[str, list[str], int]:
         choices = question.get("choices")
         if not (isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices)):
             raise Malformed("question.choices is not a list of objects")
-        text = _text(question, "stem")
+        text = text_in(question, "stem")
         named = {key: [choice.get(key) for choice in choices] for key in ("text", "label")}
     else:
-        text, named = _text(row, stem), row.get("choices")
+        text, named = text_in(row, stem), row.get("choices")
         if not isinstance(named, dict):
             raise Malformed("choices is missing, or not an object")
-    answers, labels, key = _texts(named, "text"), _texts(named, "label"), _text(row, "answerKey").strip()
+    answers, labels, key = texts_in(named, "text"), texts_in(named, "label"), text_in(row, "answerKey").strip()
     if key not in labels or len(labels) != len(answers):
         raise Malformed(f"answerKey {quoted(key)} is not among the choices' labels, {shown(', '.join(labels))}")
     return text, answers, labels.index(key)
@@ -177,7 +177,7 @@ def _openbookqa(row: Row) -> Question:
 
 
 def _lambada(row: Row) -> Question:
-    context, _, word = _text(row, "text").rpartition(" ")
+    context, _, word = text_in(row, "text").rpartition(" ")
     return _asked(context, [word], 0)
 
 

@@ -220,20 +220,33 @@ class ContinuousBatch:
 
 
 def generate(
-    params: Params, requests: Sequence[Request], model: Model, compute: Compute, tokenizer: Tokenizer
+    params: Params,
+    requests: Sequence[Request],
+    model: Model,
+    compute: Compute,
+    tokenizer: Tokenizer,
+    slots: int = MOST_SLOTS,
 ) -> Iterator[Piece]:
-    """Yields pieces of all the texts as they come. RunError where a constrained one can't go on."""
-    for number, text, piece in texts(params, requests, model, compute, tokenizer):
+    """Yields pieces of all the texts as they come, `slots` of them side by side.
+
+    RunError where a constrained one can't go on.
+    """
+    for number, text, piece in texts(params, requests, model, compute, tokenizer, slots):
         yield Piece(number, piece, bool(text.ended))
 
 
 def texts(
-    params: Params, requests: Sequence[Request], model: Model, compute: Compute, tokenizer: Tokenizer
+    params: Params,
+    requests: Sequence[Request],
+    model: Model,
+    compute: Compute,
+    tokenizer: Tokenizer,
+    slots: int = MOST_SLOTS,
 ) -> Iterator[tuple[int, Text, str]]:
     """Yields each further piece with its request's number, and the text so far. RunError as `generate`."""
     longest = max(len(request.prompt) + request.sampling.tokens for request in requests)
     model = only_known_tokens(model, tokenizer)
-    decoder = Decoder(params, model, compute, slots=min(len(requests), MOST_SLOTS), capacity=longest)
+    decoder = Decoder(params, model, compute, slots=min(len(requests), slots), capacity=longest)
     batch = ContinuousBatch(decoder, tokenizer)
     numbers = {id(text): number for number, text in enumerate([batch.add(request) for request in requests])}
     while len(batch):

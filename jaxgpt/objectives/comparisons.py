@@ -10,7 +10,8 @@ K texts with m pairs, i being ranked before j in each,
 
     g_ij = σ(s_j - s_i) / m           ∂s_i = Σ_j g_ji - Σ_j g_ij + 2c/m Σ_pairs with i (s_i + s_j)
 
-The second term only fixes the mean, of which differences know nothing (Eisenstein et al. 2023, arXiv:2312.09244).
+The second term fixes the mean, of which differences know nothing (Eisenstein et al. 2023, arXiv:2312.09244). Of all
+pairs of K texts it is c/m ((K - 2) Σ s² + (Σ s)²): for more than two texts it also keeps each score from growing.
 
 Of the margin h of a chosen text over a rejected one there are two losses; ε is the share of labels that are wrong:
 

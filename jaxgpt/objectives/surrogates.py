@@ -24,7 +24,8 @@ divergence"). The mean of k1 and k3 under π is KL(π || reference), and k3 is n
     k3 = exp(-d) + d - 1    ∂ℓ = 1 - exp(-d)
 
 In a loss k1's gradient has the mean 0 (Σ π ∂log π = 0), so k1 belongs into the reward (`advantages.py`). That of k2 has
-as its mean the gradient of KL itself; GRPO takes k3 (Shao et al. 2024, arXiv:2402.03300, equation 4).
+as its mean the gradient of KL(π || reference) itself, and that of k3, which GRPO takes (Shao et al. 2024,
+arXiv:2402.03300, equation 4), the gradient of KL(reference || π).
 
 Value. R is the return, the sum of what was earned from here on:
 

@@ -95,6 +95,7 @@ def names(kind: Any, prefix: str = "") -> Iterator[str]:
             yield from names(bare, prefix if within else f"{name}.")
         elif tyro.conf.Positional not in about:
             yield name
+            yield from (alias.removeprefix("--") for word in about for alias in getattr(word, "aliases", None) or ())
             if bare is bool:
                 yield f"{prefix}no-{key.replace('_', '-')}"
 
@@ -150,10 +151,11 @@ def named(words: list[str]) -> set[str]:
 def written_out(words: list[str]) -> list[str]:
     """Returns the words with the short options written out.
 
-    `--resume` becomes `--run.resume always`, `--resume auto` becomes `--run.resume auto`, and `--init-from` gets its
-    section.
+    `--resume` becomes `--run.resume always`, `--resume auto` becomes `--run.resume auto`, and `--init-from` and
+    `--verbose` get their sections.
     """
-    words = [f"--training.{word[2:]}" if word.partition("=")[0] == "--init-from" else word for word in words]
+    shorter = {"--init-from": "--training.init-from", "--verbose": "--run.verbose"}
+    words = [shorter.get((parts := word.partition("="))[0], parts[0]) + "".join(parts[1:]) for word in words]
     result = []
     for word, following in zip(words, [*words, "--"][1:], strict=True):
         if word == "--resume":

@@ -207,16 +207,17 @@ class Training:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Multiple-choice tasks that a run is scored on, at its start and its end and in between."""
+    """Tasks that a run is scored on, at its start and its end and in between."""
 
     tasks: str = ""
-    """TASK=FILE, several apart by commas, such as hellaswag=hellaswag_val.jsonl; TASK alone is downloaded."""
+    """TASK=FILE, several apart by commas, such as hellaswag=val.jsonl,gsm8k=test.jsonl; a multiple-choice TASK alone is
+    downloaded."""
     every: int = 0
     """Steps between; 0 evaluates at the start and the end only."""
     limit: int = 0
     """Take only this many of a task's examples, from the first; 0 takes all."""
     batch_size: int = 16
-    """Number of choices that each device scores at once."""
+    """Number of choices that each device scores at once, and of answers that are drawn side by side."""
 
 
 @dataclass(frozen=True)
@@ -295,6 +296,9 @@ class Run:
     begins anew. Shorter: --resume, --resume auto."""
     note: str = ""
     """A line to print at the start."""
+    verbose: bool = False
+    """Print at the start all that start.txt in the run's folder says, as the memory plan by its parts. Shorter:
+    --verbose."""
     prompt: str = ""
     """What the samples before and after training begin with; empty takes the first line of the validation text."""
     sample_every: int = 0

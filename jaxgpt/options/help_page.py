@@ -120,7 +120,7 @@ def _meanings(kind: Any) -> dict[str, str]:
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)
     return {
-        ast.unparse(field.target): " ".join(ast.literal_eval(text.value).split())
+        ast.unparse(field.target): " ".join(str(text.value.value).split())
         for field, text in itertools.pairwise(definition.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
     }

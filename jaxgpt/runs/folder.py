@@ -1,6 +1,7 @@
 """A run's folder: the only place a run writes to.
 
 config.toml      everything needed to repeat the run
+start.txt        what is trained, with what memory, and where
 metrics.jsonl    one object a line: training metrics by step, validation losses
 memory_plan.json what the train step needs, by name
 samples.txt      text drawn from the model
@@ -32,9 +33,10 @@ from jaxgpt.runs import checkpoints, metrics_file
 
 CONFIGURATION = "config.toml"
 SAMPLES = "samples.txt"
+START = "start.txt"
 CURVE = "loss.png"
 GROWING = (metrics_file.NAME, SAMPLES)  # cut back when the run is resumed
-OURS = (CONFIGURATION, *GROWING, "memory_plan.json", "machine.json", CURVE)  # written by the open run alone
+OURS = (CONFIGURATION, *GROWING, "memory_plan.json", "machine.json", START, CURVE)  # written by the open run alone
 WRITTEN = {*OURS, metrics_file.DAMAGED, "report.html", "checkpoints", "tensorboard", "wandb", "wandb_id.txt"}
 
 EXISTS = (
@@ -242,8 +244,12 @@ class RunFolder:
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Writes a JSON file of one object."""
+        self.write_text(name, json.dumps(values, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text file."""
         with self.replacing(name) as path:
-            path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     @contextlib.contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
@@ -288,7 +294,7 @@ class Onlooker(RunFolder):
 
     def _nothing(self, *_: Any, **__: Any) -> None: ...
 
-    metric = sample = write_json = close = _nothing
+    metric = sample = write_json = write_text = close = _nothing
 
 
 def open_folder(config: Config) -> RunFolder:

@@ -2,7 +2,7 @@
 
 The total is the compiled program's own: arguments, outputs that don't reuse an argument's memory, temporaries. The
 names come from shapes. Temporaries without a name are workspace; where the named arrays are together larger than the
-temporaries, not all of them exist at once, and the difference is written as "shared": the logits of a chunk of tokens
+temporaries, not all of them exist at once, and the difference is taken off again: the logits of a chunk of tokens
 are gone when the blocks' gradients come, which take the same memory.
 """
 
@@ -50,6 +50,11 @@ class Plan:
     def fits(self) -> bool:
         return self.capacity is None or self.total <= self.capacity
 
+    def summary(self) -> str:
+        """Returns the total and what there is, in one line."""
+        has = "" if self.capacity is None else f" of {_size(self.capacity)}"
+        return f"{_size(self.total)}{has}"
+
     def lines(self) -> list[str]:
         """Returns the plan as a table for people."""
         lines = [f"  {name:<38}{size / 2**20:>12,.1f} MiB" for name, size in self.parts.items() if size]
@@ -67,6 +72,10 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """Returns the plan as memory_plan.json has it."""
         return dataclasses.asdict(self) | {"total": self.total, "fits": self.fits}
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,7 @@ def make(config: Config, program: jax.stages.Compiled, has: Capacity) -> Plan:
         f"frozen base ({config.lora.base})": sizes.frozen,
         "batch, counters, metrics": arguments + new - sizes.parameters - sizes.moments - sizes.frozen,
         **named,
-        "workspace" if rest >= 0 else "shared, not all at the same time": rest,
+        "workspace" if rest >= 0 else "less: what is never there together": rest,
     }
     layer = {name: size // config.model.layers for name, size in sizes.activations.items()}
     total = arguments + new + temporaries

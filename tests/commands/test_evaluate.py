@@ -160,7 +160,7 @@ def test_resuming_keeps_what_evaluate_added(work):
         (["--run", "runs/a", "--task", "piqa", "--data", "none.jsonl"], "none.jsonl: can't be read (No such file"),
         (["--run", "runs/a", "--task", "piqa", "--data", "tasks.jsonl"], "example 1: sol1 is missing. Is it a file of"),
         (["--run", "runs/a", "--shots", "3"], "--shots 3: only a task has examples to show"),
-        (["--run", "runs/a", "--task", "piqa", "--shots", "3"], "--shots 3: only the task mmlu has questions"),
+        (["--run", "runs/a", "--task", "piqa", "--shots", "3"], "--shots 3: of the multiple-choice tasks only mmlu"),
         (["--run", "runs/a", "--batch-size", "0"], "--batch-size is 0, and must be greater than 0"),
         (["--run", "runs/a", "--devices", "99"], "and there are 8"),
         (["--run", "runs/a", "--data", "none.txt"], "there is no text 'none.txt'"),

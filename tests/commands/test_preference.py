@@ -88,7 +88,7 @@ def test_it_learns_which_answer_is_preferred(trained):
     names = {"accuracy", "margin", "chosen_reward", "rejected_reward"}
     assert all(names <= line.keys() for line in trained.steps)
     assert "reference log-probabilities of 42 pairs" in trained.printed  # one line is a ranking of three
-    assert "generate --run" in trained.printed.splitlines()[-2]
+    assert "generate runs/dpo --chat" in trained.printed.splitlines()[-2]
 
 
 FORMS = {

@@ -161,6 +161,18 @@ def test_evaluate_scores_the_answers_as_training_did(tuned, capsys):
     assert count == 4 * len("Answer: yes<|im_end|>")  # of four conversations
 
 
+def test_a_task_is_asked_in_the_template(tuned):
+    """And answered as it was trained to be; without the template it would not be."""
+    rows = [{"word": word, "said": "answer: YES!"} for word in small_run.WORDS[:4]]
+    Path("words.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    described = 'data = "words.jsonl"\nprompt = "{word}"\nanswer = "{said}"\nmatch = "normalised"\ntokens = 24\n'
+    Path("words.toml").write_text(described)
+    words = ["--tasks", "words.toml", "--output", "words.out"]
+    assert cli.main(["evaluate", "--run", str(tuned.folder), *words]) == 0
+    found = json.loads(Path("words.out").read_text())
+    assert (found["accuracy"], found["standard_error"], found["examples"]) == (1, 0, 4)
+
+
 def test_a_system_message_is_for_a_chat_in_a_template(tuned, capsys):
     assert cli.main(["generate", "--run", "runs/base", "--chat", "--system", "Be brief."]) == 2
     assert "was not trained on conversations" in capsys.readouterr().err

@@ -93,7 +93,9 @@ def first(observed) -> Finished:
 def test_it_writes_only_its_own_folder(work, first):
     assert first.status == 0
     assert {path.name for path in work.iterdir()} == {"text.txt", "runs"}
-    kept = "config.toml memory_plan.json metrics.jsonl samples.txt loss.png checkpoints machine.json report.html"
+    kept = (
+        "config.toml start.txt memory_plan.json metrics.jsonl samples.txt loss.png checkpoints machine.json report.html"
+    )
     assert {path.name for path in first.folder.iterdir()} == set(kept.split())
 
 
@@ -180,7 +182,7 @@ def test_it_tells_what_it_does_and_where_things_are(first):
         f"validation loss  {first.validation[20]:.4f}",
         "runs/first/loss.png",
         "checkpoints/20",
-        'generate --run runs/first --prompt "..."',
+        "python run.py generate runs/first --prompt",
     ):
         assert expected in printed
     assert first.errors == ""

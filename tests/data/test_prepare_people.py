@@ -97,14 +97,19 @@ def test_a_folder_is_read_without_what_is_hidden_and_links_are_named(work, capsy
         Path(name).write_text(f"{name} is a text\n")
     Path("notes/.hidden.txt").write_text("hidden")
     Path("notes/x\x1b[2J.pdf").write_text("a PDF")
+    for name in ("data.bin", "1.jpg", "in/2.JPG"):
+        (Path("notes") / name).write_bytes(b"\xff")
     Path("notes/dangling.txt").symlink_to("nowhere.txt")
     Path("notes/linked.txt").symlink_to(work / "other/e.txt")
     Path("notes/folder").symlink_to(work / "other")
     made = prepare("notes", "--tokenizer", "bytes")
     assert made.tokens("train") + made.tokens("val") == len("notes/a.txt is a text\nnotes/in/b.md is a text\n")
     err = capsys.readouterr().err
-    assert "3 links (notes/dangling.txt, notes/folder, notes/linked.txt)" in err
-    assert r"1 files of other kinds (notes/x\x1b[2J.pdf)" in err
+    assert "notes: 2 files read (1 .md, 1 .txt)\n" in err
+    assert "notes: passed over: 3 links: notes/dangling.txt, notes/folder, notes/linked.txt\n" in err
+    assert "notes: passed over: 1 .pdf (not plain text: pdftotext makes it of them): notes/x\\x1b[2J.pdf\n" in err
+    assert "notes: passed over: 1 of no known kind of text (name them to prepare them): notes/data.bin\n" in err
+    assert "notes: passed over: 2 .jpg (pictures): notes/1.jpg, notes/in/2.JPG\n" in err
     for path in ("notes/a.txt", "notes/in/b.md"):
         Path(path).unlink()
     assert "has no files that end in .txt" in fails("prepare", "notes", "--output", "none")

@@ -23,6 +23,7 @@ import pytest
 import tyro
 
 from jaxgpt.commands import cli, configuration, train
+from jaxgpt.options import command_line, settings
 from jaxgpt.options.config import Config
 from tests.docs import world
 from tests.docs.commands import ROOT, Command, Line, commands, lines, trains
@@ -230,6 +231,8 @@ def extras() -> set[str]:
 def test_every_line_is_one_that_its_command_takes(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     world.own_config()
+    Path("runs/gpt2_124m").mkdir(parents=True)  # which --resume goes on with
+    shutil.copy(settings.find_config("gpt2_124m"), "runs/gpt2_124m/config.toml")
     assert len(to_run()) > 60
     assert failures(to_run(), check_options, capsys) == []
 
@@ -242,7 +245,7 @@ def test_every_command_in_a_sentence_is_there(capsys):
             return check_options(command)
         name = "train" if trains(command) else command.words[0]
         assert name in cli.COMMANDS, f"there is no command {name}"
-        ends_well([*([] if name == "train" else [name]), "--help"])
+        ends_well([*([] if name == "train" else [name]), command_line.ALL])
         text = capsys.readouterr().out
         for word in command.words:
             assert not word.startswith("-") or re.search(rf"{re.escape(word.partition('=')[0])}\b", text), word

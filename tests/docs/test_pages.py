@@ -11,6 +11,7 @@ import pytest
 
 from docs.site import configuration
 from jaxgpt.commands.configuration import without_text
+from jaxgpt.evaluation import descriptions
 from jaxgpt.models import gpt2
 from jaxgpt.options import settings
 from jaxgpt.proof import cases, gradcheck
@@ -35,10 +36,14 @@ def test_the_page_of_options_is_todays():
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_toml_on_the_pages_is_a_configuration(path, tmp_path):
+    """Or describes a task."""
     for name, block in FENCED.findall(path.read_text(encoding="utf-8")):
         if name == "toml":
             (tmp_path / "shown.toml").write_text(block, encoding="utf-8")
-            settings.check(settings.read(tmp_path / "shown.toml"))
+            if "answer" in tomllib.loads(block):
+                descriptions.read_description(tmp_path / "shown.toml")
+            else:
+                settings.check(settings.read(tmp_path / "shown.toml"))
 
 
 def test_every_page_has_its_place_in_the_site():

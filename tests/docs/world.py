@@ -20,6 +20,7 @@ from jaxgpt.options.config import Compute, Model
 from tests import whole
 from tests.data.test_hub import Hub, jsonl, token_file
 from tests.docs.commands import ROOT
+from tests.evaluation.task_folders import INSTRUCTED, SUMS, write_core, write_described, write_lines
 from tests.evaluation.test_multiple_choice import ROWS
 from tests.evaluation.test_tasks import ARC_OF_THE_HUB
 from tests.interop import gguf_files
@@ -78,6 +79,13 @@ def own_config() -> None:
 
 def _tasks() -> None:
     Path("hellaswag_val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    write_lines(Path("gsm8k_test.jsonl"), SUMS)
+    write_lines(Path("gsm8k_train.jsonl"), SUMS)
+    write_lines(Path("ifeval.jsonl"), INSTRUCTED)
+    write_described(Path())
+    write_core(Path("eval_bundle"), examples=4)
+    listed = Path("eval_bundle/core.yaml")
+    listed.write_text(re.sub(r"num_fewshot: \[[0-9]\]", "num_fewshot: [1]", listed.read_text()))  # for a limit of 2
     for split in ("test", "dev"):
         Path("data", split).mkdir(parents=True)
         Path("data", split, f"animals_{split}.csv").write_text(5 * MMLU, encoding="utf-8")

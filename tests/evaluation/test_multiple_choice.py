@@ -58,6 +58,8 @@ def test_accuracies_by_their_definitions():
     result = multiple_choice.result(examples, [scores(-4, -5), scores(-4, -5), scores(-6, -2), scores(-3, -3)])
     assert (result.accuracy, result.accuracy_norm, result.accuracy_per_token) == (0.75, 0.5, 0.75)
     assert result.standard_error == pytest.approx(np.std([1, 0, 1, 1], ddof=1) / np.sqrt(4))
+    assert result.standard_error_norm == pytest.approx(np.std([1, 1, 0, 0], ddof=1) / np.sqrt(4))
+    assert result.standard_error_per_token == result.standard_error
     assert result.perplexity is None
     assert result.examples == 4
 
@@ -154,7 +156,8 @@ def test_llmcs_file_gives_the_scores_of_the_text_it_was_made_of(tmp_path):
     again = multiple_choice.evaluate(
         multiple_choice.load("mine", str(tmp_path / "a.bin"), tokenizer, MODEL), scorer, params
     )
-    assert again == ours._replace(task="mine", accuracy_norm=ours.accuracy_per_token)
+    by_tokens = {"accuracy_norm": ours.accuracy_per_token, "standard_error_norm": ours.standard_error_per_token}
+    assert again == ours._replace(task="mine", **by_tokens)
 
 
 def test_what_a_model_cannot_score(tmp_path):
