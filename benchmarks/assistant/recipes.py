@@ -48,7 +48,7 @@ RECIPES = {
         "text",
         3000,
         # Rotary positions learn to copy a digit from wherever it stands some times faster than GPT-2's learned ones.
-        """--config quickstart --model.family llama --model.layers 3 --model.context 64
+        """--config quickstart --model.family llama --model.layers 3 --model.context 64 --training.batch-size 8
         --training.evaluate-every 500 --training.evaluation-batches 20""",
     ),
     "sft": Recipe(
