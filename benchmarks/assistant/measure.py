@@ -31,7 +31,13 @@ Row = dict[str, Any]
 
 
 def ask(weights: Path, problems: Sequence[arithmetic.Problem], temperature: float) -> list[str]:
-    """Returns a model's answers, each drawn with a seed of its own; at temperature 0 the likeliest tokens."""
+    """Returns a model's answers, each drawn with a seed of its own; at temperature 0 the likeliest tokens.
+
+    Those of a stage are kept in its run, for the next script that asks.
+    """
+    kept = weights / f"answers_{temperature:g}.json"
+    if kept.exists() and len(texts := json.loads(kept.read_text())) == len(problems):
+        return texts
     source = detect_format.open_weights(str(weights))
     tokenizer, stops = source.tokenizer, chat_templates.stops(TEMPLATE.state())
     assert tokenizer
@@ -49,7 +55,10 @@ def ask(weights: Path, problems: Sequence[arithmetic.Problem], temperature: floa
         ends=rollouts.end_of_answer(tokenizer, stops),
         sampling=Sampling(temperature=temperature),
     )
-    return [rollouts.text_of(answer, tokenizer, stops) for answer in answers]
+    texts = [rollouts.text_of(answer, tokenizer, stops) for answer in answers]
+    if (weights / recipes.DONE).exists():
+        kept.write_text(json.dumps(texts, indent=1) + "\n")
+    return texts
 
 
 def stage(weights: Path, seed: int, scores: Path | None = None) -> Row:
