@@ -24,7 +24,7 @@ def test_the_whole_way(tmp_path, capsys, monkeypatch):
     where = ["--folder", str(tmp_path / "runs"), "--output", str(tmp_path / "results"), *TINY]
     assert everything.main(where) == 0
     printed = capsys.readouterr().out
-    assert f"--run {tmp_path}/runs/seed_0/grpo --chat" in printed.replace("\n", "")
+    assert f"--run {tmp_path}/runs/seed_0/grpo --chat --tokens 32" in printed.replace("\n", "")
     figures = json.loads((tmp_path / "results/assistant.json").read_text())
     stages = [row["stage"] for row in figures["rows"]]
     assert stages == ["base", "sft", "reward", "dpo", "ppo", "grpo"]

@@ -45,7 +45,7 @@ def proof(folder: Path, seed: int, shrink: int) -> list[Row]:
     _show(rows)
     minutes = sum(found.seconds for found in stages.values()) / 60
     say(f"{minutes:.1f} minutes of training. Talk to it, and ask it such as 34 + 57 = ?")
-    say(command("generate", "--run", str(stages[CHAT].run), "--chat"))
+    say(command("generate", "--run", str(stages[CHAT].run), "--chat", "--tokens", str(measure.MOST)))
     return rows
 
 
@@ -57,7 +57,7 @@ def draw(figure: Figure, rows: list[Row]) -> None:
         bars = axes.bar(places, [row[key] for row in asked], 0.25, label=label)
         axes.bar_label(bars, [f"{row[key]:.0%}" for row in asked], fontsize=8)
     axes.set_xticks(np.arange(len(asked)) + 0.27, [f"{row['stage']}\n{row['seconds'] / 60:.1f} min" for row in asked])
-    axes.legend(fontsize=8, loc="upper left")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.9))
 
 
 def _show(rows: list[Row]) -> None:

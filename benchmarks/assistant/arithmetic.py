@@ -165,8 +165,8 @@ def in_format(text: str) -> bool:
 
 
 def shows_steps(text: str) -> bool:
-    """Returns whether a text computes something before its answer."""
-    return " = " in text.partition("Answer: ")[0]
+    """Returns whether an answer in the format computes something before its number."""
+    return in_format(text) and " = " in text.partition("Answer: ")[0]
 
 
 def is_right(text: str, problem: Problem) -> bool:

@@ -14,7 +14,12 @@ from matplotlib.figure import Figure
 from benchmarks.assistant import measure
 from benchmarks.assistant.measure import Row
 
-SHARES = {"right": "right", "right_likeliest": "right, likeliest", "shows_steps": "steps shown", "in_format": "format"}
+SHARES = {
+    "right": "right",
+    "right_likeliest": "likeliest\nright",
+    "shows_steps": "steps\nshown",
+    "in_format": "in the\nformat",
+}
 
 
 def proof(folder: Path, seed: int, shrink: int) -> list[Row]:
