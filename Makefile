@@ -39,7 +39,7 @@ help: ## list the targets
 
 env: $(INSTALLED)/core $(addprefix $(INSTALLED)/,$(EXTRAS)) ## make .venv and install jaxgpt into it
 
-train: env ## train a small GPT-2 (configs/quickstart.toml)
+train: env ## train a small Llama (configs/quickstart.toml)
 	@$(RUN) --config quickstart $(ARGS)
 
 assistant: env $(INSTALLED)/data ## from random weights to a chat that answers, with what each stage gains
@@ -81,8 +81,7 @@ test-notebooks: env $(INSTALLED)/notebooks ## run the notebooks; with ARGS=--ove
 
 docs: env $(INSTALLED)/docs ## build the documentation into build/docs; any warning is an error
 	@$(VENV)/bin/python -m docs.site.configuration
-	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml $(ARGS)
-	@echo "build/docs/index.html"
+	@$(VENV)/bin/python -m docs.site.build
 
 constraints: ## pin the newest releases that pyproject.toml allows (needs uv)
 	uv pip compile pyproject.toml --universal --all-extras --upgrade --no-annotate --quiet \

@@ -11,6 +11,7 @@ from jaxgpt.commands import cli, train
 from jaxgpt.runs.metrics_file import read_metrics
 
 OPTIONS = {
+    "model.family": "gpt2",
     "model.layers": 1,
     "model.heads": 2,
     "model.width": 16,

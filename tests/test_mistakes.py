@@ -10,7 +10,14 @@ from jaxgpt.options import command_line, help_page
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
 
-TINY = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.context=16", "--data.text=text.txt"]
+TINY = [
+    "--model.family=gpt2",
+    "--model.layers=1",
+    "--model.heads=2",
+    "--model.width=8",
+    "--model.context=16",
+    "--data.text=text.txt",
+]
 
 
 # Mistakes in the words

@@ -101,7 +101,7 @@ def test_evaluate_reads_the_text_of_the_run_only_where_it_is_the_same(run, fails
 
 def test_init_from_takes_no_paths_from_a_run(run):
     configure(**HOSTILE)
-    config = configuration.with_shape(Config(training=Training(init_from=str(run))), set())
+    config = configuration.with_weights(Config(training=Training(init_from=str(run))), set())
     assert config.model == MODEL
     assert config.run == Config().run
 

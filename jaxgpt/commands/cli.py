@@ -187,8 +187,7 @@ def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
         if not config.run.name:
             text = Path(config.data.text).stem if "data.text" in named else ""
             config = folder.named(config, f"{path.stem}-{text}" if text else path.stem)
-        if config.training.init_from:
-            config = configuration.with_shape(config, given)
+        config = configuration.with_weights(config, given)
         settings.check(config)
         loop.train(config, *observers)
     return 0
@@ -213,8 +212,7 @@ def plan(config: Config, devices: str, given: set[str], words: list[str]) -> int
     """Plans the run for devices that may be elsewhere."""
     from jaxgpt.commands import configuration, plan
 
-    if config.training.init_from:
-        config = configuration.with_shape(config, given)
+    config = configuration.with_weights(config, given)
     settings.check(config)
     _, rest = command_line.take(words, "--plan-for")
     return plan.run(config, devices, rest)

@@ -1,7 +1,8 @@
 """Completes the options that a user gives to a configuration in which nothing is left open, the same in all processes.
 
-1. The model's shape and the tokenizer come from the weights that a run begins with (`--init-from`, `with_shape`). Where
-   the user names them too, in a --config or on the command line, they must agree.
+1. The model's shape and the tokenizer come from the weights that a run begins with (`--init-from`), and the
+   adapters' rank, alpha and targets from those that are trained on (`--lora.adapters`): `with_weights`. Where the user
+   names them too, in a --config or on the command line, they must agree.
 2. The vocabulary's size and the token between documents come from the tokenizer, the sequences' length from the model:
    `complete` with the text, `without_text` where only the sizes are wanted.
 3. What each machine decides for itself comes last: the attention kernel (`with_attention`), and the recompute level
@@ -25,13 +26,14 @@ from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import detect_format, loading
 from jaxgpt.interop.llama_config import shortest
-from jaxgpt.interop.tensors import WeightSource
+from jaxgpt.interop.tensors import AdapterSource, WeightSource
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import family, lora
 from jaxgpt.options import settings
 from jaxgpt.options.config import IN_DATA, Config, Model
 from jaxgpt.parallel import processes
 from jaxgpt.runs import checkpoints
+from jaxgpt.runs.about import lora_of
 from jaxgpt.runs.folder import will_resume
 
 FOLLOWING = ("vocabulary_size", "kv_heads", "head_width", "feed_forward")  # where they are 0, from others
@@ -91,7 +93,50 @@ def with_attention(config: Config) -> tuple[Config, str]:
 # Weights to begin with
 
 
-def with_shape(config: Config, given: set[str]) -> Config:
+def with_weights(config: Config, given: set[str]) -> Config:
+    """Returns the configuration with what follows from the adapters and the weights that the run begins with.
+
+    UserError as `_with_adapters` and `_with_shape` raise it.
+    """
+    if config.lora.adapters:
+        config = _with_adapters(config, given)
+    return _with_shape(config, given) if config.training.init_from else config
+
+
+def _with_adapters(config: Config, given: set[str]) -> Config:
+    """Returns the configuration with the options and the base of the adapters `lora.adapters`.
+
+    A resumed run keeps what it had. UserError where they can't be read, or differ in an option that the user has given.
+    """
+    if will_resume(config):
+        folder = Path(config.run.folder) / config.run.name / "checkpoints"
+        about = checkpoints.find(folder, ("about",)).about
+        theirs, base = lora_of(about), about["base"].get("name", "")
+    else:
+        source = adapters(config)
+        theirs, base = source.options, source.base
+    for key in ("rank", "alpha", "targets"):
+        found, asked = getattr(theirs, key), getattr(config.lora, key)
+        if f"lora.{key}" in given and asked != found:
+            raise UserError(
+                f"--lora.adapters {shown(config.lora.adapters)}: {key} of these adapters is {shown(found)}, and "
+                f"{settings.option('lora', key)} is {shown(asked)}: leave it away"
+            )
+    options = replace(config.lora, rank=theirs.rank, alpha=theirs.alpha, targets=theirs.targets)
+    training = replace(config.training, init_from=config.training.init_from or base)
+    return replace(config, lora=options, training=training)
+
+
+def adapters(config: Config) -> AdapterSource:
+    """Returns the adapters `lora.adapters`. UserError where there are none, or none beside the base that is given."""
+    name, base = config.lora.adapters, config.training.init_from
+    source = detect_format.open_adapters(name, base)
+    if not source.adapters:
+        raise UserError(f"--lora.adapters {shown(name)}: has whole weights: give them by --init-from")
+    return source.adapters
+
+
+def _with_shape(config: Config, given: set[str]) -> Config:
     """Returns the configuration with the shape and tokenizer of the weights `training.init_from`.
 
     A resumed run keeps what it had; the weights that it began with need not exist any more. UserError where the weights

@@ -95,7 +95,10 @@ def run(words: list[str]) -> int:
     if tensors.DTYPES[dtype].itemsize < tensors.DTYPES[source.dtype].itemsize or {dtype, source.dtype} == HALVES:
         _say("note", f"{source.dtype} is rounded to the nearest {dtype}")
     with Console(stderr=True).status("reading"):  # on a terminal only
-        params = alone.load() if alone else source.load()
+        if form == "huggingface" and source.readers:
+            params = source.readers()  # of arrays that are read when they are written
+        else:
+            params = alone.load() if alone else source.load()
         if alone and not alone.fingerprint:
             alone = bases.known(alone, detect_format.open_weights)
     _say("writing", f"{to}: {NAMES[form]}, {dtype}")

@@ -27,7 +27,7 @@ from jaxgpt.data.corpus import Described
 from jaxgpt.errors import AllFailed, Interrupted
 from jaxgpt.evaluation.registry import Tasks
 from jaxgpt.interop import bases
-from jaxgpt.interop.tensors import WeightSource
+from jaxgpt.interop.tensors import AdapterSource, WeightSource
 from jaxgpt.models import family, lora
 from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Config
@@ -110,6 +110,7 @@ class Beginning(NamedTuple):
     checkpoint: Found | None = None
     weights: WeightSource | None = None
     base: WeightSource | None = None  # of adapters: the weights that are not trained
+    adapters: AdapterSource | None = None  # that are trained on, or None for new ones
     random: Params | None = None  # drawn while the train step is compiled, or None
     folder: RunFolder | None = None
 
@@ -120,7 +121,12 @@ def begin(asked: Config, data: Described, kept: contextlib.ExitStack) -> Beginni
         beginning = _open(asked, data, kept, Beginning())
         return beginning._replace(base=configuration.weights(asked, data.tokenizer)) if asked.lora.rank else beginning
     weights = configuration.weights(asked, data.tokenizer)
-    return Beginning(base=weights) if asked.lora.rank else Beginning(weights=weights)
+    if not asked.lora.rank:
+        return Beginning(weights=weights)
+    adapters = configuration.adapters(asked) if asked.lora.adapters else None
+    if weights and adapters and adapters.fingerprint:
+        bases.check_beside(adapters, weights)  # now, before there is a folder
+    return Beginning(base=weights, adapters=adapters)
 
 
 def _open(asked: Config, data: Described, kept: contextlib.ExitStack, beginning: Beginning) -> Beginning:
@@ -140,6 +146,8 @@ def _first_state(config: Config, resharding: Resharding, beginning: Beginning) -
         weights = with_head(beginning.weights.load(), config)
         return resharding.first_state(weights), configuration.about_weights(beginning.weights)
     notes = configuration.about_weights(beginning.base) if beginning.base else []
+    if beginning.adapters:
+        return resharding.first_state(beginning.adapters.load()), [*notes, f"adapters  from {config.lora.adapters}"]
     return initial_state(config, beginning.random), notes
 
 

@@ -53,6 +53,15 @@ def check(found: Found, other: str) -> None:
         )
 
 
+def check_beside(adapters: AdapterSource, base: WeightSource) -> None:
+    """Raises a UserError where adapters that know their base's fingerprint belong to another one, which is read."""
+    if fingerprint(base.load()) != adapters.fingerprint:
+        raise UserError(
+            f"--lora.adapters: these adapters were trained beside other weights than those of {shown(base.where)}. "
+            "Name theirs by --init-from"
+        )
+
+
 def merged(adapters: Params, found: Found, open_weights: Open) -> Params:
     """Returns the plain, stacked parameters of a checkpoint of adapters, in float32, with its base merged into them.
 

@@ -72,6 +72,16 @@ def _open(name: str) -> WeightSource:
     raise UserError(f"{shown(name)}: there is no such file or folder{hint}")
 
 
+def open_adapters(name: str, base: str = "") -> WeightSource:
+    """Opens adapters by themselves, PEFT's or a run's, beside the `base` in place of the one that PEFT's name.
+
+    UserError as `open_weights` raises it.
+    """
+    if base and (Path(name) / peft.CONFIG).exists() and not (Path(name) / "config.toml").is_file():
+        return peft.open_folder(Path(name), lambda _: open_weights(base))
+    return open_weights(name)
+
+
 def _open_file(path: Path) -> WeightSource:
     if path.suffix in (".safetensors", ".json"):
         raise UserError(f"{shown(path)}: give the folder that it is in, {shown(path.parent)}")

@@ -1,10 +1,11 @@
 """Reads and writes Hugging Face's folders: config.json, safetensors files, and a tokenizer's.
 
 config.json is checked against the headers of the safetensors files before anything is allocated. Tensors are read one
-at a time into the stacked arrays of this project, and are written from views of them, so that a conversion takes little
-more memory than the weights.
+at a time into the stacked arrays of this project, and are written a file at a time from views of them, so that a
+conversion takes little more memory than the weights. Where an array can be read when its turn comes, it takes less.
 """
 
+import functools
 import itertools
 import math
 import re
@@ -28,7 +29,7 @@ from jaxgpt.interop import (
     llama_tensors,
     tensors,
 )
-from jaxgpt.interop.safetensors_files import CONFIG, STORED, Tensors, write, write_json
+from jaxgpt.interop.safetensors_files import CONFIG, STORED, Named, Tensors, write, write_json
 from jaxgpt.interop.tensors import NUMBER, Part, Table, WeightSource
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
@@ -171,8 +172,9 @@ def write_folder(
 ) -> None:
     """Fills an empty folder with a model, its stacked NumPy arrays in a dtype that is a key of `tensors.DTYPES`.
 
-    A safetensors file has `shard_bytes` at most, but for a tensor that alone is larger. UserError for a number beyond
-    what the dtype can hold.
+    In the place of an array may be a function that reads it: of such arrays one is in memory at a time. A safetensors
+    file has `shard_bytes` at most, but for a tensor that alone is larger. UserError for a number beyond what the dtype
+    can hold.
     """
     ids = huggingface_config.special_ids(tokenizer)
     write_json(folder / CONFIG, huggingface_config.content_of(model, dtype, ids))
@@ -187,11 +189,20 @@ def write_folder(
     write(folder, named(params, model), tensors.DTYPES[dtype], shard_bytes)
 
 
-def named(params: Params, model: Model) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the tensors' names at Hugging Face, and their arrays, which are views of ours."""
+def named(params: Params, model: Model) -> Iterator[Named]:
+    """Yields the tensors by their names at Hugging Face; they are views of ours."""
     table = table_of(model)
-    arrays = {_path(path): array for path, array in jax.tree_util.tree_leaves_with_path(params)}
+    leaves = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    held: dict[str, Any] = {}
+
+    def read(part: Part, numbers: tuple[int, ...]) -> np.ndarray:
+        if part.ours not in held:  # the parts of one of our arrays follow one another
+            held.clear()
+            leaf = leaves[part.ours]
+            held[part.ours] = leaf() if callable(leaf) else leaf
+        return part.of(held[part.ours], numbers)
+
     for part in table.parts:
         prefix = "" if part.name == table.head else table.prefix
         for name, numbers in part.names():
-            yield prefix + name, part.of(arrays[part.ours], numbers)
+            yield Named(prefix + name, math.prod(part.shape), functools.partial(read, part, numbers))

@@ -26,6 +26,13 @@ def is_run(folder: Path) -> bool:
     return not foreign or files.exists(folder / "config.toml")
 
 
+def is_on_hub(name: str) -> bool:
+    """Returns whether a name that is no path is OWNER/NAME of a model on the hub; one in runs/ is a run's."""
+    first, _, rest = name.partition("/")
+    there = files.exists(Path(name)) or files.exists(Path(first))
+    return bool(rest and detect_format.HUB_NAME.fullmatch(name)) and first != "runs" and not there
+
+
 def template_of(source: WeightSource) -> dict[str, Any]:
     """Returns the state of the chat template that belongs to weights; {} where they have none."""
     return source.template.state() if source.template else {}
@@ -36,7 +43,7 @@ def load(name: str, devices: int = 0) -> Trained:
 
     UserError as `runs.load` and `detect_format.open_weights` raise it, and where weights name no tokenizer.
     """
-    if is_run(Path(name)):
+    if is_run(Path(name)) and not is_on_hub(name):
         return runs.load(Path(name), devices, detect_format.open_weights)
     source = detect_format.open_weights(name)
     if source.tokenizer is None:

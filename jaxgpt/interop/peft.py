@@ -94,7 +94,7 @@ def open_folder(folder: Path, open_weights: bases.Open) -> WeightSource:
         notes=(f"its base is {source.where}", *source.notes),
         unreadable_tokenizer=source.unreadable_tokenizer,
         template=huggingface_chat.template_of(folder) or source.template,
-        adapters=AdapterSource(options, name, lambda: adapters),
+        adapters=AdapterSource(options, name, lambda: adapters, fingerprint),
     )
 
 

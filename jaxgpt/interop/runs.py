@@ -45,6 +45,9 @@ def open_checkpoint(folder: Path, open_weights: bases.Open, *, newest: bool) -> 
     def load_adapters() -> Adapters:
         return bases.as_numpy(checkpoints.params_of(found), "float32")
 
+    def readers() -> Params:
+        return checkpoints.leaf_readers_of(found, tensors.DTYPES[dtype])
+
     adapters = AdapterSource(options, base.get("name", ""), load_adapters, base.get("sha256", ""))
     return WeightSource(
         where=str(found.path),
@@ -53,6 +56,7 @@ def open_checkpoint(folder: Path, open_weights: bases.Open, *, newest: bool) -> 
         dtype=dtype,
         tokenizer=checkpoints.tokenizer_of(found),
         load=load,
+        readers=None if options.rank else readers,
         notes=tuple(found.damaged),
         template=chat_templates.from_state(template) if template else None,
         adapters=adapters if options.rank else None,

@@ -5,13 +5,12 @@ against its file's size.
 """
 
 import json
-import math
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -112,33 +111,42 @@ def open_file(path: Path) -> Any:
         ) from None
 
 
-def write(folder: Path, named: Iterable[tuple[str, np.ndarray]], dtype: np.dtype, shard_bytes: int) -> None:
+class Named(NamedTuple):
+    """A tensor that is to be written."""
+
+    name: str
+    size: int  # its numbers
+    read: Callable[[], np.ndarray]  # may return a view of any layout
+
+
+def write(folder: Path, named: Iterable[Named], dtype: np.dtype, shard_bytes: int) -> None:
     """Writes one file, or several of at most `shard_bytes` (but for a tensor that alone has more), beside config.json.
 
-    The arrays may be views of any layout; those of one file are copied at a time. UserError for a number beyond what
-    the dtype can hold.
+    The tensors of one file are read and copied at a time, in their order. UserError for a number beyond what the dtype
+    can hold.
     """
-    shards: list[list[tuple[str, np.ndarray]]] = [[]]
+    shards: list[list[Named]] = [[]]
     filled = total = 0
-    for name, array in named:
-        size = math.prod(array.shape) * dtype.itemsize
+    for tensor in named:
+        size = tensor.size * dtype.itemsize
         if shards[-1] and filled + size > shard_bytes:
             shards.append([])
             filled = 0
-        shards[-1].append((name, array))
+        shards[-1].append(tensor)
         filled, total = filled + size, total + size
     where = {}
     for number, shard in enumerate(shards, 1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         _write_shard(folder / file, shard, dtype)
-        where |= {name: file for name, _ in shard}
+        where |= {tensor.name: file for tensor in shard}
     if len(shards) > 1:
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
 
 
-def _write_shard(path: Path, shard: list[tuple[str, np.ndarray]], dtype: np.dtype) -> None:
-    contiguous = {name: np.ascontiguousarray(tensors.cast(array, dtype, name)) for name, array in shard}
-    save_file(contiguous, path, metadata={"format": "pt"})
+def _write_shard(path: Path, shard: list[Named], dtype: np.dtype) -> None:
+    # Copied also where that isn't needed: a view would keep the array that it is of while the next one is read.
+    copies = {name: np.array(tensors.cast(read(), dtype, name), order="C") for name, _, read in shard}
+    save_file(copies, path, metadata={"format": "pt"})
     shutil.copymode(path.with_name(CONFIG), path)  # safetensors makes it readable by its owner alone
 
 

@@ -43,6 +43,7 @@ class WeightSource:
     dtype: str  # as they are stored: a key of DTYPES
     tokenizer: Tokenizer | None  # None where the files name none, or one that can't be read
     load: Callable[[], Params]  # reads the weights: stacked NumPy arrays of that dtype
+    readers: Callable[[], Params] | None = None  # the same, each array as a function that reads it, where that can be
     notes: tuple[str, ...] = ()  # printed for the user
     unreadable_tokenizer: bool = False  # the files have a tokenizer that can't be read, and the notes say why
     template: Template | None = None  # of conversations, where the files have one

@@ -17,6 +17,11 @@ from the other side, as xᵀ (∂y bᵀ) and (x a)ᵀ ∂y, every product has R 
 
 h is cheap, so backward computes it again from x. With b = 0 the model begins as the base; in the first step ∂a is 0
 then, and b moves first.
+
+A CPU in float32 merges the adapter into the weight for each product with it, since a b takes only R / N of what x w
+takes: with m = w + s a b it is y = x m + β and ∂x = ∂y mᵀ, and no array of x's or y's size is read or written once
+more. In bfloat16 m would round a small adapter away, and a GPU adds to what it has just written for little: these have
+both products.
 """
 
 from typing import NamedTuple
@@ -28,7 +33,7 @@ from jaxtyping import Array, Float
 
 from jaxgpt.layers import linear
 from jaxgpt.layers.linear import Residuals
-from jaxgpt.layers.numerics import product, product_over_tokens
+from jaxgpt.layers.numerics import accumulation_dtype, not_before, product, product_over_tokens
 
 
 class Adapter(NamedTuple):
@@ -45,25 +50,53 @@ class Params(NamedTuple):
 
 @jax.named_scope("lora.forward")
 def forward(params: Params, x: Float[Array, "*batch in"]) -> tuple[Float[Array, "*batch out"], Residuals]:
-    """Multiplies and adds in the accumulation dtype; the output has the dtype of x.
-
-    A CPU has one product, [x sh] by w above b. Of two, XLA would keep both for the backward rather than their sum.
-    """
+    """Multiplies and adds in the accumulation dtype; the output has the dtype of x."""
     if params.adapter is None:
         return linear.forward(linear.Params(params.weight, params.bias), x)
+    on_cpu = _by_merged if _merges(x) else _by_joined
+    return lax.platform_dependent(params, x, cpu=on_cpu, default=_by_two_products), Residuals(x)
+
+
+def _merges(x: Float[Array, "..."]) -> bool:
+    """Returns whether a weight keeps what an adapter adds to it in the dtype of x."""
+    return x.dtype == accumulation_dtype(x.dtype)
+
+
+def _adapter(params: Params) -> tuple[Float[Array, "in R"], Float[Array, "R out"], Float[Array, ""] | float]:
+    """Returns a, b and s."""
+    assert params.adapter is not None
     assert params.scaling is not None
-    h = (product("...c,cr->...r", x, params.adapter.a) * params.scaling).astype(x.dtype)
+    a, b = params.adapter
+    return a, b, params.scaling
 
-    def one_product(x: Array, h: Array, weight: Array, b: Array) -> Array:
-        both = linear.Params(jnp.concatenate([weight, b]), params.bias)
-        return linear.forward(both, jnp.concatenate([x, h], axis=-1))[0]
 
-    def two_products(x: Array, h: Array, weight: Array, b: Array) -> Array:
-        y, _ = linear.forward(linear.Params(weight, params.bias), x)
-        return y + product("...r,rf->...f", h, b, dtype=x.dtype)
+def _h(params: Params, x: Float[Array, "*batch in"]) -> Float[Array, "*batch R"]:
+    """Returns s h."""
+    a, _, s = _adapter(params)
+    return (product("...c,cr->...r", x, a) * s).astype(x.dtype)
 
-    arrays = (x, h, params.weight, params.adapter.b)
-    return lax.platform_dependent(*arrays, cpu=one_product, default=two_products), Residuals(x)
+
+def _merged(params: Params) -> Float[Array, "in out"]:
+    """Returns m."""
+    a, b, s = _adapter(params)
+    return params.weight + s * product("cr,rf->cf", a, b)
+
+
+def _by_merged(params: Params, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+    return linear.forward(linear.Params(_merged(params), params.bias), x)[0]
+
+
+def _by_joined(params: Params, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+    """One product, [x sh] by w above b. Of two, XLA would keep both for the backward rather than their sum."""
+    _, b, _ = _adapter(params)
+    both = linear.Params(jnp.concatenate([params.weight, b]), params.bias)
+    return linear.forward(both, jnp.concatenate([x, _h(params, x)], axis=-1))[0]
+
+
+def _by_two_products(params: Params, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+    _, b, _ = _adapter(params)
+    y, _ = linear.forward(linear.Params(params.weight, params.bias), x)
+    return y + product("...r,rf->...f", _h(params, x), b, dtype=x.dtype)
 
 
 @jax.named_scope("lora.backward")
@@ -71,20 +104,37 @@ def backward(
     params: Params, residuals: Residuals, dy: Float[Array, "*batch out"]
 ) -> tuple[Adapter | None, Float[Array, "*batch in"]]:
     """Gradients of the adapter in the accumulation dtype, dx in the dtype of dy. The weight and the bias get none."""
-    dx = product("...f,cf->...c", dy, params.weight, dtype=dy.dtype)
-    return (None, dx) if params.adapter is None else _through_adapter(params, residuals, dy, dx)
+    if params.adapter is None:
+        return None, through_weight(params, dy)
+    x, rows = residuals.x.reshape(-1, residuals.x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    dadapter, dh = through_adapter(params, x, rows)
+    on_cpu = dx_by_merged if _merges(dy) else dx_by_two_products
+    dx = lax.platform_dependent(params, rows, dh, cpu=on_cpu, default=dx_by_two_products)
+    return dadapter, dx.reshape(residuals.x.shape)
 
 
-def _through_adapter(
-    params: Params, residuals: Residuals, dy: Float[Array, "*batch out"], dx: Float[Array, "*batch in"]
-) -> tuple[Adapter, Float[Array, "*batch in"]]:
-    """The adapter's gradient, and `dx`, what comes through the weight, with what comes through the adapter."""
-    assert params.adapter is not None
-    assert params.scaling is not None
-    a, b = params.adapter
-    x, rows = residuals.x.reshape(-1, a.shape[0]), dy.reshape(-1, b.shape[1])
-    h = (product("nc,cr->nr", x, a) * params.scaling).astype(x.dtype)
-    dh = (product("nf,rf->nr", rows, b) * params.scaling).astype(dy.dtype)
-    db = product_over_tokens("nr,nf->rf", h, rows)
+def through_weight(params: Params, dy: Float[Array, "*batch out"]) -> Float[Array, "*batch in"]:
+    return product("...f,cf->...c", dy, params.weight, dtype=dy.dtype)
+
+
+def through_adapter(
+    params: Params, x: Float[Array, "N in"], dy: Float[Array, "N out"]
+) -> tuple[Adapter, Float[Array, "N R"]]:
+    """Returns the gradients of the adapter and of h."""
+    _, b, s = _adapter(params)
+    dh = (product("nf,rf->nr", dy, b) * s).astype(dy.dtype)
+    db = product_over_tokens("nr,nf->rf", _h(params, x), dy)
     da = product_over_tokens("nc,nr->cr", x, dh)
-    return Adapter(da, db), dx + product("nr,cr->nc", dh, a, dtype=dy.dtype).reshape(dx.shape)
+    return Adapter(da, db), dh
+
+
+def dx_by_merged(params: Params, dy: Float[Array, "N out"], dh: Float[Array, "N R"]) -> Float[Array, "N in"]:
+    """The weight is merged once more, so that it isn't kept since the forward."""
+    merged = _merged(params._replace(adapter=not_before(dy, params.adapter)))
+    return through_weight(Params(merged), dy)
+
+
+def dx_by_two_products(params: Params, dy: Float[Array, "N out"], dh: Float[Array, "N R"]) -> Float[Array, "N in"]:
+    """The sum of what comes through the weight and what comes through the adapter."""
+    a, _, _ = _adapter(params)
+    return through_weight(params, dy) + product("nr,cr->nc", dh, a, dtype=dy.dtype)

@@ -114,9 +114,9 @@ class Compute:
     attention_block: int = 256
     """Number of queries whose attention scores exist at once, where attention runs in blocks."""
     recompute: Literal["none", "gelu", "norms", "projection", "block", "auto"] = "norms"
-    """What the backward computes again rather than keeps: nothing, GELU's output, that and LayerNorm's outputs, also
-    the projection of attention's output, or all of a block but its input. Less memory in this order, and more time;
-    "auto" takes the first of them that fits."""
+    """What the backward computes again rather than keeps (gradient checkpointing): nothing, GELU's output, that and
+    LayerNorm's outputs, also the projection of attention's output, or all of a block but its input. Less memory in this
+    order, and more time; "auto" takes the first of them that fits."""
     layers: Literal["auto", "scanned", "unrolled"] = "auto"
     """"scanned" compiles one layer and loops over them; "unrolled" compiles each, which takes longer, and then runs
     faster in less memory, since nothing is copied into and out of stacks. "auto" unrolls up to 24 layers, on a GPU 48,

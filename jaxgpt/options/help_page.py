@@ -86,7 +86,8 @@ def _entries(kind: Any, defaults: Any, section: str = "") -> Iterator[Entry]:
         elif bare is bool:
             typed = f"--{written}, --{f'{section}.' if section else ''}no-{name}"
         else:
-            typed = f"--{written} {metavar}"
+            aliases = next((word.aliases for word in about if getattr(word, "aliases", None)), ())
+            typed = f"{', '.join([f'--{written}', *aliases])} {metavar}"
         yield Entry(written, typed, f"{bodies[field.name]} {_about_default(default, repeated)}".strip(), section)
 
 

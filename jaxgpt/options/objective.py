@@ -125,3 +125,6 @@ class Lora:
     """Form in which the weights that are not trained are kept: of 32, 16, 8 or 4 bits."""
     double_quantization: bool = False
     """Keep the scales of int8 and nf4 in 8 bits too: 0.13 bits a number in place of 0.5."""
+    adapters: str = ""
+    """Adapters to train on: PEFT's folder of them, or a run's. Rank, alpha and targets are theirs, and so is the base
+    unless --init-from names it; empty begins new ones."""

@@ -3,6 +3,7 @@
 No autodiff is in here: a case only puts a forward, its hand-written backward and inputs together.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,7 +40,7 @@ from jaxgpt.proof.inputs import document_starts, integers, noisy, normals, rando
 
 def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Array, ""]) -> Iterator[Case]:
     """Yields cases of every layer at the shapes it has in this model, and of the whole model."""
-    keys = iter(jax.random.split(key, 21))
+    keys = (jax.random.fold_in(key, number) for number in itertools.count())
     B, T, C, H, D = batch, length, model.width, model.heads, model.width_per_head
     V, Vp = model.vocabulary_size, model.padded_vocabulary_size
     yield embedding_case(next(keys), B, T, C, Vp, model.context)
@@ -88,22 +89,33 @@ def linear_case(key: Key[Array, ""], B: int, T: int, inputs: int, outputs: int) 
     return _layer_case("linear", linear, linear.Params(weight, bias), x)
 
 
-def lora_case(key: Key[Array, ""], B: int, T: int, inputs: int, outputs: int, R: int) -> Case:
-    """Returns the case of an adapter of a frozen layer, whose weight and bias have no gradient."""
+def lora_case(
+    key: Key[Array, ""], B: int, T: int, inputs: int, outputs: int, R: int, *, two_products: bool = False
+) -> Case:
+    """Returns the case of an adapter of a frozen layer, whose weight and bias have no gradient.
+
+    A rank of 0 is no adapter. A CPU merges the adapter in float64; with `two_products` ∂x is as on GPUs.
+    """
     weight, bias, a, b, x = normals(key, (inputs, outputs), (outputs,), (inputs, R), (R, outputs), (B, T, inputs))
 
     def params(inputs):
         of_base = (jnp.asarray(array, inputs["x"].dtype) for array in (weight, bias))
-        return lora.Params(*of_base, adapter=inputs["adapter"], scaling=0.5)
+        return lora.Params(*of_base, adapter=inputs["adapter"], scaling=0.5 if R else None)
 
     def forward(inputs):
         return lora.forward(params(inputs), inputs["x"])
 
     def backward(inputs, dy):
         dadapter, dx = lora.backward(params(inputs), forward(inputs)[1], dy)
+        if two_products:
+            x, rows = (array.reshape(-1, array.shape[-1]) for array in (inputs["x"], dy))
+            _, dh = lora.through_adapter(params(inputs), x, rows)
+            dx = lora.dx_by_two_products(params(inputs), rows, dh).reshape(dx.shape)
         return {"adapter": dadapter, "x": dx}
 
-    return Case("lora", {"adapter": lora.Adapter(a, b), "x": x}, lambda inputs: forward(inputs)[0], backward)
+    kind = "_of_two_products" if two_products else "" if R else "_of_frozen"
+    adapter = lora.Adapter(a, b) if R else None
+    return Case(f"lora{kind}", {"adapter": adapter, "x": x}, lambda inputs: forward(inputs)[0], backward)
 
 
 def layernorm_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:

@@ -4,6 +4,7 @@ Inputs stay clear of the edges of clips, where rounding would decide which side 
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,7 +34,7 @@ EVERYTHING = Objective(  # that a policy may have
 
 def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Array, ""]) -> Iterator[Case]:
     """Yields a case of each layer, of each term of an objective, and of a whole model under each objective."""
-    keys = iter(jax.random.split(key, 8))
+    keys = (jax.random.fold_in(key, number) for number in itertools.count())
     B, T, C = batch, length, model.width
     V, Vp = model.vocabulary_size, model.padded_vocabulary_size
     yield scalar_head_case(next(keys), B * T, C)

@@ -256,18 +256,28 @@ def numpy_params_of(found: Found, dtype: DTypeLike) -> Params:
     They are those of `params_of`. They are read one after another, the largest first: orbax holds what is packed of all
     that it reads at once.
     """
+    shapes, structure = jax.tree.flatten(_without_head(_target(found, dtype)))
+    readers = jax.tree.leaves(leaf_readers_of(found, dtype))
+    arrays = {place: readers[place]() for place in sorted(range(len(shapes)), key=lambda place: -shapes[place].size)}
+    return jax.tree.unflatten(structure, [arrays[place] for place in range(len(shapes))])
+
+
+def leaf_readers_of(found: Found, dtype: DTypeLike) -> Params:
+    """Returns, in the place of each of the parameters of `params_of`, a function that reads it as a NumPy array."""
     check_draws(found)
     leaves, structure = jax.tree.flatten(_target(found, dtype))
-    arrays = dict.fromkeys(range(len(leaves)), ocp.PLACEHOLDER)
-    for place in sorted(arrays, key=lambda place: -leaves[place].size):
+
+    def read(place: int) -> np.ndarray:
         target = jax.tree.unflatten(
             structure, [leaf if i == place else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]
         )
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.dtype(dtype)), target)
         restore = ocp.args.PyTreeRestore(target, restore_args=arguments)
-        read = _read(found.path, ocp.args.Composite(params=restore), numpy=True).params
-        arrays[place] = jax.tree.leaves(read)[place]
-    return _without_head(jax.tree.unflatten(structure, arrays.values()))
+        return jax.tree.leaves(_read(found.path, ocp.args.Composite(params=restore), numpy=True).params)[place]
+
+    return _without_head(
+        jax.tree.unflatten(structure, [functools.partial(read, place) for place in range(len(leaves))])
+    )
 
 
 def _target(found: Found, dtype: DTypeLike) -> Params:

@@ -35,10 +35,10 @@ def passages(folder: Path, longest: int) -> list[Passage]:
 
 def best(texts: list[Passage], question: str, count: int) -> list[Passage]:
     """Returns the passages that fit the question best, the best first; none that shares no word with it."""
-    quiet = {"show_progress": False}
     index = bm25s.BM25()
-    index.index(bm25s.tokenize([passage.text for passage in texts], **quiet), **quiet)
-    ranked, scores = index.retrieve(bm25s.tokenize([question], **quiet), k=min(count, len(texts)), **quiet)
+    index.index(bm25s.tokenize([passage.text for passage in texts], show_progress=False), show_progress=False)
+    asked = bm25s.tokenize([question], show_progress=False)
+    ranked, scores = index.retrieve(asked, k=min(count, len(texts)), show_progress=False)
     return [texts[number] for number, score in zip(ranked[0], scores[0], strict=True) if score > 0]
 
 

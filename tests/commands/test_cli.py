@@ -27,7 +27,14 @@ from jaxgpt.training.state import TrainState, init_state
 pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
 
 MODEL = Model(layers=1, heads=2, width=8, context=16, vocabulary_size=256)
-TINY = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.context=16", "--data.text=text.txt"]
+TINY = [
+    "--model.family=gpt2",
+    "--model.layers=1",
+    "--model.heads=2",
+    "--model.width=8",
+    "--model.context=16",
+    "--data.text=text.txt",
+]
 ESCAPE = 27
 
 

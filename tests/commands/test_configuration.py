@@ -96,7 +96,7 @@ def test_training_begins_with_the_weights_and_is_resumed_without_them(hf, capsys
     assert first_loss("a") == pytest.approx(float(loss), rel=0.02)
     shutil.rmtree("hf")
     resumed = replace(config, model=Model(), run=replace(config.run, resume="always"))
-    assert configuration.with_shape(resumed, set()) == replace(resumed, model=MODEL)
+    assert configuration.with_weights(resumed, set()) == replace(resumed, model=MODEL)
     assert configuration.weights(resumed, tokenizers.Bytes()) is None
 
 

@@ -10,7 +10,7 @@ import pytest
 from jaxgpt.commands import cli
 from jaxgpt.commands import gradcheck as gradcheck_report
 from jaxgpt.layers import gelu
-from jaxgpt.models import gpt2
+from jaxgpt.models import family
 from jaxgpt.options import settings
 from jaxgpt.proof import cases, objective_cases
 
@@ -62,7 +62,8 @@ def test_the_checked_model_is_the_configs(one_layer, capsys):
     """Its parameters are counted in the first line, with the tokenizer's vocabulary."""
     assert cli.main(["gradcheck", "--config=quickstart"]) == 0
     quickstart = dataclasses.replace(settings.read(settings.find_config("quickstart")).model, vocabulary_size=256)
-    assert capsys.readouterr().out.startswith(f"{gpt2.parameter_count(quickstart):,} parameters, 2 sequences")
+    count = family(quickstart).parameter_count(quickstart)
+    assert capsys.readouterr().out.startswith(f"{count:,} parameters, 2 sequences")
 
 
 def test_the_chart_is_a_picture_and_one_that_cannot_be_written_is_named(one_layer, tmp_path, capsys):

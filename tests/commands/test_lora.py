@@ -1,11 +1,14 @@
 """Adapters from the command line: trained beside a frozen base, resumed, merged, exported; another base is refused."""
 
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from jaxgpt.commands import cli
 from jaxgpt.interop import detect_format
@@ -135,6 +138,61 @@ def test_exports(tuned, capsys):
         checkpoints.params_of(found),
     )
     capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def exported(tuned) -> str:
+    """PEFT's folder of the tuned adapters, which says nothing of its base but a name that is none here."""
+    assert cli.main(["convert", "runs/tuned", "elsewhere", "--to", "peft"]) == 0
+    config = Path("elsewhere/adapter_config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "not/here"}))
+    weights = Path("elsewhere/adapter_model.safetensors")
+    save_file(load_file(weights), weights)  # without the base's fingerprint
+    return "elsewhere"
+
+
+def train_on(adapters: str, name: str, *more: str, **changes) -> small_run.Finished:
+    without = {key: value for key, value in TUNED.items() if key not in ("lora.rank", "training.init-from")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "TUNED", without)
+        return tune(name, "--lora.adapters", adapters, *more, **changes)
+
+
+def test_it_trains_on_from_adapters(tuned, exported):
+    """A run's and PEFT's begin where they ended, with their rank, alpha and targets, and the base as it is."""
+    for adapters, name, more in (
+        ("runs/tuned", "on", {}),
+        (exported, "from-peft", {"training_init_from": "runs/base"}),
+    ):
+        finished = train_on(adapters, name, **{key.replace("init_from", "init-from"): v for key, v in more.items()})
+        assert finished.status == 0, finished.errors
+        assert f"adapters  from {adapters}" in finished.printed
+        options = settings.read(finished.folder / "config.toml")
+        assert (options.lora.rank, options.training.init_from) == (3, "runs/base")
+        assert finished.validation[0] == pytest.approx(tuned.validation[STEPS], abs=1e-6)
+        begun, ended = (detect_format.open_weights(str(run)).adapters for run in (tuned.folder, finished.folder))
+        assert begun
+        assert ended
+        changes = jax.tree.map(lambda a, b: np.abs(a - b).max(), begun.load(), ended.load())
+        assert min(jax.tree.leaves(changes)) > 1e-4
+    again = train_on("runs/tuned", "on", "--resume", training_steps=STEPS + 1)
+    assert again.status == 0, again.errors
+    assert f"resuming after step {STEPS}" in again.printed
+
+
+def test_adapters_that_cant_be_trained_on(exported):
+    """The base that PEFT's name isn't there; ranks differ; whole weights; the base has other numbers."""
+    assert small_run.run(small_run.words(BASE, training_seed=5), "other").status == 0
+    for adapters, more, expected in (
+        (exported, [], "not/here: there is no such file or folder"),
+        ("runs/tuned", ["--lora.rank", "4"], "rank of these adapters is 3, and --lora.rank is 4"),
+        ("runs/base", [], "--lora.adapters runs/base: has whole weights"),
+        ("runs/tuned", ["--init-from", "runs/other"], "were trained beside other weights than those of runs/other"),
+    ):
+        finished = train_on(adapters, "wrong", *more)
+        assert finished.status == 2
+        assert expected in finished.errors
+        assert not Path("runs/wrong").exists()
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,14 @@ def test_a_port_that_is_taken(fails):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_finishes_what_has_begun_and_ends(work, number):
     """Trained for one step, served by the command, and stopped in the middle of an answer."""
-    tiny = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.context=512", "--data.text=text.txt"]
+    tiny = [
+        "--model.family=gpt2",
+        "--model.layers=1",
+        "--model.heads=2",
+        "--model.width=8",
+        "--model.context=512",
+        "--data.text=text.txt",
+    ]
     tiny += ["--data.tokenizer=bytes", "--training.steps=1", "--sampling.tokens=1", "--run.name=tiny"]
     tiny += ["--training.sequence-length=16", "--training.batch-size=2"]
     openai = pytest.importorskip("openai", reason="openai is not installed: the extra test has it")

@@ -18,7 +18,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$(?:\n+^```text\n(error:.*?)^```$)?", r
 QUOTED = re.compile(r"(?<!`)`([^`\n]+(?:\n[^`\n]+)?)`(?!`)")
 PROGRAMS = {
     *("python", ".venv/bin/python", "run.py", "make", "sbatch", "kubectl", "mpirun", "curl", "tensorboard", "pip"),
-    *("ssh", "wandb", "printf", "sha256sum", "source", "pre-commit"),
+    *("ssh", "wandb", "printf", "sha256sum", "source", "pre-commit", "uv", "docker", "python3"),
 }
 # In the place of what stands for something of the reader's.
 EXAMPLES = {"FOLDER": "data/notes", "MODEL": "runs/quickstart", "FROM": "runs/quickstart", "TO": "exported", "N": "2"}

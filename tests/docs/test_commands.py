@@ -38,6 +38,9 @@ ELSEWHERE = {
     "source": "of the shell: .venv is made by make",
     "pre-commit": "needs a package that nothing else does",
     "curl": "the slow test sends it to a server",
+    "uv": "needs a package that nothing else does, and a package index",
+    "docker": "needs a service; tests/test_dockerfile.py",
+    "python3": "makes an environment, as make does",
 }
 # Where a line needs more than it says to end in seconds.
 MORE = {
@@ -150,7 +153,7 @@ def run_no_further(command: Command) -> None:
         patch.setattr(tyro, "cli", stop)
         patch.setattr(train, "train", done)
         # It would ask the hub, where models have a longer context than the default configuration's.
-        patch.setattr(configuration, "with_shape", lambda config, named: with_context(config, 2048))
+        patch.setattr(configuration, "with_weights", lambda config, named: with_context(config, 2048))
         words = command.words
         if "--parallel.processes" in words:  # checked as options, as the others aren't there
             words = [*words, "--help"]

@@ -1,20 +1,21 @@
 """What the pages show beside shell lines: options made of the code, costs that are arithmetic, links, TOML, Python."""
 
+import inspect
+import itertools
 import re
 import tomllib
 from types import ModuleType
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from docs.site import configuration
+from jaxgpt.commands import gradcheck as gradcheck_command
 from jaxgpt.commands.configuration import without_text
 from jaxgpt.evaluation import descriptions
 from jaxgpt.models import gpt2
 from jaxgpt.options import settings
-from jaxgpt.proof import cases, gradcheck
+from jaxgpt.proof import cases, gradcheck, objective_cases
 from jaxgpt.proof.gradcheck import Case
 from jaxgpt.training import flops
 from jaxgpt.training.flops import PEAKS
@@ -44,15 +45,6 @@ def test_toml_on_the_pages_is_a_configuration(path, tmp_path):
                 descriptions.read_description(tmp_path / "shown.toml")
             else:
                 settings.check(settings.read(tmp_path / "shown.toml"))
-
-
-def test_every_page_has_its_place_in_the_site():
-    """And the README's list of them, or index.md's, leads to each."""
-    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
-    named = (ROOT / "docs/site/mkdocs.yml").read_text(encoding="utf-8")
-    for page in (path.name for path in (ROOT / "docs").glob("*.md")):
-        assert page in named
-        assert page == "index.md" or f"({page})" in index
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -122,6 +114,23 @@ def test_the_tolerances_are_gradchecks():
         assert re.search(rf"^\| {dtype} \| .* \| {one} \| {many} \|$", text, re.MULTILINE)
 
 
+def test_the_number_of_gradients_is_todays(x64):
+    """Rows of gradcheck without --config, one for each tensor, in README."""
+    shapes = gradcheck_command._shapes("")
+    key = jax.random.key(0)
+    every = itertools.chain(cases.cases(*shapes, key), objective_cases.cases(*shapes, key))
+    count = sum(len(jax.tree.leaves(case.inputs)) for case in every)
+    said = re.findall(r"(\d+) of (\d+) gradients agree", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert said == [(str(count), str(count))]
+
+
+def test_the_badges_say_what_pyproject_says():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    badges = (ROOT / "docs/badges.svg").read_text(encoding="utf-8")
+    for badge in (project["requires-python"].removeprefix(">=") + "+", project["license"]):
+        assert f">{badge}</text>" in badges
+
+
 # The layer that is added
 
 
@@ -137,11 +146,16 @@ def rmsnorm():
 
 @pytest.fixture(scope="module")
 def case(rmsnorm):
-    """A case as the page makes it, among the names of proof/cases.py."""
-    (source,) = (block for block in blocks("adding_a_layer.md", "python") if "def rmsnorm_case" in block)
-    names = vars(cases) | {"rmsnorm": rmsnorm}
-    exec(compile(source, "adding_a_layer.md", "exec"), names)
-    return names["rmsnorm_case"]
+    """The function that the page writes, in a file that has nothing but what the page imports."""
+    return vars(module_of("def rmsnorm_case"))["rmsnorm_case"]
+
+
+def module_of(words: str) -> ModuleType:
+    """The block of adding_a_layer.md that has these words, as a module."""
+    (source,) = (block for block in blocks("adding_a_layer.md", "python") if words in block)
+    module = ModuleType("shown")
+    exec(compile(source, "adding_a_layer.md", "exec"), module.__dict__)
+    return module
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 2), (2, 3, 17)])
@@ -161,11 +175,15 @@ def test_a_term_that_the_layer_of_the_page_forgot_would_be_seen(x64, rmsnorm, ca
     assert [row.passed for row in gradcheck.check(wrong, "float64")] == [True, False]
 
 
-def test_the_tests_of_the_page_pass(x64, rmsnorm):
-    (source,) = (block for block in blocks("adding_a_layer.md", "python") if "def test_dx_is_orthogonal" in block)
-    names = {"np": np, "jnp": jnp, "rmsnorm": rmsnorm}
-    exec(compile(source[source.index("def test_dx") :], "adding_a_layer.md", "exec"), names)
-    names["test_dx_is_orthogonal_to_x"](None)
+def test_the_tests_of_the_page_pass(assert_exact, x64):
+    shown = vars(module_of("def test_dx_is_orthogonal"))
+    shown["test_dx_is_orthogonal_to_x"](None)
+    shown["test_gradients"].hypothesis.inner_test(assert_exact, B=1, T=1, C=2)
+
+
+def test_the_line_of_the_page_is_in_cases():
+    (line,) = re.findall("`(yield .*)`", (ROOT / "docs/adding_a_layer.md").read_text(encoding="utf-8"))
+    assert line in inspect.getsource(cases.cases)
 
 
 def test_python_on_the_pages_parses():
@@ -175,38 +193,3 @@ def test_python_on_the_pages_parses():
                 compile(block, path.name, "exec")
             elif name == "toml":
                 tomllib.loads(block)
-
-
-# The site
-
-
-def test_what_would_ask_another_host_is_found():
-    """The build fails on such a page; a link to click is none."""
-    pytest.importorskip("mkdocs", reason="the site is built with MkDocs, of the docs extra")
-    from docs.site import hooks
-
-    asks = [
-        '<script src="https://example.org/x.js">',
-        "<img alt='' src='//example.org/x.png'>",
-        '<link rel="stylesheet" href="https://example.org/x.css">',
-        "@import 'https://example.org/x.css'",
-        "src: url(https://example.org/x.woff)",
-    ]
-    asks_not = [
-        '<a href="https://example.org/">',
-        '<script src="assets/x.js">',
-        '<link rel="canonical" href="https://x/">',
-    ]
-    assert all(hooks.FETCHED.search(text) for text in asks)
-    assert not any(hooks.FETCHED.search(text) for text in asks_not)
-
-
-def test_every_module_has_its_place_in_the_api():
-    pytest.importorskip("mkdocs", reason="the site is built with MkDocs, of the docs extra")
-    from docs.site import hooks
-
-    named = (ROOT / "docs/site/mkdocs.yml").read_text(encoding="utf-8")
-    for folder in {path.parent for path in (ROOT / "jaxgpt").rglob("*.py")}:
-        assert f"api/{folder.name}.md" in named
-        page = hooks.api_page(folder)
-        assert all(f".{path.stem}\n" in page for path in folder.glob("*.py") if path.stem != "__init__")

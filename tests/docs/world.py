@@ -160,6 +160,11 @@ def weights() -> None:
     assert cli.main(["convert", "runs/quickstart", "gpt2-of-the-hub"]) == 0
     assert cli.main(["--model.family=llama", *SMALL, "--data.text=book.txt", "--run.name=llama"]) == 0
     assert cli.main(["convert", "runs/llama", "llama-of-the-hub"]) == 0
+    assert (
+        cli.main([*SMALL, "--data.text=book.txt", "--init-from=gpt2-of-the-hub", "--lora.rank=2", "--run.name=low"])
+        == 0
+    )
+    assert cli.main(["convert", "runs/low", "ADAPTER", "--to", "peft"]) == 0
     assert cli.main(["convert", "runs/quickstart", "gpt2_124M.bin"]) == 0
     (tokenizer,) = Path().glob("*tokenizer*.bin")
     tokenizer.rename("gpt2_tokenizer.bin")

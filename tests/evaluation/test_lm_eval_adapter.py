@@ -82,6 +82,7 @@ def evaluate(*words: str) -> dict[str, list[dict[str, Any]]]:
 def test_a_run_is_scored_as_its_export_is(work):
     """Log-likelihoods within float32's rounding, and the same greedy flags, texts and metrics."""
     options = {
+        "model.family": "gpt2",
         "model.layers": 2,
         "model.heads": 2,
         "model.width": 16,

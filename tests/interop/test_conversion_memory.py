@@ -1,6 +1,7 @@
-"""Weights are read tensor by tensor and written file by file: what that takes beside the weights themselves."""
+"""Weights are read tensor by tensor and written file by file: what that takes beside the weights, or in their place."""
 
 import dataclasses
+import filecmp
 import math
 import tracemalloc
 
@@ -9,9 +10,11 @@ import pytest
 
 from jaxgpt import writing
 from jaxgpt.commands.convert import Convert
-from jaxgpt.interop import huggingface, tensors
+from jaxgpt.data import tokenizers
+from jaxgpt.interop import detect_format, huggingface, runs, tensors
+from jaxgpt.models import family
 from jaxgpt.options.config import Model
-from tests.interop.weights import random_params
+from tests.interop.weights import LLAMA, assert_same_bits, random_params
 
 BFLOAT16 = tensors.DTYPES["bfloat16"]
 SLACK = 300_000  # bytes of Python's own objects: names, headers, buffers of files
@@ -57,9 +60,50 @@ def test_reading_takes_one_tensor_more_than_the_weights_and_writing_one_file(tmp
     assert tracemalloc.get_traced_memory()[1] - held <= shard + SLACK
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_arrays_that_can_be_read_one_at_a_time_are(tmp_path, traced, name):
+    """Beside a file there is one of them in memory, and what is written is the same."""
+    model = MODELS[name]
+    params = random_params(model, "bfloat16")
+    with writing.new_folder(tmp_path / "at once") as folder:
+        huggingface.write_folder(folder, params, model, "bfloat16", None, 1 << 20)
+    reads = []
+
+    def reader(path, array):
+        def read():
+            reads.append(path)
+            return array.copy()
+
+        return read
+
+    before, _ = tracemalloc.get_traced_memory()
+    tracemalloc.reset_peak()
+    with writing.new_folder(tmp_path / "by turns") as folder:
+        readers = jax.tree.map_with_path(reader, params)
+        huggingface.write_folder(folder, readers, model, "bfloat16", None, 1 << 20)
+    peak, largest = tracemalloc.get_traced_memory()[1], max(array.nbytes for array in jax.tree.leaves(params))
+    assert peak - before <= largest + max(1 << 20, bytes_of(model)[1]) + SLACK
+    assert len(reads) == len(set(reads)) == len(jax.tree.leaves(params))
+    files = sorted(path.name for path in (tmp_path / "at once").iterdir())
+    assert len(files) > 4
+    assert filecmp.cmpfiles(tmp_path / "at once", tmp_path / "by turns", files, shallow=False)[0] == files
+
+
+def test_the_arrays_of_a_run_can_be_read_one_at_a_time(tmp_path):
+    params = random_params(LLAMA, "bfloat16")
+    with writing.new_folder(tmp_path / "run") as folder:
+        runs.write(folder, params, LLAMA, "bfloat16", tokenizers.Bytes(), run=tmp_path / "run", origin="a test")
+    source = detect_format.open_weights(str(tmp_path / "run"))
+    assert source.readers
+    assert_same_bits(jax.tree.map(lambda read: read(), source.readers()), source.load())
+
+
 def test_eight_billion_parameters_are_converted_in_24_gb():
     """By the bounds that the test above holds the code to, with the command's own size of files."""
     whole, largest = bytes_of(LARGE)
     assert whole / 2 == 8_030_261_248
     shard = int(Convert("a", "b").shard_gib * 2**30)
     assert whole + max(largest, shard) < 24e9
+    # A checkpoint may have the largest array as one packed piece, which is no larger than the array itself.
+    shapes = jax.eval_shape(lambda: family(LARGE).init(LARGE, jax.random.key(0)))
+    assert max(2 * 2 * shape.size for shape in jax.tree.leaves(shapes)) + shard < 24e9

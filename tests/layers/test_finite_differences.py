@@ -33,7 +33,7 @@ def case_of(family):
 
 
 def test_no_case_is_left_out(x64):
-    assert list(cases()) == NAMES
+    assert sorted(cases()) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("name", [*NAMES, "llama", "mixtral"])

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,14 +10,15 @@ from hypothesis import strategies as st
 from jaxgpt.layers import linear, lora
 from jaxgpt.proof import cases
 
-sizes = st.integers(1, 9)
+counts = st.integers(1, 9)
 
 
-@given(B=sizes, T=sizes, inputs=sizes, outputs=sizes, R=sizes)
+@given(B=counts, T=counts, inputs=counts, outputs=counts, R=counts)
 @example(B=1, T=1, inputs=1, outputs=1, R=1)
 @example(B=1, T=5, inputs=3, outputs=130, R=4)
 def test_gradients(assert_exact, B, T, inputs, outputs, R):
-    assert_exact(cases.lora_case(jax.random.key(0), B, T, inputs, outputs, R))
+    for two_products in (False, True):
+        assert_exact(cases.lora_case(jax.random.key(0), B, T, inputs, outputs, R, two_products=two_products))
 
 
 @pytest.fixture
@@ -43,19 +46,43 @@ def test_it_is_a_linear_layer_of_the_merged_weight(arrays):
     np.testing.assert_allclose(grads.b, scaling * a.T @ dmerged.weight, atol=1e-11)
 
 
-def products(function, *arguments) -> list[tuple[int, ...]]:
-    """The shapes of the results of all matrix products that a function has."""
-    equations = jax.make_jaxpr(function)(*arguments).jaxpr.eqns
-    return sorted(equation.outvars[0].aval.shape for equation in equations if equation.primitive.name == "dot_general")
+def sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split("x"))
+
+
+def products(function, *arguments, platform: str = "cpu") -> list[tuple[int, ...]]:
+    """The sizes (of the result, and at last of the sum) of all matrix products that a function has on a platform."""
+    text = jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+    shapes = r"\(tensor<([\dx]+)x\w+>.*-> tensor<([\dx]+)x"
+    found = re.findall(rf"dot_general.*contracting_dims = \[(\d+)\].*: {shapes}", text)
+    return sorted((*sizes(result), sizes(left)[int(axis)]) for axis, left, result in found)
 
 
 def test_the_gradient_of_the_weight_is_never_formed(arrays):
-    """Among backward's products only the gradient by x is as large as the layer, and none has the weight's shape."""
+    """Among backward's products only those by x are as large as the layer, and none sums over tokens to its shape.
+
+    On a CPU the weight is merged (6, 10, 2): a sum over the rank.
+    """
     params, x, dy = arrays
-    found = products(lora.backward, params, linear.Residuals(x), dy)
-    assert found == sorted([(5, 7, 6), (35, 2), (35, 2), (2, 10), (6, 2), (35, 6)])
-    assert products(lora.backward, params._replace(adapter=None), linear.Residuals(x), dy) == [(5, 7, 6)]
-    assert (6, 10) in products(linear.backward, linear.Params(params.weight), linear.Residuals(x), dy)
+    arguments = linear.Residuals(x), dy
+    of_adapter = [(35, 2, 6), (35, 2, 10), (2, 10, 35)]
+    found = products(lora.backward, params, *arguments)
+    assert found == sorted([*of_adapter, (6, 2, 35), (6, 10, 2), (35, 6, 10)])
+    found = products(lora.backward, params, *arguments, platform="cuda")
+    assert found == sorted([*of_adapter, (6, 2, 35), (35, 6, 2), (35, 6, 10)])
+    assert products(lora.backward, params._replace(adapter=None), *arguments) == [(5, 7, 6, 10)]
+    assert (6, 10, 35) in products(linear.backward, linear.Params(params.weight), *arguments)
+
+
+def test_bfloat16_loses_no_small_adapter():
+    """Each weight gets 2⁻¹³, which is less than bfloat16's step at 1; what the weights themselves give is 0."""
+    row = 1 - 2 * (jnp.arange(64, dtype=jnp.bfloat16) % 2)
+    a, b, ones = (jnp.full(shape, 0.125, jnp.bfloat16) for shape in [(64, 4), (4, 64), (300, 64)])
+    params = lora.Params(jnp.outer(row, row), None, lora.Adapter(a, b), 2.0**-9)
+    y, residuals = lora.forward(params, 8 * ones)
+    _, dx = lora.backward(params, residuals, 8 * ones)
+    for found in (y, dx):
+        np.testing.assert_array_equal(np.asarray(found, np.float32), 64 * 2.0**-13)
 
 
 def test_without_an_adapter_it_is_the_frozen_layer(arrays):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from jaxgpt import models
+from jaxgpt.interop import huggingface, peft
 from jaxgpt.options.config import Model
 
 PACKAGE = Path(models.__file__).parents[1]
@@ -82,3 +83,7 @@ def test_a_family_has_the_names_of_the_contract(name):
             inspect.signature(getattr(first, function)).parameters
         )
     assert "blocks" in module.Params._fields
+
+
+def test_every_family_has_its_tables_of_other_projects():
+    assert set(huggingface.TABLES) == set(peft.PREFIXES) == set(FAMILIES)

@@ -64,7 +64,7 @@ def trained(monkeypatch):
     configs: list[Config] = []
     monkeypatch.setattr(train, "train", configs.append)
     monkeypatch.setattr(
-        configuration, "with_shape", lambda config, given: config
+        configuration, "with_weights", lambda config, given: config
     )  # looks at the weights, which aren't there
     return configs
 

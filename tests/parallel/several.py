@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = 240  # for anything; on an idle machine it takes a tenth
 OPTIONS = {
+    "model.family": "gpt2",
     "model.layers": 1,
     "model.heads": 1,
     "model.width": 9,

@@ -11,7 +11,6 @@ import copy
 import dataclasses
 import functools
 import inspect
-import itertools
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -56,7 +55,10 @@ FUNCTIONS = [(module, "backward") for module in LAYERS] + [
     (lora, "backward"),
     (entropy, "backward"),
     (scalar_head, "backward"),
-    (lora, "_through_adapter"),
+    (lora, "through_weight"),
+    (lora, "through_adapter"),
+    (lora, "dx_by_merged"),
+    (lora, "dx_by_two_products"),
     (attention, "_sum_over_blocks"),
     (unembedding, "forward"),  # where its gradients are computed
     (gpt2, "block_backward"),
@@ -177,8 +179,9 @@ def mutants(functions: list[tuple[ModuleType, str]]) -> Iterator[Any]:
 def cases() -> dict[str, gradcheck.Case]:
     """The layers' with several blocks and chunks, the model's with one of each."""
     key = jax.random.key(0)
-    layers = itertools.islice(proof_cases.cases(MODEL, COMPUTE, 2, 3, key), len(LAYERS))
-    adapter = proof_cases.lora_case(key, 2, 3, 4, 5, 2)
+    names = {layer(module) for module in LAYERS}
+    layers = [case for case in proof_cases.cases(MODEL, COMPUTE, 2, 3, key) if case.name in names]
+    adapters = [proof_cases.lora_case(key, 2, 3, 4, 5, 2, two_products=both) for both in (False, True)]
     of_entropy = objective_cases.entropy_case(key, 6, 5, 7), objective_cases.unembedding_case(key, 6, 4, 5, 7, 4)
     scalars = [objective_cases.scalar_head_case(key, 6, 4, read=read) for read in (0, 2)]
     of_documents = proof_cases.embedding_case(key, 2, 3, 4, 5, 4, documents=True)  # whose gradient has lines of its own
@@ -190,8 +193,8 @@ def cases() -> dict[str, gradcheck.Case]:
     models = [dataclasses.replace(mixture if name == "mixtral" else MODEL, family=name) for name in FAMILIES]
     whole = [proof_cases.model_case(key, 2, 3, model, Compute(), scale=0.3) for model in models]
     of_tied = proof_cases.model_case(key, 2, 3, dataclasses.replace(models[-1], tied=True), Compute())
-    more = (of_documents, in_window, relative, of_switch, of_tied._replace(name="mixtral_of_tied"), adapter)
-    more += (*of_entropy, *scalars)
+    more = (of_documents, in_window, relative, of_switch, of_tied._replace(name="mixtral_of_tied"), *adapters)
+    more += (proof_cases.lora_case(key, 2, 3, 4, 5, 0), *of_entropy, *scalars)
     return {case.name: case for case in (*layers, *whole, *more)}
 
 

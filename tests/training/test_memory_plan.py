@@ -219,7 +219,14 @@ def test_a_refusal_where_nothing_fits():
 # In a run
 
 
-TINY = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.context=16", "--data.text=text.txt"]
+TINY = [
+    "--model.family=gpt2",
+    "--model.layers=1",
+    "--model.heads=2",
+    "--model.width=8",
+    "--model.context=16",
+    "--data.text=text.txt",
+]
 TINY += ["--training.steps=1", "--sampling.tokens=1", "--data.tokenizer=bytes"]
 
 
