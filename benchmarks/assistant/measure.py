@@ -17,7 +17,7 @@ from benchmarks import machine
 from benchmarks.assistant import arithmetic, recipes
 from jaxgpt.data import chat_templates
 from jaxgpt.errors import RunError, UserError
-from jaxgpt.evaluation import reward_model
+from jaxgpt.evaluation import reward_model, rewards
 from jaxgpt.generation import rollouts
 from jaxgpt.generation.sampling import only_known_tokens
 from jaxgpt.interop import detect_format
@@ -87,7 +87,8 @@ def drawn(weights: Path, problems: Sequence[arithmetic.Problem], scores: Path | 
             [arithmetic.asked(problem), {"role": "assistant", "content": text}]
             for problem, text in zip(problems, texts, strict=True)
         ]
-        found["score"] = float(np.mean(_scorer(scores).score_conversations(talks)))
+        scored = _scorer(scores).score_conversations(talks)
+        found["score"] = float(np.mean(np.where(np.isneginf(scored), rewards.TOO_LONG, scored)))
     return found
 
 
