@@ -25,7 +25,7 @@ INSTALLING := $(VENV)/installing
 $(shell if [ -e $(INSTALLING) ] || [ ! -x $(VENV)/bin/python ]; then rm -rf $(INSTALLED); fi)
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-slow test-newer gradcheck lint bench gpu-program test-gpu-program notebooks \
+.PHONY: help env train assistant test test-slow test-newer gradcheck lint bench gpu-program test-gpu-program notebooks \
     test-notebooks test-answers docs constraints clean
 # Two pips must not write into one .venv.
 .NOTPARALLEL:
@@ -41,6 +41,9 @@ env: $(INSTALLED)/core $(addprefix $(INSTALLED)/,$(EXTRAS)) ## make .venv and in
 
 train: env ## train a small Llama (configs/quickstart.toml)
 	@$(RUN) --config quickstart $(ARGS)
+
+assistant: env $(INSTALLED)/data ## from random weights to a chat that answers, with what each stage gains
+	@$(VENV)/bin/python -m benchmarks.assistant.all $(ARGS)
 
 test: env $(INSTALLED)/test ## run the tests
 	@$(VENV)/bin/python -m pytest -n auto --dist worksteal $(ARGS)

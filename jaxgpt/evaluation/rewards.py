@@ -25,6 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxgpt import files
 from jaxgpt.data.conversations import Messages
 from jaxgpt.errors import RunError, UserError
@@ -33,6 +35,7 @@ from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.options.config import Objective
 
 OPTION = "--objective.reward"
+TOO_LONG = -3.0  # reward of an answer that a reward model has no room for: three deviations below the mean
 FORMS = "exact, exact:MARKER, regex:PATTERN, program:COMMAND, FILE.py:FUNCTION or model:RUN"
 
 
@@ -130,7 +133,8 @@ def _model(name: str) -> Reward:
 
     def rewards(answered: Sequence[Answered]) -> list[float]:
         texts = [[*one.prompt, {"role": "assistant", "content": one.text}] for one in answered]
-        return model.score_conversations(texts).tolist()
+        scores = model.score_conversations(texts)
+        return np.where(np.isneginf(scores), TOO_LONG, scores).tolist()
 
     return rewards
 

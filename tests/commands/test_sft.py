@@ -68,7 +68,7 @@ def test_the_loss_is_of_the_answers_alone_and_falls(tuned):
     assert tuned.validation[STEPS] < 0.05 < 1 < tuned.validation[0]
     assert "--- sample after training ---" in tuned.printed
     assert tuned.printed.split("--- sample after training ---")[1].strip().splitlines()[3] == "Answer: yes"
-    assert "generate --run runs/tuned --chat" in tuned.printed.replace(f"{Path.cwd()}/", "")
+    assert "generate runs/tuned --chat" in tuned.printed.replace(f"{Path.cwd()}/", "")
 
 
 def params(run: str):
