@@ -180,6 +180,8 @@ def check_module(words: list[str]) -> None:
     assert found is not None, f"there is no module {name}"
     assert found.origin
     source = Path(found.origin).read_text(encoding="utf-8")  # not imported: some bring PyTorch with them
+    if name.startswith("benchmarks.assistant."):  # whose options are all in one place
+        source += Path(found.origin).with_name("measure.py").read_text(encoding="utf-8")
     for word in rest:
         key = word.removeprefix("--")
         field = rf"^    {key.replace('-', '_')}: "  # as tyro makes an option of it

@@ -94,6 +94,15 @@ NOT_RUN = {
     "compare_attentions.py": "needs a GPU",
     "benchmarks.gpu_program": "needs JAX's CUDA plugin; tests/test_gpu_program.py runs it",
     "gpu_check.sh": "tests/test_gpu_check.py runs it, small",
+    **dict.fromkeys(
+        ("chain_of_thought.py", "react.py", "tree_of_thought.py", "retrieval.py"),
+        "tests/generation/test_examples.py runs these lines against a server",
+    ),
+    "benchmarks.assistant.ppo": "tests/test_assistant.py runs its stages, small",
+    "benchmarks.search": "takes minutes; tests/generation/test_search.py runs what it times",
+    "python3": "makes an environment, or unpacks run.py's copy elsewhere",
+    "uv": "installs",
+    "docker": "needs a daemon; tests/test_dockerfile.py reads the Dockerfile",
     "sha256sum": "tests/runs/test_checkpoints.py runs it in a checkpoint",
 }
 # `run.py` with a text in the place of what would be downloaded.
