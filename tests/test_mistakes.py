@@ -123,7 +123,7 @@ def test_options_that_there_are_not_are_all_said(fails):
     assert fails("--n_layer=4", "--training.steps=5", "--foo", "1", "--n_layer=4", "--dropout", "0.1") == (
         "error: --n_layer: there is no such option; did you mean --model.layers? "
         "--foo: there is no such option; python run.py --help lists all "
-        "--dropout: there is no such option: the model has no dropout"
+        "--dropout: there is no such option; did you mean --model.dropout?"
     )
     assert "python run.py prepare --help lists all" in fails("prepare", "text.txt", "--foo")
 
@@ -191,9 +191,10 @@ def test_a_run_that_is_elsewhere(fails, work):
         "a": "; did you mean runs/a?",
         "runs": ". In runs there are: a",
         "b": ". In runs there are: a",
-        "runs/a/checkpoints/3": ". The run's folder is runs/a",
+        "runs/a/checkpoints": ". The run's folder is runs/a",
     }.items():
         assert fails("generate", "--run", run) == f"error: {message.format(run, hint)}"
+    assert "runs/a/checkpoints/3: this checkpoint is not whole" in fails("generate", "--run", "runs/a/checkpoints/3")
     assert fails("report", "a") == "error: a: there is no such folder; did you mean runs/a?"
     assert fails("report", "b") == "error: b: not a run's folder (it has no metrics.jsonl). In runs there are: a"
 

@@ -84,7 +84,8 @@ def stopped_early(work):
         if "val_loss" in values and trainer.done:
             while not trainer.writer.idle:
                 time.sleep(0.01)
-            shutil.copytree(trainer.folder.path, f"runs/killed-{trainer.done}", dirs_exist_ok=True)
+            half_written = shutil.ignore_patterns(".*.new-*")  # the report's thread replaces its page meanwhile
+            shutil.copytree(trainer.folder.path, f"runs/killed-{trainer.done}", dirs_exist_ok=True, ignore=half_written)
 
     finished = run("early", *KEEP, "--training.patience=2", observers=[copy])
     assert finished.status == 0

@@ -56,6 +56,9 @@ def operations(jaxpr: Any) -> int:
             (contracted, _), _ = equation.params["dimension_numbers"]
             sizes = [equation.invars[0].aval.shape[axis] for axis in contracted]
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(sizes)
+        if equation.primitive.name == "cond":  # as of a form for each platform
+            total += max(operations(branch.jaxpr) for branch in equation.params["branches"])
+            continue
         turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "jaxpr")):
             if hasattr(inner, "jaxpr"):

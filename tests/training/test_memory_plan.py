@@ -242,6 +242,7 @@ def test_a_run_prints_its_plan_and_keeps_it(work, capsys):
     assert printed.index("memory ") < printed.index("step 0:")
     assert "recompute = none" in all_of_it
     assert len(printed.split("step 0:")[0].splitlines()) == 5
+    assert kept["recompute"] == "none"
 
 
 def test_verbose_prints_all_that_start_txt_says(work, capsys):
@@ -249,7 +250,6 @@ def test_verbose_prints_all_that_start_txt_says(work, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith((work / "runs/quickstart-text/start.txt").read_text())
     assert "FLOPs     per token: " in printed
-    assert kept["recompute"] == "none"
 
 
 def test_a_run_that_does_not_fit_leaves_no_folder(fails, work):
