@@ -93,6 +93,7 @@ def test_the_level_that_was_asked_for_is_kept_where_it_fits(capsys):
     assert pasted(printed)[1].compute.recompute == "block"
 
 
+@pytest.mark.slow
 def test_smaller_micro_batches_where_whole_ones_do_not_fit(capsys):
     words = [*SMALL, "--training.batch-size", "64", "--compute.memory-limit-gib", "0.06", "--plan-for", "h100:2"]
     status, printed = planned(capsys, *words)
@@ -103,6 +104,7 @@ def test_smaller_micro_batches_where_whole_ones_do_not_fit(capsys):
     assert training.batch_size * training.micro_batches == 64
 
 
+@pytest.mark.slow
 def test_nothing_fits(capsys):
     status, printed = planned(capsys, *SMALL, "--compute.memory-limit-gib", "0.001", "--plan-for", "h100:2")
     assert status == 1

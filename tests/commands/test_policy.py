@@ -84,7 +84,7 @@ REINFORCE = {"objective_surrogate": "reinforce", "objective_advantages": "reward
 WAYS = {"grpo": {}, "ppo": PPO, "reinforce": REINFORCE}
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(scope="module", params=["grpo", "ppo", pytest.param("reinforce", marks=pytest.mark.slow)])
 def learned(request):
     """The run of each way, saved in its middle too."""
     steps = WAYS[request.param].get("training_steps", TUNED["training.steps"])

@@ -83,7 +83,7 @@ def everything(model: Model, tokens: int, ends: frozenset[int]) -> list[tuple[fl
     "ends",
     [
         pytest.param(frozenset(), marks=pytest.mark.slow),
-        frozenset({2}),
+        pytest.param(frozenset({2}), marks=pytest.mark.slow),
         pytest.param(frozenset({0, 5}), marks=pytest.mark.slow),
     ],
 )

@@ -138,7 +138,9 @@ def theirs(model: Model):
     return made.eval()
 
 
-@pytest.mark.parametrize("model", [GPT2, LLAMA], ids=["gpt2", "llama"])
+@pytest.mark.parametrize(
+    "model", [pytest.param(GPT2, marks=pytest.mark.slow, id="gpt2"), pytest.param(LLAMA, id="llama")]
+)
 def test_the_same_logits_and_the_same_gradients(tmp_path, model):
     """PEFT reads what is exported; its logits and the gradients of every lora_A and lora_B are ours.
 

@@ -65,7 +65,7 @@ def test_a_shape_of_another_family_is_refused(fails):
         *words, "--model.heads", "6", "--model.width", "96", "--model.kv-heads", "4"
     )
     assert "A mixture of experts is of the family mixtral" in fails(*words, "--model.experts", "4")
-    message = fails("--config", "gpt2_124m", "--model.kv-heads", "2", "--model.window", "8")
+    message = fails("--config", "quickstart", "--model.family", "gpt2", "--model.kv-heads", "2", "--model.window", "8")
     assert "--model.kv-heads" in message
     assert "gpt2" in message
 

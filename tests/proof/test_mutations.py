@@ -223,7 +223,13 @@ def failures(module: ModuleType) -> list[gradcheck.Row]:
         return next(filter(None, failed), [])
 
 
-@pytest.mark.parametrize(("module", "name"), FUNCTIONS, ids=[f"{layer(module)}.{name}" for module, name in FUNCTIONS])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        pytest.param(module, name, marks=[pytest.mark.slow] * (module in NIGHTLY), id=f"{layer(module)}.{name}")
+        for module, name in FUNCTIONS
+    ],
+)
 def test_the_source_as_it_is_passes(x64, monkeypatch, module, name):
     """So what the mutants fail by is what was dropped, not how they are made; and something is dropped from each."""
     function = definition(module, name)

@@ -78,6 +78,7 @@ def noticed(module: Any, name: str, mutant: Any, monkeypatch: Any) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "name"), TERMS + OBJECTIVES, ids=lambda part: getattr(part, "__name__", part))
 def test_the_source_as_it_is_is_right(x64, monkeypatch, module, name):
     assert not noticed(module, name, compiled(module, definition(module, name)), monkeypatch)

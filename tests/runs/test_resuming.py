@@ -333,6 +333,7 @@ def test_it_stops_before_the_end_of_a_slurm_allocation(whole, monkeypatch):
     assert_same_run(Path("runs/slurm"), whole)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(whole, monkeypatch):
     """The next may succeed; the last must."""
 

@@ -63,7 +63,12 @@ OTHERWISE = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERWISE)
+NIGHTLY = ("unrolled", "the branch's sum again", "two devices, ZeRO 3")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in NIGHTLY)) for name in OTHERWISE]
+)
 def test_the_masks_are_the_same_however_the_step_is_computed(expected, name):
     """Another mask anywhere would move the loss by percents; what is left is the rounding of sums in another order."""
     config, micro_batches = OTHERWISE[name]

@@ -171,6 +171,7 @@ def options_in(message: str) -> list[tuple[list[str], int, int]]:
     return [(words.split(), int(total), int(less)) for words, total, less in rows]
 
 
+@pytest.mark.slow
 def test_a_refusal_names_what_would_make_it_fit():
     """And it does: each option that is named, taken, gives a plan that fits."""
     large = change(
