@@ -2,8 +2,8 @@
 #
 #     docker build -t jaxgpt .
 #     docker build -t jaxgpt:cuda --build-arg EXTRAS=cuda13 .
-#     docker run --rm -v "$PWD/runs:/work/runs" --user "$(id -u):$(id -g)" jaxgpt --config quickstart
-#     docker run --rm --gpus all -v "$PWD/runs:/work/runs" --user "$(id -u):$(id -g)" jaxgpt:cuda --config quickstart
+#     docker run --rm -v "$PWD/runs:/app/runs" --user "$(id -u):$(id -g)" jaxgpt --config quickstart
+#     docker run --rm --gpus all -v "$PWD/runs:/app/runs" --user "$(id -u):$(id -g)" jaxgpt:cuda --config quickstart
 #
 # JAX's wheels for CUDA bring its libraries, so both have one base; a GPU needs the host's driver and NVIDIA's container
 # toolkit. docs/platforms.md.
@@ -19,9 +19,9 @@ COPY jaxgpt jaxgpt
 RUN pip install --no-cache-dir --constraint constraints.txt ".[chat,data,gguf,serve${EXTRAS:+,$EXTRAS}]"
 
 # Caches go below HOME; whoever --user names may write there.
-ENV HOME=/work
-RUN mkdir -p /work/runs && chmod -R a+rwX /work
-WORKDIR /work
+ENV HOME=/app
+RUN mkdir -p /app/runs && chmod -R a+rwX /app
+WORKDIR /app
 USER 1000:1000
 
 ENTRYPOINT ["jaxgpt"]
