@@ -89,7 +89,7 @@ COMPUTED = [
     ("21_grpo", "and the second 66%", 100 * 2 * (1 / 8 * 7 / 8) ** 0.5),
     ("22_dpo", "there are $8^3=512$ answers", 8**3),
 ]
-SOMEBODYS_PATH = re.compile(r"(/home/|/Users/|/root/|/tmp/|/var/|/workspace/|/opt/|/usr/|\b[A-Z]:\\)")
+SOMEBODYS_PATH = re.compile(r"(/home/|/Users/|/root/|/tmp/|/var/|/wor[k]/|/opt/|/usr/|\b[A-Z]:\\)")
 LARGEST_BYTES = 5 * 2**20  # of all of them, figures and all
 MOST_WORDS = 2400  # of text, about ten minutes'
 

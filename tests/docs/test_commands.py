@@ -1,7 +1,7 @@
 """Every shell line in README and docs/ is run, in a folder that has what it names, with options that make it small.
 
-What trains takes its seconds in the slow tests; here its options and its configuration are checked by the command's own
-code, up to the first step. A line that is of no known kind fails, and says what to add.
+What trains runs in the slow tests; here its options are checked by the command's own code, up to the first step. A line
+of no known kind fails, and says what to add.
 """
 
 import contextlib
@@ -38,9 +38,7 @@ ELSEWHERE = {
     "source": "of the shell: .venv is made by make",
     "pre-commit": "needs a package that nothing else does",
     "curl": "the slow test sends it to a server",
-    "uv": "needs a package that nothing else does, and a package index",
-    "docker": "needs a service; tests/test_dockerfile.py",
-    "python3": "makes an environment, as make does",
+    **dict.fromkeys(("uv", "docker", "python3"), "installs, or makes an environment"),
 }
 # Where a line needs more than it says to end in seconds.
 MORE = {
@@ -179,9 +177,9 @@ def check_module(words: list[str]) -> None:
     found = importlib.util.find_spec(name)
     assert found is not None, f"there is no module {name}"
     assert found.origin
-    source = Path(found.origin).read_text(encoding="utf-8")  # not imported: some bring PyTorch with them
-    if name.startswith("benchmarks.assistant."):  # whose options are all in one place
-        source += Path(found.origin).with_name("measure.py").read_text(encoding="utf-8")
+    own = Path(found.origin)
+    paths = [own, own.with_name("measure.py")] if name.startswith("benchmarks.assistant.") else [own]
+    source = "".join(path.read_text(encoding="utf-8") for path in paths)  # not imported: some bring PyTorch with them
     for word in rest:
         key = word.removeprefix("--")
         field = rf"^    {key.replace('-', '_')}: "  # as tyro makes an option of it
