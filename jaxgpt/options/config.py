@@ -306,7 +306,8 @@ class Run:
     """Print at the start all that start.txt in the run's folder says, as the memory plan by its parts. Shorter:
     --verbose."""
     prompt: str = ""
-    """What the samples before and after training begin with; empty takes the first line of the validation text."""
+    """Text that the samples before and after training begin with; empty takes the token that begins a text, and for
+    tokenizers without one a sentence of the validation text."""
     sample_every: int = 0
     """Steps between samples while training; 0 draws them at the start and the end only."""
     report: bool = True
