@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import pathlib
 import re
 import signal
 import tempfile
@@ -139,9 +140,7 @@ def fails(capsys):
 def few_programs():
     """Drops compiled programs after a file where they have many: Linux ends a process that maps 65,530 regions."""
     yield
-    maps = Path("/proc/self/maps")
+    maps = pathlib.Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
-        import jax
-
         jax.clear_caches()
         gc.collect()
