@@ -281,7 +281,8 @@ def _about_best(trainer: Trainer) -> list[str]:
 
 def _typed_anew(config: Config) -> list[str]:
     """Returns the options that a run's config.toml doesn't bring along."""
-    return ["--run.trackers", config.run.trackers] if config.run.trackers else []
+    given = ["--run.trackers", config.run.trackers] if config.run.trackers else []
+    return [*given, "--objective.reward", config.objective.reward] if config.objective.rewarded_by_a_program else given
 
 
 def _introduce(trainer: Trainer, source: Source, program: Program, notes: list[str]) -> None:

@@ -75,6 +75,11 @@ class Objective:
         return self.name == "reward" or (self.name == "policy" and self.value_coefficient > 0)
 
     @property
+    def rewarded_by_a_program(self) -> bool:
+        """Returns whether the reward is a function or a program, which only a command line or a --config may name."""
+        return self.reward.startswith("program:") or ".py:" in self.reward
+
+    @property
     def classifies(self) -> bool:
         """Returns whether logits are computed; a reward model has none."""
         return self.name != "reward"

@@ -118,17 +118,12 @@ def read_resumed(run: Path) -> Config:
     if not files.exists(path):
         raise UserError(f"--resume {shown(run)}: not a run's folder (it has no config.toml){runs_near(run)}")
     config = _config(path, files.read_toml(path, within=run))
-    own = dataclasses.replace(
-        config.run,
-        folder=str(run.parent),
-        name=run.name,
-        resume="always",
-        overwrite=False,
-        trackers="",
-        compilation_cache="",
-    )
+    named = {"folder": str(run.parent), "name": run.name, "resume": "always"}
+    own = dataclasses.replace(config.run, **named, overwrite=False, trackers="", compilation_cache="")
     parallel = dataclasses.replace(config.parallel, processes=0, process=-1, coordinator="")
-    return dataclasses.replace(config, run=own, parallel=parallel)
+    reward = "" if config.objective.rewarded_by_a_program else config.objective.reward
+    objective = dataclasses.replace(config.objective, reward=reward)
+    return dataclasses.replace(config, run=own, parallel=parallel, objective=objective)
 
 
 def _config(path: Path, tables: dict[str, Any]) -> Config:

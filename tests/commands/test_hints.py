@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from jaxgpt import terminal
-from jaxgpt.commands import cli
+from jaxgpt.commands import cli, train
 from jaxgpt.options import settings
+from jaxgpt.options.config import Config
+from jaxgpt.options.objective import Objective
 from jaxgpt.runs.metrics_file import read_metrics
 from tests import small_run
 
@@ -88,6 +90,17 @@ def test_resume_passes_over_what_a_config_says_of_programs_and_trackers(work):
     assert found.run == type(found.run)(name="theirs", folder="runs", resume="always")
     assert found.parallel == type(found.parallel)()
     assert found.model.width == 64
+
+
+@pytest.mark.parametrize(
+    ("reward", "kept"),
+    [("evil.py:f", ""), ("/tmp/evil.py:f", ""), ("program:sh -c evil", ""), ("exact:Answer: ", "exact:Answer: ")],
+)
+def test_a_run_that_goes_on_names_no_program_that_rewards_it(tmp_path, reward, kept):
+    (tmp_path / "config.toml").write_text(f'[objective]\nname = "policy"\nreward = "{reward}"\n')
+    assert settings.read_resumed(tmp_path).objective.reward == kept
+    asked = Config(objective=Objective(name="policy", reward=reward))
+    assert train._typed_anew(asked) == ([] if kept else ["--objective.reward", reward])
 
 
 def test_what_training_preparing_and_converting_print_next(work, capsys):
