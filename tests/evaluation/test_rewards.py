@@ -1,5 +1,6 @@
 """Rewards: what each way finds right, and what a program in its sandbox can't do."""
 
+import os
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ from jaxgpt.evaluation.rewards import Answered
 from jaxgpt.options.config import Objective
 
 ASKED = [{"role": "system", "content": "Add."}, {"role": "user", "content": "2 + 2?"}]
+
+PYTHON = os.path.realpath(sys.executable)  # not the environment's, which may lie in /tmp, where the sandbox has nothing
 
 
 def of(reward: str, text: str, answer: str = "4") -> float:
@@ -81,12 +84,12 @@ LIMITS = Limits(5.0, 1 << 29)
 
 def runs(code: str, limits: Limits = LIMITS, text: str = "4", **variables: str) -> bool:
     """Whether Python in the sandbox ends with status 0."""
-    return programs.succeeds([sys.executable, "-I", "-c", code], text, limits, variables)
+    return programs.succeeds([PYTHON, "-I", "-c", code], text, limits, variables)
 
 
 @sandboxed
 def test_a_program_has_the_text_and_says_whether_it_is_right():
-    program = f"program:{sys.executable} -I -c 'import os, sys; sys.exit(sys.stdin.read() != os.environ[\"ANSWER\"])'"
+    program = f"program:{PYTHON} -I -c 'import os, sys; sys.exit(sys.stdin.read() != os.environ[\"ANSWER\"])'"
     assert of(program, "4") == 1
     assert of(program, "5") == 0
     assert of(program, "\udcff'; rm -rf /") == 0
