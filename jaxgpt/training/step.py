@@ -120,7 +120,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
     layout = layout_of(config)
 
     def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = _key_of_masks(state) if config.model.dropout else None
+        key = key_of_masks(state) if config.model.dropout else None
         loss, metrics, grads = batch_loss_and_grads(state.params, frozen, batch, config, layout, key)
         norm = clipping.global_norm(grads, layout.total_of_shards)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -163,7 +163,28 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
     )
 
 
-def _key_of_masks(state: TrainState) -> Key[Array, ""]:
+def make_gradients(config: Config) -> Callable[[TrainState, Any, Batch], tuple[Float[Array, ""], Params]]:
+    """Jits the loss and the gradients, not clipped yet, that the train step of this configuration takes.
+
+    They come out as the step has them: of the same code, on the same devices, sharded in the same way.
+    """
+    layout = layout_of(config)
+
+    def gradients(state: TrainState, frozen: Any, batch: Batch) -> tuple[Float[Array, ""], Params]:
+        key = key_of_masks(state) if config.model.dropout else None
+        loss, _, grads = batch_loss_and_grads(state.params, frozen, batch, config, layout, key)
+        return loss, grads
+
+    state = specs(layout)
+    return layout.jit(
+        gradients,
+        in_specs=(state, PartitionSpec(), BATCH_SPEC),
+        out_specs=(PartitionSpec(), state.params),
+        compiler_options=compiler_options(config.compute, layout.devices),
+    )
+
+
+def key_of_masks(state: TrainState) -> Key[Array, ""]:
     """Returns the key of this step's dropout."""
     return jax.random.fold_in(jax.random.fold_in(state.key, DROPOUT), state.step)
 

@@ -83,7 +83,7 @@ def test_masks_differ_from_step_to_step_and_with_the_seed():
 
     @jax.jit
     def loss(state):
-        key = step._key_of_masks(state)
+        key = step.key_of_masks(state)
         return step.batch_loss_and_grads(state.params, None, batch(), CONFIG, layout, key)[0]
 
     found = [loss(state), loss(state._replace(step=state.step + 1)), loss(state._replace(key=jax.random.key(9)))]
