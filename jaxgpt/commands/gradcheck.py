@@ -11,7 +11,7 @@ from typing import Literal
 import jax
 
 from jaxgpt import compilation_cache
-from jaxgpt.commands import configuration
+from jaxgpt.commands import configuration, gradcheck_as_run
 from jaxgpt.errors import RunError, UserError, reason
 from jaxgpt.models import family
 from jaxgpt.options import command_line, settings
@@ -25,6 +25,7 @@ SMALL_MODEL = Model(layers=2, heads=3, width=24, context=24, vocabulary_size=200
 SMALL_COMPUTE = Compute(classifier_chunk=13, attention_block=7)
 BATCH, LENGTH = 2, 20
 LONGEST = 64  # tokens in a sequence where the shapes come from a config
+AS_RUN = "--as-run"
 COPIES = 8  # float64 copies of the parameters at the oracle's peak of memory
 
 
@@ -38,10 +39,16 @@ class Gradcheck:
     """What the hand-written gradients are computed in; jax.grad is always computed in float64."""
     chart: str = ""
     """Draw the errors beside their tolerances to this PNG file."""
+    as_run: bool = False
+    """Check the very compiled step of a configuration, or of `--as-run runs/NAME`, on the device where it trains;
+    it has options of its own: --as-run --help."""
 
 
 def run(words: list[str]) -> int:
     """Prints a row for each tensor as it is found; returns 1 if a gradient is outside its tolerance, and else 0."""
+    if AS_RUN in words:
+        at = words.index(AS_RUN)
+        return gradcheck_as_run.run([*words[at + 1 :], *words[:at]])
     options = command_line.read(Gradcheck, words, "gradcheck")
     dtype, chart = options.dtype, Path(options.chart) if options.chart else None
     # Refuses what can't be checked, before JAX's options are set.

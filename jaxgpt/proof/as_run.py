@@ -119,7 +119,7 @@ def _name(path: tuple) -> str:
 
 
 def compare(found: Whole, truth: Tree, model: Model | None, inputs: str, limit: float) -> Iterator[Row]:
-    """Yields a row for each tensor; with a model one for queries, keys and values each, whose gradients differ in size."""
+    """Yields a row for each tensor; with a model one for queries, keys and values each, which differ in size."""
     whole = math.sqrt(sum(float(np.vdot(leaf, leaf)) for leaf in jax.tree.leaves(truth)))
     marks = jax.tree.leaves(stacked_marks(truth))
     pairs = zip(jax.tree.leaves_with_path(found.tensors), jax.tree.leaves(truth), marks, strict=True)

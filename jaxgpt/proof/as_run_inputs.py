@@ -114,10 +114,14 @@ class Batches:
         return self._made(np.random.default_rng(seed), self._tokens(seed), tile=tile)
 
     def repeated(self, seed: int) -> Any:
-        """Returns a batch whose texts have one token or two, so that many gradients meet in a row of the table."""
-        tokens = self._tokens(seed)
-        tokens[..., 2::2], tokens[..., 3::2] = tokens[..., :1], tokens[..., 1:2]
-        tokens[:, ::2] = tokens[:, ::2, ..., :1]
+        """Returns a batch whose texts go on with one token or two, so that many gradients meet in a row of the table.
+
+        They begin with others: where all values are the same, attention's gradient is what cancellation left.
+        """
+        tokens, first = self._tokens(seed), max(1, self.config.training.sequence_length // 4)
+        tokens[..., first::2] = tokens[..., first : first + 1]
+        tokens[..., first + 1 :: 2] = tokens[..., first + 1 : first + 2]
+        tokens[:, ::2, ..., first:] = tokens[:, ::2, ..., first : first + 1]
         return self._made(np.random.default_rng(seed), tokens)
 
     def masked(self, seed: int) -> Any:
@@ -191,8 +195,8 @@ class Batches:
                 params = lora.attach(params, self.base, config.model, config.lora, jnp.float64)
             compute = Compute(attention="blocks", attention_block=config.compute.attention_block, layers="scanned")
             head = bool(config.objective.value_coefficient)
-            flat = (array.reshape(-1, shape[-1]) for array in (tokens, targets))
-            logp, values = logp_and_values(params, *map(jnp.asarray, flat), config.model, compute, head)
+            rows, wanted = (jnp.asarray(array.reshape(-1, shape[-1])) for array in (tokens, targets))
+            logp, values = logp_and_values(params, rows, wanted, config.model, compute, head)
         logp, values = logp.reshape(shape), values.reshape(shape)
         weights, advantages, reference, returns = random.standard_normal((4, *shape))
         offsets = random.choice(OFFSETS, (2, *shape))

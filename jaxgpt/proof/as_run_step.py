@@ -49,9 +49,9 @@ def rows(check: Check, compiled: jax.stages.Compiled) -> Iterator[Row]:
     yield _number("gradients' norm", float(metrics.grad_norm), norm, check.limit)
     if not metrics.taken:
         yield Row("parameters", STEP, math.inf, math.inf, check.limit, "the step is skipped")
-    yield from _changes("", old, on_host(new.params, layout), expected, check)
+    yield from _changes(f"{STEP}, parameters", old, on_host(new.params, layout), expected, check)
     for name, was, is_, becomes in zip(moments._fields, before, new.moments, moments, strict=True):
-        yield from _changes(f" ({name} moment)", was, on_host(is_, layout), becomes, check)
+        yield from _changes(f"{STEP}, {name} moments", was, on_host(is_, layout), becomes, check)
     yield from _frozen(kept, frozen)
 
 
@@ -116,18 +116,18 @@ def _updated(
 
     with in_float64():
         made = jax.tree.map(one, old, *moments, truth.grads, decays(old, config))
-    params, *moments = jax.tree.transpose(jax.tree.structure(old), None, made)
-    return params, adamw.Moments(*moments), norm
+    params, first, second = jax.tree.transpose(jax.tree.structure(old), None, made)
+    return params, adamw.Moments(first, second), norm
 
 
-def _changes(what: str, old: Tree, new: Whole, expected: Tree, check: Check) -> Iterator[Row]:
+def _changes(inputs: str, old: Tree, new: Whole, expected: Tree, check: Check) -> Iterator[Row]:
     """Yields a row for each tensor: how far its change is from the one that was expected, relative to this."""
     tensors = zip(jax.tree.leaves(old), jax.tree.leaves(expected), jax.tree.leaves(new.tensors), strict=True)
     change = jax.tree.map(lambda old, becomes: becomes - np.asarray(old, np.float64), old, expected)
     moved = jax.tree.map(lambda old, is_: np.asarray(is_, np.float64) - np.asarray(old, np.float64), old, new.tensors)
-    found = compare(Whole(moved, new.faults), change, None, STEP, WIDE * check.limit)
+    found = compare(Whole(moved, new.faults), change, None, inputs, WIDE * check.limit)
     for row, (was, becomes, is_) in zip(found, tensors, strict=True):
-        yield _judged(row._replace(tensor=row.tensor + what), was, becomes, is_)
+        yield _judged(row, was, becomes, is_)
 
 
 def _judged(row: Row, was: np.ndarray, becomes: np.ndarray, is_: np.ndarray) -> Row:

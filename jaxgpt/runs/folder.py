@@ -9,6 +9,7 @@ best.json        the checkpoint of the lowest validation loss, where it is kept
 metrics.damaged  lines of metrics.jsonl that could not be read when the run was resumed
 loss.png         the loss curve
 machine.json     the machine that the run trains on
+gradcheck.json   what `gradcheck --as-run` found of its gradients
 report.html      a page that shows all of this
 checkpoints/     by orbax
 """
@@ -30,7 +31,7 @@ from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.options import settings
 from jaxgpt.options.config import Config
 from jaxgpt.parallel import processes
-from jaxgpt.runs import best, checkpoints, metrics_file
+from jaxgpt.runs import best, checkpoints, metrics_file, verdict
 
 CONFIGURATION = "config.toml"
 SAMPLES = "samples.txt"
@@ -38,7 +39,16 @@ START = "start.txt"
 CURVE = "loss.png"
 GROWING = (metrics_file.NAME, SAMPLES)  # cut back when the run is resumed
 OURS = (CONFIGURATION, *GROWING, "memory_plan.json", "machine.json", START, CURVE, best.NAME)  # by the open run alone
-WRITTEN = {*OURS, metrics_file.DAMAGED, "report.html", "checkpoints", "tensorboard", "wandb", "wandb_id.txt"}
+WRITTEN = {
+    *OURS,
+    metrics_file.DAMAGED,
+    verdict.NAME,
+    "report.html",
+    "checkpoints",
+    "tensorboard",
+    "wandb",
+    "wandb_id.txt",
+}
 
 EXISTS = (
     "{} exists and is left as it is. Go on with it by --resume, give the run another name with --run.name, or replace "
