@@ -30,6 +30,7 @@ from jaxgpt.training.step import key_of_masks, make_gradients
 TF32 = 2.0**-10  # eps of the products of float32 on an NVIDIA GPU, unless a higher precision is asked for
 EXACT = ("highest", "float32", "BF16_BF16_F32_X9")  # precisions whose products of float32 are those of a CPU
 ZERO = 1e-12  # of the whole gradient's norm: a tensor whose gradient is smaller has none, but for the oracle's rounding
+NOTHING = "0, and the oracle's is not"  # a fault
 
 
 class Row(NamedTuple):
@@ -92,7 +93,7 @@ def on_host(tree: Tree, layout: Layout) -> Whole:
                 fault = fault or "the zeros that fill up the shards were written over"
             whole = whole[..., :size].reshape(shape.shape)
         if fault:
-            faults[_name(path)] = fault
+            faults[tensor_name(path)] = fault
         return whole
 
     tensors = jax.tree_util.tree_map_with_path(one, tree, layout.shapes)
@@ -112,28 +113,45 @@ def _read(array: jax.Array) -> tuple[np.ndarray, str]:
     return np.asarray(array), ""
 
 
-def _name(path: tuple) -> str:
+def tensor_name(path: tuple) -> str:
     """Returns a tensor's name, the same with layers apart: blocks.qkv.weight."""
     parts = [part for part in path if not isinstance(part, jax.tree_util.SequenceKey)]
     return jax.tree_util.keystr(tuple(parts), simple=True, separator=".")
 
 
-def compare(found: Whole, truth: Tree, model: Model | None, inputs: str, limit: float) -> Iterator[Row]:
-    """Yields a row for each tensor; with a model one for queries, keys and values each, which differ in size."""
+def compare(found: Whole, truth: Tree, model: Model, inputs: str, limit: float) -> Iterator[Row]:
+    """Yields a row for each gradient, and for those of queries, keys and values one each, which differ in size."""
     whole = math.sqrt(sum(float(np.vdot(leaf, leaf)) for leaf in jax.tree.leaves(truth)))
     marks = jax.tree.leaves(stacked_marks(truth))
     pairs = zip(jax.tree.leaves_with_path(found.tensors), jax.tree.leaves(truth), marks, strict=True)
     for (path, a), b, stacked in pairs:
+        name = tensor_name(path)
+        fault = found.faults.get(name, "")
         for part, columns in _parts(path, b.shape, model):
-            name = _name(path)
-            a_part, b_part = (np.asarray(array[..., columns], np.float64) for array in (a, b))
-            layers = list(zip(a_part, b_part, strict=True)) if stacked else [(a_part, b_part)]
-            errors = [_error(*layer, whole) for layer in layers]
-            error, entry = (max(each, key=_nan_first) for each in zip(*errors, strict=True))
-            fault = found.faults.get(name, "")
-            if not fault and not np.any(a_part) and np.linalg.norm(b_part) > ZERO * whole:
-                fault = "0, and the oracle's is not"
-            yield Row(name + part, inputs, error, entry, limit, fault)
+            yield compared(name + part, a[..., columns], b[..., columns], inputs, limit, stacked, fault, whole)
+
+
+def compared(
+    name: str,
+    found: np.ndarray,
+    truth: np.ndarray,
+    inputs: str,
+    limit: float,
+    stacked: bool,
+    fault: str,
+    whole: float = 0.0,
+) -> Row:
+    """Returns the row of one tensor, with the errors of the worst layer where its first axis counts layers.
+
+    `whole` is the norm of the gradient by all tensors.
+    """
+    a, b = np.asarray(found, np.float64), np.asarray(truth, np.float64)
+    layers = list(zip(a, b, strict=True)) if stacked else [(a, b)]
+    errors = [_error(*layer, whole) for layer in layers]
+    error, entry = (max(each, key=_nan_first) for each in zip(*errors, strict=True))
+    if not fault and not np.any(a) and np.linalg.norm(b) > ZERO * whole:
+        fault = NOTHING
+    return Row(name, inputs, error, entry, limit, fault)
 
 
 def _nan_first(error: float) -> float:
@@ -151,9 +169,9 @@ def _error(a: np.ndarray, b: np.ndarray, whole: float) -> tuple[float, float]:
     )
 
 
-def _parts(path: tuple, shape: tuple[int, ...], model: Model | None) -> list[tuple[str, slice]]:
+def _parts(path: tuple, shape: tuple[int, ...], model: Model) -> list[tuple[str, slice]]:
     """Returns the names and the columns of a tensor's parts."""
-    if model is None or not any(getattr(part, "name", "") == "qkv" for part in path):
+    if not any(getattr(part, "name", "") == "qkv" for part in path):
         return [("", slice(None))]
     queries, each = model.heads * model.width_per_head, model.key_value_heads * model.width_per_head
     assert shape[-1] == queries + 2 * each
@@ -172,7 +190,7 @@ class Check:
 
     def batches(self) -> Batches:
         """Returns what makes the batches."""
-        return Batches(self.config, rounded(self.params, self.config), self._exact_base(ties=False))
+        return Batches(self.config, lambda: (rounded(self.params, self.config), self._exact_base(ties=False)))
 
     def rows(self, inputs: Inputs) -> Iterator[Row]:
         """Yields the rows of the gradients, and one of the loss, for each batch of these inputs."""

@@ -4,7 +4,7 @@ Parameters are random ones with noise on all of them, so that none is at a value
 it drops out: a new bias, or an adapter's second matrix.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -92,10 +92,10 @@ def with_ties(params: Tree) -> Tree:
 
 
 class Batches:
-    """Makes batches of a configuration's objective; `params` and `base` are in float64, as the oracle takes them."""
+    """Makes batches of a configuration's objective. `exact` makes what is trained, and the base, for the oracle."""
 
-    def __init__(self, config: Config, params: Tree, base: Tree):
-        self.config, self.params, self.base = config, params, base
+    def __init__(self, config: Config, exact: Callable[[], tuple[Tree, Tree]]):
+        self.config, self.exact = config, exact
         self.devices = mesh.make(config.parallel).size
         self.each = config.training.batch_size // self.devices
 
@@ -190,9 +190,9 @@ class Batches:
         targets = self._targets(random, shape, 0.1)
         drawn = targets != cross_entropy.IGNORED
         with in_float64():
-            params = jax.tree.map(jnp.asarray, self.params)
+            params, base = jax.tree.map(jnp.asarray, self.exact())
             if config.lora.rank:
-                params = lora.attach(params, self.base, config.model, config.lora, jnp.float64)
+                params = lora.attach(params, base, config.model, config.lora, jnp.float64)
             compute = Compute(attention="blocks", attention_block=config.compute.attention_block, layers="scanned")
             head = bool(config.objective.value_coefficient)
             rows, wanted = (jnp.asarray(array.reshape(-1, shape[-1])) for array in (tokens, targets))

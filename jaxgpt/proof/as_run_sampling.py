@@ -17,7 +17,7 @@ from jaxgpt.options.config import Config
 from jaxgpt.parallel import mesh
 from jaxgpt.training.state import layout_of
 
-COPIES = 6  # of all parameters in float64: the oracle's, its gradients and their sum, and the step's state beside them
+COPIES = 8  # of all parameters in float64: the oracle's, its gradients and their sum, and the step's state beside them
 OF_A_BLOCK = 40  # numbers as wide as the stream that autodiff keeps of a token in a layer, beside the MLP's and scores
 OF_AN_MLP = 8  # as wide as the MLP
 OF_SCORES = 4  # for each token that is attended to, of each head

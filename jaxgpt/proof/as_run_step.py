@@ -10,21 +10,22 @@ update would be the gradients' signs, which rounding decides wherever a gradient
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt.models.blocks import arrange
+from jaxgpt.models.blocks import arrange, stacked_marks
 from jaxgpt.optimizers import adamw, schedules
 from jaxgpt.options.config import Config
-from jaxgpt.proof.as_run import Check, Row, Whole, compare, on_host
+from jaxgpt.proof.as_run import NOTHING, Check, Row, compared, on_host, tensor_name
 from jaxgpt.proof.gradcheck_oracle import Tree, Truth, in_float64
 from jaxgpt.training.state import decays, specs
 
 STEP = "the step"  # the name of its inputs
+WHAT = ("parameters", "first moments", "second moments")
 SEED = 5
 FLOOR = 1e-3  # of the gradients' root mean square: the least deviation of the moments
 WIDE = 4  # times a gradient's relative error that an update may have, in which it is divided and squared
@@ -38,21 +39,32 @@ def rows(check: Check, compiled: jax.stages.Compiled) -> Iterator[Row]:
     state = state._replace(step=_like(_step_of_full_rate(config), state.step))
     batch = check.batches().random(SEED)
     truth = check.oracle(params, base, batch, check.key(state))
-    before = _moments(truth.grads)
-    state = state._replace(moments=adamw.Moments(*(_placed(tree, check) for tree in before)))
-    old, kept = on_host(state.params, layout).tensors, jax.tree.map(np.asarray, frozen)
-    rate = schedules.learning_rate(jnp.asarray(np.asarray(state.step)), config.training.steps, config.optimizer)
-    expected, moments, norm = _updated(old, before, truth, int(state.step), float(rate), config)
+    del params, base
+    moments = _moments(truth.grads)
+    state = state._replace(moments=adamw.Moments(*(_placed(tree, check) for tree in moments)))
+    old, kept = on_host(state.params, layout).tensors, jax.tree.map(np.array, frozen)
+    old = jax.tree.map(np.array, old)  # a copy: the step gives its memory to the new state
+    update = _make_update(truth, int(state.step), config)
 
     new, metrics = compiled(state, frozen, batch)
     yield _number("loss", float(metrics.loss), truth.loss, check.limit)
-    yield _number("gradients' norm", float(metrics.grad_norm), norm, check.limit)
+    yield _number("gradients' norm", float(metrics.grad_norm), _norm(truth.grads), check.limit)
     if not metrics.taken:
         yield Row("parameters", STEP, math.inf, math.inf, check.limit, "the step is skipped")
-    yield from _changes(f"{STEP}, parameters", old, on_host(new.params, layout), expected, check)
-    for name, was, is_, becomes in zip(moments._fields, before, new.moments, moments, strict=True):
-        yield from _changes(f"{STEP}, {name} moments", was, on_host(is_, layout), becomes, check)
+    before, after = adamw.Moments(*moments), [on_host(tree, layout) for tree in (new.params, *new.moments)]
+    trees = (old, *before, truth.grads, decays(old, config), stacked_marks(old), *(tree.tensors for tree in after))
+    paths = [path for path, _ in jax.tree.leaves_with_path(old)]
+    for path, *leaves in zip(paths, *map(jax.tree.leaves, trees), strict=True):
+        was, (grad, decay, stacked), is_ = leaves[:3], leaves[3:6], leaves[6:]
+        becomes, name = update(*was, grad, decay), tensor_name(path)
+        for at, what in enumerate(WHAT):
+            arrays, fault = (was[at], is_[at], becomes[at]), after[at].faults.get(name, "")
+            yield _judged(name, f"{STEP}, {what}", arrays, WIDE * check.limit, stacked=stacked, fault=fault)
     yield from _frozen(kept, frozen)
+
+
+def _norm(grads: Tree) -> float:
+    return math.sqrt(sum(float(np.vdot(grad, grad)) for grad in jax.tree.leaves(grads)))
 
 
 def _number(name: str, found: float, truth: float, limit: float) -> Row:
@@ -92,52 +104,37 @@ def _placed(whole: Tree, check: Check) -> Tree:
     return place(whole)
 
 
-def _updated(
-    old: Tree, moments: adamw.Moments, truth: Truth, step: int, rate: float, config: Config
-) -> tuple[Tree, adamw.Moments, float]:
-    """Returns what the optimizer makes of parameters and moments in float64, and the norm of the gradients."""
-    norm = math.sqrt(sum(float(np.vdot(grad, grad)) for grad in jax.tree.leaves(truth.grads)))
-    limit = config.optimizer.clip_norm
+def _make_update(truth: Truth, step: int, config: Config) -> Callable[..., tuple[np.ndarray, ...]]:
+    """Returns what the optimizer makes of a tensor, its moments and its gradient before clipping, in float64."""
+    norm, limit = _norm(truth.grads), config.optimizer.clip_norm
     factor = min(1.0, limit / norm) if limit and norm else 1.0
+    rate = float(schedules.learning_rate(jnp.int32(step), config.training.steps, config.optimizer))
 
-    def one(*leaves: Any) -> tuple[np.ndarray, ...]:
-        *arrays, decay = leaves
-        param, first, second, grad = (jnp.asarray(np.asarray(array, np.float64)) for array in arrays)
-        new, (first, second) = adamw.update(
-            param,
-            adamw.Moments(first, second),
-            grad * factor,
-            decay,
-            jnp.int32(step),
-            jnp.float64(rate),
-            config.optimizer,
-        )
-        return np.asarray(new), np.asarray(first), np.asarray(second)
+    def update(param: Any, first: Any, second: Any, grad: Any, decay: bool) -> tuple[np.ndarray, ...]:
+        with in_float64():
+            param, first, second, grad = (jnp.asarray(array, np.float64) for array in (param, first, second, grad))
+            moments, at = adamw.Moments(first, second), (jnp.int32(step), jnp.float64(rate))
+            new, moments = adamw.update(param, moments, grad * factor, decay, *at, config.optimizer)
+            return tuple(np.asarray(array) for array in (new, *moments))
 
-    with in_float64():
-        made = jax.tree.map(one, old, *moments, truth.grads, decays(old, config))
-    params, first, second = jax.tree.transpose(jax.tree.structure(old), None, made)
-    return params, adamw.Moments(first, second), norm
+    return update
 
 
-def _changes(inputs: str, old: Tree, new: Whole, expected: Tree, check: Check) -> Iterator[Row]:
-    """Yields a row for each tensor: how far its change is from the one that was expected, relative to this."""
-    tensors = zip(jax.tree.leaves(old), jax.tree.leaves(expected), jax.tree.leaves(new.tensors), strict=True)
-    change = jax.tree.map(lambda old, becomes: becomes - np.asarray(old, np.float64), old, expected)
-    moved = jax.tree.map(lambda old, is_: np.asarray(is_, np.float64) - np.asarray(old, np.float64), old, new.tensors)
-    found = compare(Whole(moved, new.faults), change, None, inputs, WIDE * check.limit)
-    for row, (was, becomes, is_) in zip(found, tensors, strict=True):
-        yield _judged(row, was, becomes, is_)
+def _judged(name: str, inputs: str, arrays: tuple[np.ndarray, ...], limit: float, *, stacked: bool, fault: str) -> Row:
+    """Returns the row of a tensor: how far its change is from the right one, relative to this.
 
-
-def _judged(row: Row, was: np.ndarray, becomes: np.ndarray, is_: np.ndarray) -> Row:
-    """Returns the row with what the rounding of the new numbers to their own dtype explains, or a fault."""
-    change = becomes - np.asarray(was, np.float64)
+    What the rounding of the new numbers to their own dtype explains is allowed too. The arrays are the old numbers, the
+    new ones, and those that the new ones should be.
+    """
+    was, is_, becomes = arrays
+    wide, moved = (np.asarray(array, np.float64) for array in (was, is_))
+    change = becomes - wide
+    row = compared(name, moved - wide, change, inputs, limit, stacked, fault)
     if row.fault:
-        return row._replace(fault="it doesn't move" if row.fault.startswith("0,") else row.fault)
+        return row._replace(fault="it doesn't move" if row.fault == NOTHING else row.fault)
     eps = float(jnp.finfo(is_.dtype).eps)
     if is_.dtype == jnp.bfloat16:  # rounded at random, so that one number says nothing
-        return _judged_on_average(row, np.asarray(was, np.float64), becomes, np.asarray(is_, np.float64), eps)
+        return _judged_on_average(row, wide, becomes, moved, eps)
     size, least = np.max(np.abs(becomes), initial=0.0), np.max(np.abs(change), initial=0.0)
     shares = [eps * size / least, eps * np.linalg.norm(becomes) / np.linalg.norm(change)] if least else [0.0]
     return row._replace(tolerance=row.tolerance + float(max(shares)))
