@@ -21,7 +21,7 @@ from jaxgpt.models.blocks import arrange, stacked_marks
 from jaxgpt.optimizers import adamw, schedules
 from jaxgpt.options.config import Config
 from jaxgpt.proof.as_run import NOTHING, Check, Row, compared, on_host, tensor_name
-from jaxgpt.proof.gradcheck_oracle import Tree, Truth, in_float64
+from jaxgpt.proof.gradcheck_oracle import Tree, Truth
 from jaxgpt.training.state import decays, specs
 
 STEP = "the step"  # the name of its inputs
@@ -60,7 +60,7 @@ def rows(check: Check, compiled: jax.stages.Compiled) -> Iterator[Row]:
         for at, what in enumerate(WHAT):
             arrays, fault = (was[at], is_[at], becomes[at]), after[at].faults.get(name, "")
             yield _judged(name, f"{STEP}, {what}", arrays, WIDE * check.limit, stacked=stacked, fault=fault)
-    yield from _frozen(kept, frozen)
+    yield from _frozen(kept, frozen, check.limit)
 
 
 def _norm(grads: Tree) -> float:
@@ -105,17 +105,21 @@ def _placed(whole: Tree, check: Check) -> Tree:
 
 
 def _make_update(truth: Truth, step: int, config: Config) -> Callable[..., tuple[np.ndarray, ...]]:
-    """Returns what the optimizer makes of a tensor, its moments and its gradient before clipping, in float64."""
-    norm, limit = _norm(truth.grads), config.optimizer.clip_norm
+    """Returns what AdamW makes of a tensor, its moments and its gradient before clipping, in float64.
+
+    It is written down here a second time, by NumPy: the step's own could not be found to be wrong with itself.
+    """
+    options, t = config.optimizer, step + 1
+    norm, limit = _norm(truth.grads), options.clip_norm
     factor = min(1.0, limit / norm) if limit and norm else 1.0
-    rate = float(schedules.learning_rate(jnp.int32(step), config.training.steps, config.optimizer))
+    rate = float(schedules.learning_rate(jnp.int32(step), config.training.steps, options))
 
     def update(param: Any, first: Any, second: Any, grad: Any, decay: bool) -> tuple[np.ndarray, ...]:
-        with in_float64():
-            param, first, second, grad = (jnp.asarray(array, np.float64) for array in (param, first, second, grad))
-            moments, at = adamw.Moments(first, second), (jnp.int32(step), jnp.float64(rate))
-            new, moments = adamw.update(param, moments, grad * factor, decay, *at, config.optimizer)
-            return tuple(np.asarray(array) for array in (new, *moments))
+        param, first, second, grad = (np.asarray(array, np.float64) for array in (param, first, second, grad))
+        first = options.beta1 * first + (1 - options.beta1) * (factor * grad)
+        second = options.beta2 * second + (1 - options.beta2) * np.square(factor * grad)
+        scaled = first / (1 - options.beta1**t) / (np.sqrt(second / (1 - options.beta2**t)) + options.epsilon)
+        return param - rate * (scaled + options.weight_decay * decay * param), first, second
 
     return update
 
@@ -156,7 +160,7 @@ def _judged_on_average(row: Row, was: np.ndarray, becomes: np.ndarray, is_: np.n
     return row._replace(error=error, entry=error, tolerance=row.tolerance + 5 * min(deviation, ENOUGH))
 
 
-def _frozen(before: Tree, after: Any) -> Iterator[Row]:
+def _frozen(before: Tree, after: Any, limit: float) -> Iterator[Row]:
     """Yields a row for each frozen tensor that has changed, or one for all of them."""
     if before is None:
         return
@@ -166,6 +170,6 @@ def _frozen(before: Tree, after: Any) -> Iterator[Row]:
         if any(np.asarray(shard.data).tobytes() != was.tobytes() for shard in is_.addressable_shards)
     ]
     for name in changed:
-        yield Row(name, STEP, math.inf, math.inf, 0.0, "frozen, and it changes")
+        yield Row(name, STEP, math.inf, math.inf, limit, "frozen, and it changes")
     if not changed:
-        yield Row("frozen tensors", STEP, 0.0, 0.0, 0.0)
+        yield Row("frozen tensors", STEP, 0.0, 0.0, limit)
