@@ -31,6 +31,7 @@ from jaxgpt.options.config import Config
 from jaxgpt.parallel import processes
 from jaxgpt.reports import page, trackers
 from jaxgpt.reports.history import History
+from jaxgpt.runs import verdict
 from jaxgpt.runs.folder import RunFolder
 
 REPORT = "report.html"
@@ -170,7 +171,7 @@ class Runs:
 
     def version(self) -> str:
         """Returns a text that changes whenever a file that is shown changes."""
-        names = ("metrics.jsonl", "samples.txt", "config.toml", "memory_plan.json")
+        names = ("metrics.jsonl", "samples.txt", "config.toml", "memory_plan.json", verdict.NAME)
         paths = [folder / name for folder in self.folders for name in names]
         found = [path.stat() for path in paths if path.exists()]
         return "-".join(f"{stat.st_mtime_ns:x}.{stat.st_size:x}" for stat in found)

@@ -79,6 +79,29 @@ function heading(title, run) { return page.runs.length > 1 ? `${title}: ${run.na
 
 function memory(run) { return element("div", "card", element("h2", "", heading("Memory plan of a device", run)), memoryPlan(run.plan)); }
 
+// What gradcheck --as-run found, where it was asked.
+function gradients(run) {
+  const { gradcheck: found } = run;
+  if (!found.tensors) return [];
+  const { tensors } = found, wrong = tensors.filter((tensor) => !tensor.passed);
+  const right = found.passed && !wrong.length;
+  const said = right ? `All ${tensors.length} agree with jax.grad in float64.` : `${wrong.length} of ${tensors.length} are wrong.`;
+  const versions = Object.entries(found.versions).map(([name, version]) => `${name} ${version}`);
+  const where = [found.when, found.device, found.driver, ...versions].filter(Boolean).join(", ");
+  const number = (value) => (value === null ? "not finite" : value.toExponential(1));
+  const rows = [...wrong, ...tensors.filter((tensor) => tensor.passed)].map((tensor) => {
+    const { error, entry, tolerance, inputs, fault } = tensor;
+    const row = element("tr", "", element("th", tensor.passed ? "" : "bad", tensor.tensor));
+    row.append(...[number(error), number(entry), number(tolerance), fault ? `${inputs}: ${fault}` : inputs].map((value) => element("td", "", value)));
+    return row;
+  });
+  const titles = ["", "error in norm", "largest error", "allowed", "worst at"].map((title) => element("th", "", title));
+  const table = element("table", "", element("thead", "", element("tr", "", ...titles)), element("tbody", "", ...rows));
+  return [element("div", "card", element("h2", "", heading("Gradients on the device", run)), element("p", right ? "" : "bad", said),
+    element("p", "quiet", `${found.step}. ${found.compared}.`), element("p", "quiet", where),
+    element("details", "", element("summary", "", "Each tensor"), element("div", "scroll", table)))];
+}
+
 // A table of options with a column for each run; what differs between runs comes first and stands out.
 function table(tables, title, open) {
   const keys = [...new Set(tables.flatMap((one) => Object.keys(one)))];
@@ -112,7 +135,7 @@ function draw() {
     + `; last step ${when(Math.max(...runs.map((run) => run.changed)))}`;
   document.getElementById("hint").textContent = TOUCH ? "tap a curve for its values" : "drag over a curve to zoom, double-click to go back";
   document.getElementById("runs").replaceChildren(...runs.map(summary));
-  document.getElementById("details").replaceChildren(...runs.flatMap((run, index) => [samples(run, index), memory(run)]));
+  document.getElementById("details").replaceChildren(...runs.flatMap((run, index) => [samples(run, index), memory(run), ...gradients(run)]));
   const open = [...document.querySelectorAll("#configuration details")].map((one) => one.open);
   const several = runs.length > 1;
   document.getElementById("configuration").replaceChildren(

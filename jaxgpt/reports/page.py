@@ -37,6 +37,7 @@ from jaxgpt import files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.reports.history import FURTHER, LOSSES, Curve, History, number, smoothed, thinned
+from jaxgpt.runs import verdict
 
 MACHINE = "machine.json"
 SAMPLES = 40  # shown, evenly over the run
@@ -99,6 +100,7 @@ def of_run(folder: Path, history: History, state: str = "") -> dict[str, Any]:
         },
         "baselines": _baselines(config, machine, history),
         "plan": _plan(_json(folder / "memory_plan.json")),
+        "gradcheck": verdict.read(folder),
         "samples": _samples(folder / "samples.txt"),
         "config": {section: table for section, table in config.items() if isinstance(table, dict)},
         "versions": versions,

@@ -55,7 +55,7 @@ def read(folder: Path) -> dict[str, Any]:
     versions = found.get("versions")
     return {
         "passed": passed,
-        **{name: _text(found.get(name)) for name in ("when", "device", "driver", "compared", "options")},
+        **{name: _text(found.get(name)) for name in ("when", "step", "device", "driver", "compared")},
         "versions": {_text(name): _text(of) for name, of in versions.items()} if isinstance(versions, dict) else {},
         "tensors": [_row(row) for row in tensors[:MOST_TENSORS]],
     }
