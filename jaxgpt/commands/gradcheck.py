@@ -46,6 +46,7 @@ class Gradcheck:
 
 def run(words: list[str]) -> int:
     """Prints a row for each tensor as it is found; returns 1 if a gradient is outside its tolerance, and else 0."""
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith(f"{AS_RUN}=") else [word])]
     if AS_RUN in words:
         at = words.index(AS_RUN)
         return gradcheck_as_run.run([*words[at + 1 :], *words[:at]])

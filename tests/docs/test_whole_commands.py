@@ -4,6 +4,7 @@ Each is as it is typed but for its sizes: options behind the line's own make it 
 `test_commands.py`, and what none of both runs is named here, with the reason.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from jaxgpt.commands import cli
+from jaxgpt.options import settings
 from tests.docs import world
 from tests.docs.commands import EXAMPLES, ROOT, Command, Line, commands, lines, words
 from tests.parallel.several import free_port
@@ -55,6 +57,12 @@ MODULES = {
     "benchmarks.assistant.grpo": ["--shrink", "1000", "--seeds", "0", "--folder", "sums", "--output", "."],
 }
 GRADCHECKS = ["--dtype bfloat16", "--config shakespeare_char", "--chart gradcheck.png"]
+# In the place of a config's sizes; an empty list for a run, which has its own.
+AS_RUN = {
+    "--as-run --config quickstart": world.SMALL,
+    "--as-run --config quickstart --compute.dtype bfloat16 --training.batch-size 4": world.SMALL,
+    "--as-run runs/gpt2_124m": [],
+}
 SMALL_GENERATION = """
 import pathlib, sys
 from benchmarks import generation
@@ -263,9 +271,21 @@ def test_gradcheck_is_run(folder, own):
     assert "--chart" not in own or Path("gradcheck.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("own", AS_RUN)
+def test_gradcheck_of_a_step_is_run(folder, own):
+    small = settings.read(Path("small.toml"))
+    run_of_it = dataclasses.replace(small, data=dataclasses.replace(small.data, text="book.txt"))
+    Path("runs/gpt2_124m").mkdir(parents=True, exist_ok=True)
+    settings.write(run_of_it, Path("runs/gpt2_124m/config.toml"))
+    said = run(sys.executable, str(ROOT / "run.py"), "gradcheck", *own.split(), *AS_RUN[own])
+    assert re.search(r"\b(\d+) of \1 are right", said)
+    assert "all of the run's step" in said
+
+
 def test_no_gradcheck_is_left_away():
     known = {" ".join(command.words[1:]) for _, command in typed("run") if command.words[:1] == ["gradcheck"]}
-    assert known - {""} == set(GRADCHECKS)  # without options it is what --chart draws
+    assert known - {""} == {*GRADCHECKS, *AS_RUN}  # without options it is what --chart draws
 
 
 @pytest.mark.slow

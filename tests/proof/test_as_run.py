@@ -71,6 +71,7 @@ def failed(rows: list[Row]) -> list[tuple[str, str]]:
 # It passes
 
 
+@pytest.mark.slow
 def test_a_right_step_passes_on_eight_devices():
     found = rows(config(devices=8, zero=2)) + step_rows(config(devices=8, zero=2))
     assert failed(found) == []
@@ -136,7 +137,9 @@ def test_a_kernel_that_is_wrong_on_one_card(monkeypatch):
     assert {inputs for _, inputs in found} == {"one device, 5"}
 
 
-@pytest.mark.parametrize("what", ["another rank's shard", "the end of the tensor"])
+@pytest.mark.parametrize(
+    "what", ["another rank's shard", pytest.param("the end of the tensor", marks=pytest.mark.slow)]
+)
 def test_gradients_that_are_written_out_of_bounds(monkeypatch, what):
     """A rank's last number is written over the next one's first, or behind the tensor's end."""
     right = lax.psum_scatter
@@ -157,6 +160,7 @@ def test_gradients_that_are_written_out_of_bounds(monkeypatch, what):
         assert "the zeros that fill up the shards were written over" in {row.fault for row in found}
 
 
+@pytest.mark.slow
 def test_an_update_that_is_written_out_of_bounds(monkeypatch):
     """The gradients are right; the new parameters of one device's shard are not."""
     right = adamw.update
@@ -171,6 +175,7 @@ def test_an_update_that_is_written_out_of_bounds(monkeypatch):
     assert failed(step_rows(config(devices=8, zero=3))) == [("final_norm.bias", "the step, parameters")]
 
 
+@pytest.mark.slow
 def test_devices_that_come_to_differ(monkeypatch):
     """Without shards each device has all parameters, and one of them updates its own in another way."""
     right = adamw.update
@@ -184,6 +189,7 @@ def test_devices_that_come_to_differ(monkeypatch):
     assert faults == {"device 2 has other numbers than device 0"}
 
 
+@pytest.mark.slow
 def test_ties_of_a_router(monkeypatch):
     """A choice's gradient goes to every expert with as large a score: the same, unless there are ties."""
 
@@ -198,6 +204,7 @@ def test_ties_of_a_router(monkeypatch):
     assert {inputs for _, inputs in found} == {"ties"}
 
 
+@pytest.mark.slow
 def test_ties_of_a_maximum(monkeypatch):
     """Softmax's largest logit gets a part of the gradient back for each of its equals but itself."""
     right = cross_entropy.backward
