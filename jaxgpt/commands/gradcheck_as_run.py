@@ -37,7 +37,9 @@ from jaxgpt.training.step import compile_step
 
 DEFAULT_CONFIG = "quickstart"
 NAMED = 3  # tensors, at most, in the message about those that are wrong
-WHEN = ("run", "data", "evaluation", "sampling", "checkpoint")  # sections that don't change a step
+# Options that a step is made from: sections, and of training these.
+OF_A_STEP = ("model", "compute", "parallel", "objective", "lora", "optimizer")
+OF_TRAINING = ("batch_size", "micro_batches", "sequence_length")
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -58,7 +60,8 @@ def run(words: list[str]) -> int:
     asked, output = _asked(words)
     compilation_cache.use(asked.run.compilation_cache)
     mesh.check(asked)
-    config, attention = configuration.with_attention(open_source(asked).config)
+    asked = open_source(asked).config
+    config, attention = configuration.with_attention(asked)
     config, program, _ = memory_plan.prepare(config, device_memory.capacity(config.compute))
     memory, processors = psutil.virtual_memory().available, psutil.cpu_count(logical=False) or 1
     sampled, left_out = as_run_sampling.sample(config, memory, processors)
@@ -196,7 +199,11 @@ def _write(found: dict[str, Any], asked: Config, output: str) -> str:
 def _differences(folder: Path, asked: Config) -> list[settings.Difference]:
     """Returns the options of a step in which the run in this folder differs from the one that was asked for."""
     saved = dataclasses.asdict(settings.read_resumed(folder))
-    return [found for found in settings.differences(saved, asked) if found.section not in WHEN]
+    return [
+        found
+        for found in settings.differences(saved, asked)
+        if found.section in OF_A_STEP or (found.section == "training" and found.key in OF_TRAINING)
+    ]
 
 
 def _conclude(tensors: list[verdict.Tensor]) -> None:

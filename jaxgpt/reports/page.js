@@ -98,7 +98,7 @@ function gradients(run) {
   const titles = ["", "error in norm", "largest error", "allowed", "worst at"].map((title) => element("th", "", title));
   const table = element("table", "", element("thead", "", element("tr", "", ...titles)), element("tbody", "", ...rows));
   return [element("div", "card", element("h2", "", heading("Gradients on the device", run)), element("p", right ? "" : "bad", said),
-    element("p", "quiet", `${found.step}. ${found.compared}.`), element("p", "quiet", where),
+    element("p", "quiet", `${found.step}. Compared are ${found.compared}.`), element("p", "quiet", where),
     element("details", "", element("summary", "", "Each tensor"), element("div", "scroll", table)))];
 }
 
