@@ -97,9 +97,10 @@ function gradients(run) {
   });
   const titles = ["", "error in norm", "largest error", "allowed", "worst at"].map((title) => element("th", "", title));
   const table = element("table", "", element("thead", "", element("tr", "", ...titles)), element("tbody", "", ...rows));
+  const all = element("details", "", element("summary", "", "Each tensor"), element("div", "scroll", table));
+  all.open = !right;
   return [element("div", "card", element("h2", "", heading("Gradients on the device", run)), element("p", right ? "" : "bad", said),
-    element("p", "quiet", `${found.step}. Compared are ${found.compared}.`), element("p", "quiet", where),
-    element("details", "", element("summary", "", "Each tensor"), element("div", "scroll", table)))];
+    element("p", "quiet", `${found.step}. Compared are ${found.compared}.`), element("p", "quiet", where), all)];
 }
 
 // A table of options with a column for each run; what differs between runs comes first and stands out.

@@ -7,6 +7,7 @@ import pytest
 
 from jaxgpt.commands import cli
 from jaxgpt.reports import live_report
+from jaxgpt.runs import verdict
 from tests.reports import browser as browsers
 from tests.reports import runs
 
@@ -32,10 +33,20 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     good = runs.write(folder / "good")
     bad = runs.write(folder / "<img src=x>", note=runs.HOSTILE, sample=runs.HOSTILE, text="mine.txt", speed=0.9)
+    for run, word in ((good, "random"), (bad, runs.HOSTILE)):
+        write_verdict(run, word)
     both = folder / "both.html"
     assert cli.main(["report", str(good)]) == 0
     assert cli.main(["report", str(bad), str(good), "--output", str(both)]) == 0
     return {"one": good / "report.html", "both": both}
+
+
+def write_verdict(run, word):
+    """What `gradcheck --as-run` writes of a right tensor and of a wrong one, with a word wherever there may be one."""
+    right = verdict.Tensor(word, 1e-7, 2e-7, 1e-5, word, "", True)
+    wrong = right._replace(tensor="head.weight", error=float("nan"), fault=word, passed=False)
+    about = dict.fromkeys(("step", "device", "driver", "compared"), word) | {"versions": {word: word}}
+    (run / verdict.NAME).write_text(json.dumps(verdict.as_json([right, wrong], about)))
 
 
 def quiet(browser):
@@ -81,6 +92,20 @@ def test_the_rest_of_the_page(browser, pages):
     configuration = browser.ask("document.getElementById('configuration').textContent")
     for part in ("training.steps500", "optimizer.learning_rate", "NVIDIA H100", "jax0.10.2"):
         assert part in configuration
+
+
+def test_the_verdict_on_gradients(browser, pages):
+    """What is wrong stands out, and first."""
+    browser.open(pages["one"].as_uri())
+    card = "[...document.querySelectorAll('#details .card')].find((card) => card.textContent.startsWith('Gradients'))"
+    assert browser.ask(f"{card}.querySelector('.bad').textContent") == "1 of 2 are wrong."
+    assert browser.ask(
+        f"[...{card}.querySelectorAll('tbody tr')].map((row) => [...row.children].map((cell) => cell.textContent))"
+    ) == [
+        ["head.weight", "not finite", "2.0e-7", "1.0e-5", "random: random"],
+        ["random", "1.0e-7", "2.0e-7", "1.0e-5", "random"],
+    ]
+    quiet(browser)
 
 
 def test_samples_over_time(browser, pages):
