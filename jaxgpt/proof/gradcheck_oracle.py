@@ -117,7 +117,7 @@ def _wide(array: Any) -> np.ndarray:
 
 def rounded(params: Tree, config: Config) -> Tree:
     """Returns whole, stacked parameters as the model computes with them, and then in float64."""
-    params = jax.tree.map(lambda array: jnp.asarray(array, config.compute.parameters), params)
+    params = jax.tree.map(lambda array: array.astype(jnp.dtype(config.compute.parameters)), params)
     return jax.tree.map(_to_float64, cast(params, config.compute.dtype, matrices(params)))
 
 
