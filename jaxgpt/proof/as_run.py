@@ -35,7 +35,7 @@ NOTHING = "0, and the oracle's is not"  # a fault
 
 
 class Row(NamedTuple):
-    """How far a tensor is from what it should be."""
+    """Distance of a tensor from what it should be."""
 
     tensor: str
     inputs: str  # the name of the inputs

@@ -1,4 +1,4 @@
-"""Chooses what of a large run is checked. No more is left out than the oracle's memory and time ask for, and it is said.
+"""Chooses what of a large run is checked: all that the oracle's memory and time allow. What is left out is said.
 
 The oracle keeps every parameter, and what a layer computes, in float64. Where that is too much, a run gives up in this
 order: micro-batches beyond two, sequences beyond one a device, layers beyond two, tokens of a sequence, and tokens of
