@@ -129,7 +129,7 @@ def compare(found: Whole, truth: Tree, model: Model, inputs: str, limit: float) 
         name = tensor_name(path)
         fault = found.faults.get(name, "")
         for part, columns in _parts(path, b.shape, model):
-            yield compared(name + part, a[..., columns], b[..., columns], inputs, limit, stacked, fault, whole)
+            yield compared(name + part, a[columns], b[columns], inputs, limit, stacked, fault, whole)
 
 
 def compared(
@@ -170,14 +170,15 @@ def _error(a: np.ndarray, b: np.ndarray, whole: float) -> tuple[float, float]:
     )
 
 
-def _parts(path: tuple, shape: tuple[int, ...], model: Model) -> list[tuple[str, slice]]:
+def _parts(path: tuple, shape: tuple[int, ...], model: Model) -> list[tuple[str, Any]]:
     """Returns the names and the columns of a tensor's parts."""
     if not any(getattr(part, "name", "") == "qkv" for part in path):
-        return [("", slice(None))]
+        return [("", ...)]
     queries, each = model.heads * model.width_per_head, model.key_value_heads * model.width_per_head
     assert shape[-1] == queries + 2 * each
     ends = (queries, queries + each, queries + 2 * each)
-    return [(f" ({name})", slice(start, end)) for name, start, end in zip("qkv", (0, *ends[:-1]), ends, strict=True)]
+    parts = zip("qkv", (0, *ends[:-1]), ends, strict=True)
+    return [(f" ({name})", (..., slice(start, end))) for name, start, end in parts]
 
 
 class Check:

@@ -38,15 +38,18 @@ class Truth(NamedTuple):
 @contextlib.contextmanager
 def in_float64() -> Iterator[None]:
     """Computes on the CPU in 64 bits for the length of a block. UserError where JAX may not use the CPU."""
+    with jax.enable_x64(True), jax.default_device(_cpu()), jax.default_matmul_precision("highest"):
+        yield
+
+
+def _cpu() -> Any:
     try:
-        device = jax.local_devices(backend="cpu")[0]
+        return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         raise UserError(
             "jax.grad runs in float64 on the CPU, and $JAX_PLATFORMS doesn't name it: add cpu, as in "
             "JAX_PLATFORMS=cuda,cpu"
         ) from None
-    with jax.enable_x64(True), jax.default_device(device), jax.default_matmul_precision("highest"):
-        yield
 
 
 def make_oracle(config: Config) -> Callable[..., Truth]:
@@ -117,8 +120,10 @@ def _wide(array: Any) -> np.ndarray:
 
 def rounded(params: Tree, config: Config) -> Tree:
     """Returns whole, stacked parameters as the model computes with them, and then in float64."""
-    params = jax.tree.map(lambda array: array.astype(jnp.dtype(config.compute.parameters)), params)
-    return jax.tree.map(_to_float64, cast(params, config.compute.dtype, matrices(params)))
+    with jax.default_device(_cpu()):  # a large model's would take an accelerator's memory
+        params = jax.tree.map(lambda array: jnp.asarray(array, config.compute.parameters), params)
+        params = cast(params, config.compute.dtype, matrices(params))
+    return jax.tree.map(_to_float64, params)
 
 
 def rounded_base(base: Tree, config: Config) -> Tree:
