@@ -22,7 +22,7 @@ from jaxgpt.proof.objective_cases import logp_and_values
 from jaxgpt.training.state import with_head
 
 OFFSETS = (-0.6, -0.07, 0.06, 0.5)  # logarithms of ratios of a policy: in the middle of a clip, and far beyond its ends
-CLEAR = 0.02  # deviation of a new weight, and half of the distance between the scores' channels
+CLEAR = 0.1  # half of the distance between a token's channels that routers read, and the share of all others
 EVERY = 8  # tokens, on average, from which a document begins
 
 
@@ -59,18 +59,23 @@ def _with_noise(key: Any, params: Tree, config: Config) -> Tree:
 def _with_clear_choices(params: Tree, config: Config) -> Tree:
     """Returns the parameters with routers whose scores lie far apart, so that no rounding decides where a token goes.
 
-    Each token's first E channels have E evenly spaced numbers in an order of its own, and a router reads little else.
+    The stream's first E channels are a token's own from the first layer to the last: E evenly spaced numbers in an
+    order that each token has for itself, to which no layer adds. A router reads little else.
     """
-    E, random = config.model.experts, np.random.default_rng(config.training.seed)
+    E, C, random = config.model.experts, config.model.width, np.random.default_rng(config.training.seed)
 
     def one(path: tuple, array: np.ndarray) -> np.ndarray:
         names = [getattr(part, "name", "") for part in path]
         array = array.copy()
         if "router" in names:  # (L, C, E)
-            array *= CLEAR / np.sqrt(array.shape[1])
+            array *= CLEAR / np.sqrt(C)
             array[:, np.arange(E), np.arange(E)] += 1
+        elif "mlp_norm" in names:
+            array[..., :E] = 1
         elif "token" in names:
             array[:, :E] = 2 * CLEAR * (np.argsort(random.random((array.shape[0], E))) - (E - 1) / 2)
+        elif {"attention_out", "w_out"} & set(names) or (names[-1] == "b" and array.shape[-1] == C):
+            array[..., :E] = 0
         return array
 
     return jax.tree_util.tree_map_with_path(one, params)

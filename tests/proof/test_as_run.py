@@ -108,6 +108,16 @@ CONFIGURATIONS = [
 
 
 @pytest.mark.slow
+def test_no_rounding_decides_where_a_token_goes():
+    """Of many tokens and experts, in a stream that the layers write much into."""
+    model = dataclasses.replace(MODELS["mixtral"], width=128, heads=4, kv_heads=2, context=96, layers=4, experts=8)
+    shape = Training(steps=10, batch_size=4, sequence_length=96)
+    for rank in (0, 2):
+        made = dataclasses.replace(config(rank=rank, dtype="bfloat16"), model=model, training=shape)
+        assert failed(rows(made, "random", "masked", "repeated")) == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGURATIONS, ids=lambda config: f"{config.model.family}-{config.compute.dtype}")
 def test_right_steps_pass(config):
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, layers=2))
