@@ -42,6 +42,7 @@ from jaxtyping import Array, Float, Int
 from jaxgpt.layers.attention import keys_seen
 from jaxgpt.layers.numerics import accumulation_dtype
 
+WIDEST = 256  # head, of which a tile has 16 rows in float32
 LEAST = 16  # rows and columns of a product
 TILE_BYTES = 16 * 1024  # of a tile's queries or keys: several of them are on the chip at once
 WARPS = 4
@@ -117,7 +118,7 @@ def backward(
     sizes = _sizes(q, k, window)
     T, D = q.shape[1], q.shape[3]
     q, k, v, out, dout_ = (_padded(array, sizes) for array in (*arrays, dout.astype(q.dtype)))
-    logsumexp = jnp.pad(logsumexp, ((0, 0), (0, 0), (0, sizes.T - T)))
+    logsumexp = _filled(logsumexp, (sizes.B, sizes.H, sizes.T))
     starts = _padded_starts(starts, sizes)
     dq, delta = _backward_queries(sizes, q, k, v, out, dout_, logsumexp, starts)
     dk, dv = _backward_keys(sizes, q, k, v, dout_, logsumexp, delta, starts)
@@ -147,7 +148,14 @@ def _sizes(q: Float[Array, "B T H D"], k: Float[Array, "B T K D"], window: int) 
 
 def _padded(x: Float[Array, "B T n D"], sizes: Sizes) -> Float[Array, "B Tp n Dp"]:
     """Fills tiles up with tokens, which come after all others and so are seen by none, and heads with zeros."""
-    return jnp.pad(x, ((0, 0), (0, sizes.T - x.shape[1]), (0, 0), (0, sizes.D - x.shape[3])))
+    return _filled(x, (sizes.B, sizes.T, x.shape[2], sizes.D))
+
+
+def _filled(x: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Fills an array up to a shape with zeros; one that has it stays what it is, where zeros of no width would hide it."""
+    if x.shape == shape:
+        return x
+    return jnp.pad(x, [(0, size - had) for size, had in zip(shape, x.shape, strict=True)])
 
 
 def _padded_starts(starts: Int[Array, "B T"] | None, sizes: Sizes) -> Int[Array, "B Tp"] | None:
