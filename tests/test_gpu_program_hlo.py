@@ -82,8 +82,9 @@ body=%body, backend_config={{"known_trip_count":{{"n":"3"}}}}
 custom_call_target="__cudnn$fmhaSoftmax", backend_config={{"cudnn_fmha_backend_config": {{"intermediate_tensor_shape": \
 {{"dimensions": ["2", "3", "8", "8"]}}, "mask_type": "CAUSAL"}}}}
   %tiled = (bf16[2,8,3,4]{{3,2,1,0}}, f32[2,3,8]{{2,1,0}}) custom-call(%q, %q, %q), \
-custom_call_target="__gpu$xla.gpu.triton", metadata={{op_name="jit(step)/attention.forward/forward_kernel/pallas_call"}}, \
-backend_config={{debug = false, ir = "ML({{\\00", name = "kernel", serialized_metadata = "{{\\22flops\\22: \\2212345\\22}}"}}
+custom_call_target="__gpu$xla.gpu.triton", metadata={{op_name="jit(step)/attention.forward/kernel/pallas_call"}}, \
+backend_config={{debug = false, ir = "ML({{\\00", name = "kernel", \
+serialized_metadata = "{{\\22flops\\22: \\2212345\\22}}"}}
   %turned = f32[64,16]{{1,0}} fusion(%summed), kind=kInput, calls=%fused_transpose
   %late = (f32[4,64]{{1,0}}) reduce-scatter-start(%summed), replica_groups=[1,4]<=[4]
   %shard = f32[4,64]{{1,0}} reduce-scatter-done(%late)

@@ -152,7 +152,7 @@ def _padded(x: Float[Array, "B T n D"], sizes: Sizes) -> Float[Array, "B Tp n Dp
 
 
 def _filled(x: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """Fills an array up to a shape with zeros; one that has it stays what it is, where zeros of no width would hide it."""
+    """Fills an array up to a shape with zeros. One that has it is returned itself, so that XLA copies nothing."""
     if x.shape == shape:
         return x
     return jnp.pad(x, [(0, size - had) for size, had in zip(shape, x.shape, strict=True)])
@@ -250,7 +250,7 @@ def _scores(
     keys: Int[Array, ""],
     starts: Int[Array, " R"] | None,
 ) -> Float[Array, "R R"]:
-    """q kᵀ / √D of the tiles of queries and keys of these numbers; the lowest number where a query doesn't see a key."""
+    """Returns q kᵀ / √D of these tiles of queries and keys; the lowest number where a query doesn't see the key."""
     scores = _product(q, k, (1, 1)) * sizes.scale
     query = queries * sizes.tile + lax.broadcasted_iota(jnp.int32, scores.shape, 0)
     key = keys * sizes.tile + lax.broadcasted_iota(jnp.int32, scores.shape, 1)

@@ -1,4 +1,4 @@
-"""cuDNN's attention, the one in Pallas and the blocks' beside the exact one, on whatever device JAX finds. Not a test by
+"""cuDNN's attention, the one in Pallas and the blocks' beside the exact one, on whatever device JAX finds. No test by
 itself: test_cudnn_attention.py runs it in a process of its own where there is an NVIDIA GPU, and elsewhere calls its
 functions with a reference in the place of cuDNN's kernels.
 """
