@@ -96,8 +96,8 @@ def forward(
     `block` is the option of `layers/attention.py`, and changes nothing here. Dropout (`masks`) isn't offered.
     """
     sizes = _sizes(q, k, window)
-    arrays = [_padded(array, sizes) for array in (q, k, v)]
-    out, logsumexp = _forward(sizes, *arrays, _padded_starts(starts, sizes))
+    arrays = (_padded(q, sizes), _padded(k, sizes), _padded(v, sizes), _padded_starts(starts, sizes))
+    out, logsumexp = _forward(sizes, *arrays)
     out, logsumexp = out[:, : q.shape[1], :, : q.shape[3]], logsumexp[..., : q.shape[1]]
     return out, Residuals(q, k, v, out, logsumexp)
 
@@ -279,8 +279,8 @@ def _quotient(a: Int[Array, ""], b: int) -> Int[Array, ""]:
 
 def _product(a: Float[Array, "_ _"], b: Float[Array, "_ _"], summed: tuple[int, int]) -> Float[Array, "_ _"]:
     """Returns the product summed over these axes, in the accumulation dtype."""
-    axes = tuple((axis,) for axis in summed)
-    return lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=accumulation_dtype(a.dtype))
+    axes = ((summed[0],), (summed[1],)), ((), ())
+    return lax.dot_general(a, b, axes, preferred_element_type=accumulation_dtype(a.dtype))
 
 
 def _lowest(dtype: Any) -> float:
