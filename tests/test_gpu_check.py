@@ -28,7 +28,6 @@ def check(folder, python=sys.executable, **environment):
 def test_it_runs_to_its_end(tmp_path):
     status, parts = check(tmp_path)
     without = {"attention": "left out: --compute.attention cudnn can't run here."}
-    without["float32_pallas"] = "left out: error: --compute.attention pallas can't run here."
     if compile.missing():
         without["bound"] = "left out: error: compiling for a GPU needs JAX's CUDA plugin"
     for name, ended in parts.items():
@@ -58,7 +57,7 @@ def test_a_part_that_fails_does_not_end_the_others(tmp_path):
     assert status == 1
     assert parts.pop("gradients") == "failed with status 1: it is wrong"
     assert set(parts.values()) == {"ok"}
-    assert len(parts) == 14
+    assert len(parts) == 13
 
 
 def test_the_time_for_all_parts_is_limited(tmp_path):
