@@ -19,11 +19,13 @@ summary=$folder/summary.txt
 export PYTHONPATH=$PWD
 
 if [ "${TINY:-0}" = 0 ]; then
-    config=gpt2_124m large=gpt2_1558m first=32x1024 others="16x1024 64x1024" large_size=16x1024
+    config=gpt2_124m large=gpt2_1558m first=32x1024 small=8x1024 others="16x1024 64x1024" large_size=16x1024
     budget=${BUDGET:-540} patience=1 length=1024 batch=16 steps=200 again=20 timed=10 peers="torch.compile"
+    attentions="pallas blocks"
 else
-    config=quickstart large=quickstart first=2x32 others=1x32 large_size=1x32
+    config=quickstart large=quickstart first=2x32 small=1x32 others=1x32 large_size=1x32
     budget=${BUDGET:-3600} patience=5 length=32 batch=2 steps=4 again=2 timed=1 peers="jax.grad"
+    attentions=blocks # nothing else runs on a CPU
 fi
 
 failed=0
@@ -75,6 +77,12 @@ part gradients 90 "$python" run.py gradcheck --dtype bfloat16 --config quickstar
 
 # Fast
 bench "bench_$first" 120 "$config" "$first" "$peers"
+# Attention in Pallas beside the blocks, in float32, which cuDNN's doesn't take
+for attention in $attentions; do
+    part "float32_$attention" 45 "$python" -m benchmarks.bench --config "$config" --sizes "$small" --dtypes float32 \
+        --steps "$timed" --minutes 0.5 --who ours --compute.attention "$attention" \
+        --output "$folder/float32_$attention.json" --chart "$folder/float32_$attention.png"
+done
 part kernels 60 "$python" -m benchmarks.gpu_program.measured --config "$config" --size "$first" \
     --folder "$folder/trace" --output "$folder/kernels.json"
 part bound 60 "$python" -m benchmarks.gpu_program --config "$config" --size "$first" --output "$folder/bound.json" \

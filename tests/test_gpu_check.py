@@ -57,7 +57,7 @@ def test_a_part_that_fails_does_not_end_the_others(tmp_path):
     assert status == 1
     assert parts.pop("gradients") == "failed with status 1: it is wrong"
     assert set(parts.values()) == {"ok"}
-    assert len(parts) == 12
+    assert len(parts) == 13
 
 
 def test_the_time_for_all_parts_is_limited(tmp_path):

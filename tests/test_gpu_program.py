@@ -6,12 +6,16 @@ tightens them, and one that makes it worse fails here, on any machine.
 
 import dataclasses
 import json
+import re
 
+import jax
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from benchmarks.gpu_program import command, compile, hlo, kernels, schedule
 from benchmarks.gpu_program.cards import CARDS
 from jaxgpt.commands import configuration
+from jaxgpt.kernels import pallas_attention
 from jaxgpt.models import gpt2
 from jaxgpt.options.config import Compute, Config, Model, Parallel, Training
 from jaxgpt.training.estimate import estimate
@@ -29,13 +33,13 @@ LARGEST_LATE = 154.6e6  # bytes of the largest reduction between four cards that
 EARLY = 28.3e6  # bytes of the reductions that are issued before it: of all layers but the first
 
 
-def compiled(*words, devices=1):
+def compiled(*words, devices=1, attention="cuDNN's fused kernel"):
     """The compiled program, and its launches."""
     options, config = command.configured([*WORDS, *words])
     card = CARDS[options.card]
     with compile.devices_of(card, devices) as there:
-        config, attention = configuration.with_attention(config)
-        assert attention == "cuDNN's fused kernel"
+        config, chosen = configuration.with_attention(config)
+        assert chosen == attention
         program = compile.ours(config, there)
     return program, kernels.launches(hlo.parse(program.text))
 
@@ -78,6 +82,39 @@ def test_attention_is_cudnns(found):
     kinds = [kernel.kind for kernel in found]
     for side in ("forward", "backward"):
         assert kinds.count(f"cuDNN attention, {side}") == LAYERS
+
+
+@pytest.mark.slow
+@needs_plugin
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_in_pallas_is_all_that_there_is_of_it(dtype):
+    """Two products forward and seven backward, each of the half of the square, and nothing of that size in memory."""
+    words = ("--compute.dtype", dtype, "--compute.attention", "pallas")
+    program, launches = compiled(*words, attention="fused kernels in Pallas")
+    ours = [kernel for kernel in launches if kernel.kind.startswith("Pallas attention")]
+    assert [kernel.kind.rpartition(" ")[2] for kernel in ours] == ["forward"] * LAYERS + ["backward"] * 2 * LAYERS
+    square = 32 * 12 * 1024 * (1024 + 1) / 2
+    assert sum(kernel.operations for kernel in ours) == LAYERS * (2 + 7) * 2 * square * 64
+    assert all("attention." not in kernel.instruction.op_name for kernel in launches if kernel not in ours)
+    assert not re.search(r"\[(\d+,)*1024,1024[,\]]", program.text)
+
+
+@pytest.mark.slow
+@needs_plugin
+@pytest.mark.parametrize("card", ["a100", "4090"])
+@pytest.mark.parametrize(("width", "dtype"), [(256, "float32"), (100, "float32"), (256, "bfloat16"), (64, "bfloat16")])
+def test_attention_in_pallas_fits_on_the_chip(card, width, dtype):
+    """XLA refuses a kernel that asks for more shared memory than there is; these cards have the least."""
+
+    def both(q, k, v, dout, starts):
+        _, residuals = pallas_attention.forward(q, k, v, block=1, starts=starts, window=100)
+        return pallas_attention.backward(residuals, dout, block=1, starts=starts, window=100)
+
+    with compile.devices_of(CARDS[card]) as (device, *_):
+        where = SingleDeviceSharding(device)
+        arrays = [jax.ShapeDtypeStruct((2, 300, heads, width), dtype, sharding=where) for heads in (6, 2, 2, 6)]
+        starts = jax.ShapeDtypeStruct((2, 300), "int32", sharding=where)
+        assert str(jax.jit(both).lower(*arrays, starts).compile().as_text()).count("gpu.triton") == 3
 
 
 @needs_plugin

@@ -81,6 +81,10 @@ body=%body, backend_config={{"known_trip_count":{{"n":"3"}}}}
   %attended = (bf16[2,3,8,4]{{3,1,2,0}}, f32[2,3,8]{{2,1,0}}, u8[0]{{0}}) custom-call(%q, %q, %q), \
 custom_call_target="__cudnn$fmhaSoftmax", backend_config={{"cudnn_fmha_backend_config": {{"intermediate_tensor_shape": \
 {{"dimensions": ["2", "3", "8", "8"]}}, "mask_type": "CAUSAL"}}}}
+  %tiled = (bf16[2,8,3,4]{{3,2,1,0}}, f32[2,3,8]{{2,1,0}}) custom-call(%q, %q, %q), \
+custom_call_target="__gpu$xla.gpu.triton", metadata={{op_name="jit(step)/attention.forward/kernel/pallas_call"}}, \
+backend_config={{debug = false, ir = "ML({{\\00", name = "kernel", \
+serialized_metadata = "{{\\22flops\\22: \\2212345\\22}}"}}
   %turned = f32[64,16]{{1,0}} fusion(%summed), kind=kInput, calls=%fused_transpose
   %late = (f32[4,64]{{1,0}}) reduce-scatter-start(%summed), replica_groups=[1,4]<=[4]
   %shard = f32[4,64]{{1,0}} reduce-scatter-done(%late)
@@ -109,6 +113,7 @@ def test_a_loops_kernels_count_for_each_turn(by_name):
         "product": 3,
         "update": 3,
         "attended": 1,
+        "tiled": 1,
         "turned": 1,
         "late": 1,
         "copy.1": 1,
@@ -127,6 +132,12 @@ def test_causal_attention_is_half_of_two_products(by_name):
     assert attended.operations == 2 * (2 * 2 * 3 * 8 * 8 * 4) / 2
     assert attended.bytes == 2 * (2 * 8 * 3 * 4) + 2 * (2 * 3 * 8 * 4) + 4 * (2 * 3 * 8)  # q is one array
     assert attended.kind == "cuDNN attention, forward"
+
+
+def test_a_kernel_in_pallas_says_its_operations(by_name):
+    tiled = by_name["tiled"]
+    assert (tiled.operations, tiled.inputs, tiled.kind) == (12345, ("bf16", "bf16"), "Pallas attention, forward")
+    assert tiled.bytes == 2 * 2 * (2 * 8 * 3 * 4) + 4 * (2 * 3 * 8)
 
 
 def test_of_a_slice_and_of_an_update_in_place_only_the_slice_counts(by_name):
@@ -162,7 +173,7 @@ def test_the_roofline_is_the_larger_of_both_bounds(by_name):
 def test_collectives_stand_where_they_are_issued(launches):
     card = CARDS["h100"]
     early, late = schedule.collectives(launches, card)
-    assert (early.name, early.bytes, early.products_after) == ("all-reduce", 4096, 4)  # 3 in the loop, and attention
+    assert (early.name, early.bytes, early.products_after) == ("all-reduce", 4096, 5)  # 3 in the loop, attention twice
     assert early.milliseconds == pytest.approx(1e3 * 2 * 4096 * 3 / 4 / card.link)
     loop = [kernel for kernel in launches if kernel.times == 3]
     assert early.beside == pytest.approx(roofline.total(loop, card))

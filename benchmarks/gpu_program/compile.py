@@ -14,7 +14,7 @@ from unittest import mock
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 
 from benchmarks.gpu_program.cards import CUDNN, Card
 from benchmarks.peers import jax_grad
@@ -78,6 +78,9 @@ def devices_of(card: Card, count: int = 1) -> Iterator[list[Any]]:
             (cudnn_attention.cudnn, "check_cudnn_version", lambda: 10000 * CUDNN[0] + 100 * CUDNN[1]),
         ):
             stack.enter_context(mock.patch.object(module, name, fake))
+        # What Pallas asks for the card from JAX 0.11 on.
+        named = AbstractMesh((), (), abstract_device=AbstractDevice(card.name, card.cores, "gpu"))
+        stack.enter_context(jax.sharding.use_abstract_mesh(named))
         stack.enter_context(jax.default_matmul_precision("default"))
         stack.callback(_forget_devices)
         _forget_devices()

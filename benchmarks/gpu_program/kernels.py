@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from benchmarks.gpu_program.hlo import Computation, Instruction, Module, Shape
 
 PRODUCTS = ("__cublas$", "__cudnn$fmha")
+PALLAS = "__gpu$xla.gpu.triton"
 COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute", "ragged-all-to-all")
 NO_KERNEL = {
     "parameter",
@@ -134,6 +135,9 @@ def _kind(instruction: Instruction, inside: Computation | None, output: str) -> 
         return "collectives"
     if instruction.target.startswith("__cudnn$fmha"):
         return f"cuDNN attention, {'backward' if 'Backward' in instruction.target else 'forward'}"
+    if instruction.target == PALLAS:
+        side = re.search(r"/attention\.(forward|backward)/", instruction.op_name)
+        return f"Pallas attention, {side[1]}" if side else "Pallas kernels"
     if output:
         return f"products to {output}"
     if instruction.opcode == "custom-call":
@@ -196,6 +200,9 @@ def _product(
         return _of_dot(instruction.shapes[0], factors[0], summed), _dtypes(factors), instruction.shapes[0].dtype
     if target.startswith("__cudnn$fmha"):
         return _of_attention(instruction), _dtypes([operands[0].shapes[0]] * 2), instruction.shapes[0].dtype
+    if target == PALLAS:
+        told = re.search(r'"flops": "(\d+)"', instruction.attributes.replace(r"\22", '"'))
+        return float(told[1]) if told else 0.0, _dtypes([operands[0].shapes[0]] * 2), instruction.shapes[0].dtype
     operations, inputs, output = 0.0, (), ""
     factors = {part.name: part for part in inside or operands}
     for part in inside or (instruction,):

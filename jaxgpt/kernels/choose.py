@@ -1,8 +1,9 @@
 """Choice of the attention that runs: made once, before a step is compiled, and told to the user.
 
-`compute.attention` is what the user asks for. `choose_attention` makes it "blocks"
-(`layers/attention.py`, which runs anywhere) or "cudnn" (`cudnn_attention.py`), and the model looks at nothing else. The
-choice is never a silent one: the caller prints the description that comes with it.
+`compute.attention` is what the user asks for. `choose_attention` makes it "blocks" (`layers/attention.py`, which runs
+anywhere), "cudnn" (`cudnn_attention.py`) or "pallas" (`pallas_attention.py`), and the model looks at nothing else. The
+choice is never a silent one: the caller prints the description that comes with it. "auto" doesn't take "pallas", which
+no GPU has run yet.
 """
 
 import dataclasses
@@ -11,14 +12,14 @@ from types import ModuleType
 import jax
 
 from jaxgpt.errors import UserError
-from jaxgpt.kernels import cudnn_attention
+from jaxgpt.kernels import cudnn_attention, pallas_attention
 from jaxgpt.layers import attention
 from jaxgpt.options.config import IN_DATA, Compute, Model
 
 
 def attention_layer(compute: Compute) -> ModuleType:
     """Returns the module of attention that the model takes; "auto", where it was not decided, is "blocks"."""
-    return cudnn_attention if compute.attention == "cudnn" else attention
+    return {"cudnn": cudnn_attention, "pallas": pallas_attention}.get(compute.attention, attention)
 
 
 def choose_attention(model: Model, compute: Compute, length: int) -> tuple[Compute, str]:
@@ -28,11 +29,18 @@ def choose_attention(model: Model, compute: Compute, length: int) -> tuple[Compu
         `compute` with its attention decided, and a description of it to print.
 
     Raises:
-        UserError: cuDNN's kernel is asked for and can't run.
+        UserError: A kernel is asked for and can't run.
     """
     blocks = f"in blocks of {compute.attention_block} queries"
     if compute.attention == "blocks":
         return compute, blocks
+    if compute.attention == "pallas":
+        if needs := "; ".join(missing_to_pallas(model)):
+            raise UserError(
+                f"--compute.attention pallas can't run here. It needs {needs}. --compute.attention auto takes cuDNN's "
+                "kernel where it can run, and blocks of queries elsewhere"
+            )
+        return compute, "fused kernels in Pallas"
     needs = "; ".join(missing(model, compute, length))
     if not needs:
         return dataclasses.replace(compute, attention="cudnn"), "cuDNN's fused kernel"
@@ -52,15 +60,18 @@ def missing(model: Model, compute: Compute, length: int) -> list[str]:
     The limits are those of training in NVIDIA's support matrix for cuDNN's scaled dot-product attention, which are
     stricter in places than JAX's own check (`check_is_flash_attention`).
     """
-    needs = []
     capability = _cuda_capability()
-    if capability is None or capability < (8, 0):
-        found = jax.devices()[0].device_kind + (f", {_dotted(capability)}" if capability else "")
-        needs.append(f"an NVIDIA GPU of compute capability 8.0 (Ampere) or later (here is {found})")
-    needs += _missing_in_shapes(model, compute, length, capability)
-    if capability:
-        needs += _missing_cudnn(capability)
-    return needs
+    needs = _missing_card(capability) + _missing_in_shapes(model, compute, length, capability)
+    return needs + (_missing_cudnn(capability) if capability else [])
+
+
+def missing_to_pallas(model: Model) -> list[str]:
+    """Lists what the kernels in Pallas need and haven't got here, likewise. Triton has them for the same cards."""
+    needs = _missing_card(_cuda_capability())
+    if model.width_per_head > pallas_attention.WIDEST:
+        named = _head_width_option(model)
+        needs.append(f"heads of a width of at most {pallas_attention.WIDEST} ({named} is {model.width_per_head})")
+    return needs + _missing_dropout(model)
 
 
 def attention_of_card(model: Model, compute: Compute, length: int, capability: tuple[int, int]) -> Compute:
@@ -71,6 +82,13 @@ def attention_of_card(model: Model, compute: Compute, length: int, capability: t
     return dataclasses.replace(compute, attention="cudnn" if can else "blocks")
 
 
+def _missing_card(capability: tuple[int, ...] | None) -> list[str]:
+    if capability and capability >= (8, 0):
+        return []
+    found = jax.devices()[0].device_kind + (f", {_dotted(capability)}" if capability else "")
+    return [f"an NVIDIA GPU of compute capability 8.0 (Ampere) or later (here is {found})"]
+
+
 def _missing_in_shapes(model: Model, compute: Compute, length: int, capability: tuple[int, ...] | None) -> list[str]:
     """Lists what of the model and its numbers cuDNN's kernel doesn't take."""
     needs = []
@@ -79,16 +97,25 @@ def _missing_in_shapes(model: Model, compute: Compute, length: int, capability: 
     head_width = model.width_per_head
     widest = 256 if capability and capability[0] == 9 else 128  # backward; only Hopper's goes further
     if head_width % 8 or head_width > widest:
-        named = "--model.head-width" if model.head_width else "--model.width / --model.heads"
+        named = _head_width_option(model)
         needs.append(f"heads of a width that is a multiple of 8 and at most {widest} ({named} is {head_width})")
     if model.documents_apart:
         apart = "conversations are apart" if model.document_start == IN_DATA else "--data.document-mask"
         needs.append(f"attention across the borders of documents ({apart})")
-    if model.dropout:
-        needs.append(f"no dropout (--model.dropout is {model.dropout}), whose masks are drawn in blocks of queries")
+    needs += _missing_dropout(model)
     if length < 2:
         needs.append("sequences of two tokens or more (--training.sequence-length)")
     return needs
+
+
+def _missing_dropout(model: Model) -> list[str]:
+    if not model.dropout:
+        return []
+    return [f"no dropout (--model.dropout is {model.dropout}), whose masks are drawn in blocks of queries"]
+
+
+def _head_width_option(model: Model) -> str:
+    return "--model.head-width" if model.head_width else "--model.width / --model.heads"
 
 
 def _missing_cudnn(capability: tuple[int, ...]) -> list[str]:

@@ -111,8 +111,9 @@ class Compute:
     """The same bits from the same seed on a GPU too, where some kernels are then slower ones; a CPU's always are."""
     classifier_chunk: int = 2048
     """Number of tokens whose logits exist at once."""
-    attention: Literal["auto", "blocks", "cudnn"] = "auto"
-    """cuDNN's fused kernel (an NVIDIA GPU, bfloat16), or blocks of queries; auto takes the kernel where it can run."""
+    attention: Literal["auto", "blocks", "cudnn", "pallas"] = "auto"
+    """cuDNN's fused kernel (an NVIDIA GPU, bfloat16), or blocks of queries; auto takes the kernel where it can run.
+    "pallas" is the project's own fused kernels, which also take float32 and documents; no GPU has run them yet."""
     attention_block: int = 256
     """Number of queries whose attention scores exist at once, where attention runs in blocks."""
     recompute: Literal["none", "gelu", "norms", "projection", "block", "auto"] = "norms"

@@ -118,7 +118,7 @@ def _measure(config: Config, devices: int, gpu: bool) -> tuple[Sizes, _Counts]:
 
 def _scores(config: Config, devices: int) -> int:
     """Returns the bytes of the scores of one block of queries; 0 where a kernel keeps them on the chip."""
-    if config.compute.attention == "cudnn":
+    if config.compute.attention in ("cudnn", "pallas"):
         return 0
     model, T = config.model, config.training.sequence_length
     block = min(config.compute.attention_block, T)

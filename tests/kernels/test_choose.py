@@ -10,7 +10,7 @@ from benchmarks import bench
 from jaxgpt.commands import gradcheck
 from jaxgpt.errors import UserError
 from jaxgpt.generation.decoder import Decoder
-from jaxgpt.kernels import choose, cudnn_attention
+from jaxgpt.kernels import choose, cudnn_attention, pallas_attention
 from jaxgpt.layers import attention
 from jaxgpt.models import gpt2
 from jaxgpt.options.config import Compute, Model, Sampling
@@ -118,8 +118,37 @@ def test_all_that_is_missing_is_said_at_once():
 
 
 def test_the_model_takes_the_kernel_only_where_it_was_chosen():
-    layers = {name: choose.attention_layer(Compute(attention=name)) for name in ("auto", "blocks", "cudnn")}
-    assert layers == {"auto": attention, "blocks": attention, "cudnn": cudnn_attention}
+    names = ("auto", "blocks", "cudnn", "pallas")
+    assert [choose.attention_layer(Compute(attention=name)) for name in names] == [
+        *(attention, attention, cudnn_attention, pallas_attention)
+    ]
+
+
+def test_the_kernels_in_pallas_are_taken_by_name_alone(device):
+    device()
+    assert chosen(Compute())[0] == "blocks"  # float32, which cuDNN's doesn't take
+    asked = Compute(attention="pallas")
+    of_documents = dataclasses.replace(MODEL, document_start=50256, window=100, family="llama", kv_heads=4)
+    for model in (MODEL, of_documents, dataclasses.replace(MODEL, heads=3)):
+        assert chosen(asked, model) == ("pallas", "fused kernels in Pallas")
+    assert choose.attention_of_card(MODEL, asked, 1024, (8, 0)) == asked
+
+
+@pytest.mark.parametrize(
+    ("faked", "options", "reason"),
+    [
+        ({"kind": "Tesla T4", "capability": "7.5"}, {}, "an NVIDIA GPU of compute capability 8.0"),
+        ({}, {"heads": 2}, "heads of a width of at most 256 (--model.width / --model.heads is 384)"),
+        ({}, {"dropout": 0.1}, "no dropout (--model.dropout is 0.1)"),
+    ],
+)
+def test_what_the_kernels_in_pallas_need(device, faked, options, reason):
+    device(**faked)
+    with pytest.raises(UserError) as raised:
+        chosen(Compute(attention="pallas"), dataclasses.replace(MODEL, **options))
+    assert str(raised.value).startswith("--compute.attention pallas can't run here. It needs ")
+    assert reason in str(raised.value)
+    assert ";" not in str(raised.value)
 
 
 def test_the_version_is_cudnns_or_none(monkeypatch):
