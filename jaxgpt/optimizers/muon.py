@@ -92,9 +92,7 @@ def update(
         new = jnp.where(advance, wide - muon_rate * direction, wide)
         return rounding.kept(new, one.param.dtype, key, step, one.place), momenta[one.place], None
 
-    params, first, second = (
-        jax.tree.unflatten(structure, part) for part in zip(*map(updated, tensors), strict=True)
-    )
+    params, first, second = (jax.tree.unflatten(structure, part) for part in zip(*map(updated, tensors), strict=True))
     return params, Moments(first, second)
 
 

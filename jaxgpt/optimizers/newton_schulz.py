@@ -29,7 +29,7 @@ COEFFICIENTS = (
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
 SAFETY = 1.02  # keeps the largest singular value below 1 when the norm is rounded
-EPSILON = 1e-8  # added to the norm, so that zeros stay zeros
+EPSILON = 1e-8  # added to the norm: zeros stay zeros, and what decays without new gradients fades in the end
 TOGETHER = 1 << 24  # numbers of the matrices that are multiplied at once; of larger ones one after another
 
 
@@ -46,7 +46,7 @@ def _orthogonalised(matrix: Float[Array, "M N"]) -> Float[Array, "M N"]:
     dtype = matrix.dtype
     wide = matrix.astype(accumulation_dtype(matrix.dtype))
     norm = jnp.sqrt(jnp.sum(jnp.square(wide)))
-    x = (wide / (SAFETY * norm + EPSILON)).astype(dtype)
+    x = (wide / (SAFETY * (norm + EPSILON))).astype(dtype)
     for a, b, c in COEFFICIENTS:
         gram = product("mn,kn->mk", x, x, dtype=dtype)
         polynomial = b * gram + c * product("mk,kl->ml", gram, gram, dtype=dtype)

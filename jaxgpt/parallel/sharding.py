@@ -12,9 +12,9 @@ From stage 1 on a tensor is kept as shards: flattened, padded with zeros to a mu
 D, and cut in D (stacked layers each by itself). So a tensor of any shape can be sharded, and AdamW, which looks at one
 number at a time, runs on the shards as they are. A padding zero has the gradient 0 and stays 0.
 
-Muon looks at whole matrices. Each tensor of a layer has a device that owns it: an all-to-all brings it the shards of its
-momentum, it orthogonalises, and another all-to-all brings each device its shard of the result. With S such tensors of
-one kind a device owns S/D of them, rounded up, and none is two devices'.
+Muon looks at whole matrices. Each tensor of a layer has a device that owns it: an all-to-all brings it the shards of
+its momentum, it orthogonalises, and another all-to-all brings each device its shard of the result. With S such tensors
+of one kind a device owns S/D of them, rounded up, and none is two devices'.
 
 Gradients are summed over the devices by an all-reduce (`psum`) where every device needs the whole sum, and by a
 reduce-scatter (`psum_scatter`) where each needs its shard. The functions here say when; on one device they do nothing.
