@@ -195,6 +195,7 @@ def _tensors(config: Config, target: Target, zero: int) -> dict[str, int]:
         micro_batches=training.micro_batches,
         weight_bytes=2 if config.compute.dtype == "bfloat16" else 4,
         biases_again=True,
+        matrices=layout.matrices,
     )
 
 
@@ -232,7 +233,8 @@ def _memory_table(candidates: list[Candidate], target: Target) -> list[str]:
 def _network_table(config: Config, target: Target) -> list[str]:
     if target.devices == 1:
         return []
-    kinds = ("all-reduce", "reduce-scatter", "all-gather")
+    muon = ("all-to-all",) if config.optimizer.name == "muon" else ()
+    kinds = ("all-reduce", "reduce-scatter", "all-gather", *muon)
     lines = [
         "network   GB that each device sends in a step",
         f"  {'zero':<6}" + "".join(f"{kind:>16}" for kind in kinds),
