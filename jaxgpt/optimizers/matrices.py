@@ -87,7 +87,18 @@ def directions(tensors: dict[Matrices, Float[Array, "_ _"]]) -> dict[Matrices, F
     return {kind: kind.join(parts[kind], rows.shape[1]) for kind, rows in tensors.items()}
 
 
-def operations(tree: Any) -> int:
-    """Counts the operations that orthogonalise all matrices of a tree of `Matrices` and None."""
-    kinds = jax.tree.leaves(tree)
-    return sum(kind.rows * newton_schulz.operations(*size) for kind in kinds for size in kind.each)
+def owned(tree: Any, devices: int) -> dict[Matrices, int]:
+    """Counts the tensors of each kind in a tree of `Matrices` and None that a device orthogonalises, layer by layer.
+
+    Where the count doesn't divide by the number of devices some have tensors of zeros among theirs.
+    """
+    counts: dict[Matrices, int] = {}
+    for kind in jax.tree.leaves(tree):
+        counts[kind] = counts.get(kind, 0) + kind.rows
+    return {kind: -(-count // devices) for kind, count in counts.items()}
+
+
+def operations(tree: Any, devices: int = 1) -> int:
+    """Counts the operations of a step with which a device orthogonalises its share of a tree's matrices."""
+    each = {kind: sum(newton_schulz.operations(*size) for size in kind.each) for kind in jax.tree.leaves(tree)}
+    return sum(count * each[kind] for kind, count in owned(tree, devices).items())

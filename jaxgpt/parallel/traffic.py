@@ -23,7 +23,7 @@ from typing import Any
 import jax
 
 from jaxgpt.models.blocks import Params
-from jaxgpt.optimizers.matrices import Matrices
+from jaxgpt.optimizers.matrices import owned
 
 IN_A_MACHINE = 8  # graphics cards
 NETWORK = 50e9  # bytes a second of each one's network card, one way: 400 Gb/s
@@ -61,20 +61,13 @@ def traffic(
     gathered = everything
     if zero == 3:
         gathered += micro_batches * (2 * blocks - (0 if biases_again else biases)) - blocks
-    exchanged = {"all-to-all": 2 * weight_bytes * _exchanged(matrices, devices)} if matrices is not None else {}
+    own = owned(matrices, devices) if matrices is not None else {}
+    numbers = sum(count * -(-kind.numbers // devices) * devices for kind, count in own.items())
     return {
         "reduce-scatter": 4 * everything * (micro_batches if zero >= 2 else 1),
         "all-gather": weight_bytes * gathered,
-        **exchanged,
+        **({"all-to-all": 2 * weight_bytes * numbers} if own else {}),
     }
-
-
-def _exchanged(matrices: Params, devices: int) -> int:
-    """Counts the numbers of the tensors that one device orthogonalises, their padding and tensors of zeros included."""
-    rows: dict[Matrices, int] = {}
-    for kind in jax.tree.leaves(matrices):
-        rows[kind] = rows.get(kind, 0) + kind.rows
-    return sum(-(-count // devices) * -(-kind.numbers // devices) * devices for kind, count in rows.items())
 
 
 def _numbers(shapes: Any, devices: int) -> int:
