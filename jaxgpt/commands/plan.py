@@ -21,6 +21,7 @@ from jaxgpt.foreign_text import quoted
 from jaxgpt.kernels.choose import attention_of_card
 from jaxgpt.models import family
 from jaxgpt.models.blocks import ELSEWHERE, MOST_UNROLLED, RECOMPUTE_LEVELS, unstacked
+from jaxgpt.optimizers.matrices import operations
 from jaxgpt.options.command_line import nearest
 from jaxgpt.options.config import Config
 from jaxgpt.parallel.traffic import NETWORK, seconds, sent, traffic
@@ -147,8 +148,10 @@ def _candidate(config: Config, target: Target, zero: int, recompute: str) -> Can
     tokens = training.micro_batches * training.batch_size * training.sequence_length / target.devices
     peak = flops.known_peak(target.card.kind, compute.dtype)
     of_token = family(model).flops_per_token(model, training.sequence_length, recompute=recompute)
+    matrices = layout_without_devices(_scanned(config), target.devices).matrices
+    of_muon = operations(matrices, target.devices if zero else 1)
     network = seconds(_tensors(config, target, zero), target.devices, target.card.link, NETWORK)
-    return Candidate(config, needs, tokens * of_token / peak if peak else None, network)
+    return Candidate(config, needs, (tokens * of_token + of_muon) / peak if peak else None, network)
 
 
 def _layers(config: Config, target: Target, zero: int) -> str:
@@ -195,6 +198,7 @@ def _tensors(config: Config, target: Target, zero: int) -> dict[str, int]:
         micro_batches=training.micro_batches,
         weight_bytes=2 if config.compute.dtype == "bfloat16" else 4,
         biases_again=True,
+        matrices=layout.matrices,
     )
 
 
@@ -232,7 +236,8 @@ def _memory_table(candidates: list[Candidate], target: Target) -> list[str]:
 def _network_table(config: Config, target: Target) -> list[str]:
     if target.devices == 1:
         return []
-    kinds = ("all-reduce", "reduce-scatter", "all-gather")
+    muon = ("all-to-all",) if config.optimizer.name == "muon" else ()
+    kinds = ("all-reduce", "reduce-scatter", "all-gather", *muon)
     lines = [
         "network   GB that each device sends in a step",
         f"  {'zero':<6}" + "".join(f"{kind:>16}" for kind in kinds),

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxgpt.layers.dropout import Masks
 from jaxgpt.layers.numerics import not_before
+from jaxgpt.optimizers.matrices import Matrices
 from jaxgpt.options.config import Compute, Model, Objective
 
 # Layers; more take minutes to compile. XLA for GPUs is the faster one, and its loops cost more.
@@ -112,6 +113,24 @@ def matrices(shapes: Params) -> Params:
         return len(shape.shape) - by_layer > 1 and all(getattr(part, "name", None) != "router" for part in path)
 
     return jax.tree_util.tree_map_with_path(one, shapes, stacked)
+
+
+def as_matrices(shapes: Params, columns: dict[str, tuple[int, ...]]) -> Params:
+    """Returns the blocks' `matrices` as Muon takes them, a `Matrices` each, and None for every other tensor.
+
+    `columns` is the family's.
+    """
+    layers = are_stacked(shapes.blocks)
+
+    def one(path: tuple, shape: Any, matrix: bool) -> Matrices | None:
+        names = [part.name for part in path if isinstance(part, jax.tree_util.GetAttrKey)]
+        if not matrix or "blocks" not in names:
+            return None
+        of_layer = shape.shape[1:] if layers else shape.shape
+        beside = next((columns[name] for name in names if name in columns), (of_layer[-1],))
+        return Matrices(shape.shape[0] if layers else 0, of_layer, beside)
+
+    return jax.tree_util.tree_map_with_path(one, shapes, matrices(shapes))
 
 
 def cast(params: Params, dtype: DTypeLike, marks: Params | None = None) -> Params:

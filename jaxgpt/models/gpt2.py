@@ -172,6 +172,11 @@ def projections(model: Model) -> dict[str, Projection]:
     }
 
 
+def columns(model: Model) -> dict[str, tuple[int, ...]]:
+    """Columns of the matrices that lie side by side in a tensor, by the name of its field: queries, keys, values."""
+    return {"qkv": (model.width,) * 3}
+
+
 def head(params: Params) -> unembedding.Params:
     """The unembedding, which is the token table."""
     return unembedding.Params(params.embedding.token)

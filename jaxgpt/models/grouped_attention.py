@@ -98,6 +98,12 @@ def projections(model: Model) -> dict[str, Projection]:
     }
 
 
+def columns(model: Model) -> dict[str, tuple[int, ...]]:
+    """Columns of the matrices that lie side by side in a tensor, by the name of its field: queries, keys, values."""
+    H, K, D = model.heads, model.key_value_heads, model.width_per_head
+    return {"qkv": (H * D, K * D, K * D)}
+
+
 def flops_per_token(model: Model, length: int) -> tuple[int, float, int]:
     """Operations of a layer's forward for a token: of queries, keys and values; of attention; of its projection.
 

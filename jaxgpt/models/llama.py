@@ -181,6 +181,11 @@ def projections(model: Model) -> dict[str, Projection]:
     }
 
 
+def columns(model: Model) -> dict[str, tuple[int, ...]]:
+    """Columns of the matrices that lie side by side in a tensor, by the name of its field: attention's; gate, up."""
+    return grouped_attention.columns(model) | {"mlp_in": (feed_forward(model),) * 2}
+
+
 def head(params: Params) -> unembedding.Params:
     """The unembedding: a table of its own, or the token table."""
     return unembedding.Params(params.embedding.token) if params.head is None else params.head

@@ -142,6 +142,11 @@ def projections(model: Model) -> dict[str, Projection]:
     return grouped_attention.projections(model)
 
 
+def columns(model: Model) -> dict[str, tuple[int, ...]]:
+    """Columns of the matrices that lie side by side in a tensor, by the name of its field: attention's; gate, up."""
+    return grouped_attention.columns(model) | {"w_in": (feed_forward(model),) * 2}
+
+
 def block_forward(
     params: Block, x: Float[Array, "N C"], attend: WholeText | KeptText, context: Context
 ) -> tuple[Float[Array, "N C"], BlockResiduals]:

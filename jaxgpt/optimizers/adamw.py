@@ -26,7 +26,7 @@ Tree = Any
 
 class Moments(NamedTuple):
     first: Tree  # m, like the parameters
-    second: Tree  # v, like the parameters
+    second: Tree  # v, like the parameters; None in the place of Muon's
 
 
 def init(params: Tree) -> Moments:
@@ -70,7 +70,7 @@ def update(
 
     def one(place, param, first, second, grad, decay):
         scalars = place, step, learning_rate, correction1, correction2, advance
-        return _update_one(param, first, second, grad, key, *scalars, decay=decay, options=options)
+        return update_one(param, first, second, grad, key, *scalars, decay=decay, options=options)
 
     places = jax.tree.unflatten(jax.tree.structure(params), range(len(jax.tree.leaves(params))))
     updated = jax.tree.map(one, places, params, *moments, grads, decays)
@@ -79,7 +79,7 @@ def update(
 
 
 @functools.partial(jax.jit, static_argnames=("decay", "options"))  # traced once for all tensors of a shape
-def _update_one(
+def update_one(
     param: Array,
     first: Array,
     second: Array,
@@ -108,7 +108,4 @@ def _update_one(
     if decay:
         direction = direction + options.weight_decay * wide
     new = jnp.where(advance, wide - learning_rate * direction, wide)
-    if param.dtype == jnp.bfloat16:
-        assert key is not None
-        new = rounding.stochastic(new, jax.random.fold_in(jax.random.fold_in(key, step), place))
-    return new, first, second
+    return rounding.kept(new, param.dtype, key, step, place), first, second

@@ -7,9 +7,11 @@ and the 16 bits are dropped. An update much smaller than a parameter's last bit 
 where rounding to nearest would lose it every time.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, BFloat16, Float32, Key
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, BFloat16, Float, Float32, Key
 
 from jaxgpt.layers import random
 
@@ -20,3 +22,16 @@ def stochastic(x: Float32[Array, "..."], key: Key[Array, ""]) -> BFloat16[Array,
     bits = lax.bitcast_convert_type(x, jnp.uint32) + noise
     rounded = lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
     return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
+
+
+def kept(
+    new: Float[Array, "..."], dtype: DTypeLike, key: Key[Array, ""] | None, step: ArrayLike, place: ArrayLike
+) -> Float[Array, "..."]:
+    """Returns a parameter's new value as it is kept: itself, or of a bfloat16 parameter rounded at random.
+
+    `place` is the parameter's number among all, so that each is rounded by numbers of its own.
+    """
+    if dtype != jnp.bfloat16:
+        return new
+    assert key is not None
+    return stochastic(new, jax.random.fold_in(jax.random.fold_in(key, step), place))

@@ -227,10 +227,16 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW, its clipping and its learning-rate schedule."""
+    """AdamW or Muon, clipping, and the learning-rate schedule."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """AdamW; or Muon for the blocks' matrices, and AdamW for all else."""
     learning_rate: float = 6e-4
     """Peak learning rate."""
+    muon_learning_rate: float = 0.0
+    """Peak learning rate of Muon's matrices; 0 takes the same, since their updates are as large as AdamW's."""
+    momentum: float = 0.95
+    """Decay of the running mean of the gradients of Muon's matrices."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Shape after warm-up; wsd is constant until 80% of the steps and then falls as 1 - √ of the rest."""
     warmup_steps: int = 0

@@ -238,7 +238,7 @@ def check(config: Config) -> None:
         "data": ("skip_bad",),
         "training": ("sequence_length", "seed", "evaluate_every", "evaluation_batches", "patience"),
         "evaluation": ("every", "limit"),
-        "optimizer": ("warmup_steps", "final_fraction", "weight_decay", "clip_norm"),
+        "optimizer": ("muon_learning_rate", "warmup_steps", "final_fraction", "weight_decay", "clip_norm"),
         "checkpoint": ("every_steps", "every_minutes", "keep_every", "stop_minutes_before_end"),
         "run": ("sample_every",),
     }
@@ -252,7 +252,7 @@ def check(config: Config) -> None:
     for section, keys, holds, needed in (
         ("training", ("sequence_length",), lambda tokens: tokens <= context, of_length),
         ("data", ("validation_fraction",), lambda share: 0 < share < 1, "between 0 and 1"),
-        ("optimizer", ("beta1", "beta2"), lambda decay: 0 <= decay < 1, "at least 0 and below 1"),
+        ("optimizer", ("beta1", "beta2", "momentum"), lambda decay: 0 <= decay < 1, "at least 0 and below 1"),
         ("training", ("loss_spike_z", "grad_norm_spike_z"), lambda z: 0 <= z < largest, of_spikes),
         ("optimizer", ("final_fraction",), lambda share: share <= 1, "at most 1"),
     ):
@@ -264,6 +264,8 @@ def check(config: Config) -> None:
     check_objective(config.objective)
     needed = "0 where a scalar head is trained too (--objective.name)"
     _require(not (config.lora.rank and config.objective.scalar_head), "lora", "rank", config.lora.rank, needed)
+    needed = "adamw where adapters are trained, which are factors of a matrix (--lora.rank)"
+    _require(config.optimizer.name == "adamw" or not config.lora.rank, "optimizer", "name", "muon", needed)
     needed = "empty for a reward model, which draws and scores no text (--objective.name)"
     tasks = config.evaluation.tasks
     _require(not (tasks and config.objective.name == "reward"), "evaluation", "tasks", tasks, needed)

@@ -12,6 +12,10 @@ From stage 1 on a tensor is kept as shards: flattened, padded with zeros to a mu
 D, and cut in D (stacked layers each by itself). So a tensor of any shape can be sharded, and AdamW, which looks at one
 number at a time, runs on the shards as they are. A padding zero has the gradient 0 and stays 0.
 
+Muon looks at whole matrices. Each tensor of a layer has a device that owns it: an all-to-all brings it the shards of
+its momentum, it orthogonalises, and another all-to-all brings each device its shard of the result. With S such tensors
+of one kind a device owns S/D of them, rounded up, and none is two devices'.
+
 Gradients are summed over the devices by an all-reduce (`psum`) where every device needs the whole sum, and by a
 reduce-scatter (`psum_scatter`) where each needs its shard. The functions here say when; on one device they do nothing.
 """
@@ -26,7 +30,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jaxgpt.models.blocks import BlockTransform, Params, block_shapes, cast, identity, matrices, stacked_marks
 from jaxgpt.parallel.mesh import AXIS, SHARDS
@@ -42,6 +46,7 @@ class Layout:
     zero: int
     shapes: Params  # of the whole parameters
     reproducible: bool
+    matrices: Params | None = None  # which of them are Muon's (`blocks.as_matrices`); None for AdamW
 
     @property
     def devices(self) -> int:
@@ -83,12 +88,19 @@ class Layout:
         return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), own)
 
     def specs(self) -> Params:
-        """Returns the PartitionSpecs of the parameters, which are a moment's too."""
+        """Returns the PartitionSpecs of the parameters, which are the first moments' too."""
 
         def one(shape: jax.ShapeDtypeStruct, stacked: bool) -> PartitionSpec:
             return PartitionSpec(*[None] * stacked, AXIS) if self.sharded else PartitionSpec()
 
         return jax.tree.map(one, self.shapes, stacked_marks(self.shapes))
+
+    def second_specs(self) -> Params:
+        """Returns those of the second moments, which Muon's matrices have none of."""
+        specs = self.specs()
+        if self.matrices is None:
+            return specs
+        return jax.tree.map(lambda spec, of: None if of else spec, specs, self.matrices, is_leaf=_is_spec)
 
     def shardings(self, specs: Tree) -> Tree:
         """Returns NamedShardings for `jax.jit`, or None on one device."""
@@ -108,10 +120,28 @@ class Layout:
 
     def unshard(self, shards: Params) -> Params:
         """The inverse of `shard`."""
-        return jax.tree.map(_joined, shards, self.shapes) if self.sharded else shards
+        if not self.sharded:
+            return shards
+        return jax.tree.map(lambda shape, flat: None if flat is None else _joined(flat, shape), self.shapes, shards)
 
     def _split(self, whole: Tree, stacked: Tree) -> Tree:
         return jax.tree.map(lambda array, stacked: _filled_up(array, int(stacked), self.devices), whole, stacked)
+
+    def to_owners(self, shards: Float[Array, "S n"]) -> Float[Array, "_ _"]:
+        """Returns this device's own of S tensors that all devices have shards of: whole, a row each, filled up.
+
+        Tensors of zeros make S a multiple of the number of devices.
+        """
+        if not self.sharded:
+            return shards
+        shards = jnp.pad(shards, ((0, -len(shards) % self.devices), (0, 0)))
+        return lax.all_to_all(shards, AXIS, split_axis=0, concat_axis=1, tiled=True)
+
+    def to_shards(self, own: Float[Array, "_ _"], count: int) -> Float[Array, "{count} _"]:
+        """The inverse of `to_owners`: returns this device's shards of S = `count` tensors."""
+        if not self.sharded:
+            return own
+        return lax.all_to_all(own, AXIS, split_axis=1, concat_axis=0, tiled=True)[:count]
 
     def total(self, value: Array) -> Array:
         """Sums a value over the devices."""
@@ -187,6 +217,10 @@ class Layout:
             lambda array: lax.psum_scatter(array, AXIS, scatter_dimension=array.ndim - 1, tiled=True),
             self._split(grads, stacked),
         )
+
+
+def _is_spec(leaf: Any) -> bool:
+    return isinstance(leaf, PartitionSpec)
 
 
 def _filled_up(array: Array, kept: int, devices: int) -> Array:

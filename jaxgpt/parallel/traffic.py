@@ -9,8 +9,12 @@ devices, A micro-batches, gradients of 4 bytes a number and weights of w:
     2                     4 P A             w P
     3                     4 P A             w (P - P_layers) + 2 w P_layers A
 
+With Muon, stages 1 to 3 also have an all-to-all of the momentum of the blocks' matrices to their owners and one of the
+updates back, 2 w P_matrices / D on each device, in the dtype of the products.
+
 Of n bytes of tensors a ring sends (D-1)/D n from each of D devices in a reduce-scatter or an all-gather, and twice that
-in an all-reduce, which is both. `tests/parallel/test_sharding.py` finds these bytes in compiled programs.
+in an all-reduce, which is both; in an all-to-all a device sends (D-1)/D of the n bytes that it gets.
+`tests/parallel/test_sharding.py` finds these bytes in compiled programs.
 """
 
 import math
@@ -19,13 +23,21 @@ from typing import Any
 import jax
 
 from jaxgpt.models.blocks import Params
+from jaxgpt.optimizers.matrices import owned
 
 IN_A_MACHINE = 8  # graphics cards
 NETWORK = 50e9  # bytes a second of each one's network card, one way: 400 Gb/s
 
 
 def traffic(
-    shapes: Params, *, devices: int, zero: int, micro_batches: int, weight_bytes: int, biases_again: bool = False
+    shapes: Params,
+    *,
+    devices: int,
+    zero: int,
+    micro_batches: int,
+    weight_bytes: int,
+    biases_again: bool = False,
+    matrices: Params | None = None,
 ) -> dict[str, int]:
     """Returns the bytes of the tensors in one step, by kind of collective; gradients have 4 bytes a number.
 
@@ -37,6 +49,7 @@ def traffic(
         weight_bytes: Bytes of a number of the weights that are gathered.
         biases_again: Whether stage 3 gathers the layers' biases in the backward as well, which needs them only where it
             computes outputs again.
+        matrices: Which of them are Muon's (`blocks.as_matrices`), None for AdamW.
     """
     if devices == 1:
         return {}
@@ -48,9 +61,12 @@ def traffic(
     gathered = everything
     if zero == 3:
         gathered += micro_batches * (2 * blocks - (0 if biases_again else biases)) - blocks
+    own = owned(matrices, devices) if matrices is not None else {}
+    numbers = sum(count * -(-kind.numbers // devices) * devices for kind, count in own.items())
     return {
         "reduce-scatter": 4 * everything * (micro_batches if zero >= 2 else 1),
         "all-gather": weight_bytes * gathered,
+        **({"all-to-all": 2 * weight_bytes * numbers} if own else {}),
     }
 
 

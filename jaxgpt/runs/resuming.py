@@ -28,6 +28,7 @@ FIXED = {
     "training": {"sequence_length", "seed", "init_from"},
     "objective": {"name", "completions", "reference_free", "advantages"},
     "rollouts": {"answers", "minibatches", "epochs"},
+    "optimizer": {"name"},
 }
 
 

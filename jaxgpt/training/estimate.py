@@ -1,10 +1,11 @@
 """The memory of a train step on devices that aren't there, from shapes: nothing is compiled and nothing computed.
 
-A step needs its state, and beside it what is there at one of three times, the one at which it is most:
+A step needs its state, and beside it what is there at one of these times, the one at which it is most:
 
     classifier   all saved activations, a chunk's logits, the head's gradient and the product that is added to it
     backward     the activations of the layers to come, the gradients of those that are done, and a layer's workspace
     update       the gradients of all parameters; at stage 0 also their sum over the devices
+    muon         the gradients, and two copies of the matrices that the device orthogonalises
 
 With layers apart, activations go as gradients come; the stacks of a loop are both there in full. `memory_plan.measure`
 knows the arrays. A layer's workspace is as large as its activations, of which each has a gradient, or as three blocks
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgpt.layers.numerics import accumulation_dtype
+from jaxgpt.optimizers.matrices import owned
 from jaxgpt.options.config import Config
 from jaxgpt.training import memory_plan
 from jaxgpt.training.memory_plan import Sizes
@@ -49,6 +51,7 @@ class _Counts(NamedTuple):
     kept: int  # what a device keeps of them
     ends: int  # those of all but the layers, whole
     workspace: int
+    matrices: int  # those that a device orthogonalises, in the dtype of the products; 0 for AdamW
 
 
 def estimate(config: Config, devices: int, *, gpu: bool) -> Estimate:
@@ -79,15 +82,20 @@ def _times(sizes: Sizes, counts: _Counts, *, unrolled: bool, summed: bool) -> di
     """Returns what is there at each time beside what always is."""
     activations, workspace = counts.saved + sizes.ends, {"workspace of a layer": counts.workspace}
     classifier = {ACTIVATIONS: activations, GRADIENTS: sizes.table, "classifier": sizes.classifier + sizes.table}
-    update = {GRADIENTS: (counts.kept - counts.sum) * (2 if summed else 1)}
+    gradients = counts.kept - counts.sum
+    updates = {
+        "update": {GRADIENTS: gradients * (2 if summed else 1)},
+        # The weights, which are counted throughout, are not needed any more.
+        "muon": {GRADIENTS: gradients, "matrices": max(0, 2 * counts.matrices - sizes.weights)},
+    }
     if not unrolled:
         backward = {ACTIVATIONS: activations, GRADIENTS: sizes.table + counts.kept, **workspace}
-        return {"classifier": classifier, "backward": backward, "update": update}
+        return {"classifier": classifier, "backward": backward, **updates}
     first = {ACTIVATIONS: activations, GRADIENTS: sizes.table, **workspace}
     of_layers = counts.kept * (counts.whole - counts.ends) // counts.whole
     gradients = max(counts.kept, counts.ends + of_layers)
     last = {ACTIVATIONS: counts.saved // counts.layers, GRADIENTS: gradients, **workspace}
-    return {"classifier": classifier, "first layer's backward": last, "last layer's backward": first, "update": update}
+    return {"classifier": classifier, "first layer's backward": last, "last layer's backward": first, **updates}
 
 
 def _measure(config: Config, devices: int, gpu: bool) -> tuple[Sizes, _Counts]:
@@ -113,7 +121,9 @@ def _measure(config: Config, devices: int, gpu: bool) -> tuple[Sizes, _Counts]:
     copies = {0: int(narrow != wide), 3: 2 if unrolled else 1}.get(zero, 0) * narrow * numbers  # cast or gathered
     workspace = max(activations + again, 3 * _scores(config, devices)) + copies + (wide * numbers if early else 0)
     saved = sum(sizes.activations.values())
-    return sizes, _Counts(L, saved, sums, whole, kept, ends, workspace)
+    own = owned(layout.matrices, devices if zero else 1)
+    matrices = narrow * sum(count * kind.numbers for kind, count in own.items())
+    return sizes, _Counts(L, saved, sums, whole, kept, ends, workspace, matrices)
 
 
 def _scores(config: Config, devices: int) -> int:

@@ -20,7 +20,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import family, lora, with_scalar
 from jaxgpt.models.blocks import RECOMPUTE_LEVELS, Context, Inputs, cast
-from jaxgpt.optimizers import adamw
+from jaxgpt.optimizers import choose
 from jaxgpt.options.config import Config
 from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import step
@@ -179,7 +179,7 @@ def measure(config: Config, layout: Layout | None = None) -> Sizes:
     layout = layout or layout_of(config)
     model, compute, training = config.model, config.compute, config.training
     params, frozen = jax.eval_shape(layout.shard, layout.shapes), frozen_shapes(config)
-    moments = jax.eval_shape(adamw.init, params)
+    moments = jax.eval_shape(lambda params: choose.init(params, layout.matrices), params)
     weights = jax.eval_shape(lambda params: cast(params, compute.dtype), layout.shapes)
     sequences = training.batch_size // layout.devices * config.objective.texts
     tokens = jax.ShapeDtypeStruct((sequences, training.sequence_length), jnp.int32)

@@ -11,8 +11,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int, Key
 
 from jaxgpt.models import family, lora, with_scalar
-from jaxgpt.models.blocks import Params, arrange
-from jaxgpt.optimizers import adamw
+from jaxgpt.models.blocks import Params, arrange, as_matrices
+from jaxgpt.optimizers import adamw, choose
 from jaxgpt.options.config import Config
 from jaxgpt.parallel import mesh
 from jaxgpt.parallel.sharding import Layout
@@ -87,7 +87,8 @@ def state_of(params: Params, config: Config) -> TrainState:
     """Returns the state before the first step with these parameters; the rest depends on their shapes alone."""
     _, key = jax.random.split(jax.random.key(config.training.seed))
     step, nonfinite, skipped = (jnp.int32(0) for _ in range(3))  # each in memory of its own, since all is donated
-    return TrainState(params, adamw.init(params), step, key, nonfinite, skipped, spikes.init(), spikes.init())
+    moments = choose.init(params, layout_of(config).matrices)
+    return TrainState(params, moments, step, key, nonfinite, skipped, spikes.init(), spikes.init())
 
 
 def on_trees(change: Callable[[Params], Params], state: TrainState) -> TrainState:
@@ -112,13 +113,16 @@ def layout_without_devices(config: Config, devices: int) -> Layout:
 
 def _layout(devices: Mesh, config: Config) -> Layout:
     shapes = jax.eval_shape(lambda: _whole_params(config, jax.random.key(0)))
-    return Layout(devices, config.parallel.zero, shapes, config.parallel.reproducible)
+    muon = config.optimizer.name == "muon"
+    matrices = as_matrices(shapes, family(config.model).columns(config.model)) if muon else None
+    return Layout(devices, config.parallel.zero, shapes, config.parallel.reproducible, matrices)
 
 
 def specs(layout: Layout) -> TrainState:
     """Returns the PartitionSpecs of the train state."""
-    params, whole = layout.specs(), PartitionSpec()
-    return TrainState(params, adamw.Moments(params, params), whole, whole, whole, whole, whole, whole)  # type: ignore[arg-type]
+    params, moments = layout.specs(), adamw.Moments(layout.specs(), layout.second_specs())
+    whole = PartitionSpec()
+    return TrainState(params, moments, whole, whole, whole, whole, whole, whole)  # type: ignore[arg-type]
 
 
 # Its shapes, without computing it, and computing it in little memory

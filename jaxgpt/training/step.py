@@ -32,7 +32,7 @@ from jaxgpt.layers.dropout import Masks
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
 from jaxgpt.objectives import objective
-from jaxgpt.optimizers import adamw, clipping, schedules
+from jaxgpt.optimizers import choose, clipping, muon, schedules
 from jaxgpt.options.config import Compute, Config
 from jaxgpt.parallel import mesh, sharding
 from jaxgpt.parallel.sharding import Layout
@@ -135,7 +135,8 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
         spike = spikes.is_spike(loss_z, config.training.loss_spike_z)
         spike |= spikes.is_spike(norm_z, config.training.grad_norm_spike_z)
         taken = finite & ~spike & ~stopped
-        params, moments = adamw.update(
+        setup = muon.Setup(layout.matrices, config.compute.dtype, layout.to_owners, layout.to_shards)
+        params, moments = choose.update(
             state.params,
             state.moments,
             grads,
@@ -145,6 +146,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
             config.optimizer,
             advance=taken,
             key=layout.own_key(state.key),
+            setup=setup,
         )
         nonfinite = jnp.where(stopped, state.nonfinite, jnp.where(finite, 0, state.nonfinite + 1))
         # A skipped step still counts: the next one has other data and its own place in the schedule.

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from jaxgpt.models import blocks
-from jaxgpt.options.config import Compute, Config, Model, Parallel, Training
+from jaxgpt.options.config import Compute, Config, Model, Optimizer, Parallel, Training
 from jaxgpt.parallel import traffic
 from jaxgpt.training import memory_plan, state, step
 from jaxgpt.training.estimate import estimate
@@ -89,6 +89,20 @@ def test_the_estimate_of_one_device(variant):
     if made.model.family == "gpt2":
         made = dataclasses.replace(made, model=Model(4, 8, 128, 128, 2048))
     assert BELOW * needed(made) <= estimate(made, 1, gpu=False).total <= ABOVE * needed(made)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("zero", "devices"), [(0, 1), (0, DEVICES), (1, DEVICES), (3, DEVICES)])
+def test_the_estimate_with_muon(zero, devices):
+    """Of few tokens and wide matrices, so that it is most when these are orthogonalised."""
+    made = config(zero=zero, recompute="none", layers="scanned" if zero != 1 else "unrolled", devices=devices)
+    made = dataclasses.replace(
+        made,
+        model=Model(4, 4, 256, 32, 256),
+        training=Training(batch_size=4, sequence_length=32),
+        optimizer=Optimizer(name="muon"),
+    )
+    assert BELOW * needed(made) <= estimate(made, devices, gpu=False).total <= ABOVE * needed(made)
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
