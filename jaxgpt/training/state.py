@@ -16,7 +16,7 @@ from jaxgpt.optimizers import adamw
 from jaxgpt.options.config import Config
 from jaxgpt.parallel import mesh
 from jaxgpt.parallel.sharding import Layout
-from jaxgpt.training import spikes
+from jaxgpt.training import fp8, spikes
 
 
 class TrainState(NamedTuple):
@@ -28,6 +28,7 @@ class TrainState(NamedTuple):
     skipped: Int[Array, ""]  # steps so far that changed no parameter: not finite, or a spike
     losses: spikes.Window
     norms: spikes.Window
+    magnitudes: fp8.History | None = None  # of what has 8 bits; None, and no part of the state, without delayed scaling
 
 
 class Base(NamedTuple):
@@ -87,7 +88,10 @@ def state_of(params: Params, config: Config) -> TrainState:
     """Returns the state before the first step with these parameters; the rest depends on their shapes alone."""
     _, key = jax.random.split(jax.random.key(config.training.seed))
     step, nonfinite, skipped = (jnp.int32(0) for _ in range(3))  # each in memory of its own, since all is donated
-    return TrainState(params, adamw.init(params), step, key, nonfinite, skipped, spikes.init(), spikes.init())
+    windows = spikes.init(), spikes.init()
+    return TrainState(
+        params, adamw.init(params), step, key, nonfinite, skipped, *windows, fp8.init(params, config.compute)
+    )
 
 
 def on_trees(change: Callable[[Params], Params], state: TrainState) -> TrainState:
@@ -116,9 +120,9 @@ def _layout(devices: Mesh, config: Config) -> Layout:
 
 
 def specs(layout: Layout) -> TrainState:
-    """Returns the PartitionSpecs of the train state."""
+    """Returns the PartitionSpecs of the train state, whose history is whole on each device where there is one."""
     params, whole = layout.specs(), PartitionSpec()
-    return TrainState(params, adamw.Moments(params, params), whole, whole, whole, whole, whole, whole)  # type: ignore[arg-type]
+    return TrainState(params, adamw.Moments(params, params), *(7 * [whole]))  # type: ignore[arg-type]
 
 
 # Its shapes, without computing it, and computing it in little memory
