@@ -1,4 +1,4 @@
-"""A model whose blocks' products have factors of 8 bits (`layers/fp8.py`): the way in and out of what they are scaled by.
+"""A model whose blocks' products have factors of 8 bits (`layers/fp8.py`): how their scales get in, and magnitudes out.
 
 Each of L blocks has P products, its linear layers in the order of its fields, and each of these three factors: x, w and
 ∂y. The magnitudes that are expected of them go beside the blocks' parameters through the loop over layers, and those

@@ -111,8 +111,8 @@ class Compute:
     """Type of the factors of the blocks' products with their weights in training: `dtype`, or 8 bits (e4m3, and e5m2
     for gradients), which an NVIDIA GPU since Ada and Hopper multiplies twice as fast as bfloat16."""
     fp8_scaling: Literal["delayed", "current"] = "delayed"
-    """How a tensor is scaled to 8 bits: by the largest magnitude that it had in the last steps, or by its own, for which
-    it is read once more."""
+    """How a tensor is scaled to 8 bits: by the largest magnitude that it had in the last steps, or by its own, for
+    which it is read once more."""
     fp8_history: int = 16
     """Number of last steps of which delayed scaling takes the largest magnitudes."""
     fp8_error_every: int = 100
