@@ -10,7 +10,8 @@ finds this pattern for a GPU and multiplies them as they are, summing in float32
 of the same numbers in a wider dtype.
 
 Backward: Q is a staircase, whose derivative is 0 or isn't there. It is taken to be 1 instead (the straight-through
-estimator, Bengio et al. 2013, arXiv:1308.3432), where Q clamps too: ∂x = ∂x̂ and ∂w = ∂ŵ. With y_nj = Σ_i x̂_ni ŵ_ij + β_j
+estimator, Bengio et al. 2013, arXiv:1308.3432), where Q clamps too: ∂x = ∂x̂ and ∂w = ∂ŵ. With
+y_nj = Σ_i x̂_ni ŵ_ij + β_j
 
     ∂x_ni = Σ_j ∂y_nj ŵ_ij             ∂w_ij = Σ_n x̂_ni ∂y_nj             ∂β_j = Σ_n ∂y_nj
 
