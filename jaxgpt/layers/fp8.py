@@ -49,7 +49,8 @@ class Formats(NamedTuple):
     backward: DTypeLike | None
 
 
-FORMATS = Formats(jnp.float8_e4m3fn, jnp.float8_e5m2)
+E4M3, E5M2 = jnp.float8_e4m3fn, jnp.float8_e5m2
+FORMATS = Formats(E4M3, E5M2)
 
 
 class Params(NamedTuple):
@@ -82,7 +83,7 @@ def quantise(x: Float[Array, "*shape"], form: DTypeLike | None, expected: Float[
     """Returns x in this format, with the scale for what is expected of it, or for what it has."""
     wide = x.astype(accumulation_dtype(x.dtype))
     largest = _largest(wide)
-    scale = scale_of(largest if expected is None else expected, FORMATS.forward if form is None else form)
+    scale = scale_of(largest if expected is None else expected, E4M3 if form is None else form)
     if form is None:
         return Quantised(wide / scale, scale, largest)
     limit = float(jnp.finfo(form).max)

@@ -45,16 +45,16 @@ def attach(params: Params, largest: Largest | None, context: Context) -> tuple[P
 
 def _joined(block: Block, largest: Float[Array, "P 3"] | None) -> Block:
     """Returns a block whose products are `fp8.Params`."""
-    own = {
-        name: fp8.Params(*getattr(block, name), None if largest is None else largest[place])
-        for place, name in enumerate(products(block))
-    }
+    own = {}
+    for place, name in enumerate(products(block)):
+        weight, bias = getattr(block, name)
+        own[name] = fp8.Params(weight, bias, None if largest is None else largest[place])
     return block._replace(**own)
 
 
 def _apart(grads: Block, scatter: BlockTransform) -> Scaled:
     """Returns a block's gradients, scattered, and the magnitudes that were seen."""
-    seen = {name: value for name, value in grads._asdict().items() if isinstance(value, fp8.Params)}
+    seen: dict[str, Any] = {name: value for name, value in grads._asdict().items() if isinstance(value, fp8.Params)}
     plain = {name: linear.Params(value.weight, value.bias) for name, value in seen.items()}
     largest = jnp.stack([value.largest for value in seen.values()])
     return Scaled(scatter(grads._replace(**plain)), largest)

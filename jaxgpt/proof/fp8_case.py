@@ -20,7 +20,8 @@ def fp8_case(key: Key[Array, ""], B: int, T: int, inputs: int, outputs: int, *, 
     weight, bias, x = normals(key, (inputs, outputs), (outputs,), (B, T, inputs))
 
     def forward(inputs):
-        params = fp8.Params(*inputs["params"], jnp.asarray(LARGEST, inputs["x"].dtype))
+        weight, bias = inputs["params"]
+        params = fp8.Params(weight, bias, jnp.asarray(LARGEST, inputs["x"].dtype))
         return params, *fp8.forward(params, inputs["x"], formats=UNROUNDED)
 
     def backward(inputs, dy):

@@ -111,7 +111,7 @@ def errors(a: Params, b: Params, *, layout: Layout) -> dict[str, Float[Array, ""
 
     names = fp8.products(a.blocks)
     apart = jax.tree.map(jnp.subtract, a, b)
-    whole = [sum(jax.tree.leaves(squares(one))) for one in (apart, b)]
+    whole = [jnp.sum(jnp.stack(jax.tree.leaves(squares(one)))) for one in (apart, b)]
     tensors, sizes = by_layer(apart), by_layer(b)
     each = {name: (jnp.sum(tensors[name]), jnp.sum(sizes[name])) for name in names}
     largest = jnp.max(jnp.stack([tensors[name] / _not_zero(sizes[name]) for name in names]))
