@@ -40,6 +40,7 @@ def attach(params: Params, largest: Largest | None, context: Context) -> tuple[P
     return params._replace(blocks=blocks), context._replace(
         gather=lambda scaled: _joined(gather(scaled.block), scaled.largest),
         scatter=lambda grads: _apart(grads, scatter),
+        eight_bits=True,
     )
 
 

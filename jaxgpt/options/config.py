@@ -115,6 +115,8 @@ class Compute:
     which it is read once more."""
     fp8_history: int = 16
     """Number of last steps of which delayed scaling takes the largest magnitudes."""
+    fp8_head: bool = False
+    """The classifier's products too have factors of 8 bits, scaled by their own magnitudes; of the next token alone."""
     fp8_error_every: int = 100
     """Steps between measurements of how far the gradient by products of 8 bits is from that by `dtype`; 0 for none."""
     deterministic: bool = False

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jaxgpt.layers import fp8, linear
+from jaxgpt.layers import fp8, linear, unembedding
 from jaxgpt.proof import fp8_case
 
 E4M3, E5M2 = fp8.FORMATS
@@ -148,3 +148,33 @@ def test_gradients_from_x_are_those_from_what_forward_kept():
         strict=True,
     ):
         np.testing.assert_array_equal(one, other)
+
+
+def test_the_heads_products_are_those_of_the_rounded_factors():
+    """By NumPy: logits, the gradient by them in e5m2, and its products with both; each chunk has its own scales."""
+    rng = np.random.default_rng(0)
+    weight, x = (rng.normal(size=shape).astype(np.float32) for shape in [(11, 6), (5, 6)])
+    targets = rng.integers(0, 11, 5)
+
+    def objective(logp):
+        return -jnp.sum(logp), jnp.full(logp.shape, -1.0, logp.dtype)
+
+    loss, found = jax.jit(
+        lambda weight, x: unembedding.forward(
+            unembedding.Params(weight), x, jnp.asarray(targets), objective, vocabulary_size=11, chunk=3, eight_bits=True
+        )
+    )(weight, x)
+    w8, _ = emulated(weight, E4M3, None)
+    expected, dx, dweight = 0.0, [], np.zeros((11, 6))
+    for rows in (slice(0, 3), slice(3, 5)):
+        x8, _ = emulated(x[rows], E4M3, None)
+        shifted = x8 @ w8.T
+        logp = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+        chosen = np.eye(11)[targets[rows]]
+        expected -= (logp * chosen).sum()
+        g8, _ = emulated((np.exp(logp) - chosen).astype(np.float32), E5M2, None)
+        dx.append(g8 @ w8)
+        dweight += g8.T @ x8
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for one, other in ((found.dx, np.concatenate(dx)), (found.dweight, dweight)):
+        assert np.linalg.norm(one - other) <= 0.02 * np.linalg.norm(other)  # a number between two may go either way

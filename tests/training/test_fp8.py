@@ -11,7 +11,7 @@ from jaxgpt.data.loader import Batch
 from jaxgpt.errors import UserError
 from jaxgpt.layers import fp8 as layer
 from jaxgpt.options import settings
-from jaxgpt.options.config import Compute, Config, Lora, Model, Optimizer, Parallel, Training
+from jaxgpt.options.config import Compute, Config, Lora, Model, Objective, Optimizer, Parallel, Training
 from jaxgpt.training import fp8, fp8_error, memory_plan, step
 from jaxgpt.training.state import init_state
 from tests import small_run
@@ -175,6 +175,10 @@ def test_the_plan_has_residuals_of_8_bits_and_the_second_gradient():
     [
         (changed("model", family="mixtral", experts=2), "--model.family is mixtral; with --compute.products fp8"),
         (dataclasses.replace(CONFIG, lora=Lora(rank=2)), "--lora.rank is 2; with --compute.products fp8"),
+        (
+            changed("compute", dataclasses.replace(CONFIG, objective=Objective(name="policy")), fp8_head=True),
+            "--objective.name is policy; with --compute.products fp8 it must be next_token for --compute.fp8-head",
+        ),
         (changed("parallel", reproducible=True), "--parallel.reproducible is True; with --compute.products fp8"),
     ],
 )
