@@ -12,7 +12,7 @@ import jax
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from benchmarks.gpu_program import command, compile, hlo, kernels, schedule
+from benchmarks.gpu_program import command, compile, hlo, kernels, roofline, schedule
 from benchmarks.gpu_program.cards import CARDS
 from jaxgpt.commands import configuration
 from jaxgpt.kernels import pallas_attention
@@ -139,6 +139,45 @@ def test_products_write_float32_only_where_it_is_meant(found):
 @needs_plugin
 def test_no_activation_is_transposed(found):
     assert [kernel.instruction.name for kernel in found if kernel.transposed >= 2 * TOKENS * WIDTH] == []
+
+
+@pytest.fixture(scope="module")
+def of_8_bits():
+    return [kernel for kernel in compiled("--compute.products", "fp8")[1] if not kernel.is_wait]
+
+
+@needs_plugin
+def test_every_product_of_the_blocks_is_of_8_bits(of_8_bits):
+    """Three of queries, keys and values, and one of each other weight; two backward of each of the four weights."""
+    products = [kernel for kernel in of_8_bits if kernel.is_product and kernel.instruction.target.endswith("$f8")]
+    assert len(products) == LAYERS * (6 + 8)
+    forms = [kernel.inputs for kernel in products]
+    assert forms.count(("f8e4m3fn", "f8e4m3fn")) == LAYERS * 6
+    assert all(sorted(pair) == ["f8e4m3fn", "f8e5m2"] for pair in forms if pair != ("f8e4m3fn", "f8e4m3fn"))
+    others = [kernel for kernel in of_8_bits if kernel.is_product and kernel not in products]
+    assert {kernel.inputs for kernel in others} == {("bf16", "bf16")}
+    assert sum(kernel.operations for kernel in products) == 3 * 2 * TOKENS * LAYERS * 12 * WIDTH**2
+
+
+@needs_plugin
+def test_products_of_8_bits_make_the_bound_lower(found, of_8_bits):
+    card = CARDS["h100"]
+    products, without = (
+        sum(roofline.milliseconds(kernel, card) for kernel in program if "linear." in scope(kernel))
+        for program in (of_8_bits, found)
+    )
+    assert products < 0.55 * without
+    assert roofline.total(of_8_bits, card) < roofline.total(found, card)
+
+
+def scope(kernel):
+    return kernel.instruction.attributes if kernel.is_product else ""
+
+
+@needs_plugin
+def test_a_card_without_products_of_8_bits_has_no_rate_for_them():
+    with pytest.raises(AssertionError, match="A100"):
+        CARDS["a100"].peak("f8e4m3fn")
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from jaxgpt.errors import AllFailed, Interrupted, UserError
 from jaxgpt.evaluation.registry import Tasks
 from jaxgpt.interop import bases
 from jaxgpt.interop.tensors import AdapterSource, WeightSource
+from jaxgpt.kernels import choose
 from jaxgpt.models import family, lora
 from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Config
@@ -296,6 +297,7 @@ def _introduce(trainer: Trainer, source: Source, program: Program, notes: list[s
         f"training  {config.training.steps:,} steps of {trainer.batches.tokens:,} tokens, {config.compute.dtype}, on "
         f"{device.device_kind} ({device.platform})",
         *_about_adapters(config),
+        *_about_products(config),
         *trainer.resharding.words(),
         *([f"attention {program.attention}"] if device.platform != "cpu" else []),
         f"memory    {plan.summary()}; all there is to say: {folder.START} in the run's folder, or --verbose",
@@ -322,6 +324,17 @@ def _about_flops(trainer: Trainer) -> list[str]:
         f"FLOPs     per token: {trainer.flops_per_token:,} as llm.c counts them, for "
         f"{'MFU' if trainer.peak else 'TFLOP/s'}; {products:,.0f} in matrix products, forward and backward"
     ]
+
+
+def _about_products(config: Config) -> list[str]:
+    """Returns a line about products of 8 bits, and whether this device has them."""
+    if config.compute.products != "fp8":
+        return []
+    scaled = f"by the last {config.compute.fp8_history} steps" if config.compute.fp8_scaling == "delayed" else "anew"
+    native = choose.multiplies_8_bits()
+    where = "" if native else "; this device multiplies them in a wider type, which is no faster"
+    peak = f"; MFU is of the peak in {config.compute.dtype}" if native else ""
+    return [f"products  of the blocks' weights in 8 bits (e4m3, gradients e5m2), scaled {scaled}{where}{peak}"]
 
 
 def _about_adapters(config: Config) -> list[str]:

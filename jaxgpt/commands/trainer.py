@@ -30,6 +30,7 @@ from jaxgpt.runs.best import after
 from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.runs.saving import Writer
 from jaxgpt.training import flops, spikes
+from jaxgpt.training.fp8_error import Gauge
 from jaxgpt.training.state import TrainState
 from jaxgpt.training.step import BATCH_SPEC, Metrics
 
@@ -72,11 +73,14 @@ class Trainer:
         self.decisions = Decisions(self.resharding.layout, self.stop, self.writer, self.display, batches.every)
         self.flops_per_token = flops.per_token(config.model, training.sequence_length)
         self.peak = flops.peak(config.compute, self.resharding.layout.devices)
+        self.gauge = Gauge(config) if config.compute.products == "fp8" else None
+        self.batch: Any = None  # of the last step
         # Between two steps: whether an action is due after the step of this number, and the action.
         self.actions: list[tuple[Callable[[int], bool], Callable[[], object]]] = [
             (self._every(training.evaluate_every), self.evaluate),
             (self._every(config.evaluation.every), self.score),
             (self._every(config.run.sample_every), self._show_sample),
+            (self._every(config.compute.fp8_error_every if self.gauge else 0), self.measure_fp8),
             (self._save_is_due, lambda: self.writer.save(*self._to_save())),
         ]
 
@@ -111,6 +115,10 @@ class Trainer:
         steps = self.config.training.steps
         while self.done < steps and not self.out_of_patience and not self.decisions.ends(self.done):
             batch = self.resharding.layout.from_processes(feed.next(self.state), BATCH_SPEC)
+            if self.gauge:
+                if self.batch is None:
+                    self.state = self.gauge.calibrated(self.state, self.frozen, batch)
+                self.batch = batch
             self.state, metrics = self.train_step(self.state, self.frozen, batch)
             self._record(self.done, pending)
             pending = metrics, feed.waited, feed.values
@@ -206,6 +214,13 @@ class Trainer:
         words = found.words if found.loss is None else f"validation loss {found.loss:.4f}, {found.words}"
         self.display.note(f"step {self.done}: {words} ({seconds:.1f} s)")
         return found
+
+    def measure_fp8(self) -> None:
+        """Measures how far the gradient by products of 8 bits is from that without."""
+        assert self.gauge
+        errors = self.gauge.errors(self.state, self.frozen, self.batch)
+        self._metric(step=self.done, **errors)
+        self.display.note(f"step {self.done}: the gradient by products of 8 bits is {errors['fp8_error']:.1%} off")
 
     def score(self) -> None:
         """Scores the model on its tasks."""

@@ -135,6 +135,11 @@ def _cuda_capability() -> tuple[int, ...] | None:
     return tuple(int(part) for part in device.compute_capability.split("."))
 
 
+def multiplies_8_bits() -> bool:
+    """Returns whether the device has products of 8 bits: NVIDIA's since Ada and Hopper."""
+    return (_cuda_capability() or (0, 0)) >= (8, 9)
+
+
 def _cudnn_parts(version: int) -> tuple[int, int, int]:
     """Splits cuDNN's version as it counts it itself: 91002 is 9.10.2."""
     return version // 10000, version // 100 % 100, version % 100

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxgpt.layers import cross_entropy, entropy, soft_cap
+from jaxgpt.layers import cross_entropy, entropy, fp8, soft_cap
 from jaxgpt.layers.numerics import accumulation_dtype, product, product_over_tokens
 
 # From the log-probabilities of a chunk's targets, with `with_entropy` the entropies there, and what the caller gave for
@@ -60,24 +60,30 @@ def forward(
     chunk: int,
     cap: float = 0.0,
     with_entropy: bool = False,
+    eight_bits: bool = False,
 ) -> tuple[Any, Residuals]:
     """The sum of what `objective(ℓ, *per_token's parts)` gives for the chunks, each of its (loss, ∂loss/∂ℓ).
 
     With `with_entropy` it is `objective(ℓ, H, *per_token's parts)`, and gives (loss, ∂loss/∂ℓ, ∂loss/∂H).
 
     `chunk` is the number of tokens whose logits exist at once; the last chunk is filled up with ignored targets and
-    zeros. Of an ignored target ℓ and H are 0, and their gradients too, whatever the objective gives. `cap` is that of
+    zeros. With `eight_bits` the products' factors are rounded as those of `fp8`: the weight once, all else chunk by
+    chunk, each by its own magnitude. Of an ignored target ℓ and H are 0, and their gradients too, whatever the objective gives. `cap` is that of
     `logits`.
     """
     dtype = accumulation_dtype(x.dtype)
     tokens, width = targets.size, x.shape[-1]
     chunk = min(chunk, tokens)
     chunks = _in_chunks(chunk, x.reshape(tokens, width), targets, *per_token)
+    quantised = fp8.quantise(params.weight, fp8.E4M3) if eight_bits else None
 
     def one_chunk(carry, inputs):
         loss, dweight = carry
         x, targets, *more = inputs
-        z = logits(params, x, cap=cap)
+        weight = params.weight
+        if quantised is not None:
+            weight, x = quantised.numbers(x.dtype), fp8.quantise(x, fp8.E4M3).numbers(x.dtype)
+        z = logits(Params(weight), x, cap=cap)
         losses, residuals = cross_entropy.forward(z, targets, vocabulary_size=vocabulary_size)
         if with_entropy:
             entropies, of_entropy = entropy.forward(residuals, vocabulary_size=vocabulary_size)
@@ -88,7 +94,9 @@ def forward(
             value, dlogp = objective(-losses, *more)
             dlogits = cross_entropy.backward(residuals, -dlogp, vocabulary_size=vocabulary_size)
         dlogits = (soft_cap.backward(z, dlogits, cap=cap) if cap else dlogits).astype(x.dtype)
-        dx = product("nv,vc->nc", dlogits, params.weight, dtype=x.dtype)
+        if eight_bits:
+            dlogits = fp8.quantise(dlogits, fp8.E5M2).numbers(x.dtype)
+        dx = product("nv,vc->nc", dlogits, weight, dtype=x.dtype)
         dweight = dweight + product_over_tokens("nv,nc->vc", dlogits, x)
         return (jax.tree.map(jnp.add, loss, value), dweight), dx
 

@@ -43,6 +43,7 @@ class Context(NamedTuple):
     scatter: BlockTransform = identity  # reduce-scatters a block's gradients as soon as they are computed
     objective: Objective = Objective()
     masks: Masks | None = None  # of dropout; None everywhere but in training with dropout
+    eight_bits: bool = False  # products have factors of 8 bits; in training alone
 
 
 class Inputs(NamedTuple):

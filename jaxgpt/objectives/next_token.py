@@ -91,6 +91,7 @@ def _classify(
         vocabulary_size=context.model.vocabulary_size,
         chunk=context.compute.classifier_chunk,
         cap=context.model.logit_soft_cap,
+        eight_bits=context.eight_bits and context.compute.fp8_head,
     )
 
 

@@ -107,6 +107,18 @@ class Compute:
     parameters: Literal["float32", "bfloat16"] = "float32"
     """Type of the parameters that are kept. "bfloat16" halves their memory: there are no float32 masters, and each
     update is rounded up or down at random, right on average."""
+    products: Literal["dtype", "fp8"] = "dtype"
+    """Type of the factors of the blocks' products with their weights in training: `dtype`, or 8 bits (e4m3, and e5m2
+    for gradients), which an NVIDIA GPU since Ada and Hopper multiplies twice as fast as bfloat16."""
+    fp8_scaling: Literal["delayed", "current"] = "delayed"
+    """How a tensor is scaled to 8 bits: by the largest magnitude that it had in the last steps, or by its own, for
+    which it is read once more."""
+    fp8_history: int = 16
+    """Number of last steps of which delayed scaling takes the largest magnitudes."""
+    fp8_head: bool = False
+    """The classifier's products too have factors of 8 bits, scaled by their own magnitudes; of the next token alone."""
+    fp8_error_every: int = 100
+    """Steps between measurements of how far the gradient by products of 8 bits is from that by `dtype`; 0 for none."""
     deterministic: bool = False
     """The same bits from the same seed on a GPU too, where some kernels are then slower ones; a CPU's always are."""
     classifier_chunk: int = 2048

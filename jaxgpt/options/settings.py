@@ -17,6 +17,7 @@ import tomli_w
 from jaxgpt import __version__, files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
+from jaxgpt.options import products
 from jaxgpt.options.command_line import meant, nearest
 from jaxgpt.options.config import IN_DATA, SPIKE_WINDOW, Config, Lora, Model, Objective, Parallel, Sampling
 from jaxgpt.terminal import program
@@ -225,7 +226,7 @@ def check(config: Config) -> None:
     """Raises a UserError, naming the option, for a value that no run could use."""
     check_model(config.model)
     positive = {
-        "compute": ("classifier_chunk", "attention_block"),
+        "compute": ("classifier_chunk", "attention_block", "fp8_history"),
         "training": ("steps", "batch_size", "micro_batches", "stop_after_nonfinite"),
         "rollouts": ("answers", "tokens", "minibatches", "epochs"),
         "evaluation": ("batch_size",),
@@ -234,7 +235,7 @@ def check(config: Config) -> None:
     }
     not_negative = {
         "parallel": ("devices", "processes"),
-        "compute": ("memory_limit_gib",),
+        "compute": ("memory_limit_gib", "fp8_error_every"),
         "data": ("skip_bad",),
         "training": ("sequence_length", "seed", "evaluate_every", "evaluation_batches", "patience"),
         "evaluation": ("every", "limit"),
@@ -272,6 +273,7 @@ def check(config: Config) -> None:
     needed = "given, since adapters are trained beside weights that there are (--lora.rank)"
     _require(bool(config.training.init_from) or not config.lora.rank, "training", "init_from", "empty", needed)
     check_processes(config.parallel)
+    products.check(config)
     needed = "left away with --resume, or else the run would be lost before it is resumed"
     _require(not (run.overwrite and run.resume == "always"), "run", "overwrite", True, needed)
 

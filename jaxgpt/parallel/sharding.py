@@ -147,6 +147,10 @@ class Layout:
         """Sums a value over the devices."""
         return lax.psum(value, AXIS) if self.devices > 1 else value
 
+    def largest(self, value: Array | None) -> Array | None:
+        """Returns the largest of all devices' values, number by number; None of nothing."""
+        return lax.pmax(value, AXIS) if value is not None and self.devices > 1 else value
+
     def total_of_shards(self, value: Array) -> Array:
         """Sums over the devices a value that each has for its own shards."""
         return self.total(value) if self.sharded else value

@@ -35,6 +35,7 @@ from jaxgpt.models import lora as adapters
 from jaxgpt.models.blocks import Adapters, Context, unstacked
 from jaxgpt.objectives import next_token
 from jaxgpt.options.config import Compute, Lora, Model
+from jaxgpt.proof.fp8_case import fp8_case
 from jaxgpt.proof.gradcheck import Case, Tree
 from jaxgpt.proof.inputs import document_starts, integers, noisy, normals, random_targets
 
@@ -68,6 +69,7 @@ def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Arra
     yield dropout_case(next(keys), B, T, C)
     yield attention_case(next(keys), B, T, H, D, compute.attention_block, group=2, rate=0.3)
     yield model_case(next(keys), B, T, model, compute, rate=0.3)
+    yield fp8_case(next(keys), B, T, C, 4 * C)
 
 
 def embedding_case(

@@ -39,8 +39,15 @@ FURTHER = {
     "answer_tokens": "Tokens of an answer",
     "clip_fraction": "Tokens whose ratio is clipped, %",
     "value_loss": "Loss of the values",
+    "fp8_error": "Error of the gradient by products of 8 bits, %",
+    "fp8_error_largest": "The largest of a weight's, %",
+    "fp8_error_qkv": "That of queries, keys and values, %",
+    "fp8_error_attention_out": "That of attention's output, %",
+    "fp8_error_mlp_in": "That of the MLP's first product, %",
+    "fp8_error_mlp_out": "That of the MLP's last product, %",
+    "fp8_clamped": "Tensors with numbers beyond 8 bits",
 }
-PERCENT = ("accuracy", "right", "clip_fraction")
+PERCENT = ("accuracy", "right", "clip_fraction", *(name for name in FURTHER if name.startswith("fp8_error")))
 LOSSES = {  # units of the losses, by --objective.name
     "next_token": "nats per token",
     "reward": "nats per comparison",

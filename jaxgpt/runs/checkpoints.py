@@ -325,7 +325,7 @@ def saved_form(state: TrainState) -> tuple[Params, dict[str, Any]]:
     if not are_stacked(state.params.blocks):
         of_shapes = isinstance(state.step, jax.ShapeDtypeStruct)
         state = jax.eval_shape(functools.partial(on_trees, stacked), state) if of_shapes else on_trees(stacked, state)
-    rest = state._asdict()
+    rest = {name: part for name, part in state._asdict().items() if part is not None}
     params, key = rest.pop("params"), rest.pop("key")
     if isinstance(key, jax.Array):
         data = jax.random.key_data(key)

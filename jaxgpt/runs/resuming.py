@@ -24,6 +24,7 @@ from jaxgpt.training.state import Base, TrainState
 
 # Options that make another run, beside the model's. The text is compared by its content, so it may have moved.
 FIXED = {
+    "compute": {"products", "fp8_scaling", "fp8_history"},
     "data": {"tokenizer", "validation_fraction"},
     "training": {"sequence_length", "seed", "init_from"},
     "objective": {"name", "completions", "reference_free", "advantages"},

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxgpt.errors import UserError
 from jaxgpt.layers.numerics import accumulation_dtype
-from jaxgpt.models import family, lora, with_scalar
+from jaxgpt.models import family, fp8, lora, with_scalar
 from jaxgpt.models.blocks import RECOMPUTE_LEVELS, Context, Inputs, cast
 from jaxgpt.optimizers import choose
 from jaxgpt.options.config import Config
@@ -91,6 +91,7 @@ class Sizes:
     ends: int  # residuals of what is in no block
     logits: int  # of one chunk
     classifier: int  # the chunk's logits and their gradient
+    second_gradient: int  # of a micro-batch, when the error of products of 8 bits is measured; else 0
     table: int  # the gradient of the head's table, which may be the token table; 0 where it is frozen
 
     @property
@@ -140,12 +141,13 @@ def make(config: Config, program: jax.stages.Compiled, has: Capacity) -> Plan:
         "masters (float32)" if config.compute.parameters == "float32" else "parameters (bfloat16)": sizes.parameters,
         "moments (float32)": sizes.moments,
         f"frozen base ({config.lora.base})": sizes.frozen,
+        "second gradient, to measure FP8's error": sizes.second_gradient,
         "batch, counters, metrics": arguments + new - sizes.parameters - sizes.moments - sizes.frozen,
         **named,
         "workspace" if rest >= 0 else "less: what is never there together": rest,
     }
     layer = {name: size // config.model.layers for name, size in sizes.activations.items()}
-    total = arguments + new + temporaries
+    total = arguments + new + temporaries + sizes.second_gradient
     largest = None if has.bytes is None else _largest_batch(config, sizes, total - temporaries, temporaries, has.bytes)
     return Plan(parts, layer, has.bytes, has.source, config.compute.recompute, config.training.batch_size, largest)
 
@@ -193,6 +195,8 @@ def measure(config: Config, layout: Layout | None = None) -> Sizes:
         )
     if config.objective.scalar_head:
         whole = with_scalar.model_of(whole)
+    if compute.products == "fp8":
+        whole, context = fp8.attach(whole, None, context)
     _, residuals, _ = jax.eval_shape(
         lambda params, inputs: family(model).features(params, inputs, context), whole, inputs
     )
@@ -201,6 +205,8 @@ def measure(config: Config, layout: Layout | None = None) -> Sizes:
     chunk = min(compute.classifier_chunk, sequences * training.sequence_length)
     logits = chunk * model.padded_vocabulary_size if config.objective.classifies else 0
     divided = layout.devices if layout.sharded else 1
+    # Of several micro-batches the step has a gradient and the sum of all, and measuring has two as well.
+    measures = compute.products == "fp8" and compute.fp8_error_every and training.micro_batches == 1
     # The copies that are there throughout: blocks that are cast or gathered one by one are counted as workspace.
     by_block = layout.zero == 3 or not layout.sharded
     ends = (weights, layout.shapes) if not by_block else (tree._replace(blocks=()) for tree in (weights, layout.shapes))
@@ -217,6 +223,7 @@ def measure(config: Config, layout: Layout | None = None) -> Sizes:
         ends=_bytes(residuals._replace(blocks=())),
         logits=logits * wide.itemsize,
         classifier=logits * (wide.itemsize + jnp.dtype(compute.dtype).itemsize),
+        second_gradient=0 if not measures else gradients // (divided if layout.zero >= 1 else 1),
         table=0 if frozen is not None else model.padded_vocabulary_size * model.width * wide.itemsize,
     )
 

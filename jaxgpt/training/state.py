@@ -16,7 +16,7 @@ from jaxgpt.optimizers import adamw, choose
 from jaxgpt.options.config import Config
 from jaxgpt.parallel import mesh
 from jaxgpt.parallel.sharding import Layout
-from jaxgpt.training import spikes
+from jaxgpt.training import fp8, spikes
 
 
 class TrainState(NamedTuple):
@@ -28,6 +28,7 @@ class TrainState(NamedTuple):
     skipped: Int[Array, ""]  # steps so far that changed no parameter: not finite, or a spike
     losses: spikes.Window
     norms: spikes.Window
+    magnitudes: fp8.History | None = None  # of what has 8 bits; None, and no part of the state, without delayed scaling
 
 
 class Base(NamedTuple):
@@ -88,7 +89,8 @@ def state_of(params: Params, config: Config) -> TrainState:
     _, key = jax.random.split(jax.random.key(config.training.seed))
     step, nonfinite, skipped = (jnp.int32(0) for _ in range(3))  # each in memory of its own, since all is donated
     moments = choose.init(params, layout_of(config).matrices)
-    return TrainState(params, moments, step, key, nonfinite, skipped, spikes.init(), spikes.init())
+    windows = spikes.init(), spikes.init()
+    return TrainState(params, moments, step, key, nonfinite, skipped, *windows, fp8.init(params, config.compute))
 
 
 def on_trees(change: Callable[[Params], Params], state: TrainState) -> TrainState:
@@ -119,10 +121,9 @@ def _layout(devices: Mesh, config: Config) -> Layout:
 
 
 def specs(layout: Layout) -> TrainState:
-    """Returns the PartitionSpecs of the train state."""
-    params, moments = layout.specs(), adamw.Moments(layout.specs(), layout.second_specs())
-    whole = PartitionSpec()
-    return TrainState(params, moments, whole, whole, whole, whole, whole, whole)  # type: ignore[arg-type]
+    """Returns the PartitionSpecs of the train state, whose history is whole on each device where there is one."""
+    moments = adamw.Moments(layout.specs(), layout.second_specs())
+    return TrainState(layout.specs(), moments, *(7 * [PartitionSpec()]))  # type: ignore[arg-type]
 
 
 # Its shapes, without computing it, and computing it in little memory

@@ -29,13 +29,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxgpt.data.loader import Batch
 from jaxgpt.layers.dropout import Masks
-from jaxgpt.models import family
+from jaxgpt.models import family, fp8
 from jaxgpt.models.blocks import Params
 from jaxgpt.objectives import objective
 from jaxgpt.optimizers import choose, clipping, muon, schedules
 from jaxgpt.options.config import Compute, Config
 from jaxgpt.parallel import mesh, sharding
 from jaxgpt.parallel.sharding import Layout
+from jaxgpt.training import fp8 as scales
 from jaxgpt.training import spikes
 from jaxgpt.training.state import TrainState, decays, frozen_shapes, layout_of, specs, state_shapes
 from jaxgpt.training.working import trained, working
@@ -82,24 +83,30 @@ def batch_loss_and_grads(
     config: Config,
     layout: Layout,
     key: Key[Array, ""] | None = None,
+    largest: fp8.Largest | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]], Params]:
     """Returns the batch's mean loss, in nats, the family's metrics, and this device's shard of the float32 gradient.
 
-    `key` is that of the step's dropout; without it there is none.
+    `key` is that of the step's dropout; without it there is none. `largest` are the magnitudes by which products of 8
+    bits are scaled, None for each tensor's own; those that were seen are beside the gradient (`fp8.detach`).
     """
     model, minimised = family(config.model), objective(config)
     scale = 1 / jnp.maximum(layout.total(minimised.count(batch)), 1)
     whole, context = working(params, frozen, config, layout)
+    if config.compute.products == "fp8":
+        whole, context = fp8.attach(whole, largest, context)
 
     def one(part: tuple[Batch, Int[Array, " B"] | None]):
         batch, rows = part
         masks = None if rows is None or key is None else Masks(key, rows, config.model.dropout)
         in_training = context._replace(masks=masks)
         loss, metrics, grads = minimised.loss_and_grads(model, whole, batch, in_training, scale=scale)
-        return loss, metrics, layout.scatter_ends(trained(grads, config))
+        grads, seen = fp8.detach(grads)
+        return (loss, metrics, layout.scatter_ends(trained(grads, config))), seen
 
     def accumulate(total, micro_batch):
-        return jax.tree.map(jnp.add, total, one(micro_batch)), None
+        (sums, seen), (more, seen_now) = total, one(micro_batch)
+        return (jax.tree.map(jnp.add, sums, more), jax.tree.map(jnp.maximum, seen, seen_now)), None
 
     def over_micro_batches(parts: tuple[Batch, Int[Array, "A B"] | None]):
         if parts[0].tokens.shape[0] == 1:
@@ -110,9 +117,10 @@ def batch_loss_and_grads(
 
     parts = batch, layout.places_of_rows(*batch.tokens.shape[:2]) if key is not None else None
     if layout.reproducible:
-        return sharding.summed(over_micro_batches, parts, layout.devices)
-    loss, metrics, grads = over_micro_batches(parts)
-    return layout.total(loss), jax.tree.map(layout.total, metrics), layout.reduce(grads)
+        return sharding.summed(lambda parts: over_micro_batches(parts)[0], parts, layout.devices)
+    (loss, metrics, grads), seen = over_micro_batches(parts)
+    grads = fp8.beside(layout.reduce(grads), layout.largest(seen))
+    return layout.total(loss), jax.tree.map(layout.total, metrics), grads
 
 
 def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
@@ -121,7 +129,9 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
 
     def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         key = key_of_masks(state) if config.model.dropout else None
-        loss, metrics, grads = batch_loss_and_grads(state.params, frozen, batch, config, layout, key)
+        largest = scales.expected(state.magnitudes)
+        loss, metrics, grads = batch_loss_and_grads(state.params, frozen, batch, config, layout, key, largest)
+        grads, seen = fp8.detach(grads)
         norm = clipping.global_norm(grads, layout.total_of_shards)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         factor = clipping.factor(norm, config.optimizer.clip_norm)
@@ -152,7 +162,11 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
         # A skipped step still counts: the next one has other data and its own place in the schedule.
         step = jnp.where(nonfinite >= limit, state.step, state.step + 1)
         skipped = state.skipped + (step > state.step) * ~taken
-        new = TrainState(params, moments, step, state.key, nonfinite, skipped, losses, norms)
+        history = state.magnitudes
+        if history is not None and largest is not None and seen is not None:
+            metrics = metrics | {"fp8_clamped": scales.clamped(largest, seen)}
+            history = scales.update(history, seen, taken)
+        new = TrainState(params, moments, step, state.key, nonfinite, skipped, losses, norms, history)
         return new, Metrics(loss, norm, rate, loss_z, norm_z, nonfinite, skipped, taken, metrics)
 
     state = specs(layout)
@@ -174,8 +188,9 @@ def make_gradients(config: Config) -> Callable[[TrainState, Any, Batch], tuple[F
 
     def gradients(state: TrainState, frozen: Any, batch: Batch) -> tuple[Float[Array, ""], Params]:
         key = key_of_masks(state) if config.model.dropout else None
-        loss, _, grads = batch_loss_and_grads(state.params, frozen, batch, config, layout, key)
-        return loss, grads
+        largest = scales.expected(state.magnitudes)
+        loss, _, grads = batch_loss_and_grads(state.params, frozen, batch, config, layout, key, largest)
+        return loss, fp8.detach(grads)[0]
 
     state = specs(layout)
     return layout.jit(

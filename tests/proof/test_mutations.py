@@ -25,6 +25,7 @@ from jaxgpt.layers import (
     dropout,
     embedding,
     entropy,
+    fp8,
     gelu,
     layernorm,
     linear,
@@ -43,7 +44,7 @@ from jaxgpt.models import gpt2, grouped_attention, llama, mixtral
 from jaxgpt.objectives import next_token
 from jaxgpt.options.config import Compute, Model
 from jaxgpt.proof import cases as proof_cases
-from jaxgpt.proof import gradcheck, objective_cases
+from jaxgpt.proof import fp8_case, gradcheck, objective_cases
 
 # Small shapes at which no dropped term happens to be 0 and no dropped factor to be 1.
 MODEL = Model(layers=1, heads=2, width=4, context=4, vocabulary_size=5)
@@ -55,6 +56,7 @@ LAYERS = [
 FUNCTIONS = [(module, "backward") for module in LAYERS] + [
     (dropout, "backward"),
     (lora, "backward"),
+    (fp8, "backward"),
     (entropy, "backward"),
     (scalar_head, "backward"),
     (lora, "through_weight"),
@@ -73,8 +75,10 @@ FUNCTIONS = [(module, "backward") for module in LAYERS] + [
     (next_token, "loss_and_grads"),
     (next_token, "_chunk_loss"),
 ]
-# What next_token.loss_and_grads returns beside the gradients.
-NOT_A_GRADIENT = {"_with_aux(value, aux, batch, scale)", "_metrics(aux, share)"}
+# What is returned beside gradients, by next_token.loss_and_grads.
+NOT_A_GRADIENT = {"_with_aux(value, aux, batch, scale)", "_metrics(aux, share)"} | {
+    "jnp.stack([x.largest, weight.largest, gradient.largest])"  # what fp8.backward saw
+}
 FAMILIES = ("gpt2", "llama", "mixtral")
 NIGHTLY = (grouped_attention, llama, mixtral)  # whole models, of which GPT-2 is tried every time
 PROVED_BY = {"next_token": "gpt2", "grouped_attention": "llama"}  # the case, where it is that of another
@@ -194,6 +198,7 @@ def cases() -> dict[str, gradcheck.Case]:
         proof_cases.dropout_case(key, 2, 3, 4, rate=0)._replace(name="dropout_of_none"),
         proof_cases.attention_case(key, 2, 3, 2, 2, 2, group=2, rate=0.4)._replace(name="attention_of_dropout"),
     ]
+    of_8_bits = [fp8_case.fp8_case(key, 2, 3, 4, 5, again=again) for again in (False, True)]
     in_window = proof_cases.attention_case(key, 2, 3, 1, 2, 1, group=2, window=2)
     tied = dataclasses.replace(MODEL, family="llama", tied=True, query_key_norm=True, kv_heads=1)
     relative = proof_cases.model_case(key, 2, 3, tied, Compute())._replace(name="llama_of_qwen")
@@ -207,7 +212,7 @@ def cases() -> dict[str, gradcheck.Case]:
     ]
     of_tied = proof_cases.model_case(key, 2, 3, dataclasses.replace(models[-1], tied=True), Compute())
     more = (of_documents, in_window, relative, of_switch, of_tied._replace(name="mixtral_of_tied"), *adapters)
-    more += (proof_cases.lora_case(key, 2, 3, 4, 5, 0), *of_entropy, *scalars, *dropped)
+    more += (proof_cases.lora_case(key, 2, 3, 4, 5, 0), *of_entropy, *scalars, *dropped, *of_8_bits)
     return {case.name: case for case in (*layers, *whole, *more)}
 
 
