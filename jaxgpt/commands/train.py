@@ -40,7 +40,7 @@ from jaxgpt.runs.checkpoints import Found
 from jaxgpt.runs.folder import RunFolder, check_name, will_resume
 from jaxgpt.runs.saving import Writer
 from jaxgpt.terminal import command
-from jaxgpt.training import device_memory, memory_plan, step
+from jaxgpt.training import device_memory, host_memory, memory_plan, step
 from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import Base, TrainState, initial_state, random_params, with_head
 
@@ -97,7 +97,7 @@ def _of_the_run(config: Config) -> Config:
     # How this process was started, and where its machine keeps programs, are no options of the run.
     parallel = dataclasses.replace(config.parallel, processes=0, process=-1, coordinator="")
     config = dataclasses.replace(config, parallel=parallel, run=dataclasses.replace(config.run, compilation_cache=""))
-    for check in (mesh.check, trackers.check, check_name, _check_policy):
+    for check in (mesh.check, host_memory.check, trackers.check, check_name, _check_policy):
         check(config)
     return config
 

@@ -16,7 +16,7 @@ from jaxgpt.models import lora
 from jaxgpt.models.blocks import Params, arrange, stacked
 from jaxgpt.options.config import Config
 from jaxgpt.parallel.sharding import first_axis_that_divides
-from jaxgpt.training.state import TrainState, initial_state, layout_of, on_trees, specs, state_shapes
+from jaxgpt.training.state import TrainState, initial_state, layout_of, on_trees, shardings, specs, state_shapes
 
 
 class Resharding:
@@ -27,6 +27,7 @@ class Resharding:
         layout, mesh = self.layout, self.layout.mesh
         self._config = config
         self._shapes = state_shapes(config)
+        self._own = shardings(layout, config)
         if layout.devices == 1:
             return
 
@@ -45,7 +46,7 @@ class Resharding:
         )
         self._saved = jax.tree.map(lambda shape, sharding: shape.update(sharding=sharding), shapes, between)
         self._join = jax.jit(joined, out_shardings=between)
-        self._split = jax.jit(split, out_shardings=layout.shardings(specs(layout)))
+        self._split = jax.jit(split, out_shardings=self._own)
         self._whole = jax.jit(layout.unshard, out_shardings=everywhere)
 
     def words(self) -> list[str]:
@@ -76,7 +77,10 @@ class Resharding:
 
     def to_save(self, state: TrainState) -> TrainState:
         """Returns the state in its checkpoint layout."""
-        return state if self.layout.devices == 1 else self._join(state)
+        if self.layout.devices == 1:
+            return state
+        moments = jax.device_put(state.moments, self.layout.shardings(specs(self.layout)).moments)  # of the host's
+        return self._join(state._replace(moments=moments))
 
     def saved_shapes(self) -> TrainState:
         """Shapes of the checkpoint layout, with the shardings in which it is to be read."""
@@ -84,7 +88,9 @@ class Resharding:
 
     def from_saved(self, state: TrainState) -> TrainState:
         """Returns the state to resume with, from what was read into `saved_shapes`."""
-        return state if self.layout.devices == 1 else self._split(state)
+        if self.layout.devices == 1:
+            return state if self._own is None else jax.device_put(state, self._own)
+        return self._split(state)
 
     def placed_base(self, base: Params) -> Params:
         """Returns the frozen base of adapters on the devices, whole on each, from whole, stacked parameters."""
