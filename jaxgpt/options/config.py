@@ -145,8 +145,8 @@ class Parallel:
     """What is sharded over the devices, so that each needs less memory: nothing (0), master weights and moments (1),
     gradients as well (2), the parameters as well, which are all-gathered layer by layer (3)."""
     moments: Literal["device", "host"] = "device"
-    """Memory that the optimizer's moments are in: "host" is the host's, from which a GPU or TPU takes them for each update:
-    less device memory, and more time."""
+    """Memory that the optimizer's moments are in: "host" is the host's, from which a GPU or TPU takes them for each
+    update: less device memory, and more time."""
     reproducible: bool = False
     """The same parameters to the last bit on 1, 2, 4 and 8 devices, for a price in time. Needs zero = 0, and a batch
     size divisible by 8."""

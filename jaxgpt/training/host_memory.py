@@ -32,8 +32,8 @@ def check(config: Config) -> None:
     device = jax.devices()[0]
     if config.parallel.moments == "host" and not has(device):
         raise UserError(
-            f"--parallel.moments host: programs of the {device.device_kind} don't reach the host's pinned memory: leave "
-            "it away"
+            f"--parallel.moments host: programs of the {device.device_kind} don't reach the host's pinned memory: "
+            "leave it away"
         )
 
 

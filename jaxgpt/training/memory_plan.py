@@ -20,12 +20,11 @@ from jaxgpt.errors import UserError
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import family, lora, with_scalar
 from jaxgpt.models.blocks import RECOMPUTE_LEVELS, Context, Inputs, cast
-from jaxgpt.optimizers import adamw
-from jaxgpt.options.config import Config
+from jaxgpt.options.config import Compute, Config, Training
 from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import step
 from jaxgpt.training.device_memory import Capacity
-from jaxgpt.training.state import frozen_shapes, layout_of
+from jaxgpt.training.state import frozen_shapes, layout_of, state_of
 
 SMALLEST_CHUNK = 128  # of the classifier: below it, its products are slow
 
@@ -178,11 +177,61 @@ def measure(config: Config, layout: Layout | None = None) -> Sizes:
     """
     layout = layout or layout_of(config)
     model, compute, training = config.model, config.compute, config.training
-    params, frozen = jax.eval_shape(layout.shard, layout.shapes), frozen_shapes(config)
-    moments = jax.eval_shape(adamw.init, params)
+    shards, frozen = jax.eval_shape(layout.shard, layout.shapes), frozen_shapes(config)
+    state = jax.eval_shape(functools.partial(state_of, config=config), shards)
     weights = jax.eval_shape(lambda params: cast(params, compute.dtype), layout.shapes)
     sequences = training.batch_size // layout.devices * config.objective.texts
-    tokens = jax.ShapeDtypeStruct((sequences, training.sequence_length), jnp.int32)
+    activations, ends = _saved(config, layout, sequences)
+    wide = accumulation_dtype(compute.dtype)
+    gradients = sum(leaf.size * wide.itemsize for leaf in jax.tree.leaves(weights))
+    chunk = min(compute.classifier_chunk, sequences * training.sequence_length)
+    logits = chunk * model.padded_vocabulary_size if config.objective.classifies else 0
+    divided = layout.devices if layout.sharded else 1
+    # The copies that are there throughout: blocks that are cast or gathered one by one are counted as workspace.
+    by_block = layout.zero == 3 or not layout.sharded
+    ends = (weights, layout.shapes) if not by_block else (tree._replace(blocks=()) for tree in (weights, layout.shapes))
+    copies = [
+        leaf for leaf, own in zip(*map(jax.tree.leaves, ends), strict=True) if layout.sharded or leaf.dtype != own.dtype
+    ]
+    return Sizes(
+        parameters=_bytes(state.params) // divided,
+        frozen=_bytes(frozen),
+        moments=_bytes(state.moments) // divided,
+        gradients=gradients * (2 if training.micro_batches > 1 else 1) // (divided if layout.zero >= 2 else 1),
+        weights=_bytes(copies),
+        activations=activations,
+        ends=ends,
+        logits=logits * wide.itemsize,
+        classifier=logits * (wide.itemsize + jnp.dtype(compute.dtype).itemsize),
+        table=0 if frozen is not None else model.padded_vocabulary_size * model.width * wide.itemsize,
+    )
+
+
+def _saved(config: Config, layout: Layout, sequences: int) -> tuple[dict[str, int], int]:
+    """Returns the bytes of the residuals of all layers by their names, and of those of the ends.
+
+    They are traced for one sequence and for two: each further one has as much more. So a size of any batch is quick.
+    """
+    one, two = (_residuals(_traced(config, number), layout) for number in (1, 2))
+    more = sequences - 1
+    names = {name: size + more * (two[0][name] - size) for name, size in one[0].items()}
+    return names, one[1] + more * (two[1] - one[1])
+
+
+def _traced(config: Config, sequences: int) -> Config:
+    """Returns the configuration with defaults for all options that a layer's residuals don't depend on."""
+    compute, default = config.compute, Compute()
+    kept = {name: getattr(compute, name) for name in ("dtype", "attention", "attention_block", "recompute", "layers")}
+    training = Training(batch_size=sequences, sequence_length=config.training.sequence_length)
+    compute = dataclasses.replace(default, **kept)
+    return Config(config.model, compute, training=training, objective=config.objective, lora=config.lora)
+
+
+@functools.lru_cache
+def _residuals(config: Config, layout: Layout) -> tuple[dict[str, int], int]:
+    model, compute, training = config.model, config.compute, config.training
+    weights, frozen = jax.eval_shape(lambda params: cast(params, compute.dtype), layout.shapes), frozen_shapes(config)
+    tokens = jax.ShapeDtypeStruct((training.batch_size, training.sequence_length), jnp.int32)
     inputs = Inputs(tokens, tokens if model.documents_apart else None)  # type: ignore[arg-type]
     whole, context = weights, Context(model, compute)
     if frozen is not None:
@@ -196,29 +245,7 @@ def measure(config: Config, layout: Layout | None = None) -> Sizes:
     _, residuals, _ = jax.eval_shape(
         lambda params, inputs: family(model).features(params, inputs, context), whole, inputs
     )
-    wide = accumulation_dtype(compute.dtype)
-    gradients = sum(leaf.size * wide.itemsize for leaf in jax.tree.leaves(weights))
-    chunk = min(compute.classifier_chunk, sequences * training.sequence_length)
-    logits = chunk * model.padded_vocabulary_size if config.objective.classifies else 0
-    divided = layout.devices if layout.sharded else 1
-    # The copies that are there throughout: blocks that are cast or gathered one by one are counted as workspace.
-    by_block = layout.zero == 3 or not layout.sharded
-    ends = (weights, layout.shapes) if not by_block else (tree._replace(blocks=()) for tree in (weights, layout.shapes))
-    copies = [
-        leaf for leaf, own in zip(*map(jax.tree.leaves, ends), strict=True) if layout.sharded or leaf.dtype != own.dtype
-    ]
-    return Sizes(
-        parameters=_bytes(params) // divided,
-        frozen=_bytes(frozen),
-        moments=_bytes(moments) // divided,
-        gradients=gradients * (2 if training.micro_batches > 1 else 1) // (divided if layout.zero >= 2 else 1),
-        weights=_bytes(copies),
-        activations=_by_name(residuals.blocks),
-        ends=_bytes(residuals._replace(blocks=())),
-        logits=logits * wide.itemsize,
-        classifier=logits * (wide.itemsize + jnp.dtype(compute.dtype).itemsize),
-        table=0 if frozen is not None else model.padded_vocabulary_size * model.width * wide.itemsize,
-    )
+    return _by_name(residuals.blocks), _bytes(residuals._replace(blocks=()))
 
 
 def _bytes(tree: Any) -> int:
