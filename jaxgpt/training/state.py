@@ -179,5 +179,11 @@ def _first_programs(config: Config) -> tuple[Callable[[], Params], Callable[[], 
     params, rest = (where.params, where[1:]) if where else (None, None)
     return (
         jax.jit(lambda: init_params(config), out_shardings=params),
-        jax.jit(lambda: state_of(state_shapes(config).params, config)[1:], out_shardings=rest),
+        jax.jit(lambda: _moved(state_of(state_shapes(config).params, config), config)[1:], out_shardings=rest),
     )
+
+
+def _moved(state: TrainState, config: Config) -> TrainState:
+    """Returns the state with its moments in the memory that the options name."""
+    on_host = config.parallel.moments == "host"
+    return state._replace(moments=host_memory.given_back(state.moments)) if on_host else state

@@ -59,7 +59,7 @@ def plan(config: Config) -> memory_plan.Plan:
 
 
 def prepare(config: Config) -> tuple[Config, jax.stages.Compiled, memory_plan.Plan]:
-    return memory_plan.prepare(config, device_memory.capacity(config.compute))
+    return fit.prepare(config, device_memory.capacity(config.compute))
 
 
 def test_the_total_is_the_compiled_programs():
@@ -274,7 +274,7 @@ config = Config(
     training=Training(batch_size=2, sequence_length=128),
     compute=Compute(dtype="bfloat16"),
 )
-config, program, plan = memory_plan.prepare(config, device_memory.capacity(config.compute))
+config, program, plan = fit.prepare(config, device_memory.capacity(config.compute))
 jax.block_until_ready(initial_state(config))  # compiles; what the compiler itself takes is not the program's
 tokens = np.random.default_rng(0).integers(0, 64000, (1, 2, 128), dtype=np.int32)
 ctypes.CDLL(None).malloc_trim(0)
