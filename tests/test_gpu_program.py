@@ -165,7 +165,7 @@ def test_what_a_plan_estimates_is_near_the_program(devices, zero, recompute, cha
 def test_the_command(tmp_path, capsys):
     output, picture = tmp_path / "figures.json", tmp_path / "kinds.png"
     words = ["--config", "quickstart", "--size", "2x96", "--model.layers", "1", "--card", "a100"]
-    words += ["--against", "jax.grad", "--output", str(output), "--picture", str(picture)]
+    words += ["--model.family", "gpt2", "--against", "jax.grad", "--output", str(output), "--picture", str(picture)]
     assert command.run(words) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("A bound from counts of operations and bytes, not a measured time")
@@ -188,7 +188,8 @@ def test_the_command(tmp_path, capsys):
         (["--size", "0x8"], "--size 0x8: give at least 1 sequence"),
         (["--card", "h1000"], "invalid choice"),
         (["--topology", "0"], "--topology is 0, and must be greater than 0"),
-        (["--topology", "4", "--against", "jax.grad"], "written for GPT-2 on one card"),
+        (["--topology", "4", "--model.family", "gpt2", "--against", "jax.grad"], "written for GPT-2 on one card"),
+        (["--model.family", "llama", "--against", "jax.grad"], "written for GPT-2 on one card"),
         (["--compute.recompute", "auto"], "--compute.recompute auto: name the level to compile"),
         (["--sise", "1x8"], "did you mean --size?"),
     ],
