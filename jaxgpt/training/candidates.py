@@ -66,7 +66,7 @@ def candidates(config: Config, place: Place, elsewhere: ElseOf = nothing_else) -
     for size, level, chunk, zero, moments in itertools.product(*(choices[name] for name in fit.FREE)):
         changed = _changed(config, place, size, level, chunk, zero, moments)
         beside = elsewhere(changed)
-        needs = estimate(_with_layers(changed, place), place.devices, gpu=place.gpu).total
+        needs = estimate(with_layers(changed, place), place.devices, gpu=place.gpu).total
         needs = max(needs + beside.with_step, *beside.times.values(), 0)
         seconds = step_seconds(changed, place.devices, place.speeds) if config.compute.fit else 0.0
         found.append(Candidate(changed, needs, seconds))
@@ -134,7 +134,7 @@ def _changed(config: Config, place: Place, size: int, level: str, chunk: int, ze
     )
 
 
-def _with_layers(config: Config, place: Place) -> Config:
+def with_layers(config: Config, place: Place) -> Config:
     """Returns the configuration with the form that its layers take in the program."""
     if config.compute.layers != "auto":
         return config

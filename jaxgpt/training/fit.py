@@ -109,24 +109,31 @@ class _Search:
     def run(self) -> Candidate | None:
         """Returns the fastest candidate that fits, None where none does."""
         best, faster = None, self.candidates
-        while faster and len(self.needs) < MOST_COMPILED:
-            hopeful = [one for one in faster if one not in self.needs and self._hopeful(one)]
-            if not hopeful:
-                break
-            if self._compile(hopeful[0]):
-                best = hopeful[0]
-                faster = self.candidates[: self.candidates.index(best)]
-        if best is not None:
-            return best
         smallest = min(self.candidates, key=lambda one: one.bytes)
-        if smallest not in self.needs and self._compile(smallest):
-            return smallest
+        while faster and len(self.needs) < MOST_COMPILED:
+            following = self._following(faster)
+            if following is None and (best or self.needs):
+                break
+            following = following or smallest  # whose need says by how much the estimates are wrong
+            if self._compile(following):
+                best = following
+                faster = self.candidates[: self.candidates.index(best)]
+        if best is None and smallest not in self.needs and self._compile(smallest):
+            best = smallest
+        return best
+
+    def _following(self, candidates: list[Candidate]) -> Candidate | None:
+        """Returns the fastest that seems to fit and wasn't compiled yet; else one that does if its estimate is high."""
+        for share in (1.0, BELOW):
+            for one in candidates:
+                if one not in self.needs and self._seems_to_fit(one, share):
+                    return one
         return None
 
-    def _hopeful(self, one: Candidate) -> bool:
+    def _seems_to_fit(self, one: Candidate, share: float) -> bool:
         if self.has.bytes is None:
             return True
-        corrected = BELOW * one.bytes * self._of_level.get(one.config.compute.recompute, self._wrong)
+        corrected = share * one.bytes * self._of_level.get(one.config.compute.recompute, self._wrong)
         return max(corrected, memory_plan.least(one.config)) <= self.has.bytes
 
     def _compile(self, one: Candidate) -> bool:
