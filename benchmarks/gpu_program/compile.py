@@ -100,7 +100,15 @@ def _forget_devices() -> None:
 
 def ours(config: Config, devices: list[Any]) -> Program:
     """Compiles this project's train step; within `devices_of`."""
-    return _compiled(step.make_train_step(config), step.shapes(config), devices)
+    shapes, where = step.shapes(config), state.shardings(state.layout_of(config), config)
+    if config.parallel.moments == "host":
+        placed = jax.tree.map(lambda where, tree: _in(where, tree), where, shapes[0])
+        shapes = (placed, *shapes[1:])
+    return _compiled(step.make_train_step(config), shapes, devices)
+
+
+def _in(where: Any, shapes: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
 
 
 def automatic(config: Config, layers: str, devices: list[Any]) -> Program:
@@ -128,7 +136,7 @@ def automatic(config: Config, layers: str, devices: list[Any]) -> Program:
 
 def _compiled(function: Any, shapes: Any, devices: list[Any]) -> Program:
     where = SingleDeviceSharding(devices[0]) if len(devices) == 1 else None  # several are in the step's own shardings
-    arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
+    arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or where), shapes)
     compiled = function.lower(*arguments).compile(compiler_options=OPTIONS)
     memory = compiled.memory_analysis()
     return Program(compiled.as_text(), memory.temp_size_in_bytes, memory.argument_size_in_bytes)

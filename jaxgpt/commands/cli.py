@@ -15,7 +15,7 @@ import tyro
 from jaxgpt import environment, errors, terminal
 from jaxgpt.errors import Interrupted, JaxgptError, UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.options import command_line, help_page, settings
+from jaxgpt.options import command_line, fit, help_page, settings
 from jaxgpt.options.command_line import nearest
 from jaxgpt.options.config import Config
 
@@ -171,14 +171,15 @@ def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
         terminal.say(help_of(rest, Train(name or DEFAULT_CONFIG, options=defaults)))
         sys.exit(0)
     asked = command_line.read(Train, rest, "", default=Train(name or DEFAULT_CONFIG, options=defaults))
-    config, named = asked.options, command_line.named(rest)
+    named, in_file = command_line.named(rest), settings.keys(path) if name else set()
+    config = fit.keeping(asked.options, named, in_file)
     settings.check_processes(config.parallel)
     with terminal.ending_at_once():  # here, so that --help doesn't wait a second for JAX and Orbax
         from jaxgpt.commands import configuration
         from jaxgpt.commands import train as loop
         from jaxgpt.parallel import processes
         from jaxgpt.runs import folder
-    given = named | (settings.keys(path) if name else set())
+    given = named | in_file
     if asked.plan_for:
         return plan(
             replace(config, run=replace(config.run, name=config.run.name or path.stem)), asked.plan_for, given, words
@@ -189,6 +190,7 @@ def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
             config = folder.named(config, f"{path.stem}-{text}" if text else path.stem)
         config = configuration.with_weights(config, given)
         settings.check(config)
+        fit.check(config)
         loop.train(config, *observers)
     return 0
 
@@ -214,6 +216,7 @@ def plan(config: Config, devices: str, given: set[str], words: list[str]) -> int
 
     config = configuration.with_weights(config, given)
     settings.check(config)
+    fit.check(config)
     _, rest = command_line.take(words, "--plan-for")
     return plan.run(config, devices, rest)
 

@@ -13,23 +13,24 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
-
-from jaxgpt.commands import configuration
+from jaxgpt.commands import configuration, other_times
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted
 from jaxgpt.kernels.choose import attention_of_card
 from jaxgpt.models import family
-from jaxgpt.models.blocks import ELSEWHERE, MOST_UNROLLED, RECOMPUTE_LEVELS, unstacked
+from jaxgpt.models.blocks import ELSEWHERE, MOST_UNROLLED, RECOMPUTE_LEVELS
 from jaxgpt.optimizers.matrices import operations
+from jaxgpt.options import fit as fit_options
 from jaxgpt.options.command_line import nearest
 from jaxgpt.options.config import Config
-from jaxgpt.parallel.traffic import NETWORK, seconds, sent, traffic
+from jaxgpt.parallel.traffic import NETWORK, seconds, sent
 from jaxgpt.terminal import command, say
-from jaxgpt.training import flops
+from jaxgpt.training import candidates, fit, fit_words, flops
+from jaxgpt.training.candidates import Place
 from jaxgpt.training.device_memory import CARDS, Capacity, Card, capacity, capacity_of
 from jaxgpt.training.estimate import Estimate, estimate
 from jaxgpt.training.state import layout_without_devices
+from jaxgpt.training.step_time import network_bytes, speeds_of
 
 MARGIN = 1.1  # an estimate may be a tenth too small
 MOST_DEVICES = 1 << 16
@@ -68,6 +69,8 @@ def run(config: Config, devices: str, words: Sequence[str]) -> int:
     """
     target = _target(devices, config)
     config = _complete(config, target)
+    if config.compute.fit:
+        return _fit(config, target, words)
     candidates = _candidates(config, target)
     lines = [*_introduction(config, target), *_memory_table(candidates, target), *_network_table(config, target)]
     for variant in _variants(config, target):
@@ -81,6 +84,25 @@ def run(config: Config, devices: str, words: Sequence[str]) -> int:
     )
     say("\n".join([*lines, "", f"Nothing fits: {why}, or larger ones"]))
     return 1
+
+
+def _fit(config: Config, target: Target, words: Sequence[str]) -> int:
+    """Prints what `compute.fit` would choose there, by estimates alone; returns the status as `run` does."""
+    has = fit.granted(target.has, config)
+    speeds = speeds_of(target.card, config.compute.dtype)
+    place = Place(target.devices, gpu=target.card is not None, hosts=target.card is not None, speeds=speeds)
+    found = candidates.candidates(
+        config, place, lambda one: other_times.elsewhere(one, target.devices, cpu=target.card is None)
+    )
+    fitting = [one for one in found if has.bytes is None or MARGIN * one.bytes <= has.bytes]
+    if not fitting:
+        least = min(found, key=lambda one: one.bytes)
+        raise fit_words.refused(config, least.config, least.bytes, has, place, 1.0)
+    lines = fit_words.said(config, place, found, fitting[0], {}, has)
+    note = f"          estimated from shapes, with {MARGIN - 1:.0%} to spare; the run itself compiles what it chooses"
+    devices = f" --parallel.devices {target.devices}" if target.devices > 1 else ""
+    say("\n".join([*_introduction(config, target), *lines, note, "", f"{command(*words)}{devices}"]))
+    return 0
 
 
 def _target(text: str, config: Config) -> Target:
@@ -148,8 +170,8 @@ def _candidate(config: Config, target: Target, zero: int, recompute: str) -> Can
     tokens = training.micro_batches * training.batch_size * training.sequence_length / target.devices
     peak = flops.known_peak(target.card.kind, compute.dtype)
     of_token = family(model).flops_per_token(model, training.sequence_length, recompute=recompute)
-    matrices = layout_without_devices(_scanned(config), target.devices).matrices
-    of_muon = operations(matrices, target.devices if zero else 1)
+    layout = layout_without_devices(fit_options.changed(config, compute={"layers": "scanned"}), target.devices)
+    of_muon = operations(layout.matrices, target.devices if zero else 1)
     network = seconds(_tensors(config, target, zero), target.devices, target.card.link, NETWORK)
     return Candidate(config, needs, (tokens * of_token + of_muon) / peak if peak else None, network)
 
@@ -190,20 +212,7 @@ def _variants(config: Config, target: Target) -> Iterator[Config]:
 
 def _tensors(config: Config, target: Target, zero: int) -> dict[str, int]:
     """Returns the bytes of the tensors that cross the network in a step."""
-    training, layout = config.training, layout_without_devices(_scanned(config), target.devices)
-    return traffic(
-        jax.eval_shape(unstacked, layout.shapes),
-        devices=target.devices,
-        zero=zero,
-        micro_batches=training.micro_batches,
-        weight_bytes=2 if config.compute.dtype == "bfloat16" else 4,
-        biases_again=True,
-        matrices=layout.matrices,
-    )
-
-
-def _scanned(config: Config) -> Config:
-    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, layers="scanned"))
+    return network_bytes(fit_options.changed(config, parallel={"zero": zero}), target.devices)
 
 
 # For people

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxgpt import compilation_cache
-from jaxgpt.commands import configuration
+from jaxgpt import compilation_cache, environment
+from jaxgpt.commands import configuration, other_times
 from jaxgpt.commands.batches import Evaluation, Setting, Source, open_source
 from jaxgpt.commands.display import Display, silent
 from jaxgpt.commands.trainer import Output, Trainer
@@ -41,9 +41,9 @@ from jaxgpt.runs.checkpoints import Found
 from jaxgpt.runs.folder import RunFolder, check_name, will_resume
 from jaxgpt.runs.saving import Writer
 from jaxgpt.terminal import command
-from jaxgpt.training import device_memory, memory_plan, step
+from jaxgpt.training import device_memory, fit, host_memory, memory_plan, step
 from jaxgpt.training.resharding import Resharding
-from jaxgpt.training.state import Base, TrainState, initial_state, random_params, with_head
+from jaxgpt.training.state import Base, TrainState, initial_state, layout_of, random_params, with_head
 
 Observer = Callable[[Trainer, dict[str, Any]], None]
 
@@ -98,7 +98,7 @@ def _of_the_run(config: Config) -> Config:
     # How this process was started, and where its machine keeps programs, are no options of the run.
     parallel = dataclasses.replace(config.parallel, processes=0, process=-1, coordinator="")
     config = dataclasses.replace(config, parallel=parallel, run=dataclasses.replace(config.run, compilation_cache=""))
-    for check in (mesh.check, trackers.check, check_name, _check_policy):
+    for check in (mesh.check, host_memory.check, trackers.check, check_name, _check_policy):
         check(config)
     return config
 
@@ -198,28 +198,38 @@ class Program(NamedTuple):
     step: jax.stages.Compiled
     attention: str  # a line that describes it
     plan: memory_plan.Plan
+    choice: list[str]  # lines about what `compute.fit` chose
 
 
 def _compile(asked: Config, beginning: Beginning) -> tuple[Program, Beginning]:
-    """Completes the configuration with this machine's attention and recompute level, and compiles the train step.
+    """Completes the configuration with this machine's attention and what fits its memory, and compiles the train step.
 
     UserError where the run doesn't fit the device's memory. The message says what would make it fit.
     """
     config, attention = configuration.with_attention(asked)
-    has = device_memory.capacity(config.compute)  # before the run allocates anything
+    if config.compute.fit:
+        environment.give_memory_back()
+    has = fit.capacity(config)  # before the run allocates anything
     if _may_draw(config, has, beginning):
         beginning = beginning._replace(random=random_params(config))
-    config, compiled, plan = memory_plan.prepare(config, has)
-    return Program(config, compiled, attention, plan), beginning
+    devices, cpu = layout_of(config).devices, jax.default_backend() == "cpu"
+    fitted = fit.prepare(config, has, lambda config: other_times.elsewhere(config, devices, cpu=cpu))
+    return Program(fitted.config, fitted.program, attention, fitted.plan, fitted.lines), beginning
 
 
 def _may_draw(config: Config, has: device_memory.Capacity, beginning: Beginning) -> bool:
     """Returns whether random parameters may be drawn while the train step is compiled or read from the cache.
 
-    They may not where given weights or a checkpoint may take their place, nor where the plan may refuse the run for
-    the parameters alone.
+    They may not where given weights or a checkpoint may take their place, where `compute.fit` may yet choose another
+    layout for them, nor where the plan may refuse the run for the parameters alone.
     """
-    if beginning.weights or beginning.base or config.run.resume != "never" or processes.count() > 1:
+    if (
+        config.compute.fit
+        or beginning.weights
+        or beginning.base
+        or config.run.resume != "never"
+        or processes.count() > 1
+    ):
         return False
     shapes, _, _ = step.shapes(config)
     need = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes.params))
@@ -301,6 +311,7 @@ def _introduce(trainer: Trainer, source: Source, program: Program, notes: list[s
         *trainer.resharding.words(),
         *([f"attention {program.attention}"] if device.platform != "cpu" else []),
         f"memory    {plan.summary()}; all there is to say: {folder.START} in the run's folder, or --verbose",
+        *program.choice,
         *([f"note      {config.run.note}"] if config.run.note else []),
         *(f"note      {line}" for line in data.notes),
         *trainer.folder.notes,

@@ -21,6 +21,7 @@ from jaxgpt.errors import AllFailed, RunError
 from jaxgpt.evaluation.registry import Tasks
 from jaxgpt.foreign_text import printable
 from jaxgpt.generation import batching
+from jaxgpt.generation.decoder import computed_in
 from jaxgpt.models import with_scalar
 from jaxgpt.models.blocks import Params
 from jaxgpt.parallel import processes
@@ -249,7 +250,7 @@ class Trainer:
 
     def _params_to_draw_with(self) -> Params:
         """Gathers the model's parameters. All processes have to call it together."""
-        params = self.resharding.whole_params(self.state, self.frozen)
+        params = self.resharding.whole_params(self.state, self.frozen, computed_in(self.config.compute).dtype)
         return with_scalar.model_of(params) if self.config.objective.scalar_head else params
 
     def _show_sample(self) -> None:

@@ -67,9 +67,9 @@ def forward(
     With `with_entropy` it is `objective(ℓ, H, *per_token's parts)`, and gives (loss, ∂loss/∂ℓ, ∂loss/∂H).
 
     `chunk` is the number of tokens whose logits exist at once; the last chunk is filled up with ignored targets and
-    zeros. With `eight_bits` the products' factors are rounded as those of `fp8`: the weight once, all else chunk by
-    chunk, each by its own magnitude. Of an ignored target ℓ and H are 0, and their gradients too, whatever the objective gives. `cap` is that of
-    `logits`.
+    zeros. Of an ignored target ℓ and H are 0, and their gradients too, whatever the objective gives. `cap` is that of
+    `logits`. With `eight_bits` the products' factors are rounded as those of `fp8`: the weight once, all else chunk by
+    chunk, each by its own magnitude.
     """
     dtype = accumulation_dtype(x.dtype)
     tokens, width = targets.size, x.shape[-1]

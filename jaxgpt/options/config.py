@@ -138,6 +138,12 @@ class Compute:
     and on a TPU none."""
     memory_limit_gib: float = 0.0
     """Device memory, in GiB, that a run may plan with; 0 takes all that the device has, or that the system has left."""
+    fit: str = ""
+    """Choose what fits a device's memory, the fastest first: "device" for what it has, or a size such as 24GB or 22GiB.
+    Free are the micro-batches (a step's sequences stay), recompute, classifier-chunk, zero and moments, but for what
+    stands on the command line or in the --config. Empty chooses nothing."""
+    fit_keeps: tuple[str, ...] = ()
+    """Options that fit leaves as they are, such as compute.recompute. The command line and the --config add theirs."""
     measure_peak: bool = False
     """On a CPU, whose peak nobody states: time a large product at the start, in about a second, so that MFU shows."""
 
@@ -151,6 +157,9 @@ class Parallel:
     zero: Literal[0, 1, 2, 3] = 0
     """What is sharded over the devices, so that each needs less memory: nothing (0), master weights and moments (1),
     gradients as well (2), the parameters as well, which are all-gathered layer by layer (3)."""
+    moments: Literal["device", "host"] = "device"
+    """Memory that the optimizer's moments are in: "host" is the host's, from which a GPU or TPU takes them for each
+    update: less device memory, and more time."""
     reproducible: bool = False
     """The same parameters to the last bit on 1, 2, 4 and 8 devices, for a price in time. Needs zero = 0, and a batch
     size divisible by 8."""

@@ -107,12 +107,16 @@ class Layout:
         return None if self.devices == 1 else jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs)
 
     def jit(self, function: Callable, *, in_specs: Tree, out_specs: Tree, **options: Any) -> Callable:
-        """Jits a function that every device runs on its part of the arguments, as `in_specs` divides them."""
+        """Jits a function that every device runs on its part of the arguments, as `in_specs` divides them.
+
+        `options` are those of `jax.jit`; shardings among them take the place of the specs'.
+        """
         if self.devices == 1:
             return jax.jit(function, **options)
         # check_vma would want layers to say which of their arrays differ between devices.
         run = jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-        return jax.jit(run, in_shardings=self.shardings(in_specs), out_shardings=self.shardings(out_specs), **options)
+        where = {"in_shardings": self.shardings(in_specs), "out_shardings": self.shardings(out_specs)}
+        return jax.jit(run, **where | options)
 
     def shard(self, whole: Params) -> Params:
         """Shards whole parameters, or a moment, over all devices; returns them unchanged where they are kept whole."""

@@ -47,12 +47,13 @@ class Capacity(NamedTuple):
     source: str  # what the bytes are, for messages
 
 
-def capacity(compute: Compute) -> Capacity:
+def capacity(compute: Compute, sharing: int = 1) -> Capacity:
     """Returns the memory that a run may have: `compute.memory_limit_gib`, or what the device or the system has left.
 
-    All processes get the least of theirs, so that they compile the same program.
+    That of a CPU is shared by so many of this process's simulated devices. All processes get the least of theirs, so
+    that they compile the same program.
     """
-    all_of_them = [Capacity(*found) for found in processes.talk.all_gather(_own_capacity(compute))]
+    all_of_them = [Capacity(*found) for found in processes.talk.all_gather(_own_capacity(compute, sharing))]
     return min(all_of_them, key=lambda found: -1 if found.bytes is None else found.bytes)
 
 
@@ -70,7 +71,7 @@ def capacity_of(card: Card, compute: Compute) -> Capacity:
     return Capacity(int(card.memory * FRACTION), words)
 
 
-def _own_capacity(compute: Compute) -> Capacity:
+def _own_capacity(compute: Compute, sharing: int) -> Capacity:
     if compute.memory_limit_gib:
         return Capacity(int(compute.memory_limit_gib * 2**30), "--compute.memory-limit-gib")
     device = jax.local_devices()[0]
@@ -82,7 +83,8 @@ def _own_capacity(compute: Compute) -> Capacity:
     if device.platform == "cpu":
         left = [*_system_left(), *_cgroups_left(CGROUPS, Path("/proc/self/cgroup"))]
         if left:
-            return Capacity(min(left), "what is available to this process")
+            words = "what is available to this process"
+            return Capacity(min(left) // sharing, words if sharing == 1 else f"a device's share of {words}")
     return Capacity(None, f"{device.device_kind} doesn't say what it has")
 
 

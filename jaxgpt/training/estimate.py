@@ -14,6 +14,7 @@ compiled programs, and says how far they are off.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -64,10 +65,11 @@ def estimate(config: Config, devices: int, *, gpu: bool) -> Estimate:
     """
     sizes, counts = _measure(config, devices, gpu)
     training = config.training
+    on_host = gpu and config.parallel.moments == "host"  # a CPU's memory is the host's
     tokens = training.micro_batches * training.batch_size * training.sequence_length // devices
     always = {
         "parameters": sizes.parameters,
-        "moments": sizes.moments,
+        "moments": 0 if on_host else sizes.moments,
         "frozen base": sizes.frozen,
         "batch": 2 * 4 * tokens,
         "sum of gradients": counts.sum,
@@ -75,6 +77,7 @@ def estimate(config: Config, devices: int, *, gpu: bool) -> Estimate:
     }
     unrolled, summed = config.compute.layers == "unrolled", config.parallel.zero == 0 and devices > 1
     times = _times(sizes, counts, unrolled=unrolled, summed=summed)
+    times["update"]["moments from the host"] = sizes.moments if on_host else 0
     return max((Estimate(time, always | parts) for time, parts in times.items()), key=lambda found: found.total)
 
 
@@ -102,14 +105,13 @@ def _measure(config: Config, devices: int, gpu: bool) -> tuple[Sizes, _Counts]:
     zero, unrolled = config.parallel.zero if devices > 1 else 0, config.compute.layers == "unrolled"
     # The same sizes, from a trace of one layer with one block of queries.
     stacked = _with_compute(config, layers="scanned", attention_block=config.training.sequence_length)
-    layout = layout_without_devices(stacked, devices)
-    sizes = memory_plan.measure(stacked, layout)
+    sizes = memory_plan.measure(stacked, devices)
     L, all_kept = config.model.layers, _with_compute(stacked, recompute="none")
-    activations = sum(memory_plan.measure(all_kept, layout).activations.values()) // L
+    activations = sum(memory_plan.measure(all_kept, devices).activations.values()) // L
 
     wide, narrow = accumulation_dtype(config.compute.dtype).itemsize, jnp.dtype(config.compute.dtype).itemsize
-    numbers = _numbers(layout.shapes.blocks) // L
-    ends = wide * _numbers(layout.shapes._replace(blocks=()))
+    numbers, ends = numbers_of(stacked)
+    ends *= wide
     whole = ends + wide * L * numbers
     sums = sizes.gradients // 2 if config.training.micro_batches > 1 else 0
     # A CPU's program without loops sums a layer's gradients over the devices as they come at stage 1 too. A GPU's
@@ -137,8 +139,19 @@ def _scores(config: Config, devices: int) -> int:
     return sequences * model.heads * block * keys * accumulation_dtype(config.compute.dtype).itemsize
 
 
-def _numbers(shapes: Any) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+def numbers_of(config: Config) -> tuple[int, int]:
+    """Counts the numbers in a layer's trained parameters, and in those of all but the layers."""
+    return _numbers(memory_plan.without_batch(config))
+
+
+@functools.lru_cache
+def _numbers(config: Config) -> tuple[int, int]:
+    shapes = layout_without_devices(config, 1).shapes
+    layers, ends = (
+        sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part))
+        for part in (shapes.blocks, shapes._replace(blocks=()))
+    )
+    return layers // config.model.layers, ends
 
 
 def _with_compute(config: Config, **options: Any) -> Config:

@@ -9,25 +9,32 @@ are gone when the blocks' gradients come, which take the same memory.
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxgpt.errors import UserError
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import family, fp8, lora, with_scalar
-from jaxgpt.models.blocks import RECOMPUTE_LEVELS, Context, Inputs, cast
-from jaxgpt.optimizers import choose
-from jaxgpt.options.config import Config
-from jaxgpt.parallel.sharding import Layout
-from jaxgpt.training import step
+from jaxgpt.models.blocks import Context, Inputs, cast
+from jaxgpt.options.config import Compute, Config, Training
 from jaxgpt.training.device_memory import Capacity
-from jaxgpt.training.state import frozen_shapes, layout_of
+from jaxgpt.training.state import frozen_shapes, layout_of, layout_without_devices, state_of
 
-SMALLEST_CHUNK = 128  # of the classifier: below it, its products are slow
+
+class Else(NamedTuple):
+    """Bytes that a run needs on a device beside its step's program."""
+
+    beside: dict[str, int]  # by name: what may be there while a step runs
+    times: dict[str, int]  # by name: all that is there at another time, the state too
+
+    @property
+    def with_step(self) -> int:
+        return sum(self.beside.values())
+
+
+NOTHING_ELSE = Else({}, {})
 
 
 @dataclass(frozen=True)
@@ -41,19 +48,27 @@ class Plan:
     recompute: str  # the level
     batch_size: int
     largest_batch_size: int | None  # estimated; None where the capacity isn't known
+    host: int = 0  # bytes in the host's memory
+    elsewhere: Else = NOTHING_ELSE
 
     @property
     def total(self) -> int:
+        """Returns the bytes of the step's program: arguments, results that are no argument's, temporaries and code."""
         return sum(self.parts.values())
 
     @property
+    def need(self) -> int:
+        """Returns the most bytes that the run has on the device at any time after its step is compiled."""
+        return max(self.total + self.elsewhere.with_step, *self.elsewhere.times.values(), 0)
+
+    @property
     def fits(self) -> bool:
-        return self.capacity is None or self.total <= self.capacity
+        return self.capacity is None or self.need <= self.capacity
 
     def summary(self) -> str:
-        """Returns the total and what there is, in one line."""
+        """Returns what the run needs and what there is, in one line."""
         has = "" if self.capacity is None else f" of {_size(self.capacity)}"
-        return f"{_size(self.total)}{has}"
+        return f"{_size(self.need)}{has}"
 
     def lines(self) -> list[str]:
         """Returns the plan as a table for people."""
@@ -64,22 +79,35 @@ class Plan:
             f"memory    of the compiled train step, recompute = {self.recompute}",
             *lines,
             f"  {'total':<38}{self.total / 2**20:>12,.1f} MiB{has}, {self.source}",
+            *self._other_lines(),
             f"  one layer's saved activations, MiB: {layer}",
             f"  sequences in a micro-batch: {self.batch_size}"
             + ("" if self.largest_batch_size is None else f"; about {self.largest_batch_size:,} would fit"),
         ]
 
+    def _other_lines(self) -> list[str]:
+        of_host = {"moments in the host's memory": self.host} if self.host else {}
+        beside, times = self.elsewhere
+        named = of_host | {f"beside it: {name}": size for name, size in beside.items()}
+        named |= {f"in all, {name}": size for name, size in times.items()}
+        return [f"  {name:<38}{size / 2**20:>12,.1f} MiB" for name, size in named.items()]
+
     def as_json(self) -> dict[str, Any]:
         """Returns the plan as memory_plan.json has it."""
-        return dataclasses.asdict(self) | {"total": self.total, "fits": self.fits}
+        elsewhere = self.elsewhere._asdict()
+        return dataclasses.asdict(self) | {
+            "elsewhere": elsewhere,
+            "total": self.total,
+            "need": self.need,
+            "fits": self.fits,
+        }
 
 
 def _size(count: int) -> str:
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """Sizes of a train step's arrays on one device, from their shapes, in bytes."""
 
     parameters: int  # of the train state: float32 masters, or bfloat16 without masters
@@ -104,29 +132,11 @@ class Sizes:
         return self.weights + self.table + self.classifier, self.weights + self.gradients
 
 
-def prepare(config: Config, has: Capacity) -> tuple[Config, jax.stages.Compiled, Plan]:
-    """Chooses the recompute level, compiles the train step and plans its memory.
-
-    "auto" takes the fastest level that fits, or the last. Returns the configuration with its level, the compiled train
-    step, and its plan. UserError where it doesn't fit in what the run has, with options that would make it fit.
-    """
-    levels = RECOMPUTE_LEVELS if config.compute.recompute == "auto" else (config.compute.recompute,)
-    for candidate in [_with(config, compute={"recompute": level}) for level in levels]:
-        last = candidate.compute.recompute == levels[-1]
-        if not last and has.bytes is not None and least(candidate) > has.bytes:
-            continue
-        program = step.compile_step(candidate)
-        plan = make(candidate, program, has)
-        if plan.fits:
-            return candidate, program, plan
-        del program
-    raise _refusal(candidate, plan)
-
-
-def make(config: Config, program: jax.stages.Compiled, has: Capacity) -> Plan:
+def make(config: Config, program: jax.stages.Compiled, has: Capacity, elsewhere: Else = NOTHING_ELSE) -> Plan:
     """Returns the plan of this configuration's compiled train step."""
     found: Any = program.memory_analysis()
     arguments, temporaries = found.argument_size_in_bytes, found.temp_size_in_bytes
+    code, host = found.generated_code_size_in_bytes, found.host_argument_size_in_bytes
     new = found.output_size_in_bytes - found.alias_size_in_bytes
     sizes = measure(config)
     named = {
@@ -136,20 +146,22 @@ def make(config: Config, program: jax.stages.Compiled, has: Capacity) -> Plan:
         "saved activations of the ends": sizes.ends,
         "classifier": sizes.classifier,
     }
-    rest = temporaries - sum(named.values())
+    rest, moments = temporaries - sum(named.values()), 0 if host else sizes.moments
     parts = {
         "masters (float32)" if config.compute.parameters == "float32" else "parameters (bfloat16)": sizes.parameters,
-        "moments (float32)": sizes.moments,
+        "moments (float32)": moments,
         f"frozen base ({config.lora.base})": sizes.frozen,
         "second gradient, to measure FP8's error": sizes.second_gradient,
-        "batch, counters, metrics": arguments + new - sizes.parameters - sizes.moments - sizes.frozen,
+        "batch, counters, metrics": arguments + new - sizes.parameters - moments - sizes.frozen,
+        "compiled code": code,
         **named,
         "workspace" if rest >= 0 else "less: what is never there together": rest,
     }
     layer = {name: size // config.model.layers for name, size in sizes.activations.items()}
-    total = arguments + new + temporaries + sizes.second_gradient
+    total = arguments + new + temporaries + code + sizes.second_gradient
     largest = None if has.bytes is None else _largest_batch(config, sizes, total - temporaries, temporaries, has.bytes)
-    return Plan(parts, layer, has.bytes, has.source, config.compute.recompute, config.training.batch_size, largest)
+    level, batch = config.compute.recompute, config.training.batch_size
+    return Plan(parts, layer, has.bytes, has.source, level, batch, largest, host, elsewhere)
 
 
 def _largest_batch(config: Config, sizes: Sizes, state: int, temporaries: int, capacity: int) -> int:
@@ -173,18 +185,96 @@ def least(config: Config) -> int:
     return sizes.parameters + sizes.frozen + sizes.moments + sizes.weights + sizes.saved + sizes.table + sizes.logits
 
 
-def measure(config: Config, layout: Layout | None = None) -> Sizes:
+def measure(config: Config, devices: int | None = None) -> Sizes:
     """Returns the sizes by name on one device, from shapes: nothing is computed.
 
-    `layout` is `layout_of(config)` where it isn't given; a layout without devices measures what is to run elsewhere.
+    `devices` is their number, of which none need be there; None takes those that the options say.
     """
-    layout = layout or layout_of(config)
+    devices = layout_of(config).devices if devices is None else devices
     model, compute, training = config.model, config.compute, config.training
-    params, frozen = jax.eval_shape(layout.shard, layout.shapes), frozen_shapes(config)
-    moments = jax.eval_shape(lambda params: choose.init(params, layout.matrices), params)
+    fixed = _of_parameters(without_batch(config), devices)
+    sequences = training.batch_size // devices * config.objective.texts
+    activations, ends = _saved(config, sequences)
+    wide = accumulation_dtype(compute.dtype)
+    chunk = min(compute.classifier_chunk, sequences * training.sequence_length)
+    logits = chunk * model.padded_vocabulary_size if config.objective.classifies else 0
+    frozen = config.lora.rank > 0
+    # Of several micro-batches the step has a gradient and the sum of all, and measuring has two as well.
+    measures = compute.products == "fp8" and compute.fp8_error_every and training.micro_batches == 1
+    return fixed._replace(
+        gradients=fixed.gradients * (2 if training.micro_batches > 1 else 1),
+        second_gradient=fixed.second_gradient if measures else 0,
+        activations=activations,
+        ends=ends,
+        logits=logits * wide.itemsize,
+        classifier=logits * (wide.itemsize + jnp.dtype(compute.dtype).itemsize),
+        table=0 if frozen else model.padded_vocabulary_size * model.width * wide.itemsize,
+    )
+
+
+def without_batch(config: Config) -> Config:
+    """Returns the configuration with defaults for what the parameters' sizes don't depend on."""
+    nothing = {name: getattr(Compute(), name) for name in ("classifier_chunk", "memory_limit_gib", "fit", "fit_keeps")}
+    compute = dataclasses.replace(config.compute, recompute="none", **nothing)
+    return dataclasses.replace(config, compute=compute, training=Training())
+
+
+@functools.lru_cache
+def _of_parameters(config: Config, devices: int) -> Sizes:
+    """Returns the sizes that don't depend on the batch; those that do are 0."""
+    layout, compute = layout_without_devices(config, devices), config.compute
+    shards, frozen = jax.eval_shape(layout.shard, layout.shapes), frozen_shapes(config)
+    state = jax.eval_shape(functools.partial(state_of, config=config), shards)
     weights = jax.eval_shape(lambda params: cast(params, compute.dtype), layout.shapes)
-    sequences = training.batch_size // layout.devices * config.objective.texts
-    tokens = jax.ShapeDtypeStruct((sequences, training.sequence_length), jnp.int32)
+    wide = accumulation_dtype(compute.dtype)
+    gradients = sum(leaf.size * wide.itemsize for leaf in jax.tree.leaves(weights))
+    divided = layout.devices if layout.sharded else 1
+    # The copies that are there throughout: blocks that are cast or gathered one by one are counted as workspace.
+    by_block = layout.zero == 3 or not layout.sharded
+    ends = (weights, layout.shapes) if not by_block else (tree._replace(blocks=()) for tree in (weights, layout.shapes))
+    copies = [
+        leaf for leaf, own in zip(*map(jax.tree.leaves, ends), strict=True) if layout.sharded or leaf.dtype != own.dtype
+    ]
+    return Sizes(
+        parameters=_bytes(state.params) // divided,
+        frozen=_bytes(frozen),
+        moments=_bytes(state.moments) // divided,
+        gradients=gradients // (divided if layout.zero >= 2 else 1),
+        second_gradient=gradients // divided,
+        weights=_bytes(copies),
+        activations={},
+        ends=0,
+        logits=0,
+        classifier=0,
+        table=0,
+    )
+
+
+def _saved(config: Config, sequences: int) -> tuple[dict[str, int], int]:
+    """Returns the bytes of the residuals of all layers by their names, and of those of the ends.
+
+    They are traced for one sequence and for two: each further one has as much more. So a size of any batch is quick.
+    """
+    one, two = (_residuals(_traced(config, number)) for number in (1, 2))
+    more = sequences - 1
+    names = {name: size + more * (two[0][name] - size) for name, size in one[0].items()}
+    return names, one[1] + more * (two[1] - one[1])
+
+
+def _traced(config: Config, sequences: int) -> Config:
+    """Returns the configuration with defaults for all options that a layer's residuals don't depend on."""
+    nothing = {name: getattr(Compute(), name) for name in ("classifier_chunk", "memory_limit_gib", "fit", "fit_keeps")}
+    compute = dataclasses.replace(config.compute, **nothing)
+    training = Training(batch_size=sequences, sequence_length=config.training.sequence_length)
+    return Config(config.model, compute, training=training, objective=config.objective, lora=config.lora)
+
+
+@functools.lru_cache
+def _residuals(config: Config) -> tuple[dict[str, int], int]:
+    model, compute, training = config.model, config.compute, config.training
+    shapes, frozen = layout_without_devices(config, 1).shapes, frozen_shapes(config)
+    weights = jax.eval_shape(lambda params: cast(params, compute.dtype), shapes)
+    tokens = jax.ShapeDtypeStruct((training.batch_size, training.sequence_length), jnp.int32)
     inputs = Inputs(tokens, tokens if model.documents_apart else None)  # type: ignore[arg-type]
     whole, context = weights, Context(model, compute)
     if frozen is not None:
@@ -200,32 +290,7 @@ def measure(config: Config, layout: Layout | None = None) -> Sizes:
     _, residuals, _ = jax.eval_shape(
         lambda params, inputs: family(model).features(params, inputs, context), whole, inputs
     )
-    wide = accumulation_dtype(compute.dtype)
-    gradients = sum(leaf.size * wide.itemsize for leaf in jax.tree.leaves(weights))
-    chunk = min(compute.classifier_chunk, sequences * training.sequence_length)
-    logits = chunk * model.padded_vocabulary_size if config.objective.classifies else 0
-    divided = layout.devices if layout.sharded else 1
-    # Of several micro-batches the step has a gradient and the sum of all, and measuring has two as well.
-    measures = compute.products == "fp8" and compute.fp8_error_every and training.micro_batches == 1
-    # The copies that are there throughout: blocks that are cast or gathered one by one are counted as workspace.
-    by_block = layout.zero == 3 or not layout.sharded
-    ends = (weights, layout.shapes) if not by_block else (tree._replace(blocks=()) for tree in (weights, layout.shapes))
-    copies = [
-        leaf for leaf, own in zip(*map(jax.tree.leaves, ends), strict=True) if layout.sharded or leaf.dtype != own.dtype
-    ]
-    return Sizes(
-        parameters=_bytes(params) // divided,
-        frozen=_bytes(frozen),
-        moments=_bytes(moments) // divided,
-        gradients=gradients * (2 if training.micro_batches > 1 else 1) // (divided if layout.zero >= 2 else 1),
-        weights=_bytes(copies),
-        activations=_by_name(residuals.blocks),
-        ends=_bytes(residuals._replace(blocks=())),
-        logits=logits * wide.itemsize,
-        classifier=logits * (wide.itemsize + jnp.dtype(compute.dtype).itemsize),
-        second_gradient=0 if not measures else gradients // (divided if layout.zero >= 1 else 1),
-        table=0 if frozen is not None else model.padded_vocabulary_size * model.width * wide.itemsize,
-    )
+    return _by_name(residuals.blocks), _bytes(residuals._replace(blocks=()))
 
 
 def _bytes(tree: Any) -> int:
@@ -240,80 +305,3 @@ def _by_name(blocks: Any) -> dict[str, int]:
         name = names[0] if names else "input"
         sizes[name] = sizes.get(name, 0) + leaf.size * leaf.dtype.itemsize
     return sizes
-
-
-# A plan that doesn't fit
-
-
-def _refusal(config: Config, plan: Plan) -> UserError:
-    """Returns the error, with the options that would make it fit, each of them compiled to see that it does."""
-    assert plan.capacity is not None
-    needs, has = plan.total / 2**20, plan.capacity / 2**20
-    head = f"the train step needs {needs:,.0f} MiB, and {has:,.0f} MiB is {plan.source}. "
-    found = [fitting for kind in _changes(config, plan) if (fitting := _first_that_fits(kind, plan))]
-    if not found:
-        chunk = min(SMALLEST_CHUNK, config.compute.classifier_chunk)
-        least_of_all = {"recompute": "block", "classifier_chunk": chunk, "dtype": "bfloat16"}
-        everything = _with(config, compute=least_of_all, training=_split(config, layout_of(config).devices))
-        found = [fitting] if (fitting := _first_that_fits([everything], plan)) else []
-    if not found:
-        return UserError(f"{head}No option makes this model fit: take a smaller one, or a larger device")
-    width = max(len(_words(config, change)) for change, _ in found)
-    rows = [
-        f"  {_words(config, change):<{width}}   {total / 2**20:,.0f} MiB, {(plan.total - total) / 2**20:,.0f} less"
-        for change, total in found
-    ]
-    return UserError(f"{head}It fits with {'any of' if len(rows) > 1 else ''}\n" + "\n".join(rows))
-
-
-def _changes(config: Config, plan: Plan) -> Iterator[list[Config]]:
-    """Yields changes that might make it fit, kind by kind, the cheapest in time first; of a kind the smallest first."""
-    compute, training = config.compute, config.training
-    after = RECOMPUTE_LEVELS[RECOMPUTE_LEVELS.index(compute.recompute) + 1 :]
-    yield [_with(config, compute={"recompute": level}) for level in after if level != "block"]
-    devices = layout_of(config).devices
-    chunk = min(compute.classifier_chunk, training.batch_size // devices * training.sequence_length)
-    yield [_with(config, compute={"classifier_chunk": size}) for size in (512, SMALLEST_CHUNK) if size < chunk]
-    divisors = [
-        size for size in range(training.batch_size - 1, 0, -1) if training.batch_size % size == size % devices == 0
-    ]
-    promising = [size for size in divisors if size <= (plan.largest_batch_size or 0)] or divisors[-1:]
-    yield [_with(config, training=_split(config, size)) for size in promising]
-    if "block" in after:
-        yield [_with(config, compute={"recompute": "block"})]
-    if compute.dtype != "bfloat16":
-        yield [_with(config, compute={"dtype": "bfloat16"})]
-
-
-def _split(config: Config, batch_size: int) -> dict[str, int]:
-    """Returns the options that cut the same batch in smaller micro-batches."""
-    training = config.training
-    return {"batch_size": batch_size, "micro_batches": training.micro_batches * training.batch_size // batch_size}
-
-
-def _first_that_fits(candidates: list[Config], plan: Plan) -> tuple[Config, int] | None:
-    """Returns the first candidate that fits, and the bytes that its compiled program needs; None where none does."""
-    assert plan.capacity is not None
-    for candidate in candidates:
-        if least(candidate) <= plan.capacity:
-            changed = make(candidate, step.compile_step(candidate), Capacity(plan.capacity, plan.source))
-            if changed.fits:
-                return candidate, changed.total
-    return None
-
-
-def _words(config: Config, changed: Config) -> str:
-    """Returns the command-line options that turn `config` into `changed`."""
-    words = []
-    for section in ("compute", "training"):
-        before, after = (dataclasses.asdict(getattr(of, section)) for of in (config, changed))
-        words += [
-            f"--{section}.{key.replace('_', '-')} {value}" for key, value in after.items() if value != before[key]
-        ]
-    return " ".join(words)
-
-
-def _with(config: Config, **sections: dict[str, Any]) -> Config:
-    """Returns the configuration with some options of some sections changed."""
-    changed = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
-    return dataclasses.replace(config, **changed)

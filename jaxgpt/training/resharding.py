@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from jaxgpt.models import lora
-from jaxgpt.models.blocks import Params, arrange, stacked
+from jaxgpt.models.blocks import Params, arrange, cast, matrices, stacked
 from jaxgpt.options.config import Config
 from jaxgpt.parallel.sharding import first_axis_that_divides
-from jaxgpt.training.state import TrainState, initial_state, layout_of, on_trees, specs, state_shapes
+from jaxgpt.training.state import TrainState, initial_state, layout_of, on_trees, shardings, specs, state_shapes
 
 
 class Resharding:
@@ -27,6 +28,7 @@ class Resharding:
         layout, mesh = self.layout, self.layout.mesh
         self._config = config
         self._shapes = state_shapes(config)
+        self._own = shardings(layout, config)
         if layout.devices == 1:
             return
 
@@ -45,8 +47,12 @@ class Resharding:
         )
         self._saved = jax.tree.map(lambda shape, sharding: shape.update(sharding=sharding), shapes, between)
         self._join = jax.jit(joined, out_shardings=between)
-        self._split = jax.jit(split, out_shardings=layout.shardings(specs(layout)))
-        self._whole = jax.jit(layout.unshard, out_shardings=everywhere)
+        self._split = jax.jit(split, out_shardings=self._own)
+
+        def whole(params: Params, dtype: DTypeLike) -> Params:
+            return layout.unshard(cast(params, dtype, matrices(layout.shapes)))
+
+        self._whole = jax.jit(whole, static_argnums=1, out_shardings=everywhere)
 
     def words(self) -> list[str]:
         """Returns the lines to print of it at the start of a run."""
@@ -75,7 +81,10 @@ class Resharding:
         return placed(jax.device_put(whole, between))
 
     def to_save(self, state: TrainState) -> TrainState:
-        """Returns the state in its checkpoint layout."""
+        """Returns the state in its checkpoint layout, all of it on the devices."""
+        if self._config.parallel.moments == "host":  # programs that put tensors together take them from there
+            on_device = jax.tree.map(lambda where: where.with_memory_kind("device"), self._own)
+            state = jax.device_put(state, on_device)
         return state if self.layout.devices == 1 else self._join(state)
 
     def saved_shapes(self) -> TrainState:
@@ -84,7 +93,9 @@ class Resharding:
 
     def from_saved(self, state: TrainState) -> TrainState:
         """Returns the state to resume with, from what was read into `saved_shapes`."""
-        return state if self.layout.devices == 1 else self._split(state)
+        if self.layout.devices == 1:
+            return state if self._own is None else jax.device_put(state, self._own)
+        return self._split(state)
 
     def placed_base(self, base: Params) -> Params:
         """Returns the frozen base of adapters on the devices, whole on each, from whole, stacked parameters."""
@@ -94,18 +105,23 @@ class Resharding:
         everywhere = NamedSharding(self.layout.mesh, PartitionSpec())
         return jax.tree.map(lambda array: jax.device_put(np.asarray(array), everywhere), frozen)
 
-    def whole_params(self, state: TrainState, frozen: Any = None) -> Params:
+    def whole_params(self, state: TrainState, frozen: Any = None, dtype: str = "") -> Params:
         """All-gathers the parameters to draw text from: on every device, or of several processes on this one's first.
+
+        Of shards they have the dtype that is named, so that no more is gathered than is drawn with; else their own.
 
         Adapters are merged into their base, in the compute dtype. All processes have to call it together, and each may
         then compute with the result by itself.
         """
-        return self.whole_params_on_each(state, frozen, most=1)[0]
+        return self.whole_params_on_each(state, frozen, most=1, dtype=dtype)[0]
 
-    def whole_params_on_each(self, state: TrainState, frozen: Any = None, most: int | None = None) -> list[Params]:
+    def whole_params_on_each(
+        self, state: TrainState, frozen: Any = None, most: int | None = None, dtype: str = ""
+    ) -> list[Params]:
         """Returns `whole_params` on each of this process's devices, or on the first `most` of them."""
         config = self._config
-        whole = self._whole(state.params) if self.layout.sharded else state.params
+        dtype = dtype or config.compute.parameters
+        whole = self._whole(state.params, dtype) if self.layout.sharded else state.params
 
         def on(place: int) -> Params:
             params, base = jax.tree.map(lambda array: array.addressable_data(place), (whole, frozen))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
 from jaxgpt.models import family, lora, with_scalar
@@ -16,7 +16,7 @@ from jaxgpt.optimizers import adamw, choose
 from jaxgpt.options.config import Config
 from jaxgpt.parallel import mesh
 from jaxgpt.parallel.sharding import Layout
-from jaxgpt.training import fp8, spikes
+from jaxgpt.training import fp8, host_memory, spikes
 
 
 class TrainState(NamedTuple):
@@ -126,6 +126,17 @@ def specs(layout: Layout) -> TrainState:
     return TrainState(layout.specs(), moments, *(7 * [PartitionSpec()]))  # type: ignore[arg-type]
 
 
+def shardings(layout: Layout, config: Config) -> TrainState | None:
+    """Returns NamedShardings of the train state for `jax.jit`, the moments' in the memory that the options name.
+
+    None where all is on one device, in its own memory.
+    """
+    if config.parallel.moments == "device":
+        return layout.shardings(specs(layout))
+    where = jax.tree.map(lambda spec: NamedSharding(layout.mesh, spec), specs(layout))
+    return where._replace(moments=host_memory.on_host(where.moments))
+
+
 # Its shapes, without computing it, and computing it in little memory
 
 
@@ -169,9 +180,15 @@ def _without_recompute(config: Config) -> Config:
 def _first_programs(config: Config) -> tuple[Callable[[], Params], Callable[[], tuple[Any, ...]]]:
     """Jits the two programs of `initial_state`: the random parameters, and the state's other fields."""
     layout = layout_of(config)
-    where = layout.shardings(specs(layout))
+    where = shardings(layout, config)
     params, rest = (where.params, where[1:]) if where else (None, None)
     return (
         jax.jit(lambda: init_params(config), out_shardings=params),
-        jax.jit(lambda: state_of(state_shapes(config).params, config)[1:], out_shardings=rest),
+        jax.jit(lambda: _moved(state_of(state_shapes(config).params, config), config)[1:], out_shardings=rest),
     )
+
+
+def _moved(state: TrainState, config: Config) -> TrainState:
+    """Returns the state with its moments in the memory that the options name."""
+    on_host = config.parallel.moments == "host"
+    return state._replace(moments=host_memory.given_back(state.moments)) if on_host else state

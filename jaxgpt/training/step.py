@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxgpt.data.loader import Batch
@@ -37,12 +37,13 @@ from jaxgpt.options.config import Compute, Config
 from jaxgpt.parallel import mesh, sharding
 from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import fp8 as scales
-from jaxgpt.training import spikes
-from jaxgpt.training.state import TrainState, decays, frozen_shapes, layout_of, specs, state_shapes
+from jaxgpt.training import host_memory, spikes
+from jaxgpt.training.state import TrainState, decays, frozen_shapes, layout_of, shardings, specs, state_shapes
 from jaxgpt.training.working import trained, working
 
 BUCKET = 32 << 20  # bytes of gradients that are reduced together; a layer of GPT-2 124M has 28 MB
 DROPOUT = 1 << 31  # folded into the state's key for masks; rounding folds in steps, which are below it
+WHOLE = PartitionSpec()
 BATCH_SPEC = PartitionSpec(None, mesh.AXIS)  # of (A, B, T): the sequences are divided among the devices
 
 
@@ -125,7 +126,7 @@ def batch_loss_and_grads(
 
 def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
     """Jits the train step of this configuration. It compiles once per shape of the batch, of which a run has one."""
-    layout = layout_of(config)
+    layout, on_host = layout_of(config), config.parallel.moments == "host"
 
     def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         key = key_of_masks(state) if config.model.dropout else None
@@ -146,9 +147,10 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
         spike |= spikes.is_spike(norm_z, config.training.grad_norm_spike_z)
         taken = finite & ~spike & ~stopped
         setup = muon.Setup(layout.matrices, config.compute.dtype, layout.to_owners, layout.to_shards)
+        moments = host_memory.fetched(state.moments, norm) if on_host else state.moments
         params, moments = choose.update(
             state.params,
-            state.moments,
+            moments,
             grads,
             decays(grads, config),
             state.step,
@@ -158,6 +160,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
             key=layout.own_key(state.key),
             setup=setup,
         )
+        moments = host_memory.given_back(moments) if on_host else moments
         nonfinite = jnp.where(stopped, state.nonfinite, jnp.where(finite, 0, state.nonfinite + 1))
         # A skipped step still counts: the next one has other data and its own place in the schedule.
         step = jnp.where(nonfinite >= limit, state.step, state.step + 1)
@@ -172,10 +175,11 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
     state = specs(layout)
     return layout.jit(
         train_step,
-        in_specs=(state, PartitionSpec(), BATCH_SPEC),
-        out_specs=(state, PartitionSpec()),
+        in_specs=(state, WHOLE, BATCH_SPEC),
+        out_specs=(state, WHOLE),
         donate_argnums=0,
         compiler_options=compiler_options(config.compute, layout.devices),
+        **(_in_host_memory(config, layout) if on_host else {}),
     )
 
 
@@ -199,6 +203,12 @@ def make_gradients(config: Config) -> Callable[[TrainState, Any, Batch], tuple[F
         out_specs=(PartitionSpec(), state.params),
         compiler_options=compiler_options(config.compute, layout.devices),
     )
+
+
+def _in_host_memory(config: Config, layout: Layout) -> dict[str, Any]:
+    """Returns the options of `jax.jit` for a state whose moments are in the host's memory."""
+    state, whole, batch = shardings(layout, config), *(NamedSharding(layout.mesh, x) for x in (WHOLE, BATCH_SPEC))
+    return {"in_shardings": (state, whole, batch), "out_shardings": (state, whole)}
 
 
 def key_of_masks(state: TrainState) -> Key[Array, ""]:

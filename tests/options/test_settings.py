@@ -134,12 +134,19 @@ def test_without_config_the_quickstart_is_trained(trained):
 def test_every_option_is_one_on_the_command_line(trained, section, key):
     """Given there, it changes that option and nothing else. (A process's number means nothing without the others.)"""
     own = {"processes": 1, "process": -1, "coordinator": "node1:1", "kv_heads": 4, "rope_high_frequency": 8.25}
+    own |= {"fit": "1GB", "fit_keeps": ("parallel.zero", "compute.recompute")}
     also = {"rank": ["--init-from", "weights"], "double_quantization": ["--lora.base", "nf4"]}.get(key, [])
     other: dict[Any, Any] = {int: 8, float: 0.25, str: "x", bool: True}
     kind = get_type_hints(SECTIONS[section])[key]
     several = get_origin(kind) is tuple
-    value = ("x", "y") if several else get_args(kind)[-1] if get_origin(kind) else own.get(key, other.get(kind))
-    words = ["x", "y"] if several else [] if kind is bool else [str(value)]
+    value = (
+        own.get(key, ("x", "y"))
+        if several
+        else get_args(kind)[-1]
+        if get_origin(kind)
+        else own.get(key, other.get(kind))
+    )
+    words = list(value) if several else [] if kind is bool else [str(value)]
     assert cli.main([options.option(section, key), *words, *also]) == 0
     assert cli.main(also) == 0
     changed, usual = trained

@@ -109,7 +109,7 @@ def test_the_estimate_with_muon(zero, devices):
 def test_the_sizes_need_no_devices(zero):
     """A layout that has only a number of devices has the sizes of one that has them."""
     made = config(zero=zero, recompute="norms", layers="scanned", micro_batches=2)
-    assert memory_plan.measure(made, state.layout_without_devices(made, DEVICES)) == memory_plan.measure(made)
+    assert memory_plan.measure(made, DEVICES) == memory_plan.measure(made)
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])

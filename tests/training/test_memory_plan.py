@@ -19,7 +19,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.models import gpt2
 from jaxgpt.models.blocks import RECOMPUTE_LEVELS
 from jaxgpt.options.config import SPIKE_WINDOW, Compute, Config, Model, Training
-from jaxgpt.training import device_memory, memory_plan, step
+from jaxgpt.training import device_memory, fit, memory_plan, step
 from jaxgpt.training.device_memory import Capacity
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -59,7 +59,8 @@ def plan(config: Config) -> memory_plan.Plan:
 
 
 def prepare(config: Config) -> tuple[Config, jax.stages.Compiled, memory_plan.Plan]:
-    return memory_plan.prepare(config, device_memory.capacity(config.compute))
+    found = fit.prepare(config, device_memory.capacity(config.compute))
+    return found.config, found.program, found.plan
 
 
 def test_the_total_is_the_compiled_programs():
@@ -262,7 +263,7 @@ MEASURED = """
 import ctypes, jax, numpy as np
 from jaxgpt.options.config import *
 from jaxgpt.data.loader import Batch
-from jaxgpt.training import device_memory, memory_plan
+from jaxgpt.training import device_memory, fit
 from jaxgpt.training.state import initial_state
 
 def resident(which):
@@ -274,7 +275,7 @@ config = Config(
     training=Training(batch_size=2, sequence_length=128),
     compute=Compute(dtype="bfloat16"),
 )
-config, program, plan = memory_plan.prepare(config, device_memory.capacity(config.compute))
+config, program, plan, _ = fit.prepare(config, device_memory.capacity(config.compute))
 jax.block_until_ready(initial_state(config))  # compiles; what the compiler itself takes is not the program's
 tokens = np.random.default_rng(0).integers(0, 64000, (1, 2, 128), dtype=np.int32)
 ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,117 @@
+"""Memory that a run needs on a device beside its train step: what lives next to it, and what is there at other times.
+
+    beside a step       the next step's batch; on a CPU, whose memory is the host's, the batches that are made ahead and
+                        the copy of the state that a checkpoint is written from
+    drawing text        the state, the parameters whole and in the dtype that text is drawn in, a text's keys and values
+    scoring tasks       the state, and a batch of `evaluation.batch_size` texts in the forward pass
+    saving              the state, its moments always, and its copy in a checkpoint's layout
+
+A validation loss needs less than a step: it has no gradients, and keeps no layer's activations.
+All is from shapes, and counted high where a program may need less.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+
+from jaxgpt.generation.decoder import computed_in
+from jaxgpt.layers.numerics import accumulation_dtype
+from jaxgpt.models import family, with_scalar
+from jaxgpt.models.blocks import are_stacked, arrange, cast
+from jaxgpt.models.cache import init_cache
+from jaxgpt.options import fit
+from jaxgpt.options.config import Config
+from jaxgpt.training import memory_plan
+from jaxgpt.training.memory_plan import Else
+from jaxgpt.training.state import layout_without_devices
+
+AHEAD = 2  # batches that the loader makes while a step runs
+SLOTS = 1  # texts that are drawn at once for a sample
+
+
+def elsewhere(config: Config, devices: int, *, cpu: bool) -> Else:
+    """Returns what a run of this configuration needs beside its step on each of so many devices.
+
+    Args:
+        config: The configuration, complete.
+        devices: Their number; none need be there.
+        cpu: Whether they are a CPU's, in the host's memory.
+    """
+    sizes, training = memory_plan.measure(config, devices), config.training
+    sequences = training.micro_batches * training.batch_size * config.objective.texts // devices
+    batch = 2 * 4 * sequences * training.sequence_length
+    on_device = sizes.moments if cpu or config.parallel.moments == "device" else 0
+    state = sizes.parameters + on_device + sizes.frozen
+    beside = {"the next batch": batch}
+    written = (sizes.parameters + sizes.moments) // (1 if config.parallel.zero and devices > 1 else devices)
+    if cpu:
+        beside = {"batches": AHEAD * batch, "a checkpoint that is written": written}
+    times = {}
+    if config.objective.name != "reward":
+        times["drawing text"] = state + _drawing(_without_step(config), devices, SLOTS, cpu)
+    if config.evaluation.tasks:
+        times["scoring tasks"] = state + sizes.weights + _scoring(config)
+        slots = config.evaluation.batch_size
+        times["drawing answers"] = state + _drawing(_without_step(config), devices, slots, cpu)
+    # A checkpoint has its layers stacked, and of each tensor a part on each device.
+    apart, whole = config.compute.layers != "scanned", devices > 1 and not config.parallel.zero
+    if apart or devices > 1:
+        trained = sizes.parameters + sizes.moments
+        times["saving"] = sizes.frozen + trained + trained // (devices if whole else 1) + (written if cpu else 0)
+    return Else(beside, times)
+
+
+def _without_step(config: Config) -> Config:
+    """Returns the configuration with one value for all that drawing doesn't depend on."""
+    config = memory_plan.without_batch(config)
+    return fit.changed(config, parallel={"moments": "device"})
+
+
+@functools.lru_cache
+def _drawing(config: Config, devices: int, slots: int, cpu: bool) -> int:
+    """Returns the bytes of a `Decoder` beside the state: its parameters, and its texts' keys and values."""
+    layout, model = layout_without_devices(config, devices), config.model
+    compute = computed_in(config.compute)
+    if not cpu:  # of which there may be one here, where the devices are elsewhere
+        compute = dataclasses.replace(compute, dtype=config.compute.dtype)
+    shapes, gathered = layout.shapes, layout.sharded
+    if config.lora.rank:  # merged with their base
+        shapes, gathered = jax.eval_shape(lambda: family(model).init(model, jax.random.key(0))), True
+    elif config.objective.scalar_head:
+        shapes = with_scalar.model_of(shapes)
+    if gathered:
+        dtype = config.compute.dtype if config.lora.rank else compute.dtype
+        shapes = jax.eval_shape(lambda tree: cast(tree, dtype), shapes)
+    apart = are_stacked(shapes.blocks)
+    arranged = jax.eval_shape(lambda tree: arrange(tree, compute), shapes) if apart else shapes
+    copied = are_stacked(shapes.blocks) != are_stacked(arranged.blocks)
+    drawn_with = jax.eval_shape(lambda tree: cast(tree, compute.dtype), arranged)
+    cache = jax.eval_shape(lambda tree: init_cache(tree, model.context, model, compute.dtype), drawn_with)
+    of_cache, wide = _bytes(cache), accumulation_dtype(compute.dtype).itemsize
+    # A prompt's keys and values come before their cache, and beside them what one layer computes with.
+    block = min(compute.attention_block, model.context)
+    layer = wide * model.context * (8 * model.width + model.heads * block)
+    logits = 4 * wide * slots * model.padded_vocabulary_size
+    return (
+        (_bytes(shapes) if gathered else 0)
+        + (_bytes(arranged) if copied else 0)
+        + (_bytes(drawn_with) if drawn_with != arranged else 0)
+        + (slots + 1) * of_cache
+        + layer
+        + logits
+    )
+
+
+def _scoring(config: Config) -> int:
+    """Returns the bytes that a batch of a task's texts takes in the forward pass."""
+    model, compute = config.model, config.compute
+    wide, T = accumulation_dtype(compute.dtype).itemsize, config.model.context
+    block = min(compute.attention_block, T)
+    of_text = T * (12 * model.width + model.heads * block)
+    return wide * config.evaluation.batch_size * of_text
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
