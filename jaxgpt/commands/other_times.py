@@ -24,11 +24,17 @@ from jaxgpt.models.cache import init_cache
 from jaxgpt.options import fit
 from jaxgpt.options.config import Config
 from jaxgpt.training import memory_plan
+from jaxgpt.training.candidates import ElseOf
 from jaxgpt.training.memory_plan import Else
-from jaxgpt.training.state import layout_without_devices
+from jaxgpt.training.state import layout_of, layout_without_devices
 
 AHEAD = 2  # batches that the loader makes while a step runs
 SLOTS = 1  # texts that are drawn at once for a sample
+
+
+def of_run(config: Config) -> ElseOf:
+    """Returns `elsewhere` on this process's devices."""
+    return functools.partial(elsewhere, devices=layout_of(config).devices, cpu=jax.default_backend() == "cpu")
 
 
 def elsewhere(config: Config, devices: int, *, cpu: bool) -> Else:

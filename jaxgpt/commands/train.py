@@ -43,7 +43,7 @@ from jaxgpt.runs.saving import Writer
 from jaxgpt.terminal import command
 from jaxgpt.training import device_memory, fit, host_memory, memory_plan, step
 from jaxgpt.training.resharding import Resharding
-from jaxgpt.training.state import Base, TrainState, initial_state, layout_of, random_params, with_head
+from jaxgpt.training.state import Base, TrainState, initial_state, random_params, with_head
 
 Observer = Callable[[Trainer, dict[str, Any]], None]
 
@@ -212,8 +212,7 @@ def _compile(asked: Config, beginning: Beginning) -> tuple[Program, Beginning]:
     has = fit.capacity(config)  # before the run allocates anything
     if _may_draw(config, has, beginning):
         beginning = beginning._replace(random=random_params(config))
-    devices, cpu = layout_of(config).devices, jax.default_backend() == "cpu"
-    fitted = fit.prepare(config, has, lambda config: other_times.elsewhere(config, devices, cpu=cpu))
+    fitted = fit.prepare(config, has, other_times.of_run(config))
     return Program(fitted.config, fitted.program, attention, fitted.plan, fitted.lines), beginning
 
 

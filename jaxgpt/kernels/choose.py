@@ -137,7 +137,8 @@ def _cuda_capability() -> tuple[int, ...] | None:
 
 def multiplies_8_bits() -> bool:
     """Returns whether the device has products of 8 bits: NVIDIA's since Ada and Hopper."""
-    return (_cuda_capability() or (0, 0)) >= (8, 9)
+    capability = _cuda_capability()
+    return capability is not None and capability >= (8, 9)
 
 
 def _cudnn_parts(version: int) -> tuple[int, int, int]:

@@ -15,4 +15,4 @@ def update(*arguments: Any, setup: muon.Setup, **more: Any) -> tuple[Tree, Momen
     """Returns the new parameters and moments; the other arguments are those of `adamw.update`."""
     if setup.matrices is None:
         return adamw.update(*arguments, **more)
-    return muon.update(*arguments, setup, **more)
+    return muon.update(*arguments, setup=setup, **more)

@@ -123,7 +123,7 @@ def _measure(config: Config, devices: int, gpu: bool) -> tuple[Sizes, _Counts]:
     copies = {0: int(narrow != wide), 3: 2 if unrolled else 1}.get(zero, 0) * narrow * numbers  # cast or gathered
     workspace = max(activations + again, 3 * _scores(config, devices)) + copies + (wide * numbers if early else 0)
     saved = sum(sizes.activations.values())
-    own = owned(layout.matrices, devices if zero else 1)
+    own = owned(layout_without_devices(stacked, devices).matrices, devices if zero else 1)
     matrices = narrow * sum(count * kind.numbers for kind, count in own.items())
     return sizes, _Counts(L, saved, sums, whole, kept, ends, workspace, matrices)
 
