@@ -169,9 +169,9 @@ def _not_turned(kind, parts, length):
 def test_planted_bugs_are_noticed(monkeypatch, bug):
     expected = numpy_steps()  # before the bug, of whose constants it makes use
     monkeypatch.setattr(*PLANTED[bug]())
-    update.clear_cache()
+    update.clear_cache()  # type: ignore[attr-defined]
     *_, (params, _, _) = steps("float32")
-    update.clear_cache()
+    update.clear_cache()  # type: ignore[attr-defined]
     assert max(np.abs(np.asarray(params[name]) - expected[name]).max() for name in ("tall", "fused")) > 1e-3
 
 

@@ -1,5 +1,7 @@
 """The iteration beside the singular values that it is about, and its coefficients beside their derivation."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,7 +60,7 @@ def test_the_coefficients_are_the_best_polynomials():
         shrink = safety if number < len(COEFFICIENTS) - 1 else 1.0
         expected = np.array([a / shrink, b / shrink**3, c / shrink**5]) * scale
         np.testing.assert_allclose(found, expected, rtol=1e-12)
-        low, high = (found * np.array([low, low**3, low**5])).sum(), 0.0
+        low, high = np.dot(found, [low, low**3, low**5]), 0.0
         high = 2 - low
 
 
@@ -128,5 +130,6 @@ def test_the_operations_are_those_of_the_compiled_program(shape):
     products = newton_schulz.operations(*shape)
     M, N = shape
     elementwise = 4 * M * N + 5 * (3 * M * M + 2 * M * N)
-    assert program.cost_analysis()["flops"] == pytest.approx(products + elementwise, rel=0.02)
+    found: Any = program.cost_analysis()
+    assert found["flops"] == pytest.approx(products + elementwise, rel=0.02)
     assert newton_schulz.operations(*reversed(shape)) == products

@@ -5,6 +5,7 @@ import functools
 import itertools
 import random
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import pytest
@@ -194,7 +195,7 @@ def test_the_choice_is_the_program_that_runs():
     """The plan's total is that of the compiled program, to the byte, and within what there is."""
     room = total(options.changed(CONFIG, training=options.split(CONFIG, 16)))
     found = fit.prepare(CONFIG, Capacity(room, "--compute.fit"))
-    memory = found.program.memory_analysis()
+    memory: Any = found.program.memory_analysis()
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.generated_code_size_in_bytes
     assert found.plan.total == memory.argument_size_in_bytes + memory.temp_size_in_bytes + new <= room
     assert found.config.training.batch_size * found.config.training.micro_batches == 48

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,7 @@ def new_state(made: Config):
 def test_the_matrices_of_a_family(name, layers):
     """All of the blocks' but a router, each by itself; and none of the tables, norms and biases."""
     made = config(name, layers)
-    tree = layout_of(made).matrices
+    tree: Any = layout_of(made).matrices
     found: dict[str, list[tuple[int, int]]] = {}
     for path, kind in jax.tree.leaves_with_path(tree):
         assert path[0].name == "blocks"
@@ -80,7 +81,7 @@ def test_the_matrices_of_a_family(name, layers):
 
 def test_a_scalar_head_is_adamws():
     made = dataclasses.replace(config("gpt2"), objective=Objective(name="reward"))
-    tree = layout_of(made).matrices
+    tree: Any = layout_of(made).matrices
     assert jax.tree.leaves(tree.blocks)
     assert jax.tree.leaves((tree.ends, tree.scalar)) == []
 
@@ -115,7 +116,7 @@ def test_what_it_is_given_is_clipped():
     made = config("gpt2", clip_norm=0.1)
     state, metrics = step.make_train_step(made)(new_state(made), None, batch())
     assert metrics.grad_norm > 0.2
-    tree = layout_of(made).matrices
+    tree: Any = layout_of(made).matrices
     squares = jax.tree.map(
         lambda moment, kind: float(jnp.sum(jnp.square(moment / (1 - (0.95 if kind else 0.9))))),
         state.moments.first,
@@ -168,7 +169,7 @@ def test_operations_of_a_step():
 
     made = config("gpt2")
     layer = 4 * iterations(8, 8) + 2 * iterations(8, 32)
-    tree = layout_of(made).matrices
+    tree: Any = layout_of(made).matrices
     assert matrices.operations(tree) == 2 * layer
     assert matrices.operations(tree, 8) == layer  # two layers on eight devices: one, or zeros
     assert matrices.operations(None) == 0
