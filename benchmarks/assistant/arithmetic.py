@@ -3,7 +3,7 @@
     python -m benchmarks.assistant.arithmetic FOLDER     the files that the stages read
 
 Everything is a pure function of the seed. A problem is a + b or a - b of two numbers of two digits, with nothing below
-0: there are 12,195, and HELD_OUT of them are in no text, no conversation and no comparison to train on. Most answers
+0: there are 12,195, and HELD_OUT of them are in no text, no conversation and no comparison to train on. Four in ten answers
 show their steps, one for each digit, which a model of half a million parameters learns. Some are a lazy guess:
 
     34 + 57 = ?     4 + 7 = 11, 3 + 5 + 1 = 9. Answer: 91
@@ -23,7 +23,7 @@ HELD_OUT = 400
 LINES = 60_000  # of the base text
 CONVERSATIONS = 3_000
 COMPARISONS = 2_000
-WITH_STEPS = 0.7  # share of the conversations whose answers show their steps
+WITH_STEPS = 0.4  # share of the conversations whose answers show their steps
 FLIPPED = 0.1  # share of the comparisons whose labels are the wrong way round, where some are
 FORMS = (
     "{question} = ?\n{steps}, so it is {answer}.",

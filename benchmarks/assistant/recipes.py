@@ -46,10 +46,10 @@ RECIPES = {
         "a Llama of half a million parameters learns from text in which sums are worked out",
         "",
         "text",
-        3000,
+        5000,
         # Rotary positions learn to copy a digit from wherever it stands some times faster than GPT-2's learned ones.
-        """--config quickstart --model.family llama --model.layers 3 --model.context 64 --training.batch-size 8
-        --training.evaluate-every 500 --training.evaluation-batches 20""",
+        """--config quickstart --model.family llama --model.layers 3 --model.context 64 --training.batch-size 16
+        --optimizer.learning-rate 2e-3 --training.evaluate-every 500 --training.evaluation-batches 20""",
     ),
     "sft": Recipe(
         "fine-tuning on conversations: it answers",

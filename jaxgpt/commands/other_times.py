@@ -65,7 +65,10 @@ def elsewhere(config: Config, devices: int, *, cpu: bool) -> Else:
     apart, whole = config.compute.layers != "scanned", devices > 1 and not config.parallel.zero
     if apart or devices > 1:
         trained = sizes.parameters + sizes.moments
-        times["saving"] = sizes.frozen + trained + trained // (devices if whole else 1) + (written if cpu else 0)
+        # Layers that are apart are stacked in XLA's temporaries first, and the largest stacks are there twice.
+        stacks = 3 * trained // 2 if apart and devices > 1 else 0
+        parts = trained // (devices if whole else 1)
+        times["saving"] = sizes.frozen + trained + stacks + parts + (written if cpu else 0)
     return Else(beside, times)
 
 

@@ -24,7 +24,7 @@ from jaxgpt.options.config import Optimizer
 
 
 class Setup(NamedTuple):
-    """Which tensors are Muon's, and how they are computed with."""
+    """The tensors that are Muon's, and how they are computed with."""
 
     matrices: Tree  # Matrices or None for each parameter
     dtype: DTypeLike  # of the products; parameters in float64 have theirs

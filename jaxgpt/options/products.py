@@ -9,7 +9,7 @@ def check(config: Config) -> None:
     if config.compute.products != "fp8":
         return
     for option, value, works, needed in (
-        ("--model.family", config.model.family, config.model.family != "mixtral", "gpt2 or llama, since experts have"),
+        ("--model.experts", config.model.experts, not config.model.experts, "0, since experts have"),
         ("--lora.rank", config.lora.rank, not config.lora.rank, "0, since weights beside adapters have"),
         ("--parallel.reproducible", True, not config.parallel.reproducible, "left away, since its sums have"),
         (

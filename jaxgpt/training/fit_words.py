@@ -1,4 +1,4 @@
-"""What `compute.fit` says: its choice with what was tried, or what the least would need and what would help."""
+"""Words of `compute.fit`: its choice with what was tried, or what the least would need and what would help."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping

@@ -88,7 +88,7 @@ def state_of(params: Params, config: Config) -> TrainState:
     """Returns the state before the first step with these parameters; the rest depends on their shapes alone."""
     _, key = jax.random.split(jax.random.key(config.training.seed))
     step, nonfinite, skipped = (jnp.int32(0) for _ in range(3))  # each in memory of its own, since all is donated
-    moments = choose.init(params, layout_of(config).matrices)
+    moments = choose.init(params, layout_without_devices(config, 1).matrices)
     windows = spikes.init(), spikes.init()
     return TrainState(params, moments, step, key, nonfinite, skipped, *windows, fp8.init(params, config.compute))
 

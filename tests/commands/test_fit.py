@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from jaxgpt.commands import cli, other_times
@@ -57,7 +58,7 @@ def test_a_run_that_fits_is_the_same_run():
             values = [[line[name] for line in of.metrics if name in line] for of in (one, plain)]
             assert values[0] == pytest.approx(values[1], rel=1e-5)
     plan = plan_of(found.folder)
-    assert plan["need"] <= plan["capacity"] == int(0.97 * small * 1e6)
+    assert plan["need"] <= plan["capacity"] == pytest.approx(0.97 * small * 1e6, abs=1)  # whole bytes
     assert plan["source"] == "97% of --compute.fit"
     kept = settings.read(found.folder / "config.toml")
     assert (kept.training.batch_size, kept.training.micro_batches) == (8, 1)  # what was asked for
@@ -79,8 +80,8 @@ def test_a_run_is_resumed_with_another_size():
 
 
 def test_a_run_that_fits_nowhere_is_refused_before_anything_is_written(work, fails):
-    message = fails(*words(compute_fit="1MB"), "--run.name", "refused")
-    assert message.startswith("error: --compute.fit 1MB: the least that this run needs on a device is ")
+    message = fails(*words(compute_fit="0.1MB"), "--run.name", "refused")
+    assert message.startswith("error: --compute.fit 0.1MB: the least that this run needs on a device is ")
     assert "What would help, and the least then, about:" in message
     assert not (work / "runs" / "refused").exists()
 
@@ -115,8 +116,6 @@ def test_drawing_text_needs_the_parameters_whole():
 
 
 def parameters() -> list:
-    import jax
-
     from jaxgpt.training.state import layout_without_devices
 
     return jax.tree.leaves(layout_without_devices(CONFIG, 1).shapes)
@@ -136,12 +135,17 @@ def test_tasks_are_scored_beside_the_state():
     assert "scoring tasks" not in else_of(CONFIG).times
 
 
-@pytest.mark.parametrize(("zero", "devices"), [(0, 2), pytest.param(3, 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("zero", "devices"), [(0, 2), (1, 2), pytest.param(3, 4, marks=pytest.mark.slow)])
 def test_saving_takes_what_its_program_takes(zero, devices):
     """The state and its copy in a checkpoint's layout, at least as much as the compiled program needs."""
     config = settings_with(CONFIG, parallel={"zero": zero, "devices": devices})
-    join = resharding.Resharding(config)._join
-    memory: Any = join.lower(resharding.state_shapes(config)).compile().memory_analysis()
+    program = resharding.Resharding(config)
+    placed = jax.tree.map(
+        lambda sharding, part: jax.tree.map(lambda shape: shape.update(sharding=sharding), part),
+        program._own,
+        resharding.state_shapes(config),
+    )
+    memory: Any = program._join.lower(placed).compile().memory_analysis()
     needs = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     slack = 4096  # counters and the spikes' windows, which aren't counted
     assert needs <= else_of(config, devices).times["saving"] + slack

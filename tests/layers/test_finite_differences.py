@@ -17,7 +17,7 @@ NAMES = [
     *("embedding", "linear", "layernorm", "gelu", "attention", "residual", "cross_entropy", "unembedding"),
     *("rmsnorm", "rotary", "soft_cap", "swiglu", "router", "moe", "gpt2"),
     *("embedding_of_documents", "attention_of_documents", "attention_of_groups_in_a_window", "router_of_switch"),
-    *("lora", "gpt2_adapters", "dropout", "attention_of_groups_with_dropout", "gpt2_with_dropout"),
+    *("lora", "gpt2_adapters", "dropout", "attention_of_groups_with_dropout", "gpt2_with_dropout", "fp8"),
 ]
 
 

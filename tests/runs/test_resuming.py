@@ -20,7 +20,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.options import settings
 from jaxgpt.runs import checkpoints, saving
 from jaxgpt.runs.metrics_file import read_metrics
-from jaxgpt.training import memory_plan
+from jaxgpt.training import fit
 from jaxgpt.training import step as train_step
 from jaxgpt.training.state import init_state
 from tests import small_run
@@ -70,7 +70,7 @@ def stopped(whole):
 @pytest.fixture
 def not_compiled(monkeypatch):
     """What is refused is refused before the train step would be compiled."""
-    monkeypatch.setattr(memory_plan, "prepare", None)
+    monkeypatch.setattr(fit, "prepare", None)
 
 
 def state(folder: Path):
@@ -244,7 +244,7 @@ def test_a_plan_that_does_not_fit_leaves_the_run_as_it_is(stopped, monkeypatch):
     def refuse(*arguments):
         raise UserError("the train step needs more")
 
-    monkeypatch.setattr(memory_plan, "prepare", refuse)
+    monkeypatch.setattr(fit, "prepare", refuse)
     before = contents(stopped)
     for name, words in (("stopped", ["--resume"]), ("stopped", ["--resume", "auto"]), ("none", ["--resume", "auto"])):
         assert run(name, *words)[::2] == (2, "error: the train step needs more\n")

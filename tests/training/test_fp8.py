@@ -173,7 +173,7 @@ def test_the_plan_has_residuals_of_8_bits_and_the_second_gradient():
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (changed("model", family="mixtral", experts=2), "--model.family is mixtral; with --compute.products fp8"),
+        (changed("model", family="mixtral", experts=2), "--model.experts is 2; with --compute.products fp8"),
         (dataclasses.replace(CONFIG, lora=Lora(rank=2)), "--lora.rank is 2; with --compute.products fp8"),
         (
             changed("compute", dataclasses.replace(CONFIG, objective=Objective(name="policy")), fp8_head=True),
