@@ -3,8 +3,8 @@
     python -m benchmarks.assistant.arithmetic FOLDER     the files that the stages read
 
 Everything is a pure function of the seed. A problem is a + b or a - b of two numbers of two digits, with nothing below
-0: there are 12,195, and HELD_OUT of them are in no text, no conversation and no comparison to train on. Four in ten answers
-show their steps, one for each digit, which a model of half a million parameters learns. Some are a lazy guess:
+0: there are 12,195, and HELD_OUT of them are in no text, no conversation and no comparison to train on. Four in ten
+answers show their steps, one for each digit, which a model of half a million parameters learns. Some are a lazy guess:
 
     34 + 57 = ?     4 + 7 = 11, 3 + 5 + 1 = 9. Answer: 91
     52 - 17 = ?     12 - 7 = 5, 5 - 1 - 1 = 3. Answer: 35

@@ -54,6 +54,7 @@ MODULES = {
     "benchmarks.llmc_state": ["--config", "small.toml", "--batch", "1", "--length", "8"],
     "benchmarks.fuzz": ["--inputs", "300", "--engine", "mutations"],
     "benchmarks.generation": ["--rounds", "1"],
+    "benchmarks.fit": ["--only", "0"],
     "benchmarks.assistant.grpo": ["--shrink", "1000", "--seeds", "0", "--folder", "sums", "--output", "."],
 }
 GRADCHECKS = ["--dtype bfloat16", "--config shakespeare_char", "--chart gradcheck.png"]
