@@ -110,6 +110,7 @@ def test_what_is_said_of_numbers(number, answer, said):
     assert exercises.judge(number, answer) == said
 
 
+@pytest.mark.slow
 def test_the_hints_are_for_all_tensors():
     assert set(hints.HINTS) == set(ninja.names())
     assert all(len(set(three)) == 3 for three in hints.HINTS.values())

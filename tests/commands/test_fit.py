@@ -45,6 +45,7 @@ def plan_of(folder: Path) -> dict:
     return json.loads((folder / "memory_plan.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_run_that_fits_is_the_same_run():
     """In a memory for half of its micro-batch: the losses are those of the run without it, but for rounding."""
     plain, ample = run(words(), "plain"), run(words(compute_fit="1GB"), "ample")

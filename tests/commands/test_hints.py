@@ -121,6 +121,7 @@ def test_what_training_preparing_and_converting_print_next(work, capsys):
     assert printed(capsys, *last_command(prepared), *of_bytes[:at], *of_bytes[at + 2 :], "--run.name", "prepared")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_says_last_how_it_goes_on(work, capsys):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     command = [sys.executable, str(ROOT / "run.py"), *UNNAMED, "--training.steps", "1000000"]

@@ -212,6 +212,7 @@ def test_a_reward_model_rewards(learned):
         assert float(score) == pytest.approx(reward_model.load("runs/scores").score_conversations([asked])[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_adapters_draw_and_train_the_same_policy():
     """What is drawn has the adapters in it; their reference is the base, which is there already."""
     finished = tune("adapters", lora_rank=4, optimizer_learning_rate=0.05, objective_kl_coefficient=0.01)

@@ -140,7 +140,7 @@ def test_a_resumed_run_has_the_same_bits(trained):
     assert about[0] == about[1]
 
 
-@pytest.mark.parametrize("zero", [2, 3])
+@pytest.mark.parametrize("zero", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_two_devices_do_what_one_does(trained, zero):
     finished = train(f"zero{zero}", parallel_devices=2, parallel_zero=zero)
     assert finished.status == 0, finished.errors

@@ -32,7 +32,7 @@ def export(model=MODEL):
     return params
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "llama")) for name in MODELS])
 def test_from_a_folder_to_a_fine_tuned_one(work, capsys, name):
     params = export(MODELS[name])
     assert cli.main(TRAIN) == 0

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import select
 import socket
 import threading
 import time
@@ -153,16 +154,16 @@ def test_slow_clients_are_not_waited_for(worker, monkeypatch):
     def slow(first: bytes) -> bytes:
         with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
             connection.sendall(first)
-            for _ in range(4):
-                time.sleep(0.1)
-                connection.sendall(b"a")
+            with contextlib.suppress(ConnectionError):  # closed between the look and the byte
+                while not select.select([connection], [], [], 0.1)[0]:
+                    connection.sendall(b"a")
             return connection.recv(1 << 16)
 
     with listening(worker, key="") as address, ThreadPoolExecutor(20) as pool:
         port = int(address.rpartition(":")[2])
         started = time.monotonic()
         answers = list(pool.map(slow, 10 * [b"GET /", begun]))
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 10  # one after another would take 10
     assert all(answer.startswith(b"HTTP/1.1 408") for answer in answers)
     for answer in answers:
         in_form(answer.partition(b"\r\n\r\n")[2])

@@ -71,7 +71,7 @@ def plain_attention(q, k, v, keep, rate):
     return np.einsum("bhqk,bkhd->bqhd", p * keep / (1 - rate), v)
 
 
-@pytest.mark.parametrize("block", [2, 3, 7])
+@pytest.mark.parametrize("block", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(7, marks=pytest.mark.slow)])
 def test_attention_drops_the_probabilities_of_places_whatever_the_blocks_are(block):
     """The masks that the square has by the definition of a place: text and head, query and key."""
     B, T, H, K, D, rate = 2, 7, 4, 2, 3, 0.3

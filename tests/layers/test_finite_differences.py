@@ -19,6 +19,7 @@ NAMES = [
     *("embedding_of_documents", "attention_of_documents", "attention_of_groups_in_a_window", "router_of_switch"),
     *("lora", "gpt2_adapters", "dropout", "attention_of_groups_with_dropout", "gpt2_with_dropout", "fp8"),
 ]
+NIGHTLY = ("gpt2_adapters", "gpt2_with_dropout", "llama", "mixtral")
 
 
 @functools.cache
@@ -36,7 +37,9 @@ def test_no_case_is_left_out(x64):
     assert sorted(cases()) == sorted(NAMES)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "llama", "mixtral"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in NIGHTLY)) for name in [*NAMES, "llama", "mixtral"]]
+)
 def test_gradients_predict_the_change_of_the_loss(x64, name):
     """(f(x + hu) - f(x - hu)) / 2h = ∇f·u in a random direction u of each tensor, |u| = |x|, the others held still.
 

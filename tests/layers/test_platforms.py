@@ -22,7 +22,10 @@ def normal(*shape, dtype="float32", seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
-@pytest.mark.parametrize("recompute", ["none", "gelu", "norms", "projection", "block"])
+@pytest.mark.parametrize(
+    "recompute",
+    ["none", *(pytest.param(level, marks=pytest.mark.slow) for level in ("gelu", "norms", "projection")), "block"],
+)
 @pytest.mark.parametrize("family", ["gpt2", "llama", pytest.param("mixtral", marks=pytest.mark.slow)])
 def test_a_models_gradients(assert_exact, as_on_a_gpu, family, recompute):
     model = Model(layers=2, heads=2, width=8, context=6, vocabulary_size=130, family=family, experts=3)

@@ -189,9 +189,7 @@ def trained(devices: int, zero: int, model: Model = dataclasses.replace(SMALL, h
     return losses, jax.tree.map(np.asarray, blocks.stacked(placement.to_save(state).params))
 
 
-@pytest.mark.parametrize(
-    "zero", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
-)
+@pytest.mark.parametrize("zero", [*(pytest.param(zero, marks=pytest.mark.slow) for zero in (0, 1, 2)), 3])
 @pytest.mark.parametrize("name", [None, *(pytest.param(name, marks=pytest.mark.slow) for name in RELATIVES)])
 def test_eight_devices_train_as_one(zero, name):
     """Where no size is divisible by 8."""

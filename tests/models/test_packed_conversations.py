@@ -37,7 +37,9 @@ def grads(params, batch, model):
 compiled = jax.jit(grads, static_argnums=2)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("gpt2", "llama"))) for name in MODELS]
+)
 def test_packed_is_unpacked_example_by_example(x64, quick_compilation, name):
     model = MODELS[name]
     params = family(model).init(model, jax.random.key(0), jnp.float64)

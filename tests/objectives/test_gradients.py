@@ -59,7 +59,7 @@ def _case(name, model=MODEL):
             return objective_cases.policy_case(KEY, 2, 4, model, COMPUTE, objective_cases.EVERYTHING, scale=0.3)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 @pytest.mark.parametrize("name", ["reward", "preference", "policy"])
 def test_the_dtypes_of_training(x64, name, dtype):
     rows = gradcheck.check(_case(name), dtype)
@@ -113,7 +113,9 @@ def test_finite_differences(x64, name):
     assert abs(difference - predicted) < 1e-6 * size
 
 
-@pytest.mark.parametrize("objective", [reward, preference, policy])
+@pytest.mark.parametrize(
+    "objective", [*(pytest.param(one, marks=pytest.mark.slow) for one in (reward, preference)), policy]
+)
 def test_micro_batches_add_up(x64, objective):
     """With the scale of all of them, losses, metrics and gradients of two halves are those of the whole."""
     rng = np.random.default_rng(0)

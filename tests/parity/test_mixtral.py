@@ -99,7 +99,7 @@ def assert_close(ours, theirs, name):
     assert difference <= TOLERANCE, f"{name}: relative difference {difference:.1e}"
 
 
-@pytest.mark.parametrize("layers", ["stacked", "apart"])
+@pytest.mark.parametrize("layers", ["stacked", pytest.param("apart", marks=pytest.mark.slow)])
 def test_logits_loss_and_gradients(params, theirs, layers):
     tokens = np.random.default_rng(1).integers(MODEL.vocabulary_size, size=(3, 17), dtype=np.int32)
     targets = np.roll(tokens, -1, axis=1)

@@ -19,7 +19,7 @@ def rows(dtype):
     return [row for case in cases for row in gradcheck.check(case, dtype)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_passes_in_the_dtypes_of_training(x64, dtype):
     """And the figures are real: rounding leaves none of the whole model's at 0."""
     assert [row for row in rows(dtype) if not row.passed] == []

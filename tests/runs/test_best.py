@@ -106,7 +106,7 @@ def test_patience_ends_a_run(stopped_early):
     )
 
 
-@pytest.mark.parametrize("step", [4, 6, 8])
+@pytest.mark.parametrize("step", [pytest.param(4, marks=pytest.mark.slow), 6, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_run_that_was_killed_comes_to_the_same(stopped_early, step):
     """As its folder was when the validation loss had just been written: the checkpoint of this step isn't there yet."""
     assert resume(f"killed-{step}", "--training.patience=2").status == 0
@@ -114,6 +114,7 @@ def test_a_run_that_was_killed_comes_to_the_same(stopped_early, step):
     assert training_losses(f"killed-{step}") == training_losses("early")
 
 
+@pytest.mark.slow
 def test_a_run_that_has_stopped_early_stays_so_or_goes_on(stopped_early):
     before = result("early")
     assert resume("early", "--training.patience=2").status == 0
@@ -122,6 +123,7 @@ def test_a_run_that_has_stopped_early_stays_so_or_goes_on(stopped_early):
     assert result("early") == ([*LOSSES.items()], (4, 2.0), [4, 12])
 
 
+@pytest.mark.slow
 def test_the_last_evaluation_counts_when_a_run_is_given_more_steps(work, monkeypatch):
     monkeypatch.setitem(LOSSES, 12, 1.5)
     assert run("longer", *KEEP).status == 0

@@ -304,7 +304,12 @@ def test_a_run_that_stopped_for_nan_can_go_on(whole, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (getattr(signal, "SIGHUP", None), 129)]
+    ("number", "status"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        pytest.param(getattr(signal, "SIGHUP", None), 129, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_that_a_signal_stopped_goes_on(not_under_nohup, whole, number, status):
     """Whatever it wrote while it ended is gone, and comes at its own time."""

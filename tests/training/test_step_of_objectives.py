@@ -76,7 +76,7 @@ def run(name, devices=1, zero=0, reproducible=False):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize(("devices", "zero"), [(4, 1), (4, 3)])
+@pytest.mark.parametrize(("devices", "zero"), [pytest.param(4, 1, marks=pytest.mark.slow), (4, 3)])
 def test_several_devices_do_what_one_does(name, devices, zero):
     """Sums in another order differ by some float32 eps, which Adam makes larger where gradients are small."""
     seen, params = run(name, devices, zero)
