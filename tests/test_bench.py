@@ -93,8 +93,10 @@ def test_as_a_command_of_the_package_it_is_said_where_it_is(fails):
     ("program", "had"),
     [
         ("print('measured step 1: 0.100 s', file=sys.stderr, flush=True)", "its last measured step 1: 0.100 s"),
-        ("print('compiling', file=sys.stderr, flush=True)", "no step was done"),
-        ("", "no step was done"),
+        *(
+            pytest.param(program, "no step was done", marks=pytest.mark.slow)
+            for program in ("print('compiling', file=sys.stderr, flush=True)", "")
+        ),
     ],
 )
 def test_a_process_that_takes_too_long_is_stopped(tmp_path, monkeypatch, program, had):

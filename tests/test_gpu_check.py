@@ -60,6 +60,7 @@ def test_a_part_that_fails_does_not_end_the_others(tmp_path):
     assert len(parts) == 13
 
 
+@pytest.mark.slow
 def test_the_time_for_all_parts_is_limited(tmp_path):
     python = stand_in(tmp_path, '[[ "$*" == *gradcheck* ]] && exec sleep 60; exit 0')
     status, parts = check(tmp_path, python, BUDGET="6")

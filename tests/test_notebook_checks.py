@@ -116,6 +116,7 @@ def test_the_hints_are_for_all_tensors():
     assert all(len(set(three)) == 3 for three in hints.HINTS.values())
 
 
+@pytest.mark.slow
 def test_notebook_23_asks_for_all_tensors():
     text = NAMES["23"].read_text(encoding="utf-8")
     assert sorted(re.findall(r"^`([\w.]+)`$", text, re.MULTILINE)) == sorted(ninja.names())

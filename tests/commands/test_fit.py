@@ -65,6 +65,7 @@ def test_a_run_that_fits_is_the_same_run():
     assert (kept.training.batch_size, kept.training.micro_batches) == (8, 1)  # what was asked for
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_with_another_size():
     """It chooses anew and says so; what was kept as given stays so."""
     begun = run(words(compute_fit="1GB", compute_recompute="gelu", training_steps=2), "resumed")

@@ -51,6 +51,7 @@ def last_command(text: str) -> list[str]:
     return typed([line for line in text.splitlines() if terminal.program() in line][-1])
 
 
+@pytest.mark.slow
 def test_a_run_is_named_after_its_text_and_then_numbered(work, capsys):
     Path("my book.txt").write_text(Path("text.txt").read_text())
     for name in ("quickstart-text", "quickstart-text-2", "quickstart-text-3"):

@@ -158,6 +158,7 @@ def train_on(adapters: str, name: str, *more: str, **changes) -> small_run.Finis
         return tune(name, "--lora.adapters", adapters, *more, **changes)
 
 
+@pytest.mark.slow
 def test_it_trains_on_from_adapters(tuned, exported):
     """A run's and PEFT's begin where they ended, with their rank, alpha and targets, and the base as it is."""
     for adapters, name, more in (

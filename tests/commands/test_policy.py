@@ -14,6 +14,7 @@ from jaxgpt.evaluation import reward_model
 from jaxgpt.interop import loading
 from jaxgpt.runs import checkpoints, saving
 from tests import small_run
+from tests.nightly import nightly
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -84,7 +85,7 @@ REINFORCE = {"objective_surrogate": "reinforce", "objective_advantages": "reward
 WAYS = {"grpo": {}, "ppo": PPO, "reinforce": REINFORCE}
 
 
-@pytest.fixture(scope="module", params=["grpo", "ppo", pytest.param("reinforce", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=nightly(WAYS, every_time=["grpo"]))
 def learned(request):
     """The run of each way, saved in its middle too."""
     steps = WAYS[request.param].get("training_steps", TUNED["training.steps"])

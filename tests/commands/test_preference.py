@@ -17,6 +17,7 @@ from jaxgpt.reports.history import History
 from jaxgpt.runs import checkpoints, saving
 from tests import comparison_runs
 from tests.comparison_runs import params
+from tests.nightly import nightly
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -103,7 +104,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", nightly(FORMS, every_time=list(FORMS)[-1:]))
 def test_the_validation_loss_is_the_formula_of_the_paper(trained, form):
     """DPO's equation 7, IPO's equation 17, SimPO's equation 6, of log-probabilities that another program computes."""
     changes = {name: str(value) if value is not True else "True" for name, value in FORMS[form].items()}

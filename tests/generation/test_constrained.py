@@ -16,6 +16,7 @@ from jaxgpt.models import gpt2
 from jaxgpt.options.config import Compute, Model, Sampling
 from tests.data import foreign_tokenizers
 from tests.generation import schemas
+from tests.nightly import nightly
 
 pytest.importorskip("llguidance", reason="constrains with llguidance, of the serve extra")
 
@@ -75,7 +76,7 @@ def check_schemas(drawing: Drawing, count: int, seed: int) -> None:
         assert one.fits(json.loads(text)), (one.schema, text)
 
 
-@kinds
+@pytest.mark.parametrize("kind", nightly(KINDS, every_time=["bytes", "huggingface, byte level"]))
 def test_texts_fit_their_schemas(drawing, kind):
     check_schemas(drawing(kind), 10, seed=0)
 

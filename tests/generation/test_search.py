@@ -15,6 +15,7 @@ from jaxgpt.generation.decoder import Decoder
 from jaxgpt.models import family
 from jaxgpt.options.config import Compute, Model, Sampling
 from tests import whole
+from tests.nightly import nightly
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -43,7 +44,7 @@ def greedy(model: Model, count: int, seed: int = 0) -> list[int]:
 
 
 @both
-@pytest.mark.parametrize("drafted", [1, 4])
+@pytest.mark.parametrize("drafted", nightly([1, 4], every_time=[4]))
 def test_a_draft_changes_no_token(model, drafted):
     """By a model that guesses nothing right, by another, and by the same model, which guesses all right."""
     expected = greedy(model, 40)

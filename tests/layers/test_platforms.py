@@ -10,6 +10,7 @@ from jaxgpt.layers import cross_entropy, gelu, layernorm, linear
 from jaxgpt.layers.numerics import GROUPS, not_before, product, product_over_tokens
 from jaxgpt.options.config import Compute, Model
 from jaxgpt.proof import cases
+from tests.nightly import nightly
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def normal(*shape, dtype="float32", seed=0):
     "recompute",
     ["none", *(pytest.param(level, marks=pytest.mark.slow) for level in ("gelu", "norms", "projection")), "block"],
 )
-@pytest.mark.parametrize("family", ["gpt2", "llama", pytest.param("mixtral", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", nightly(["gpt2", "llama", "mixtral"], every_time=["llama"]))
 def test_a_models_gradients(assert_exact, as_on_a_gpu, family, recompute):
     model = Model(layers=2, heads=2, width=8, context=6, vocabulary_size=130, family=family, experts=3)
     compute = Compute(recompute=recompute, classifier_chunk=5, attention_block=4)

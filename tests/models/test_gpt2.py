@@ -23,18 +23,20 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
     ("batch", "length", "model", "compute"),
     [
         # One of everything; nothing is computed again.
-        (1, 1, Model(1, 1, 3, 1, 2), Compute(recompute="none")),
+        pytest.param(1, 1, Model(1, 1, 3, 1, 2), Compute(recompute="none"), marks=pytest.mark.slow),
         # Fewer tokens than places, a full vocabulary, a block per query, chunks that don't divide the tokens.
         (2, 3, Model(2, 2, 6, 6, 128), Compute(attention_block=1, classifier_chunk=4, recompute="block")),
         # A vocabulary padded by 126, block and chunk larger than what there is.
-        (1, 3, Model(3, 1, 4, 3, 130), Compute(recompute="norms")),
+        pytest.param(1, 3, Model(3, 1, 4, 3, 130), Compute(recompute="norms"), marks=pytest.mark.slow),
         # Layers written out, the block cutting off a last query.
         (
             *(2, 5, Model(2, 3, 6, 5, 7)),
             Compute(classifier_chunk=5, attention_block=4, recompute="gelu", layers="unrolled"),
         ),
         # One token in three begins a document.
-        (2, 8, Model(2, 2, 6, 8, 3, document_start=1), Compute(attention_block=3)),
+        pytest.param(
+            *(2, 8, Model(2, 2, 6, 8, 3, document_start=1), Compute(attention_block=3)), marks=pytest.mark.slow
+        ),
         (2, 8, Model(2, 2, 6, 8, 3, document_start=1), Compute(attention_block=3, recompute="block")),
     ],
     ids=["ones", "short", "padded", "unrolled", "documents", "documents computed again"],
@@ -273,6 +275,7 @@ def test_a_block_apart_is_gathered_while_the_one_before_it_computes():
         assert [name for name in order if name in ("sin", "cos")] == ["sin", "sin", "cos", "sin", "cos", "cos"]
 
 
+@pytest.mark.slow
 def test_documents_are_as_each_is_alone(x64):
     """The loss of a sequence of several documents, the first without its beginning, is the sum of theirs."""
     model = Model(layers=2, heads=2, width=8, context=16, vocabulary_size=9, document_start=8)

@@ -19,6 +19,7 @@ from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.training import step
 from jaxgpt.training.resharding import Resharding
 from tests import whole
+from tests.nightly import nightly
 
 SMALL = Model(layers=2, heads=2, width=8, context=8, vocabulary_size=11, family="llama")
 
@@ -50,7 +51,7 @@ RELATIVES = {"qwen": QWEN, "mistral": MISTRAL, "llama3": LLAMA3}
 
 
 @pytest.mark.parametrize(("recompute", "layers"), whole.levels())
-@pytest.mark.parametrize("name", RELATIVES)
+@pytest.mark.parametrize("name", nightly(RELATIVES, every_time=["qwen", "mistral"]))
 def test_gradients_of_relatives(assert_exact, name, recompute, layers):
     """With a window shorter than T, and one longer."""
     model = RELATIVES[name]

@@ -20,11 +20,13 @@ from jaxgpt.training.device_memory import Capacity
 from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import frozen_shapes, initial_state, layout_of
 from jaxgpt.training.working import working
+from tests.nightly import nightly
 
 GPT2 = Model(layers=2, heads=2, width=64, context=16, vocabulary_size=50)
 LLAMA = dataclasses.replace(GPT2, family="llama", heads=4, kv_heads=2, feed_forward=128)
 MIXTRAL = dataclasses.replace(LLAMA, family="mixtral", experts=3)
-MODELS = [GPT2, LLAMA, dataclasses.replace(LLAMA, query_key_norm=True, tied=True, window=3), MIXTRAL]
+NORMED = dataclasses.replace(LLAMA, query_key_norm=True, tied=True, window=3)
+MODELS = {"gpt2": GPT2, "llama": LLAMA, "normed": NORMED, "mixtral": MIXTRAL}
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 50, (2, 8), dtype=np.int32))
 
 
@@ -60,8 +62,9 @@ def adapters_of(made: Config) -> blocks.Adapters:
         pytest.param("block", "scanned", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("model", MODELS, ids=["gpt2", "llama", "normed", "mixtral"])
-def test_gradients(assert_exact, model, recompute, layers):
+@pytest.mark.parametrize("name", nightly(MODELS, every_time=["llama", "mixtral"]))
+def test_gradients(assert_exact, name, recompute, layers):
+    model = MODELS[name]
     model = dataclasses.replace(model, width=8, head_width=0, feed_forward=0 if model.family == "gpt2" else 12)
     compute = Compute(attention_block=2, classifier_chunk=4, recompute=recompute, layers=layers)
     assert_exact(cases.adapted_model_case(jax.random.key(0), 2, 5, model, compute))
@@ -70,7 +73,7 @@ def test_gradients(assert_exact, model, recompute, layers):
 @pytest.mark.parametrize(("base", "double"), [("float32", False), ("int8", False), ("nf4", True)])
 @pytest.mark.parametrize(
     ("model", "layers"),
-    [(GPT2, "unrolled"), (LLAMA, "scanned"), (MIXTRAL, "scanned")],
+    [pytest.param(GPT2, "unrolled", marks=pytest.mark.slow), (LLAMA, "scanned"), (MIXTRAL, "scanned")],
     ids=["gpt2", "llama", "mixtral"],
 )
 def test_merged_it_computes_the_same(quick_compilation, model, base, double, layers):

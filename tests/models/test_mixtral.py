@@ -59,8 +59,8 @@ def test_gradients(assert_exact, recompute, layers):
 @pytest.mark.parametrize(
     "options",
     [
-        {"experts": 1, "experts_per_token": 1},
-        {"experts_per_token": 4, "window": 2},
+        pytest.param({"experts": 1, "experts_per_token": 1}, marks=pytest.mark.slow),
+        pytest.param({"experts_per_token": 4, "window": 2}, marks=pytest.mark.slow),
         {"router_softmax": "before", "tied": True, "document_start": 1},
     ],
     ids=["one expert", "all experts", "before"],

@@ -14,6 +14,7 @@ from jaxgpt.models.blocks import Context
 from jaxgpt.objectives import next_token
 from jaxgpt.options.config import IN_DATA, Compute, Model
 from tests.data.test_packing import conversations
+from tests.nightly import nightly
 
 MODEL = Model(layers=2, heads=2, width=8, context=24, vocabulary_size=50, document_start=IN_DATA)
 LLAMA = dataclasses.replace(MODEL, family="llama", heads=4, kv_heads=2, feed_forward=12)
@@ -37,9 +38,7 @@ def grads(params, batch, model):
 compiled = jax.jit(grads, static_argnums=2)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("gpt2", "llama"))) for name in MODELS]
-)
+@pytest.mark.parametrize("name", nightly(MODELS, every_time=["window"]))
 def test_packed_is_unpacked_example_by_example(x64, quick_compilation, name):
     model = MODELS[name]
     params = family(model).init(model, jax.random.key(0), jnp.float64)

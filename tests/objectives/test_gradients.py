@@ -13,6 +13,7 @@ from jaxgpt.models.blocks import Context
 from jaxgpt.objectives import policy, preference, reward
 from jaxgpt.options.config import Compute, Model, Objective
 from jaxgpt.proof import gradcheck, objective_cases
+from tests.nightly import nightly
 
 MODEL = Model(layers=1, heads=2, width=4, context=6, vocabulary_size=5)
 COMPUTE = Compute(attention_block=2, classifier_chunk=4)
@@ -28,7 +29,7 @@ POLICIES = {
 }
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", nightly(POLICIES, every_time=["grpo", "everything"]))
 def test_policies(assert_exact, name):
     assert_exact(objective_cases.policy_case(KEY, 2, 5, MODEL, COMPUTE, POLICIES[name]))
 
@@ -60,7 +61,7 @@ def _case(name, model=MODEL):
 
 
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
-@pytest.mark.parametrize("name", ["reward", "preference", "policy"])
+@pytest.mark.parametrize("name", nightly(["reward", "preference", "policy"], every_time=["policy"]))
 def test_the_dtypes_of_training(x64, name, dtype):
     rows = gradcheck.check(_case(name), dtype)
     assert [row for row in rows if not row.passed] == []

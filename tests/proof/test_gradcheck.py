@@ -27,8 +27,8 @@ def test_passes_in_the_dtypes_of_training(x64, dtype):
 
 
 def test_every_tensor_has_a_row_of_its_own(x64):
-    names = {row.tensor for row in rows("float32")}
-    assert len(names) == len(rows("float32"))
+    names = {row.tensor for row in rows("bfloat16")}
+    assert len(names) == len(rows("bfloat16"))
     assert {"embedding.token", "linear.params.weight", "layernorm.x", "attention.k", "unembedding.x"} <= names
     assert {"gpt2.embedding.position", "gpt2.blocks.attention_norm.scale", "gpt2.final_norm.bias"} <= names
 

@@ -11,6 +11,7 @@ from jaxgpt.options.config import Compute, Config, Model, Optimizer, Parallel, T
 from jaxgpt.parallel import traffic
 from jaxgpt.training import memory_plan, state, step
 from jaxgpt.training.estimate import estimate
+from tests.nightly import nightly
 from tests.parallel.collectives import collectives
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -83,7 +84,9 @@ def test_the_estimate_is_near_the_compiled_program(zero, recompute, layers, micr
     assert BELOW * needed(made) <= estimate(made, DEVICES, gpu=False).total <= ABOVE * needed(made)
 
 
-@pytest.mark.parametrize("variant", [{"tied": True}, {"window": 32}, {"family": "gpt2"}])
+@pytest.mark.parametrize(
+    "variant", nightly([{"tied": True}, {"window": 32}, {"family": "gpt2"}], every_time=[{"tied": True}])
+)
 def test_the_estimate_of_one_device(variant):
     made = config(zero=0, recompute="norms", layers="unrolled", devices=1, **variant)
     if made.model.family == "gpt2":

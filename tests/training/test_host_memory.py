@@ -46,7 +46,7 @@ def same(one, other) -> bool:
     return all(np.array_equal(jax.device_get(a), jax.device_get(b)) for a, b in pairs)
 
 
-@pytest.mark.parametrize(("devices", "zero"), [(1, 0), (2, 2)])
+@pytest.mark.parametrize(("devices", "zero"), [pytest.param(1, 0, marks=pytest.mark.slow), (2, 2)])
 def test_the_numbers_are_those_of_moments_on_the_device(devices, zero):
     on_device, on_host = (stepped(with_moments(memory, devices, zero)) for memory in ("device", "host"))
     assert kinds(on_host.moments) == {host_memory.KIND}

@@ -21,6 +21,7 @@ from jaxgpt.models.blocks import RECOMPUTE_LEVELS
 from jaxgpt.options.config import SPIKE_WINDOW, Compute, Config, Model, Training
 from jaxgpt.training import device_memory, fit, memory_plan, step
 from jaxgpt.training.device_memory import Capacity
+from tests.nightly import nightly
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -131,7 +132,7 @@ def test_no_program_needs_less_than_the_least(level):
     assert memory_plan.least(config) <= plan(config).total
 
 
-@pytest.mark.parametrize("layers", ["scanned", "unrolled"])
+@pytest.mark.parametrize("layers", nightly(["scanned", "unrolled"], every_time=["unrolled"]))
 @pytest.mark.parametrize(("batch", "holds"), [(4, 12), (12, 4)])
 def test_the_largest_micro_batch_fits_and_is_nearly_the_largest(batch, holds, layers):
     """Estimated from one compiled size, for a device that just holds another one."""
