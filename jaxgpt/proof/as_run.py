@@ -63,16 +63,20 @@ def tolerance(config: Config, platform: str) -> float:
     Errors of random sign add up as their root, over all layers too. Twice that is allowed.
     """
     model, training = config.model, config.training
-    depth = 2 * model.layers + 2
+    eps, sums = of_products(config, platform)
+    terms = training.batch_size * training.sequence_length, model.width, model.feed_forward
+    roundings = max(1000, *terms) if sums else 10
+    return eps * math.sqrt(roundings * (2 * model.layers + 2))
+
+
+def of_products(config: Config, platform: str) -> tuple[float, bool]:
+    """Returns eps of the factors of products, and whether sums are no wider than these."""
     dtype, precision = jnp.dtype(config.compute.dtype), jax.config.values["jax_default_matmul_precision"]
-    eps, roundings = float(jnp.finfo(dtype).eps), 10
-    if accumulation_dtype(dtype) == dtype:
-        terms = training.batch_size * training.sequence_length, model.width, model.feed_forward
-        if platform in FASTER and precision not in EXACT:
-            eps = FASTER[platform]
-        else:
-            roundings = max(1000, *terms)
-    return eps * math.sqrt(roundings * depth)
+    if accumulation_dtype(dtype) != dtype:
+        return float(jnp.finfo(dtype).eps), False
+    if platform in FASTER and precision not in EXACT:
+        return FASTER[platform], False
+    return float(jnp.finfo(dtype).eps), True
 
 
 class Whole(NamedTuple):
@@ -83,10 +87,15 @@ class Whole(NamedTuple):
 
 
 def on_host(tree: Tree, layout: Layout) -> Whole:
-    """Returns a tree in the layout of parameters as whole, stacked tensors, and what is wrong between the devices."""
+    """Returns a tree in the layout of parameters as whole, stacked tensors, and what is wrong between the devices.
+
+    It may have None for some of them.
+    """
     faults: dict[str, str] = {}
 
-    def one(path: tuple, array: jax.Array, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+    def one(path: tuple, shape: jax.ShapeDtypeStruct, array: jax.Array | None) -> np.ndarray | None:
+        if array is None:
+            return None
         whole, fault = _read(array)
         if layout.sharded:
             size = math.prod(shape.shape[whole.ndim - 1 :])
@@ -97,7 +106,7 @@ def on_host(tree: Tree, layout: Layout) -> Whole:
             faults[tensor_name(path)] = fault
         return whole
 
-    tensors = jax.tree_util.tree_map_with_path(one, tree, layout.shapes)
+    tensors = jax.tree_util.tree_map_with_path(one, layout.shapes, tree)
     if not are_stacked(tensors.blocks):
         tensors = tensors._replace(blocks=jax.tree.map(lambda *leaves: np.stack(leaves), *tensors.blocks))
     return Whole(tensors, faults)
@@ -128,7 +137,7 @@ def compare(found: Whole, truth: Tree, model: Model, inputs: str, limit: float) 
     for (path, a), b, stacked in pairs:
         name = tensor_name(path)
         fault = found.faults.get(name, "")
-        for part, columns in _parts(path, b.shape, model):
+        for part, columns in parts(path, b.shape, model):
             yield compared(name + part, a[columns], b[columns], inputs, limit, stacked, fault, whole)
 
 
@@ -170,15 +179,15 @@ def _error(a: np.ndarray, b: np.ndarray, whole: float) -> tuple[float, float]:
     )
 
 
-def _parts(path: tuple, shape: tuple[int, ...], model: Model) -> list[tuple[str, Any]]:
+def parts(path: tuple, shape: tuple[int, ...], model: Model) -> list[tuple[str, Any]]:
     """Returns the names and the columns of a tensor's parts."""
     if not any(getattr(part, "name", "") == "qkv" for part in path):
         return [("", ...)]
     queries, each = model.heads * model.width_per_head, model.key_value_heads * model.width_per_head
     assert shape[-1] == queries + 2 * each
     ends = (queries, queries + each, queries + 2 * each)
-    parts = zip("qkv", (0, *ends[:-1]), ends, strict=True)
-    return [(f" ({name})", (..., slice(start, end))) for name, start, end in parts]
+    columns = zip("qkv", (0, *ends[:-1]), ends, strict=True)
+    return [(f" ({name})", (..., slice(start, end))) for name, start, end in columns]
 
 
 class Check:
@@ -188,7 +197,8 @@ class Check:
         self.config, self.layout = config, layout_of(config)
         self.resharding, self.gradients, self.oracle = Resharding(config), make_gradients(config), make_oracle(config)
         self.params, self.base = as_run_inputs.parameters(config), as_run_inputs.base_of_adapters(config)
-        self.limit = tolerance(config, self.layout.mesh.devices.flat[0].platform)
+        self.platform = self.layout.mesh.devices.flat[0].platform
+        self.limit = tolerance(config, self.platform)
 
     def batches(self) -> Batches:
         """Returns what makes the batches."""
@@ -202,7 +212,7 @@ class Check:
             if truth is None or self.config.model.dropout:  # whose masks are others on each device
                 truth = self.oracle(params, base, batch, self.key(state))
             name = inputs.name if len(inputs.batches) == 1 else f"{inputs.name}, {number}"
-            loss, grads = self.gradients(state, frozen, batch)
+            loss, grads = self.gradients(state._replace(moments=None), frozen, batch)
             found, _ = _read(loss)
             error = abs(float(found) - truth.loss) / abs(truth.loss or 1.0)
             yield Row("loss", name, error, error, self.limit)

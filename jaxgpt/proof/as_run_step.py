@@ -18,17 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.models.blocks import arrange, stacked_marks
-from jaxgpt.optimizers import adamw, schedules
+from jaxgpt.optimizers import adamw
 from jaxgpt.options.config import Config
-from jaxgpt.proof.as_run import NOTHING, Check, Row, compared, on_host, tensor_name
-from jaxgpt.proof.gradcheck_oracle import Tree, Truth
-from jaxgpt.training.state import decays, specs
+from jaxgpt.proof import as_run_optimizer
+from jaxgpt.proof.as_run import NOTHING, Check, Row, Whole, compared, of_products, on_host, tensor_name
+from jaxgpt.proof.as_run_optimizer import Expected, Rounding
+from jaxgpt.proof.gradcheck_oracle import Tree
+from jaxgpt.training.state import decays, shardings, specs
 
 STEP = "the step"  # the name of its inputs
 WHAT = ("parameters", "first moments", "second moments")
 SEED = 5
 FLOOR = 1e-3  # of the gradients' root mean square: the least deviation of the moments
-WIDE = 4  # times a gradient's relative error that an update may have, in which it is divided and squared
 ENOUGH = 0.1  # the deviation of a mean update rounded at random, relative to the update, that still says something
 
 
@@ -40,31 +41,37 @@ def rows(check: Check, compiled: jax.stages.Compiled) -> Iterator[Row]:
     batch = check.batches().random(SEED)
     truth = check.oracle(params, base, batch, check.key(state))
     del params, base
-    moments = _moments(truth.grads)
-    state = state._replace(moments=adamw.Moments(*(_placed(tree, check) for tree in moments)))
+    moments = _moments(truth.grads, config)
+    state = state._replace(moments=_placed(moments, check))
     old, kept = on_host(state.params, layout).tensors, jax.tree.map(np.array, frozen)
     old = jax.tree.map(np.array, old)  # a copy: the step gives its memory to the new state
-    update = _make_update(truth, int(state.step), config)
+    rounding = Rounding(check.limit, *of_products(config, check.platform))
+    update = as_run_optimizer.make_update(truth, int(state.step), config, rounding)
 
     new, metrics = compiled(state, frozen, batch)
     yield _number("loss", float(metrics.loss), truth.loss, check.limit)
-    yield _number("gradients' norm", float(metrics.grad_norm), _norm(truth.grads), check.limit)
+    yield _number("gradients' norm", float(metrics.grad_norm), as_run_optimizer.norm(truth.grads), check.limit)
     if not metrics.taken:
         yield Row("parameters", STEP, math.inf, math.inf, check.limit, "the step is skipped")
-    before, after = adamw.Moments(*moments), [on_host(tree, layout) for tree in (new.params, *new.moments)]
-    trees = (old, *before, truth.grads, decays(old, config), stacked_marks(old), *(tree.tensors for tree in after))
-    paths = [path for path, _ in jax.tree.leaves_with_path(old)]
-    for path, *leaves in zip(paths, *map(jax.tree.leaves, trees), strict=True):
-        was, (grad, decay, stacked), is_ = leaves[:3], leaves[3:6], leaves[6:]
-        becomes, name = update(*was, grad, decay), tensor_name(path)
-        for at, what in enumerate(WHAT):
-            arrays, fault = (was[at], is_[at], becomes[at]), after[at].faults.get(name, "")
-            yield _judged(name, f"{STEP}, {what}", arrays, WIDE * check.limit, stacked=stacked, fault=fault)
+    after = [on_host(tree, layout) for tree in (new.params, *new.moments)]
+    yield from _tensors((old, *moments), after, truth.grads, update, config)
     yield from _frozen(kept, frozen, check.limit)
 
 
-def _norm(grads: Tree) -> float:
-    return math.sqrt(sum(float(np.vdot(grad, grad)) for grad in jax.tree.leaves(grads)))
+def _tensors(
+    before: tuple[Tree, ...], after: list[Whole], grads: Tree, update: Callable[..., Expected], config: Config
+) -> Iterator[Row]:
+    """Yields the rows of the parameters and of both moments, tensor by tensor."""
+    params = before[0]
+    beside = grads, decays(params, config), _matrices(params, config), stacked_marks(params)
+    trees = (*before, *(whole.tensors for whole in after), *beside)
+    paths, structure = [path for path, _ in jax.tree.leaves_with_path(params)], jax.tree.structure(params)
+    for path, *leaves in zip(paths, *map(structure.flatten_up_to, trees), strict=True):
+        was, are, (grad, decay, columns, stacked) = leaves[:3], leaves[3:6], leaves[6:]
+        expected, name = update(*was, grad, decay, columns), tensor_name(path)
+        for at, (becomes, limit) in enumerate(zip(expected.arrays, expected.limits, strict=True)):
+            inputs, fault = f"{STEP}, {WHAT[at]}", after[at].faults.get(name, "")
+            yield _judged(name, inputs, (was[at], are[at], becomes), limit, stacked=stacked, fault=fault)
 
 
 def _number(name: str, found: float, truth: float, limit: float) -> Row:
@@ -80,11 +87,18 @@ def _like(value: int, array: jax.Array) -> jax.Array:
     return jax.device_put(np.asarray(value, array.dtype), array.sharding)
 
 
-def _moments(grads: Tree) -> adamw.Moments:
-    """Returns AdamW's moments of gradients as large as these, as float32."""
+def _matrices(params: Tree, config: Config) -> Tree:
+    """Returns for each tensor the columns of its matrices; None where there is none of Muon's."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, array: as_run_optimizer.matrices_beside(path, array.shape, config), params
+    )
+
+
+def _moments(grads: Tree, config: Config) -> adamw.Moments:
+    """Returns moments of gradients as large as these, as float32, with None for second ones of Muon's matrices."""
     random = np.random.default_rng(SEED)
     leaves = jax.tree.leaves(grads)
-    whole = math.sqrt(sum(float(np.vdot(leaf, leaf)) for leaf in leaves) / max(1, sum(leaf.size for leaf in leaves)))
+    whole = as_run_optimizer.norm(grads) / math.sqrt(max(1, sum(leaf.size for leaf in leaves)))
 
     def second(grad: np.ndarray) -> np.ndarray:
         square = np.square(grad)
@@ -92,36 +106,23 @@ def _moments(grads: Tree) -> adamw.Moments:
 
     seconds = jax.tree.map(second, grads)
     firsts = jax.tree.map(lambda square: np.sqrt(square) * random.standard_normal(square.shape), seconds)
-    return jax.tree.map(lambda array: array.astype(np.float32), adamw.Moments(firsts, seconds))
+    of_adamw = jax.tree.map(lambda array, beside: None if beside else array, seconds, _matrices(grads, config))
+    return jax.tree.map(lambda array: array.astype(np.float32), adamw.Moments(firsts, of_adamw))
 
 
-def _placed(whole: Tree, check: Check) -> Tree:
-    """Shards whole, stacked tensors over the devices, in their own dtype."""
-    layout, compute = check.layout, check.config.compute
-    place = jax.jit(
-        lambda tree: layout.shard(arrange(tree, compute)), out_shardings=layout.shardings(specs(layout).params)
+def _placed(moments: adamw.Moments, check: Check) -> adamw.Moments:
+    """Shards whole, stacked moments over the devices, and moves them into the memory in which a run has them."""
+    layout, config = check.layout, check.config
+    on_devices, own = layout.shardings(specs(layout).moments), shardings(layout, config)
+    place = [
+        jax.jit(lambda tree: layout.shard(arrange(tree, config.compute)), out_shardings=where)
+        for where in on_devices or (None, None)
+    ]
+    if own is None:
+        return adamw.Moments(*(put(tree) for put, tree in zip(place, moments, strict=True)))
+    return adamw.Moments(
+        *(jax.device_put(put(tree), where) for put, tree, where in zip(place, moments, own.moments, strict=True))
     )
-    return place(whole)
-
-
-def _make_update(truth: Truth, step: int, config: Config) -> Callable[..., tuple[np.ndarray, ...]]:
-    """Returns what AdamW makes of a tensor, its moments and its gradient before clipping, in float64.
-
-    It is written down here a second time, by NumPy: the step's own could not be found to be wrong with itself.
-    """
-    options, t = config.optimizer, step + 1
-    norm, limit = _norm(truth.grads), options.clip_norm
-    factor = min(1.0, limit / norm) if limit and norm else 1.0
-    rate = float(schedules.learning_rate(jnp.int32(step), config.training.steps, options))
-
-    def update(param: Any, first: Any, second: Any, grad: Any, decay: bool) -> tuple[np.ndarray, ...]:
-        param, first, second, grad = (np.asarray(array, np.float64) for array in (param, first, second, grad))
-        first = options.beta1 * first + (1 - options.beta1) * (factor * grad)
-        second = options.beta2 * second + (1 - options.beta2) * np.square(factor * grad)
-        scaled = first / (1 - options.beta1**t) / (np.sqrt(second / (1 - options.beta2**t)) + options.epsilon)
-        return param - rate * (scaled + options.weight_decay * decay * param), first, second
-
-    return update
 
 
 def _judged(name: str, inputs: str, arrays: tuple[np.ndarray, ...], limit: float, *, stacked: bool, fault: str) -> Row:

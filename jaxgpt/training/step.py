@@ -186,7 +186,8 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
 def make_gradients(config: Config) -> Callable[[TrainState, Any, Batch], tuple[Float[Array, ""], Params]]:
     """Jits the loss and the gradients, not clipped yet, that the train step of this configuration takes.
 
-    They come out as the step has them: of the same code, on the same devices, sharded in the same way.
+    They come out as the step has them: of the same code, on the same devices, sharded in the same way. The state has
+    None for its moments, which may be in other memory and have no part in this.
     """
     layout = layout_of(config)
 
@@ -196,7 +197,7 @@ def make_gradients(config: Config) -> Callable[[TrainState, Any, Batch], tuple[F
         loss, _, grads = batch_loss_and_grads(state.params, frozen, batch, config, layout, key, largest)
         return loss, fp8.detach(grads)[0]
 
-    state = specs(layout)
+    state = specs(layout)._replace(moments=None)
     return layout.jit(
         gradients,
         in_specs=(state, PartitionSpec(), BATCH_SPEC),

@@ -10,8 +10,8 @@ from jax import lax
 
 from jaxgpt.layers import attention, cross_entropy, router
 from jaxgpt.models import gpt2
-from jaxgpt.optimizers import adamw
-from jaxgpt.options.config import Compute, Config, Lora, Model, Parallel, Training
+from jaxgpt.optimizers import adamw, muon, newton_schulz
+from jaxgpt.options.config import Compute, Config, Lora, Model, Optimizer, Parallel, Run, Training
 from jaxgpt.options.objective import Objective
 from jaxgpt.parallel import mesh, sharding
 from jaxgpt.proof import as_run, as_run_step, gradcheck_oracle
@@ -38,6 +38,13 @@ def config(family: str = "gpt2", devices: int = 1, zero: int = 0, rank: int = 0,
         parallel=Parallel(devices=devices, zero=zero),
         training=Training(steps=10, batch_size=max(2, devices), sequence_length=6, micro_batches=2),
         lora=Lora(rank=rank),
+    )
+
+
+def with_muon(*arguments: Any, moments: Any = "device", **options: Any) -> Config:
+    made = config(*arguments, **options)
+    return dataclasses.replace(
+        made, optimizer=Optimizer(name="muon"), parallel=dataclasses.replace(made.parallel, moments=moments)
     )
 
 
@@ -86,6 +93,7 @@ def test_a_right_step_passes_on_eight_devices():
     }
 
 
+IN_HOST_MEMORY = Parallel(devices=1, moments="host"), Parallel(devices=4, zero=1, moments="host")
 CONFIGURATIONS = [
     *(config(family, dtype=dtype) for family in MODELS for dtype in ("float32", "bfloat16")),
     *(config("llama", recompute=level) for level in ("gelu", "norms", "projection", "block")),
@@ -93,6 +101,10 @@ CONFIGURATIONS = [
     *(config("mixtral", devices=4, zero=zero, dtype="bfloat16", parameters="bfloat16") for zero in (0, 3)),
     *(config(family, rank=2, devices=devices, zero=devices // 2) for family in MODELS for devices in (1, 2)),
     dataclasses.replace(config("llama", rank=2, dtype="bfloat16"), lora=Lora(rank=2, base="nf4")),
+    *(with_muon(family, dtype=dtype) for family in MODELS for dtype in ("float32", "bfloat16")),
+    *(with_muon("llama", 4, zero, layers=layers) for zero, layers in enumerate(("scanned", "unrolled") * 2)),
+    with_muon("mixtral", 4, 3, dtype="bfloat16", parameters="bfloat16", moments="host"),
+    *(dataclasses.replace(config(devices=of.devices), parallel=of) for of in IN_HOST_MEMORY),
     dataclasses.replace(config("gpt2", devices=8), parallel=Parallel(devices=2, reproducible=True)),
     dataclasses.replace(config("gpt2", devices=2), model=dataclasses.replace(MODELS["gpt2"], dropout=0.2)),
     dataclasses.replace(config("llama"), model=dataclasses.replace(MODELS["llama"], document_start=3)),
@@ -254,3 +266,64 @@ def test_adapters_that_never_move(monkeypatch):
     monkeypatch.setattr(adamw, "update", update)
     found = [row for row in step_rows(config(rank=2)) if not row.passed]
     assert {row.tensor for row in found} == {"blocks.mlp.c_fc.a", "blocks.mlp.c_fc.b"}
+
+
+# Muon
+
+MATRICES = {f"blocks.{name}.weight" for name in ("qkv", "attention_out", "mlp_in", "mlp_out")}
+
+
+def test_a_momentum_that_is_never_updated(monkeypatch):
+    right = muon.update
+
+    def update(params, moments, *arguments, **options):
+        new, changed = right(params, moments, *arguments, **options)
+        return new, changed._replace(first=changed.first._replace(blocks=moments.first.blocks))
+
+    monkeypatch.setattr(muon, "update", update)
+    found = [row for row in step_rows(with_muon(layers="scanned", moments="host")) if not row.passed]
+    assert {(row.inputs, row.fault) for row in found} == {("the step, first moments", "it doesn't move")}
+    assert {row.tensor for row in found} >= MATRICES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_owner_that_gives_another_layers_update(monkeypatch, dtype):
+    right = sharding.Layout.to_shards
+    monkeypatch.setattr(sharding.Layout, "to_shards", lambda *arguments: jnp.roll(right(*arguments), 1, axis=0))
+    made = with_muon(devices=4, zero=1, dtype=dtype)
+    made = dataclasses.replace(made, model=dataclasses.replace(made.model, layers=2))
+    assert failed(step_rows(made)) == [
+        (f"blocks.{name}.weight", "the step, parameters") for name in ("qkv", "attention_out", "mlp_in", "mlp_out")
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_matrix_that_is_orthogonalised_transposed(monkeypatch, dtype):
+    """It shows in square ones: others are laid on their side in any case."""
+    right = newton_schulz.orthogonalise
+
+    def orthogonalise(matrices):
+        found = right(matrices)
+        return found.mT if found.shape[1] == found.shape[2] else found
+
+    monkeypatch.setattr(newton_schulz, "orthogonalise", orthogonalise)
+    assert failed(step_rows(with_muon(dtype=dtype))) == [
+        (f"blocks.{name}.weight", "the step, parameters") for name in ("qkv", "attention_out")
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parts_that_are_orthogonalised_as_one(monkeypatch, dtype):
+    monkeypatch.setattr(gpt2, "columns", lambda model: {})
+    found = failed(step_rows(dataclasses.replace(with_muon(dtype=dtype), run=Run(name=dtype))))
+    assert found == [("blocks.qkv.weight", "the step, parameters")]
+
+
+@pytest.mark.slow
+def test_a_coefficient_that_is_off_by_a_thousandth(monkeypatch):
+    *others, (a, b, c) = newton_schulz.COEFFICIENTS
+    monkeypatch.setattr(newton_schulz, "COEFFICIENTS", (*others, (1.001 * a, b, c)))
+    assert {name for name, _ in failed(step_rows(with_muon()))} == MATRICES
