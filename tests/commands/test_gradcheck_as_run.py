@@ -96,6 +96,7 @@ def test_a_verdict_of_another_step_is_not_written(run, capsys):
         (["--compute.dtpye", "bfloat16"], "did you mean --compute.dtype?"),
         (["runs/tiny", "--parallel.processes", "2", "--parallel.process", "0"], "the devices of one process"),
         (["runs/tiny", "--parallel.devices", "99"], "--parallel.devices is 99"),
+        (["runs/tiny", "--compute.products", "fp8"], "--compute.products dtype checks all the other code"),
     ],
 )
 def test_mistakes(run, fails, words, said):
