@@ -58,6 +58,9 @@ def test_a_notebook_is_shown_whole_as_it_was_run(pages, path):
     page = (pages / "notebooks" / f"{path.stem}.md").read_text(encoding="utf-8")
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
+    words = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    for equation in re.findall(r"\$\$.+?\$\$", words, re.DOTALL):
+        assert f"\n\n{' '.join(equation.split())}\n\n" in page  # in one line: none of it begins a list
     pictures = set()
     for cell in code:
         assert f"```python\n{''.join(cell['source'])}\n```" in page
