@@ -79,6 +79,8 @@ def test_a_notebook_is_shown_whole_as_it_was_run(pages, path):
         ("[a](numerics.md#sums)", "docs/lora.md", "lora.md", "[a](numerics.md#sums)"),
         ("[a](../notebooks/README.md)", "docs/lora.md", "lora.md", "[a](notebooks/index.md)"),
         ("[a](04_gelu.ipynb)", "notebooks/README.md", "notebooks/index.md", "[a](04_gelu.md)"),
+        ("[numerics.md](numerics.md#text)", "docs/lora.md", "lora.md", "[Numerics](numerics.md#text)"),
+        ("[docs/muon.md](docs/muon.md)", "CONTRIBUTING.md", "contributing.md", "[Muon](muon.md)"),
         ("[code](../jaxgpt/models/gpt2.py)", "docs/lora.md", "lora.md", "code (`jaxgpt/models/gpt2.py`)"),
         ("[`LICENSE`](../LICENSE)", "docs/lora.md", "lora.md", "`LICENSE`"),
         ("[out](https://example.org/a.md)", "docs/lora.md", "lora.md", "[out](https://example.org/a.md)"),
