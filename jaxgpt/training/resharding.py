@@ -5,6 +5,7 @@ resume with others. In between each tensor is sharded over the devices along its
 of them needs room for all of it. On one device the state is already what is saved (`checkpoints.saved_form`).
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from jaxgpt.models import lora
+from jaxgpt.models import lora, with_scalar
 from jaxgpt.models.blocks import Params, arrange, cast, matrices, stacked
 from jaxgpt.options.config import Config
 from jaxgpt.parallel.sharding import first_axis_that_divides
@@ -123,8 +124,11 @@ class Resharding:
         dtype = dtype or config.compute.parameters
         whole = self._whole(state.params, dtype) if self.layout.sharded else state.params
 
+        def merge(adapters: Params, base: Params) -> Params:
+            return lora.merge(adapters, base, config.model, config.lora, config.compute.dtype)
+
         def on(place: int) -> Params:
             params, base = jax.tree.map(lambda array: array.addressable_data(place), (whole, frozen))
-            return params if base is None else lora.merge(params, base, config.model, config.lora, config.compute.dtype)
+            return params if base is None else with_scalar.on_model(functools.partial(merge, base=base), params)
 
         return [on(place) for place in range(len(self.layout.own_devices))[:most]]
