@@ -70,6 +70,7 @@ class Trainer:
         self._found: tuple[int, Evaluation] | None = None  # the last evaluation and its step
         self.done = int(self.state.step)  # steps dispatched
         self.clock = 0.0  # when the last step's metrics were read
+        self._waited = 0.0  # seconds for batches since then
         self.stop = Stop(config.checkpoint.stop_minutes_before_end)
         self.decisions = Decisions(self.resharding.layout, self.stop, self.writer, self.display, batches.every)
         self.flops_per_token = flops.per_token(config.model, training.sequence_length)
@@ -111,18 +112,19 @@ class Trainer:
 
     def go(self, feed: Feed) -> None:
         """Takes the steps that are left, or those until the run is to end."""
-        pending: tuple[Metrics, float, Mapping[str, float]] | None = None
+        pending: tuple[Metrics, Mapping[str, float]] | None = None
         self.clock = time.perf_counter()
         steps = self.config.training.steps
         while self.done < steps and not self.out_of_patience and not self.decisions.ends(self.done):
             batch = self.resharding.layout.from_processes(feed.next(self.state), BATCH_SPEC)
+            self._waited += feed.waited
             if self.gauge:
                 if self.batch is None:
                     self.state = self.gauge.calibrated(self.state, self.frozen, batch)
                 self.batch = batch
             self.state, metrics = self.train_step(self.state, self.frozen, batch)
             self._record(self.done, pending)
-            pending = metrics, feed.waited, feed.values
+            pending = metrics, feed.values
             self.done += 1
             for is_due, act in self.actions:  # one by one: an evaluation may make it due to save
                 if is_due(self.done):
@@ -137,17 +139,18 @@ class Trainer:
                 self.writer.problem = ""
         self._record(self.done, pending)
 
-    def _record(self, step: int, pending: tuple[Metrics, float, Mapping[str, float]] | None) -> None:
+    def _record(self, step: int, pending: tuple[Metrics, Mapping[str, float]] | None) -> None:
         """Reads and records the metrics of step number `step`, counted from 1. Waits until that step is done.
 
-        `pending` are the metrics, the seconds that the step waited for its batch, and what is to be recorded of this;
-        None where they are recorded.
+        `pending` are the metrics, and what is to be recorded of the step's batch; None where they are recorded. The
+        seconds are those since the last record. The next step's batch was waited for within them.
         """
         if pending is None:
             return
-        metrics, waited, of_batch = jax.device_get(pending)
+        metrics, of_batch = jax.device_get(pending)
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
+        waited, self._waited = self._waited, 0.0
         rate = self.batches.tokens / seconds
         work = rate * self.flops_per_token
         utilisation = work / self.peak if self.peak else None

@@ -119,6 +119,14 @@ def test_the_first_ratio_of_a_rollout_is_1(learned):
     assert all(line["clip_fraction"] == 0 for line in firsts)
 
 
+def test_a_step_waits_for_its_batches_no_longer_than_it_takes(learned):
+    """A rollout is drawn while the step before it is recorded."""
+    _, finished = learned
+    assert all(line["data_wait_seconds"] <= line["step_seconds"] for line in finished.steps)
+    drawing = sum(line["rollout_seconds"] for line in finished.steps if "rollout_seconds" in line)
+    assert sum(line["data_wait_seconds"] for line in finished.steps) >= drawing
+
+
 def test_it_resumes_to_the_same_bits(learned):
     way, finished = learned
     shutil.copytree(finished.folder, f"runs/{way}-again")
