@@ -229,7 +229,9 @@ class Trainer:
     def score(self) -> None:
         """Scores the model on its tasks."""
         params = self.state.params
-        for result, seconds in self.tasks.results(self.config, params, self.frozen, self._params_to_draw_with):
+        for result, seconds in self.tasks.results(
+            self.config, params, self.frozen, lambda: self._params_to_draw_with(None)
+        ):
             self._metric(step=self.done, **result._asdict())
             self.display.note(f"step {self.done}: {result.line()} ({seconds:.1f} s)")
 
@@ -241,7 +243,7 @@ class Trainer:
         config, data = self.config, self.data
         if data.prompt is None:
             return ""
-        params = self._params_to_draw_with()
+        (params,) = self._params_to_draw_with()
         if not processes.first():
             return ""
         sampling = dataclasses.replace(config.sampling, stop=config.sampling.stop + chat_templates.stops(data.template))
@@ -251,10 +253,14 @@ class Trainer:
         self.folder.sample(self.done, text)
         return text
 
-    def _params_to_draw_with(self) -> Params:
-        """Gathers the model's parameters. All processes have to call it together."""
-        params = self.resharding.whole_params(self.state, self.frozen, computed_in(self.config.compute).dtype)
-        return with_scalar.model_of(params) if self.config.objective.scalar_head else params
+    def _params_to_draw_with(self, most: int | None = 1) -> list[Params]:
+        """Gathers the model's parameters on this process's devices, or the first `most` of them.
+
+        All processes have to call it together.
+        """
+        dtype = computed_in(self.config.compute).dtype
+        found = self.resharding.whole_params_on_each(self.state, self.frozen, most, dtype)
+        return [with_scalar.model_of(params) if self.config.objective.scalar_head else params for params in found]
 
     def _show_sample(self) -> None:
         if self.data.prompt is not None:

@@ -176,7 +176,7 @@ def _function(path: Path, name: str) -> Callable[[Answered], float]:
     return reward
 
 
-def _told(error: Exception, path: Path) -> str:
+def _told(error: BaseException, path: Path) -> str:
     """Returns an error's words, with the line of the user's file in which it was raised."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None

@@ -106,20 +106,16 @@ class Resharding:
         everywhere = NamedSharding(self.layout.mesh, PartitionSpec())
         return jax.tree.map(lambda array: jax.device_put(np.asarray(array), everywhere), frozen)
 
-    def whole_params(self, state: TrainState, frozen: Any = None, dtype: str = "") -> Params:
-        """All-gathers the parameters to draw text from: on every device, or of several processes on this one's first.
+    def whole_params_on_each(
+        self, state: TrainState, frozen: Any = None, most: int | None = None, dtype: str = ""
+    ) -> list[Params]:
+        """All-gathers the parameters to draw text from, on each of this process's devices, or on the first `most`.
 
         Of shards they have the dtype that is named, so that no more is gathered than is drawn with; else their own.
 
         Adapters are merged into their base, in the compute dtype. All processes have to call it together, and each may
         then compute with the result by itself.
         """
-        return self.whole_params_on_each(state, frozen, most=1, dtype=dtype)[0]
-
-    def whole_params_on_each(
-        self, state: TrainState, frozen: Any = None, most: int | None = None, dtype: str = ""
-    ) -> list[Params]:
-        """Returns `whole_params` on each of this process's devices, or on the first `most` of them."""
         config = self._config
         dtype = dtype or config.compute.parameters
         whole = self._whole(state.params, dtype) if self.layout.sharded else state.params

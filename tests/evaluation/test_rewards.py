@@ -72,7 +72,7 @@ def test_a_function_of_the_users(tmp_path):
         ("infinite", "returned inf, and no finite number"),
         ("huge", "returned 1e+300, and no finite number between -1e+15 and 1e+15, of 'x'"),
         ("whole", "returned a number of 1,329 bits, and no finite number between"),
-        ("ends", "SystemExit: 3 (line 9), of the text 'x'"),
+        ("ends", "SystemExit: 3 (line 10), of the text 'x'"),
     ):
         with pytest.raises(RunError, match=r"--objective.reward .*mine.py") as raised:
             of(f"{path}:{name}", "x")
