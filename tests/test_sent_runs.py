@@ -22,6 +22,7 @@ from jaxgpt.reports.history import History
 from jaxgpt.reports.live_report import Report
 from jaxgpt.runs import checkpoints, checksums
 from tests import sent
+from tests.nightly import nightly
 from tests.reports import runs
 from tests.sent import CHECKPOINT, MODEL, RUN
 
@@ -279,7 +280,7 @@ def _of_another(**fields):
         lambda _: b"[" * 100_000,
     ],
 )
-@pytest.mark.parametrize("form", ["file", "ocdbt"])
+@pytest.mark.parametrize("form", nightly(["file", "ocdbt"], every_time=["ocdbt"]))
 def test_the_arrays_of_a_checkpoint_may_lie_about_themselves(run, form, change):
     """A piece of 2 GiB that kilobytes would be unpacked to isn't read, and the message is no page."""
     _rewrite(form, "embedding.token/.zarray", change)

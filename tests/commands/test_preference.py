@@ -140,7 +140,7 @@ def test_a_resumed_run_has_the_same_bits_and_needs_no_reference(trained):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("damage", ["lost", "other"])
+@pytest.mark.parametrize("damage", nightly(["lost", "other"], every_time=["lost"]))
 def test_a_lost_reference_is_computed_again(trained, damage):
     name = f"after_{damage}"
     shutil.copytree(trained.folder, f"runs/{name}")

@@ -32,7 +32,7 @@ def test_valid_files_are_read(trial, reader):
 
 
 @READERS
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32))
 def test_mutated_files(trial, reader, number):
     choose = random.Random(number)

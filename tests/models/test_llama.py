@@ -209,6 +209,7 @@ def command(capsys, *words: str) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_generates_and_is_evaluated(work, capsys, fails):
     """And ends with the numbers of one that was never stopped; llm.c's format refuses it."""
     sizes = {"layers": 1, "heads": 2, "width": 16, "context": 16}

@@ -29,7 +29,7 @@ POLICIES = {
 }
 
 
-@pytest.mark.parametrize("name", nightly(POLICIES, every_time=["grpo", "everything"]))
+@pytest.mark.parametrize("name", nightly(POLICIES, every_time=["everything"]))
 def test_policies(assert_exact, name):
     assert_exact(objective_cases.policy_case(KEY, 2, 5, MODEL, COMPUTE, POLICIES[name]))
 

@@ -306,7 +306,7 @@ def test_a_run_that_stopped_for_nan_can_go_on(whole, monkeypatch):
 @pytest.mark.parametrize(
     ("number", "status"),
     [
-        (signal.SIGINT, 130),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
         (signal.SIGTERM, 143),
         pytest.param(getattr(signal, "SIGHUP", None), 129, marks=pytest.mark.slow),
     ],

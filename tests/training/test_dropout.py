@@ -63,7 +63,7 @@ OTHERWISE = {
 }
 
 
-NIGHTLY = ("blocks of 3 queries", "unrolled", "the branch's sum again", "two devices, ZeRO 3")
+NIGHTLY = ("two devices", "blocks of 3 queries", "unrolled", "the branch's sum again", "two devices, ZeRO 3")
 
 
 @pytest.mark.parametrize(

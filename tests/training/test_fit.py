@@ -20,6 +20,7 @@ from jaxgpt.training.candidates import Candidate, Place, candidates, open_option
 from jaxgpt.training.device_memory import CARDS, Capacity
 from jaxgpt.training.memory_plan import Else
 from jaxgpt.training.step_time import CPU, speeds_of, step_seconds
+from tests.nightly import nightly
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -134,7 +135,7 @@ def searched(monkeypatch, factor, room: int):
     return programs, best
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", nightly(range(20), every_time=range(6)))
 def test_the_choice_fits_and_few_programs_are_compiled(monkeypatch, seed):
     """Estimates are 30% too large to 10% too small, by levels: where one fits at all, one is taken that does."""
     draw = random.Random(seed)
@@ -151,7 +152,7 @@ def test_the_choice_fits_and_few_programs_are_compiled(monkeypatch, seed):
         assert not [one for one in programs.compiled if one in fitting and found.index(one) < found.index(best)]
 
 
-@pytest.mark.parametrize("wrong", [0.8, 1.0, 1.25])
+@pytest.mark.parametrize("wrong", nightly([0.8, 1.0, 1.25], every_time=[1.25]))
 def test_where_estimates_are_wrong_by_the_same_factor_the_fastest_is_taken(monkeypatch, wrong):
     found = candidates(CONFIG, ONE)
     for wanted in found[:: len(found) // 4]:
@@ -250,6 +251,7 @@ def test_moments_are_counted_as_the_state_has_them(monkeypatch):
     memory_plan._of_parameters.cache_clear()
 
 
+@pytest.mark.slow
 def test_several_devices_may_shard():
     """On simulated devices, with a real program: what fits at no stage 0 is sharded."""
     config = kept("training.micro_batches", "compute.recompute", "compute.classifier_chunk")

@@ -98,6 +98,7 @@ def test_the_shapes_are_those_of_a_batch(name):
     assert memory_plan.measure(made).activations  # from these shapes
 
 
+@pytest.mark.slow
 def test_reproducible_sums_too():
     """The same bits on one device and on two."""
     (seen, params), (other_seen, other_params) = (run("preference", devices, 0, True) for devices in (1, 2))
