@@ -27,7 +27,7 @@ CHAT = "grpo"
 
 def main(words: Sequence[str]) -> int:
     # Not among the project's own results, which are somebody else's measurements.
-    return measure.main(str(__doc__), "assistant", proof, draw, ["--output", "runs/assistant", *words])
+    return measure.main(str(__doc__), "assistant", proof, draw, ["--output", "runs/assistant", *words], tells=False)
 
 
 def proof(folder: Path, seed: int, shrink: int) -> list[Row]:
@@ -66,7 +66,9 @@ def _show(rows: list[Row]) -> None:
         table.add_column(name, justify="left" if name == "stage" else "right")
     for row in rows:
         shares = [f"{row[key]:.0%}" if key in row else "" for key in (*SHARES, "right_likeliest")]
-        score = f"{row['score']:.2f}" if "score" in row else f"{row['in_order']:.1%} of pairs in order"
+        # A score of what is no answer would say nothing.
+        score = f"{row['score']:.2f}" if row.get("in_format") else ""
+        score = f"{row['in_order']:.1%} of pairs in order" if "in_order" in row else score
         table.add_row(row["stage"], f"{row['seconds'] / 60:.1f}", *shares, score)
     Console(width=110).print(table)
 

@@ -132,6 +132,8 @@ def main(
     proof: Callable[[Path, int, int], list[Row]],
     draw: Callable[[Figure, list[Row]], None],
     words: Sequence[str] | None = None,
+    *,
+    tells: bool = True,
 ) -> int:
     """Runs a script: proves with each seed, writes NAME.json and draws NAME.png.
 
@@ -141,6 +143,7 @@ def main(
         proof: Trains and measures in a folder, with a seed and what divides the steps; returns rows of results.
         draw: Draws all rows onto the figure.
         words: The command line, if not the process's.
+        tells: Whether to print each row of results, which else `proof` does.
     """
     parser = argparse.ArgumentParser(description=about.partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -153,7 +156,8 @@ def main(
         for seed in options.seeds:
             for row in proof(options.folder / f"seed_{seed}", seed, options.shrink):
                 rows.append({"seed": seed} | row)
-                print({key: value for key, value in rows[-1].items() if not isinstance(value, list)}, flush=True)
+                if tells:
+                    print({key: value for key, value in rows[-1].items() if not isinstance(value, list)}, flush=True)
     except (UserError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.status
@@ -163,6 +167,7 @@ def main(
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     draw(figure, rows)
     figure.savefig(options.output / f"{name}.png", dpi=110)
+    print(f"picture: {options.output / name}.png")
     return 0
 
 

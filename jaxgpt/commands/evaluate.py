@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import tyro
 from rich.console import Console
 from rich.progress import Progress
@@ -31,6 +33,7 @@ from jaxgpt.parallel import mesh
 from jaxgpt.runs import best, metrics_file
 from jaxgpt.runs.checkpoints import Trained
 from jaxgpt.terminal import say
+from jaxgpt.training.state import layout_of
 
 
 @dataclass(frozen=True)
@@ -153,8 +156,10 @@ def _on_tasks(
     if not any(task.draws for task in tasks):
         _refuse_drawing(options)
     scorer = make_scorer(config, options.batch_size)
+    devices = layout_of(config).mesh.devices.flat
+    everywhere = functools.cache(lambda: [jax.device_put(model.params, device) for device in devices])
     with _shown_progress() as told:
-        draw = drawer(lambda: model.params, subject, config.compute, options.batch_size, told)
+        draw = drawer(everywhere, subject, config.compute, options.batch_size, told)
         yield from registry.timed(tasks, Engine(scorer, model.params, draw))
 
 

@@ -1,8 +1,10 @@
 """Memory that a run needs on a device beside its train step: what lives next to it, and what is there at other times.
 
-    beside a step       the next step's batch; on a CPU, whose memory is the host's, the batches that are made ahead and
-                        the copy of the state that a checkpoint is written from
+    beside a step       the next step's batch; a policy's reference, which is a second copy of what is trained; on a
+                        CPU, whose memory is the host's, the batches that are made ahead and the copy of the state that
+                        a checkpoint is written from
     drawing text        the state, the parameters whole and in the dtype that text is drawn in, a text's keys and values
+    drawing rollouts    the same, with the keys and values of all answers that a device draws at once
     scoring tasks       the state, and a batch of `evaluation.batch_size` texts in the forward pass
     saving              the state, its moments always, and its copy in a checkpoint's layout
 
@@ -16,6 +18,7 @@ from typing import Any
 
 import jax
 
+from jaxgpt.generation import rollouts
 from jaxgpt.generation.decoder import computed_in
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import family, with_scalar
@@ -49,14 +52,21 @@ def elsewhere(config: Config, devices: int, *, cpu: bool) -> Else:
     sequences = training.micro_batches * training.batch_size * config.objective.texts // devices
     batch = 2 * 4 * sequences * training.sequence_length
     on_device = sizes.moments if cpu or config.parallel.moments == "device" else 0
-    state = sizes.parameters + on_device + sizes.frozen
+    reference = reference_of(config, sizes)
+    state = sizes.parameters + on_device + sizes.frozen + reference
     beside = {"the next batch": batch}
     written = (sizes.parameters + sizes.moments) // (1 if config.parallel.zero and devices > 1 else devices)
     if cpu:
         beside = {"batches": AHEAD * batch, "a checkpoint that is written": written}
+    if reference:
+        beside["the reference"] = reference
     times = {}
     if config.objective.name != "reward":
         times["drawing text"] = state + _drawing(_without_step(config), devices, SLOTS, cpu)
+    if config.objective.name == "policy":
+        answers = training.micro_batches * training.batch_size * config.rollouts.minibatches // devices
+        slots = min(rollouts.MOST_SLOTS, answers)
+        times["drawing rollouts"] = state + _drawing(_without_step(config), devices, slots, cpu)
     if config.evaluation.tasks:
         times["scoring tasks"] = state + sizes.weights + _scoring(config)
         slots = config.evaluation.batch_size
@@ -68,8 +78,13 @@ def elsewhere(config: Config, devices: int, *, cpu: bool) -> Else:
         # Layers that are apart are stacked in XLA's temporaries first, and the largest stacks are there twice.
         stacks = 3 * trained // 2 if apart and devices > 1 else 0
         parts = trained // (devices if whole else 1)
-        times["saving"] = sizes.frozen + trained + stacks + parts + (written if cpu else 0)
+        times["saving"] = sizes.frozen + reference + trained + stacks + parts + (written if cpu else 0)
     return Else(beside, times)
+
+
+def reference_of(config: Config, sizes: memory_plan.Sizes) -> int:
+    """Returns the bytes of a policy's reference on a device, which is there throughout; 0 where there is none."""
+    return sizes.parameters if config.objective.name == "policy" and config.objective.has_reference else 0
 
 
 def _without_step(config: Config) -> Config:

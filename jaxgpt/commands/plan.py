@@ -25,7 +25,7 @@ from jaxgpt.options.command_line import nearest
 from jaxgpt.options.config import Config
 from jaxgpt.parallel.traffic import NETWORK, seconds, sent
 from jaxgpt.terminal import command, say
-from jaxgpt.training import candidates, fit, fit_words, flops
+from jaxgpt.training import candidates, fit, fit_words, flops, memory_plan
 from jaxgpt.training.candidates import Place
 from jaxgpt.training.device_memory import CARDS, Capacity, Card, capacity, capacity_of
 from jaxgpt.training.estimate import Estimate, estimate
@@ -164,6 +164,8 @@ def _candidate(config: Config, target: Target, zero: int, recompute: str) -> Can
     parallel = dataclasses.replace(config.parallel, zero=zero, devices=target.devices)  # type: ignore[arg-type]
     config = dataclasses.replace(config, compute=compute, parallel=parallel)
     needs = estimate(config, target.devices, gpu=target.card is not None)
+    reference = other_times.reference_of(config, memory_plan.measure(config, target.devices))
+    needs = needs._replace(parts=needs.parts | {"reference of the policy": reference})
     if target.card is None:
         return Candidate(config, needs, None, None)
     model, training = config.model, config.training

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt.commands import comparison_batches
+from jaxgpt.commands import comparison_batches, first_weights
 from jaxgpt.commands.batches import Evaluation, Setting
 from jaxgpt.commands.comparison_batches import ComparisonData, percent
 from jaxgpt.data import comparisons
@@ -19,13 +19,13 @@ from jaxgpt.data.comparisons import Pair, PairedTexts
 from jaxgpt.data.loader import Feeder
 from jaxgpt.errors import UserError
 from jaxgpt.evaluation.comparisons import make_answers
-from jaxgpt.interop import detect_format
+from jaxgpt.foreign_text import shown
 from jaxgpt.models.blocks import NO_AUX, Params
 from jaxgpt.objectives import preference
 from jaxgpt.parallel import processes
 from jaxgpt.runs import reference
 from jaxgpt.runs.reference import Reference
-from jaxgpt.training.state import TrainState, random_params
+from jaxgpt.training.state import TrainState
 
 DIGEST = "reference"  # what a checkpoint keeps
 
@@ -91,7 +91,7 @@ class PreferenceBatches:
         params = setting.state.params if int(setting.state.step) == 0 else _first_params(setting)
         made = Reference(*(self._logp(params, pairs) for pairs in self._pairs))
         if digest is not None and made.digest() != digest:
-            raise UserError(_lost(setting, f"those of {setting.config.training.init_from} are other ones"))
+            raise UserError(_lost(setting, f"those of {shown(first_weights.name(setting))} are other ones"))
         if processes.first():
             reference.write(folder, made)
         setting.note(
@@ -103,11 +103,8 @@ class PreferenceBatches:
 
 def _first_params(setting: Setting) -> Params:
     """Returns the parameters that a resumed run began with, from the weights that they were. UserError without them."""
-    config = setting.config
-    if config.lora.rank:
-        return random_params(config)  # which add nothing to the base yet
     try:
-        return setting.resharding.placed(detect_format.open_weights(config.training.init_from).load())
+        return first_weights.load(setting).params
     except UserError as error:
         raise UserError(_lost(setting, f"the weights that the run began with can't be read: {error}")) from None
 
@@ -116,5 +113,5 @@ def _lost(setting: Setting, why: str) -> str:
     return (
         f"{setting.folder.path / reference.NAME}: the log-probabilities of the reference, which this run was trained "
         f"against, are not there any more, and {why}. Restore the file from a copy, put the weights back that the run "
-        "began with (--init-from), or begin a new run"
+        f"began with ({first_weights.option(setting)}), or begin a new run"
     )

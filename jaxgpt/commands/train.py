@@ -163,7 +163,10 @@ def _first_state(config: Config, resharding: Resharding, beginning: Beginning) -
         return resharding.first_state(weights), configuration.about_weights(beginning.weights)
     notes = configuration.about_weights(beginning.base) if beginning.base else []
     if beginning.adapters:
-        return resharding.first_state(beginning.adapters.load()), [*notes, f"adapters  from {config.lora.adapters}"]
+        return resharding.first_state(with_head(beginning.adapters.load(), config)), [
+            *notes,
+            f"adapters  from {config.lora.adapters}",
+        ]
     return initial_state(config, beginning.random), notes
 
 

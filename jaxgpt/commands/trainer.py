@@ -70,6 +70,7 @@ class Trainer:
         self._found: tuple[int, Evaluation] | None = None  # the last evaluation and its step
         self.done = int(self.state.step)  # steps dispatched
         self.clock = 0.0  # when the last step's metrics were read
+        self._waited = 0.0  # seconds for batches since then
         self.stop = Stop(config.checkpoint.stop_minutes_before_end)
         self.decisions = Decisions(self.resharding.layout, self.stop, self.writer, self.display, batches.every)
         self.flops_per_token = flops.per_token(config.model, training.sequence_length)
@@ -111,18 +112,19 @@ class Trainer:
 
     def go(self, feed: Feed) -> None:
         """Takes the steps that are left, or those until the run is to end."""
-        pending: tuple[Metrics, float, Mapping[str, float]] | None = None
+        pending: tuple[Metrics, Mapping[str, float]] | None = None
         self.clock = time.perf_counter()
         steps = self.config.training.steps
         while self.done < steps and not self.out_of_patience and not self.decisions.ends(self.done):
             batch = self.resharding.layout.from_processes(feed.next(self.state), BATCH_SPEC)
+            self._waited += feed.waited
             if self.gauge:
                 if self.batch is None:
                     self.state = self.gauge.calibrated(self.state, self.frozen, batch)
                 self.batch = batch
             self.state, metrics = self.train_step(self.state, self.frozen, batch)
             self._record(self.done, pending)
-            pending = metrics, feed.waited, feed.values
+            pending = metrics, feed.values
             self.done += 1
             for is_due, act in self.actions:  # one by one: an evaluation may make it due to save
                 if is_due(self.done):
@@ -137,17 +139,18 @@ class Trainer:
                 self.writer.problem = ""
         self._record(self.done, pending)
 
-    def _record(self, step: int, pending: tuple[Metrics, float, Mapping[str, float]] | None) -> None:
+    def _record(self, step: int, pending: tuple[Metrics, Mapping[str, float]] | None) -> None:
         """Reads and records the metrics of step number `step`, counted from 1. Waits until that step is done.
 
-        `pending` are the metrics, the seconds that the step waited for its batch, and what is to be recorded of this;
-        None where they are recorded.
+        `pending` are the metrics, and what is to be recorded of the step's batch; None where they are recorded. The
+        seconds are those since the last record. The next step's batch was waited for within them.
         """
         if pending is None:
             return
-        metrics, waited, of_batch = jax.device_get(pending)
+        metrics, of_batch = jax.device_get(pending)
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
+        waited, self._waited = self._waited, 0.0
         rate = self.batches.tokens / seconds
         work = rate * self.flops_per_token
         utilisation = work / self.peak if self.peak else None
@@ -226,7 +229,9 @@ class Trainer:
     def score(self) -> None:
         """Scores the model on its tasks."""
         params = self.state.params
-        for result, seconds in self.tasks.results(self.config, params, self.frozen, self._params_to_draw_with):
+        for result, seconds in self.tasks.results(
+            self.config, params, self.frozen, lambda: self._params_to_draw_with(None)
+        ):
             self._metric(step=self.done, **result._asdict())
             self.display.note(f"step {self.done}: {result.line()} ({seconds:.1f} s)")
 
@@ -238,7 +243,7 @@ class Trainer:
         config, data = self.config, self.data
         if data.prompt is None:
             return ""
-        params = self._params_to_draw_with()
+        (params,) = self._params_to_draw_with()
         if not processes.first():
             return ""
         sampling = dataclasses.replace(config.sampling, stop=config.sampling.stop + chat_templates.stops(data.template))
@@ -248,10 +253,14 @@ class Trainer:
         self.folder.sample(self.done, text)
         return text
 
-    def _params_to_draw_with(self) -> Params:
-        """Gathers the model's parameters. All processes have to call it together."""
-        params = self.resharding.whole_params(self.state, self.frozen, computed_in(self.config.compute).dtype)
-        return with_scalar.model_of(params) if self.config.objective.scalar_head else params
+    def _params_to_draw_with(self, most: int | None = 1) -> list[Params]:
+        """Gathers the model's parameters on this process's devices, or the first `most` of them.
+
+        All processes have to call it together.
+        """
+        dtype = computed_in(self.config.compute).dtype
+        found = self.resharding.whole_params_on_each(self.state, self.frozen, most, dtype)
+        return [with_scalar.model_of(params) if self.config.objective.scalar_head else params for params in found]
 
     def _show_sample(self) -> None:
         if self.data.prompt is not None:

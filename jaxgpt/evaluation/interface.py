@@ -5,7 +5,9 @@ A task is read from its files by `registry.load`, for a `Subject`, before anythi
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -85,25 +87,35 @@ def standard_error(values: Sequence[float] | Sequence[bool]) -> float:
 
 
 def drawer(
-    params: Callable[[], Params],
+    params: Callable[[], Sequence[Params]],
     subject: Subject,
     compute: Compute,
     at_once: int,
     told: Callable[[int, int], object] = lambda ended, count: None,
 ) -> Callable[[Sequence[batching.Request]], list[str]]:
-    """Returns an engine's `draw`, for `at_once` texts side by side.
+    """Returns an engine's `draw`, for `at_once` texts side by side on each device.
 
-    `params` returns whole parameters; `told` is called with how many texts have ended, of how many.
+    `params` returns whole parameters on each of the devices; `told` is called with how many texts have ended, of how
+    many.
     """
 
     def draw(requests: Sequence[batching.Request]) -> list[str]:
-        texts, ended = [""] * len(requests), 0
-        pieces = batching.generate(params(), requests, subject.model, compute, subject.tokenizer, slots=at_once)
-        for piece in pieces:
-            texts[piece.number] += piece.text
-            if piece.last:
-                ended += 1
-                told(ended, len(requests))
+        texts, ended, one_by_one, devices = [""] * len(requests), 0, threading.Lock(), params()
+
+        def share(place: int) -> None:
+            nonlocal ended
+            numbers = range(place, len(requests), len(devices))
+            own = [requests[number] for number in numbers]
+            pieces = batching.generate(devices[place], own, subject.model, compute, subject.tokenizer, slots=at_once)
+            for piece in pieces if own else ():
+                texts[numbers[piece.number]] += piece.text
+                if piece.last:
+                    with one_by_one:
+                        ended += 1
+                        told(ended, len(requests))
+
+        with ThreadPoolExecutor(len(devices)) as threads:
+            list(threads.map(share, range(len(devices))))
         return texts
 
     return draw

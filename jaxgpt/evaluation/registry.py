@@ -10,7 +10,7 @@ folder.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,11 +105,11 @@ class Tasks:
                 )
 
     def results(
-        self, config: Config, params: Params, frozen: Any, whole: Callable[[], Params]
+        self, config: Config, params: Params, frozen: Any, whole: Callable[[], Sequence[Params]]
     ) -> Iterator[tuple[Result, float]]:
         """Yields each result with the parameters of the train state of `config`, and the seconds it took.
 
-        `whole` returns the parameters to draw with.
+        `whole` returns the parameters to draw with, on each device.
         """
         if not self._tasks:
             return

@@ -22,6 +22,7 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.evaluation.scoring import padded_length
 from jaxgpt.foreign_text import quoted, shown
+from jaxgpt.interop import bases, detect_format
 from jaxgpt.layers import scalar_head
 from jaxgpt.models import family, with_scalar
 from jaxgpt.models.blocks import Context, cast
@@ -29,7 +30,7 @@ from jaxgpt.objectives import reward
 from jaxgpt.options import settings
 from jaxgpt.options.config import Compute, Model
 from jaxgpt.runs import checkpoints
-from jaxgpt.runs.about import FILE, model_of, objective_of
+from jaxgpt.runs.about import FILE, lora_of, model_of, objective_of
 from jaxgpt.runs.checkpoints import Found
 from jaxgpt.terminal import command, say
 
@@ -83,7 +84,7 @@ class RewardModel(NamedTuple):
 
 
 def load(name: str) -> RewardModel:
-    """Loads a reward model from a run of its own. UserError where there is none."""
+    """Loads a reward model from a run of its own, with its adapters merged. UserError where there is none."""
     run = Path(name)
     if not (run / "config.toml").is_file():
         raise UserError(
@@ -98,6 +99,9 @@ def load(name: str) -> RewardModel:
             f"{command('--config', 'reward_quickstart', '--init-from', name, '--data.text', 'COMPARISONS.jsonl')}"
         )
     params = checkpoints.scored_params_of(found)
+    if lora_of(found.about).rank:
+        merge = functools.partial(bases.merged, found=found, open_weights=detect_format.open_weights)
+        params = with_scalar.on_model(merge, params)
     mean, deviation = (_kept(found, name, otherwise) for name, otherwise in STANDARD.items())
     head = scalar_head.standardised(params.scalar, mean, deviation or 1.0)
     dtype = found.about["configuration"].get("compute", {}).get("dtype", "float32")

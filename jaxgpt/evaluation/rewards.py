@@ -35,6 +35,7 @@ from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.options.config import Objective
 
 OPTION = "--objective.reward"
+LARGEST = 1e15  # reward whose square, as deviations are of, is well within float32
 TOO_LONG = -3.0  # reward of an answer that a reward model has no room for: three deviations below the mean
 FORMS = "exact, exact:MARKER, regex:PATTERN, program:COMMAND, FILE.py:FUNCTION or model:RUN"
 
@@ -150,7 +151,7 @@ def _function(path: Path, name: str) -> Callable[[Answered], float]:
         assert spec.loader
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's program may raise anything
+    except (Exception, SystemExit) as error:  # the user's program may raise anything
         raise UserError(f"{where}: {_told(error, path)}") from None
     function = getattr(module, name, None)
     if not callable(function):
@@ -161,20 +162,21 @@ def _function(path: Path, name: str) -> Callable[[Answered], float]:
         more: dict[str, Any] = {"prompt": question(answered.prompt), "answer": answered.answer}
         try:
             value: Any = function(answered.text, **{key: text for key, text in more.items() if key in takes})
-        except Exception as error:  # as above
+        except (Exception, SystemExit) as error:  # as above
             raise RunError(f"{where}: {_told(error, path)}, of the text {quoted(answered.text)}") from None
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
-        if not math.isfinite(number):
-            raise RunError(f"{where}: returned {quoted(value)}, and no finite number, of {quoted(answered.text)}")
+        if not abs(number) <= LARGEST:
+            needed = f"no finite number between -{LARGEST:g} and {LARGEST:g}"
+            raise RunError(f"{where}: returned {quoted(value)}, and {needed}, of {quoted(answered.text)}")
         return number
 
     return reward
 
 
-def _told(error: Exception, path: Path) -> str:
+def _told(error: BaseException, path: Path) -> str:
     """Returns an error's words, with the line of the user's file in which it was raised."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None

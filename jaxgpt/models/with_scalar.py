@@ -1,8 +1,10 @@
 """A model of any family with a scalar head beside its own head: a reward model, or a policy with its values.
 
 The tree has a field `blocks` as a family's has, so that sharding, checkpoints and the memory plan treat it as one.
+Adapters are such a tree too (`lora.py`), and have a scalar head beside them where one is trained with them.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -17,7 +19,7 @@ from jaxgpt.options.config import Model
 
 
 class Params(NamedTuple):
-    ends: Any  # the family's parameters without its blocks
+    ends: Any  # the family's parameters, or adapters, without its blocks
     blocks: Any
     scalar: scalar_head.Params
 
@@ -32,6 +34,13 @@ def model_of(params: Params) -> blocks.Params:
     return params.ends._replace(blocks=params.blocks)
 
 
+def on_model(change: Callable[[Any], Any], params: Any) -> Any:
+    """Applies `change` to a family's parameters, or to adapters. A scalar head beside them stays as it is."""
+    if not isinstance(params, Params):
+        return change(params)
+    return attach(change(model_of(params)), params.scalar)
+
+
 def init_scalar(model: Model, key: Key[Array, ""], dtype: DTypeLike = jnp.float32) -> scalar_head.Params:
     """Normal weights of variance 1 / (C + 1), as Stiennon et al. 2020 (arXiv:2009.01325) begin; bias 0.
 
@@ -41,6 +50,6 @@ def init_scalar(model: Model, key: Key[Array, ""], dtype: DTypeLike = jnp.float3
     return scalar_head.Params(weight, jnp.zeros((), dtype))
 
 
-def decays(family: ModuleType, params: Params) -> Params:
-    """Marks with True the tensors that weight decay applies to: the family's, and not the scalar head."""
-    return attach(family.decays(model_of(params)), jax.tree.map(lambda _: False, params.scalar))
+def decays(module: ModuleType, params: Params) -> Params:
+    """Marks with True the tensors that weight decay applies to: the family's or the adapters', and not the head."""
+    return attach(module.decays(model_of(params)), jax.tree.map(lambda _: False, params.scalar))

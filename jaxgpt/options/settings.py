@@ -263,8 +263,6 @@ def check(config: Config) -> None:
     check_sampling(config.sampling, "sampling")
     check_lora(config.lora)
     check_objective(config.objective)
-    needed = "0 where a scalar head is trained too (--objective.name)"
-    _require(not (config.lora.rank and config.objective.scalar_head), "lora", "rank", config.lora.rank, needed)
     needed = "adamw where adapters are trained, which are factors of a matrix (--lora.rank)"
     _require(config.optimizer.name == "adamw" or not config.lora.rank, "optimizer", "name", "muon", needed)
     needed = "empty for a reward model, which draws and scores no text (--objective.name)"

@@ -16,7 +16,7 @@ from jaxgpt.models import family, lora
 from jaxgpt.objectives import objective
 from jaxgpt.options.config import IN_DATA, Compute, Config
 from jaxgpt.parallel import mesh
-from jaxgpt.proof.gradcheck_oracle import Tree, in_float64
+from jaxgpt.proof.gradcheck_oracle import Tree, attached, in_float64
 from jaxgpt.proof.inputs import noisy
 from jaxgpt.proof.objective_cases import logp_and_values
 from jaxgpt.training.state import with_head
@@ -37,7 +37,7 @@ def parameters(config: Config) -> Tree:
     """Returns whole trained parameters, with layers stacked, as float32."""
     key = jax.random.key(config.training.seed)
     if config.lora.rank:
-        made = jax.jit(lambda: lora.init(config.model, config.lora, key))()
+        made = jax.jit(lambda: with_head(lora.init(config.model, config.lora, key), config))()
     else:
         made = jax.jit(lambda: with_head(family(config.model).init(config.model, key), config))()
     return _with_noise(key, made, config)
@@ -197,7 +197,7 @@ class Batches:
         with in_float64():
             params, base = jax.tree.map(jnp.asarray, self.exact())
             if config.lora.rank:
-                params = lora.attach(params, base, config.model, config.lora, jnp.float64)
+                params = attached(params, base, config)
             compute = Compute(attention="blocks", attention_block=config.compute.attention_block, layers="scanned")
             head = bool(config.objective.value_coefficient)
             rows, wanted = (jnp.asarray(array.reshape(-1, shape[-1])) for array in (tokens, targets))

@@ -19,7 +19,7 @@ import numpy as np
 from jaxgpt.errors import UserError
 from jaxgpt.layers import quantised
 from jaxgpt.layers.dropout import Masks
-from jaxgpt.models import family, lora
+from jaxgpt.models import family, lora, with_scalar
 from jaxgpt.models.blocks import Context, are_stacked, cast, matrices
 from jaxgpt.objectives import objective
 from jaxgpt.options.config import Compute, Config
@@ -91,11 +91,18 @@ def _make_loss(config: Config) -> Callable[..., Any]:
 
     def loss(params: Tree, frozen: Tree, batch: Any, scale: Any, places: Any, key: Any) -> Any:
         if config.lora.rank:
-            params = lora.attach(params, frozen, model, config.lora, jnp.float64)
+            params = attached(params, frozen, config)
         masks = None if key is None else Masks(jax.random.wrap_key_data(key), places, model.dropout)
         return minimised.loss(module, params, batch, context._replace(masks=masks), scale=scale)
 
     return loss
+
+
+def attached(params: Tree, frozen: Tree, config: Config) -> Tree:
+    """Returns a family's parameters, with the objective's scalar head, from whole adapters and their base."""
+    return with_scalar.on_model(
+        lambda adapters: lora.attach(adapters, frozen, config.model, config.lora, jnp.float64), params
+    )
 
 
 def _pieces(config: Config) -> list[tuple[int, slice, np.ndarray]]:

@@ -208,7 +208,7 @@ def params_of(found: Found, dtype: DTypeLike = jnp.float32) -> Params:
 
 
 def scored_params_of(found: Found) -> with_scalar.Params:
-    """Returns a reward model's parameters, with its scalar head."""
+    """Returns a reward model's parameters, or its adapters, with its scalar head."""
     params = _params_of(found, jnp.float32)
     assert isinstance(params, with_scalar.Params)
     return params

@@ -276,15 +276,14 @@ def _residuals(config: Config) -> tuple[dict[str, int], int]:
     weights = jax.eval_shape(lambda params: cast(params, compute.dtype), shapes)
     tokens = jax.ShapeDtypeStruct((training.batch_size, training.sequence_length), jnp.int32)
     inputs = Inputs(tokens, tokens if model.documents_apart else None)  # type: ignore[arg-type]
-    whole, context = weights, Context(model, compute)
+    whole = with_scalar.model_of(weights) if config.objective.scalar_head else weights
+    context = Context(model, compute)
     if frozen is not None:
         attach = functools.partial(lora.attach, model=model, options=config.lora, dtype=compute.dtype)
         whole, context = (
-            jax.eval_shape(attach, weights, frozen),
+            jax.eval_shape(attach, whole, frozen),
             context._replace(gather=lora.gather(frozen, compute.dtype)),
         )
-    if config.objective.scalar_head:
-        whole = with_scalar.model_of(whole)
     if compute.products == "fp8":
         whole, context = fp8.attach(whole, None, context)
     _, residuals, _ = jax.eval_shape(

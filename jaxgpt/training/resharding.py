@@ -5,6 +5,7 @@ resume with others. In between each tensor is sharded over the devices along its
 of them needs room for all of it. On one device the state is already what is saved (`checkpoints.saved_form`).
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from jaxgpt.models import lora
+from jaxgpt.models import lora, with_scalar
 from jaxgpt.models.blocks import Params, arrange, cast, matrices, stacked
 from jaxgpt.options.config import Config
 from jaxgpt.parallel.sharding import first_axis_that_divides
@@ -105,26 +106,25 @@ class Resharding:
         everywhere = NamedSharding(self.layout.mesh, PartitionSpec())
         return jax.tree.map(lambda array: jax.device_put(np.asarray(array), everywhere), frozen)
 
-    def whole_params(self, state: TrainState, frozen: Any = None, dtype: str = "") -> Params:
-        """All-gathers the parameters to draw text from: on every device, or of several processes on this one's first.
+    def whole_params_on_each(
+        self, state: TrainState, frozen: Any = None, most: int | None = None, dtype: str = ""
+    ) -> list[Params]:
+        """All-gathers the parameters to draw text from, on each of this process's devices, or on the first `most`.
 
         Of shards they have the dtype that is named, so that no more is gathered than is drawn with; else their own.
 
         Adapters are merged into their base, in the compute dtype. All processes have to call it together, and each may
         then compute with the result by itself.
         """
-        return self.whole_params_on_each(state, frozen, most=1, dtype=dtype)[0]
-
-    def whole_params_on_each(
-        self, state: TrainState, frozen: Any = None, most: int | None = None, dtype: str = ""
-    ) -> list[Params]:
-        """Returns `whole_params` on each of this process's devices, or on the first `most` of them."""
         config = self._config
         dtype = dtype or config.compute.parameters
         whole = self._whole(state.params, dtype) if self.layout.sharded else state.params
 
+        def merge(adapters: Params, base: Params) -> Params:
+            return lora.merge(adapters, base, config.model, config.lora, config.compute.dtype)
+
         def on(place: int) -> Params:
             params, base = jax.tree.map(lambda array: array.addressable_data(place), (whole, frozen))
-            return params if base is None else lora.merge(params, base, config.model, config.lora, config.compute.dtype)
+            return params if base is None else with_scalar.on_model(functools.partial(merge, base=base), params)
 
         return [on(place) for place in range(len(self.layout.own_devices))[:most]]

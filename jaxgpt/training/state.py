@@ -59,7 +59,7 @@ def _whole_params(config: Config, key: Key[Array, ""]) -> Params:
 
 
 def with_head(params: Params, config: Config) -> Params:
-    """Returns a family's whole parameters with a new scalar head beside them, where the objective has one."""
+    """Returns a family's whole parameters, or adapters, with a new scalar head, where the objective has one."""
     if not config.objective.scalar_head:
         return params
     key, _ = jax.random.split(jax.random.key(config.training.seed))
@@ -68,9 +68,8 @@ def with_head(params: Params, config: Config) -> Params:
 
 def decays(params: Params, config: Config) -> Params:
     """Marks with True the trained tensors that weight decay applies to."""
-    if config.objective.scalar_head:
-        return with_scalar.decays(family(config.model), params)
-    return lora.decays(params) if config.lora.rank else family(config.model).decays(params)
+    module = lora if config.lora.rank else family(config.model)
+    return with_scalar.decays(module, params) if config.objective.scalar_head else module.decays(params)
 
 
 def frozen_shapes(config: Config) -> Any:

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from jaxgpt.models import lora
+from jaxgpt.models import lora, with_scalar
 from jaxgpt.models.blocks import Adapters, Context, Params
 from jaxgpt.options.config import Config
 from jaxgpt.parallel.sharding import Layout
 
 
 def working(params: Params, frozen: Any, config: Config, layout: Layout) -> tuple[Params, Context]:
-    """Returns a family's parameters in the compute dtype, and its context.
+    """Returns a family's parameters in the compute dtype, with the objective's scalar head, and the context.
 
     Args:
         params: Parameters of a train state, or this device's shards of them.
@@ -30,10 +30,12 @@ def working(params: Params, frozen: Any, config: Config, layout: Layout) -> tupl
     def scatter(grads):
         return layout.scatter(lora.gradients(grads, model, config.lora))
 
-    attached = lora.attach(adapters, frozen, model, config.lora, compute.dtype)
+    attached = with_scalar.on_model(
+        lambda adapters: lora.attach(adapters, frozen, model, config.lora, compute.dtype), adapters
+    )
     return attached, Context(model, compute, frozen, gather, scatter, objective=config.objective)
 
 
 def trained(grads: Params, config: Config) -> Params:
     """Returns the gradients of what is trained, from a family's gradients of the `working` parameters."""
-    return Adapters(grads.blocks) if config.lora.rank else grads
+    return with_scalar.on_model(lambda grads: Adapters(grads.blocks), grads) if config.lora.rank else grads

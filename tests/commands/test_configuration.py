@@ -59,7 +59,7 @@ def test_the_first_state_has_these_parameters(devices, zero, layers, parameters)
     state = placement.first_state(given)
     without = placement.first_state()
     assert jax.tree.map(lambda array: array.sharding, state) == jax.tree.map(lambda array: array.sharding, without)
-    whole = blocks.stacked(placement.whole_params(state))
+    whole = blocks.stacked(placement.whole_params_on_each(state)[0])
     expected = jax.tree.map(lambda array: array.astype(tensors.DTYPES[parameters]), given)
     assert_same_bits(jax.tree.map(np.asarray, whole), expected)
     for ours, theirs in zip(jax.tree.leaves(state[1:]), jax.tree.leaves(without[1:]), strict=True):

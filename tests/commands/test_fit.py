@@ -123,6 +123,21 @@ def parameters() -> list:
     return jax.tree.leaves(layout_without_devices(CONFIG, 1).shapes)
 
 
+def test_a_policy_has_its_reference_beside_it_throughout():
+    """A second copy of what is trained, divided as the first; none where nothing asks for a divergence."""
+    numbers = sum(x.size for x in parameters())
+    for section, devices in (({"kl_penalty": 0.1}, 1), ({"kl_coefficient": 0.1}, 8)):
+        asked = {"objective": {"name": "policy", "reward": "exact"} | section, "parallel": {"zero": 1}}
+        without = {"objective": {"name": "policy", "reward": "exact"}, "parallel": {"zero": 1}}
+        near, free = else_of(CONFIG, devices, **asked), else_of(CONFIG, devices, **without)
+        reference = near.beside["the reference"]
+        assert reference == pytest.approx(4 * numbers / devices, rel=0.02)
+        assert "the reference" not in free.beside
+        assert {name: size - free.times[name] for name, size in near.times.items()} == dict.fromkeys(
+            free.times, reference
+        )
+
+
 def test_a_cpu_has_a_checkpoint_beside_a_step():
     numbers = sum(x.size for x in parameters())
     assert else_of(CONFIG, cpu=True).beside["a checkpoint that is written"] == 12 * numbers

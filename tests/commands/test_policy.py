@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
+from jaxgpt.commands import cli
 from jaxgpt.evaluation import reward_model
-from jaxgpt.interop import loading
+from jaxgpt.interop import bases, loading
 from jaxgpt.runs import checkpoints, saving
 from tests import small_run
 from tests.nightly import nightly
@@ -116,6 +117,14 @@ def test_the_first_ratio_of_a_rollout_is_1(learned):
     firsts = [line for line in finished.steps if "reward" in line]
     assert [line["ratio"] for line in firsts] == pytest.approx([1] * len(firsts), abs=1e-5)
     assert all(line["clip_fraction"] == 0 for line in firsts)
+
+
+def test_a_step_waits_for_its_batches_no_longer_than_it_takes(learned):
+    """A rollout is drawn while the step before it is recorded."""
+    _, finished = learned
+    assert all(line["data_wait_seconds"] <= line["step_seconds"] for line in finished.steps)
+    drawing = sum(line["rollout_seconds"] for line in finished.steps if "rollout_seconds" in line)
+    assert sum(line["data_wait_seconds"] for line in finished.steps) >= drawing
 
 
 def test_it_resumes_to_the_same_bits(learned):
@@ -223,6 +232,43 @@ def test_adapters_draw_and_train_the_same_policy():
     assert finished.steps[-1]["kl"] > 0.01
 
 
+@pytest.mark.slow
+def test_adapters_have_a_value_head_beside_them(capsys):
+    """PPO by adapters is near its base at first, learns values, resumes to the same bits, and draws as any model."""
+    options = PPO | {"lora_rank": 4, "optimizer_learning_rate": 0.05, "training_steps": 48}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saving.Writer, "due", lambda self, step: step == 24)
+        finished = tune("values", **options)
+    assert finished.status == 0, finished.errors
+    firsts = [line for line in finished.steps if "reward" in line]
+    assert [line["ratio"] for line in firsts] == pytest.approx([1] * len(firsts), abs=1e-5)
+    assert firsts[0]["kl_of_answer"] == pytest.approx(0, abs=1e-5)
+    assert firsts[-1]["kl_of_answer"] > 0.1
+    assert finished.steps[-1]["value_loss"] < finished.steps[0]["value_loss"] / 2
+    shutil.copytree(finished.folder, "runs/values-again")
+    shutil.rmtree("runs/values-again/checkpoints/48")
+    again = tune("values-again", "--resume", **options)
+    assert again.status == 0, again.errors
+    assert all((one == other).all() for one, other in zip(params("values"), params("values-again"), strict=True))
+    capsys.readouterr()
+    assert cli.main(["generate", "runs/values", "--prompt", "the", "--tokens", "2"]) == 0
+
+
+@pytest.mark.slow
+def test_the_reference_of_adapters_that_are_trained_on_is_what_they_were():
+    """Of new adapters it is the base."""
+    given = {"objective_kl_coefficient": 0.01, "optimizer_learning_rate": 0.05, "training_steps": 4}
+    assert tune("first", lora_rank=2, **given).status == 0
+    on = tune("second", "--lora.adapters", "runs/first", **given | {"training_steps": 2})
+    assert on.status == 0, on.errors
+    assert on.steps[0]["kl"] == pytest.approx(0, abs=1e-6)
+    kept = checkpoints.find(Path("runs/second/checkpoints")).about["kept"]["reference"]
+    first = checkpoints.params_of(checkpoints.find(Path("runs/first/checkpoints")))
+    assert kept == bases.fingerprint(first)
+    resumed = tune("second", "--resume", "--lora.adapters", "runs/first", **given | {"training_steps": 4})
+    assert resumed.status == 0, resumed.errors
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -252,7 +298,7 @@ def test_what_is_refused(changes, message):
     assert not Path("runs/refused").exists()
 
 
-@pytest.mark.parametrize(("function", "message"), [("fails", "KeyError: 'e"), ("words", "and no finite number, of ")])
+@pytest.mark.parametrize(("function", "message"), [("fails", "KeyError: 'e"), ("words", "and no finite number ")])
 def test_a_function_that_fails_ends_the_run_with_its_error(function, message):
     failed = tune(function, objective_reward=f"reward.py:{function}")
     assert failed.status == 1

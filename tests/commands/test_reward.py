@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from jaxgpt.data import chat_templates
 from jaxgpt.errors import UserError
 from jaxgpt.evaluation import reward_model
 from jaxgpt.evaluation.scoring import padded_length
-from jaxgpt.models import family, with_scalar
+from jaxgpt.models import family, lora, with_scalar
 from jaxgpt.models.blocks import Context, inputs_of
 from jaxgpt.reports import page
 from jaxgpt.reports.history import History
 from jaxgpt.runs import checkpoints, saving
+from jaxgpt.runs.about import lora_of, model_of
 from tests import comparison_runs
 from tests.comparison_runs import BAD, GOOD, params
 
@@ -203,11 +205,26 @@ def test_the_report_names_its_curves(trained):
     assert "Score of the better text over the worse" in shown["further"]
 
 
+def test_adapters_have_a_scalar_head_beside_them(trained):
+    """A reward model of adapters scores, merged with its base, as it did when it was validated."""
+    adapters = {"lora_rank": 3, "lora_base": "float32", "objective_centre": 0}
+    finished = train("adapters", training_steps=10, training_evaluate_every=0, **adapters)
+    assert finished.status == 0, finished.errors
+    found = checkpoints.find(Path("runs/adapters/checkpoints"))
+    saved = checkpoints.scored_params_of(found)
+    trained_numbers = lora.parameter_count(model_of(found.about), lora_of(found.about)) + 33
+    assert sum(leaf.size for leaf in jax.tree.leaves(saved)) == trained_numbers
+    assert any(np.asarray(adapter.b).any() for adapter in saved.blocks.values())
+    scores = reward_model.load("runs/adapters").score([text for pair in held_out() for text in pair])
+    better, worse = (found.about["kept"]["score_deviation"] * scores).reshape(-1, 2).T
+    assert finished.validation[10] == pytest.approx(np.mean(np.log1p(np.exp(worse - better))), rel=1e-4)
+    assert finished.validation[10] < finished.validation[0]
+
+
 BAD_ROWS = [
     ({"data_text": "embedded"}, "--data.text is embedded, and --objective.name reward is trained on comparisons"),
     ({"training_init_from": ""}, "goes on from a model that was fine-tuned on conversations"),
     ({"data_mixture": "a=1"}, "--data.mixture is of plain text"),
-    ({"lora_rank": 2}, "--lora.rank is 2, and must be 0 where a scalar head is trained too"),
     ({"evaluation_tasks": "a=b"}, "--evaluation.tasks is a=b, and must be empty for a reward model"),
     ({"data_text": "chat.jsonl"}, "chat.jsonl, line 1: a comparison without a field 'chosen'"),
     ({"data_text": "nothing.jsonl"}, "there is no file, folder or data set"),

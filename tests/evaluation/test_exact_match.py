@@ -5,6 +5,7 @@ import random
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from jaxgpt.data import chat_templates, tokenizers
 from jaxgpt.errors import UserError
-from jaxgpt.evaluation import exact_match, expressions
+from jaxgpt.evaluation import exact_match, expressions, interface
 from jaxgpt.evaluation.descriptions import Description
 from jaxgpt.evaluation.exact_match import Judge, compared
 from jaxgpt.evaluation.interface import Engine, Options, Subject, drawer
@@ -219,7 +220,7 @@ def test_answers_are_those_of_greedy_decoding(tmp_path):
     (tmp_path / "t.toml").write_text('data = "t.jsonl"\nprompt = "say {n}:"\nanswer = "{said}"\ntokens = 6')
     subject = Subject(BYTES, model)
     task = exact_match.load(str(tmp_path / "t.toml"), "", subject, Options())
-    engine = Engine(None, params, drawer(lambda: params, subject, Compute(), 5))  # type: ignore[arg-type]
+    engine = Engine(None, params, drawer(lambda: [params], subject, Compute(), 5))  # type: ignore[arg-type]
     (result,) = task.results(engine)
     assert (result.task, result.examples, result.accuracy) == ("t", 12, 0.5)
 
@@ -301,3 +302,21 @@ def test_a_right_answer_that_is_no_expression(tmp_path):
     write_lines(tmp_path / "capitals.jsonl", [{"country": "x", "capital": "("}])
     with pytest.raises(UserError, match=r"line 1: the answer is '\(', and no regular expression"):
         exact_match.load(str(path), "", BASE, Options())
+
+
+def test_devices_draw_the_texts_side_by_side(monkeypatch):
+    """Each those that are its own by their place, and the texts come in the order of the requests."""
+    seen, told = [], []
+
+    def generate(params, requests, *more, slots):
+        seen.append((params, list(requests)))
+        for number, request in enumerate(requests):
+            yield SimpleNamespace(number=number, text=f"{params}", last=False)
+            yield SimpleNamespace(number=number, text=f"{request}", last=True)
+
+    monkeypatch.setattr(interface.batching, "generate", generate)
+    draw = drawer(lambda: ["x", "y", "z"], Subject(BYTES, None), Compute(), 5, lambda *of: told.append(of))  # type: ignore[arg-type]
+    assert draw([0, 1, 2, 3, 4, 5, 6]) == ["x0", "y1", "z2", "x3", "y4", "z5", "x6"]  # type: ignore[list-item]
+    assert sorted(seen) == [("x", [0, 3, 6]), ("y", [1, 4]), ("z", [2, 5])]
+    assert told == [(count, 7) for count in range(1, 8)]
+    assert draw([0]) == ["x0"]  # type: ignore[list-item]

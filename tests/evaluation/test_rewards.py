@@ -59,6 +59,9 @@ def test_a_function_of_the_users(tmp_path):
         "def fails(text):\n    return 1 / 0\n"
         "def nothing(text): pass\n"
         "def infinite(text): return float('inf')\n"
+        "def huge(text): return 1e300\n"
+        "def whole(text): return 10 ** 400\n"
+        "def ends(text): raise SystemExit(3)\n"
     )
     assert of(f"{path}:length", "four") == 4
     assert of(f"{path}:right", "4") == 1
@@ -67,6 +70,9 @@ def test_a_function_of_the_users(tmp_path):
         ("fails", "ZeroDivisionError: division by zero (line 5), of the text 'x'"),
         ("nothing", "returned None, and no finite number"),
         ("infinite", "returned inf, and no finite number"),
+        ("huge", "returned 1e+300, and no finite number between -1e+15 and 1e+15, of 'x'"),
+        ("whole", "returned a number of 1,329 bits, and no finite number between"),
+        ("ends", "SystemExit: 3 (line 10), of the text 'x'"),
     ):
         with pytest.raises(RunError, match=r"--objective.reward .*mine.py") as raised:
             of(f"{path}:{name}", "x")

@@ -109,7 +109,8 @@ CONFIGURATIONS = [
     dataclasses.replace(config("gpt2", devices=2), model=dataclasses.replace(MODELS["gpt2"], dropout=0.2)),
     dataclasses.replace(config("llama"), model=dataclasses.replace(MODELS["llama"], document_start=3)),
     *(
-        dataclasses.replace(config("llama", devices=2, zero=1), objective=Objective(name=name, **options))
+        dataclasses.replace(config("llama", devices=2, zero=1, rank=rank), objective=Objective(name=name, **options))
+        for rank in (0, 2)
         for name, options in (
             ("reward", {"centre": 0.3, "completions": 3}),
             ("preference", {"beta": 0.7}),
