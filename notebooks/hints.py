@@ -99,4 +99,40 @@ HINTS: dict[str, tuple[str, str, str]] = {
         "∂s_cj = g_j (∂g_j - Σ_m g_m ∂g_m), put at the places chosen[n, j] of an (N, E) of zeros.",
         "Then it is a linear layer: xᵀ ∂s.",
     ),
+    "dropout.x": (
+        "y_i = m_i x_i, with m_i = 1/(1 - p) or 0. What of y depends on x_i?",
+        "m doesn't depend on x. So the factor is m_i, 1/(1 - p) included.",
+        "dy where the mask is, over 1 - p; elsewhere 0.",
+    ),
+    "moe.g": (
+        "y_n = Σ_j g_nj o_nj, with o the experts' outputs, a w_out. y is linear in g.",
+        "∂g_nj = ∂y_n · o_nj: one number for each pair of a token and an expert.",
+        "With b = dy w_out[chosen]ᵀ (N, k, F): the sum of a b over F, where a = silu(gate) up.",
+    ),
+    "moe.w_out": (
+        "y_n = Σ_j g_nj a_nj w_out[c_nj]. Where does the matrix of expert e stand?",
+        "In y of each token that chose e, with the factor g a; of the tokens that didn't, nothing comes.",
+        "Zeros of its shape, and .at[chosen].add of the outer products of g a and dy, (N, k, F, C).",
+    ),
+    "moe.w_in": (
+        "Go back line by line: y = Σ g a w_out, a = silu(gate) up, [gate|up] = x w_in.",
+        "∂a = g dy w_outᵀ. SwiGLU's backward makes ∂gate and ∂up of it, side by side.",
+        "Zeros of its shape, and .at[chosen].add of the outer products of x and [∂gate|∂up], (N, k, C, 2F).",
+    ),
+    "moe.x": (
+        "As w_in's until [∂gate|∂up]. Where does x_n stand then?",
+        "In gate and up of each of its k experts: k terms, each through its own expert's matrix.",
+        "[∂gate|∂up] w_in[chosen]ᵀ, summed over j.",
+    ),
+    "fp8.x": (
+        "y = x̂ ŵ + β. Through the rounding ∂x = ∂x̂ (straight-through).",
+        "Then it is a linear layer, of ŵ. But a product of 8 bits has two factors of 8 bits.",
+        "ĝ ŵᵀ, where ĝ is dy_hat.",
+    ),
+    "fp8.w": (
+        "y = x̂ ŵ + β. Through the rounding ∂w = ∂ŵ (straight-through).",
+        "Then it is a linear layer, of x̂. But a product of 8 bits has two factors of 8 bits.",
+        "x̂ᵀ ĝ, where ĝ is dy_hat.",
+    ),
+    "fp8.b": (SUM, "β_f is in y_nf of every row, with the factor 1, and in no product.", "A sum of dy, not of dy_hat."),
 }

@@ -26,6 +26,9 @@ PAGES = BUILD / "pages"
 
 LINK = re.compile(r"\[((?:[^\]\[]|\[[^\]]*\])*)\]\((?![a-z]+:)([^)#\s]+)(#[^)\s]*)?\)")
 FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+# Jupyter takes an equation anywhere, Markdown's arithmatex only as a paragraph. It is put in one line: one of its lines
+# that began with a minus would begin a list.
+EQUATION = re.compile(r"\s*(\$\$.+?\$\$)\s*", re.DOTALL)
 # What a browser fetches by itself, from a host of its own. A link to click is none.
 FETCHED = re.compile(
     r"""<(?:script|img|iframe|source|video|audio|embed)\b[^>]*?\ssrc=["']?(?:https?:)?//[^"'\s>]+"""
@@ -80,8 +83,7 @@ def notebook(source: Path, page: Path) -> str:
         picture.parent.mkdir(exist_ok=True)
         picture.write_bytes(data)
     parts = FENCED.split(text)
-    # Jupyter takes an equation between $$ anywhere, Markdown's arithmatex only as a paragraph.
-    parts[::2] = (re.sub(r"\s*(\$\$.+?\$\$)\s*", r"\n\n\1\n\n", part, flags=re.DOTALL) for part in parts[::2])
+    parts[::2] = (EQUATION.sub(lambda found: f"\n\n{' '.join(found[1].split())}\n\n", part) for part in parts[::2])
     return "".join(parts)
 
 
@@ -94,14 +96,19 @@ def api_page(folder: Path) -> str:
 
 
 def with_links(text: str, source: Path, place: Path) -> str:
-    """A link to a file becomes one to its page on the site, to the repository, or the file's name."""
+    """A link to a file becomes one to its page on the site, to the repository, or the file's name.
+
+    One that shows a page's file name shows its heading instead.
+    """
     shown = sources()
 
     def link(match: re.Match[str]) -> str:
         words, target, anchor = match[1], match[2], match[3] or ""
-        if (PAGES / place.parent / target).exists():
-            return match[0]  # a picture of a notebook, or a file that lies beside the page here too
         path = Path(os.path.normpath(source.parent / target))
+        if words.endswith(".md") and path in shown:
+            words = heading(path)
+        if (PAGES / place.parent / target).exists():
+            return f"[{words}]({target}{anchor})"  # a notebook's picture, or a file that lies beside the page here too
         if not path.exists():
             raise SystemExit(f"{source.relative_to(ROOT)}: there is no {target}")
         if path in shown:
@@ -114,6 +121,11 @@ def with_links(text: str, source: Path, place: Path) -> str:
     parts = FENCED.split(text)
     parts[::2] = (LINK.sub(link, part) for part in parts[::2])
     return "".join(parts)
+
+
+def heading(page: Path) -> str:
+    """Returns a page's first heading."""
+    return page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
 
 def with_indents(text: str) -> str:
@@ -170,7 +182,13 @@ def expanded(entry: dict[str, Any]) -> dict[str, Any]:
         return entry
     there = sorted(path.relative_to(PAGES).as_posix() for path in PAGES.rglob("*.md"))
     rest = [path for path in there if path not in pages]
-    return {title: [path for page in pages for path in (fnmatch.filter(rest, page) if "*" in page else [page])]}
+    found: list[str | dict[str, Any]] = []
+    for page in pages:
+        if isinstance(page, dict):
+            found.append(expanded(page))
+        else:
+            found += fnmatch.filter(rest, page) if "*" in page else [page]
+    return {title: found}
 
 
 def asks_others() -> list[str]:

@@ -58,6 +58,9 @@ def test_a_notebook_is_shown_whole_as_it_was_run(pages, path):
     page = (pages / "notebooks" / f"{path.stem}.md").read_text(encoding="utf-8")
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
+    words = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    for equation in re.findall(r"\$\$.+?\$\$", words, re.DOTALL):
+        assert f"\n\n{' '.join(equation.split())}\n\n" in page  # in one line: none of it begins a list
     pictures = set()
     for cell in code:
         assert f"```python\n{''.join(cell['source'])}\n```" in page
@@ -76,6 +79,8 @@ def test_a_notebook_is_shown_whole_as_it_was_run(pages, path):
         ("[a](numerics.md#sums)", "docs/lora.md", "lora.md", "[a](numerics.md#sums)"),
         ("[a](../notebooks/README.md)", "docs/lora.md", "lora.md", "[a](notebooks/index.md)"),
         ("[a](04_gelu.ipynb)", "notebooks/README.md", "notebooks/index.md", "[a](04_gelu.md)"),
+        ("[numerics.md](numerics.md#text)", "docs/lora.md", "lora.md", "[Numerics](numerics.md#text)"),
+        ("[docs/muon.md](docs/muon.md)", "CONTRIBUTING.md", "contributing.md", "[Muon](muon.md)"),
         ("[code](../jaxgpt/models/gpt2.py)", "docs/lora.md", "lora.md", "code (`jaxgpt/models/gpt2.py`)"),
         ("[`LICENSE`](../LICENSE)", "docs/lora.md", "lora.md", "`LICENSE`"),
         ("[out](https://example.org/a.md)", "docs/lora.md", "lora.md", "[out](https://example.org/a.md)"),
