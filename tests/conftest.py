@@ -67,6 +67,15 @@ def few_optimizations():
 
 
 @pytest.fixture
+def all_optimizations():
+    """Programs as users compile them, for the length of a test: of bits that are to be the same in several programs."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
 def quick_compilation():
     """`few_optimizations` for the length of a test."""
     with few_optimizations():

@@ -3,9 +3,13 @@
 from jaxgpt.errors import UserError
 from jaxgpt.options.config import Config
 
+MOST_HISTORY = 4096  # steps; all of it is moved in each, and is on every device
+
 
 def check(config: Config) -> None:
     """Raises a UserError, naming the option, where products of 8 bits can't be had."""
+    if (history := config.compute.fp8_history) > MOST_HISTORY:
+        raise UserError(f"--compute.fp8-history is {history}, and must be at most {MOST_HISTORY}")
     if config.compute.products != "fp8":
         return
     for option, value, works, needed in (

@@ -1,6 +1,7 @@
 """The ways to compute a step that `compute.fit` may choose among, with an estimate of the memory and time of each."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -115,8 +116,10 @@ def _micro_batches(config: Config, devices: int) -> list[int]:
     sequences = training.batch_size * training.micro_batches
     validated = training.evaluation_batches * training.batch_size
     unit = SHARDS if config.parallel.reproducible else devices
-    sizes = [size for size in range(sequences, 0, -1) if sequences % size == size % unit == validated % size == 0]
-    return sizes or [training.batch_size]
+    both = math.gcd(sequences, validated)
+    small = [size for size in range(1, math.isqrt(both) + 1) if both % size == 0]
+    sizes = {size for size in (*small, *(both // size for size in small)) if size % unit == 0}
+    return sorted(sizes, reverse=True) or [training.batch_size]
 
 
 def _changed(config: Config, place: Place, size: int, level: str, chunk: int, zero: int, moments: str) -> Config:

@@ -123,9 +123,15 @@ def _measure(config: Config, devices: int, gpu: bool) -> tuple[Sizes, _Counts]:
     copies = {0: int(narrow != wide), 3: 2 if unrolled else 1}.get(zero, 0) * narrow * numbers  # cast or gathered
     workspace = max(activations + again, 3 * _scores(config, devices)) + copies + (wide * numbers if early else 0)
     saved = sum(sizes.activations.values())
-    own = owned(layout_without_devices(stacked, devices).matrices, devices if zero else 1)
-    matrices = narrow * sum(count * kind.numbers for kind, count in own.items())
+    matrices = narrow * _numbers_orthogonalised(memory_plan.without_batch(stacked), devices if zero else 1)
     return sizes, _Counts(L, saved, sums, whole, kept, ends, workspace, matrices)
+
+
+@functools.lru_cache
+def _numbers_orthogonalised(config: Config, owners: int) -> int:
+    """Counts the numbers in the matrices that a device orthogonalises; of a search's many candidates once."""
+    own = owned(layout_without_devices(config, owners).matrices, owners)
+    return sum(count * kind.numbers for kind, count in own.items())
 
 
 def _scores(config: Config, devices: int) -> int:

@@ -198,6 +198,7 @@ def test_a_state_comes_back_from_its_saved_form():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("all_optimizations")
 def test_reproducible_bits_on_any_number_of_devices():
     """Each device orthogonalises all of them, from the same gradients by the same program."""
     found = []

@@ -37,6 +37,7 @@ def run(config: Config):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("all_optimizations")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_one_two_four_and_eight_devices_give_the_same_bits(dtype):
     """All of the state but its random key, after steps with all optimizations of the compiler."""

@@ -15,8 +15,8 @@ from jaxgpt.models.blocks import RECOMPUTE_LEVELS
 from jaxgpt.options import fit as options
 from jaxgpt.options.config import Compute, Config, Model, Parallel, Training
 from jaxgpt.parallel import processes
-from jaxgpt.training import fit, memory_plan, step
-from jaxgpt.training.candidates import Candidate, Place, candidates, open_options
+from jaxgpt.training import estimate, fit, memory_plan, step
+from jaxgpt.training.candidates import Candidate, Place, _micro_batches, candidates, open_options
 from jaxgpt.training.device_memory import CARDS, Capacity
 from jaxgpt.training.memory_plan import Else
 from jaxgpt.training.step_time import CPU, speeds_of, step_seconds
@@ -62,6 +62,28 @@ def test_they_come_fastest_first_and_each_needs_less():
     for faster, slower in itertools.pairwise(found):
         assert faster.seconds <= slower.seconds
         assert faster.bytes > slower.bytes
+
+
+def test_micro_batches_are_all_that_divide():
+    """A step's sequences, a validation loss's, and among the devices; found at once however many they are."""
+    for batch_size, micro_batches, batches, devices in ((16, 3, 2, 4), (7, 3, 0, 1), (6, 4, 10, 2), (9, 1, 1, 9)):
+        cut = {"batch_size": batch_size, "micro_batches": micro_batches, "evaluation_batches": batches}
+        sequences, validated = batch_size * micro_batches, batch_size * batches
+        all_sizes = range(sequences, 0, -1)
+        sizes = [size for size in all_sizes if sequences % size == validated % size == size % devices == 0]
+        assert _micro_batches(options.changed(CONFIG, training=cut), devices) == sizes
+    huge = options.changed(CONFIG, training={"batch_size": 2**31 - 1, "micro_batches": 1, "evaluation_batches": 1})
+    assert _micro_batches(huge, 1) == [2**31 - 1, 1]
+
+
+def test_a_search_traces_the_parameters_a_few_times(monkeypatch):
+    """However many candidates there are: a trace takes longer than all else of an estimate."""
+    traced = []
+    whole = estimate.layout_without_devices
+    monkeypatch.setattr(estimate, "layout_without_devices", lambda *args: traced.append(args) or whole(*args))
+    muon = options.changed(CONFIG, optimizer={"name": "muon", "momentum": 0.9})  # of no other test
+    candidates(muon, ONE)
+    assert len(traced) <= 4
 
 
 def test_what_is_kept_stays():
