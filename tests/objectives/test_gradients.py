@@ -34,7 +34,7 @@ def test_policies(assert_exact, name):
     assert_exact(objective_cases.policy_case(KEY, 2, 5, MODEL, COMPUTE, POLICIES[name]))
 
 
-@pytest.mark.parametrize("name", objective_cases.PREFERENCES)
+@pytest.mark.parametrize("name", nightly(objective_cases.PREFERENCES, every_time=["dpo", "ipo"]))
 def test_preferences(assert_exact, name):
     assert_exact(objective_cases.preference_case(KEY, 3, 5, MODEL, COMPUTE, objective_cases.PREFERENCES[name]))
 

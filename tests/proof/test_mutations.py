@@ -80,8 +80,8 @@ NOT_A_GRADIENT = {"_with_aux(value, aux, batch, scale)", "_metrics(aux, share)"}
     "jnp.stack([x.largest, weight.largest, gradient.largest])"  # what fp8.backward saw
 }
 FAMILIES = ("gpt2", "llama", "mixtral")
-# Whole models, of which GPT-2 is tried every time, and the layers that take most operations, each compiled by itself.
-NIGHTLY = (grouped_attention, llama, mixtral, attention, embedding, moe)
+# Whole models, and the layers that take most operations, each of which is compiled by itself.
+NIGHTLY = (gpt2, grouped_attention, llama, mixtral, attention, embedding, fp8, moe, next_token, router, unembedding)
 PROVED_BY = {"next_token": "gpt2", "grouped_attention": "llama"}  # the case, where it is that of another
 
 

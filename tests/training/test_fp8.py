@@ -100,12 +100,10 @@ OTHERWISE = {
     **{f"four devices, ZeRO {zero}": changed("parallel", devices=4, zero=zero) for zero in (1, 2, 3)},
     "scanned, two devices, ZeRO 3": changed("compute", changed("parallel", devices=2, zero=3), layers="scanned"),
 }
-EVERY_TIME = ("four devices, ZeRO 3",)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in EVERY_TIME else pytest.mark.slow) for n in OTHERWISE]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERWISE)
 def test_magnitudes_are_those_of_the_whole_batch(one_device, name):
     """As on one device but for sums in another order, by which an 8-bit number here and there is an eighth off."""
     config = OTHERWISE[name]

@@ -54,7 +54,8 @@ def test_the_numbers_are_those_of_moments_on_the_device(devices, zero):
     assert same((on_host.params, on_host.moments), (on_device.params, on_device.moments))
 
 
-@pytest.mark.parametrize(("devices", "zero"), [(1, 0), pytest.param(2, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("devices", "zero"), [(1, 0), (2, 1)])
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_to_the_same_bits(tmp_path, devices, zero):
     """Saved with moments on the host, and resumed with them on either."""
     config = with_moments("host", devices, zero)
