@@ -116,10 +116,11 @@ def _target(text: str, config: Config) -> Target:
         )
     if not 0 < count <= MOST_DEVICES:
         raise UserError(f"--plan-for {quoted(text)} must be DEVICE:COUNT, such as h100:8, of at most {MOST_DEVICES:,}")
-    if config.training.batch_size % count:
+    sequences, words = fit_options.undivided(config)
+    if sequences % count:
         raise UserError(
-            f"--training.batch-size is {config.training.batch_size}, and must be divisible by the {count} devices of "
-            "--plan-for: each takes the same number of a micro-batch's sequences"
+            f"{words}, and must be divisible by the {count} devices of --plan-for: each takes the same number of a "
+            "micro-batch's sequences"
         )
     card = CARDS.get(name)
     if card is not None:
@@ -223,12 +224,13 @@ def _tensors(config: Config, target: Target, zero: int) -> dict[str, int]:
 def _introduction(config: Config, target: Target) -> list[str]:
     model, training = config.model, config.training
     kind = target.card.kind if target.card else "CPU"
-    each = training.batch_size // target.devices
+    each, rest = divmod(training.batch_size, target.devices)
+    at_once = "" if rest else f", {each:,} on each device at once"  # what fit is to split may not divide
     return [
         f"plan      for {target.devices} x {kind}, estimated from shapes: none of them is needed",
         f"model     {family(model).describe(model)}",
         f"step      {training.micro_batches:,} x {training.batch_size:,} sequences of {training.sequence_length:,} "
-        f"tokens, {each:,} on each device at once; {config.compute.dtype}, attention by {config.compute.attention}",
+        f"tokens{at_once}; {config.compute.dtype}, attention by {config.compute.attention}",
     ]
 
 

@@ -6,6 +6,7 @@ the number of a step's sequences, their product, stays in any case. "auto" leave
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Set
 from typing import Any
@@ -86,6 +87,20 @@ def words(config: Config, changed: Config) -> str:
         before, after = (dataclasses.asdict(getattr(of, section)) for of in (config, changed))
         found += [f"{option(section, key)} {new}" for key, new in after.items() if new != before[key]]
     return " ".join(found)
+
+
+def undivided(config: Config) -> tuple[int, str]:
+    """Returns the sequences that must divide among the devices, and what they are in words.
+
+    Where fit splits the step itself, these are the step's, in parts that a validation loss is of too.
+    """
+    training = config.training
+    if not config.compute.fit or SPLIT not in free(config):
+        return training.batch_size, f"--training.batch-size is {training.batch_size}"
+    sequences = training.batch_size * training.micro_batches
+    both = math.gcd(sequences, training.batch_size * training.evaluation_batches)
+    validated = f", and a validation loss {training.evaluation_batches} batches" if training.evaluation_batches else ""
+    return both, f"--training.micro-batches x --training.batch-size is {sequences} sequences{validated}"
 
 
 def split(config: Config, batch_size: int) -> dict[str, int]:

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from jaxgpt.errors import UserError
+from jaxgpt.options import fit
 from jaxgpt.options.config import Config, Parallel
 
 AXIS = "data"
@@ -56,10 +57,10 @@ def _taken(there: list[Any], count: int) -> list[Any]:
 
 def check(config: Config) -> None:
     """Raises a UserError where a micro-batch can't be divided among the devices, or not into the virtual shards."""
-    count, sequences = make(config.parallel).size, config.training.batch_size
+    count, (sequences, words) = make(config.parallel).size, fit.undivided(config)
     if sequences % count:
         raise UserError(
-            f"--training.batch-size is {sequences}, and must be divisible by the number of devices, {count}: each "
+            f"{words}, and must be divisible by the number of devices, {count}: each "
             "takes the same number of a micro-batch's sequences. Change it, or --parallel.devices"
         )
     if not config.parallel.reproducible:
@@ -67,7 +68,7 @@ def check(config: Config) -> None:
     needs = {
         f"--parallel.zero 0 (it is {config.parallel.zero})": config.parallel.zero == 0,
         f"1, 2, 4 or 8 devices (--parallel.devices; here it would be {count})": SHARDS % count == 0,
-        f"a --training.batch-size divisible by {SHARDS} (it is {sequences})": sequences % SHARDS == 0,
+        f"sequences that are divisible by {SHARDS} ({words})": sequences % SHARDS == 0,
     }
     missing = [need for need, there in needs.items() if not there]
     if missing:

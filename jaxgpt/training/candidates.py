@@ -112,14 +112,11 @@ def _micro_batches(config: Config, devices: int) -> list[int]:
 
     Each divides among the devices, and into the sequences that a validation loss is of.
     """
-    training = config.training
-    sequences = training.batch_size * training.micro_batches
-    validated = training.evaluation_batches * training.batch_size
     unit = SHARDS if config.parallel.reproducible else devices
-    both = math.gcd(sequences, validated)
+    both, _ = fit.undivided(config)
     small = [size for size in range(1, math.isqrt(both) + 1) if both % size == 0]
     sizes = {size for size in (*small, *(both // size for size in small)) if size % unit == 0}
-    return sorted(sizes, reverse=True) or [training.batch_size]
+    return sorted(sizes, reverse=True)
 
 
 def _changed(config: Config, place: Place, size: int, level: str, chunk: int, zero: int, moments: str) -> Config:

@@ -62,7 +62,7 @@ def test_it_is_the_same_step_but_for_rounding():
     ("changes", "needs"),
     [
         ({"zero": 1}, r"--parallel.zero 0 \(it is 1\)"),
-        ({"batch_size": 12}, r"a --training.batch-size divisible by 8 \(it is 12\)"),
+        ({"batch_size": 12}, r"sequences that are divisible by 8 \(--training.batch-size is 12\)"),
         ({"devices": 3, "batch_size": 24}, r"1, 2, 4 or 8 devices \(--parallel.devices; here it would be 3\)"),
     ],
 )
