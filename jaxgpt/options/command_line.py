@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import re
 import sys
@@ -82,6 +83,12 @@ def read(
 def asks_for_help(words: list[str]) -> bool:
     """Returns whether the words ask what there is, rather than for something to be done."""
     return not OF_ALL.isdisjoint(words[: words.index("--")] if "--" in words else words)
+
+
+@functools.cache
+def types_of(kind: type) -> dict[str, Any]:
+    """Returns the types of a dataclass's options by name. Annotations are read once: most of a check's time is that."""
+    return get_type_hints(kind)
 
 
 def names(kind: Any, prefix: str = "") -> Iterator[str]:

@@ -46,7 +46,8 @@ def check(config: Config) -> None:
         raise UserError("--compute.memory-limit-gib: leave it away, since --compute.fit says how much memory there is")
     if config.objective.name == "policy":
         raise UserError(
-            "--compute.fit: leave it away with --objective.name policy, since what a reward model needs is not in the plan"
+            "--compute.fit: leave it away with --objective.name policy, since the plan doesn't know what a reward "
+            "model needs"
         )
 
 

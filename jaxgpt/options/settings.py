@@ -10,7 +10,7 @@ import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin
 
 import tomli_w
 
@@ -18,7 +18,7 @@ from jaxgpt import __version__, files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.options import products
-from jaxgpt.options.command_line import meant, nearest
+from jaxgpt.options.command_line import meant, nearest, types_of
 from jaxgpt.options.config import IN_DATA, SPIKE_WINDOW, Config, Lora, Model, Objective, Parallel, Sampling
 from jaxgpt.terminal import program
 
@@ -146,7 +146,7 @@ def keys(path: Path) -> set[str]:
 
 def section(where: str, name: str, kind: Any, table: dict[str, Any]) -> Any:
     """Returns the options of one table. UserError for a key or a value that doesn't belong there."""
-    types = get_type_hints(kind)
+    types = types_of(kind)
     values = {}
     for key, value in table.items():
         if key not in types:
@@ -157,7 +157,7 @@ def section(where: str, name: str, kind: Any, table: dict[str, Any]) -> Any:
 
 def _meant(section: str, key: str) -> str:
     """Returns '; did you mean X?' or '; did you mean X in [SECTION]?' where there is such a key, and otherwise '.'"""
-    known = [f"{name}.{other}" for name, kind in get_type_hints(Config).items() for other in get_type_hints(kind)]
+    known = [f"{name}.{other}" for name, kind in types_of(Config).items() for other in types_of(kind)]
     found = meant(f"{section}.{key}", [name.replace("_", "-") for name in known])
     if not found:
         return "."

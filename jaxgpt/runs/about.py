@@ -8,13 +8,14 @@ default.
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict, get_type_hints
+from typing import Any, TypedDict
 
 from jaxgpt import __version__, files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.models import family, lora
 from jaxgpt.options import settings
+from jaxgpt.options.command_line import types_of
 from jaxgpt.options.config import Config, Lora, Model, Objective, Training
 
 FILE = Path("about", "metadata")  # within a checkpoint, as orbax names it
@@ -116,7 +117,7 @@ def check_size(checkpoint: Path, about: About) -> None:
 
 def _configuration(where: str, saved: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Returns the saved options by section. UserError for an unknown one, except in the sections `OF_ONE_START`."""
-    kinds = get_type_hints(Config)
+    kinds = types_of(Config)
     if "model" not in saved:
         raise UserError(f"{where}: configuration doesn't say of which model it is")
     known = {}
@@ -124,7 +125,7 @@ def _configuration(where: str, saved: dict[str, dict[str, Any]]) -> dict[str, di
         if name not in kinds:
             raise UserError(f"{where}: unknown options [{shown(name)}] in configuration")
         if name in OF_ONE_START:
-            table = {key: value for key, value in table.items() if key in get_type_hints(kinds[name])}
+            table = {key: value for key, value in table.items() if key in types_of(kinds[name])}
         options = settings.section(where, name, kinds[name], table)
         if name == "model":
             _check_model(where, options)

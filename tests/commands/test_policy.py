@@ -181,6 +181,7 @@ def test_other_weights_are_no_reference(learned, monkeypatch):
         shutil.move("runs/kept", "runs/base")
 
 
+@pytest.mark.slow
 def test_on_several_devices_it_is_the_same_up_to_rounding(monkeypatch):
     from jaxgpt.parallel import mesh
 

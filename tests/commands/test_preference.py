@@ -177,7 +177,8 @@ def test_a_lost_reference_that_cannot_be_computed_again(trained, weights):
     assert finished.errors.count("\n") == 1
 
 
-@pytest.mark.parametrize("zero", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [2, 3])
 def test_two_devices_do_what_one_does(trained, zero):
     finished = train(f"zero{zero}", parallel_devices=2, parallel_zero=zero, training_steps=5)
     assert finished.status == 0, finished.errors

@@ -142,7 +142,8 @@ def test_a_resumed_run_has_the_same_bits(trained):
     assert about[0] == about[1]
 
 
-@pytest.mark.parametrize("zero", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [2, 3])
 def test_two_devices_do_what_one_does(trained, zero):
     finished = train(f"zero{zero}", parallel_devices=2, parallel_zero=zero)
     assert finished.status == 0, finished.errors
@@ -258,6 +259,7 @@ def test_bad_and_long_lines_are_left_out_and_said(trained):
     assert "35 comparisons to train on, 3 to validate on" in finished.printed
 
 
+@pytest.mark.slow
 def test_other_comparisons_are_refused_on_resume(trained):
     shutil.copytree(trained.folder, "runs/other")
     text = Path("pairs.jsonl").read_text()

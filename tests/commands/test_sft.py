@@ -96,6 +96,7 @@ def test_other_conversations_are_another_run(tuned):
     assert f"the file {path.name}" in finished.errors
 
 
+@pytest.mark.slow
 def test_on_several_devices_it_is_the_same_up_to_rounding(tuned, monkeypatch):
     from jaxgpt.parallel import mesh
 

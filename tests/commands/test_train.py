@@ -340,6 +340,7 @@ def test_ctrl_c_saves_and_the_model_generates(work, capsys):
     assert len(generated) == len("the cat") + 5 + 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_the_first_step_saves_nothing(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -22,6 +22,7 @@ from jaxgpt.options.config import Compute, Model
 from tests.data import templates
 from tests.interop import gguf_files
 from tests.interop.gguf_files import gguf, state, write
+from tests.nightly import nightly
 
 LLAMA = Model(
     family="llama", layers=2, heads=4, kv_heads=2, width=32, feed_forward=64, context=64, vocabulary_size=276,
@@ -46,7 +47,7 @@ def theirs(path: Path) -> np.ndarray:
         return model(torch.tensor([TOKENS])).logits[0].numpy()
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("kind", nightly(["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"], every_time=["F16", "Q4_0"]))
 @pytest.mark.parametrize(("architecture", "model"), [("llama", LLAMA), ("qwen3", QWEN3)], ids=["llama", "qwen3"])
 def test_the_logits_are_those_of_transformers(tmp_path, architecture, model, kind):
     path = tmp_path / "m.gguf"

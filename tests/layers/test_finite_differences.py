@@ -19,7 +19,15 @@ NAMES = [
     *("embedding_of_documents", "attention_of_documents", "attention_of_groups_in_a_window", "router_of_switch"),
     *("lora", "gpt2_adapters", "dropout", "attention_of_groups_with_dropout", "gpt2_with_dropout", "fp8"),
 ]
-NIGHTLY = ("gpt2_adapters", "gpt2_with_dropout", "llama", "mixtral")
+NIGHTLY = (
+    "moe",
+    "unembedding",
+    "attention_of_groups_with_dropout",
+    "gpt2_adapters",
+    "gpt2_with_dropout",
+    "llama",
+    "mixtral",
+)
 
 
 @functools.cache

@@ -19,13 +19,15 @@ def rows(dtype):
     return [row for case in cases for row in gradcheck.check(case, dtype)]
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_passes_in_the_dtypes_of_training(x64, dtype):
     """And the figures are real: rounding leaves none of the whole model's at 0."""
     assert [row for row in rows(dtype) if not row.passed] == []
     assert all(row.error > 0 for row in rows(dtype) if row.tensor.startswith("gpt2"))
 
 
+@pytest.mark.slow
 def test_every_tensor_has_a_row_of_its_own(x64):
     names = {row.tensor for row in rows("bfloat16")}
     assert len(names) == len(rows("bfloat16"))

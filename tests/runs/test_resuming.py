@@ -327,6 +327,7 @@ def test_a_run_that_a_signal_stopped_goes_on(not_under_nohup, whole, number, sta
     assert_same_run(Path("runs/signal"), whole)
 
 
+@pytest.mark.slow
 def test_it_stops_before_the_end_of_a_slurm_allocation(whole, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 60))

@@ -62,7 +62,7 @@ def test_the_checkpoint_has_no_second_moment_of_a_matrix(whole):
     assert moments.second.embedding.token.any()
 
 
-@pytest.mark.parametrize(("was", "now"), [("muon", "adamw"), ("adamw", "muon")])
+@pytest.mark.parametrize(("was", "now"), [pytest.param("muon", "adamw", marks=pytest.mark.slow), ("adamw", "muon")])
 def test_another_optimizer_is_refused(whole, was, now):
     assert run(f"by_{was}", optimizer_name=was, training_steps=1).status == 0
     refused = run(f"by_{was}", "--resume", optimizer_name=now, training_steps=2)

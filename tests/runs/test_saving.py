@@ -11,7 +11,6 @@ from jaxgpt.options.config import Checkpoint, Config, Model
 from jaxgpt.runs import checkpoints, checksums, saving
 from jaxgpt.runs.saving import Writer
 from jaxgpt.training.state import init_state
-from tests.nightly import nightly
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -166,9 +165,8 @@ def test_after_a_failure_the_next_is_written(state, folder):
     assert checkpoints.whole_steps(folder) == [2]
 
 
-@pytest.mark.parametrize(
-    "folder", nightly(["{tmp}/file/checkpoints", "/proc/checkpoints"], every_time=["/proc/checkpoints"])
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["{tmp}/file/checkpoints", "/proc/checkpoints"])
 def test_a_folder_that_cannot_be_made_fails_the_run(state, tmp_path, folder):
     (tmp_path / "file").write_text("")
     folder = tmp_path.joinpath(folder.format(tmp=tmp_path))

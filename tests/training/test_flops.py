@@ -14,6 +14,7 @@ from jaxgpt.models import family, gpt2
 from jaxgpt.options.config import Compute, Model
 from jaxgpt.training import flops
 from tests import whole
+from tests.nightly import nightly
 
 GPT2_124M = Model(layers=12, heads=12, width=768, context=1024, vocabulary_size=50_257)
 SMALL = Model(layers=3, heads=2, width=12, context=20, vocabulary_size=130)
@@ -86,7 +87,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("recompute", ["none", "norms", "projection", "block"])
+@pytest.mark.parametrize("recompute", nightly(["none", "norms", "projection", "block"], every_time=["norms"]))
 @pytest.mark.parametrize(("length", "block"), [(20, 20), (20, 7), (1, 7)])
 def test_the_count_is_that_of_the_program(name, recompute, length, block):
     """To the last operation."""

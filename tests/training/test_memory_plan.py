@@ -89,6 +89,7 @@ def test_the_parts_are_the_arrays():
     assert parts["classifier"] == 2 * 4 * 32 * 256  # of a chunk
 
 
+@pytest.mark.slow
 def test_each_level_keeps_less():
     levels = [plan(change(compute={"recompute": level})) for level in RECOMPUTE_LEVELS]
     for more, less in itertools.pairwise(levels):
@@ -133,7 +134,7 @@ def test_no_program_needs_less_than_the_least(level):
 
 
 @pytest.mark.parametrize("layers", nightly(["scanned", "unrolled"], every_time=["unrolled"]))
-@pytest.mark.parametrize(("batch", "holds"), [(4, 12), (12, 4)])
+@pytest.mark.parametrize(("batch", "holds"), [(4, 12), pytest.param(12, 4, marks=pytest.mark.slow)])
 def test_the_largest_micro_batch_fits_and_is_nearly_the_largest(batch, holds, layers):
     """Estimated from one compiled size, for a device that just holds another one."""
     room = plan(change(compute={"layers": layers}, training={"batch_size": holds})).total
