@@ -8,6 +8,7 @@ import importlib
 import json
 import math
 import re
+import types
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,42 @@ def test_the_docstrings_it_prints_are_the_layers_of_today(name, layers):
     assert set(printed) >= layers
     for word, shown in printed.items():
         assert importlib.import_module(imported[word]).__doc__ in shown
+
+
+def missing(code):
+    """The names that code takes from modules of the project, and that these haven't."""
+    tree, modules, found = ast.parse(code), {}, []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxgpt"):
+            for alias in node.names:
+                there = importlib.import_module(node.module)
+                if not hasattr(there, alias.name):
+                    try:
+                        importlib.import_module(f"{node.module}.{alias.name}")
+                    except ImportError:
+                        found.append(f"{node.module}.{alias.name}")
+                        continue
+                thing = getattr(there, alias.name)
+                if isinstance(thing, types.ModuleType):
+                    modules[alias.asname or alias.name] = thing
+    stored = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id not in stored:
+            module = modules.get(node.value.id)
+            if module is not None and not hasattr(module, node.attr):
+                found.append(f"{node.value.id}.{node.attr}")
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_that_it_takes_from_the_project_is_there(name):
+    code = "\n".join(source(cell) for cell in cells(name, "code"))
+    assert missing("\n".join(line for line in code.splitlines() if not line.startswith(("%", "!")))) == []
+
+
+def test_a_name_that_is_gone_is_seen():
+    code = "from jaxgpt.training import fit, memory_plan, nowhere\nfit.prepare\nmemory_plan.prepare"
+    assert missing(code) == ["jaxgpt.training.nowhere", "memory_plan.prepare"]
 
 
 def numbers(text):
