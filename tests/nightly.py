@@ -1,4 +1,4 @@
-"""What of a test's parameters is left for the night, where the others find the same faults."""
+"""Parameters of tests that are left for the night, where the others find the same faults."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -73,7 +73,7 @@ class Instruction:
 
     @cached_property
     def backend(self) -> dict[str, Any]:
-        """What the backend knows of it, such as a product's dimensions or a loop's number of turns."""
+        """Returns what the backend knows of it, such as a product's dimensions or a loop's number of turns."""
         _, found, text = self.attributes.partition("backend_config=")
         return json.JSONDecoder().raw_decode(text)[0] if found and text.startswith("{") else {}
 
@@ -107,7 +107,7 @@ class Computation:
 
     @cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """What reads each instruction's result, by its name."""
+        """Returns what reads each instruction's result, by its name."""
         users: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for instruction in self:
             for name in dict.fromkeys(instruction.operands):

@@ -1,4 +1,4 @@
-"""What was counted in a program, and how it is told."""
+"""Counts of a program, and how they are told."""
 
 from dataclasses import dataclass
 from typing import Any

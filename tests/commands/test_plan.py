@@ -129,16 +129,8 @@ def test_the_share_that_jax_takes(capsys, monkeypatch):
 
 def test_fit_may_split_what_does_not_divide_among_the_devices(capsys):
     """8 x 2 sequences are 1 x 16 for 8 devices. Said on the command line, the number of micro-batches stays."""
-    words = [
-        "--config",
-        "gpt2_124m_fineweb",
-        "--training.batch-size",
-        "2",
-        "--plan-for",
-        "h100:8",
-        "--compute.fit",
-        "24GB",
-    ]
+    words = ["--config", "gpt2_124m_fineweb", "--training.batch-size", "2"]
+    words += ["--plan-for", "h100:8", "--compute.fit", "24GB"]
     status, printed = planned(capsys, *words)
     assert status == 0
     assert re.search(r"^ +\d+ x (8|16) sequences, recompute", printed, re.M)

@@ -257,7 +257,7 @@ def test_adapters_have_a_value_head_beside_them(capsys):
 
 @pytest.mark.slow
 def test_the_reference_of_adapters_that_are_trained_on_is_what_they_were():
-    """Of new adapters it is the base."""
+    """New adapters have the base as theirs."""
     given = {"objective_kl_coefficient": 0.01, "optimizer_learning_rate": 0.05, "training_steps": 4}
     assert tune("first", lora_rank=2, **given).status == 0
     on = tune("second", "--lora.adapters", "runs/first", **given | {"training_steps": 2})

@@ -1,6 +1,7 @@
 """Runs that go on where they were saved: the same bits as a run that was never stopped, or a refusal."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import signal
@@ -27,6 +28,7 @@ from tests import small_run
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled", "compiled_once")
 
+slow, SIGHUP = functools.partial(pytest.param, marks=pytest.mark.slow), getattr(signal, "SIGHUP", None)
 STEPS = 12
 SAVED = 4  # the step that runs are resumed from
 OPTIONS = {"training.steps": STEPS, "training.evaluate-every": 3, "sampling.tokens": 8, "run.sample-every": 5}
@@ -303,14 +305,7 @@ def test_a_run_that_stopped_for_nan_can_go_on(whole, monkeypatch):
     assert_same_run(Path("runs/nan"), Path("runs/never-nan"))
 
 
-@pytest.mark.parametrize(
-    ("number", "status"),
-    [
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
-        (signal.SIGTERM, 143),
-        pytest.param(getattr(signal, "SIGHUP", None), 129, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("number", "status"), [slow(signal.SIGINT, 130), (signal.SIGTERM, 143), slow(SIGHUP, 129)])
 def test_a_run_that_a_signal_stopped_goes_on(not_under_nohup, whole, number, status):
     """Whatever it wrote while it ended is gone, and comes at its own time."""
 
