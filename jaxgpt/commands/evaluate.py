@@ -16,11 +16,12 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
+from jaxgpt import writing
 from jaxgpt.commands import configuration
 from jaxgpt.data import corpora, corpus, fingerprint, loader
 from jaxgpt.data.loader import Tokens
 from jaxgpt.data.tokenizer_json import HuggingFace
-from jaxgpt.errors import RunError, UserError
+from jaxgpt.errors import UserError
 from jaxgpt.evaluation import registry
 from jaxgpt.evaluation.interface import Engine, Options, Result, Subject, drawer
 from jaxgpt.evaluation.scoring import bits_per_byte_of_one_nat, make_scorer, make_validation_loss, target_count
@@ -187,10 +188,7 @@ def _write(options: Evaluate, found: list[dict[str, Any]]) -> None:
     """Writes the figures: those of a single result themselves, and otherwise a list of them."""
     figures = found[0] if len(found) == 1 else {"results": found}
     written = json.dumps({"run": options.run, "data": options.data, **figures}, indent=2) + "\n"
-    try:
-        Path(options.output).write_text(written, encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"--output {options.output}: writing failed ({error.strerror})") from error
+    writing.write_output(options.output, written.encode())
 
 
 class Loss:

@@ -182,23 +182,16 @@ def _say_table(tensors: list[verdict.Tensor]) -> None:
 
 def _write(found: dict[str, Any], asked: Config, output: str) -> str:
     """Writes the verdict where it belongs, and returns the line that says where."""
-    text = json.dumps(found, indent=2) + "\n"
+    content = (json.dumps(found, indent=2) + "\n").encode()
     if output:
-        try:
-            Path(output).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise RunError(f"--output {output}: writing failed ({error.strerror})") from error
+        writing.write_output(output, content)
     folder = Path(asked.run.folder) / asked.run.name
     if not files.exists(folder / "config.toml"):
         return f"\nverdict   {output or f'not written: there is no run {folder} yet'}"
     other = [of.option for of in _differences(folder, asked)]
     if other:
         return f"\nverdict   {output or 'not written'}: {folder} was trained with another {', '.join(other)}"
-    try:
-        with writing.replacing(folder / verdict.NAME) as path:
-            path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise writing.failure(folder / verdict.NAME, error) from error
+    writing.write(folder / verdict.NAME, content)
     return f"\nverdict   {folder / verdict.NAME}, and in the run's page: {command('report', folder)}"
 
 

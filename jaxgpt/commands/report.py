@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from jaxgpt import files, writing
-from jaxgpt.errors import RunError, UserError
+from jaxgpt.errors import UserError
 from jaxgpt.options import command_line, settings
 from jaxgpt.options.command_line import nearest
 from jaxgpt.reports import live_report, page
@@ -46,18 +46,14 @@ def run(words: list[str]) -> int:
             except KeyboardInterrupt:
                 say("\nended")
         return 0
-    path = Path(options.output) if options.output else (folders[0] / REPORT if len(folders) == 1 else Path(REPORT))
-    shown = [page.of_run(folder, History(folder / "metrics.jsonl").read_all()) for folder in folders]
-    try:
-        if options.output:
-            path.write_bytes(page.render(shown))
-        else:  # the folder may be someone else's
-            with writing.replacing(path) as temporary:
-                temporary.write_bytes(page.render(shown))
-    except OSError as error:
-        option = f"--output {path}" if options.output else str(path)
-        raise RunError(f"{option}: writing failed ({error.strerror})") from error
-    say(f"report  {path}" + ("" if page.plotly() else ", without curves: pip install plotly adds them"))
+    made = page.render([page.of_run(folder, History(folder / "metrics.jsonl").read_all()) for folder in folders])
+    path = folders[0] / REPORT if len(folders) == 1 else Path(REPORT)
+    if options.output:
+        writing.write_output(options.output, made)
+    else:  # the folder may be someone else's
+        writing.write(path, made)
+    without = "" if page.plotly() else ", without curves: pip install plotly adds them"
+    say(f"report  {options.output or path}{without}")
     return 0
 
 

@@ -31,7 +31,8 @@ from jaxgpt.models.stack import backward_blocks, drop_embedded, drop_embedded_ba
 from jaxgpt.options.config import Model
 
 LEARNED_POSITIONS = False  # so a text may go on beyond the context
-MATRICES = ("token", "weight")  # names of the tensors that are matrices, one for each layer
+# Names of the tensors that are matrices, one for each layer; the last two are those of Mixtral's experts.
+MATRICES = ("token", "weight", "w_in", "w_out")
 
 
 class Block(NamedTuple):

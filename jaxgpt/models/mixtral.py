@@ -25,12 +25,11 @@ from jaxgpt.layers.numerics import not_before
 from jaxgpt.models import grouped_attention, llama
 from jaxgpt.models.attend import MLP, Cache, KeptText, WholeText
 from jaxgpt.models.blocks import Aux, Context, Inputs, Projection, kept
-from jaxgpt.models.llama import LEARNED_POSITIONS, Params, feed_forward, head
+from jaxgpt.models.llama import LEARNED_POSITIONS, Params, decays, feed_forward, head
 from jaxgpt.models.stack import backward_blocks, drop_embedded, drop_embedded_backward, forward_blocks
 from jaxgpt.options.config import Model
 
-__all__ = ["LEARNED_POSITIONS", "Params", "head"]  # Llama's, as they are
-MATRICES = (*llama.MATRICES, "w_in", "w_out")
+__all__ = ["LEARNED_POSITIONS", "Params", "decays", "head"]  # Llama's, as they are
 
 
 class Block(NamedTuple):
@@ -130,11 +129,6 @@ def describe(model: Model) -> str:
         f"feed-forward {feed_forward(model)}, {model.experts_per_token} for a token, "
         f"{grouped_attention.context(model)}, vocabulary {model.vocabulary_size:,}"
     )
-
-
-def decays(params: Params) -> Params:
-    """Marks with True the tensors that weight decay applies to: the tables and the blocks' weights."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].name in MATRICES, params)
 
 
 def projections(model: Model) -> dict[str, Projection]:
