@@ -245,7 +245,7 @@ def read_chats(folder: Path) -> None:
         for name in chat_templates.NAMES:
             with contextlib.suppress(UserError):
                 chat_templates.encode(found.messages, chat_templates.built_in(name), tokenizer)
-    for read in (conversations.read_comparisons, conversations.read_problems):
+    for read in (conversations.read_rankings, conversations.read_problems):
         list(read([path], Rows(), skip_bad=100))
 
 

@@ -55,8 +55,7 @@ def prepare(
                     try:
                         made.add(split, found)
                     except UserError as error:
-                        rows.add(Rows(bad=1, first_bad=f"{where}: {error}"))
-                        rows.check(skip_bad)
+                        rows.add_bad(where, error, skip_bad)
                 return made.conclude(rows)
             finally:
                 made.discard()
