@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxgpt.layers import fp8, linear, unembedding
-from jaxgpt.proof import fp8_case
+from jaxgpt.proof import cases
 
 E4M3, E5M2 = fp8.FORMATS
 LARGEST = {E4M3: 448.0, E5M2: 57344.0}
@@ -18,7 +18,7 @@ sizes = st.integers(1, 9)
 @example(B=1, T=1, inputs=1, outputs=1, again=False)
 @example(B=1, T=5, inputs=3, outputs=130, again=True)
 def test_gradients(assert_exact, B, T, inputs, outputs, again):
-    assert_exact(fp8_case.fp8_case(jax.random.key(0), B, T, inputs, outputs, again=again))
+    assert_exact(cases.fp8_case(jax.random.key(0), B, T, inputs, outputs, again=again))
 
 
 def emulated(x, form, largest):

@@ -9,7 +9,7 @@ from jax import lax
 from jaxgpt.layers import cross_entropy, gelu, layernorm, linear
 from jaxgpt.layers.numerics import GROUPS, not_before, product, product_over_tokens
 from jaxgpt.options.config import Compute, Model
-from jaxgpt.proof import cases
+from jaxgpt.proof import objective_cases
 from tests.nightly import nightly
 
 
@@ -31,7 +31,7 @@ def normal(*shape, dtype="float32", seed=0):
 def test_a_models_gradients(assert_exact, as_on_a_gpu, family, recompute):
     model = Model(layers=2, heads=2, width=8, context=6, vocabulary_size=130, family=family, experts=3)
     compute = Compute(recompute=recompute, classifier_chunk=5, attention_block=4)
-    assert_exact(cases.model_case(jax.random.key(0), 2, 6, model, compute))
+    assert_exact(objective_cases.model_case(jax.random.key(0), 2, 6, model, compute))
 
 
 def test_more_rows_than_few_are_multiplied_in_parts(as_on_a_gpu):

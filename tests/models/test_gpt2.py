@@ -10,7 +10,7 @@ import pytest
 from jaxgpt.layers.cross_entropy import IGNORED
 from jaxgpt.models import attend, blocks, gpt2
 from jaxgpt.options.config import Compute, Model
-from jaxgpt.proof import cases
+from jaxgpt.proof import objective_cases
 from tests import whole
 
 SMALL = Model(layers=2, heads=2, width=8, context=6, vocabulary_size=11)
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
     ids=["ones", "short", "padded", "unrolled", "documents", "documents computed again"],
 )
 def test_gradients(assert_exact, batch, length, model, compute):
-    assert_exact(cases.model_case(jax.random.key(0), batch, length, model, compute))
+    assert_exact(objective_cases.model_case(jax.random.key(0), batch, length, model, compute))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from jaxgpt.data.loader import Batch
 from jaxgpt.models import blocks, cache, llama
 from jaxgpt.models.blocks import Context
 from jaxgpt.options.config import Compute, Config, Model, Optimizer, Parallel, Training
-from jaxgpt.proof import cases
+from jaxgpt.proof import objective_cases
 from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.training import step
 from jaxgpt.training.resharding import Resharding
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
     ids=["ones", "short", "unrolled", "documents"],
 )
 def test_gradients(assert_exact, batch, length, model, compute):
-    assert_exact(cases.model_case(jax.random.key(0), batch, length, model, compute))
+    assert_exact(objective_cases.model_case(jax.random.key(0), batch, length, model, compute))
 
 
 QWEN = dataclasses.replace(
@@ -57,7 +57,7 @@ def test_gradients_of_relatives(assert_exact, name, recompute, layers):
     model = RELATIVES[name]
     length = 7 if layers == "scanned" else 2
     compute = Compute(recompute=recompute, layers=layers, attention_block=2, classifier_chunk=4)
-    assert_exact(cases.model_case(jax.random.key(0), 2, length, model, compute))
+    assert_exact(objective_cases.model_case(jax.random.key(0), 2, length, model, compute))
 
 
 def test_a_shape_of_another_family_is_refused(fails):

@@ -14,7 +14,7 @@ from jaxgpt.layers import quantised
 from jaxgpt.models import blocks, family, lora
 from jaxgpt.objectives import next_token
 from jaxgpt.options.config import Compute, Config, Lora, Model, Parallel, Training
-from jaxgpt.proof import cases
+from jaxgpt.proof import objective_cases
 from jaxgpt.training import memory_plan, step
 from jaxgpt.training.device_memory import Capacity
 from jaxgpt.training.resharding import Resharding
@@ -67,7 +67,7 @@ def test_gradients(assert_exact, name, recompute, layers):
     model = MODELS[name]
     model = dataclasses.replace(model, width=8, head_width=0, feed_forward=0 if model.family == "gpt2" else 12)
     compute = Compute(attention_block=2, classifier_chunk=4, recompute=recompute, layers=layers)
-    assert_exact(cases.adapted_model_case(jax.random.key(0), 2, 5, model, compute))
+    assert_exact(objective_cases.adapted_model_case(jax.random.key(0), 2, 5, model, compute))
 
 
 @pytest.mark.parametrize(("base", "double"), [("float32", False), ("int8", False), ("nf4", True)])

@@ -16,7 +16,7 @@ from jaxgpt.models import blocks, cache, mixtral
 from jaxgpt.models.blocks import Context
 from jaxgpt.objectives import next_token
 from jaxgpt.options.config import Compute, Config, Model, Optimizer, Parallel, Training
-from jaxgpt.proof import cases
+from jaxgpt.proof import objective_cases
 from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.training import step
 from jaxgpt.training.resharding import Resharding
@@ -53,7 +53,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(("recompute", "layers"), whole.levels())
 def test_gradients(assert_exact, recompute, layers):
     compute = Compute(recompute=recompute, layers=layers, attention_block=2, classifier_chunk=4)
-    assert_exact(cases.model_case(jax.random.key(0), 2, 5, SMALL, compute))
+    assert_exact(objective_cases.model_case(jax.random.key(0), 2, 5, SMALL, compute))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_gradients(assert_exact, recompute, layers):
 )
 def test_gradients_of_relatives(assert_exact, options):
     model = dataclasses.replace(SMALL, **options)
-    assert_exact(cases.model_case(jax.random.key(0), 2, 5, model, Compute(classifier_chunk=4)))
+    assert_exact(objective_cases.model_case(jax.random.key(0), 2, 5, model, Compute(classifier_chunk=4)))
 
 
 def test_parameters_and_what_decays():

@@ -44,7 +44,7 @@ from jaxgpt.models import gpt2, grouped_attention, llama, mixtral
 from jaxgpt.objectives import next_token
 from jaxgpt.options.config import Compute, Model
 from jaxgpt.proof import cases as proof_cases
-from jaxgpt.proof import fp8_case, gradcheck, objective_cases
+from jaxgpt.proof import gradcheck, objective_cases
 
 # Small shapes at which no dropped term happens to be 0 and no dropped factor to be 1.
 MODEL = Model(layers=1, heads=2, width=4, context=4, vocabulary_size=5)
@@ -199,19 +199,19 @@ def cases() -> dict[str, gradcheck.Case]:
         proof_cases.dropout_case(key, 2, 3, 4, rate=0)._replace(name="dropout_of_none"),
         proof_cases.attention_case(key, 2, 3, 2, 2, 2, group=2, rate=0.4)._replace(name="attention_of_dropout"),
     ]
-    of_8_bits = [fp8_case.fp8_case(key, 2, 3, 4, 5, again=again) for again in (False, True)]
+    of_8_bits = [proof_cases.fp8_case(key, 2, 3, 4, 5, again=again) for again in (False, True)]
     in_window = proof_cases.attention_case(key, 2, 3, 1, 2, 1, group=2, window=2)
     tied = dataclasses.replace(MODEL, family="llama", tied=True, query_key_norm=True, kv_heads=1)
-    relative = proof_cases.model_case(key, 2, 3, tied, Compute())._replace(name="llama_of_qwen")
+    relative = objective_cases.model_case(key, 2, 3, tied, Compute())._replace(name="llama_of_qwen")
     of_switch = proof_cases.router_case(key, 6, 4, 5, 2, softmax="before")
     mixture = dataclasses.replace(MODEL, layers=2, kv_heads=1, experts=3, router_balance=0.7, router_z=0.6)
     models = [dataclasses.replace(mixture if name == "mixtral" else MODEL, family=name) for name in FAMILIES]
-    whole = [proof_cases.model_case(key, 2, 3, model, Compute(), scale=0.3) for model in models]
+    whole = [objective_cases.model_case(key, 2, 3, model, Compute(), scale=0.3) for model in models]
     whole += [
-        proof_cases.model_case(key, 2, 3, model, Compute(), rate=0.4)._replace(name=f"{model.family}_of_dropout")
+        objective_cases.model_case(key, 2, 3, model, Compute(), rate=0.4)._replace(name=f"{model.family}_of_dropout")
         for model in models
     ]
-    of_tied = proof_cases.model_case(key, 2, 3, dataclasses.replace(models[-1], tied=True), Compute())
+    of_tied = objective_cases.model_case(key, 2, 3, dataclasses.replace(models[-1], tied=True), Compute())
     more = (of_documents, in_window, relative, of_switch, of_tied._replace(name="mixtral_of_tied"), *adapters)
     more += (proof_cases.lora_case(key, 2, 3, 4, 5, 0), *of_entropy, *scalars, *dropped, *of_8_bits)
     return {case.name: case for case in (*layers, *whole, *more)}
