@@ -16,7 +16,7 @@ from jaxgpt import environment
 from jaxgpt.commands import cli, configuration
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.options import command_line, settings
+from jaxgpt.options import checks, command_line, settings
 from jaxgpt.options.config import Compute
 
 PROGRAM = "-m benchmarks.bench"  # as it is typed behind "python"
@@ -61,9 +61,9 @@ def run(words: list[str]) -> int:
     chosen, _ = command_line.take(rest, "--model-family")
     config = settings.read(settings.find_config(name := name or CONFIGS.get(chosen or "gpt2", CONFIGS["gpt2"])))
     options = command_line.read(Bench, rest, PROGRAM, default=Bench(config=name, compute=config.compute))
-    settings.check(replace(config, compute=options.compute))
+    checks.check(replace(config, compute=options.compute))
     for key in ("steps", "rounds", "minutes"):
-        settings.check_number(getattr(options, key), "", key, positive=True)
+        checks.check_number(getattr(options, key), "", key, positive=True)
     if options.compute.recompute == "auto":
         raise UserError("--compute.recompute auto: name the level to measure")
     if not (options.sizes and options.dtypes and options.who):
@@ -95,7 +95,7 @@ def size_of(text: str, option: str, context: int) -> tuple[int, int]:
     batch, _, length = text.partition("x")
     if not all(re.fullmatch("[0-9]{1,10}", number) for number in (batch, length)):
         raise UserError(f"{option} {shown(text)}: give sequences x length, such as 2x512")
-    if not (1 <= int(batch) <= settings.LARGEST and 1 <= int(length) <= context):
+    if not (1 <= int(batch) <= checks.LARGEST and 1 <= int(length) <= context):
         raise UserError(f"{option} {text}: give at least 1 sequence, and a length from 1 to {context} for this model")
     return int(batch), int(length)
 

@@ -18,7 +18,7 @@ from jaxgpt.data import encodings, fingerprint, manifest, token_files, tokenizer
 from jaxgpt.evaluation import task_files
 from jaxgpt.interop import gpt2_tensors, huggingface, huggingface_tokenizer, llmc, peft, tensors
 from jaxgpt.models import family, lora
-from jaxgpt.options import settings
+from jaxgpt.options import checks, settings
 from jaxgpt.options.config import Config, Lora, Model
 from jaxgpt.reports import page
 from jaxgpt.reports.history import History
@@ -220,8 +220,8 @@ def configurations() -> list[Input]:
 
 def read_configuration(folder: Path) -> None:
     """As readers of a run do, and as training does that is given the file."""
-    settings.check_model(settings.read_trained(folder).model)
-    settings.check(settings.read(folder / "config.toml"))
+    checks.check_model(settings.read_trained(folder).model)
+    checks.check(settings.read(folder / "config.toml"))
 
 
 def abouts() -> list[Input]:

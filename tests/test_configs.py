@@ -6,7 +6,7 @@ import pytest
 from jaxgpt.commands import configuration
 from jaxgpt.data import corpora, sources, tokenizers
 from jaxgpt.models import family
-from jaxgpt.options import settings
+from jaxgpt.options import checks, settings
 
 # GPT-2's as llm.c and Hugging Face count them; GPT-3's counted once from the tensors of table 2.1's shapes, by hand.
 PARAMETERS = {
@@ -50,8 +50,8 @@ def resolved():
 
 @pytest.mark.parametrize("name", settings.config_names())
 def test_every_config_is_one_that_a_run_could_use(resolved, name):
-    settings.check(settings.read(settings.find_config(name)))
-    settings.check(resolved(name))
+    checks.check(settings.read(settings.find_config(name)))
+    checks.check(resolved(name))
 
 
 @pytest.mark.parametrize("name", settings.config_names())

@@ -1,6 +1,6 @@
 """docs/configuration.md, made of the options themselves: `python -m docs.site.configuration` writes it anew.
 
-The meanings are the docstrings of the classes in `jaxgpt/options/`. What a value must be is asked of `settings.check`,
+The meanings are the docstrings of the classes in `jaxgpt/options/`. What a value must be is asked of `checks.check`,
 by handing it values that might be wrong.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from jaxgpt.errors import UserError
-from jaxgpt.options import settings
+from jaxgpt.options import checks, settings
 from jaxgpt.options.config import Config
 
 PAGE = Path(__file__).resolve().parents[1] / "configuration.md"
@@ -129,7 +129,7 @@ def _shown(default: object) -> str:
 
 
 def _values(section: str, expected: Any, key: str) -> str:
-    """The type of an option, or its choices, and what `settings.check` says that it must be."""
+    """The type of an option, or its choices, and what `checks.check` says that it must be."""
     if expected is bool:
         return "on or off"
     if get_origin(expected) is tuple:
@@ -142,11 +142,11 @@ def _values(section: str, expected: Any, key: str) -> str:
 
 def _requirements(section: str, expected: type, key: str) -> Iterator[str]:
     """What each refused value of some that might be wrong is told that it must be."""
-    tried = {int: [-2, 0, 7, settings.LARGEST], float: [-1.0, 0.0, 1.0, 1.5, 1e6], str: []}[expected]
+    tried = {int: [-2, 0, 7, checks.LARGEST], float: [-1.0, 0.0, 1.0, 1.5, 1e6], str: []}[expected]
     for value in tried:
         part = dataclasses.replace(getattr(Config(), section), **{key: value})
         try:
-            settings.check(dataclasses.replace(Config(), **{section: part}))
+            checks.check(dataclasses.replace(Config(), **{section: part}))
         except UserError as error:
             refused, _, requirement = str(error).partition(", and must be ")
             if refused == f"{settings.option(section, key)} is {value}":

@@ -15,7 +15,7 @@ import tyro
 from jaxgpt import environment, errors, terminal
 from jaxgpt.errors import Interrupted, JaxgptError, UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.options import command_line, fit, help_page, settings
+from jaxgpt.options import checks, command_line, fit, help_page, settings
 from jaxgpt.options.command_line import nearest
 from jaxgpt.options.config import Config
 
@@ -173,7 +173,7 @@ def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
     asked = command_line.read(Train, rest, "", default=Train(name or DEFAULT_CONFIG, options=defaults))
     named, in_file = command_line.named(rest), settings.keys(path) if name else set()
     config = fit.keeping(asked.options, named, in_file)
-    settings.check_processes(config.parallel)
+    checks.check_processes(config.parallel)
     with terminal.ending_at_once():  # here, so that --help doesn't wait a second for JAX and Orbax
         from jaxgpt.commands import configuration
         from jaxgpt.commands import train as loop
@@ -189,7 +189,7 @@ def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
             text = Path(config.data.text).stem if "data.text" in named else ""
             config = folder.named(config, f"{path.stem}-{text}" if text else path.stem)
         config = configuration.with_weights(config, given)
-        settings.check(config)
+        checks.check(config)
         fit.check(config)
         loop.train(config, *observers)
     return 0
@@ -215,7 +215,7 @@ def plan(config: Config, devices: str, given: set[str], words: list[str]) -> int
     from jaxgpt.commands import configuration, plan
 
     config = configuration.with_weights(config, given)
-    settings.check(config)
+    checks.check(config)
     fit.check(config)
     _, rest = command_line.take(words, "--plan-for")
     return plan.run(config, devices, rest)

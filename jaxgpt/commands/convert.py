@@ -26,7 +26,7 @@ from jaxgpt.interop import (
 from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
-from jaxgpt.options import command_line, settings
+from jaxgpt.options import checks, command_line
 from jaxgpt.terminal import command, say
 
 Format = Literal["auto", "huggingface", "peft", "llmc", "run"]
@@ -70,7 +70,7 @@ def run(words: list[str]) -> int:
     UserError where the weights can't be read, the target exists, or the target's format can't hold the weights.
     """
     options = command_line.read(Convert, words, "convert")
-    settings.check_number(options.shard_gib, "", "shard_gib", positive=True)
+    checks.check_number(options.shard_gib, "", "shard_gib", positive=True)
     name, to, overwrite = options.source, Path(options.target), options.overwrite
     began = time.perf_counter()
     writing.check_free(to, overwrite=overwrite)

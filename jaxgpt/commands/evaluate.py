@@ -28,7 +28,7 @@ from jaxgpt.evaluation.scoring import bits_per_byte_of_one_nat, make_scorer, mak
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import loading
 from jaxgpt.kernels.choose import choose_attention
-from jaxgpt.options import command_line, settings
+from jaxgpt.options import checks, command_line, settings
 from jaxgpt.options.config import Sampling
 from jaxgpt.parallel import mesh
 from jaxgpt.runs import best, metrics_file
@@ -117,9 +117,9 @@ def _asked(options: Evaluate) -> tuple[list[tuple[str, str]], Options]:
     UserError for options that are out of their bounds, or don't go together.
     """
     not_negative = ("limit", "shots", "shots_seed", "devices", "tokens", "temperature", "top_k", "seed")
-    settings.check_own(options, ("batch_size", "samples"), not_negative)
+    checks.check_own(options, ("batch_size", "samples"), not_negative)
     sampling = Sampling(options.tokens, options.temperature, options.top_k, options.top_p)
-    settings.check_sampling(sampling, "")
+    checks.check_sampling(sampling, "")
     asked = registry.parsed(options.tasks)
     if not asked and options.shots:
         raise UserError(f"--shots {options.shots}: only a task has examples to show. Name it with --tasks")

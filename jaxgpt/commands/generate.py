@@ -22,7 +22,7 @@ from jaxgpt.evaluation import reward_model
 from jaxgpt.foreign_text import printable, shown
 from jaxgpt.generation import batching
 from jaxgpt.interop import loading
-from jaxgpt.options import command_line, settings
+from jaxgpt.options import checks, command_line
 from jaxgpt.options.config import Sampling
 from jaxgpt.runs.checkpoints import Trained
 from jaxgpt.terminal import say
@@ -63,10 +63,10 @@ def run(words: list[str]) -> int:
         raise UserError("--chat takes its prompts from what is typed: leave away --prompt, --prompts and --samples")
     if options.system and not options.chat:
         raise UserError("--system begins a chat: give --chat too, or leave it away")
-    settings.check_number(options.samples, "", "samples", positive=True)
-    settings.check_number(options.seed, "", "seed")
-    settings.check_number(options.seed + options.samples - 1, "", "seed")
-    settings.check_sampling(options.sampling, "")
+    checks.check_number(options.samples, "", "samples", positive=True)
+    checks.check_number(options.seed, "", "seed")
+    checks.check_number(options.seed + options.samples - 1, "", "seed")
+    checks.check_sampling(options.sampling, "")
     search.check(options.search, options.sampling)
     if options.chat and options.search != Search():
         raise UserError("--chat draws one free text after another: leave away what constrains or searches texts")

@@ -14,7 +14,7 @@ from jaxgpt import compilation_cache
 from jaxgpt.commands import configuration, gradcheck_as_run
 from jaxgpt.errors import RunError, UserError, reason
 from jaxgpt.models import family
-from jaxgpt.options import command_line, settings
+from jaxgpt.options import checks, command_line, settings
 from jaxgpt.options.config import Compute, Model
 from jaxgpt.proof import cases, gradcheck, objective_cases
 from jaxgpt.reports import history
@@ -105,7 +105,7 @@ def _shapes(config_name: str) -> tuple[Model, Compute, int, int]:
     if not config_name:
         return SMALL_MODEL, SMALL_COMPUTE, BATCH, LENGTH
     config = settings.read(settings.find_config(config_name))
-    settings.check(config)
+    checks.check(config)
     config = configuration.without_text(config)
     length = min(LONGEST, config.training.sequence_length)
     needed = COPIES * 8 * family(config.model).parameter_count(config.model, padded=True)

@@ -25,7 +25,7 @@ from jaxgpt.commands.batches import open_source
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.models import family
-from jaxgpt.options import command_line, settings
+from jaxgpt.options import checks, command_line, settings
 from jaxgpt.options.config import Config
 from jaxgpt.parallel import mesh
 from jaxgpt.proof import as_run_sampling, as_run_step
@@ -109,7 +109,7 @@ def _asked(words: list[str]) -> tuple[Config, str]:
             "other code of this step"
         )
     config = configuration.with_weights(config, given | command_line.named(rest))
-    settings.check(config)
+    checks.check(config)
     return config, options.output
 
 

@@ -20,7 +20,7 @@ from jaxgpt.data.sources import DATA_SETS, SHARD_TOKENS
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import detect_format, huggingface_chat
-from jaxgpt.options import command_line, settings
+from jaxgpt.options import checks, command_line, settings
 from jaxgpt.options.command_line import nearest
 from jaxgpt.terminal import command, say
 
@@ -78,7 +78,7 @@ def run(words: list[str]) -> int:
     known = "\n".join(f"  {name:18}{data_set.about}" for name, data_set in DATA_SETS.items())
     description = f"{Prepare.__doc__}\n\nData sets by name:\n{known}"
     options = command_line.read(Prepare, words, "prepare", description=description)
-    settings.check_own(options, ("vocabulary_size", "shard_tokens"), ("validation_tokens", "processes", "skip_bad"))
+    checks.check_own(options, ("vocabulary_size", "shard_tokens"), ("validation_tokens", "processes", "skip_bad"))
     if options.processes > MOST_PROCESSES:
         raise UserError(f"--processes is {options.processes:,}, and may be {MOST_PROCESSES:,} at most: a core has one")
     if not options.sources:

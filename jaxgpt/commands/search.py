@@ -18,7 +18,7 @@ from jaxgpt.generation.batching import Piece, Request, UntilStop
 from jaxgpt.generation.constrained import Constraint
 from jaxgpt.generation.sampling import only_known_tokens
 from jaxgpt.interop import loading
-from jaxgpt.options import settings
+from jaxgpt.options import checks
 from jaxgpt.options.config import Sampling
 from jaxgpt.runs.checkpoints import Trained
 from jaxgpt.terminal import say
@@ -52,9 +52,9 @@ class Search:
 
 def check(search: Search, sampling: Sampling) -> None:
     """Raises a UserError for options that don't go together, or an expression that is none."""
-    settings.check_number(search.best_of, "", "best_of", positive=True)
-    settings.check_number(search.beams, "", "beams")
-    settings.check_number(search.draft_tokens, "", "draft_tokens", positive=True)
+    checks.check_number(search.best_of, "", "best_of", positive=True)
+    checks.check_number(search.beams, "", "beams")
+    checks.check_number(search.draft_tokens, "", "draft_tokens", positive=True)
     kinds = {"--json-schema": search.json_schema, "--regex": search.regex, "--grammar": search.grammar}
     ways = {"--best-of": search.best_of > 1, "--beams": search.beams, "--draft": search.draft}
     for group in (kinds, ways):

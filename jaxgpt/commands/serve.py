@@ -18,7 +18,7 @@ from jaxgpt.generation.batching import ContinuousBatch
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.sampling import only_known_tokens
 from jaxgpt.interop import loading
-from jaxgpt.options import command_line, settings
+from jaxgpt.options import checks, command_line
 from jaxgpt.terminal import say
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def run(words: list[str]) -> int:
     """
     options = command_line.read(Serve, words, "serve")
     positive = ("slots", "waiting", "max_tokens", "texts", "connections")
-    settings.check_own(options, positive, ("per_minute", "wrong_keys"))
+    checks.check_own(options, positive, ("per_minute", "wrong_keys"))
     missing = [package for package in ("starlette", "uvicorn") if importlib.util.find_spec(package) is None]
     if missing:
         raise UserError(

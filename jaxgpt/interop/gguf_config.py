@@ -17,8 +17,8 @@ from jaxgpt.interop.gguf_header import Header
 from jaxgpt.interop.llama_config import shortest
 from jaxgpt.layers.rotary import Frequencies
 from jaxgpt.models import family
+from jaxgpt.options.checks import LARGEST
 from jaxgpt.options.config import Model
-from jaxgpt.options.settings import LARGEST
 
 ARCHITECTURE = "general.architecture"
 KNOWN = ("llama", "qwen3")

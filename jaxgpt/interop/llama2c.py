@@ -31,8 +31,8 @@ from jaxgpt.interop.llama_config import shortest
 from jaxgpt.interop.llmc import check_size, memory_map
 from jaxgpt.interop.tensors import Part, WeightSource
 from jaxgpt.models.blocks import Params
+from jaxgpt.options.checks import LARGEST
 from jaxgpt.options.config import Model
-from jaxgpt.options.settings import LARGEST
 
 HEADER = struct.Struct("<7i")
 TOKENIZER = "tokenizer.bin"  # beside the model

@@ -25,8 +25,8 @@ from jaxgpt.foreign_text import shown
 from jaxgpt.interop import gpt2_tensors, tensors
 from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models.blocks import Params
+from jaxgpt.options.checks import LARGEST
 from jaxgpt.options.config import Model
-from jaxgpt.options.settings import LARGEST
 
 HEADER_BYTES = 1024
 MODEL_MAGIC, STATE_MAGIC, TOKENIZER_MAGIC = 20240326, 20240327, 20240328

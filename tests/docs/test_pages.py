@@ -14,7 +14,7 @@ from jaxgpt.commands import gradcheck as gradcheck_command
 from jaxgpt.commands.configuration import without_text
 from jaxgpt.evaluation import descriptions
 from jaxgpt.models import gpt2
-from jaxgpt.options import settings
+from jaxgpt.options import checks, settings
 from jaxgpt.proof import cases, gradcheck, objective_cases
 from jaxgpt.proof.gradcheck import Case
 from jaxgpt.training import flops
@@ -44,7 +44,7 @@ def test_toml_on_the_pages_is_a_configuration(path, tmp_path):
             if "answer" in tomllib.loads(block):
                 descriptions.read_description(tmp_path / "shown.toml")
             else:
-                settings.check(settings.read(tmp_path / "shown.toml"))
+                checks.check(settings.read(tmp_path / "shown.toml"))
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())

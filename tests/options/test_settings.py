@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jaxgpt.commands import cli, configuration, train
 from jaxgpt.errors import UserError
-from jaxgpt.options import config
+from jaxgpt.options import checks, config
 from jaxgpt.options import settings as options
 from jaxgpt.options.config import Config
 
@@ -320,7 +320,7 @@ NUMBERS = {
 def test_a_value_that_no_run_could_use_is_refused(section, key, value, requirement):
     """The message has the option as one writes it, the value, and what would do."""
     with pytest.raises(UserError) as raised:
-        options.check(with_option(section, key, value))
+        checks.check(with_option(section, key, value))
     message = str(raised.value)
     assert message.startswith(f"{options.option(section, key)} is {value}, and must be {requirement}")
 
@@ -334,7 +334,7 @@ def test_every_number_has_a_check():
 @pytest.mark.parametrize(("section", "key"), FLOATS)
 def test_no_float_may_be_nan_or_infinite(section, key, value):
     with pytest.raises(UserError, match=options.option(section, key)):
-        options.check(with_option(section, key, value))
+        checks.check(with_option(section, key, value))
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_no_float_may_be_nan_or_infinite(section, key, value):
     ],
 )
 def test_values_at_the_edge_of_what_is_allowed_pass(section, key, value):
-    options.check(with_option(section, key, value))
+    checks.check(with_option(section, key, value))
 
 
 # Meanings

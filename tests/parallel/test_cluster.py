@@ -6,7 +6,7 @@ import types
 import pytest
 
 from jaxgpt.errors import UserError
-from jaxgpt.options import settings
+from jaxgpt.options import checks
 from jaxgpt.options.config import Config, Parallel
 from jaxgpt.parallel import cluster
 from jaxgpt.parallel.cluster import Place
@@ -192,7 +192,7 @@ def test_a_pod_without_the_client_is_told_what_to_do(variables, monkeypatch):
 )
 def test_options_that_do_not_belong_together(parallel, message):
     with pytest.raises(UserError, match=message):
-        settings.check(Config(parallel=parallel))
+        checks.check(Config(parallel=parallel))
 
 
 @pytest.mark.parametrize(
@@ -226,4 +226,4 @@ def test_open_mpi_with_a_place_that_there_cannot_be(variables):
 
 def test_more_processes_than_there_can_be():
     with pytest.raises(UserError, match=r"--parallel.processes is 2147483647, and must be at most 65536"):
-        settings.check_processes(Parallel(processes=2**31 - 1, process=0, coordinator="a:1"))
+        checks.check_processes(Parallel(processes=2**31 - 1, process=0, coordinator="a:1"))

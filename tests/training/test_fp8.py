@@ -10,7 +10,7 @@ import pytest
 from jaxgpt.data.loader import Batch
 from jaxgpt.errors import UserError
 from jaxgpt.layers import fp8 as layer
-from jaxgpt.options import settings
+from jaxgpt.options import checks
 from jaxgpt.options.config import Compute, Config, Lora, Model, Objective, Optimizer, Parallel, Training
 from jaxgpt.training import fp8, fp8_error, memory_plan, step
 from jaxgpt.training.state import init_state
@@ -184,7 +184,7 @@ def test_the_plan_has_residuals_of_8_bits_and_the_second_gradient():
 def test_what_has_no_products_of_8_bits_is_refused(config, said):
     config = changed("training", config, init_from="a")
     with pytest.raises(UserError, match=said):
-        settings.check(config)
+        checks.check(config)
 
 
 @pytest.fixture(scope="module")
