@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxgpt.data import encodings, fingerprint, manifest, token_files, tokenizers
 from jaxgpt.evaluation import task_files
-from jaxgpt.interop import gpt2_tensors, huggingface, huggingface_tokenizer, llmc, peft, tensors
+from jaxgpt.interop import gpt2_tables, huggingface, huggingface_tokenizer, llmc, peft, tensors
 from jaxgpt.models import family, lora
 from jaxgpt.options import checks, settings
 from jaxgpt.options.config import Config, Lora, Model
@@ -47,8 +47,8 @@ def written(write: Callable[[Path], object]) -> Input:
 def params(dtype: str = "float32"):
     generator = np.random.default_rng(0)
     return jax.tree.map(
-        lambda tensor: generator.normal(size=gpt2_tensors.shape(tensor, MODEL)).astype(tensors.DTYPES[dtype]),
-        gpt2_tensors.LAYOUT,
+        lambda tensor: generator.normal(size=gpt2_tables.shape(tensor, MODEL)).astype(tensors.DTYPES[dtype]),
+        gpt2_tables.LAYOUT,
     )
 
 

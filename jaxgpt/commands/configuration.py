@@ -25,7 +25,7 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import detect_format, loading
-from jaxgpt.interop.llama_config import shortest
+from jaxgpt.interop.llama_tables import shortest
 from jaxgpt.interop.tensors import AdapterSource, WeightSource
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import family, lora

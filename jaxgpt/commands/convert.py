@@ -15,7 +15,7 @@ from jaxgpt.foreign_text import shown
 from jaxgpt.interop import (
     bases,
     detect_format,
-    gpt2_tensors,
+    gpt2_tables,
     huggingface,
     huggingface_tokenizer,
     llmc,
@@ -81,7 +81,7 @@ def run(words: list[str]) -> int:
         raise UserError(f"--to peft: {shown(source.where)} has whole weights, and no adapters that could be written")
     alone = source.adapters if form == "peft" or (form == "run" and not options.merge) else None
     if form == "llmc":
-        gpt2_tensors.check(source.model)
+        gpt2_tables.check(source.model)
     elif form == "huggingface":
         huggingface.check(source.model)
     if form == "run" and source.unreadable_tokenizer and source.tokenizer is None:
