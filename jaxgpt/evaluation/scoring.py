@@ -38,8 +38,7 @@ from jaxgpt.models.blocks import Params, inputs_of
 from jaxgpt.objectives import next_token
 from jaxgpt.options.config import Config, Model
 from jaxgpt.parallel.mesh import AXIS, in_turn
-from jaxgpt.training.state import layout_of
-from jaxgpt.training.working import working
+from jaxgpt.training.state import layout_of, working
 
 SHORTEST = 32  # tokens that a sequence is padded to, at least
 CHUNK = 128  # tokens whose logits exist at once

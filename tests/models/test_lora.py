@@ -18,8 +18,7 @@ from jaxgpt.proof import objective_cases
 from jaxgpt.training import memory_plan, step
 from jaxgpt.training.device_memory import Capacity
 from jaxgpt.training.resharding import Resharding
-from jaxgpt.training.state import frozen_shapes, initial_state, layout_of
-from jaxgpt.training.working import working
+from jaxgpt.training.state import frozen_shapes, initial_state, layout_of, working
 from tests.nightly import nightly
 
 GPT2 = Model(layers=2, heads=2, width=64, context=16, vocabulary_size=50)
