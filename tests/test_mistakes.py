@@ -7,17 +7,9 @@ import pytest
 from jaxgpt.commands import cli, train
 from jaxgpt.commands.generate import Generate
 from jaxgpt.options import command_line, help_page
+from tests.small_run import TINY
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
-
-TINY = [
-    "--model.family=gpt2",
-    "--model.layers=1",
-    "--model.heads=2",
-    "--model.width=8",
-    "--model.context=16",
-    "--data.text=text.txt",
-]
 
 
 # Mistakes in the words

@@ -23,18 +23,11 @@ from jaxgpt.options.config import Checkpoint, Config, Data, Model, Run, Training
 from jaxgpt.runs import checksums
 from jaxgpt.runs.saving import Writer
 from jaxgpt.training.state import TrainState, init_state
+from tests.small_run import TINY
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
 
 MODEL = Model(layers=1, heads=2, width=8, context=16, vocabulary_size=256)
-TINY = [
-    "--model.family=gpt2",
-    "--model.layers=1",
-    "--model.heads=2",
-    "--model.width=8",
-    "--model.context=16",
-    "--data.text=text.txt",
-]
 ESCAPE = 27
 
 

@@ -14,7 +14,7 @@ from jaxgpt.commands import cli
 from jaxgpt.interop import detect_format
 from jaxgpt.models import lora
 from jaxgpt.options import settings
-from jaxgpt.runs import checkpoints, saving
+from jaxgpt.runs import checkpoints
 from jaxgpt.runs.metrics_file import read_metrics
 from tests import small_run
 
@@ -39,9 +39,8 @@ TUNED = {
 def tune(name: str, *more: str, **changes) -> small_run.Finished:
     """Trains adapters in runs/NAME; `lora_rank=4` changes an option."""
     Path("empty.toml").write_text("")
-    changed = {key.replace("_", ".", 1).replace("_", "-"): value for key, value in changes.items()}
-    options = [word for key, value in (TUNED | changed).items() for word in (f"--{key}", str(value))]
-    return small_run.run(["--config", "empty.toml", *options, *more], name)
+    words = small_run.words_of(TUNED, **changes)
+    return small_run.run(["--config", "empty.toml", *words, *more], name)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,11 +52,7 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tuned(work) -> small_run.Finished:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saving.Writer, "due", lambda self, step: step == SAVED)
-        finished = tune("tuned")
-    assert finished.status == 0, finished.errors
-    return finished
+    return small_run.saved_at(SAVED, tune, "tuned")
 
 
 def test_it_trains_adapters_alone(tuned):

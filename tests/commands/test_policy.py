@@ -13,7 +13,7 @@ import pytest
 from jaxgpt.commands import cli
 from jaxgpt.evaluation import reward_model
 from jaxgpt.interop import bases, loading
-from jaxgpt.runs import checkpoints, saving
+from jaxgpt.runs import checkpoints
 from tests import small_run
 from tests.nightly import nightly
 
@@ -52,8 +52,7 @@ def words(text):
 
 def tune(name: str, *more: str, **changes) -> small_run.Finished:
     """Trains in runs/NAME; `rollouts_answers=4` changes an option."""
-    changed = {key.replace("_", ".", 1).replace("_", "-"): value for key, value in changes.items()}
-    options = [word for key, value in (TUNED | changed).items() for word in (f"--{key}", str(value)) if word != "on"]
+    options = [word for word in small_run.words_of(TUNED, **changes) if word != "on"]
     return small_run.run(["--config", "empty.toml", *options, *more], name)
 
 
@@ -90,10 +89,7 @@ WAYS = {"grpo": {}, "ppo": PPO, "reinforce": REINFORCE}
 def learned(request):
     """The run of each way, saved in its middle too."""
     steps = WAYS[request.param].get("training_steps", TUNED["training.steps"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saving.Writer, "due", lambda self, step: step == steps // 2)
-        finished = tune(request.param, **WAYS[request.param])
-    assert finished.status == 0, finished.errors
+    finished = small_run.saved_at(steps // 2, tune, request.param, **WAYS[request.param])
     return request.param, finished
 
 
@@ -237,10 +233,7 @@ def test_adapters_draw_and_train_the_same_policy():
 def test_adapters_have_a_value_head_beside_them(capsys):
     """PPO by adapters is near its base at first, learns values, resumes to the same bits, and draws as any model."""
     options = PPO | {"lora_rank": 4, "optimizer_learning_rate": 0.05, "training_steps": 48}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saving.Writer, "due", lambda self, step: step == 24)
-        finished = tune("values", **options)
-    assert finished.status == 0, finished.errors
+    finished = small_run.saved_at(24, tune, "values", **options)
     firsts = [line for line in finished.steps if "reward" in line]
     assert [line["ratio"] for line in firsts] == pytest.approx([1] * len(firsts), abs=1e-5)
     assert firsts[0]["kl_of_answer"] == pytest.approx(0, abs=1e-5)

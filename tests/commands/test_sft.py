@@ -13,7 +13,7 @@ import pytest
 from jaxgpt.commands import cli
 from jaxgpt.generation import batching
 from jaxgpt.interop import loading
-from jaxgpt.runs import checkpoints, saving
+from jaxgpt.runs import checkpoints
 from tests import small_run
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -36,9 +36,7 @@ TUNED = {
 
 def tune(name: str, *more: str, **changes) -> small_run.Finished:
     """Trains in runs/NAME; `lora_rank=4` changes an option."""
-    changed = {key.replace("_", ".", 1).replace("_", "-"): value for key, value in changes.items()}
-    options = [word for key, value in (TUNED | changed).items() for word in (f"--{key}", str(value))]
-    return small_run.run([*options, *more], name)
+    return small_run.run([*small_run.words_of(TUNED, **changes), *more], name)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,11 +53,7 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tuned(work) -> small_run.Finished:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saving.Writer, "due", lambda self, step: step == SAVED)
-        finished = tune("tuned")
-    assert finished.status == 0, finished.errors
-    return finished
+    return small_run.saved_at(SAVED, tune, "tuned")
 
 
 def test_the_loss_is_of_the_answers_alone_and_falls(tuned):

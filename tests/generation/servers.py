@@ -8,10 +8,13 @@ import time
 import urllib.error
 import urllib.request
 
+import jax
 import pytest
 
 from jaxgpt.data import chat_templates, tokenizers
 from jaxgpt.generation import api
+from jaxgpt.models import gpt2
+from jaxgpt.options.config import Model
 
 MISSING = "not installed: the extra test has it"
 pytest.importorskip("uvicorn", reason=f"uvicorn is {MISSING}")
@@ -24,6 +27,13 @@ KEY = "a key"
 NAME = "tiny"
 SERVED = api.Served(NAME, BYTES, 256, api.Limits(64, 60, 8))
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+def params_of(model: Model) -> gpt2.Params:
+    """Random weights whose texts are ASCII for the most part, since only the first tokens' embeddings are large."""
+    params = jax.tree.map(lambda array: 10 * array, gpt2.init(model, jax.random.key(0)))
+    token = params.embedding.token.at[128:].multiply(0.1)
+    return params._replace(embedding=params.embedding._replace(token=token))
 
 
 @contextlib.contextmanager

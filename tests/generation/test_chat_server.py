@@ -13,10 +13,9 @@ from jaxgpt.generation import api, batching, chat_api, tool_calls
 from jaxgpt.generation.batching import ContinuousBatch
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.worker import Worker
-from jaxgpt.models import gpt2
 from jaxgpt.options.config import Compute, Model, Sampling
 from tests import whole
-from tests.generation.servers import BYTES, KEY, MISSING, NAME, listening
+from tests.generation.servers import BYTES, KEY, MISSING, NAME, listening, params_of
 
 openai = pytest.importorskip("openai", reason=f"openai is {MISSING}")
 pytest.importorskip("llguidance", reason=f"llguidance is {MISSING}")
@@ -52,10 +51,7 @@ SCHEMA = {
 
 @pytest.fixture(scope="module")
 def params():
-    """Its texts are ASCII for the most part, since only the first tokens' embeddings are large."""
-    params = jax.tree.map(lambda array: 10 * array, gpt2.init(MODEL, jax.random.key(0)))
-    token = params.embedding.token.at[128:].multiply(0.1)
-    return params._replace(embedding=params.embedding._replace(token=token))
+    return params_of(MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from jaxgpt.models.blocks import RECOMPUTE_LEVELS
 from jaxgpt.options.config import SPIKE_WINDOW, Compute, Config, Model, Training
 from jaxgpt.training import device_memory, fit, memory_plan, step
 from jaxgpt.training.device_memory import Capacity
+from tests import small_run
 from tests.nightly import nightly
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -223,15 +224,7 @@ def test_a_refusal_where_nothing_fits():
 # In a run
 
 
-TINY = [
-    "--model.family=gpt2",
-    "--model.layers=1",
-    "--model.heads=2",
-    "--model.width=8",
-    "--model.context=16",
-    "--data.text=text.txt",
-]
-TINY += ["--training.steps=1", "--sampling.tokens=1", "--data.tokenizer=bytes"]
+TINY = [*small_run.TINY, "--training.steps=1", "--sampling.tokens=1", "--data.tokenizer=bytes"]
 
 
 def test_a_run_prints_its_plan_and_keeps_it(work, capsys):
