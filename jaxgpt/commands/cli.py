@@ -6,7 +6,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -181,9 +181,8 @@ def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
         from jaxgpt.runs import folder
     given = named | in_file
     if asked.plan_for:
-        return plan(
-            replace(config, run=replace(config.run, name=config.run.name or path.stem)), asked.plan_for, given, words
-        )
+        config = settings.changed(config, run={"name": config.run.name or path.stem})
+        return plan(config, asked.plan_for, given, words)
     with processes.together(config.parallel), errors.out_of_memory_told():  # before JAX sees its devices for weights
         if not config.run.name:
             text = Path(config.data.text).stem if "data.text" in named else ""

@@ -222,8 +222,8 @@ def _loss(model: Trained, options: Evaluate) -> Iterator[tuple[Loss, float]]:
     length = config.training.sequence_length
     compute, _ = choose_attention(config.model, config.compute, length)
     sequences = options.batch_size * mesh.make(config.parallel).size
-    training = dataclasses.replace(config.training, batch_size=sequences, evaluation_batches=options.limit)
-    config = dataclasses.replace(config, compute=compute, training=training)
+    training = {"batch_size": sequences, "evaluation_batches": options.limit}
+    config = settings.changed(config, compute=compute, training=training)
     loss = make_validation_loss(config, tokens, length)(model.params)
     bits = loss * bits_per_byte_of_one_nat(config, tokens, length, tokenizer)
     count = target_count(config, tokens, length)
@@ -241,8 +241,7 @@ def _validation_split(model: Trained, name: str) -> Tokens:
     if not (name or known or ours):
         raise UserError("--run: its checkpoint doesn't say on which text it was trained. Name one with --data")
     if name:
-        options = dataclasses.replace(config.data, text=name, mixture="", tokenizer=model.tokenizer.name)  # type: ignore[arg-type]
-        config = dataclasses.replace(config, data=options)
+        config = settings.changed(config, data={"text": name, "mixture": "", "tokenizer": model.tokenizer.name})
     elif not ours:  # a path, to be read as data: of use only where the checkpoint has its fingerprint
         say(f"text      {shown(text)}, as the run's config.toml names it")
     data, _ = configuration.complete(config, model.tokenizer if isinstance(model.tokenizer, HuggingFace) else None)

@@ -15,7 +15,6 @@ by the bytes that the text has. With ℓ the mean loss of the targets, in nats,
 A token's bytes are its own, also where it is a part of a character; the end of a text has none.
 """
 
-import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +36,7 @@ from jaxgpt.models import family, with_scalar
 from jaxgpt.models.blocks import Params, inputs_of
 from jaxgpt.objectives import next_token
 from jaxgpt.options.config import Config, Model
+from jaxgpt.options.settings import changed
 from jaxgpt.parallel.mesh import AXIS, in_turn
 from jaxgpt.training.state import layout_of, working
 
@@ -81,7 +81,7 @@ def make_scorer(config: Config, batch_size: int, frozen: Any = None) -> Scorer:
     context. Each device scores `batch_size` sequences at once.
     """
     # The attention that takes any length.
-    config = dataclasses.replace(config, compute=dataclasses.replace(config.compute, attention="blocks"))
+    config = changed(config, compute={"attention": "blocks"})
     model, layout = config.model, layout_of(config)
 
     def batch_scores(

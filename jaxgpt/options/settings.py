@@ -113,12 +113,13 @@ def read_resumed(run: Path) -> Config:
     if not files.exists(path):
         raise UserError(f"--resume {shown(run)}: not a run's folder (it has no config.toml){runs_near(run)}")
     config = _config(path, files.read_toml(path, within=run))
-    named = {"folder": str(run.parent), "name": run.name, "resume": "always"}
-    own = dataclasses.replace(config.run, **named, overwrite=False, trackers="", compilation_cache="")
-    parallel = dataclasses.replace(config.parallel, processes=0, process=-1, coordinator="")
-    reward = "" if config.objective.rewarded_by_a_program else config.objective.reward
-    objective = dataclasses.replace(config.objective, reward=reward)
-    return dataclasses.replace(config, run=own, parallel=parallel, objective=objective)
+    own = {"folder": str(run.parent), "name": run.name, "resume": "always", "overwrite": False}
+    return changed(
+        config,
+        run=own | {"trackers": "", "compilation_cache": ""},
+        parallel={"processes": 0, "process": -1, "coordinator": ""},
+        objective={"reward": "" if config.objective.rewarded_by_a_program else config.objective.reward},
+    )
 
 
 def _config(path: Path, tables: dict[str, Any]) -> Config:
@@ -179,6 +180,18 @@ def _value(where: str, expected: Any, value: Any) -> Any:
 def option(section: str, key: str) -> str:
     """Returns the name of an option on the command line; `section` is empty for the options of a command's own."""
     return f"--{section}.{key}".replace("--.", "--").replace("_", "-")
+
+
+def changed(config: Config, **sections: Any) -> Config:
+    """Returns the configuration with some options of some sections changed, or with other sections.
+
+    `changed(config, model=other, compute={"layers": "scanned"})` takes another model, and one other option.
+    """
+    parts = {
+        name: dataclasses.replace(getattr(config, name), **new) if isinstance(new, dict) else new
+        for name, new in sections.items()
+    }
+    return dataclasses.replace(config, **parts)
 
 
 class Difference(NamedTuple):

@@ -7,7 +7,6 @@ checkpoints/STEP/SHA256SUMS   written last: a checkpoint without it was not fini
 """
 
 import contextlib
-import dataclasses
 import functools
 import gc
 import logging
@@ -183,8 +182,7 @@ def load(run: Path, devices: int = 0, merged: Callable[[Params, Found], Params] 
     if merged:
         params = merged(params, found)
     # Scanned layers: one is compiled and not all of them, since there is a program for each length.
-    compute = dataclasses.replace(config.compute, layers="scanned")
-    config = dataclasses.replace(config, model=model_of(found.about), compute=compute, parallel=parallel)
+    config = settings.changed(config, model=model_of(found.about), compute={"layers": "scanned"}, parallel=parallel)
     if everywhere.mesh.size > 1:
         params = jax.device_put(params, everywhere)
     return Trained(config, params, tokenizer_of(found), found.about)

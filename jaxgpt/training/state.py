@@ -1,6 +1,5 @@
 """The train state: its fields, its first value, its layout on the devices, and what the model computes with."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from jaxgpt.models import family, lora, with_scalar
 from jaxgpt.models.blocks import Adapters, Context, Params, arrange, as_matrices
 from jaxgpt.optimizers import adamw
 from jaxgpt.options.config import Config
+from jaxgpt.options.settings import changed
 from jaxgpt.parallel import mesh
 from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import fp8, host_memory, spikes
@@ -173,7 +173,7 @@ def random_params(config: Config) -> Params:
 
 def _without_recompute(config: Config) -> Config:
     """Sets recompute to "none": at any level the first state is the same, and so are the programs that make it."""
-    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, recompute="none"))
+    return changed(config, compute={"recompute": "none"})
 
 
 @functools.lru_cache

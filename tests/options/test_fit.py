@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from jaxgpt.errors import UserError
-from jaxgpt.options import fit
+from jaxgpt.options import fit, settings
 from jaxgpt.options.config import Compute, Config, Objective
 
 
@@ -70,5 +70,5 @@ def test_without_fit_only_auto_is_free():
 
 
 def test_the_options_in_words():
-    changed = fit.changed(Config(), training=fit.split(Config(), 2), parallel={"zero": 1})
+    changed = settings.changed(Config(), training=fit.split(Config(), 2), parallel={"zero": 1})
     assert fit.words(Config(), changed) == "--parallel.zero 1 --training.batch-size 2 --training.micro-batches 4"

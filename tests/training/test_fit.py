@@ -14,6 +14,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.models.blocks import RECOMPUTE_LEVELS
 from jaxgpt.options import fit as options
 from jaxgpt.options.config import Compute, Config, Model, Parallel, Training
+from jaxgpt.options.settings import changed
 from jaxgpt.parallel import processes
 from jaxgpt.training import estimate, fit, memory_plan, step
 from jaxgpt.training.candidates import Candidate, Place, _micro_batches, candidates, open_options
@@ -35,7 +36,7 @@ FOUR = Place(4, gpu=True, hosts=True, speeds=H100)
 
 
 def kept(*names: str, **sections) -> Config:
-    return options.changed(CONFIG, compute={"fit_keeps": names, **sections.pop("compute", {})}, **sections)
+    return changed(CONFIG, compute={"fit_keeps": names, **sections.pop("compute", {})}, **sections)
 
 
 # Candidates
@@ -71,8 +72,8 @@ def test_micro_batches_are_all_that_divide():
         sequences, validated = batch_size * micro_batches, batch_size * batches
         all_sizes = range(sequences, 0, -1)
         sizes = [size for size in all_sizes if sequences % size == validated % size == size % devices == 0]
-        assert _micro_batches(options.changed(CONFIG, training=cut), devices) == sizes
-    huge = options.changed(CONFIG, training={"batch_size": 2**31 - 1, "micro_batches": 1, "evaluation_batches": 1})
+        assert _micro_batches(changed(CONFIG, training=cut), devices) == sizes
+    huge = changed(CONFIG, training={"batch_size": 2**31 - 1, "micro_batches": 1, "evaluation_batches": 1})
     assert _micro_batches(huge, 1) == [2**31 - 1, 1]
 
 
@@ -81,7 +82,7 @@ def test_a_search_traces_the_parameters_a_few_times(monkeypatch):
     traced = []
     whole = estimate.layout_without_devices
     monkeypatch.setattr(estimate, "layout_without_devices", lambda *args: traced.append(args) or whole(*args))
-    muon = options.changed(CONFIG, optimizer={"name": "muon", "momentum": 0.9})  # of no other test
+    muon = changed(CONFIG, optimizer={"name": "muon", "momentum": 0.9})  # of no other test
     candidates(muon, ONE)
     assert len(traced) <= 4
 
@@ -102,7 +103,7 @@ def test_one_device_has_nothing_to_shard_and_a_cpu_no_other_memory():
 
 def test_reproducible_runs_stay_so():
     """Eight virtual shards in every micro-batch, and nothing sharded."""
-    config = options.changed(CONFIG, parallel={"reproducible": True})
+    config = changed(CONFIG, parallel={"reproducible": True})
     found = candidates(config, FOUR)
     assert {one.config.parallel.zero for one in found} == {0}
     assert all(one.config.training.batch_size % 8 == 0 for one in found)
@@ -112,12 +113,12 @@ def test_what_costs_time_costs_time():
     """More micro-batches, levels, chunks, stages and transfers take longer, all else the same."""
     seconds = functools.partial(step_seconds, devices=4, speeds=H100)
     plain = seconds(CONFIG)
-    assert plain < seconds(options.changed(CONFIG, training=options.split(CONFIG, 4)))
-    assert plain < seconds(options.changed(CONFIG, compute={"classifier_chunk": 32}))
-    assert plain < seconds(options.changed(CONFIG, parallel={"moments": "host"}))
-    levels = [seconds(options.changed(CONFIG, compute={"recompute": level})) for level in RECOMPUTE_LEVELS]
+    assert plain < seconds(changed(CONFIG, training=options.split(CONFIG, 4)))
+    assert plain < seconds(changed(CONFIG, compute={"classifier_chunk": 32}))
+    assert plain < seconds(changed(CONFIG, parallel={"moments": "host"}))
+    levels = [seconds(changed(CONFIG, compute={"recompute": level})) for level in RECOMPUTE_LEVELS]
     assert levels == sorted(levels)
-    stages = [seconds(options.changed(CONFIG, parallel={"zero": zero})) for zero in (2, 3)]
+    stages = [seconds(changed(CONFIG, parallel={"zero": zero})) for zero in (2, 3)]
     assert plain < stages[0] < stages[1]
 
 
@@ -206,7 +207,7 @@ def programs_of_this_file():
     compile_step = functools.cache(step.compile_step)
     plain = {"fit": "", "fit_keeps": ()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "compile_step", lambda config: compile_step(options.changed(config, compute=plain)))
+        patch.setattr(step, "compile_step", lambda config: compile_step(changed(config, compute=plain)))
         yield
 
 
@@ -216,7 +217,7 @@ def total(config: Config) -> int:
 
 def test_the_choice_is_the_program_that_runs():
     """The plan's total is that of the compiled program, to the byte, and within what there is."""
-    room = total(options.changed(CONFIG, training=options.split(CONFIG, 16)))
+    room = total(changed(CONFIG, training=options.split(CONFIG, 16)))
     found = fit.prepare(CONFIG, Capacity(room, "--compute.fit"))
     memory: Any = found.program.memory_analysis()
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.generated_code_size_in_bytes
@@ -253,15 +254,15 @@ def test_the_capacity(monkeypatch, platform):
     there = 2 * 10**9 - (fit.OF_A_CPU if platform == "cpu" else 0)
     assert fit.capacity(CONFIG) == Capacity(970_000_000, "97% of --compute.fit")
     for size in ("5GB", "device"):
-        config = options.changed(CONFIG, compute={"fit": size})
+        config = changed(CONFIG, compute={"fit": size})
         assert fit.capacity(config) == Capacity(int(0.97 * there), "97% of what there is")
-    assert fit.capacity(options.changed(CONFIG, compute={"fit": ""})).bytes == 2 * 10**9
+    assert fit.capacity(changed(CONFIG, compute={"fit": ""})).bytes == 2 * 10**9
 
 
 def test_moments_are_counted_as_the_state_has_them(monkeypatch):
     """Of an optimizer with one moment, or others, by their shapes."""
     one = memory_plan.measure(CONFIG, 1)
-    sizes = memory_plan.measure(options.changed(CONFIG, parallel={"zero": 1}), 4)
+    sizes = memory_plan.measure(changed(CONFIG, parallel={"zero": 1}), 4)
     assert one.moments == 2 * one.parameters
     assert sizes.parameters == pytest.approx(one.parameters / 4, rel=0.01)
     memory_plan._of_parameters.cache_clear()
@@ -278,7 +279,7 @@ def test_several_devices_may_shard():
     """On simulated devices, with a real program: what fits at no stage 0 is sharded."""
     config = kept("training.micro_batches", "compute.recompute", "compute.classifier_chunk")
     config = dataclasses.replace(config, parallel=Parallel(devices=2))
-    room = total(options.changed(config, parallel={"zero": 1}))
+    room = total(changed(config, parallel={"zero": 1}))
     found = fit.prepare(config, Capacity(room, "--compute.fit"))
     assert found.config.parallel.zero >= 1
     assert found.plan.total <= room
