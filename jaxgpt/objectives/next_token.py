@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from jaxgpt.data.loader import Batch
 from jaxgpt.layers import cross_entropy, unembedding
 from jaxgpt.layers.numerics import accumulation_dtype
-from jaxgpt.models.blocks import NO_AUX, Aux, Context, Params, inputs_of
+from jaxgpt.models.blocks import Context, Params, inputs_of
 from jaxgpt.options.config import IN_DATA, Config
 
 __all__ = ["Batch", "count", "loss", "loss_and_grads", "shapes"]
@@ -43,7 +43,7 @@ def loss(
     """Returns the mean loss of this batch's targets, in nats; with `scale`, `scale` times their sum."""
     x, _, aux = family.features(params, inputs_of(batch.tokens, context.model, batch.starts), context)
     value, _ = _classify(family, params, x, batch, context, _scale(batch, scale))
-    return _with_aux(value, aux, batch, scale)
+    return aux.added(value, {}, _share(batch, scale))[0]
 
 
 def loss_and_grads(
@@ -59,7 +59,7 @@ def loss_and_grads(
     dhead, dx = unembedding.backward(classifier)
     share = _share(batch, scale)
     grads = family.features_backward(params, residuals, dx, dhead, share, context)
-    return _with_aux(value, aux, batch, scale), _metrics(aux, share), grads
+    return *aux.added(value, {}, share), grads
 
 
 def _scale(batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""]:
@@ -69,14 +69,6 @@ def _scale(batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""]:
 def _share(batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""] | float:
     """Returns this batch's share of all targets, by which the family's own loss is weighted."""
     return 1.0 if scale is None else scale * count(batch)
-
-
-def _with_aux(value: Float[Array, ""], aux: Aux, batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""]:
-    return value if aux is NO_AUX else value + _share(batch, scale) * aux.loss
-
-
-def _metrics(aux: Aux, share: Float[Array, ""] | float) -> dict[str, Any]:
-    return {name: share * value for name, value in dict(aux.metrics).items()}
 
 
 def _classify(

@@ -143,12 +143,10 @@ def _there(batch: Batch) -> Bool[Array, " B"]:
 def results(found: Margins, batch: Batch, aux: Aux, scale: Float[Array, ""]) -> tuple[Float[Array, ""], dict[str, Any]]:
     """Returns the loss, and the metrics: the share of pairs that the rewards put in order, the rewards, and aux's."""
     chosen, rejected = (jnp.where(_there(batch), found.rewards[:, side], 0) for side in (CHOSEN, REJECTED))
-    share = _share(batch, scale)
     metrics = {
         "accuracy": scale * jnp.sum(chosen > rejected),
         "margin": scale * jnp.sum(chosen - rejected),
         "chosen_reward": scale * jnp.sum(chosen),
         "rejected_reward": scale * jnp.sum(rejected),
     }
-    metrics |= {name: share * value for name, value in dict(aux.metrics).items()}
-    return scale * jnp.sum(found.losses) + share * aux.loss, metrics
+    return aux.added(scale * jnp.sum(found.losses), metrics, _share(batch, scale))
