@@ -26,7 +26,7 @@ from jaxgpt.evaluation.interface import Engine, Options, Result, Subject, drawer
 from jaxgpt.evaluation.scoring import bits_per_byte_of_one_nat, make_scorer, make_validation_loss, target_count
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import loading
-from jaxgpt.kernels.choose import choose_attention
+from jaxgpt.kernels.choose import anew, choose_attention
 from jaxgpt.options import command_line, settings
 from jaxgpt.options.config import Sampling
 from jaxgpt.parallel import mesh
@@ -222,7 +222,7 @@ def _loss(model: Trained, options: Evaluate) -> Iterator[tuple[Loss, float]]:
     else:
         tokens = _validation_split(model, data)
     length = config.training.sequence_length
-    compute, _ = choose_attention(config.model, config.compute, length)
+    compute, _ = choose_attention(config.model, anew(config.compute), length)
     sequences = options.batch_size * mesh.make(config.parallel).size
     training = dataclasses.replace(config.training, batch_size=sequences, evaluation_batches=options.limit)
     config = dataclasses.replace(config, compute=compute, training=training)

@@ -126,6 +126,9 @@ class Compute:
     attention: Literal["auto", "blocks", "cudnn", "pallas"] = "auto"
     """cuDNN's fused kernel (an NVIDIA GPU, bfloat16), or blocks of queries; auto takes the kernel where it can run.
     "pallas" is the project's own fused kernels, which also take float32 and documents; no GPU has run them yet."""
+    kernels: Literal["xla", "pallas"] = "xla"
+    """Kernels of the norms and of the classifier's softmax: XLA's, or the project's own fused kernels, which need an
+    NVIDIA GPU and read and write less memory; no GPU has run them yet."""
     attention_block: int = 256
     """Number of queries whose attention scores exist at once, where attention runs in blocks."""
     recompute: Literal["none", "gelu", "norms", "projection", "block", "auto"] = "norms"

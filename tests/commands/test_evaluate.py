@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import jax
@@ -110,6 +111,24 @@ def test_evaluate_finds_what_training_found(work, capsys):
     assert f"hellaswag: accuracy {task['accuracy']:.4f} ± {task['standard_error']:.4f}, norm " in out
     written = json.loads(Path("out.json").read_text())
     assert written == {**{key: task[key] for key in task if key != "by"}, "run": "runs/a", "data": "tasks.jsonl"}
+
+
+def test_a_run_of_a_device_with_other_kernels(work, capsys):
+    """Its loss, a task and text of it, by the kernels that there are here."""
+    path = Path("runs/a/config.toml")
+    before = path.read_text()
+    changed = re.sub('(attention|kernels) = "(auto|xla)"', r'\1 = "pallas"', before)
+    assert changed.count('"pallas"') == 2
+    path.write_text(changed)
+    try:
+        assert cli.main(["evaluate", "--run", "runs/a"]) == 0
+        task = ["--task", "hellaswag", "--data", "tasks.jsonl", "--limit", "2"]
+        assert cli.main(["evaluate", "--run", "runs/a", *task]) == 0
+        assert cli.main(["generate", "--run", "runs/a", "--tokens", "2"]) == 0
+        assert cli.main(["--resume", "runs/a", "--training.steps", "3"]) == 2
+        assert "pallas can't run here" in capsys.readouterr().err
+    finally:
+        path.write_text(before)
 
 
 def test_of_another_text(work, capsys):

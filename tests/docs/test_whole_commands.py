@@ -100,7 +100,7 @@ NOT_RUN = {
     "pytest": "they are these tests",
     "benchmarks.serving": "fails where the machine is slow",
     "docs.site.configuration": "writes a page here; tests/docs/test_pages.py compares it",
-    "compare_attentions.py": "needs a GPU",
+    "compare_kernels.py": "needs a GPU",
     "benchmarks.gpu_program": "needs JAX's CUDA plugin; tests/test_gpu_program.py runs it",
     "gpu_check.sh": "tests/test_gpu_check.py runs it, small",
     **dict.fromkeys(

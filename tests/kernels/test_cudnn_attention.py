@@ -28,7 +28,7 @@ from jaxgpt.models.blocks import arrange
 from jaxgpt.options.config import Compute, Model
 from tests import whole
 
-SCRIPT = Path(__file__).with_name("compare_attentions.py")
+SCRIPT = Path(__file__).with_name("compare_kernels.py")
 specification = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
 assert specification is not None
 assert specification.loader is not None
@@ -255,6 +255,13 @@ def test_output_is_forwards(reference, quick_compilation, layer):
     q, k, v = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 5, 3, 4)), jnp.float32)
     out, residuals = layer.forward(q, k, v, block=2)
     np.testing.assert_array_equal(layer.output(residuals), out)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", compare.FLOAT32_LIMIT), ("bfloat16", compare.LIMIT)])
+def test_norms_and_softmax_in_pallas_are_within_the_limit_for_the_gpu(dtype, limit):
+    errors = {**compare.norm_errors((37, 96), dtype), **compare.softmax_errors((37, 96), dtype)}
+    assert len(errors) == 4 + 3 + 2
+    assert all(error < limit for error in errors.values()), errors
 
 
 # On a GPU

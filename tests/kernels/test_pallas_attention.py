@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from jaxgpt.kernels import pallas_attention
 from jaxgpt.layers import attention
@@ -17,6 +17,7 @@ from jaxgpt.options.config import Compute, Model
 from jaxgpt.proof import gradcheck
 from jaxgpt.proof.inputs import document_starts
 from tests import whole
+from tests.kernels.triton_calls import H100, calls, deprecated, lowered
 from tests.proof import test_mutations as mutation
 
 NAMES = ("out", "logsumexp", "dq", "dk", "dv")
@@ -28,9 +29,6 @@ SHAPES = [
     (1, 70, 3, 1, 8, False, 33),
     (2, 48, 2, 2, 16, True, 17),
 ]
-TARGET = "__gpu$xla.gpu.triton"
-# JAX says so when it compiles a kernel, from 0.11 on.
-deprecated = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 
 
 @pytest.fixture
@@ -145,20 +143,6 @@ def test_gpt2_of_documents_equals_blocks(quick_compilation, recompute):
 
 
 # What is handed to XLA for a GPU. There a kernel's name is in the call.
-
-
-H100 = AbstractDevice("NVIDIA H100", 132, "gpu")  # which Pallas asks for from JAX 0.11 on
-
-
-def lowered(function, *shapes):
-    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=H100)):
-        return jax.jit(function).trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
-
-
-def calls(text):
-    """The kernel's name and the operands of each call."""
-    found = re.findall(rf'custom_call @{re.escape(TARGET)}\((.*?)\).*?name = "(\w+)"', text)
-    return [(name, operands.split(", ")) for operands, name in found]
 
 
 def both(q, k, v, dout):
