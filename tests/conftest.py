@@ -1,6 +1,5 @@
 """What holds for every test: the CPU, exact products, shape annotations that are checked, and the float64 switch."""
 
-import contextlib
 import gc
 import os
 import pathlib
@@ -25,7 +24,7 @@ if jax.__version_info__ < (0, 11):
 CACHE = tempfile.TemporaryDirectory(prefix="jaxgpt-tests-")  # until the tests' process ends
 os.environ["XDG_CACHE_HOME"] = CACHE.name
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_disable_most_optimizations", True)  # programs compile in half the time, and run slower
 jax.config.update("jax_enable_compilation_cache", False)
 
 # Every call of a function of these packages has its arguments' and its results' shapes and dtypes checked. It works on
@@ -57,15 +56,6 @@ def one_device_by_default():
         yield
 
 
-@contextlib.contextmanager
-def few_optimizations():
-    """Programs that are compiled twice as fast as they would be, and run slower."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture
 def all_optimizations():
     """Programs as users compile them, for the length of a test: of bits that are to be the same in several programs."""
@@ -73,20 +63,6 @@ def all_optimizations():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture
-def quick_compilation():
-    """`few_optimizations` for the length of a test."""
-    with few_optimizations():
-        yield
-
-
-@pytest.fixture(scope="module")
-def quickly_compiled():
-    """`few_optimizations` for the length of a module, its own fixtures included."""
-    with few_optimizations():
-        yield
 
 
 @pytest.fixture
@@ -98,7 +74,7 @@ def not_under_nohup():
 
 
 @pytest.fixture
-def x64(quick_compilation):
+def x64():
     """64-bit numbers for the length of a test; without it a test sees JAX as users run it, in 32 bits."""
     with jax.enable_x64(True):
         yield

@@ -8,7 +8,7 @@ from jaxgpt.commands import cli, train
 from jaxgpt.commands.generate import Generate
 from jaxgpt.options import command_line, help_page
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
+pytestmark = pytest.mark.usefixtures("work")
 
 TINY = [
     "--model.family=gpt2",

@@ -14,9 +14,6 @@ from benchmarks import step_profile as profile
 from jaxgpt.layers import gelu, linear
 from jaxgpt.options.config import Compute, Config, Model, Training
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
-
 PROGRAM = """
 HloModule jit_train_step
 

@@ -24,7 +24,7 @@ from jaxgpt.runs import checksums
 from jaxgpt.runs.saving import Writer
 from jaxgpt.training.state import TrainState, init_state
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
+pytestmark = pytest.mark.usefixtures("work")
 
 MODEL = Model(layers=1, heads=2, width=8, context=16, vocabulary_size=256)
 TINY = [

@@ -28,7 +28,7 @@ from jaxgpt.training.resharding import Resharding
 from tests import whole
 from tests.interop.weights import assert_same_bits, random_params
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
+pytestmark = pytest.mark.usefixtures("work")
 
 MODEL = Model(layers=2, heads=2, width=12, context=8, vocabulary_size=256)
 TRAIN = ["--data.text=text.txt", "--training.steps=2", "--sampling.tokens=2", "--init-from", "hf"]

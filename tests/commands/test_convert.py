@@ -20,8 +20,6 @@ from jaxgpt.runs import resuming
 from jaxgpt.runs.folder import RunFolder
 from tests.interop.weights import assert_same_bits, random_params
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODEL = Model(layers=2, heads=2, width=8, context=8, vocabulary_size=256)
 
 

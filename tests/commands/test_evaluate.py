@@ -20,8 +20,6 @@ from jaxgpt.runs import checkpoints, metrics_file
 from jaxgpt.runs.metrics_file import read_metrics
 from tests.evaluation.test_multiple_choice import ROWS, written
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 OPTIONS = {
     "--model.layers": "1",
     "--model.heads": "2",

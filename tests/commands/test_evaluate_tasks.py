@@ -14,8 +14,6 @@ from jaxgpt.parallel import processes
 from tests import small_run
 from tests.evaluation.task_folders import INSTRUCTED, SUMS, write_core, write_described, write_lines
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 TASKS = "gsm8k=gsm8k.jsonl,core=bundle,ifeval=ifeval.jsonl"
 CORE = ["core/arc_easy", "core/copa", "core/winograd", "core/squad", "core/lambada_openai", "core"]
 OPTIONS = {

@@ -17,8 +17,6 @@ from jaxgpt.training import fit, resharding
 from tests import small_run
 from tests.small_run import run
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 ROOT = Path(cli.__file__).resolve().parents[2]
 OPTIONS = {"training.steps": 3, "training.batch-size": 8, "sampling.tokens": 4, "training.evaluation-batches": 2}
 MEMORY = Path("/sys/fs/cgroup/memory")  # of Linux's control groups, version 1

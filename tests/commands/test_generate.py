@@ -20,8 +20,6 @@ from jaxgpt.models import gpt2
 from jaxgpt.options.config import Config, Model, Sampling
 from jaxgpt.runs.checkpoints import Trained
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODEL = Model(layers=1, heads=2, width=16, context=32, vocabulary_size=256)
 BYTES = tokenizers.make("bytes", "")
 OPTIONS = Sampling(tokens=6, temperature=1.0)

@@ -14,8 +14,6 @@ from jaxgpt.models import family
 from jaxgpt.options import settings
 from jaxgpt.proof import cases, objective_cases
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 @pytest.fixture
 def one_layer(monkeypatch):

@@ -17,8 +17,6 @@ from jaxgpt.reports.history import History
 from jaxgpt.runs import verdict
 from tests.reports.runs import HOSTILE
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 CONFIG = Config(
     model=Model(layers=1, heads=2, width=8, context=4),
     compute=Compute(recompute="none"),

@@ -19,8 +19,6 @@ from jaxgpt.options.objective import Objective
 from jaxgpt.runs.metrics_file import read_metrics
 from tests import small_run
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 ROOT = Path(cli.__file__).resolve().parents[2]
 OPTIONS = {"training.steps": 3, "training.evaluate-every": 0, "sampling.tokens": 4, "run.report": None}
 UNNAMED = [

@@ -18,8 +18,6 @@ from jaxgpt.runs import checkpoints, saving
 from jaxgpt.runs.metrics_file import read_metrics
 from tests import small_run
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 BASE = {"model.width": 64, "training.steps": 4, "training.evaluate-every": 0, "sampling.tokens": 4}
 STEPS, SAVED = 6, 3
 TUNED = {

@@ -17,8 +17,6 @@ from jaxgpt.runs import checkpoints, saving
 from tests import small_run
 from tests.nightly import nightly
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 BASE = {"model.width": 32, "model.context": 80, "data.tokenizer": "bytes", "training.steps": 30,
         "training.evaluate-every": 0, "sampling.tokens": 4}  # fmt: skip
 TUNED = {

@@ -16,8 +16,6 @@ from jaxgpt.interop import loading
 from jaxgpt.runs import checkpoints, saving
 from tests import small_run
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 BASE = {"model.width": 64, "model.context": 96, "data.tokenizer": "bytes", "training.steps": 2,
         "training.evaluate-every": 0, "sampling.tokens": 4}  # fmt: skip
 STEPS, SAVED = 60, 30

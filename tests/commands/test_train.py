@@ -26,8 +26,6 @@ from jaxgpt.training import step as train_step
 from tests import small_run
 from tests.small_run import Finished, run
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 ROOT = Path(cli.__file__).resolve().parents[2]
 STEPS = 20
 TOKENS = 4 * 16  # of one step

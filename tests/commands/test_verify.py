@@ -39,7 +39,7 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def computed(state, quickly_compiled):
+def computed(state):
     return verify.computed(random_params(), state, MODEL)
 
 

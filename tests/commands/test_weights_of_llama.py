@@ -13,7 +13,7 @@ from jaxgpt.options import settings
 from jaxgpt.runs import checksums
 from tests.interop.weights import LLAMA, assert_same_bits, random_params
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
+pytestmark = pytest.mark.usefixtures("work")
 
 MODEL = dataclasses.replace(LLAMA, vocabulary_size=256, context=16)
 MODELS = {

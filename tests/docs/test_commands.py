@@ -28,8 +28,6 @@ from jaxgpt.options.config import Config
 from tests.docs import world
 from tests.docs.commands import ROOT, Command, Line, commands, lines, trains
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 # Programs of others, which need what isn't here; what of the line is ours is checked where there is any.
 ELSEWHERE = {
     "ssh": "needs another machine",

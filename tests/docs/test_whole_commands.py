@@ -136,7 +136,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(folder, quickly_compiled):
+def trained(folder):
     """The same with runs/NAME, whose numbers went to TensorBoard too."""
     pytest.importorskip("tensorboardX", reason="numbers are written by the trackers extra")
     more = ["--data.text=book.txt", "--run.name=NAME", "--run.trackers=tensorboard"]

@@ -20,8 +20,6 @@ from jaxgpt.options.config import Compute, Config, Model
 from tests import whole
 from tests.evaluation.task_folders import BASELINES, CORE_YAML, write_core, write_lines
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODEL = Model(layers=1, heads=2, width=16, context=160, vocabulary_size=256)
 BYTES = Subject(tokenizers.Bytes(), MODEL)
 NEWLINE = 10  # what stands before a text of bytes

@@ -22,8 +22,6 @@ from jaxgpt.options.config import Compute, Model, Sampling
 from tests import whole
 from tests.evaluation.task_folders import CAPITALS, CAPITALS_TOML, SUMS, write_described, write_lines
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODEL = Model(layers=1, heads=2, width=16, context=1024, vocabulary_size=256)
 BYTES = tokenizers.Bytes()
 BASE = Subject(BYTES, MODEL)

@@ -14,8 +14,6 @@ from jaxgpt.models import gpt2
 from jaxgpt.options.config import Config, Model, Training
 from tests import whole
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 LENGTH = 7
 CONFIG = Config(model=Model(layers=1, heads=1, width=8, context=9, vocabulary_size=20))
 TOKENS = np.random.default_rng(0).integers(0, 20, size=53).astype(np.uint16)  # 52 targets: 7 windows and 3 tokens more

@@ -15,8 +15,6 @@ from jaxgpt.evaluation.scoring import Score, ScoringRequest, make_scorer
 from jaxgpt.models import gpt2
 from jaxgpt.options.config import Compute, Config, Model
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 PARITY = "compares with PyTorch and transformers, which the parity extra installs: pip install -e .[parity]"
 MODEL = Model(layers=2, heads=2, width=16, context=128, vocabulary_size=50257)
 ROWS = [  # written for this test

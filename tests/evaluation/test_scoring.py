@@ -17,8 +17,6 @@ from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training.state import layout_of
 from tests import whole
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 CONFIG = Config(
     model=Model(layers=2, heads=2, width=16, context=40, vocabulary_size=150), compute=Compute(layers="scanned")
 )

@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,8 +10,6 @@ from jaxgpt.generation import batching
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.models import gpt2
 from jaxgpt.options.config import Compute, Model, Sampling
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 MODEL = Model(layers=1, heads=2, width=16, context=16, vocabulary_size=256)
 BYTES = tokenizers.make("bytes", "")

@@ -21,7 +21,6 @@ from tests.generation.servers import BYTES, KEY, MISSING, NAME, listening
 openai = pytest.importorskip("openai", reason=f"openai is {MISSING}")
 pytest.importorskip("llguidance", reason=f"llguidance is {MISSING}")
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 MODEL = Model(layers=1, heads=2, width=16, context=1536, vocabulary_size=256)
 CHATML = chat_templates.built_in("chatml")

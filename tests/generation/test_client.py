@@ -22,8 +22,6 @@ openai = pytest.importorskip("openai", reason=f"openai is {MISSING}")
 pydantic = pytest.importorskip("pydantic", reason=f"pydantic is {MISSING}")
 pytest.importorskip("llguidance", reason=f"llguidance is {MISSING}")
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 class Step(pydantic.BaseModel):
     number: int = pydantic.Field(ge=0, le=99, description="which step")

@@ -20,7 +20,6 @@ from tests.nightly import nightly
 
 pytest.importorskip("llguidance", reason="constrains with llguidance, of the serve extra")
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 CHARACTERS = "".join(sorted({chr(code) for code in range(32, 127)} | set("\nïöß")))
 KINDS = {

@@ -16,8 +16,6 @@ from jaxgpt.models.blocks import Context
 from jaxgpt.options.config import Compute, Model, Sampling
 from tests import whole
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODEL = Model(layers=2, heads=2, width=16, context=13, vocabulary_size=20)
 COMPUTE = Compute()
 PROMPTS = [np.array([3, 1, 4, 1, 5]), np.array([2]), np.arange(20)]  # the last is longer than the context

@@ -24,7 +24,6 @@ from tests.generation.servers import BYTES, KEY, MISSING, NAME, listening
 pytest.importorskip("openai", reason=f"openai is {MISSING}")
 pytest.importorskip("llguidance", reason=f"llguidance is {MISSING}")
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 FOLDER = commands.ROOT / "scripts/examples"
 MODEL = Model(layers=1, heads=2, width=16, context=4096, vocabulary_size=256)

@@ -21,7 +21,6 @@ from tests.reports import browser as browsers
 
 PROGRAM = browsers.find()
 in_browser = pytest.mark.skipif(PROGRAM is None, reason="no chromium here (Debian: apt install chromium)")
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 HOSTILE = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"
 SAID = "[...document.querySelectorAll('.said')].map((said) => said.textContent)"

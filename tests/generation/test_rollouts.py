@@ -18,8 +18,6 @@ from jaxgpt.options.config import Compute, Config, Model, Objective, Parallel, S
 from jaxgpt.training import log_probabilities
 from jaxgpt.training.state import init_params
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODEL = Model(layers=2, heads=2, width=16, context=24, vocabulary_size=13, family="llama", kv_heads=1)
 COMPUTE = Compute(attention="blocks", recompute="none", layers="unrolled", classifier_chunk=16)
 CONFIG = Config(model=MODEL, compute=COMPUTE, training=Training(batch_size=4, sequence_length=20))

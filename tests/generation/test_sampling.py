@@ -11,8 +11,6 @@ from jaxgpt.data import tokenizers
 from jaxgpt.generation import sampling
 from jaxgpt.options.config import Model, Sampling
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 # ln p of tokens in no order of likelihood; the last three are ties.
 PROBABILITIES = np.array([0.05, 0.3, 0.1, 0.25, 0.06, 0.08, 0.08, 0.08])
 LOGITS = jnp.asarray(np.log(PROBABILITIES), jnp.float32)

@@ -17,8 +17,6 @@ from jaxgpt.options.config import Compute, Model, Sampling
 from tests import whole
 from tests.nightly import nightly
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 GPT2 = Model(layers=2, heads=2, width=16, context=64, vocabulary_size=20)
 LLAMA = Model(
     family="llama", layers=2, heads=4, kv_heads=2, width=16, feed_forward=24, context=64, window=8, vocabulary_size=20

@@ -19,7 +19,6 @@ from tests.generation.servers import BYTES, KEY, MISSING, NAME, listening
 
 openai = pytest.importorskip("openai", reason=f"openai is {MISSING}")
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 MODEL = Model(layers=1, heads=2, width=16, context=64, vocabulary_size=256)
 

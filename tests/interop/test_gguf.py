@@ -315,7 +315,6 @@ def test_its_chat_template_comes_along(tmp_path, monkeypatch):
     assert detect_format.open_weights("m.gguf").template is None
 
 
-@pytest.mark.usefixtures("quickly_compiled")
 def test_it_becomes_a_run_that_generates_and_is_trained_further(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(Path("m.gguf"), LLAMA, state(LLAMA), kind="Q8_0", tokenizer=gguf_files.sentencepiece())

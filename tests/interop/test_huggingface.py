@@ -86,7 +86,7 @@ def transformers():
 
 
 @pytest.mark.parametrize("shard_bytes", [ONE_FILE, 3000])
-def test_transformers_has_our_logits(tmp_path, transformers, quick_compilation, shard_bytes):
+def test_transformers_has_our_logits(tmp_path, transformers, shard_bytes):
     import torch
 
     params = export(tmp_path / "hf", shard_bytes=shard_bytes)

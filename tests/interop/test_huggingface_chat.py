@@ -17,8 +17,6 @@ from tests.data import foreign_tokenizers, templates
 from tests.data.test_chat_templates import CALL, CONVERSATIONS, TOOL
 from tests.interop.weights import random_params
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 CALLED = [
     {"role": "user", "content": "2 + 2?"},
     {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]},

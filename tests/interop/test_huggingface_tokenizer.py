@@ -210,7 +210,6 @@ def test_a_text_is_cut_by_the_weights_tokenizer(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quickly_compiled")
 def test_generating_and_training_with_a_foreign_tokenizer(work, capsys):
     """A run from such weights is trained, resumed without them, evaluated, and its text is drawn."""
     make = MAKERS[5]

@@ -172,7 +172,7 @@ def test_a_forced_kernel_ends_a_profile(fails, tmp_path):
     assert "--compute.attention cudnn can't run here" in fails("--config", "quickstart", *words, command=bench.run)
 
 
-def test_samples_are_drawn_where_the_kernel_cant_run(quick_compilation):
+def test_samples_are_drawn_where_the_kernel_cant_run():
     """From a run on a GPU too: what draws them is the attention that runs anywhere."""
     model = Model(layers=1, heads=1, width=4, context=8, vocabulary_size=5)
     params = gpt2.init(model, jax.random.key(0))

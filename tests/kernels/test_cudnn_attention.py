@@ -226,24 +226,24 @@ def reference():
         mlir.register_lowering(primitive, under_jaxs_names(signature_of, function), platform="cpu")
 
 
-def test_layer_equals_blocks(reference, quick_compilation):
+def test_layer_equals_blocks(reference):
     """In float32, which the reference takes: output, logsumexp and gradients."""
     for name, (error, _) in compare.layer_errors((2, 7, 3, 4), jnp.float32).items():
         assert error < 1e-6, name
 
 
-def test_layer_in_bfloat16_is_within_the_limit_for_the_gpu(reference, quick_compilation):
+def test_layer_in_bfloat16_is_within_the_limit_for_the_gpu(reference):
     errors = compare.layer_errors((2, 37, 2, 16), jnp.bfloat16)
     assert all(max(pair) < compare.LIMIT for pair in errors.values()), errors
 
 
 @pytest.mark.parametrize("recompute", ["none", "block"])
-def test_gpt2_equals_blocks(reference, quick_compilation, recompute):
+def test_gpt2_equals_blocks(reference, recompute):
     errors = compare.model_errors(Compute(recompute=recompute))
     assert all(error < 1e-5 for error in errors.values()), errors
 
 
-def test_gradients_have_the_dtype_of_dout(reference, quick_compilation):
+def test_gradients_have_the_dtype_of_dout(reference):
     shape = (1, 4, 2, 8)
     _, residuals = cudnn_attention.forward(*[jnp.ones(shape, jnp.bfloat16)] * 3, block=2)
     gradients = cudnn_attention.backward(residuals, jnp.ones(shape, jnp.float32), block=2)
@@ -251,7 +251,7 @@ def test_gradients_have_the_dtype_of_dout(reference, quick_compilation):
 
 
 @pytest.mark.parametrize("layer", [attention, cudnn_attention])
-def test_output_is_forwards(reference, quick_compilation, layer):
+def test_output_is_forwards(reference, layer):
     q, k, v = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 5, 3, 4)), jnp.float32)
     out, residuals = layer.forward(q, k, v, block=2)
     np.testing.assert_array_equal(layer.output(residuals), out)

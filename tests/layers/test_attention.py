@@ -122,7 +122,7 @@ def test_independent_of_the_block(x64, block):
 
 
 @pytest.mark.parametrize("block", [1, 2, 100])
-def test_causal(quick_compilation, block):
+def test_causal(block):
     """A later token changes no earlier output, and an earlier output sends no gradient to a later token: not a bit."""
     *arrays, dout = normals(np.float32)
     early = 3  # the tokens that stay
@@ -138,7 +138,7 @@ def test_causal(quick_compilation, block):
         assert (gradient[:, early:] == 0).all()
 
 
-def test_first_query_sees_only_itself(quick_compilation):
+def test_first_query_sees_only_itself():
     """Its one weight is 1, whatever q is."""
     q, k, v, dout = normals(np.float32)
     out, dq, _, _ = run(q, k, v, dout, block=2)
@@ -146,7 +146,7 @@ def test_first_query_sees_only_itself(quick_compilation):
     np.testing.assert_allclose(dq[:, 0], np.zeros((B, H, D)), atol=1e-6)
 
 
-def test_heads_and_sequences_are_apart(quick_compilation):
+def test_heads_and_sequences_are_apart():
     """Other numbers in one head of one sequence change the output there and nowhere else."""
     q, k, v, dout = normals(np.float32)
     out, *_ = run(q, k, v, dout, block=2)
@@ -156,7 +156,7 @@ def test_heads_and_sequences_are_apart(quick_compilation):
     assert changed.tolist() == [[False, False, False], [False, False, True]]
 
 
-def test_large_scores_stay_finite(quick_compilation):
+def test_large_scores_stay_finite():
     """In float32, where exp of these scores would overflow: then the largest score takes it all."""
     q, k, v, dout = normals(np.float32)
     out, *grads = run(100 * q, 100 * k, v, dout, block=2)

@@ -73,7 +73,7 @@ def test_epsilon_lets_a_little_of_the_scale_through(arrays):
     np.testing.assert_allclose(dx.sum(axis=-1), np.zeros((B, T)), atol=1e-13)
 
 
-def test_a_constant_input_stays_finite(quick_compilation):
+def test_a_constant_input_stays_finite():
     dy = jnp.broadcast_to(jnp.arange(C, dtype=jnp.float32), (1, 1, C))
     y, dx = run(np.full((1, 1, C), 3.0, np.float32), dy, epsilon=1e-5)
     assert (y == 0).all()

@@ -116,7 +116,7 @@ def test_dtypes_and_shapes(x64, name, dtype):
     assert {leaf.dtype for leaf in jax.tree.leaves(dparams)} <= {wide}
 
 
-def test_leading_axes_are_only_a_shape(quick_compilation):
+def test_leading_axes_are_only_a_shape():
     """(B, T, C) and (B·T, C) give the same, and gradients of the parameters are sums over all leading axes."""
     rng = np.random.default_rng(0)
     x, dy = rng.normal(size=(2, B, T, C)).astype(np.float32)

@@ -16,8 +16,6 @@ from tests import whole
 SMALL = Model(layers=2, heads=2, width=8, context=6, vocabulary_size=11)
 COMPUTE = Compute(attention_block=4, classifier_chunk=4)
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize(
     ("batch", "length", "model", "compute"),

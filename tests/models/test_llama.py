@@ -23,8 +23,6 @@ from tests.nightly import nightly
 
 SMALL = Model(layers=2, heads=2, width=8, context=8, vocabulary_size=11, family="llama")
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize(
     ("batch", "length", "model", "compute"),

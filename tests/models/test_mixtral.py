@@ -47,8 +47,6 @@ MIXTRAL_8X7B = Model(
     experts=8,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize(("recompute", "layers"), whole.levels())
 def test_gradients(assert_exact, recompute, layers):

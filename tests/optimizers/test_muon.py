@@ -14,8 +14,6 @@ from jaxgpt.optimizers.matrices import Matrices
 from jaxgpt.options.config import Optimizer
 from tests.optimizers.test_newton_schulz import by_singular_values
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 # Fused and wide, tall, stacked layers, experts of stacked layers; and what AdamW updates.
 KINDS = {
     "fused": Matrices(0, (4, 15), (6, 6, 3)),

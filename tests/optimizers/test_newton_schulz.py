@@ -10,8 +10,6 @@ import pytest
 from jaxgpt.optimizers import newton_schulz
 from jaxgpt.optimizers.newton_schulz import COEFFICIENTS, EPSILON, SAFETY
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 LEAST, LOWEST, HIGHEST = 1e-3, 0.8588, 1.1412  # singular values from 0.001 to 1 end between the other two
 
 

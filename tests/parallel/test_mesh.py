@@ -21,8 +21,6 @@ from jaxgpt.runs import checkpoints
 from tests.parallel import several
 from tests.parallel.several import ROOT
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 STEPS = several.OPTIONS["training.steps"]
 
 

@@ -20,8 +20,6 @@ from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import layout_of, state_shapes
 from tests.parallel.collectives import collectives
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 STEPS, DEVICES = 10, 8
 # Of which no size is divisible by 8: 3 layers of queries of 15 columns, keys and values of 5, an MLP of 21.
 MODEL = Model(

@@ -19,7 +19,6 @@ from jaxgpt.options.config import Model
 from jaxgpt.runs import checkpoints
 from tests.parallel.several import ROOT, Several, environment, free_port, losses, metrics, words
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 MINUTE = 60
 IPV6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 

@@ -16,8 +16,6 @@ from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import init_state
 from tests.parallel.collectives import collectives
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODEL = Model(layers=2, heads=3, width=15, context=5, vocabulary_size=11)  # of which no size is divisible by 2, 4 or 8
 MICRO_BATCHES, SEQUENCES, STEPS = 3, 8, 20
 SHAPES = jax.eval_shape(lambda: blocks.unstacked(gpt2.init(MODEL, jax.random.key(0))))

@@ -26,7 +26,6 @@ REASON = "compares with PyTorch and transformers, which the parity extra install
 torch = pytest.importorskip("torch", reason=REASON)
 transformers = pytest.importorskip("transformers", reason=REASON)
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 TOLERANCE = 1e-4  # ‖a - b‖ / ‖b‖, float32
 BASE = dataclasses.replace(LLAMA, context=32, rope_base=100.0)  # so that even the slowest pair turns within T

@@ -18,8 +18,6 @@ from jaxgpt.proof import as_run, as_run_step, gradcheck_oracle
 from jaxgpt.proof.as_run import Check, Row
 from jaxgpt.training.step import compile_step
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 SIZES: dict[str, Any] = {"layers": 1, "heads": 2, "width": 12, "context": 6, "vocabulary_size": 11}
 MODELS = {
     "gpt2": Model(**SIZES),

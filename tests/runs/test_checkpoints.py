@@ -14,8 +14,6 @@ from jaxgpt.options.config import Checkpoint, Compute, Config, Model, Objective
 from jaxgpt.runs import checkpoints, checksums, saving
 from jaxgpt.training.state import TrainState, init_state
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODEL = Model(layers=2, heads=2, width=16, context=8, vocabulary_size=50)
 CONFIG = Config(model=MODEL, compute=Compute(layers="scanned"))
 ABOUT = {"configuration": {"model": dataclasses.asdict(MODEL)}, "tokenizer": {"characters": "ab\né漢\x00"}}

@@ -20,10 +20,7 @@ from jaxgpt.runs import saving
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.training.state import init_state
 
-pytestmark = [
-    pytest.mark.usefixtures("quickly_compiled"),
-    pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the record follows descriptors there"),
-]
+pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the record follows descriptors there")
 
 MODEL = Model(layers=1, heads=1, width=8, context=8, vocabulary_size=50)
 OPERATIONS = ("fsync", "rename", "replace", "unlink", "remove", "rmdir", "mkdir")

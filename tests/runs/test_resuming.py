@@ -26,7 +26,7 @@ from jaxgpt.training import step as train_step
 from jaxgpt.training.state import init_state
 from tests import small_run
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled", "compiled_once")
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 slow, SIGHUP = functools.partial(pytest.param, marks=pytest.mark.slow), getattr(signal, "SIGHUP", None)
 STEPS = 12

@@ -13,7 +13,7 @@ from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.training.state import init_state
 from tests import small_run
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled", "compiled_once")
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 OPTIONS = {"optimizer.name": "muon", "training.steps": 6, "training.evaluate-every": 0, "sampling.tokens": 1}
 

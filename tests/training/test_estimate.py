@@ -14,8 +14,6 @@ from jaxgpt.training.estimate import estimate
 from tests.nightly import nightly
 from tests.parallel.collectives import collectives
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 # An estimate may be a tenth too small, for which a plan leaves room, and 30% too large: a layer's workspace is counted
 # in full, and of a small model it is a large part. Norms of queries and keys are compared on a GPU's program only
 # (tests/test_gpu_program.py): a CPU's keeps the product before them beside what is saved, a tenth more.

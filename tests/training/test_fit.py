@@ -22,8 +22,6 @@ from jaxgpt.training.memory_plan import Else
 from jaxgpt.training.step_time import CPU, speeds_of, step_seconds
 from tests.nightly import nightly
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 CONFIG = Config(
     model=Model(layers=3, heads=2, width=16, context=32, vocabulary_size=130),
     compute=Compute(fit="1GB", classifier_chunk=256, attention="blocks", attention_block=16),

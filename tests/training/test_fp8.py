@@ -17,8 +17,6 @@ from jaxgpt.training.state import init_state
 from tests import small_run
 from tests.runs.test_resuming import metrics, state
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODEL = Model(layers=2, heads=2, width=16, context=8, vocabulary_size=11)
 CONFIG = Config(
     model=MODEL,

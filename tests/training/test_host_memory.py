@@ -14,8 +14,6 @@ from jaxgpt.training import host_memory, step
 from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import initial_state
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 CONFIG = Config(
     model=Model(layers=2, heads=2, width=16, context=16, vocabulary_size=130),
     compute=Compute(classifier_chunk=32, attention_block=16, attention="blocks"),

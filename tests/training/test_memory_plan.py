@@ -23,8 +23,6 @@ from jaxgpt.training import device_memory, fit, memory_plan, step
 from jaxgpt.training.device_memory import Capacity
 from tests.nightly import nightly
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 ROOT = Path(cli.__file__).resolve().parents[2]
 MODEL = Model(layers=3, heads=2, width=16, context=32, vocabulary_size=130)
 CONFIG = Config(

@@ -17,8 +17,6 @@ from jaxgpt.options.config import Compute, Config, Model, Objective, Optimizer, 
 from jaxgpt.training import memory_plan, step
 from jaxgpt.training.state import init_state, layout_of
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODELS = {
     "gpt2": Model(layers=2, heads=2, width=8, context=6, vocabulary_size=11),
     "llama": Model(

@@ -11,8 +11,6 @@ import pytest
 from jaxgpt.options.config import Compute, Config, Optimizer
 from jaxgpt.training import spikes
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 SIZE = 7
 
 

@@ -21,8 +21,6 @@ CONFIG = Config(
     optimizer=Optimizer(learning_rate=0.02, warmup_steps=2, weight_decay=0.1, clip_norm=0.2),
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @functools.cache
 def train_step():

@@ -17,8 +17,6 @@ from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import init_state, initial_state
 from tests.nightly import nightly
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODEL = Model(layers=1, heads=2, width=16, context=6, vocabulary_size=11)
 MICRO_BATCHES, ROWS, T = 2, 8, 6
 OBJECTIVES = {
