@@ -84,7 +84,7 @@ def compare(
 
 
 def available(who: list[str]) -> list[str]:
-    """Those whose packages are installed; says of the others what installs them."""
+    """Returns those whose packages are installed, and says what installs the others."""
     missing = [package for package in ("torch", "transformers") if importlib.util.find_spec(package) is None]
     if not missing:
         return who
@@ -145,7 +145,7 @@ def start(module: str, spec: Spec, folder: Path, minutes: float) -> str:
 
 
 def agree(results: list[Result]) -> bool:
-    """Whether losses and gradient norms are those of the first, within the dtype's limit; says so."""
+    """Returns whether losses and gradient norms equal the first's, within the dtype's limit, and says so."""
     reference = results[0]
     limit = (LIMITS if reference["device"] == "cpu" else GPU_LIMITS)[reference["dtype"]]
     agreed = True

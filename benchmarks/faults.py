@@ -1,4 +1,4 @@
-"""What a run survives, and what a checkpoint costs it.
+"""Faults that a run survives, and the cost of a checkpoint.
 
 python -m benchmarks.faults [--kills 200] [--parts kills operations saving] [--output benchmarks/results/faults.json]
 
@@ -157,7 +157,7 @@ def _start(words: list[str]) -> None:
 
 
 def _difference_after(finish: Callable[[], Path], whole: Path) -> str:
-    """What differs between a run that comes to its end and a whole one, or why it doesn't."""
+    """Returns what differs between a run that comes to its end and a whole one, or why it doesn't come to it."""
     try:
         return difference(finish(), whole)
     except Exception as error:  # which is a difference too
@@ -181,13 +181,14 @@ def _size(path: Path) -> int:
 
 
 def _has_grown(metrics: Path, smallest: int) -> bool:
-    """Whether this start has added a step to the metrics, which it has first cut back, or emptied."""
+    """Returns whether this start has added a step to the metrics, which it has first cut back, or emptied."""
     text = _text(metrics)
     return len(text) > smallest and '"loss"' in text.rpartition("\n{")[2]
 
 
 def difference(run: Path, expected: Path) -> str:
-    """What differs between two runs: in the last checkpoint's arrays, the metrics or the samples; empty if nothing."""
+    """Returns what differs between two runs: the last checkpoint's arrays, the metrics or the samples; "" if
+    nothing."""
     import jax
 
     from jaxgpt.options import settings

@@ -62,7 +62,7 @@ class Trial:
         self.failures += other.failures
 
     def try_one(self, reader: Reader, mutated: Mutated) -> str:
-        """How one input ended: "read", "refused", or what is wrong with the reader."""
+        """Tries one input and returns its outcome: "read", "refused", or what is wrong with the reader."""
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         size = lay_out(mutated, self.folder)
@@ -127,7 +127,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def trial() -> Iterator[Trial]:
-    """In a folder that is deleted in the end, with memory traced."""
+    """Yields a trial in a folder that is deleted in the end, with memory traced."""
     memory = Path("/dev/shm")  # where a file costs little
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
         tracemalloc.start()
@@ -139,7 +139,7 @@ def trial() -> Iterator[Trial]:
 
 @contextlib.contextmanager
 def limited() -> Iterator[None]:
-    """With SPACE more address space than now."""
+    """Limits the address space to SPACE more than it is now."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + SPACE, limits[1]))
@@ -171,7 +171,7 @@ def by_mutations(inputs: int, seed: int) -> Trial:
 
 
 def in_processes(inputs: int, seed: int, processes: int) -> Trial:
-    """As `by_mutations`, with a share of the inputs and a seed of its own in each process."""
+    """Runs `by_mutations` in several processes, each with a share of the inputs and a seed of its own."""
     if processes == 1:
         return by_mutations(inputs, seed)
     shares = [inputs // processes + (number < inputs % processes) for number in range(processes)]

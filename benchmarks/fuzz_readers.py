@@ -1,4 +1,4 @@
-"""What is fuzzed: for each reader of files from outside, valid inputs and how they are read.
+"""Readers of files from outside that are fuzzed: the valid inputs of each, and how they are read.
 
 A reader of another format is one more entry in READERS. An input is a folder's files by name, those in folders within
 it too; a reader may raise UserError and nothing else, whatever they contain.
@@ -148,7 +148,7 @@ def two_files() -> Input:
 
 
 def foreign_tokenizers() -> list[str]:
-    """Of each model and most parts that the package tokenizers has, a small one."""
+    """Returns a small tokenizer for each model and most parts that the package tokenizers has."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     byte_tokens = {f"<0x{byte:02X}>": byte for byte in range(256)}
@@ -219,13 +219,13 @@ def configurations() -> list[Input]:
 
 
 def read_configuration(folder: Path) -> None:
-    """As readers of a run do, and as training does that is given the file."""
+    """Reads it as readers of a run do, and as training does that is given the file."""
     settings.check_model(settings.read_trained(folder).model)
     settings.check(settings.read(folder / "config.toml"))
 
 
 def abouts() -> list[Input]:
-    """What checkpoints say of themselves: of a text, of token files in shares, and of an older version."""
+    """Returns descriptions of checkpoints: of a text, of token files in shares, and of an older version."""
     text = fingerprint.of(b"to be")
     tokens = {"files": {"a_train_0.bin": text | {"sha256": ""}, "a_val_0.bin": {"bytes": 9, "samples": ["ab"]}}}
     common = {"configuration": dataclasses.asdict(Config(model=MODEL)), "versions": settings.versions(), "step": 3}
@@ -238,7 +238,7 @@ def abouts() -> list[Input]:
 
 
 def read_about(folder: Path) -> None:
-    """With all that is done with it before anything is loaded."""
+    """Reads it, and does all that is done with it before anything is loaded."""
     found = about.read_about(folder)
     about.check_size(folder, found)
     tokenizers.from_state(found["tokenizer"])
@@ -268,7 +268,7 @@ def runs() -> list[Input]:
 
 
 def read_run(folder: Path) -> None:
-    """As a page."""
+    """Reads a run as the report page does."""
     page.render([page.of_run(folder, History(folder / "metrics.jsonl").read_all())])
 
 

@@ -1,4 +1,4 @@
-"""More of what is fuzzed, as in `fuzz_readers`: texts, what `prepare` makes of them, a run's files, and requests."""
+"""Readers of texts that are fuzzed, as in `fuzz_readers`: texts, `prepare`, a run's files, and requests."""
 
 import bz2
 import contextlib
@@ -113,7 +113,7 @@ def make(folder: Path, tokenizer: str = "bytes", shard_tokens: int = 1 << 20) ->
 
 
 def read_text(folder: Path) -> None:
-    """As training does that is given the file, and as `prepare` does that makes a tokenizer of it."""
+    """Reads a text as training does, and as `prepare` does when it makes a tokenizer of it."""
     with contextlib.suppress(UserError):
         texts.load(str(inputs(folder)[0]))
     make(folder, "characters")
@@ -209,7 +209,7 @@ def metrics() -> list[Input]:
 
 
 def go_on(folder: Path) -> None:
-    """As a run does that is resumed after step 2; afterwards every line of metrics.jsonl can be read."""
+    """Cuts a run's files back as resuming after step 2 does; then every line of metrics.jsonl can be read."""
     path = folder / metrics_file.NAME
     metrics_file.is_untrained(path)
     metrics_file.cut_back(path, 110, 2)
@@ -239,7 +239,7 @@ def chats() -> list[Input]:
 
 
 def read_chats(folder: Path) -> None:
-    """As each of what they may be, and the conversations in each built-in template."""
+    """Reads chats as each kind that they may be, and writes them in each built-in template."""
     path, tokenizer = folder / "in.jsonl", tokenizers.make("bytes", "")
     for _, found in conversations.read([path], Rows(), skip_bad=100):
         for name in chat_templates.NAMES:
@@ -260,7 +260,7 @@ def templates() -> list[Input]:
 
 
 def read_template(folder: Path) -> None:
-    """As it is read, and rendered."""
+    """Reads a template and renders it."""
     if template := huggingface_chat.template_of(folder):
         said = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]
         chat_templates.encode(said, template, tokenizers.make("bytes", ""))
@@ -281,7 +281,7 @@ def prepared_chats() -> list[Input]:
 
 
 def read_prepared_chats(folder: Path) -> None:
-    """As a run does that trains on them."""
+    """Reads prepared chats as a run does that trains on them."""
     found = corpus.find_token_files(str(folder / MADE))
     assert found is not None
     for source in (found.train, found.validation):

@@ -1,4 +1,4 @@
-"""What figures were measured on."""
+"""Description of the machine on which figures were measured."""
 
 import platform
 from importlib.metadata import version

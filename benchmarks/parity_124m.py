@@ -120,7 +120,7 @@ def main() -> int:
 
 
 def result(rows: list[Row], passed: bool, text: str) -> dict:
-    """What the result file holds: the figures, and what they were made with."""
+    """Returns the content of the result file: the figures, and what they were made with."""
     return {
         "passed": passed,
         "limits": {"first_steps": FIRST_STEPS, "first": FIRST_LIMIT, "all": LIMIT, "last_loss": LAST_LOSS},

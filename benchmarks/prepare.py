@@ -37,9 +37,9 @@ class Options:
     text: str = "embedded"
     """embedded or tinyshakespeare."""
     megabytes: int = 100
-    """Of text."""
+    """Size of the text, in megabytes."""
     rounds: int = 3
-    """How often each is timed."""
+    """Number of times that each is timed."""
     output: str = ""
     """Write the figures to this JSON file."""
 

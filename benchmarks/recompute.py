@@ -1,4 +1,4 @@
-"""What each level of recomputing costs and saves: the train step with it, in turn, on one machine.
+"""Cost and saving of each level of recomputing: the train step with each, in turn, on one machine.
 
 python -m benchmarks.recompute [--config NAME] [--batch-size 2] [--length 512] [--dtype float32] [--rounds 3]
     [--output F]

@@ -1,4 +1,4 @@
-"""What writing the run report while a run trains takes from its steps.
+"""Time that a run's steps lose to writing the run report while it trains.
 
 python -m benchmarks.report [--config quickstart] [--steps 800] [--rounds 3] [--output F]
 

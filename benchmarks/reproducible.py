@@ -1,4 +1,4 @@
-"""What --parallel.reproducible costs: the step with it and without, in turn, on the same devices.
+"""Cost of --parallel.reproducible: the step with it and without, in turn, on the same devices.
 
 python -m benchmarks.reproducible [--devices N] [--config NAME] [--batch-size 8] [--length 256] [--steps 5]
 """

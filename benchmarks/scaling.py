@@ -1,4 +1,4 @@
-"""What a run would reach on many GPUs, by arithmetic: bytes, bandwidths, and the rate of one GPU.
+"""Speed that a run would reach on many GPUs, by arithmetic: bytes, bandwidths, and the rate of one GPU.
 
 python -m benchmarks.scaling [--mfu 0.4] [--nvlink 360] [--network 40] [--output benchmarks/results/scaling.json]
 

@@ -79,7 +79,7 @@ async def until(end: float, act: Callable[[], Awaitable[None]]) -> None:
 
 
 class Load:
-    """What clients see of a server in some seconds."""
+    """Measurements that clients make of a server over some seconds."""
 
     def __init__(self, port: int):
         self._port = port

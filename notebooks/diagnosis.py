@@ -1,4 +1,4 @@
-"""What a wrong gradient looks like: how far it is off, and the kind of mistake that would explain it."""
+"""Diagnosis of a wrong gradient: how far it is off, and the kind of mistake that would explain it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -57,7 +57,7 @@ def _other_shape(mine: np.ndarray, truth: np.ndarray, tolerance: float) -> str:
 
 
 def _pattern(mine: np.ndarray, truth: np.ndarray, sizes: Mapping[str, float], tolerance: float) -> str:
-    """What the two arrays, of one shape, say about the mistake."""
+    """Returns what the two arrays, of one shape, say about the mistake."""
     if not np.any(mine):
         return "all zeros"
     if distance(-mine, truth) <= tolerance:

@@ -35,7 +35,7 @@ def names() -> list[str]:
 
 
 def judge(name: str, mine: object) -> str:
-    """What `check` prints of one tensor."""
+    """Returns what `check` prints of one tensor."""
     layer, _, tensor = name.partition(".")
     of = case(layer)
     if tensor not in of.gradients:

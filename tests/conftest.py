@@ -1,4 +1,4 @@
-"""What holds for every test: the CPU, exact products, shape annotations that are checked, and the float64 switch."""
+"""Settings of every test: the CPU, exact products, checked shape annotations, few optimisations; common fixtures."""
 
 import gc
 import os
@@ -48,7 +48,7 @@ settings.load_profile("jaxgpt")
 
 @pytest.fixture(scope="session", autouse=True)
 def one_device_by_default():
-    """As on the machine that most people begin with."""
+    """Has runs see one device, as on the machine that most people begin with."""
     from jaxgpt.parallel import mesh  # not before the import hook above
 
     with pytest.MonkeyPatch.context() as patch:

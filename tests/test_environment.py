@@ -50,7 +50,7 @@ def test_numbers_of_nodes_of_any_length(text):
 
 
 def test_jax_refuses_its_own_variables(fails, monkeypatch):
-    """As at its import, which has happened here already."""
+    """JAX reads them at its import, which has happened here already."""
 
     def refuse(name, *arguments):
         if name == "jax":

@@ -123,7 +123,7 @@ def test_no_product_has_float32_factors(found):
 
 
 def is_activation(shape):
-    """Whether a product's result is of tokens, and neither a weight's gradient nor the logits."""
+    """Returns whether a product's result belongs to tokens: it is neither a weight's gradient nor the logits."""
     return ROWS not in shape.dims and not set(shape.dims) <= {WIDTH, 3 * WIDTH, 4 * WIDTH}
 
 

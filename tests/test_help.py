@@ -1,4 +1,4 @@
-"""What --help tells: every option of every command, with its meaning and its default."""
+"""--help lists every option of every command, with its meaning and its default."""
 
 import ast
 import dataclasses
@@ -133,7 +133,7 @@ def test_help_of_gradcheck(capsys):
 
 @pytest.mark.parametrize("words", [["--version"], ["-V"], ["generate", "--version"], ["--config", "x", "--version"]])
 def test_the_versions(capsys, words):
-    """Those that a run writes down; --help says that they can be asked for."""
+    """The versions are those that a run records; --help mentions the option."""
     assert cli.main(words) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["jaxgpt", __version__]

@@ -1,4 +1,4 @@
-"""Where a step's time goes: names in a compiled program, and the sums of a trace."""
+"""The profile of a step's time: names in a compiled program, and the sums of a trace."""
 
 import contextlib
 import gzip
@@ -59,7 +59,7 @@ def test_the_innermost_scope_counts():
 
 
 def test_shares_add_up_over_steps(program):
-    """Of two steps: the mean, the largest first; events of other programs are passed over."""
+    """Two steps are averaged, the largest share first; events of other programs are passed over."""
     origins = profile.operation_origins(program)
     forward, backward = (
         next(name for name, origin in origins.items() if origin == f"linear.{way}") for way in ("forward", "backward")
@@ -77,7 +77,7 @@ def test_shares_add_up_over_steps(program):
 
 
 def test_the_trace_is_the_newest_one(tmp_path, monkeypatch):
-    """Only its events that have a length."""
+    """Events without a length are left out."""
     monkeypatch.setattr(jax.profiler, "trace", lambda *args, **kwargs: contextlib.nullcontext())
     for number, name in enumerate(("old", "new")):
         path = tmp_path / name / "perfetto_trace.json.gz"

@@ -1,4 +1,4 @@
-"""How a train step written in JAX is measured."""
+"""Measures a train step written in JAX."""
 
 import time
 from collections.abc import Callable

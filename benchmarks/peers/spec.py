@@ -1,4 +1,4 @@
-"""What a peer is asked to measure, and how it answers.
+"""The specification of a measurement that a peer is given, and the peer's answer.
 
     python -m benchmarks.peers.ours --spec spec.json
 

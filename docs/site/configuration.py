@@ -141,7 +141,7 @@ def _values(section: str, expected: Any, key: str) -> str:
 
 
 def _requirements(section: str, expected: type, key: str) -> Iterator[str]:
-    """What each refused value of some that might be wrong is told that it must be."""
+    """Yields the requirement that each refused value is told, of some values that might be wrong."""
     tried = {int: [-2, 0, 7, settings.LARGEST], float: [-1.0, 0.0, 1.0, 1.5, 1e6], str: []}[expected]
     for value in tried:
         part = dataclasses.replace(getattr(Config(), section), **{key: value})

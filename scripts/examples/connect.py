@@ -1,4 +1,4 @@
-"""What all examples share: their options, a client of the server, and printing what a model wrote."""
+"""Parts that all examples share: their options, a client of the server, and printing what a model wrote."""
 
 import argparse
 import os

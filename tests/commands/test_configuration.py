@@ -47,7 +47,7 @@ TRAIN = ["--data.text=text.txt", "--training.steps=2", "--sampling.tokens=2", "-
     ],
 )
 def test_the_first_state_has_these_parameters(devices, zero, layers, parameters):
-    """However they lie; and all else is as it is without them."""
+    """The parameters may be sharded in any way; the rest of the state is as it is without them."""
     config = Config(
         model=MODEL,
         compute=Compute(layers=layers, parameters=parameters),

@@ -85,7 +85,7 @@ def test_a_converted_run_generates_and_is_not_resumed(convert, capsys):
 
 
 def test_gpt2s_tokenizer_goes_along(convert):
-    """Into llm.c's tokenizer file, and into what the run's folder says."""
+    """It is written to llm.c's tokenizer file, and into the run's folder."""
     model = Model(layers=1, heads=1, width=2, context=4, vocabulary_size=50257)
     llmc.write_model(Path("m.bin"), random_params(model), model, "float32")
     said = convert("m.bin", "runs/g")
@@ -178,7 +178,7 @@ PICKLE = b"\x80\x04cos\nsystem\n(S'touch executed'\ntR."
 @pytest.mark.parametrize("content", [TORCH, PICKLE, b""])
 @pytest.mark.parametrize("name", ["ckpt.pt", "model.pth", "weights.pkl", "last.ckpt", "pytorch_model.bin", "model"])
 def test_pickles_are_named_and_never_opened(here, fails, name, content):
-    """By their names, and by their first bytes whatever their names are."""
+    """A pickle is recognised by its name, and by its first bytes whatever its name is."""
     Path("out").mkdir()
     Path("out", name).write_bytes(content)
     message = fails("convert", f"out/{name}", "x")

@@ -74,7 +74,7 @@ def test_bits_per_byte_are_the_losses_in_bits_by_the_texts_bytes(work):
 
 
 def test_bytes_of_tokens_that_are_parts_of_characters():
-    """Of GPT-2's tokens: all bytes of the text but the first token's, and none for the end of a text."""
+    """All bytes of the text are counted but the first token's, and none for the end of a text."""
     tokenizer = tokenizers.GPT2()
     text = "naïve 🙂🧬 谁知道"
     tokens = tokenizer.encode(text)
@@ -141,7 +141,7 @@ def test_a_run_that_is_being_trained_is_left_alone(work, capsys):
 
 
 def test_resuming_keeps_what_evaluate_added(work):
-    """And still ends with the lines of a run that was never stopped, as training writes them."""
+    """The resumed run still ends with the lines of a run that was never stopped."""
     assert metrics_file.add_evaluation(Path("runs/a"), {"step": 2, "task": "mine", "accuracy": math.nan}) == ""
     added = [line for line in metrics() if "by" in line]
     assert added[-1] == {"step": 2, "task": "mine", "accuracy": None, "by": "evaluate"}
@@ -187,7 +187,7 @@ def test_a_text_that_changed_is_not_the_validation_split(work, fails):
 
 
 def test_the_scores_in_training_are_those_of_the_saved_parameters(work):
-    """By the parts, on all examples."""
+    """The score is computed again from the parts that the command is made of, on all examples."""
     config = settings.read(Path("runs/a/config.toml"))
     params, found = checkpoints.load_params(Path("runs/a"), config.model)
     data, config = configuration.complete(config)

@@ -45,7 +45,7 @@ def plan_of(folder: Path) -> dict:
 
 @pytest.mark.slow
 def test_a_run_that_fits_is_the_same_run():
-    """In a memory for half of its micro-batch: the losses are those of the run without it, but for rounding."""
+    """A run with memory for half of its micro-batch has the losses of the run without a limit, but for rounding."""
     plain, ample = run(words(), "plain"), run(words(compute_fit="1GB"), "ample")
     small = (plan_of(ample.folder)["need"] - 1) / 0.97 / 1e6  # too little for what is the fastest
     found = run(words(compute_fit=f"{small:.6f}MB"), "fits")
@@ -107,7 +107,7 @@ def settings_with(config: Config, **sections) -> Config:
 
 
 def test_drawing_text_needs_the_parameters_whole():
-    """At stage 3 a device has an eighth of them, and then, to draw, all of them in the dtype that it draws in."""
+    """A device has an eighth of them at stage 3, and needs all of them, in the dtype of drawing, to draw."""
     numbers = sum(x.size for x in parameters())
     alone = else_of(CONFIG, 8, parallel={"zero": 0}).times["drawing text"]
     sharded = else_of(CONFIG, 8, parallel={"zero": 3}).times["drawing text"]

@@ -52,7 +52,7 @@ def drawn(loaded, prompt: bytes, seed: int, options=OPTIONS) -> list[int]:
 
 
 def test_each_answer_goes_on_with_all_that_was_said(loaded, answers):
-    """As one text, of which the oldest tokens are forgotten when there would be no room: 26 + 6 are the context."""
+    """The chat is one text; its oldest tokens are dropped to make room: 26 + 6 are the context."""
     said, expected = b"", ""
     for seed, line in enumerate(("one", "two", "a longer line")):
         said = (said + line.encode() + b"\n")[-26:]
@@ -68,7 +68,7 @@ def test_more_tokens_than_the_context(answers):
 
 
 def test_the_token_before_every_text_stands_before_the_chat_too(loaded, monkeypatch, capsys):
-    """Also where its beginning is forgotten: it takes one of the 26 places."""
+    """It stays there when the beginning of the chat is dropped, and takes one of the 26 places."""
     tokenizer = tokenizers.make("bytes", "")
     tokenizer.begin_of_text = 1
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\na longer line\n"))
@@ -118,7 +118,7 @@ def test_an_unknown_command_is_said(loaded, monkeypatch, capsys):
 
 
 def test_ctrl_c_ends_the_answer_alone(loaded, answers, monkeypatch):
-    """What was drawn until then stays said."""
+    """The tokens drawn until then stay part of the chat."""
     asked = []
 
     class Interrupted(batching.ContinuousBatch):

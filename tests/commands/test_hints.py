@@ -176,7 +176,7 @@ def test_the_program_of_other_entries(monkeypatch, argv0, begin):
 
 
 def test_a_python_without_the_packages_is_told_what_to_type(tmp_path):
-    """As outside of the environment: one line, no traceback."""
+    """Outside of the environment the program prints one line and no traceback."""
     (tmp_path / "run.py").write_bytes((ROOT / "run.py").read_bytes())
     command = [sys.executable, "-S", "-E", "run.py", "--data.text", "my book.txt"]
     bare = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

@@ -100,7 +100,7 @@ def test_it_resumes_with_the_same_adapters_only(tuned, change):
 
 
 def test_another_base_is_refused(tuned, fails):
-    """By every command that reads the run, in one message that says which."""
+    """Every command that reads the run refuses it, in one message that names the base."""
     shutil.move("runs/base", "runs/kept")
     try:
         assert small_run.run(small_run.words(BASE, training_seed=5), "base").status == 0

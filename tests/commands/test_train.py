@@ -49,7 +49,7 @@ def work(tmp_path_factory):
 
 
 class Observation(NamedTuple):
-    """What there is when a step has been recorded."""
+    """State of the process after a step has been recorded."""
 
     step: int
     compilations: int
@@ -135,7 +135,7 @@ def test_the_learning_rate_goes_through_all_of_its_phases(first):
 
 
 def test_it_learns(first):
-    """From nothing, ln V, to more than a fifth of a nat below it in 20 steps."""
+    """The loss falls from ln V to more than a fifth of a nat below it in 20 steps."""
     alphabet = len(set(Path("text.txt").read_text()))
     assert first.validation[0] == pytest.approx(np.log(alphabet), abs=0.1)
     assert first.validation[20] < first.validation[0] - 0.2
@@ -188,7 +188,7 @@ def test_it_tells_what_it_does_and_where_things_are(first):
 
 
 def test_generate_goes_on_where_the_run_ended(first, capsys):
-    """With the run's prompt, seed and options it draws the run's last sample."""
+    """Given the run's prompt, seed and options, it draws the run's last sample."""
     config = settings.read(first.folder / "config.toml")
     data, _ = configuration.complete(config)
     prompt = data.tokenizer.decode(data.prompt)
@@ -201,7 +201,7 @@ def test_generate_goes_on_where_the_run_ended(first, capsys):
 
 
 def test_nothing_is_compiled_after_the_first_step(observed):
-    """While the learning rate changes phase, losses are evaluated and texts are drawn."""
+    """This holds while the learning rate changes phase, losses are evaluated and texts are drawn."""
     _, observations = observed
     assert [observation.step for observation in observations] == list(range(1, STEPS + 1))
     counts = {observation.compilations for observation in observations}
@@ -272,7 +272,7 @@ def test_nan_stops_the_run_at_its_step(first):
 
 
 def test_steps_in_a_row_that_are_not_finite(first, monkeypatch):
-    """With --training.stop-after-nonfinite 3, two in a row are skipped, and the third stops the run."""
+    """Under --training.stop-after-nonfinite 3, two steps in a row are skipped, and the third stops the run."""
     config = settings.read(first.folder / "config.toml")
     data, _ = configuration.complete(config)
     sizes = {"micro_batches": 1, "batch_size": 4, "sequence_length": 16, "seed": config.training.seed}

@@ -162,7 +162,7 @@ def test_how_answers_are_compared(match, text, right, holds):
 
 
 def test_normalised_as_squad_does_it():
-    """Lower case, no punctuation, no articles, single spaces."""
+    """It takes lower case, drops punctuation and articles, and leaves single spaces."""
     assert compared(" An apple; the PEAR (a fig) ", "normalised") == "apple pear fig"
 
 

@@ -55,7 +55,7 @@ def run(script: str, at_once: int, *options: Sampling, slots: int = 1) -> list[t
 
 @given(st.text("ab", min_size=1, max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
 def test_a_text_ends_before_its_first_stop_text(script, stop, data):
-    """As cutting the whole text would, however many tokens come at once."""
+    """The result is that of cutting the whole text, however many tokens come at once."""
     at_once = data.draw(st.integers(1, 5))
     places = [place for place in (script.find(text) for text in stop) if place >= 0]
     expected = (script[: min(places)], "stop") if places else (script, "length")

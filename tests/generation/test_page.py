@@ -28,7 +28,7 @@ IDLE = "document.body.dataset.busy === 'no'"
 
 
 def drawing(seed: int) -> Worker:
-    """What draws the texts of a random model."""
+    """Returns a worker that draws texts from a random model."""
     params = jax.tree.map(lambda array: 10 * array, gpt2.init(MODEL, jax.random.key(seed)))
     token = params.embedding.token.at[128:].multiply(0.1)
     params = params._replace(embedding=params.embedding._replace(token=token))

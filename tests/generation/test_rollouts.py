@@ -79,7 +79,7 @@ def test_engine_and_trainer_agree_and_the_first_ratio_is_1(params):
 
 
 def test_answers_end(params):
-    """At their longest, or with the token that ends them, which is part of the answer."""
+    """An answer ends at its longest, or with the token that ends it, which is part of the answer."""
     whole = draw(params)
     assert [len(answer) for answer in whole] == [12] * 4
     end = whole[0][5]
@@ -88,7 +88,7 @@ def test_answers_end(params):
 
 
 def test_an_answer_depends_on_its_prompt_and_seed_alone(params, monkeypatch):
-    """Not on what is drawn beside it, as far as rounding lets tokens be the same."""
+    """Other answers drawn beside it don't matter, as far as rounding lets tokens be the same."""
     together = draw(params)
     monkeypatch.setattr(rollouts, "MOST_SLOTS", 1)
     assert draw(params) == together
@@ -132,7 +132,7 @@ def test_log_probabilities_and_values_on_several_devices(devices, zero):
 
 
 def test_what_is_drawn_side_by_side_does_not_depend_on_time(params, monkeypatch):
-    """Else rounding would, and a resumed run might draw another token. Serving takes as long bursts as time allows."""
+    """Bursts whose length depended on time, as a server's does, would change the rounding, and so a resumed run."""
     decoded, whole = [], decoder.Decoder._decode
 
     def noted(self, slots, count):
@@ -165,7 +165,7 @@ def test_seeds_are_functions_of_run_rollout_and_place():
 
 @pytest.mark.parametrize("text", ["Answer: 4<|im_end|>", "é<|im_end|>", "<|im_end|>", "<|im_end<|im_end|>"])
 def test_an_answer_ends_with_its_stop_text(text):
-    """With the token that makes it whole, and not one earlier; the text is what stands before it."""
+    """It keeps the token that completes the stop text, and none after it; the text is the part before it."""
     tokenizer, stops = tokenizers.make("bytes", ""), ("<|im_end|>", "</s>")
     ends, tokens = rollouts.end_of_answer(tokenizer, stops), tokenizer.encode(text + "more").tolist()
     first = next(n for n in range(1, len(tokens)) if ends(tokens[:n]))

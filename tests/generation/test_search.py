@@ -44,7 +44,8 @@ def greedy(model: Model, count: int, seed: int = 0) -> list[int]:
 @both
 @pytest.mark.parametrize("drafted", nightly([1, 4], every_time=[4]))
 def test_a_draft_changes_no_token(model, drafted):
-    """By a model that guesses nothing right, by another, and by the same model, which guesses all right."""
+    """The drafts are by a model that guesses nothing right, by another, and by the same one, which guesses all
+    right."""
     expected = greedy(model, 40)
     assert len(set(expected)) > 3
     small = Model(layers=1, heads=1, width=8, context=64, vocabulary_size=20)

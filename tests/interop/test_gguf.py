@@ -94,7 +94,7 @@ def test_half_precision_stays_where_every_number_has_it(tmp_path, kind, dtype):
 
 
 def test_experts_of_either_way_to_write_them(tmp_path):
-    """In one tensor for all, or in one for each, as older files have them."""
+    """Experts stand in one tensor for all, or in one for each, as older files have them."""
     made = state(MIXTRAL)
     apart = {name: array for name, array in made.items() if "_exps" not in name}
     for name in made.keys() - apart.keys():

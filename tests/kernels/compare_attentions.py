@@ -29,7 +29,7 @@ FLOAT32_LIMIT = 2.0**-16
 
 
 def attend(layer, q, k, v, dout):
-    """What NAMES says, from one layer."""
+    """Returns one layer's outputs and gradients, in the order of NAMES."""
 
     def run(q, k, v, dout):
         out, residuals = layer.forward(q, k, v, block=64)
@@ -44,7 +44,7 @@ def distance(actual, exact):
 
 
 def layer_errors(shape, dtype, layer=cudnn_attention):
-    """For each of NAMES: (the layer's distance from blocks in float32, the blocks' own in `dtype`)."""
+    """Returns by name: (the layer's distance from blocks in float32, the blocks' own in `dtype`)."""
     rng = np.random.default_rng(0)
     arrays = [jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(4)]
     exact = attend(attention, *(array.astype(jnp.float32) for array in arrays))
@@ -53,7 +53,7 @@ def layer_errors(shape, dtype, layer=cudnn_attention):
 
 
 def model_errors(compute, kernel="cudnn"):
-    """For the loss and each tensor's gradient of a GPT-2: the distance of the kernel's from the blocks'."""
+    """Returns the distance of the kernel's loss, and of each of a GPT-2's gradients, from the blocks'."""
     params = jax.tree.map(lambda array: array.astype(compute.dtype), gpt2.init(MODEL, jax.random.key(0)))
     tokens = np.random.default_rng(0).integers(0, MODEL.vocabulary_size, (2, MODEL.context))
     tokens = jnp.asarray(tokens, jnp.int32)

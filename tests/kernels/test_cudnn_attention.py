@@ -59,7 +59,7 @@ def custom_calls(text):
 
 
 def executed(text):
-    """How often each custom call's target is run by the program, a loop's body counting once."""
+    """Returns how often the program runs each custom call's target; a loop's body counts once."""
     bodies = {part.partition("@")[2].partition("(")[0]: part for part in text.split("func.func ")[1:]}
 
     @functools.cache
@@ -141,7 +141,7 @@ def test_gpt2_has_a_call_for_each_layer_and_no_square(layers, recompute, expecte
 
 
 def test_blocks_of_all_queries_would_have_the_square():
-    """So that the search for it, above, finds what it looks for."""
+    """This shows that the search above finds what it looks for."""
     compute = Compute(dtype="bfloat16", attention="blocks", attention_block=T)
     text = lowered(loss_and_grads(compute), params("bfloat16"), tokens(), tokens())
     assert executed(text) == {}
@@ -187,7 +187,7 @@ def reference_forward(query, key, value, scale):
 
 
 def reference_backward(query, key, value, activation, fwd_output, grad_output, scale):
-    """From what the kernel is given, not from anything computed again but the scores."""
+    """Computes the gradients from the kernel's own inputs; only the scores are computed again."""
     weights = jnp.exp(causal_scores(query, key, scale) - activation[..., None])
     delta = jnp.einsum("bqhd,bqhd->bhq", fwd_output, grad_output)
     dscores = weights * (jnp.einsum("bqhd,bkhd->bhqk", grad_output, value) - delta[..., None])
@@ -227,7 +227,7 @@ def reference():
 
 
 def test_layer_equals_blocks(reference):
-    """In float32, which the reference takes: output, logsumexp and gradients."""
+    """The reference takes float32: output, logsumexp and gradients are compared."""
     for name, (error, _) in compare.layer_errors((2, 7, 3, 4), jnp.float32).items():
         assert error < 1e-6, name
 
@@ -266,7 +266,7 @@ def test_output_is_forwards(reference, layer):
     reason="needs an NVIDIA GPU, and jax[cuda12] or jax[cuda13]",
 )
 def test_on_a_gpu_equals_blocks():
-    """In a process of its own: the tests' is on the CPU."""
+    """The GPU is used by a process of its own: the tests' is on the CPU."""
     root = Path(__file__).parents[2]
     environment = {key: value for key, value in os.environ.items() if key != "JAX_PLATFORMS"}
     environment |= {"PYTHONPATH": str(root), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}

@@ -47,7 +47,7 @@ def arrays(shape, dtype):
 
 
 def run(layer, made, starts, window):
-    """What NAMES says, from one layer."""
+    """Returns one layer's outputs and gradients, in the order of NAMES."""
 
     def both(q, k, v, dout):
         out, residuals = layer.forward(q, k, v, block=64, starts=starts, window=window)
@@ -58,7 +58,7 @@ def run(layer, made, starts, window):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_blocks(x64, small_tiles, shape):
-    """In float64, to its last digits. Where a query sees itself alone its ∂q is 0, but for rounding."""
+    """They agree to float64's last digits. A query that sees only itself has ∂q = 0, but for rounding."""
     made, starts = arrays(shape, jnp.float64)
     for name, ours, exact in zip(
         NAMES, *(run(layer, made, starts, shape[-1]) for layer in (pallas_attention, attention)), strict=True

@@ -105,7 +105,7 @@ def test_no_product_with_keys_out_of_the_window():
 
 @pytest.mark.parametrize("block", [1, 2, 5])
 def test_documents_are_as_each_is_alone(x64, block):
-    """Of 2 and 3 tokens in one sequence, of 4 and 1 in the other: outputs and gradients of each."""
+    """Documents of 2 and 3 tokens share one sequence, and of 4 and 1 the other; outputs and gradients of each."""
     arrays = normals(np.float64)
     together = run(*arrays, block=block, starts=jnp.array([[0, 0, 2, 2, 2], [0, 0, 0, 0, 4]]))
     for b, places in ((0, slice(0, 2)), (0, slice(2, 5)), (1, slice(0, 4)), (1, slice(4, 5))):
@@ -157,7 +157,7 @@ def test_heads_and_sequences_are_apart():
 
 
 def test_large_scores_stay_finite():
-    """In float32, where exp of these scores would overflow: then the largest score takes it all."""
+    """In float32 exp of these scores would overflow; the largest score then takes all of the weight."""
     q, k, v, dout = normals(np.float32)
     out, *grads = run(100 * q, 100 * k, v, dout, block=2)
     assert all(np.isfinite(array).all() for array in (out, *grads))

@@ -64,7 +64,7 @@ def test_a_row_receives_the_gradient_of_every_place_that_read_it(params):
 
 
 def test_the_tied_gradient_is_added(params):
-    """With a gradient that the table already has from elsewhere, the layer's own is on top of it."""
+    """A gradient that the table already has from elsewhere is added to the layer's own."""
     tokens, dy = np.array([[1, 1, 2]]), np.ones((1, 3, 3), np.float32)
     already = np.arange(15, dtype=np.float32).reshape(5, 3)
     alone = backward(params, tokens, dy)

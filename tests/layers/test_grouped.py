@@ -50,7 +50,7 @@ def test_against_a_loop(x64, form, rows, groups, kind):
 
 
 def test_a_group_sees_no_row_of_another(x64):
-    """Not even one that is not finite."""
+    """A row of another group has no influence even if it is not finite."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(100, C))).at[70:].set(jnp.nan)
     w, sizes = jnp.ones((3, C, F)), jnp.array([40, 30, 30])
     y = jax.jit(grouped.multiply)(x, w, sizes)

@@ -1,4 +1,4 @@
-"""What holds for every layer: the contract of dtypes and shapes, and that annotations are checked here at all."""
+"""The contract of every layer's dtypes and shapes, and that annotations are checked in tests at all."""
 
 import functools
 

@@ -49,7 +49,7 @@ def base_of(model: Model, seed: int = 0) -> blocks.Params:
 
 
 def adapters_of(made: Config) -> blocks.Adapters:
-    """With a b that isn't 0."""
+    """Returns adapters whose b isn't 0."""
     adapters = lora.init(made.model, made.lora, jax.random.key(1))
     return jax.tree.map(lambda array: array + 0.02 * jax.random.normal(jax.random.key(2), array.shape), adapters)
 
@@ -141,7 +141,7 @@ def weights_gradients(text: str, tokens: tuple[int, ...]) -> set[tuple[int, ...]
 
 
 def test_the_step_forms_no_gradient_of_the_base():
-    """In the compiled step no sum over tokens has a weight's shape, and nothing but the token table has the table's.
+    """No sum over tokens in the compiled step has a weight's shape, and only the token table has the table's.
 
     On a CPU products of adapters have a weight's shape, and sum over the rank: they are merged for a layer at a time.
     """

@@ -65,7 +65,7 @@ def step_of(parameters: str, devices: int, zero: int):
 
 
 def ulp(exact: np.ndarray) -> np.ndarray:
-    """Between a number's two bfloat16 neighbours."""
+    """Returns the distance between a number's two bfloat16 neighbours."""
     return np.ldexp(np.float32(1), np.frexp(exact)[1] - 8)
 
 

@@ -1,4 +1,4 @@
-"""The same bits on any number of devices."""
+"""A reproducible run has the same bits on any number of devices."""
 
 import jax
 import numpy as np

@@ -80,7 +80,7 @@ def test_a_step_scales_by_what_was_seen_before_and_keeps_what_it_sees(one_device
 
 
 def test_a_skipped_step_leaves_the_history(monkeypatch):
-    """Here one of an infinite activation, which in 8 bits is NaN."""
+    """The step is skipped for an infinite activation, which in 8 bits is NaN."""
     state = fp8_error.Gauge(CONFIG).calibrated(init_state(CONFIG), None, batch())
     params = state.params
     bad = params.blocks[1]._replace(mlp_norm=params.blocks[1].mlp_norm._replace(bias=jnp.full(16, jnp.inf)))
@@ -103,7 +103,7 @@ OTHERWISE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERWISE)
 def test_magnitudes_are_those_of_the_whole_batch(one_device, name):
-    """As on one device but for sums in another order, by which an 8-bit number here and there is an eighth off."""
+    """They equal one device's but for the order of sums, which puts an 8-bit number here and there an eighth off."""
     config = OTHERWISE[name]
     state, metrics = stepped(config, batch(config.training.micro_batches))
     assert float(metrics.loss) == pytest.approx(one_device[1], rel=2e-3)
@@ -133,7 +133,7 @@ def test_current_scaling_needs_no_history():
 @pytest.mark.parametrize("zero", [0, 2])
 @pytest.mark.slow
 def test_errors_are_those_of_the_gradients(zero):
-    """By NumPy from two gradients. e5m2 rounds to 1/8 at most, of random sign."""
+    """NumPy computes them from two gradients. e5m2 rounds by 1/8 at most, with random sign."""
     config = changed("parallel", devices=1 + (zero > 0), zero=zero)
     gauge = fp8_error.Gauge(config)
     state = gauge.calibrated(init_state(config), None, batch())

@@ -55,7 +55,7 @@ def test_the_numbers_are_those_of_moments_on_the_device(devices, zero):
 @pytest.mark.parametrize(("devices", "zero"), [(1, 0), (2, 1)])
 @pytest.mark.slow
 def test_a_checkpoint_goes_on_to_the_same_bits(tmp_path, devices, zero):
-    """Saved with moments on the host, and resumed with them on either."""
+    """It is saved with moments on the host, and resumed with them on either."""
     config = with_moments("host", devices, zero)
     ended, half = stepped(config, steps=4), stepped(config)
     with saving.Writer(tmp_path / "checkpoints", config.checkpoint) as writer:
