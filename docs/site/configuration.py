@@ -55,15 +55,16 @@ stop = ["THE END"]
 ```
 
 An option is `--SECTION.NAME VALUE` on the command line, with `-` between the words of its name, and `NAME = VALUE`
-below `[SECTION]` in the file, with `_`. What is on or off takes no value on the command line. Without `--config` it is
-`quickstart`. A name that there isn't, or a value that can't be, ends the command before anything is written, and names
-the nearest that there is.
+below `[SECTION]` in the file, with `_`. A switch takes no value on the command line: `--x` or `--no-x`. The default of
+`--config` is `quickstart`. An unknown name, or an impossible value, ends the command before anything is written; the
+message names the nearest option that exists.
 
 Every run writes all of its options, with the versions it ran with, to `runs/NAME/config.toml`; that file is itself a
 `--config`. `--resume`, `--resume auto` and `--init-from X` are short for `--run.resume always`, `--run.resume auto` and
 `--training.init-from X`.
 
-What a value must be is said where it is checked; a limit that is another option's value is that option's default.
+The column "values" has the requirements as they are checked; a limit that is another option's value is shown by that
+option's default.
 """
 
 
