@@ -119,7 +119,7 @@ class Killer:
         return doing
 
     def kill_at_each_operation(self) -> dict[str, Any]:
-        """Kills runs before each of their file operations; how many there were, and what differed afterwards.
+        """Kills runs before each of their file operations; returns the number of operations, and what differed.
 
         One begins and saves once; the other goes on from there to another step, saves that and deletes the first.
         """
@@ -169,7 +169,7 @@ def _newest(checkpoints: Path) -> int:
 
 
 def _text(path: Path) -> str:
-    """Empty while there is no such file, as when the folder is about to be replaced."""
+    """Returns a file's text; "" while there is no such file, as when the folder is about to be replaced."""
     try:
         return path.read_text()
     except FileNotFoundError:
@@ -215,7 +215,8 @@ def difference(run: Path, expected: Path) -> str:
 
 
 def cost_of_saving(config_name: str, folder: Path) -> dict[str, float]:
-    """Seconds of a step, seconds for which a save holds the loop, and until the checkpoint is whole."""
+    """Returns the seconds of a step, the seconds for which a save holds the loop, and until the checkpoint is
+    whole."""
     import jax
 
     from jaxgpt.data.loader import Batch
@@ -284,7 +285,7 @@ def main() -> None:
 
 
 def random_kills(killer: Killer, kills: int) -> dict[str, Any]:
-    """Kills a run so often at random moments; what it was doing then, and whether it ended like one left alone."""
+    """Kills a run at random moments; returns what it was doing then, and whether it ended like one left alone."""
     whole = killer.finish("whole")
     doing = killer.kill("killed", kills)
     different = difference(killer.finish("killed"), whole)

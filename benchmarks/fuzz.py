@@ -1,4 +1,4 @@
-"""Every reader of files from outside, on files that are wrong in every way.
+"""Fuzzes every reader of files from outside with damaged and hostile files.
 
 python -m benchmarks.fuzz [--inputs 100000] [--engine mutations|atheris] [--seed 0] [--processes 1] [--output FILE]
 
@@ -42,7 +42,7 @@ SPACE = 1 << 30  # what the process may map beside what it has at the start, for
 
 
 class Hang(BaseException):
-    """An input took too long, by the processor's time or by the clock's."""
+    """Raised when an input takes too long, by the processor's time or by the clock's."""
 
 
 class Trial:
@@ -55,7 +55,7 @@ class Trial:
         self.failures: list[dict[str, Any]] = []
 
     def add(self, other: "Trial") -> None:
-        """Counts what came of another's inputs too."""
+        """Adds the counts of another's inputs."""
         for name, counts in other.counts.items():
             self.counts[name].update(counts)
         self.slowest, self.largest = max(self.slowest, other.slowest), max(self.largest, other.largest)
@@ -94,7 +94,7 @@ class Trial:
 
 
 def reset_peak() -> None:
-    """Has the peaks of Python's memory and of the process's begin anew."""
+    """Resets the peaks of Python's memory and of the process's."""
     tracemalloc.reset_peak()
     Path("/proc/self/clear_refs").write_text("5")
 

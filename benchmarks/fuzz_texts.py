@@ -125,7 +125,7 @@ def read_rows(folder: Path) -> None:
 
 
 def unfinished() -> list[Input]:
-    """A folder as `prepare` leaves it that is stopped at the end, and a text."""
+    """Returns a folder that a stopped `prepare` leaves near its end, and a text."""
 
     def begin(folder: Path) -> None:
         (folder / "in.txt").write_text(TEXT)
@@ -141,7 +141,7 @@ def prompts() -> list[Input]:
 
 
 def requests() -> list[Input]:
-    """Bodies of requests to the server."""
+    """Returns bodies of requests to the server."""
     bodies = [
         {"model": "m", "prompt": "to be", "max_tokens": 3, "stop": ["a", "b"], "seed": -1, "temperature": 0.5},
         {"model": "m", "prompt": [[1, 2], [3]], "n": 2, "stream": True, "stream_options": {"include_usage": True}},
@@ -166,7 +166,7 @@ def requests() -> list[Input]:
 
 
 def read_request(folder: Path) -> None:
-    """An answer of status 4xx, which can be sent, counts as a refusal."""
+    """Reads a request; an answer of status 4xx, which can be sent, counts as a refusal."""
     tokenizer = tokenizers.make("bytes", "")
     path = folder / "body.json"
     if not path.is_file() or path.is_symlink():
@@ -185,7 +185,7 @@ def read_request(folder: Path) -> None:
 
 
 def sums() -> list[Input]:
-    """Checkpoints, of made-up files."""
+    """Returns checksum files of made-up files."""
 
     def save(folder: Path) -> None:
         for name in ("params/0", "params/1", "about/metadata"):
@@ -221,7 +221,7 @@ def go_on(folder: Path) -> None:
 
 
 def chats() -> list[Input]:
-    """Each form of conversations, comparisons and problems, a line each."""
+    """Returns each form of conversations, comparisons and problems, a line each."""
     said = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "nöt 3"}]
     call = {"function": {"name": "add", "arguments": "{}"}}
     rows = [
@@ -250,7 +250,7 @@ def read_chats(folder: Path) -> None:
 
 
 def templates() -> list[Input]:
-    """A tokenizer's chat template, in each of the places that it may be in."""
+    """Returns a tokenizer's chat template, in each of the places that it may be in."""
     source = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m['content'] | trim }}{{ eos_token }}{% endfor %}"
     names = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
     several = [{"name": "default", "template": source}, {"name": "tools", "template": "x"}]
@@ -267,7 +267,7 @@ def read_template(folder: Path) -> None:
 
 
 def prepared_chats() -> list[Input]:
-    """Token files of conversations, their marks and their manifest."""
+    """Returns token files of conversations, their marks and their manifest."""
 
     def made(folder: Path) -> None:
         (folder / "in.jsonl").write_bytes(b'{"prompt": "a", "response": "b"}\n' * 20)

@@ -36,7 +36,7 @@ RECIPES = {"gpt2_124m": (524_288, 64, (0, 1)), "gpt2_1558m": (1_048_576, 16, (1,
 
 
 def table(model: Model, name: str, mfu: float, nvlink: float, network: float) -> Iterator[dict[str, Any]]:
-    """A row for each stage and number of GPUs, at the recipe's tokens a step."""
+    """Returns a row for each stage and number of GPUs, at the recipe's tokens a step."""
     tokens, most, stages = RECIPES[name]
     shapes = jax.eval_shape(lambda: blocks.unstacked(gpt2.init(model, jax.random.key(0))))
     for zero in stages:

@@ -1,4 +1,4 @@
-"""The server under load: 64 clients on this machine, with and without others that mean it no good.
+"""The server under load: 64 clients on this machine, with and without hostile ones.
 
     python -m benchmarks.serving
 
@@ -147,7 +147,7 @@ class Load:
 
 
 def train(folder: Path) -> None:
-    """A run of one step."""
+    """Trains a run of one step."""
     (folder / "text.txt").write_text("to be or not to be, that is the question\n" * 500)
     words = ["--config", "quickstart", "--data.text", "text.txt", "--training.steps", "1", "--run.name", "tiny"]
     subprocess.run([sys.executable, RUN, *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)

@@ -22,7 +22,7 @@ def diagnose(
     *,
     tolerance: float = TOLERANCE,
 ) -> str:
-    """`RIGHT`, or one sentence: what kind of mistake `mine` looks like, and how far it is off.
+    """Returns `RIGHT`, or one sentence: what kind of mistake `mine` looks like, and how far it is off.
 
     `sizes` are the numbers by which one is easily off, by name; `mistakes` are wrong results by what was forgotten.
     """

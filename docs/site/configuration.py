@@ -80,7 +80,7 @@ def page() -> str:
 
 
 def _configs() -> str:
-    """A table of configs/, with the sentence that each begins with."""
+    """Returns a table of configs/, with the sentence that each begins with."""
     rows = ["## configs/\n", "| `--config` | |", "|---|---|"]
     for name in settings.config_names():
         lines = settings.find_config(name).read_text(encoding="utf-8").split("\n")
@@ -99,7 +99,7 @@ def _keys(kind: Any) -> list[str]:
 
 
 def _body(kind: Any) -> dict[str, str]:
-    """{field: the docstring below it} of a class of options."""
+    """Returns {field: the docstring below it} of a class of options."""
     (tree,) = ast.parse(inspect.getsource(kind)).body
     assert isinstance(tree, ast.ClassDef)
     return dict(_docstrings(tree.body))
@@ -121,7 +121,7 @@ def _row(section: str, kind: Any, key: str, meaning: str) -> str:
 
 
 def _shown(default: object) -> str:
-    """A default as it would be typed."""
+    """Returns a default as it would be typed."""
     if isinstance(default, bool):
         return "on" if default else "off"
     if isinstance(default, float):
@@ -130,7 +130,7 @@ def _shown(default: object) -> str:
 
 
 def _values(section: str, expected: Any, key: str) -> str:
-    """The type of an option, or its choices, and what `settings.check` says that it must be."""
+    """Returns the type of an option, or its choices, and the requirements of `settings.check`."""
     if expected is bool:
         return "on or off"
     if get_origin(expected) is tuple:

@@ -32,7 +32,7 @@ Question: """
 
 
 def step(client: openai.OpenAI, given: argparse.Namespace, text: str, number: int) -> re.Match[str] | None:
-    """Returns the model's next thought and action; None where its tokens ended before."""
+    """Returns the model's next thought and action; None if its tokens ended before."""
     drawn = client.completions.create(
         model=given.model,
         prompt=text,
@@ -45,7 +45,7 @@ def step(client: openai.OpenAI, given: argparse.Namespace, text: str, number: in
 
 
 def act(action: str, argument: str, folder: Path) -> str:
-    """Returns what a tool says."""
+    """Returns a tool's answer."""
     return tools.calculate(argument) if action == "calculate" else tools.search(folder, argument)
 
 

@@ -1,4 +1,4 @@
-"""Tree of thought: several next steps are proposed, the model judges each, and the best are gone on from.
+"""Tree of thought: the model proposes several next steps and judges each, and the best are continued.
 
 At every depth each kept path is continued in `--branches` ways; the model then votes `--votes` times on each new path,
 whether it leads to the goal (sure, maybe, impossible); the `--kept` best go on (Yao et al. 2023, arXiv:2305.10601,
