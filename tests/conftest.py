@@ -58,7 +58,8 @@ def one_device_by_default():
 
 @pytest.fixture
 def all_optimizations():
-    """Programs as users compile them, for the length of a test: of bits that are to be the same in several programs."""
+    """Compiles with all optimisations, as users do, for the length of a test that compares the bits of several
+    programs."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     yield
@@ -67,7 +68,7 @@ def all_optimizations():
 
 @pytest.fixture
 def not_under_nohup():
-    """SIGHUP as at a terminal, also where the tests run under nohup."""
+    """Handles SIGHUP as at a terminal, also if the tests run under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)

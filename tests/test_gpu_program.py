@@ -1,4 +1,4 @@
-"""The program that XLA makes of the train step for an H100: what of it is the same in every compilation.
+"""The program that XLA compiles of the train step for an H100: properties that hold in every compilation.
 
 Two layers of GPT-2 124M, B=32, T=1024, bfloat16. The limits are of today's program: a change that makes it better
 tightens them, and one that makes it worse fails here, on any machine.

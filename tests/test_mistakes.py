@@ -1,4 +1,4 @@
-"""Commands that can't be followed: in what words they are refused, with status 2 and no folder left."""
+"""Commands with mistakes are refused with a helpful message, with status 2, and leave no folder."""
 
 import re
 

@@ -48,7 +48,7 @@ def test_operations_are_named_by_the_layer_they_are_of(program):
 
 
 def test_what_takes_no_time_of_its_own_is_not_counted(program):
-    """A loop's time is that of what is in it."""
+    """The time of a loop is that of its body."""
     (loop,) = set(re.findall(r"%?([\w.\-]+) = [^\n]* while\(", program))
     assert loop not in profile.operation_origins(program)
 

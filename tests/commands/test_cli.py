@@ -1,4 +1,4 @@
-"""The commands on run folders: what is left alone, what generate prints, with what status a command ends."""
+"""The commands on run folders: files they leave alone, text that generate prints, and exit statuses."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ def save(run: Path, configuration: Config, state: TrainState, tokenizer: dict[st
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A run that trained nothing: a model of bytes whose likeliest next token is always an ESC."""
+    """A saved run without training: a model of bytes whose likeliest next token is always an ESC."""
     run = tmp_path_factory.mktemp("saved") / "escapes"
     configuration = Config(
         model=MODEL, data=Data(tokenizer="bytes"), training=Training(sequence_length=16), run=Run(name="escapes")
@@ -71,7 +71,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def run(saved, work):
-    """A copy of it, runs/escapes."""
+    """A copy of the saved run, runs/escapes."""
     return Path(shutil.copytree(saved, work / "runs" / "escapes")).relative_to(work)
 
 
@@ -165,7 +165,7 @@ def test_a_folder_that_cannot_be_written(fails, folder):
 
 
 def test_generate_prints_the_prompt_and_what_follows(run, capsys):
-    """An ESC, which could do things to the terminal, is written out, in the prompt too."""
+    """An ESC, which could command the terminal, is escaped, in the prompt too."""
     assert cli.main(["generate", "--run", str(run), "--prompt", "a\x1b[1mb\n\tc", "--tokens=3", "--temperature=0"]) == 0
     assert capsys.readouterr().out == "a\\x1b[1mb\n\tc\\x1b\\x1b\\x1b\n"
 

@@ -51,7 +51,7 @@ def names() -> set[str]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_all_the_way_round_changes_no_bit(convert, dtype):
-    """run, Hugging Face, llm.c, run, llm.c, Hugging Face, and back."""
+    """The way is: run, Hugging Face, llm.c, run, llm.c, Hugging Face, and back."""
     expected = random_params(MODEL, dtype)
     said = convert("runs/a", "hf", "--dtype", dtype)
     assert ("float32 is rounded to the nearest bfloat16" in said) == (dtype == "bfloat16")

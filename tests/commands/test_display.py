@@ -102,7 +102,7 @@ def test_speed_and_time_left_are_not_guessed_from_the_compilers_time(steps):
 
 
 def test_the_speed_is_smoothed(monkeypatch):
-    """One slow step among fast ones moves it by a tenth of the difference."""
+    """One slow step among fast ones moves the shown speed by a tenth of the difference."""
     screen = console(terminal=True)
     with Display(10, screen) as shown:
         for step, rate in enumerate((1.0, 1000.0, 1000.0, 500.0), 1):
@@ -250,7 +250,7 @@ def test_printable_text_keeps_letters_line_breaks_and_tabs():
 
 @pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device")])
 def test_output_that_cannot_be_written_is_remembered_and_no_error(error):
-    """The run is to end by itself, and to save before that."""
+    """The run has to end by itself, and to save before that."""
 
     class Gone(io.StringIO):
         writes = 0
@@ -272,7 +272,7 @@ def test_output_that_cannot_be_written_is_remembered_and_no_error(error):
 
 @pytest.mark.parametrize("columns", ["0", "1"])
 def test_a_terminal_without_room_for_a_letter(monkeypatch, capsys, columns):
-    """COLUMNS=0, as some containers set it: the lines are printed all the same."""
+    """Some containers set COLUMNS=0: the lines are printed all the same."""
     monkeypatch.setenv("COLUMNS", columns)
     with Display(3) as shown:
         shown.note("a line that stays")

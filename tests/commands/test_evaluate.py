@@ -66,7 +66,7 @@ def test_a_run_is_scored_while_it_trains(work):
 
 
 def test_bits_per_byte_are_the_losses_in_bits_by_the_texts_bytes(work):
-    """A byte is a token here, so that it is the loss in bits."""
+    """A byte is a token here, so the bits per byte are the loss in bits."""
     lines = [line for line in metrics() if "val_loss" in line]
     assert len(lines) >= 2
     for line in lines:
@@ -90,7 +90,7 @@ def test_bytes_of_tokens_that_are_parts_of_characters():
 
 
 def test_evaluate_finds_what_training_found(work, capsys):
-    """The last loss and accuracy, on the whole of both; they are added to metrics.jsonl and written."""
+    """It finds the last loss and accuracy, on the whole of both, adds them to metrics.jsonl and writes them."""
     last = {key: value for line in metrics() for key, value in line.items() if "by" not in line}
     assert cli.main(["evaluate", "--run", "runs/a"]) == 0
     words = ["--task", "hellaswag", "--data", "tasks.jsonl", "--limit", "2", "--output", "out.json"]
@@ -111,7 +111,7 @@ def test_evaluate_finds_what_training_found(work, capsys):
 
 
 def test_of_another_text(work, capsys):
-    """Its loss is printed, and is none of the run's metrics."""
+    """The text's loss is printed, and not added to the run's metrics."""
     before = metrics()
     Path("other.txt").write_text("be, to not")
     assert cli.main(["evaluate", "--run", "runs/a", "--data", "other.txt"]) == 0

@@ -34,7 +34,7 @@ def words(**changes) -> list[str]:
 
 
 def chosen(printed: str) -> str:
-    """The choice, as the table on the terminal has it."""
+    """Returns the choice, as the table on the terminal has it."""
     (line,) = (line for line in printed.splitlines() if line.endswith("compiled, fits"))
     return line.split("  ")[5]
 
@@ -65,7 +65,7 @@ def test_a_run_that_fits_is_the_same_run():
 
 @pytest.mark.slow
 def test_a_run_is_resumed_with_another_size():
-    """It chooses anew and says so; what was kept as given stays so."""
+    """It chooses anew and says so; options that were given stay the same."""
     begun = run(words(compute_fit="1GB", compute_recompute="gelu", training_steps=2), "resumed")
     assert "kept as given: compute.recompute = gelu" in begun.printed
     small = plan_of(begun.folder)["need"] / 1e6
@@ -122,7 +122,7 @@ def parameters() -> list:
 
 
 def test_a_policy_has_its_reference_beside_it_throughout():
-    """A second copy of what is trained, divided as the first; none where nothing asks for a divergence."""
+    """The reference is a second copy of the trained parameters, sharded alike; without a divergence there is none."""
     numbers = sum(x.size for x in parameters())
     for section, devices in (({"kl_penalty": 0.1}, 1), ({"kl_coefficient": 0.1}, 8)):
         asked = {"objective": {"name": "policy", "reward": "exact"} | section, "parallel": {"zero": 1}}

@@ -92,7 +92,7 @@ def test_what_cannot_be_encoded_is_said_and_the_chat_goes_on(loaded, monkeypatch
 
 
 def test_reset_forgets_what_was_said(loaded, answers):
-    """The seed goes on, as it does without."""
+    """The seed goes on, as it does without /reset."""
     out = answers("one\n/reset\ntwo\n", seed=5).splitlines()
     expected = [BYTES.decode(drawn(loaded, line, seed)) for seed, line in ((5, b"one\n"), (6, b"two\n"))]
     assert out == [printable(expected[0]), "Nothing has been said yet.", printable(expected[1])]

@@ -41,7 +41,7 @@ def test_gradcheck_passes_with_status_0(one_layer, capsys, words):
 
 @pytest.mark.parametrize("factor", [1.01, float("nan")])
 def test_gradcheck_fails_with_status_1(one_layer, capsys, monkeypatch, factor):
-    """One percent too much in one gradient, or NaN."""
+    """One gradient is one percent too large, or NaN."""
     backward = gelu.backward
     monkeypatch.setattr(gelu, "backward", lambda residuals, dy: factor * backward(residuals, dy))
     assert cli.main(["gradcheck", "--dtype=float32"]) == 1

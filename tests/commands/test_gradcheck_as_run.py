@@ -1,4 +1,4 @@
-"""`run.py gradcheck --as-run`: what it prints, where its verdict goes, and what of a large run it checks."""
+"""`run.py gradcheck --as-run`: its output, the place of its verdict, and the part of a large run that it checks."""
 
 import dataclasses
 import json

@@ -35,7 +35,7 @@ def work(tmp_path):
 
 
 def typed(line: str) -> list[str]:
-    """The words of a printed command behind `python run.py`."""
+    """Returns the words of a printed command behind `python run.py`."""
     assert terminal.program() == "python run.py"
     return shlex.split(line[line.index(terminal.program()) :])[2:]
 
@@ -152,7 +152,7 @@ def test_a_stopped_run_says_last_how_it_goes_on(work, capsys):
 
 @pytest.mark.parametrize("folder", ["plain", "with space's"])
 def test_printed_commands_begin_as_this_one_was_typed(tmp_path, folder):
-    """The Python and the run.py of a clone in another folder, through a shell."""
+    """The command names the Python and the run.py of a clone in another folder, and works in a shell."""
     there = tmp_path / folder
     there.mkdir()
     (there / "run.py").symlink_to(ROOT / "run.py")

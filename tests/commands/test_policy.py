@@ -159,7 +159,7 @@ def test_the_coefficient_follows_the_divergence(learned):
 
 
 def test_other_weights_are_no_reference(learned, monkeypatch):
-    """A resumed run reads them again; without, or with others in their place, it is refused."""
+    """A resumed run reads the reference's weights again; if they are missing or changed, it is refused."""
     way, finished = learned
     if way != "ppo":
         return

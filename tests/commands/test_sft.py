@@ -61,7 +61,7 @@ def tuned(work) -> small_run.Finished:
 
 
 def test_the_loss_is_of_the_answers_alone_and_falls(tuned):
-    """All answers are the same, so they become certain; what is asked never could."""
+    """All answers are the same, so they become certain; the questions never could."""
     assert "41 conversations of chats" in tuned.printed
     assert tuned.validation[STEPS] < 0.05 < 1 < tuned.validation[0]
     assert "--- sample after training ---" in tuned.printed

@@ -1,4 +1,4 @@
-"""`run.py verify` on files whose logits, loss and gradients are PyTorch's, of transformers' GPT-2."""
+"""`run.py verify` on files with PyTorch's logits, loss and gradients, from transformers' GPT-2."""
 
 import jax
 import numpy as np

@@ -42,7 +42,7 @@ def test_a_text_that_grew():
 
 
 def test_few_hashes_for_a_large_file():
-    """A thousand or so for 20 GB, of which none is read here."""
+    """There are a thousand or so for 20 GB, none of which is read here."""
     pieces = list(fingerprint._pieces(20_000_000_000))
     assert len(pieces) < 2000
     assert pieces[0][0] == 0

@@ -15,7 +15,7 @@ from jaxgpt.errors import UserError
 
 
 def sequences(tokens: np.ndarray, count: int, length: int, seed: int = 0) -> list[tuple[int, ...]]:
-    """The first `count` training sequences, each with its last target."""
+    """Returns the first `count` training sequences, each with its last target."""
     batch = loader.batch_at(tokens, step=0, micro_batches=1, batch_size=count, sequence_length=length, seed=seed)
     return [(*row.tolist(), int(target[-1])) for row, target in zip(batch.tokens[0], batch.targets[0], strict=True)]
 

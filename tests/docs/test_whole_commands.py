@@ -155,7 +155,7 @@ def typed(kind: str) -> Iterator[tuple[Line, Command]]:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """The CPU, programs that are compiled in less time than they would be, and nothing of `make test`'s own."""
+    """Returns the environment: the CPU, quick compilation, and no variables of `make test`."""
     own = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
     return os.environ | own | {"PYTHONPATH": str(ROOT), "COLUMNS": "120", "PYTHON": sys.executable}
 

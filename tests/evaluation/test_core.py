@@ -41,7 +41,7 @@ def unreachable(_):
 
 
 def numbers(tasks: core.Core, engine: Engine) -> tuple[list[core.SubResult], core.CoreResult]:
-    """Each task's, and their mean's."""
+    """Returns each task's numbers, and their mean's."""
     *results, mean = tasks.results(engine)
     assert isinstance(mean, core.CoreResult)
     return [result for result in results if isinstance(result, core.SubResult)], mean

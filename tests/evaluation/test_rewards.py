@@ -1,4 +1,4 @@
-"""Rewards: what each way finds right, and what a program in its sandbox can't do."""
+"""Rewards: the answers that each kind accepts, and what a program in its sandbox can't do."""
 
 import os
 import subprocess

@@ -149,7 +149,7 @@ def test_without_a_seed_texts_differ(client):
 
 
 def test_seeds_have_64_bits(complete):
-    """Each another text; -1 is as none."""
+    """Each seed gives another text; -1 stands for no seed."""
     seeds = [0, 1, 2**31, 2**32, 2**32 + 1, 2**63 - 1, -(2**63), -2]
     assert len({complete(seed=seed, temperature=2) for seed in seeds}) == len(seeds)
     assert complete(seed=-(2**63)) == complete(seed=-(2**63))

@@ -1,4 +1,4 @@
-"""GGUF files beside transformers, which reads them too: logits, numbers, and every way in which one lies."""
+"""GGUF files beside transformers, which reads them too: logits, numbers, and every way in which a file is false."""
 
 import dataclasses
 import struct

@@ -77,7 +77,7 @@ def test_gradients(assert_exact, name, recompute, layers):
     ids=["gpt2", "llama", "mixtral"],
 )
 def test_merged_it_computes_the_same(model, base, double, layers):
-    """The loss of adapters beside the base in each storage is the merged model's, but for rounding."""
+    """The loss of adapters beside the base in each type is the merged model's, but for rounding."""
     made = config(model, lora_base=base, lora_double_quantization=double, compute_layers=layers)
     frozen = lora.freeze(base_of(model), made.lora, made.compute)
     adapters = blocks.arrange(adapters_of(made), made.compute)

@@ -177,7 +177,7 @@ def memory():
 
 @pytest.mark.slow
 def test_memory_falls_as_the_arithmetic_says(memory):
-    """P bytes of parameters, D = 4 devices, two micro-batches: one's gradients, and the sum that they are added to."""
+    """P bytes of parameters on D = 4 devices; gradients of one of two micro-batches, and their sum."""
     arguments, temporaries, P, layer = memory
     assert 6 * layer > 0.85 * P
     assert arguments == pytest.approx([3 * P, 3 * P / 4, 3 * P / 4, 3 * P / 4], rel=0.01)

@@ -1,4 +1,4 @@
-"""The check of a compiled step: it passes as the step is, and finds the faults that are planted in a copy of it."""
+"""The check of a compiled step: it passes the step as it is, and finds faults that are planted in a copy."""
 
 import dataclasses
 from typing import Any

@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: what is saved comes back, whole or not at all, and what is damaged is said to be."""
+"""Checkpoints on the disk: they come back whole or not at all, and damage is reported."""
 
 import dataclasses
 import os
@@ -211,7 +211,7 @@ def elsewhere(path):
     "name", ["SHA256SUMS", "_CHECKPOINT_METADATA", "params/_METADATA", "about/metadata", "params/x"]
 )
 def test_what_is_no_file_is_damage(run, harm, name):
-    """It may lead anywhere, and reading it may never end; also where the parameters alone are read."""
+    """A link may lead anywhere, and a pipe may never end; this holds for reading only the parameters too."""
     if harm is elsewhere and name == "params/x":
         pytest.skip("there is nothing to move")
     harm(run / "checkpoints" / "3" / name)

@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, and when it is not touched."""
+"""A run's folder: its content, and the cases in which it is not touched."""
 
 import errno
 import json

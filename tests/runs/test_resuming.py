@@ -131,7 +131,7 @@ def test_with_another_split_of_the_steps_it_ends_the_same_but_for_rounding(whole
 
 
 def test_the_newest_is_damaged_and_the_one_before_is_used(whole, stopped):
-    """It is said, what is damaged goes, and the run ends the same."""
+    """The damage is reported, the damaged checkpoint deleted, and the run ends the same."""
     newest = Path(shutil.copytree(whole / "checkpoints" / "8", stopped / "checkpoints" / "8"))
     (newest / "optimizer" / "_METADATA").write_text("{}")
     status, out, _ = run("stopped", "--resume")
@@ -143,7 +143,7 @@ def test_the_newest_is_damaged_and_the_one_before_is_used(whole, stopped):
 
 
 def test_when_all_are_damaged_only_auto_begins_anew(whole, stopped):
-    """A job that is started again and again has to get further. What is damaged is kept: it may be repaired."""
+    """A restarted job has to make progress. Damaged checkpoints are kept: they may be repaired."""
     (stopped / "checkpoints" / str(SAVED) / "about" / "metadata").unlink()
     before = contents(stopped)
     status, _, err = run("stopped", "--resume")

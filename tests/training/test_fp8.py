@@ -230,7 +230,7 @@ def test_a_resumed_run_has_the_same_scales(folder):
 
 
 def test_rounding_is_in_the_steps_program():
-    """Each of 8 products has x̂ in forward, and ŵ and ĝ; what compiles away would be no 8 bits."""
+    """The step rounds x, w and the gradient of each of 8 products to 8 bits before it is compiled."""
     text = step.make_train_step(CONFIG).lower(*step.shapes(CONFIG)).as_text()
     assert text.count("f8E5M2>") >= 8
     assert text.count("f8E4M3FN>") >= 16

@@ -167,7 +167,7 @@ def test_auto_compiles_nothing_that_cannot_fit(monkeypatch):
 
 
 def options_in(message: str) -> list[tuple[list[str], int, int]]:
-    """The rows of the refusal: options, MiB needed, MiB less."""
+    """Returns the rows of the refusal: options, MiB needed, MiB less."""
     rows = re.findall(r"^  (--.*?) +([\d,]+) MiB, ([\d,]+) less$", message, re.MULTILINE)
     return [(words.split(), int(total), int(less)) for words, total, less in rows]
 
