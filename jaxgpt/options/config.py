@@ -62,11 +62,11 @@ class Model:
     rope_factor: float = 8.0
     """Factor by which rope-scaling divides frequencies."""
     rope_low_frequency: float = 1.0
-    """llama3: frequencies with fewer turns than this in the original context are divided by the factor."""
+    """llama3: number of turns in the original context below which a frequency is divided by the factor."""
     rope_high_frequency: float = 4.0
-    """llama3: frequencies with more turns than this in the original context stay as they are."""
+    """llama3: number of turns in the original context above which a frequency stays as it is."""
     rope_original_context: int = 8192
-    """llama3: the context before the scaling, in tokens."""
+    """llama3: context before the scaling, in tokens."""
     experts: int = 0
     """Number of experts in a mixture (E); only in Mixtral's family."""
     experts_per_token: int = 2
@@ -137,9 +137,9 @@ class Compute:
     output; also LayerNorm's outputs; also the projection of attention's output; or all of a block but its input. Each
     takes less memory and more time than the one before; "auto" takes the first that fits."""
     layers: Literal["auto", "scanned", "unrolled"] = "auto"
-    """"scanned" compiles one layer and loops over it; "unrolled" compiles each layer, which takes longer, and then
-    runs faster in less memory, since nothing is copied into and out of stacks. "auto" unrolls up to 24 layers, on a
-    GPU 48, and on a TPU none."""
+    """Form of the layers: "scanned" compiles one layer and loops over it; "unrolled" compiles each layer, which takes
+    longer, and then runs faster in less memory, since nothing is copied into and out of stacks. "auto" unrolls up to
+    24 layers, on a GPU 48, and on a TPU none."""
     memory_limit_gib: float = 0.0
     """Device memory that a run may plan with, in GiB; 0 takes all that the device has, or that the system has left."""
     fit: str = ""
@@ -339,8 +339,8 @@ class Run:
     overwrite: bool = False
     """Replace a run of the same name; without it, such a run is left alone and the command ends."""
     resume: Literal["never", "always", "auto"] = "never"
-    """"always" resumes from the last good checkpoint of the run of this name; "auto" does so if there is one, and
-    begins anew if not. Shorter: --resume, --resume auto."""
+    """Resuming of the run of this name: "always" does so from its last good checkpoint; "auto" does so if there is
+    one, and begins anew if not. Shorter: --resume, --resume auto."""
     note: str = ""
     """Line to print at the start."""
     verbose: bool = False
