@@ -214,7 +214,7 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--engine", choices=("auto", "mutations", "atheris"), default="auto")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=1, help="of mutations")
+    parser.add_argument("--processes", type=int, default=1, help="number of processes that try mutations")
     parser.add_argument("--output", type=Path, help="write the counts to this JSON file")
     options = parser.parse_args()
     engine = options.engine

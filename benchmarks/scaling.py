@@ -62,7 +62,7 @@ def table(model: Model, name: str, mfu: float, nvlink: float, network: float) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mfu", type=float, default=0.4, help="of one GPU, as llm.c counts operations")
+    parser.add_argument("--mfu", type=float, default=0.4, help="MFU of one GPU, as llm.c counts operations")
     parser.add_argument("--nvlink", type=float, default=360, help="GB/s of a GPU in one direction, inside of a node")
     parser.add_argument("--network", type=float, default=40, help="GB/s of a GPU's network card in one direction")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")

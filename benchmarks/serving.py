@@ -155,7 +155,7 @@ def train(folder: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each of the two loads")
+    parser.add_argument("--seconds", type=float, default=15.0, help="seconds of each of the two loads")
     seconds = parser.parse_args().seconds
     result: dict[str, object] = {"clients": CLIENTS, "tokens": TOKENS, "seconds": seconds}
     passed = True

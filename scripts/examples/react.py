@@ -74,7 +74,9 @@ def answer(client: openai.OpenAI, given: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = connect.options(__doc__)
     parser.add_argument("question", nargs="?", default=QUESTION)
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "notes", help="of texts to search")
-    parser.add_argument("--steps", type=int, default=6, help="the most that are taken")
-    parser.add_argument("--tokens", type=int, default=300, help="the most of a step")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(__file__).parent / "notes", help="folder of texts to search"
+    )
+    parser.add_argument("--steps", type=int, default=6, help="most steps that are taken")
+    parser.add_argument("--tokens", type=int, default=300, help="most tokens of a step")
     connect.run(answer, parser.parse_args())
