@@ -1,4 +1,4 @@
-"""The program that XLA makes of the train step for an H100: what of it is the same in every compilation.
+"""The program that XLA compiles of the train step for an H100: properties that hold in every compilation.
 
 Two layers of GPT-2 124M, B=32, T=1024, bfloat16. The limits are of today's program: a change that makes it better
 tightens them, and one that makes it worse fails here, on any machine.
@@ -166,7 +166,7 @@ def test_no_product_has_float32_factors(found):
 
 
 def is_activation(shape):
-    """Whether a product's result is of tokens, and neither a weight's gradient nor the logits."""
+    """Returns whether a product's result belongs to tokens: it is neither a weight's gradient nor the logits."""
     return ROWS not in shape.dims and not set(shape.dims) <= {WIDTH, 3 * WIDTH, 4 * WIDTH}
 
 

@@ -29,7 +29,7 @@ FLOAT32_LIMIT = 2.0**-16
 
 
 def attend(layer, q, k, v, dout):
-    """What NAMES says, from one layer."""
+    """Returns one layer's outputs and gradients, in the order of NAMES."""
 
     def run(q, k, v, dout):
         out, residuals = layer.forward(q, k, v, block=64)
@@ -44,7 +44,7 @@ def distance(actual, exact):
 
 
 def layer_errors(shape, dtype, layer=cudnn_attention):
-    """For each of NAMES: (the layer's distance from blocks in float32, the blocks' own in `dtype`)."""
+    """Returns by name: (the layer's distance from blocks in float32, the blocks' own in `dtype`)."""
     rng = np.random.default_rng(0)
     arrays = [jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(4)]
     exact = attend(attention, *(array.astype(jnp.float32) for array in arrays))
@@ -53,7 +53,7 @@ def layer_errors(shape, dtype, layer=cudnn_attention):
 
 
 def norm_errors(shape, dtype):
-    """By layer and name: the distance of the norms in Pallas from the layers in float32."""
+    """Returns the distance of the norms in Pallas from the layers in float32, by layer and name."""
 
     def run(layer, params, x, dy, past):
         kernels = layer is pallas_norm
@@ -75,7 +75,7 @@ def norm_errors(shape, dtype):
 
 
 def softmax_errors(shape, dtype):
-    """The distances of the losses and of the gradient by the logits in Pallas from the layer's in float32."""
+    """Returns the distances of the losses and of the logits' gradient in Pallas from the layer's in float32."""
     rng = np.random.default_rng(0)
     logits, size = jnp.asarray(4 * rng.standard_normal(shape), jnp.float32), shape[1] - 7
     targets = jnp.asarray(rng.integers(0, size, shape[0]), jnp.int32)
@@ -87,7 +87,7 @@ def softmax_errors(shape, dtype):
 
 
 def model_errors(compute, kernel="cudnn", option="attention", other="blocks"):
-    """For the loss and each tensor's gradient of a GPT-2: the distance of the kernel's from the other's."""
+    """Returns the distance of the kernel's loss, and of each of a GPT-2's gradients, from the other's."""
     params = jax.tree.map(lambda array: array.astype(compute.dtype), gpt2.init(MODEL, jax.random.key(0)))
     tokens = np.random.default_rng(0).integers(0, MODEL.vocabulary_size, (2, MODEL.context))
     tokens = jnp.asarray(tokens, jnp.int32)

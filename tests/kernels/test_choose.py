@@ -1,4 +1,4 @@
-"""Which attention runs where, and in what words: on faked devices, and that every command says so."""
+"""The choice of an attention and the words for it: on faked devices, and in the output of every command."""
 
 import dataclasses
 import types
@@ -82,7 +82,7 @@ def test_auto_on_a_cpu_needs_no_words_about_kernels():
     ],
 )  # fmt: skip
 def test_what_is_missing_on_a_gpu_is_said(device, faked, compute, heads, length, reason):
-    """By auto as the reason, and as an error where the kernel was asked for."""
+    """`auto` gives it as the reason, and a run that asks for the kernel as an error."""
     device(**faked)
     model = dataclasses.replace(MODEL, heads=heads)
     attention, words = chosen(compute, model, length)
@@ -172,8 +172,8 @@ def test_a_forced_kernel_ends_a_profile(fails, tmp_path):
     assert "--compute.attention cudnn can't run here" in fails("--config", "quickstart", *words, command=bench.run)
 
 
-def test_samples_are_drawn_where_the_kernel_cant_run(quick_compilation):
-    """From a run on a GPU too: what draws them is the attention that runs anywhere."""
+def test_samples_are_drawn_where_the_kernel_cant_run():
+    """A run trained on a GPU can draw samples anywhere, by the attention in blocks."""
     model = Model(layers=1, heads=1, width=4, context=8, vocabulary_size=5)
     params = gpt2.init(model, jax.random.key(0))
     tokens = [

@@ -86,7 +86,7 @@ def test_what_is_not_a_number_shows(small_pieces):
 
 @pytest.mark.parametrize("cap", [0.0, 3.0])
 def test_the_unembedding_by_it_has_autodiffs_gradients(assert_exact, small_pieces, cap):
-    """Of an objective that weighs every token otherwise, in two chunks, with ignored targets."""
+    """The objective weighs every token otherwise; there are two chunks, and ignored targets."""
     assert_exact(
         cases.unembedding_case(jax.random.key(0), 2, 5, 3, 70, 128, 8, cap=cap, softmax=pallas_softmax.forward)
     )

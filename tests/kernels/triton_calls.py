@@ -1,4 +1,4 @@
-"""What a function hands to XLA for a GPU of its kernels in Pallas, which are named in their calls."""
+"""Calls of kernels in Pallas in the program that a function hands to XLA for a GPU."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Would the proof notice a wrong gradient? Each hand-written backward, with one thing dropped, must fail gradcheck.
+"""The proof notices wrong gradients: each hand-written backward, with one thing dropped, must fail gradcheck.
 
 The mutants are made from the source: of every + and - one side is taken as 0, of every * and / (and of every product of
 matrices) one factor as 1; a power is dropped, a sum becomes a mean, a condition holds always or never, an `.at[].add`
@@ -108,7 +108,7 @@ Mutation = tuple[str, ast.AST, Any]  # what is dropped, and the node of the synt
 
 
 def mutations(node: ast.AST) -> Iterator[Mutation]:
-    """What can be dropped at this node of a syntax tree."""
+    """Yields the mutations at this node of a syntax tree: the terms that can be dropped."""
     match node:
         case ast.BinOp(left, ast.Add() | ast.Sub(), right):
             for term in (left, right):
@@ -204,7 +204,7 @@ def mutants(functions: list[tuple[ModuleType, str]]) -> Iterator[Any]:
 
 
 def softmax(logits, targets, *, vocabulary_size, dtype):
-    """What the fused kernel returns, with anything in the rows of ignored targets."""
+    """Return values of the fused kernel, with anything in the rows of ignored targets."""
     losses, kept = cross_entropy.forward(logits, targets, vocabulary_size=vocabulary_size)
     gradient = cross_entropy.backward(kept, jnp.ones_like(losses), vocabulary_size=vocabulary_size)
     return losses, jnp.where((targets == cross_entropy.IGNORED)[:, None], 1, gradient).astype(dtype)
@@ -264,7 +264,7 @@ def failures(module: ModuleType) -> list[gradcheck.Row]:
     ],
 )
 def test_the_source_as_it_is_passes(x64, monkeypatch, module, name):
-    """So what the mutants fail by is what was dropped, not how they are made; and something is dropped from each."""
+    """Mutants thus fail by what was dropped, not by how they are made; and something is dropped from each."""
     function = definition(module, name)
     assert any(list(mutations(node)) for node in ast.walk(function))
     monkeypatch.setattr(module, name, compiled(module, function))
