@@ -9,7 +9,7 @@ NEEDED = ("jax", "numpy", "tyro")
 
 
 def without_packages() -> str:
-    """Returns what to type where this Python is too old, or hasn't the packages that are needed; empty where it has."""
+    """Returns what to type if this Python is too old, or lacks the packages that are needed; else ""."""
     here, words = Path(sys.argv[0]).parent, shlex.join(sys.argv[1:])
     own = here / ".venv" / "bin" / "python"
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]

@@ -38,13 +38,13 @@ class Bench:
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     """Compute dtypes."""
     who: tuple[Implementation, ...] = get_args(Implementation)
-    """What to measure."""
+    """Implementations to measure."""
     steps: int = 5
     """Steps timed in a process, after two that are not."""
     rounds: int = 1
-    """How many times each is run, in turn, so that a drift of the machine's speed hits all alike."""
+    """Number of times that each is run, in turn, so that a drift of the machine's speed hits all alike."""
     minutes: float = 20.0
-    """How long a process may take; then it is stopped and left out."""
+    """Minutes that a process may take before it is stopped and left out."""
     output: str = ""
     """Write the figures to this JSON file."""
     chart: str = "bench.png"

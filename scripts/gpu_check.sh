@@ -72,7 +72,7 @@ part machine 30 "$python" run.py --version
 if command -v nvidia-smi >/dev/null; then nvidia-smi >>"$folder/machine.txt" 2>&1; fi
 
 # Right
-part attention 60 "$python" tests/kernels/compare_attentions.py
+part attention 60 "$python" tests/kernels/compare_kernels.py
 part gradients 90 "$python" run.py gradcheck --dtype bfloat16 --config quickstart
 
 # Fast

@@ -14,7 +14,7 @@ from jaxgpt.options.config import Compute, Model, Optimizer
 
 
 def answer(who="ours", **values):
-    """What a peer answers."""
+    """Returns a peer's answer."""
     base = {
         "who": who,
         "dtype": "float32",

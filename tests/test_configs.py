@@ -56,13 +56,13 @@ def test_every_config_is_one_that_a_run_could_use(resolved, name):
 
 @pytest.mark.parametrize("name", settings.config_names())
 def test_every_config_trains_on_a_text_that_there_is(name):
-    """By name: a path would be one on somebody's machine."""
+    """The text has a name: a path would be one on somebody's machine."""
     assert settings.read(settings.find_config(name)).data.text in {*corpora.NAMES, *sources.DATA_SETS}
 
 
 @pytest.mark.parametrize("name", [*PARAMETERS, *RELATIVES])
 def test_the_named_sizes(resolved, name):
-    """Counted from the shapes of the tensors that would be trained, without their padding, and by the formula."""
+    """Parameters are counted from the shapes of the trained tensors, without their padding, and by the formula."""
     model, count = resolved(name).model, (PARAMETERS | RELATIVES)[name]
     assert name in RELATIVES or model.vocabulary_size == 50_257
     made = family(model)

@@ -1,4 +1,4 @@
-"""The command: its options, what it compiles and where its figures go."""
+"""The command: its options, the programs that it compiles and the output of its figures."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -33,7 +33,8 @@ class GpuProgram:
     topology: int = 1
     """Number of cards that train together, on one machine."""
     against: Literal["", "jax.grad"] = ""
-    """Compile the automatic way as well, its layers scanned and unrolled, and compare with the better of them."""
+    """Compile automatic differentiation's step as well, with scanned and unrolled layers, and compare with the
+    better."""
     output: str = ""
     """Write the figures to this JSON file."""
     picture: str = ""

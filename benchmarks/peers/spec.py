@@ -1,4 +1,4 @@
-"""What a peer is asked to measure, and how it answers.
+"""The specification of a measurement that a peer is given, and the peer's answer.
 
     python -m benchmarks.peers.ours --spec spec.json
 
@@ -38,7 +38,7 @@ class Spec:
 
 
 def read() -> Spec:
-    """The spec named on the command line."""
+    """Returns the spec named on the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--spec", type=Path, required=True)
     fields = json.loads(parser.parse_args().spec.read_text())
@@ -92,7 +92,7 @@ def report(
 
 
 def peak_resident_bytes() -> int:
-    """The most memory this process has had.
+    """Returns the most memory that this process has had, in bytes.
 
     Linux's own figure, because getrusage's there starts from what the process that started this one had.
     """

@@ -26,22 +26,22 @@ DEFAULT_CONFIG = "quickstart"
 DESCRIPTION = """\
 Trains a model. The other commands, each with a --help of its own:
 
-    python run.py prepare SOURCE               make token files of text, of any size
-    python run.py generate runs/NAME           draw text from a trained model, or --chat with it
-    python run.py serve runs/NAME              answer requests as OpenAI's API does; with a page to chat
-    python run.py evaluate runs/NAME           its loss, or its accuracy on HellaSwag, MMLU and others
-    python run.py report runs/A runs/B         a page that shows how runs are doing; --live serves it
-    python run.py convert FROM TO              weights between runs and other programs' formats
-    python run.py verify --model M --state S   compare with what llm.c wrote down
+    python run.py prepare SOURCE               make token files from text of any size
+    python run.py generate runs/NAME           draw text from a trained model, or chat with it
+    python run.py serve runs/NAME              serve a model with OpenAI's API, and a page to chat
+    python run.py evaluate runs/NAME           measure a model's loss, or its accuracy on tasks
+    python run.py report runs/A runs/B         make a page that shows how runs are doing
+    python run.py convert FROM TO              convert weights between runs and other programs' formats
+    python run.py verify --model M --state S   compare the gradients with llm.c's own
     python run.py gradcheck                    compare every hand-written gradient with jax.grad
 
---version, or -V, prints the versions of what numbers depend on.
+--version, or -V, prints the versions of the program and of its libraries.
 """
 EXAMPLES = """\
 Examples:
 
     python run.py                                            a small model of English, in minutes
-    python run.py --data.text book.txt --training.steps 3000 the same, of your own text
+    python run.py --data.text book.txt --training.steps 3000 the same, on your own text
     python run.py --config gpt2_124m --data.text data/books --compute.dtype bfloat16
 """
 COMMON = (
@@ -156,8 +156,8 @@ class Train:
     config: str = DEFAULT_CONFIG
     """Take the defaults of all other options from configs/CONFIG.toml, or from the path of a .toml file."""
     plan_for: str = ""
-    """Train nothing: print what the run would need on DEVICE:COUNT, such as h100:8, which need not be there. DEVICE is
-    a100, h100, h200, b200, 4090 or cpu."""
+    """Train nothing, and print what the run would need on DEVICE:COUNT, such as h100:8; this machine needs no such
+    device. DEVICE is a100, h100, h200, b200, 4090 or cpu."""
     options: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 

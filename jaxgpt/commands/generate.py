@@ -35,23 +35,23 @@ class Generate:
     """Draws text from a trained model."""
 
     run: str
-    """The run's folder, such as runs/quickstart, or a checkpoint, such as runs/quickstart/checkpoints/best; or weights
+    """Folder of a run, such as runs/quickstart, or a checkpoint, such as runs/quickstart/checkpoints/best; or weights
     in another format, such as a Hugging Face folder."""
     prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="STR")] = ()
-    """What the text begins with; given several times, one text for each. Without it, a line break."""
+    """Text to begin with; given several times, one text for each. Without it, a line break."""
     prompts: str = ""
-    """A UTF-8 file with a prompt on each line."""
+    """UTF-8 file with a prompt on each line."""
     samples: int = 1
-    """How many texts to draw for each prompt; all are drawn side by side."""
+    """Number of texts to draw for each prompt; all are drawn side by side."""
     seed: int = 0
     """Random seed of the first sample; each further one takes the next number."""
     chat: bool = False
-    """Read lines from the terminal, or from a pipe, and answer each: in the chat template of a model that was trained
-    on conversations, and else as one text from the first line to the last."""
+    """Chat: read lines from the terminal, or from a pipe, and answer each, in the model's chat template if it was
+    trained on conversations, and else as one text from the first line to the last."""
     system: str = ""
     """With --chat and a chat template, the system message that the conversation begins with."""
     special: bool = False
-    """Take special tokens that a prompt spells out, such as <|endoftext|>, for the tokens and not for characters."""
+    """Read special tokens that a prompt spells out, such as <|endoftext|>, as tokens and not as characters."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
     search: Annotated[Search, tyro.conf.arg(name="")] = field(default_factory=Search)
 

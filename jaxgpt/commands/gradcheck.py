@@ -36,11 +36,11 @@ class Gradcheck:
     config: str = ""
     """Take the shapes from configs/CONFIG.toml; empty checks a small model of odd sizes."""
     dtype: Literal["float64", "float32", "bfloat16"] = "float64"
-    """What the hand-written gradients are computed in; jax.grad is always computed in float64."""
+    """Type in which the hand-written gradients are computed; jax.grad is always computed in float64."""
     chart: str = ""
     """Draw the errors beside their tolerances to this PNG file."""
     as_run: bool = False
-    """Check the very compiled step of a configuration, or of `--as-run runs/NAME`, on the device where it trains;
+    """Check the compiled step of a configuration, or of `--as-run runs/NAME`, on the device where it trains;
     it has options of its own: --as-run --help."""
 
 

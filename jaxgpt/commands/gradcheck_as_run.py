@@ -45,7 +45,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True)
 class AsRun:
-    """Compares every gradient of a configuration's very compiled step with jax.grad, on the device where it trains."""
+    """Compares every gradient of a configuration's compiled step with jax.grad, on the device where it trains."""
 
     config: str = DEFAULT_CONFIG
     """Take the defaults of all other options from configs/CONFIG.toml, or from the path of a .toml file. `--as-run

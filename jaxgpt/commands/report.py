@@ -20,16 +20,16 @@ MOST = 16  # runs in a page: more than the curves' colours tell apart
 
 @dataclass(frozen=True)
 class Report:
-    """Writes a page that shows how runs are doing, several laid over each other; or serves it live."""
+    """Writes a page that shows how runs are doing, several in the same charts; or serves it live."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ()
-    """The runs' folders, such as runs/quickstart."""
+    """Folders of the runs, such as runs/quickstart."""
     output: str = ""
-    """Where to write the page; empty takes the run's own report.html, and of several runs ./report.html."""
+    """File to write the page to; empty takes the run's own report.html, and for several runs ./report.html."""
     live: bool = False
-    """Serve the page on this machine instead, where it updates by itself, until Ctrl-C."""
+    """Serve the page on this machine until Ctrl-C, instead of writing it; it updates by itself."""
     port: int = 8050
-    """The port to serve it at; 0 takes a free one."""
+    """Port to serve the page at; 0 takes a free one."""
 
 
 def run(words: list[str]) -> int:

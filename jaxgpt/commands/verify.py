@@ -30,12 +30,12 @@ AT_ONCE = 1 << 22  # numbers compared at a time
 
 @dataclass(frozen=True)
 class Verify:
-    """Compares logits, loss and every gradient with llm.c's, on a batch that it has written down."""
+    """Compares logits, loss and every gradient with llm.c's own, on the batch of its debug state."""
 
     model: str
-    """An llm.c model file in float32, such as gpt2_124M.bin."""
+    """Model file of llm.c in float32, such as gpt2_124M.bin."""
     state: str
-    """The debug state that belongs to it, such as gpt2_124M_debug_state.bin."""
+    """Debug state that belongs to it, such as gpt2_124M_debug_state.bin."""
 
 
 def run(words: list[str]) -> int:

@@ -30,6 +30,7 @@ from jaxgpt.data import loader
 from jaxgpt.data.loader import Tokens
 from jaxgpt.data.packing import Conversations
 from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.kernels.choose import anywhere
 from jaxgpt.layers import cross_entropy, unembedding
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import family, with_scalar
@@ -80,8 +81,7 @@ def make_scorer(config: Config, batch_size: int, frozen: Any = None) -> Scorer:
     A context that is too long for the model loses its beginning; a completion is at most as long as the model's
     context. Each device scores `batch_size` sequences at once.
     """
-    # The attention that takes any length.
-    config = changed(config, compute={"attention": "blocks"})
+    config = changed(config, compute=anywhere(config.compute))
     model, layout = config.model, layout_of(config)
 
     def batch_scores(

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.data.loader import Batch
+from jaxgpt.kernels.choose import softmax_kernel
 from jaxgpt.layers import cross_entropy, unembedding
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models.blocks import Context, Params, inputs_of
@@ -55,7 +56,8 @@ def loss_and_grads(
     are means.
     """
     x, residuals, aux = family.features(params, inputs_of(batch.tokens, context.model, batch.starts), context)
-    value, classifier = _classify(family, params, x, batch, context, _scale(batch, scale))
+    softmax = softmax_kernel(context.compute)
+    value, classifier = _classify(family, params, x, batch, context, _scale(batch, scale), softmax)
     dhead, dx = unembedding.backward(classifier)
     share = _share(batch, scale)
     grads = family.features_backward(params, residuals, dx, dhead, share, context)
@@ -72,7 +74,13 @@ def _share(batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""] | f
 
 
 def _classify(
-    family: ModuleType, params: Params, x: Float[Array, "N C"], batch: Batch, context: Context, scale: Float[Array, ""]
+    family: ModuleType,
+    params: Params,
+    x: Float[Array, "N C"],
+    batch: Batch,
+    context: Context,
+    scale: Float[Array, ""],
+    softmax: unembedding.Softmax | None = None,
 ) -> tuple[Float[Array, ""], unembedding.Residuals]:
     scale = jnp.asarray(scale, accumulation_dtype(x.dtype))
     return unembedding.forward(
@@ -84,6 +92,7 @@ def _classify(
         chunk=context.compute.classifier_chunk,
         cap=context.model.logit_soft_cap,
         eight_bits=context.eight_bits and context.compute.fp8_head,
+        softmax=softmax,
     )
 
 

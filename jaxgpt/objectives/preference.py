@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxgpt.kernels.choose import softmax_kernel
 from jaxgpt.layers import cross_entropy, unembedding
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models.blocks import Aux, Context, Params, inputs_of
@@ -102,7 +103,13 @@ def loss_and_grads(
     scale = jnp.asarray(_scale(batch, scale), accumulation_dtype(x.dtype))
     weights = jnp.broadcast_to((scale * found.dlogp)[..., None], batch.targets.shape)
     _, classifier = unembedding.forward(
-        family.head(params), x, batch.targets.reshape(-1), _weighted, weights.reshape(-1), **_classifier(context)
+        family.head(params),
+        x,
+        batch.targets.reshape(-1),
+        _weighted,
+        weights.reshape(-1),
+        softmax=softmax_kernel(context.compute),
+        **_classifier(context),
     )
     dhead, dx = unembedding.backward(classifier)
     grads = family.features_backward(params, residuals, dx, dhead, _share(batch, scale), context)

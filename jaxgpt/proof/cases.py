@@ -323,8 +323,18 @@ def cross_entropy_case(key: Key[Array, ""], N: int, V: int, Vp: int) -> Case:
 
 
 def unembedding_case(
-    key: Key[Array, ""], B: int, T: int, C: int, V: int, Vp: int, chunk: int, *, cap: float = 0.0
+    key: Key[Array, ""],
+    B: int,
+    T: int,
+    C: int,
+    V: int,
+    Vp: int,
+    chunk: int,
+    *,
+    cap: float = 0.0,
+    softmax: unembedding.Softmax | None = None,
 ) -> Case:
+    """Returns the unembedding's case; with `softmax` its gradients are by this kernel."""
     weight, x = normals(key, (Vp, C), (B, T, C))
     targets = random_targets(key, (B, T), V)
     weights = jnp.asarray(*normals(key, (B, T)))
@@ -334,14 +344,14 @@ def unembedding_case(
         parts = weights.astype(logp.dtype) * jnp.exp(logp)
         return jnp.sum(parts), parts
 
-    def forward(inputs):
-        return unembedding.forward(
-            inputs["params"], inputs["x"], targets, objective, weights, vocabulary_size=V, chunk=chunk, cap=cap
-        )
+    def forward(inputs, softmax=None):
+        options = {"vocabulary_size": V, "chunk": chunk, "cap": cap, "softmax": softmax}
+        return unembedding.forward(inputs["params"], inputs["x"], targets, objective, weights, **options)
 
     def backward(inputs, dy):
-        dparams, dx = unembedding.backward(forward(inputs)[1], dy)
+        dparams, dx = unembedding.backward(forward(inputs, softmax)[1], dy)
         return {"params": dparams, "x": dx}
 
     inputs = {"params": unembedding.Params(weight / C**0.5), "x": x}
-    return Case("unembedding", inputs, lambda inputs: forward(inputs)[0], backward)
+    name = "unembedding_of_kernel" if softmax else "unembedding"
+    return Case(name, inputs, lambda inputs: forward(inputs)[0], backward)

@@ -18,8 +18,6 @@ from jaxgpt.runs import checkpoints
 from jaxgpt.runs.metrics_file import read_metrics
 from tests import small_run
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 BASE = {"model.width": 64, "training.steps": 4, "training.evaluate-every": 0, "sampling.tokens": 4}
 STEPS, SAVED = 6, 3
 TUNED = {
@@ -69,7 +67,8 @@ def test_it_trains_adapters_alone(tuned):
 
 
 def test_what_is_merged_has_the_validation_loss_that_training_saw(tuned, capsys):
-    """The base is as NF4 has it, with the adapters; the loss differs by float32's rounding of two ways to add."""
+    """The base is quantised to NF4, with the adapters; the loss differs by the float32 rounding of two orders of
+    sums."""
     assert cli.main(["evaluate", "--run", str(tuned.folder)]) == 0
     printed = capsys.readouterr().out
     assert f"validation loss {tuned.validation[STEPS]:.4f}" in printed
@@ -97,7 +96,7 @@ def test_it_resumes_with_the_same_adapters_only(tuned, change):
 
 
 def test_another_base_is_refused(tuned, fails):
-    """By every command that reads the run, in one message that says which."""
+    """Every command that reads the run refuses it, in one message that names the base."""
     shutil.move("runs/base", "runs/kept")
     try:
         assert small_run.run(small_run.words(BASE, training_seed=5), "base").status == 0
@@ -137,7 +136,7 @@ def test_exports(tuned, capsys):
 
 @pytest.fixture(scope="module")
 def exported(tuned) -> str:
-    """PEFT's folder of the tuned adapters, which says nothing of its base but a name that is none here."""
+    """A PEFT folder of the tuned adapters, which names a base that doesn't exist here."""
     assert cli.main(["convert", "runs/tuned", "elsewhere", "--to", "peft"]) == 0
     config = Path("elsewhere/adapter_config.json")
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "not/here"}))
@@ -155,7 +154,7 @@ def train_on(adapters: str, name: str, *more: str, **changes) -> small_run.Finis
 
 @pytest.mark.slow
 def test_it_trains_on_from_adapters(tuned, exported):
-    """A run's and PEFT's begin where they ended, with their rank, alpha and targets, and the base as it is."""
+    """Adapters of a run and of PEFT begin where they ended, with their rank, alpha, targets and base."""
     for adapters, name, more in (
         ("runs/tuned", "on", {}),
         (exported, "from-peft", {"training_init_from": "runs/base"}),
@@ -177,7 +176,7 @@ def test_it_trains_on_from_adapters(tuned, exported):
 
 
 def test_adapters_that_cant_be_trained_on(exported):
-    """The base that PEFT's name isn't there; ranks differ; whole weights; the base has other numbers."""
+    """The base that PEFT names is missing; ranks differ; the weights are whole; the base has other numbers."""
     assert small_run.run(small_run.words(BASE, training_seed=5), "other").status == 0
     for adapters, more, expected in (
         (exported, [], "not/here: there is no such file or folder"),

@@ -19,8 +19,6 @@ from tests import comparison_runs, small_run
 from tests.comparison_runs import params
 from tests.nightly import nightly
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 STEPS, SAVED = 20, 10
 OPTIONS = {
     "config": "dpo_quickstart",

@@ -23,8 +23,6 @@ from jaxgpt.runs.about import lora_of, model_of
 from tests import comparison_runs, small_run
 from tests.comparison_runs import BAD, GOOD, params
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 STEPS, SAVED = 40, 20
 OPTIONS = {
     "config": "reward_quickstart",

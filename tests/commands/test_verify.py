@@ -1,4 +1,4 @@
-"""`run.py verify` on files whose logits, loss and gradients are PyTorch's, of transformers' GPT-2."""
+"""`run.py verify` on files with PyTorch's logits, loss and gradients, from transformers' GPT-2."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from tests.parity import transformers_model  # noqa: E402
 
 @pytest.fixture(scope="module")
 def state():
-    """Of transformers' model with these weights."""
+    """Returns the debug state of transformers' model with these weights."""
     params = random_params()
     arrays = {tensor.ours: array for tensor, array in gpt2_tables.paired(params)}
     theirs = transformers_model.make_model(MODEL, arrays)
@@ -39,7 +39,7 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def computed(state, quickly_compiled):
+def computed(state):
     return verify.computed(random_params(), state, MODEL)
 
 
@@ -54,7 +54,7 @@ def failed(computed):
 
 
 def test_transformers_numbers_are_ours(here, state, failed, computed, monkeypatch, capsys):
-    """By the command too, which ends with 0; and with 1 where one is wrong."""
+    """The command says so too, and ends with 0; it ends with 1 where a number is wrong."""
     assert failed(state) == []
     monkeypatch.setattr(verify, "computed", lambda *_: computed)  # not compiled again
     words = ["verify", "--model", "m.bin", "--state", "s.bin"]

@@ -1,4 +1,4 @@
-"""What the pages show beside shell lines: options made of the code, costs that are arithmetic, links, TOML, Python."""
+"""The pages beside their shell lines: options made from the code, costs that are arithmetic, links, TOML, Python."""
 
 import inspect
 import itertools
@@ -37,7 +37,7 @@ def test_the_page_of_options_is_todays():
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_toml_on_the_pages_is_a_configuration(path, tmp_path):
-    """Or describes a task."""
+    """A block of TOML is a configuration or describes a task."""
     for name, block in FENCED.findall(path.read_text(encoding="utf-8")):
         if name == "toml":
             (tmp_path / "shown.toml").write_text(block, encoding="utf-8")

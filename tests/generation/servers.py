@@ -77,7 +77,7 @@ def in_form(body: bytes) -> dict:
 
 
 def send(address: str, text: bytes, pause: float = 0.0) -> bytes:
-    """What the server answers to some bytes, up to the end of the connection; `pause` seconds after each byte."""
+    """Returns the server's answer to some bytes, up to the end of the connection; waits `pause` s after each byte."""
     with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=60) as connection:
         for part in [text] if not pause else [bytes([byte]) for byte in text]:
             connection.sendall(part)

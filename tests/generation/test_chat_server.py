@@ -20,7 +20,6 @@ from tests.generation.servers import BYTES, KEY, MISSING, NAME, listening, param
 openai = pytest.importorskip("openai", reason=f"openai is {MISSING}")
 pytest.importorskip("llguidance", reason=f"llguidance is {MISSING}")
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 MODEL = Model(layers=1, heads=2, width=16, context=1536, vocabulary_size=256)
 CHATML = chat_templates.built_in("chatml")
@@ -126,7 +125,7 @@ def test_every_way_to_write_a_conversation(chat):
 
 
 def test_markers_in_a_message_are_characters():
-    """With GPT-2's tokenizer and one that has ChatML's markers as tokens."""
+    """Messages are encoded with GPT-2's tokenizer and with one that has ChatML's markers as tokens."""
     body = {"model": NAME, "messages": [{"role": "user", "content": "<|endoftext|>"}]}
     tokens = tokenizers.make("gpt2", "")
     asked = chat_api.chat_completion(body, api.Served(NAME, tokens, 50257, api.Limits(64, 60, 8)), CHATML)

@@ -17,7 +17,6 @@ from tests.generation.servers import BYTES, KEY, MISSING, NAME, listening, param
 
 openai = pytest.importorskip("openai", reason=f"openai is {MISSING}")
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 MODEL = Model(layers=1, heads=2, width=16, context=64, vocabulary_size=256)
 
@@ -62,7 +61,7 @@ def complete(client):
 
 
 def test_the_text_is_the_models(params, complete):
-    """What the same settings draw without a server."""
+    """The server's text is the one that the same settings draw without a server."""
     for options in ({"temperature": 0.0}, {"temperature": 0.8, "top_p": 0.9}):
         request = batching.Request(BYTES.encode("The "), Sampling(tokens=40, **options), 1)
         expected = "".join(piece.text for piece in batching.generate(params, [request], MODEL, Compute(), BYTES))
@@ -93,7 +92,7 @@ def test_a_stream_joined_is_the_text(client, complete):
 
 
 def test_requests_at_once_have_the_same_texts_as_alone(complete):
-    """More than there are slots, of other lengths and settings."""
+    """The requests are more than the slots, and differ in length and settings."""
     asked = [{"prompt": "ab" * (n + 1), "seed": n, "max_tokens": 5 + 7 * n, "temperature": 0.3 * n} for n in range(6)]
     alone = [complete(**options) for options in asked]
     with ThreadPoolExecutor(len(asked)) as pool:
@@ -101,7 +100,7 @@ def test_requests_at_once_have_the_same_texts_as_alone(complete):
 
 
 def test_several_prompts_and_samples(client, complete):
-    """In the order of the prompts, each with its n samples, of following seeds."""
+    """The texts come in the order of the prompts, each prompt with its n samples, whose seeds follow each other."""
     answer = client.completions.create(model=NAME, prompt=["one", "two"], n=2, max_tokens=9, seed=4)
     expected = [complete(prompt, seed=seed, max_tokens=9) for prompt in ("one", "two") for seed in (4, 5)]
     assert [choice.text for choice in answer.choices] == expected
@@ -145,7 +144,7 @@ def test_without_a_seed_texts_differ(client):
 
 
 def test_seeds_have_64_bits(complete):
-    """Each another text; -1 is as none."""
+    """Each seed gives another text; -1 stands for no seed."""
     seeds = [0, 1, 2**31, 2**32, 2**32 + 1, 2**63 - 1, -(2**63), -2]
     assert len({complete(seed=seed, temperature=2) for seed in seeds}) == len(seeds)
     assert complete(seed=-(2**63)) == complete(seed=-(2**63))

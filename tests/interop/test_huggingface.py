@@ -57,7 +57,7 @@ def test_there_and_back_changes_no_bit(tmp_path, dtype, shard_bytes):
 
 
 def test_old_files_have_no_prefix_masks_and_a_head_of_their_own(tmp_path):
-    """As openai-community/gpt2 has them; and mixed types become float32."""
+    """The file is like openai-community/gpt2's; and mixed types become float32."""
     params = export(tmp_path / "hf")
     path = tmp_path / "hf" / safetensors_files.WEIGHTS
     named = {name.removeprefix("transformer."): array for name, array in load_file(path).items()}
@@ -86,7 +86,7 @@ def transformers():
 
 
 @pytest.mark.parametrize("shard_bytes", [ONE_FILE, 3000])
-def test_transformers_has_our_logits(tmp_path, transformers, quick_compilation, shard_bytes):
+def test_transformers_has_our_logits(tmp_path, transformers, shard_bytes):
     import torch
 
     params = export(tmp_path / "hf", shard_bytes=shard_bytes)

@@ -1,4 +1,4 @@
-"""Is the oracle right? Forward alone, by finite differences, against both `jax.grad` and the hand-written gradient."""
+"""Finite differences of forward alone, against both `jax.grad` and the hand-written gradient."""
 
 import dataclasses
 import functools

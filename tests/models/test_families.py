@@ -1,4 +1,4 @@
-"""The seam: what a family has, and that nobody but those who must know of families names one."""
+"""Model families: the names that each has, and that no file outside of the few allowed ones names a family."""
 
 import ast
 import inspect

@@ -48,7 +48,7 @@ def base_of(model: Model, seed: int = 0) -> blocks.Params:
 
 
 def adapters_of(made: Config) -> blocks.Adapters:
-    """With a b that isn't 0."""
+    """Returns adapters whose b isn't 0."""
     adapters = lora.init(made.model, made.lora, jax.random.key(1))
     return jax.tree.map(lambda array: array + 0.02 * jax.random.normal(jax.random.key(2), array.shape), adapters)
 
@@ -75,8 +75,8 @@ def test_gradients(assert_exact, name, recompute, layers):
     [pytest.param(GPT2, "unrolled", marks=pytest.mark.slow), (LLAMA, "scanned"), (MIXTRAL, "scanned")],
     ids=["gpt2", "llama", "mixtral"],
 )
-def test_merged_it_computes_the_same(quick_compilation, model, base, double, layers):
-    """The loss of adapters beside the base in each storage is the merged model's, but for rounding."""
+def test_merged_it_computes_the_same(model, base, double, layers):
+    """The loss of adapters beside the base in each type is the merged model's, but for rounding."""
     made = config(model, lora_base=base, lora_double_quantization=double, compute_layers=layers)
     frozen = lora.freeze(base_of(model), made.lora, made.compute)
     adapters = blocks.arrange(adapters_of(made), made.compute)
@@ -139,8 +139,8 @@ def weights_gradients(text: str, tokens: tuple[int, ...]) -> set[tuple[int, ...]
     return {tuple(sorted(map(int, result.split(",")))) for result in by_tokens}
 
 
-def test_the_step_forms_no_gradient_of_the_base(quick_compilation):
-    """In the compiled step no sum over tokens has a weight's shape, and nothing but the token table has the table's.
+def test_the_step_forms_no_gradient_of_the_base():
+    """No sum over tokens in the compiled step has a weight's shape, and only the token table has the table's.
 
     On a CPU products of adapters have a weight's shape, and sum over the rank: they are merged for a layer at a time.
     """
@@ -155,7 +155,7 @@ def test_the_step_forms_no_gradient_of_the_base(quick_compilation):
     assert not [line for line in tables if re.search(r"scatter|dot|add\(|fusion\(", line)]
 
 
-def test_the_plan_has_the_base_once_and_no_gradient_or_moment_of_it(quick_compilation):
+def test_the_plan_has_the_base_once_and_no_gradient_or_moment_of_it():
     made = config()
     plan, full = (
         memory_plan.make(one, step.compile_step(one), Capacity(None, ""))
@@ -200,7 +200,7 @@ def test_one_billion_parameters_are_tuned_in_six_gigabytes():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", range(4))
-def test_each_stage_trains_the_same_adapters(quick_compilation, zero):
+def test_each_stage_trains_the_same_adapters(zero):
     """Three steps on 4 devices are those of one device, but for the order of float32 sums."""
 
     def trained(made: Config):
@@ -238,7 +238,7 @@ def test_the_shapes_of_the_step_are_those_of_its_arrays():
     )
 
 
-def test_bfloat16_computes_with_bfloat16(quick_compilation):
+def test_bfloat16_computes_with_bfloat16():
     """The base's and the adapters' matrices meet activations of their own dtype."""
     made = config(lora_base="nf4", compute_dtype="bfloat16")
     frozen = lora.freeze(base_of(LLAMA), made.lora, made.compute)

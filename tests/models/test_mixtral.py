@@ -47,8 +47,6 @@ MIXTRAL_8X7B = Model(
     experts=8,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize(("recompute", "layers"), whole.levels())
 def test_gradients(assert_exact, recompute, layers):
@@ -121,7 +119,7 @@ def random_params(model=SMALL):
 
 
 def test_the_routers_weight_stays_in_float32():
-    """Among activations in bfloat16; the experts' are cast."""
+    """Activations are bfloat16, and the experts' weights are cast to it."""
     shapes = jax.eval_shape(lambda: mixtral.init(SMALL, jax.random.key(0)))
     for params in (shapes, shapes._replace(blocks=blocks.block_shapes(shapes))):
         experts = jax.eval_shape(lambda params: blocks.cast(params, jnp.bfloat16), params).blocks.experts

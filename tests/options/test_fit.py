@@ -47,7 +47,7 @@ def test_what_does_not_go_together(config, message):
 
 
 def test_what_somebody_has_said_is_kept():
-    """On the command line or in a config, but for "auto"; of how a step is split only the command line says so."""
+    """Given options are kept, but for "auto"; the split of a step is kept only if the command line gives it."""
     typed, in_file = {"compute.classifier_chunk", "training.steps"}, {"parallel.zero", "training.micro_batches"}
     kept = fit.keeping(asked(), typed, in_file).compute.fit_keeps
     assert kept == ("compute.classifier_chunk", "parallel.zero")

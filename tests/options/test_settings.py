@@ -132,7 +132,8 @@ def test_without_config_the_quickstart_is_trained(trained):
     ("section", "key"), [(name, key.name) for name, kind in SECTIONS.items() for key in dataclasses.fields(kind)]
 )
 def test_every_option_is_one_on_the_command_line(trained, section, key):
-    """Given there, it changes that option and nothing else. (A process's number means nothing without the others.)"""
+    """An option given there changes that option and nothing else. (A process's number means nothing without the
+    others.)"""
     own = {"processes": 1, "process": -1, "coordinator": "node1:1", "kv_heads": 4, "rope_high_frequency": 8.25}
     own |= {"fit": "1GB", "fit_keeps": ("parallel.zero", "compute.recompute")}
     also = {"rank": ["--init-from", "weights"], "double_quantization": ["--lora.base", "nf4"]}.get(key, [])
@@ -380,7 +381,7 @@ def test_every_option_has_its_meaning_in_its_source():
 
 
 def test_differences_of_what_a_run_saved_and_what_is_asked():
-    """As JSON has it: tuples are lists. What did not exist when it was saved had its default."""
+    """JSON makes lists of tuples. An option that did not exist when the run was saved had its default."""
     saved = dataclasses.asdict(Config())
     saved["sampling"]["stop"] = []
     assert options.differences(saved, Config()) == []

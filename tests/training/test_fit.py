@@ -23,8 +23,6 @@ from jaxgpt.training.memory_plan import Else
 from jaxgpt.training.step_time import CPU, speeds_of, step_seconds
 from tests.nightly import nightly
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 CONFIG = Config(
     model=Model(layers=3, heads=2, width=16, context=32, vocabulary_size=130),
     compute=Compute(fit="1GB", classifier_chunk=256, attention="blocks", attention_block=16),
@@ -44,7 +42,7 @@ def kept(*names: str, **sections) -> Config:
 
 @pytest.mark.parametrize("place", [ONE, FOUR])
 def test_every_candidate_is_the_same_run(place):
-    """The same sequences in a step and in a validation loss, and what isn't free as it was."""
+    """A step and a validation loss have the same sequences, and options that aren't free keep their values."""
     found = candidates(CONFIG, place)
     assert len(found) > 3
     for one in (one.config for one in found):
@@ -78,7 +76,7 @@ def test_micro_batches_are_all_that_divide():
 
 
 def test_a_search_traces_the_parameters_a_few_times(monkeypatch):
-    """However many candidates there are: a trace takes longer than all else of an estimate."""
+    """The number of candidates doesn't matter: a trace takes longer than all else of an estimate."""
     traced = []
     whole = estimate.layout_without_devices
     monkeypatch.setattr(estimate, "layout_without_devices", lambda *args: traced.append(args) or whole(*args))
@@ -110,7 +108,7 @@ def test_reproducible_runs_stay_so():
 
 
 def test_what_costs_time_costs_time():
-    """More micro-batches, levels, chunks, stages and transfers take longer, all else the same."""
+    """Additional micro-batches, levels, chunks, stages and transfers take longer, all else the same."""
     seconds = functools.partial(step_seconds, devices=4, speeds=H100)
     plain = seconds(CONFIG)
     assert plain < seconds(changed(CONFIG, training=options.split(CONFIG, 4)))
@@ -248,7 +246,7 @@ def test_what_fits_nowhere_is_refused_with_what_would_help():
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_the_capacity(monkeypatch, platform):
-    """What is granted, where the device has as much; less a margin, and on a CPU less what the process takes."""
+    """It is what is granted, at most what the device has; less a margin, and on a CPU what the process takes."""
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(fit.device_memory, "capacity", lambda *_: Capacity(2 * 10**9, "what there is"))
     there = 2 * 10**9 - (fit.OF_A_CPU if platform == "cpu" else 0)
@@ -260,7 +258,7 @@ def test_the_capacity(monkeypatch, platform):
 
 
 def test_moments_are_counted_as_the_state_has_them(monkeypatch):
-    """Of an optimizer with one moment, or others, by their shapes."""
+    """Their bytes follow from the state's shapes, for an optimizer with one moment or with others."""
     one = memory_plan.measure(CONFIG, 1)
     sizes = memory_plan.measure(changed(CONFIG, parallel={"zero": 1}), 4)
     assert one.moments == 2 * one.parameters
@@ -276,7 +274,7 @@ def test_moments_are_counted_as_the_state_has_them(monkeypatch):
 
 @pytest.mark.slow
 def test_several_devices_may_shard():
-    """On simulated devices, with a real program: what fits at no stage 0 is sharded."""
+    """A run that doesn't fit at stage 0 is sharded, on simulated devices with a real program."""
     config = kept("training.micro_batches", "compute.recompute", "compute.classifier_chunk")
     config = dataclasses.replace(config, parallel=Parallel(devices=2))
     room = total(changed(config, parallel={"zero": 1}))
