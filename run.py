@@ -27,7 +27,7 @@ NEEDED = {
 
 def lacking() -> str:
     """Returns what this Python lacks of what is needed; empty where it lacks nothing."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036
         return "is older than 3.11"
     from importlib import metadata
 
