@@ -115,7 +115,8 @@ def _command(words: list[str], observers: Sequence["Observer"]) -> int:
         return 0
     if command not in COMMANDS:
         raise _no_such_command(command)
-    words = _with_options(command, words)
+    if command == "report":
+        words = [word for word in words if word != "--run"]  # as the other commands name a run
     if command not in WITHOUT_JAX and not command_line.asks_for_help(words):
         environment.check_address_space()
         if sys.platform == "linux" and not os.access("/proc/cpuinfo", os.R_OK):  # as without /proc: a part of XLA fails
@@ -127,14 +128,6 @@ def _command(words: list[str], observers: Sequence["Observer"]) -> int:
     return module.run(words)
 
 
-def _with_options(command: str, words: list[str]) -> list[str]:
-    """Returns the words with the run's folder in the form that the command has: `generate RUN` is `generate --run RUN`,
-    and `report --run RUN` is `report RUN`."""
-    if command in ("generate", "serve", "evaluate") and words and not words[0].startswith("-"):
-        return ["--run", *words]
-    return [word for word in words if word != "--run"] if command == "report" else words
-
-
 def _no_such_command(command: str) -> UserError:
     """Returns the error that names the command which may have been meant."""
     if command == "bench":
@@ -142,11 +135,30 @@ def _no_such_command(command: str) -> UserError:
             "bench: not a command of the package, which doesn't hold what it compares with. In a clone: make bench, or "
             "python -m benchmarks.bench"
         )
-    is_config = command in settings.config_names()
-    near = f"; did you mean --config {command}?" if is_config else nearest(command, COMMANDS)
     return UserError(
-        f"{command}: there is no such command{near} There are: {', '.join(COMMANDS)}; see {terminal.command('--help')}"
+        f"{shown(command)}: there is no such command{_meant(command)} There are: {', '.join(COMMANDS)}; see "
+        f"{terminal.command('--help')}"
     )
+
+
+def _meant(word: str) -> str:
+    """Returns what a word in a command's place may stand for, as a question; '.' where nothing is near."""
+    path, configs = Path(word), settings.config_names()
+    if word in ("help", "version"):
+        words = f"--{word}"
+    elif word == "resume":
+        words = "--resume runs/NAME"
+    elif word in configs or (path.suffix == ".toml" and os.path.isfile(path)):
+        words = f"--config {shown(word)}"
+    elif os.path.isfile(path / "config.toml"):
+        words = f"generate {shown(word)}, or --resume {shown(word)} to train on"
+    elif os.path.exists(path):
+        words = f"--data.text {shown(word)}"
+    elif (near := nearest(word, COMMANDS)) != ".":
+        return near
+    else:
+        return nearest(word, configs).replace("you mean ", "you mean --config ")
+    return f"; did you mean {words}?"
 
 
 @dataclass(frozen=True)
