@@ -78,6 +78,7 @@ def test_resume_takes_a_runs_folder_and_what_is_typed_lies_over_its_options(work
     assert read_metrics(first.folder / "metrics.jsonl")[-1]["step"] == 3
     printed(capsys, "--resume", "runs/a b", "--training.steps", "5", "--optimizer.schedule", "cosine")
     assert read_metrics(first.folder / "metrics.jsonl")[-1]["step"] == 5
+    assert "nothing to train: its 5 steps are done, and --training.steps" in printed(capsys, "--resume", "runs/a b")
     config = settings.read(first.folder / "config.toml")
     assert (config.optimizer.learning_rate, config.model.width, config.training.steps) == (0.01, 16, 5)
     assert (config.run.name, config.run.resume, config.data.text) == ("a b", "always", "text.txt")
