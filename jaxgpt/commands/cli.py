@@ -4,7 +4,6 @@ import errno
 import importlib
 import os
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,24 +23,24 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = "quickstart"
 DESCRIPTION = """\
-Trains a model. The other commands, each with a --help of its own:
+Trains a model. The other commands, each with a page of its own, as in python run.py prepare --help:
 
-    python run.py prepare SOURCE               make token files of text, of any size
-    python run.py generate runs/NAME           draw text from a trained model, or --chat with it
-    python run.py serve runs/NAME              answer requests as OpenAI's API does; with a page to chat
-    python run.py evaluate runs/NAME           its loss, or its accuracy on HellaSwag, MMLU and others
-    python run.py report runs/A runs/B         a page that shows how runs are doing; --live serves it
-    python run.py convert FROM TO              weights between runs and other programs' formats
-    python run.py verify --model M --state S   compare with what llm.c wrote down
-    python run.py gradcheck                    compare every hand-written gradient with jax.grad
+    prepare SOURCE              make token files of text, of any size
+    generate runs/NAME          draw text from a trained model, or --chat with it
+    serve runs/NAME             answer requests as OpenAI's API does; with a page to chat
+    evaluate runs/NAME          its loss, or its accuracy on HellaSwag, MMLU and others
+    report runs/A runs/B        a page that shows how runs are doing; --live serves it
+    convert FROM TO             weights between runs and other programs' formats
+    verify --model M --state S  compare with what llm.c wrote down
+    gradcheck                   compare every hand-written gradient with jax.grad
 
 --version, or -V, prints the versions of what numbers depend on.
 """
 EXAMPLES = """\
 Examples:
 
-    python run.py                                            a small model of English, in minutes
-    python run.py --data.text book.txt --training.steps 3000 the same, of your own text
+    python run.py                                             a small model of English, in minutes
+    python run.py --data.text book.txt --training.steps 3000  the same, of your own text
     python run.py --config gpt2_124m --data.text data/books --compute.dtype bfloat16
 """
 COMMON = (
@@ -213,13 +212,11 @@ def help_of(words: list[str], defaults: Train) -> str:
     if command_line.ALL in words:
         only = [word for word in words[words.index(command_line.ALL) + 1 :] if word in known]
         return help_page.page(Train, usage, DESCRIPTION, defaults, only or None)
+    ours = f"{DESCRIPTION}\n{EXAMPLES}".replace("python run.py", terminal.program())
+    head = f"usage: {usage}\n\n{ours}\nConfigs: {', '.join(settings.config_names())}\n\nCommon options:"
+    more = f"{command_line.ALL} shows all options, and {command_line.ALL} model those of a section: {', '.join(known)}"
     some = help_page.some(Train, ("config", "plan-for", *COMMON), defaults)
-    configs = textwrap.fill(f"Configs: {', '.join(settings.config_names())}", help_page.width())
-    more = textwrap.fill(
-        f"{command_line.ALL} shows all options, and {command_line.ALL} model those of a section: {', '.join(known)}",
-        help_page.width(),
-    )
-    return "\n".join([f"usage: {usage}", "", DESCRIPTION, EXAMPLES, configs, "", "Common options:", some, "", more])
+    return "\n".join([help_page.fitted(head), some, "", help_page.fitted(more)])
 
 
 def plan(config: Config, devices: str, given: set[str], words: list[str]) -> int:
