@@ -54,6 +54,10 @@ TINY = [
         (["gradcheck", "--config", "quikstart"], "did you mean quickstart?"),
         (["--training.steps"], "error: --training.steps needs a value"),
         (["--data.text", "--training.steps", "3"], "error: --data.text needs a value"),
+        (
+            ["--config", "finetune", "--data.text", "text.txt"],
+            "--config finetune goes on from a model: name it by --init",
+        ),
         (["--config", ""], "error: --config needs a value"),
         (["--config", "GPT-2"], "there is no such config; did you mean gpt2_124m?"),
         (["--config", "gpt2.toml"], "there is no such file; did you mean --config gpt2_124m?"),
@@ -93,6 +97,7 @@ def test_a_run_in_the_place_of_a_command_or_a_config(fails):
     assert "did you mean generate runs/mine, or --resume runs/mine to train on?" in fails("runs/mine")
     assert "did you mean runs/mine/config.toml?" in fails("--config", "runs/mine/")
     assert "did you mean --config runs/mine/config.toml?" in fails("runs/mine/config.toml")
+    assert "give the folder that it is in, runs/mine" in fails("generate", "runs/mine/config.toml")
     assert "name a run's folder: python run.py generate runs/NAME. In runs there are: mine" in fails("generate")
 
 

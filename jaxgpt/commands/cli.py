@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxgpt.commands.train import Observer
 
 DEFAULT_CONFIG = "quickstart"
+TUNING = "finetune"  # the config that trains no model from random weights
 DESCRIPTION = """\
 Trains a model. The other commands, each with a page of its own, as in python run.py prepare --help:
 
@@ -199,6 +200,9 @@ def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
         if not config.run.name:
             text = Path(config.data.text).stem if "data.text" in named else ""
             config = folder.named(config, f"{path.stem}-{text}" if text else path.stem)
+        begun = config.training.init_from or config.lora.adapters or folder.will_resume(config)
+        if name == TUNING and not begun:
+            raise UserError(f"--config {TUNING} goes on from a model: name it by --init-from, as runs/NAME or gpt2")
         config = configuration.with_weights(config, given)
         settings.check(config)
         fit.check(config)
