@@ -42,16 +42,16 @@ env: $(INSTALLED)/core $(addprefix $(INSTALLED)/,$(EXTRAS)) ## make .venv and in
 train: env ## train a small Llama (configs/quickstart.toml)
 	@$(RUN) --config quickstart $(ARGS)
 
-assistant: env $(INSTALLED)/data ## from random weights to a chat that answers, with what each stage gains
+assistant: env $(INSTALLED)/data ## train an assistant from random weights, and show the gain of each stage
 	@$(VENV)/bin/python -m benchmarks.assistant.all $(ARGS)
 
 test: env $(INSTALLED)/test ## run the tests
 	@$(VENV)/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
-test-slow: env $(INSTALLED)/test ## the tests that take minutes: kills, full disks, all numbers of devices
+test-slow: env $(INSTALLED)/test ## run the tests that take minutes: kills, full disks, all numbers of devices
 	@$(VENV)/bin/python -m pytest -m slow -n auto --dist worksteal $(ARGS)
 
-test-newer: env $(INSTALLED)/test ## tests under a second Python: make test-newer PYTHON=python3.13
+test-newer: env $(INSTALLED)/test ## run the tests under a second Python: make test-newer PYTHON=python3.13
 	@$(VENV)/bin/python -m pytest -n auto --dist worksteal $(NEWER_TESTS) $(ARGS)
 	@$(RUN) gradcheck
 
@@ -66,10 +66,10 @@ lint: env $(INSTALLED)/test $(INSTALLED)/lint ## check style and types
 bench: env $(INSTALLED)/parity ## measure the speed beside PyTorch and plain JAX
 	@$(VENV)/bin/python -m benchmarks.bench $(ARGS)
 
-gpu-program: env $(INSTALLED)/gpu-program ## what XLA makes of the step for a GPU, which isn't needed
+gpu-program: env $(INSTALLED)/gpu-program ## show the program that XLA compiles of the step for a GPU (none is needed)
 	@$(VENV)/bin/python -m benchmarks.gpu_program $(ARGS)
 
-test-gpu-program: env $(INSTALLED)/test $(INSTALLED)/gpu-program ## the tests of that
+test-gpu-program: env $(INSTALLED)/test $(INSTALLED)/gpu-program ## run the tests of that program
 	@$(VENV)/bin/python -m pytest -m '' tests/test_gpu_program.py tests/test_gpu_program_hlo.py $(ARGS)
 
 notebooks: env $(INSTALLED)/notebooks ## open the notebooks in JupyterLab

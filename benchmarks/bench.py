@@ -16,7 +16,7 @@ from jaxgpt import environment
 from jaxgpt.commands import cli, configuration
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.options import command_line, settings
+from jaxgpt.options import checks, command_line, settings
 from jaxgpt.options.config import Compute
 
 PROGRAM = "-m benchmarks.bench"  # as it is typed behind "python"
@@ -38,13 +38,13 @@ class Bench:
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     """Compute dtypes."""
     who: tuple[Implementation, ...] = get_args(Implementation)
-    """What to measure."""
+    """Implementations to measure."""
     steps: int = 5
     """Steps timed in a process, after two that are not."""
     rounds: int = 1
-    """How many times each is run, in turn, so that a drift of the machine's speed hits all alike."""
+    """Number of times that each is run, in turn, so that a drift of the machine's speed hits all alike."""
     minutes: float = 20.0
-    """How long a process may take; then it is stopped and left out."""
+    """Minutes that a process may take before it is stopped and left out."""
     output: str = ""
     """Write the figures to this JSON file."""
     chart: str = "bench.png"
@@ -61,9 +61,9 @@ def run(words: list[str]) -> int:
     chosen, _ = command_line.take(rest, "--model-family")
     config = settings.read(settings.find_config(name := name or CONFIGS.get(chosen or "gpt2", CONFIGS["gpt2"])))
     options = command_line.read(Bench, rest, PROGRAM, default=Bench(config=name, compute=config.compute))
-    settings.check(replace(config, compute=options.compute))
+    checks.check(replace(config, compute=options.compute))
     for key in ("steps", "rounds", "minutes"):
-        settings.check_number(getattr(options, key), "", key, positive=True)
+        checks.check_number(getattr(options, key), "", key, positive=True)
     if options.compute.recompute == "auto":
         raise UserError("--compute.recompute auto: name the level to measure")
     if not (options.sizes and options.dtypes and options.who):
@@ -95,7 +95,7 @@ def size_of(text: str, option: str, context: int) -> tuple[int, int]:
     batch, _, length = text.partition("x")
     if not all(re.fullmatch("[0-9]{1,10}", number) for number in (batch, length)):
         raise UserError(f"{option} {shown(text)}: give sequences x length, such as 2x512")
-    if not (1 <= int(batch) <= settings.LARGEST and 1 <= int(length) <= context):
+    if not (1 <= int(batch) <= checks.LARGEST and 1 <= int(length) <= context):
         raise UserError(f"{option} {text}: give at least 1 sequence, and a length from 1 to {context} for this model")
     return int(batch), int(length)
 

@@ -84,7 +84,7 @@ def compare(
 
 
 def available(who: list[str]) -> list[str]:
-    """Those whose packages are installed; says of the others what installs them."""
+    """Returns those whose packages are installed, and says what installs the others."""
     missing = [package for package in ("torch", "transformers") if importlib.util.find_spec(package) is None]
     if not missing:
         return who
@@ -95,7 +95,7 @@ def available(who: list[str]) -> list[str]:
 
 
 def measure(spec: Spec, who: list[str], rounds: int, folder: Path, minutes: float) -> tuple[list[Result], bool]:
-    """One result for each implementation, over all rounds; and whether all ran and agreed."""
+    """Returns one result for each implementation, over all rounds, and whether all ran and agreed."""
     runs: dict[str, list[Result]] = {name: [] for name in who}
     complete = True
     for number in range(rounds):
@@ -119,7 +119,7 @@ def measure(spec: Spec, who: list[str], rounds: int, folder: Path, minutes: floa
 
 
 def start(module: str, spec: Spec, folder: Path, minutes: float) -> str:
-    """Run a program of `peers` and return what it printed.
+    """Starts a program of `peers` and returns what it printed.
 
     RunError with its last words where it fails, and with what it had measured where it takes more than `minutes`.
     """
@@ -145,7 +145,7 @@ def start(module: str, spec: Spec, folder: Path, minutes: float) -> str:
 
 
 def agree(results: list[Result]) -> bool:
-    """Whether losses and gradient norms are those of the first, within the dtype's limit; says so."""
+    """Returns whether losses and gradient norms equal the first's, within the dtype's limit, and says so."""
     reference = results[0]
     limit = (LIMITS if reference["device"] == "cpu" else GPU_LIMITS)[reference["dtype"]]
     agreed = True
@@ -167,7 +167,7 @@ def agree(results: list[Result]) -> bool:
 
 
 def combine(answers: list[Result]) -> Result:
-    """The median time and compile time over the rounds, and the largest memory.
+    """Returns the median time and compile time over the rounds, and the largest memory.
 
     torch.compile's first round, which compiles everything, is the one whose compile time counts.
     """
@@ -182,7 +182,7 @@ def combine(answers: list[Result]) -> Result:
 
 
 def table(model: Model, results: list[Result]) -> str:
-    """One line for each implementation. The ratio is its time to ours: above 1, ours is faster."""
+    """Returns one line for each implementation, with the ratio of its time to ours: above 1, ours is faster."""
     ours = next((result["step_seconds"] for result in results if result["who"] == "ours"), None)
     peak = next((result["peak_flops"] for result in results if result["peak_flops"]), None)
     rate = "MFU" if peak else "TFLOP/s"
@@ -204,7 +204,7 @@ def table(model: Model, results: list[Result]) -> str:
 
 
 def device(result: Result) -> str:
-    """The name of what the result was measured on."""
+    """Returns the name of the device that the result was measured on."""
     return machine.cpu_name() if result["device"] == "cpu" else result["device"]
 
 
@@ -213,7 +213,7 @@ def mebibytes(count: int | None) -> str:
 
 
 def draw(results: list[Result], model: Model, path: Path) -> None:
-    """Bars of tokens per second: a panel for each dtype and size."""
+    """Draws bars of tokens per second, in a panel for each dtype and size."""
     panels = list(dict.fromkeys((result["dtype"], result["batch"], result["sequence"]) for result in results))
     figure = Figure(figsize=(1.5 + 2.6 * len(panels), 3.6), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)

@@ -74,7 +74,7 @@ def configured(options: argparse.Namespace, *, mixture: bool) -> Config:
 
 
 def operations(config: Config) -> float:
-    """Active operations of a step."""
+    """Returns the active operations of a step."""
     tokens = config.training.batch_size * config.training.sequence_length
     return tokens * family(config.model).flops_per_token(config.model, config.training.sequence_length)
 
@@ -82,7 +82,7 @@ def operations(config: Config) -> float:
 def measure(
     configs: dict[str, Config], make: Callable[[Config], Callable[[], object]], rounds: int
 ) -> dict[str, float]:
-    """The medians of the times of both, in turn, after one time that doesn't count."""
+    """Returns the median times of both, measured in turn after one time that doesn't count."""
     programs = {name: make(config) for name, config in configs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(rounds + 1):
@@ -94,7 +94,7 @@ def measure(
 
 
 def gradients(config: Config) -> Callable[[], object]:
-    """A function that computes loss and gradients once, and hands back their norm: new memory would take its time."""
+    """Returns a function that computes loss and gradients once and keeps their norm only: new memory takes time."""
     model, context = family(config.model), Context(config.model, config.compute)
     params = initial_state(config).params
     batch = jax.tree.map(lambda array: array[0], tokens(config))
@@ -108,7 +108,7 @@ def gradients(config: Config) -> Callable[[], object]:
 
 
 def whole_step(config: Config) -> Callable[[], object]:
-    """A function that takes the next train step."""
+    """Returns a function that takes the next train step."""
     program, state, batch = step.compile_step(config), initial_state(config), tokens(config)
 
     def take() -> None:

@@ -1,4 +1,4 @@
-"""What a run survives, and what a checkpoint costs it.
+"""Faults that a run survives, and the cost of a checkpoint.
 
 python -m benchmarks.faults [--kills 200] [--parts kills operations saving] [--output benchmarks/results/faults.json]
 
@@ -119,7 +119,7 @@ class Killer:
         return doing
 
     def kill_at_each_operation(self) -> dict[str, Any]:
-        """Kills runs before each of their file operations; how many there were, and what differed afterwards.
+        """Kills runs before each of their file operations; returns the number of operations, and what differed.
 
         One begins and saves once; the other goes on from there to another step, saves that and deletes the first.
         """
@@ -157,7 +157,7 @@ def _start(words: list[str]) -> None:
 
 
 def _difference_after(finish: Callable[[], Path], whole: Path) -> str:
-    """What differs between a run that comes to its end and a whole one, or why it doesn't."""
+    """Returns what differs between a run that comes to its end and a whole one, or why it doesn't come to it."""
     try:
         return difference(finish(), whole)
     except Exception as error:  # which is a difference too
@@ -169,7 +169,7 @@ def _newest(checkpoints: Path) -> int:
 
 
 def _text(path: Path) -> str:
-    """Empty while there is no such file, as when the folder is about to be replaced."""
+    """Returns a file's text; "" while there is no such file, as when the folder is about to be replaced."""
     try:
         return path.read_text()
     except FileNotFoundError:
@@ -181,13 +181,14 @@ def _size(path: Path) -> int:
 
 
 def _has_grown(metrics: Path, smallest: int) -> bool:
-    """Whether this start has added a step to the metrics, which it has first cut back, or emptied."""
+    """Returns whether this start has added a step to the metrics, which it has first cut back, or emptied."""
     text = _text(metrics)
     return len(text) > smallest and '"loss"' in text.rpartition("\n{")[2]
 
 
 def difference(run: Path, expected: Path) -> str:
-    """What differs between two runs: in the last checkpoint's arrays, the metrics or the samples; empty if nothing."""
+    """Returns what differs between two runs: the last checkpoint's arrays, the metrics or the samples; "" if
+    nothing."""
     import jax
 
     from jaxgpt.options import settings
@@ -214,7 +215,8 @@ def difference(run: Path, expected: Path) -> str:
 
 
 def cost_of_saving(config_name: str, folder: Path) -> dict[str, float]:
-    """Seconds of a step, seconds for which a save holds the loop, and until the checkpoint is whole."""
+    """Returns the seconds of a step, the seconds for which a save holds the loop, and until the checkpoint is
+    whole."""
     import jax
 
     from jaxgpt.data.loader import Batch
@@ -283,7 +285,7 @@ def main() -> None:
 
 
 def random_kills(killer: Killer, kills: int) -> dict[str, Any]:
-    """Kills a run so often at random moments; what it was doing then, and whether it ended like one left alone."""
+    """Kills a run at random moments; returns what it was doing then, and whether it ended like one left alone."""
     whole = killer.finish("whole")
     doing = killer.kill("killed", kills)
     different = difference(killer.finish("killed"), whole)

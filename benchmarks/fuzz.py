@@ -1,4 +1,4 @@
-"""Every reader of files from outside, on files that are wrong in every way.
+"""Fuzzes every reader of files from outside with damaged and hostile files.
 
 python -m benchmarks.fuzz [--inputs 100000] [--engine mutations|atheris] [--seed 0] [--processes 1] [--output FILE]
 
@@ -42,7 +42,7 @@ SPACE = 1 << 30  # what the process may map beside what it has at the start, for
 
 
 class Hang(BaseException):
-    """An input took too long, by the processor's time or by the clock's."""
+    """Raised when an input takes too long, by the processor's time or by the clock's."""
 
 
 class Trial:
@@ -55,14 +55,14 @@ class Trial:
         self.failures: list[dict[str, Any]] = []
 
     def add(self, other: "Trial") -> None:
-        """Counts what came of another's inputs too."""
+        """Adds the counts of another's inputs."""
         for name, counts in other.counts.items():
             self.counts[name].update(counts)
         self.slowest, self.largest = max(self.slowest, other.slowest), max(self.largest, other.largest)
         self.failures += other.failures
 
     def try_one(self, reader: Reader, mutated: Mutated) -> str:
-        """How one input ended: "read", "refused", or what is wrong with the reader."""
+        """Tries one input and returns its outcome: "read", "refused", or what is wrong with the reader."""
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         size = lay_out(mutated, self.folder)
@@ -94,7 +94,7 @@ class Trial:
 
 
 def reset_peak() -> None:
-    """Has the peaks of Python's memory and of the process's begin anew."""
+    """Resets the peaks of Python's memory and of the process's."""
     tracemalloc.reset_peak()
     Path("/proc/self/clear_refs").write_text("5")
 
@@ -127,7 +127,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def trial() -> Iterator[Trial]:
-    """In a folder that is deleted in the end, with memory traced."""
+    """Yields a trial in a folder that is deleted in the end, with memory traced."""
     memory = Path("/dev/shm")  # where a file costs little
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
         tracemalloc.start()
@@ -139,7 +139,7 @@ def trial() -> Iterator[Trial]:
 
 @contextlib.contextmanager
 def limited() -> Iterator[None]:
-    """With SPACE more address space than now."""
+    """Limits the address space to SPACE more than it is now."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + SPACE, limits[1]))
@@ -171,7 +171,7 @@ def by_mutations(inputs: int, seed: int) -> Trial:
 
 
 def in_processes(inputs: int, seed: int, processes: int) -> Trial:
-    """As `by_mutations`, with a share of the inputs and a seed of its own in each process."""
+    """Runs `by_mutations` in several processes, each with a share of the inputs and a seed of its own."""
     if processes == 1:
         return by_mutations(inputs, seed)
     shares = [inputs // processes + (number < inputs % processes) for number in range(processes)]
@@ -214,7 +214,7 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--engine", choices=("auto", "mutations", "atheris"), default="auto")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=1, help="of mutations")
+    parser.add_argument("--processes", type=int, default=1, help="number of processes that try mutations")
     parser.add_argument("--output", type=Path, help="write the counts to this JSON file")
     options = parser.parse_args()
     engine = options.engine

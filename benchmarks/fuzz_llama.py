@@ -21,7 +21,7 @@ PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "
 
 
 def gguf_files() -> list[Input]:
-    """Files with either kind of tokenizer, several types of tensors, experts, and divisors of frequencies."""
+    """Returns files with either kind of tokenizer, several types of tensors, experts, and divisors of frequencies."""
     types = [2, 3, 3, *[6] * 256, *[1] * 4]
     pieces = {
         "model": "llama",
@@ -41,7 +41,7 @@ def gguf_files() -> list[Input]:
 
 
 def gguf_file(kind: str, tokenizer: dict[str, Any], *, architecture: str = "llama", experts: int = 0) -> bytes:
-    """The bytes of a small file that the package gguf writes."""
+    """Returns the bytes of a small file that the package gguf writes."""
     import gguf as package
 
     forms, types = package.GGMLQuantizationType, package.GGUFValueType
@@ -88,7 +88,7 @@ def read_gguf(folder: Path) -> None:
 
 
 def use(tokenizer: Tokenizer | None) -> None:
-    """Gets tokens of a text and the text of tokens."""
+    """Encodes a text and decodes tokens."""
     if tokenizer:
         tokenizer.decode(tokenizer.begin(tokenizer.encode(TEXT * 10)))
         tokenizer.join(range(min(300, tokenizer.vocabulary_size)))

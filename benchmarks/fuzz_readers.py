@@ -1,4 +1,4 @@
-"""What is fuzzed: for each reader of files from outside, valid inputs and how they are read.
+"""Readers of files from outside that are fuzzed: the valid inputs of each, and how they are read.
 
 A reader of another format is one more entry in READERS. An input is a folder's files by name, those in folders within
 it too; a reader may raise UserError and nothing else, whatever they contain.
@@ -16,9 +16,9 @@ import numpy as np
 
 from jaxgpt.data import encodings, fingerprint, manifest, token_files, tokenizers
 from jaxgpt.evaluation import task_files
-from jaxgpt.interop import gpt2_tensors, huggingface, huggingface_tokenizer, llmc, peft, tensors
+from jaxgpt.interop import gpt2_tables, huggingface, huggingface_tokenizer, llmc, peft, tensors
 from jaxgpt.models import family, lora
-from jaxgpt.options import settings
+from jaxgpt.options import checks, settings
 from jaxgpt.options.config import Config, Lora, Model
 from jaxgpt.reports import page
 from jaxgpt.reports.history import History
@@ -36,7 +36,7 @@ class Reader:
 
 
 def written(write: Callable[[Path], object]) -> Input:
-    """The files that `write` leaves in a folder."""
+    """Returns the files that `write` leaves in a folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(folder)
@@ -47,8 +47,8 @@ def written(write: Callable[[Path], object]) -> Input:
 def params(dtype: str = "float32"):
     generator = np.random.default_rng(0)
     return jax.tree.map(
-        lambda tensor: generator.normal(size=gpt2_tensors.shape(tensor, MODEL)).astype(tensors.DTYPES[dtype]),
-        gpt2_tensors.LAYOUT,
+        lambda tensor: generator.normal(size=gpt2_tables.shape(tensor, MODEL)).astype(tensors.DTYPES[dtype]),
+        gpt2_tables.LAYOUT,
     )
 
 
@@ -81,7 +81,7 @@ def folders() -> list[Input]:
 
 
 def relatives() -> list[Input]:
-    """Folders of Llama, Mistral, Qwen3 and Mixtral, with the keys that transformers 4 and 5 write."""
+    """Returns folders of Llama, Mistral, Qwen3 and Mixtral, with the keys that transformers 4 and 5 write."""
     base = dataclasses.replace(MODEL, family="llama", heads=4, kv_heads=2, feed_forward=12)
     models = [
         dataclasses.replace(base, rope_scaling="llama3", rope_original_context=4),
@@ -95,7 +95,7 @@ def relatives() -> list[Input]:
 
 
 def relative(model: Model, keys: dict[str, object]) -> Input:
-    """One folder, with further keys in its config.json."""
+    """Returns one folder, with further keys in its config.json."""
     generator = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: family(model).init(model, jax.random.key(0)))
     drawn = jax.tree.map(lambda like: generator.normal(size=like.shape).astype(np.float32), shapes)
@@ -121,7 +121,7 @@ def adapter_folders() -> list[Input]:
 
 
 def read_adapter(folder: Path) -> None:
-    """Reads it beside a base that is there whatever its name is."""
+    """Reads an adapter beside a base that is there under any name."""
     base = tensors.WeightSource("base", "made up", MODEL, "float32", None, params)
     source = peft.open_folder(folder, lambda name: base)
     assert source.adapters
@@ -148,7 +148,7 @@ def two_files() -> Input:
 
 
 def foreign_tokenizers() -> list[str]:
-    """Of each model and most parts that the package tokenizers has, a small one."""
+    """Returns a small tokenizer for each model and most parts that the package tokenizers has."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     byte_tokens = {f"<0x{byte:02X}>": byte for byte in range(256)}
@@ -172,7 +172,7 @@ def foreign_tokenizers() -> list[str]:
 
 
 def read_tokenizer(folder: Path) -> None:
-    """Reads it and, where it is there, gets tokens of a text and the text of tokens."""
+    """Reads a tokenizer and, if it is there, encodes a text and decodes tokens."""
     tokenizer, _ = huggingface_tokenizer.read(folder, Model(vocabulary_size=1 << 16))
     if tokenizer:
         tokenizer.decode(tokenizer.encode("to be, or nöt: 123 <tool></s>\n" * 10))
@@ -213,19 +213,19 @@ def task_lines() -> list[Input]:
 
 
 def configurations() -> list[Input]:
-    """A config.toml as a run has it, and a short one as people write it."""
+    """Returns a config.toml as a run has it, and a short one as people write it."""
     short = b'# mine\n[model]\nlayers = 2\n[data]\ntext = "a.txt"\n[sampling]\nstop = ["a", \'b\']\n'
     return [written(lambda folder: settings.write(Config(model=MODEL), folder / "config.toml")), {"config.toml": short}]
 
 
 def read_configuration(folder: Path) -> None:
-    """As readers of a run do, and as training does that is given the file."""
-    settings.check_model(settings.read_trained(folder).model)
-    settings.check(settings.read(folder / "config.toml"))
+    """Reads a configuration as readers of a run do, and as training does that is given the file."""
+    checks.check_model(settings.read_trained(folder).model)
+    checks.check(settings.read(folder / "config.toml"))
 
 
 def abouts() -> list[Input]:
-    """What checkpoints say of themselves: of a text, of token files in shares, and of an older version."""
+    """Returns descriptions of checkpoints: of a text, of token files in shares, and of an older version."""
     text = fingerprint.of(b"to be")
     tokens = {"files": {"a_train_0.bin": text | {"sha256": ""}, "a_val_0.bin": {"bytes": 9, "samples": ["ab"]}}}
     common = {"configuration": dataclasses.asdict(Config(model=MODEL)), "versions": settings.versions(), "step": 3}
@@ -238,7 +238,7 @@ def abouts() -> list[Input]:
 
 
 def read_about(folder: Path) -> None:
-    """With all that is done with it before anything is loaded."""
+    """Reads a description, and does all that is done with it before anything is loaded."""
     found = about.read_about(folder)
     about.check_size(folder, found)
     tokenizers.from_state(found["tokenizer"])
@@ -247,7 +247,7 @@ def read_about(folder: Path) -> None:
 
 
 def runs() -> list[Input]:
-    """The files that a report shows."""
+    """Returns the files that a report shows."""
     step = {"step": 1, "loss": 5.5, "learning_rate": 0.1, "grad_norm": 1.5, "skipped": 0, "tokens": 8, "mfu": None}
     lines = [
         step,
@@ -268,7 +268,7 @@ def runs() -> list[Input]:
 
 
 def read_run(folder: Path) -> None:
-    """As a page."""
+    """Reads a run as the report page does."""
     page.render([page.of_run(folder, History(folder / "metrics.jsonl").read_all())])
 
 

@@ -69,7 +69,7 @@ def descriptions() -> list[Input]:
 
 
 def read_described(folder: Path) -> None:
-    """As `evaluate` does, up to the judgement of what a model could say."""
+    """Reads a task as `evaluate` does, up to the judgement of possible answers."""
     found = sorted([*folder.glob("t.toml"), *folder.glob("t.json")]) or [folder / "t.toml"]
     for path in found:
         task = exact_match.load(str(path), "", SUBJECT, Options())
@@ -115,7 +115,7 @@ def bundles() -> list[Input]:
 
 
 def read_bundle(folder: Path) -> None:
-    """With all that is asked of the model."""
+    """Reads a bundle, and makes all requests to the model."""
     for task in core.load(str(folder), SUBJECT, Options()).tasks:
         for number in range(len(task.items)):
             with contextlib.suppress(UserError):

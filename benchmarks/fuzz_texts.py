@@ -1,4 +1,4 @@
-"""More of what is fuzzed, as in `fuzz_readers`: texts, what `prepare` makes of them, a run's files, and requests."""
+"""Readers of texts that are fuzzed, as in `fuzz_readers`: texts, `prepare`, a run's files, and requests."""
 
 import bz2
 import contextlib
@@ -113,7 +113,7 @@ def make(folder: Path, tokenizer: str = "bytes", shard_tokens: int = 1 << 20) ->
 
 
 def read_text(folder: Path) -> None:
-    """As training does that is given the file, and as `prepare` does that makes a tokenizer of it."""
+    """Reads a text as training does, and as `prepare` does when it makes a tokenizer of it."""
     with contextlib.suppress(UserError):
         texts.load(str(inputs(folder)[0]))
     make(folder, "characters")
@@ -125,7 +125,7 @@ def read_rows(folder: Path) -> None:
 
 
 def unfinished() -> list[Input]:
-    """A folder as `prepare` leaves it that is stopped at the end, and a text."""
+    """Returns a folder that a stopped `prepare` leaves near its end, and a text."""
 
     def begin(folder: Path) -> None:
         (folder / "in.txt").write_text(TEXT)
@@ -141,7 +141,7 @@ def prompts() -> list[Input]:
 
 
 def requests() -> list[Input]:
-    """Bodies of requests to the server."""
+    """Returns bodies of requests to the server."""
     bodies = [
         {"model": "m", "prompt": "to be", "max_tokens": 3, "stop": ["a", "b"], "seed": -1, "temperature": 0.5},
         {"model": "m", "prompt": [[1, 2], [3]], "n": 2, "stream": True, "stream_options": {"include_usage": True}},
@@ -166,7 +166,7 @@ def requests() -> list[Input]:
 
 
 def read_request(folder: Path) -> None:
-    """An answer of status 4xx, which can be sent, counts as a refusal."""
+    """Reads a request; an answer of status 4xx, which can be sent, counts as a refusal."""
     tokenizer = tokenizers.make("bytes", "")
     path = folder / "body.json"
     if not path.is_file() or path.is_symlink():
@@ -185,7 +185,7 @@ def read_request(folder: Path) -> None:
 
 
 def sums() -> list[Input]:
-    """Checkpoints, of made-up files."""
+    """Returns checksum files of made-up files."""
 
     def save(folder: Path) -> None:
         for name in ("params/0", "params/1", "about/metadata"):
@@ -209,7 +209,7 @@ def metrics() -> list[Input]:
 
 
 def go_on(folder: Path) -> None:
-    """As a run does that is resumed after step 2; afterwards every line of metrics.jsonl can be read."""
+    """Cuts a run's files back as resuming after step 2 does; then every line of metrics.jsonl can be read."""
     path = folder / metrics_file.NAME
     metrics_file.is_untrained(path)
     metrics_file.cut_back(path, 110, 2)
@@ -221,7 +221,7 @@ def go_on(folder: Path) -> None:
 
 
 def chats() -> list[Input]:
-    """Each form of conversations, comparisons and problems, a line each."""
+    """Returns each form of conversations, comparisons and problems, a line each."""
     said = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "nöt 3"}]
     call = {"function": {"name": "add", "arguments": "{}"}}
     rows = [
@@ -239,18 +239,18 @@ def chats() -> list[Input]:
 
 
 def read_chats(folder: Path) -> None:
-    """As each of what they may be, and the conversations in each built-in template."""
+    """Reads chats as each kind that they may be, and writes them in each built-in template."""
     path, tokenizer = folder / "in.jsonl", tokenizers.make("bytes", "")
     for _, found in conversations.read([path], Rows(), skip_bad=100):
         for name in chat_templates.NAMES:
             with contextlib.suppress(UserError):
                 chat_templates.encode(found.messages, chat_templates.built_in(name), tokenizer)
-    for read in (conversations.read_comparisons, conversations.read_problems):
+    for read in (conversations.read_rankings, conversations.read_problems):
         list(read([path], Rows(), skip_bad=100))
 
 
 def templates() -> list[Input]:
-    """A tokenizer's chat template, in each of the places that it may be in."""
+    """Returns a tokenizer's chat template, in each of the places that it may be in."""
     source = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m['content'] | trim }}{{ eos_token }}{% endfor %}"
     names = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
     several = [{"name": "default", "template": source}, {"name": "tools", "template": "x"}]
@@ -260,14 +260,14 @@ def templates() -> list[Input]:
 
 
 def read_template(folder: Path) -> None:
-    """As it is read, and rendered."""
+    """Reads a template and renders it."""
     if template := huggingface_chat.template_of(folder):
         said = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]
         chat_templates.encode(said, template, tokenizers.make("bytes", ""))
 
 
 def prepared_chats() -> list[Input]:
-    """Token files of conversations, their marks and their manifest."""
+    """Returns token files of conversations, their marks and their manifest."""
 
     def made(folder: Path) -> None:
         (folder / "in.jsonl").write_bytes(b'{"prompt": "a", "response": "b"}\n' * 20)
@@ -281,7 +281,7 @@ def prepared_chats() -> list[Input]:
 
 
 def read_prepared_chats(folder: Path) -> None:
-    """As a run does that trains on them."""
+    """Reads prepared chats as a run does that trains on them."""
     found = corpus.find_token_files(str(folder / MADE))
     assert found is not None
     for source in (found.train, found.validation):

@@ -46,7 +46,7 @@ SPREAD = 2.0
 
 
 def cached(model: Model, params: Params, prompt: np.ndarray) -> list[int]:
-    """The text that the decoder draws."""
+    """Returns the text that the decoder draws."""
     decoder = Decoder(params, model, Compute(), slots=1, capacity=LENGTH)
     tokens = [decoder.start(0, prompt, Sampling(temperature=0.0), 0)]
     while len(tokens) < LENGTH - PROMPT:
@@ -62,7 +62,7 @@ def _next(model: Model, params: Params, tokens: jax.Array, last: jax.Array) -> j
 
 
 def uncached(model: Model, params: Params, text: np.ndarray) -> list[int]:
-    """The last tokens of a text of that length, each from the whole text before it."""
+    """Returns the last tokens of a text of that length, each computed from the whole text before it."""
     places = range(LENGTH - UNCACHED, LENGTH)
     padded = [np.where(np.arange(LENGTH) < place, text, 0)[None] for place in places]
     return [int(_next(model, params, tokens, place - 1)) for tokens, place in zip(padded, places, strict=True)]

@@ -46,12 +46,13 @@ def _writes(event: str, arguments: tuple[Any, ...]) -> bool:
 
 
 def _is_in(arguments: tuple[Any, ...], folder: Path) -> bool:
-    """Whether it is of the folder; so are the names that deleting a tree gives, which are relative to its folders."""
+    """Returns whether an operation concerns the folder; deleting a tree gives names that are relative to its
+    folders."""
     name = arguments[0]
     return isinstance(name, str | os.PathLike) and (not os.path.isabs(name) or Path(name).is_relative_to(folder))
 
 
 def run(number: int, folder: Path, work: Callable[..., Any], *arguments: Any) -> None:
-    """Does the work, and is killed in it."""
+    """Does the work, and is killed during it."""
     arm(number, folder)
     work(*arguments)

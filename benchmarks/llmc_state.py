@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from jaxgpt.commands import configuration
-from jaxgpt.interop import gpt2_tensors, llmc
+from jaxgpt.interop import gpt2_tables, llmc
 from jaxgpt.options import settings
 from jaxgpt.options.config import Model
 from tests.parity import transformers_model
@@ -24,16 +24,16 @@ def make(folder: Path, model: Model, batch: int, length: int, seed: int = 0) -> 
     """Writes both files."""
     generator = np.random.default_rng(seed)
 
-    def initial(tensor: gpt2_tensors.Tensor) -> np.ndarray:
-        shape = gpt2_tensors.shape(tensor, model)
+    def initial(tensor: gpt2_tables.Tensor) -> np.ndarray:
+        shape = gpt2_tables.shape(tensor, model)
         if len(tensor.axes) == 1:
             return np.full(shape, float(tensor.ours.endswith("scale")), np.float32)
         deviation = 0.02 / np.sqrt(2 * model.layers) if tensor.llmc in ("attprojw", "fcprojw") else 0.02
         return deviation * generator.standard_normal(shape, np.float32)
 
-    arrays = {tensor.ours: initial(tensor) for tensor in gpt2_tensors.TENSORS}
+    arrays = {tensor.ours: initial(tensor) for tensor in gpt2_tables.TENSORS}
     arrays["embedding.token"][model.vocabulary_size :] = 0
-    llmc.write_model(folder / "model.bin", gpt2_tensors.from_named(arrays), model, "float32")
+    llmc.write_model(folder / "model.bin", gpt2_tables.from_named(arrays), model, "float32")
     theirs = transformers_model.make_model(model, arrays)
     tokens, targets = generator.integers(model.vocabulary_size, size=(2, batch, length), dtype=np.int32)
     x, y = torch.from_numpy(tokens).long(), torch.from_numpy(targets).long()
@@ -41,7 +41,7 @@ def make(folder: Path, model: Model, batch: int, length: int, seed: int = 0) -> 
     loss.backward()
     with torch.no_grad():
         logits = theirs(input_ids=x).logits.numpy()
-    grads = gpt2_tensors.from_named(transformers_model.gradients(theirs, model))
+    grads = gpt2_tables.from_named(transformers_model.gradients(theirs, model))
     state = llmc.State(tokens, targets, logits, loss.item(), grads)
     llmc.write_state(folder / "model_debug_state.bin", state)
 

@@ -1,4 +1,4 @@
-"""What figures were measured on."""
+"""Description of the machine on which figures were measured."""
 
 import platform
 from importlib.metadata import version
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def cpu_name() -> str:
-    """The processor's name as Linux knows it; elsewhere what Python knows."""
+    """Returns the processor's name as Linux states it; elsewhere as Python does."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -15,5 +15,5 @@ def cpu_name() -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """The versions of Python and of these packages."""
+    """Returns the versions of Python and of these packages."""
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}

@@ -91,7 +91,7 @@ def draw(about: dict[str, Any], path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rounds", type=int, default=60, help="steps of each that are timed in turn")
+    parser.add_argument("--rounds", type=int, default=60, help="steps of each, timed in turn")
     parser.add_argument("--only-time", action="store_true", help="train nothing, and write nothing")
     options = parser.parse_args()
     times = step_times(options.rounds)

@@ -1,4 +1,4 @@
-"""Valid files made into hostile ones, as a function of a random generator."""
+"""Makes hostile files of valid ones, as a function of a random generator."""
 
 import bz2
 import functools
@@ -36,7 +36,7 @@ Mutated = dict[str, bytes | str]  # a string: one of SPECIAL
 
 
 def mutate(seed: Input, choose: random.Random) -> Mutated:
-    """One to three changes to one or two files."""
+    """Makes one to three changes to one or two files."""
     result: Mutated = dict(seed)
     for _ in range(choose.choice((1, 1, 1, 2, 3))):
         name = choose.choice(sorted(result))
@@ -48,7 +48,7 @@ def mutate(seed: Input, choose: random.Random) -> Mutated:
 
 
 def _changed(name: str, content: bytes, choose: random.Random) -> bytes:
-    """Other content for a file, hostile to what its name says that it has."""
+    """Returns other content for a file, hostile to the format of its name."""
     kind = name.rpartition(".")[2]
     if kind in PACKING and choose.random() < 0.6:
         unpack, pack = PACKING[kind]
@@ -74,7 +74,7 @@ def _changed(name: str, content: bytes, choose: random.Random) -> bytes:
 
 
 def _bytes(content: bytes, choose: random.Random) -> bytes:
-    """Changes that know nothing of the format."""
+    """Makes changes that are independent of the format."""
     data = bytearray(content)
     place = choose.randrange(len(data) + 1)
     end = min(len(data), place + choose.choice((1, 2, 4, 8, 100, 1000)))
@@ -98,7 +98,7 @@ def _bytes(content: bytes, choose: random.Random) -> bytes:
 
 
 def _header(content: bytes, choose: random.Random) -> bytes:
-    """Another number in one of the first places of a binary header."""
+    """Puts another number into one of the first places of a binary header."""
     data = bytearray(content)
     if choose.random() < 0.2:
         data[:8] = struct.pack("<Q", choose.choice(HUGE) % 2**64)
@@ -109,7 +109,7 @@ def _header(content: bytes, choose: random.Random) -> bytes:
 
 
 def _text(content: bytes, choose: random.Random) -> bytes:
-    """Another number, word or value in a text of JSON, or brackets without end."""
+    """Puts another number, word or value into a JSON text, or endless brackets."""
     text = content.decode("utf-8", "replace")
     kind = choose.randrange(8)
     if kind == 0:
@@ -133,7 +133,7 @@ def _text(content: bytes, choose: random.Random) -> bytes:
 
 
 def _toml(content: bytes, choose: random.Random) -> bytes:
-    """A line more that TOML has ways of its own for, or tables within tables without end."""
+    """Adds a line of unusual TOML syntax, or endlessly nested tables."""
     many = choose.choice((10, 100, 3000, 50_000))
     lines = [
         "[" + "a." * many + "a]",
@@ -152,13 +152,13 @@ def _toml(content: bytes, choose: random.Random) -> bytes:
 
 
 def _footer(content: bytes, choose: random.Random) -> bytes:
-    """Bits and bytes changed near the end, where Parquet has its description."""
+    """Changes bits and bytes near the end, where Parquet has its description."""
     start = max(0, len(content) - choose.choice((8, 100, 1000)))
     return content[:start] + _bytes(content[start:], choose)
 
 
 def _words(content: bytes, choose: random.Random) -> bytes:
-    """Another word, or other line ends, spaces and characters that a terminal obeys, in a plain text."""
+    """Puts another word, or other line ends, spaces and control characters, into a plain text."""
     ends = [b"\n", b"\r\n", b"\r", b"\f", b"", b" ", b"\xc2\x85", b"\xe2\x80\xa8", b"\0", b"\n\n\n"]
     pieces = [*map(str.encode, WORDS), b"\xef\xbb\xbf", b"\x1b[2J", b"\xff\xfe", b"\xed\xa0\x80", b"\xf0\x9f"]
     if choose.random() < 0.5:
@@ -168,14 +168,14 @@ def _words(content: bytes, choose: random.Random) -> bytes:
 
 
 def _long(content: bytes, choose: random.Random) -> bytes:
-    """A character, or a piece of the text, again and again."""
+    """Repeats a character, or a piece of the text, many times."""
     pieces = (b"a", b" ", b"\n", b"\r\n", b"[", b'{"text": "', "是".encode(), content[:40] or b"x")
     piece = choose.choice(pieces)
     return content + piece * (choose.choice((1 << 12, 1 << 14, 1 << 16)) // len(piece))
 
 
 def _safetensors(content: bytes, choose: random.Random) -> bytes:
-    """A change in the JSON at the beginning, whose length is then told right, or nearly."""
+    """Changes the JSON at the beginning, whose length is then stated rightly, or nearly."""
     if len(content) < 8:
         return content
     length = struct.unpack("<Q", content[:8])[0]

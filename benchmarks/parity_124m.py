@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
 
 def compare(config: Config, params: gpt2.Params, batch: loader.Batch) -> Iterator[Row]:
-    """`config.training.steps` steps of both on this one batch, from these parameters."""
+    """Takes `config.training.steps` steps of both on this one batch, from these parameters."""
     both = zip(our_steps(config, params, batch), torch_steps(config, params, batch), strict=True)
     for number, ((loss, norm), (torch_loss, torch_norm)) in enumerate(both, start=1):
         loss_difference = abs(loss - torch_loss) / torch_loss
@@ -64,7 +64,7 @@ def compare(config: Config, params: gpt2.Params, batch: loader.Batch) -> Iterato
 
 
 def our_steps(config: Config, params: gpt2.Params, batch: loader.Batch) -> Iterator[tuple[float, float]]:
-    """Loss and gradient norm of each step. `params` are copied: the train step donates its state."""
+    """Returns loss and gradient norm of each step. `params` are copied: the train step donates its state."""
     state = init_state(config)._replace(params=arrange(jax.tree.map(jax.numpy.copy, params), config.compute))
     train_step = step.make_train_step(config)
     for _ in range(config.training.steps):
@@ -73,7 +73,7 @@ def our_steps(config: Config, params: gpt2.Params, batch: loader.Batch) -> Itera
 
 
 def torch_steps(config: Config, params: gpt2.Params, batch: loader.Batch) -> Iterator[tuple[float, float]]:
-    """Loss and gradient norm of each step."""
+    """Returns loss and gradient norm of each step."""
     arrays = {name: np.asarray(array) for name, array in transformers_model.flatten(params).items()}
     model = transformers_model.make_model(config.model, arrays)
     optimizer = transformers_model.make_optimizer(model, config.optimizer)
@@ -120,7 +120,7 @@ def main() -> int:
 
 
 def result(rows: list[Row], passed: bool, text: str) -> dict:
-    """What the result file holds: the figures, and what they were made with."""
+    """Returns the content of the result file: the figures, and what they were made with."""
     return {
         "passed": passed,
         "limits": {"first_steps": FIRST_STEPS, "first": FIRST_LIMIT, "all": LIMIT, "last_loss": LAST_LOSS},

@@ -33,7 +33,7 @@ VARIANTS = {
 
 
 def losses(config: str, steps: int, options: list[str], folder: Path) -> np.ndarray:
-    """The loss of each step, means of WINDOW of them."""
+    """Returns the loss of each step, as means of WINDOW steps."""
     command = [sys.executable, "run.py", "--config", config, "--training.steps", str(steps), *options]
     command += ["--run.folder", str(folder), "--run.name", "run", "--run.overwrite"]
     command += ["--training.evaluation-batches", "1", "--sampling.tokens", "1"]
@@ -44,7 +44,7 @@ def losses(config: str, steps: int, options: list[str], folder: Path) -> np.ndar
 
 
 def draw(about: dict[str, Any]) -> None:
-    """Draws what each curve differs by from float32's: the curves themselves would lie on each other."""
+    """Draws each curve's difference from float32's: the curves themselves would cover each other."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     reference = np.array(about["curves"]["float32"])

@@ -35,17 +35,17 @@ DOCUMENT_BYTES = 3000
 @dataclass(frozen=True)
 class Options:
     text: str = "embedded"
-    """embedded or tinyshakespeare."""
+    """Text to prepare: embedded or tinyshakespeare."""
     megabytes: int = 100
-    """Of text."""
+    """Size of the text, in megabytes."""
     rounds: int = 3
-    """How often each is timed."""
+    """Number of times that each is timed."""
     output: str = ""
     """Write the figures to this JSON file."""
 
 
 def documents(name: str, size: int) -> list[str]:
-    """Documents of `size` bytes together, of paragraphs in a random order."""
+    """Returns documents of `size` bytes together, of paragraphs in a random order."""
     paragraphs, draw = corpora.load(name).split("\n\n"), random.Random(0)
     made, total = [], 0
     while total < size:
@@ -78,7 +78,7 @@ class Clock:
 
 
 def memory_of(pid: int) -> int:
-    """Bytes that a process and all it started have in memory, each page that they share counted for each."""
+    """Returns the bytes in memory of a process and all that it started; each counts the pages that they share."""
     try:
         process = psutil.Process(pid)
         return sum(part.memory_info().rss for part in (process, *process.children(recursive=True)))
@@ -87,7 +87,7 @@ def memory_of(pid: int) -> int:
 
 
 def time_tiktoken(made: list[str], cores: int) -> tuple[Clock, int]:
-    """Its time, and the number of tokens."""
+    """Returns its time, and the number of tokens."""
     encoding = encodings.gpt2()
     with Clock(resource.RUSAGE_SELF) as clock:
         encoded = encoding.encode_ordinary_batch(made, num_threads=cores)
@@ -95,7 +95,7 @@ def time_tiktoken(made: list[str], cores: int) -> tuple[Clock, int]:
 
 
 def time_prepare(source: Path, folder: Path, cores: int) -> tuple[Clock, int]:
-    """The time of the whole command, and the number of tokens without those that separate documents."""
+    """Returns the time of the whole command, and the number of tokens without those that separate documents."""
     words = ["prepare", str(source), "--output", str(folder), "--processes", str(cores)]
     with Clock(resource.RUSAGE_CHILDREN) as clock:
         process = subprocess.Popen([sys.executable, "run.py", *words], cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -109,7 +109,7 @@ def time_prepare(source: Path, folder: Path, cores: int) -> tuple[Clock, int]:
 
 
 def time_loader(folder: Path, batches: int = 20) -> float:
-    """Median seconds for a batch of 524,288 tokens."""
+    """Returns the median seconds for a batch of 524,288 tokens."""
     found = corpus.find_token_files(str(folder))
     assert found is not None
     seconds = []

@@ -1,4 +1,4 @@
-"""What each level of recomputing costs and saves: the train step with it, in turn, on one machine.
+"""Cost and saving of each level of recomputing: the train step with each, in turn, on one machine.
 
 python -m benchmarks.recompute [--config NAME] [--batch-size 2] [--length 512] [--dtype float32] [--rounds 3]
     [--output F]
@@ -77,7 +77,7 @@ def configured(options: argparse.Namespace) -> Config:
 
 
 def measure(config: Config) -> dict[str, float]:
-    """The median of three steps after one that isn't timed, and the program's temporaries."""
+    """Returns the median of three steps after one that isn't timed, and the program's temporaries."""
     program, state = step.compile_step(config), initial_state(config)
     shape = (1, config.training.batch_size, config.training.sequence_length)
     tokens = np.random.default_rng(0).integers(config.model.vocabulary_size, size=shape, dtype=np.int32)

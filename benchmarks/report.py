@@ -1,4 +1,4 @@
-"""What writing the run report while a run trains takes from its steps.
+"""Time that a run's steps lose to writing the run report while it trains.
 
 python -m benchmarks.report [--config quickstart] [--steps 800] [--rounds 3] [--output F]
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def measure(config: str, steps: int, *, report: bool) -> dict[str, float]:
-    """One run, by the command that its users type; seconds."""
+    """Runs training once, by the command that its users type; returns seconds."""
     environment.restart_with_allocator()
     from jaxgpt.commands import cli
     from jaxgpt.commands.trainer import Trainer
@@ -63,7 +63,7 @@ def measure(config: str, steps: int, *, report: bool) -> dict[str, float]:
     taken = 0.0
 
     def counted(method: Callable[..., Any]) -> Callable[..., Any]:
-        """Adds what it takes during the steps."""
+        """Adds up the time that it takes during the steps."""
 
         def call(*arguments: Any, **options: Any) -> Any:
             nonlocal taken

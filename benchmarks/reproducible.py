@@ -1,4 +1,4 @@
-"""What --parallel.reproducible costs: the step with it and without, in turn, on the same devices.
+"""Cost of --parallel.reproducible: the step with it and without, in turn, on the same devices.
 
 python -m benchmarks.reproducible [--devices N] [--config NAME] [--batch-size 8] [--length 256] [--steps 5]
 """
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def measure(config: Config, steps: int) -> float:
-    """Seconds of a step, after one that isn't timed."""
+    """Returns the seconds of a step, after one that isn't timed."""
     mesh.check(config)
     program, state = step.compile_step(config), Resharding(config).first_state()
     shape = (1, config.training.batch_size, config.training.sequence_length)

@@ -1,4 +1,4 @@
-"""What a run would reach on many GPUs, by arithmetic: bytes, bandwidths, and the rate of one GPU.
+"""Speed that a run would reach on many GPUs, by arithmetic: bytes, bandwidths, and the rate of one GPU.
 
 python -m benchmarks.scaling [--mfu 0.4] [--nvlink 360] [--network 40] [--output benchmarks/results/scaling.json]
 
@@ -36,7 +36,7 @@ RECIPES = {"gpt2_124m": (524_288, 64, (0, 1)), "gpt2_1558m": (1_048_576, 16, (1,
 
 
 def table(model: Model, name: str, mfu: float, nvlink: float, network: float) -> Iterator[dict[str, Any]]:
-    """A row for each stage and number of GPUs, at the recipe's tokens a step."""
+    """Returns a row for each stage and number of GPUs, at the recipe's tokens a step."""
     tokens, most, stages = RECIPES[name]
     shapes = jax.eval_shape(lambda: blocks.unstacked(gpt2.init(model, jax.random.key(0))))
     for zero in stages:
@@ -62,7 +62,7 @@ def table(model: Model, name: str, mfu: float, nvlink: float, network: float) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mfu", type=float, default=0.4, help="of one GPU, as llm.c counts operations")
+    parser.add_argument("--mfu", type=float, default=0.4, help="MFU of one GPU, as llm.c counts operations")
     parser.add_argument("--nvlink", type=float, default=360, help="GB/s of a GPU in one direction, inside of a node")
     parser.add_argument("--network", type=float, default=40, help="GB/s of a GPU's network card in one direction")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")

@@ -74,7 +74,7 @@ def random_params(model: Model):
 
 
 def one_by_one(decoder: Decoder, prompt: np.ndarray, constraint: constrained.Constraint | None = None) -> list[float]:
-    """Seconds of each token of a text behind its first."""
+    """Returns the seconds of each token of a text after its first."""
     decoder.start(0, prompt, Sampling(temperature=1.0), 0, constraint=constraint)
     seconds = []
     while len(seconds) < 24 and not (constraint and constraint.ended):
@@ -86,7 +86,7 @@ def one_by_one(decoder: Decoder, prompt: np.ndarray, constraint: constrained.Con
 
 
 def greedy(decoder: Decoder, prompt: np.ndarray) -> tuple[float, list[int]]:
-    """Seconds a token, without the prompt's, and the tokens."""
+    """Returns the seconds per token, without the prompt's, and the tokens."""
     tokens = [decoder.start(0, prompt, Sampling(temperature=0.0), 0)]
     started = time.perf_counter()
     while len(tokens) < TOKENS:
@@ -106,7 +106,7 @@ def drafted(large, small, prompt: np.ndarray) -> tuple[float, list[int]]:
 
 
 def idle_but_one(params):
-    """The parameters with all layers but the first adding nothing, and the first alone."""
+    """Returns the parameters with all layers but the first adding nothing, and the first layer alone."""
 
     def idle(linear):
         return jax.tree.map(lambda array: array.at[1:].set(0), linear)

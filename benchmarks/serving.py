@@ -1,4 +1,4 @@
-"""The server under load: 64 clients on this machine, with and without others that mean it no good.
+"""The server under load: 64 clients on this machine, with and without hostile ones.
 
     python -m benchmarks.serving
 
@@ -79,7 +79,7 @@ async def until(end: float, act: Callable[[], Awaitable[None]]) -> None:
 
 
 class Load:
-    """What clients see of a server in some seconds."""
+    """Measurements that clients make of a server over some seconds."""
 
     def __init__(self, port: int):
         self._port = port
@@ -147,7 +147,7 @@ class Load:
 
 
 def train(folder: Path) -> None:
-    """A run of one step."""
+    """Trains a run of one step."""
     (folder / "text.txt").write_text("to be or not to be, that is the question\n" * 500)
     words = ["--config", "quickstart", "--data.text", "text.txt", "--training.steps", "1", "--run.name", "tiny"]
     subprocess.run([sys.executable, RUN, *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
@@ -155,7 +155,7 @@ def train(folder: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each of the two loads")
+    parser.add_argument("--seconds", type=float, default=15.0, help="seconds of each of the two loads")
     seconds = parser.parse_args().seconds
     result: dict[str, object] = {"clients": CLIENTS, "tokens": TOKENS, "seconds": seconds}
     passed = True

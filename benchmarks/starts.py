@@ -1,4 +1,4 @@
-"""Starts in a row on simulated devices, several side by side so that all cores are busy: how many end well.
+"""Starts of runs on simulated devices, several side by side so that all cores are busy: how many succeed.
 
 python -m benchmarks.starts [--count 100] [--at-once 2] [--stages 0,1,2,3] [--devices 8] [--config NAME] [OPTION ...]
 
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def start(words: list[str], devices: int) -> tuple[float, str]:
-    """Seconds that a run took, and why it failed; "" where it didn't."""
+    """Returns the seconds that a run took, and why it failed; "" if it didn't."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     root = Path(__file__).parent.parent
     with tempfile.TemporaryDirectory(prefix="jaxgpt-starts-") as folder:

@@ -1,4 +1,4 @@
-"""The character model of tiny Shakespeare in plain PyTorch: what ours is measured against.
+"""The character model of tiny Shakespeare in plain PyTorch, with which ours is compared.
 
     python -m benchmarks.torch_shakespeare --seed 0
 
@@ -60,7 +60,7 @@ class GPT(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The mean loss of the targets that aren't -1; both (B, T)."""
+        """Returns the mean loss of the targets that aren't -1; both (B, T)."""
         x = self.token(tokens) + self.position.weight[: tokens.shape[1]]
         logits = self.final_norm(self.blocks(x)) @ self.token.weight.T
         return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=loader.IGNORED)
@@ -74,7 +74,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def train(model: GPT, tokens: torch.Tensor, steps: int, generator: torch.Generator) -> float:
-    """Train on sequences from random places; the seconds it took."""
+    """Trains on sequences from random places; returns the seconds it took."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
@@ -99,7 +99,7 @@ def train(model: GPT, tokens: torch.Tensor, steps: int, generator: torch.Generat
 
 @torch.no_grad()
 def validation_loss(model: GPT, tokens: np.ndarray) -> float:
-    """The mean over every token but the first."""
+    """Returns the mean loss over every token but the first."""
     total = 0.0
     for inputs, targets in loader.validation_batches(tokens, batch_size=256, sequence_length=LENGTH):
         count = int((targets != loader.IGNORED).sum())

@@ -258,7 +258,24 @@ def _beside(path: Path, word: str) -> Path:
     return path.with_name(f".{path.name}.{word}-{secrets.token_hex(4)}")
 
 
-def failure(path: Path, error: OSError) -> RunError:
+def write(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all. RunError where it can't be written."""
+    try:
+        with replacing(path) as new:
+            new.write_bytes(content)
+    except OSError as error:
+        raise failure(path, error) from error
+
+
+def write_output(path: str, content: bytes) -> None:
+    """Writes the file that --output names, which may be a pipe. RunError where it can't be written."""
+    try:
+        Path(path).write_bytes(content)
+    except OSError as error:
+        raise failure(f"--output {path}", error) from error
+
+
+def failure(path: Path | str, error: OSError) -> RunError:
     """Returns the error for a file or a folder that can't be written."""
     match error.errno:
         case errno.ELOOP:

@@ -1,4 +1,4 @@
-"""What a wrong gradient looks like: how far it is off, and the kind of mistake that would explain it."""
+"""Diagnosis of a wrong gradient: how far it is off, and the kind of mistake that would explain it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,7 +22,7 @@ def diagnose(
     *,
     tolerance: float = TOLERANCE,
 ) -> str:
-    """`RIGHT`, or one sentence: what kind of mistake `mine` looks like, and how far it is off.
+    """Returns `RIGHT`, or one sentence: what kind of mistake `mine` looks like, and how far it is off.
 
     `sizes` are the numbers by which one is easily off, by name; `mistakes` are wrong results by what was forgotten.
     """
@@ -57,7 +57,7 @@ def _other_shape(mine: np.ndarray, truth: np.ndarray, tolerance: float) -> str:
 
 
 def _pattern(mine: np.ndarray, truth: np.ndarray, sizes: Mapping[str, float], tolerance: float) -> str:
-    """What the two arrays, of one shape, say about the mistake."""
+    """Returns what the two arrays, of one shape, say about the mistake."""
     if not np.any(mine):
         return "all zeros"
     if distance(-mine, truth) <= tolerance:

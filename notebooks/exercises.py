@@ -1,4 +1,4 @@
-"""What the exercises of the notebooks ask for, and `check`, which tells a reader whether an answer is right.
+"""The notebooks' exercises, and `check`, which tells a reader whether an answer is right.
 
 The reader writes an answer in the place of `...`: a number, several, a word, or a function. A function is called with
 arrays drawn here and compared with the reference. The authors' answers are in `answers/`.
@@ -29,7 +29,7 @@ class Numbers(NamedTuple):
 
 
 class Same(NamedTuple):
-    """Something that is right if it is equal: a word, a set of words, True or False, or several of these."""
+    """An answer that is right if it is equal: a word, a set of words, True or False, or several of these."""
 
     value: Any
 
@@ -202,7 +202,7 @@ EXERCISES: dict[str, Numbers | Same | Function] = {
 
 
 def judge(number: str, answer: object) -> str:
-    """What `check` prints of one answer; "right" if it is."""
+    """Returns what `check` prints of one answer; "right" if it is."""
     expected = EXERCISES[number]
     with jax.enable_x64(True):
         if isinstance(expected, Function):

@@ -21,7 +21,7 @@ MAKERS = ninja_gpt2.MAKERS | ninja_llama.MAKERS
 
 @functools.cache
 def case(layer: str) -> Case:
-    """The case of a layer, in float64: the same numbers each time."""
+    """Returns the case of a layer, in float64: the same numbers each time."""
     if layer not in MAKERS:
         raise KeyError(f"no layer {layer!r}; there are {', '.join(MAKERS)}")
     rng = np.random.default_rng(23)
@@ -30,12 +30,12 @@ def case(layer: str) -> Case:
 
 
 def names() -> list[str]:
-    """All tensors that have a gradient, as `check` takes them."""
+    """Returns all tensors that have a gradient, as `check` takes them."""
     return [f"{layer}.{tensor}" for layer in MAKERS for tensor in case(layer).gradients]
 
 
 def judge(name: str, mine: object) -> str:
-    """What `check` prints of one tensor."""
+    """Returns what `check` prints of one tensor."""
     layer, _, tensor = name.partition(".")
     of = case(layer)
     if tensor not in of.gradients:

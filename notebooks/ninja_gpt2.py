@@ -1,4 +1,4 @@
-"""Cases of notebook 23 that are GPT-2's layers: inputs of a backward, its gradients, and mistakes one makes."""
+"""Cases of notebook 23 for GPT-2's layers: inputs of a backward, its gradients, and common mistakes."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -14,7 +14,7 @@ Wrong = Callable[[Mapping[str, Any]], Any]  # a mistake's result, of a case's in
 
 
 class Case(NamedTuple):
-    """One layer with its inputs; `sizes` are the numbers that a gradient is easily off by."""
+    """One layer with its inputs; `sizes` are factors by which a gradient is easily off."""
 
     inputs: dict[str, Any]
     gradients: dict[str, Any]

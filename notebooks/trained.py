@@ -1,4 +1,4 @@
-"""The small trained model that notebooks 1 and 5 look into. Notebook 1 makes it; this loads it, or makes it too."""
+"""The small trained model of notebooks 1 and 5. Notebook 1 trains it; this module loads it, or trains it too."""
 
 import dataclasses
 import os
@@ -36,7 +36,7 @@ def train() -> None:
 
 
 def load() -> tuple[gpt2.Params, Config, tokenizers.Tokenizer]:
-    """Parameters, configuration and tokenizer of the run, which is trained first where it is missing or outdated."""
+    """Returns parameters, configuration and tokenizer of the run, which is first trained if missing or outdated."""
     try:
         params, found = checkpoints.load_params(RUN, settings.read(RUN / "config.toml").model)
     except (OSError, UserError):

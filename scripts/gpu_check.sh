@@ -21,11 +21,11 @@ export PYTHONPATH=$PWD
 if [ "${TINY:-0}" = 0 ]; then
     config=gpt2_124m large=gpt2_1558m first=32x1024 small=8x1024 others="16x1024 64x1024" large_size=16x1024
     budget=${BUDGET:-540} patience=1 length=1024 batch=16 steps=200 again=20 timed=10 peers="torch.compile"
-    attentions="pallas blocks"
+    attentions="pallas blocks" kernels="pallas xla"
 else
     config=quickstart large=quickstart first=2x32 small=1x32 others=1x32 large_size=1x32
     budget=${BUDGET:-3600} patience=5 length=32 batch=2 steps=4 again=2 timed=1 peers="jax.grad"
-    attentions=blocks # nothing else runs on a CPU
+    attentions=blocks kernels=xla # nothing else runs on a CPU
 fi
 
 failed=0
@@ -72,7 +72,7 @@ part machine 30 "$python" run.py --version
 if command -v nvidia-smi >/dev/null; then nvidia-smi >>"$folder/machine.txt" 2>&1; fi
 
 # Right
-part attention 60 "$python" tests/kernels/compare_attentions.py
+part compared 60 "$python" tests/kernels/compare_kernels.py
 part gradients 90 "$python" run.py gradcheck --dtype bfloat16 --config quickstart
 
 # Fast
@@ -82,6 +82,12 @@ for attention in $attentions; do
     part "float32_$attention" 45 "$python" -m benchmarks.bench --config "$config" --sizes "$small" --dtypes float32 \
         --steps "$timed" --minutes 0.5 --who ours --compute.attention "$attention" \
         --output "$folder/float32_$attention.json" --chart "$folder/float32_$attention.png"
+done
+# Norms and the classifier's softmax in Pallas beside XLA's
+for name in $kernels; do
+    part "kernels_$name" 45 "$python" -m benchmarks.bench --config "$config" --sizes "$small" --dtypes bfloat16 \
+        --steps "$timed" --minutes 0.5 --who ours --compute.kernels "$name" \
+        --output "$folder/kernels_$name.json" --chart "$folder/kernels_$name.png"
 done
 part kernels 60 "$python" -m benchmarks.gpu_program.measured --config "$config" --size "$first" \
     --folder "$folder/trace" --output "$folder/kernels.json"

@@ -46,10 +46,8 @@ def in_folder(folder: Path) -> Iterator[Path]:
 
 def train(options: dict[str, Any], name: str, *more: str, **changes: Any) -> small_run.Finished:
     """Trains in runs/NAME from the fine-tuned model; `lora_rank=4` changes an option."""
-    changed = {key.replace("_", ".", 1).replace("_", "-"): value for key, value in changes.items()}
     every = {"data.text": "pairs.jsonl", "training.batch-size": 4, "training.init-from": "runs/sft"}
-    words = [word for key, value in (every | options | changed).items() for word in (f"--{key}", str(value))]
-    return small_run.run([*words, *more], name)
+    return small_run.run([*small_run.words_of(every | options, **changes), *more], name)
 
 
 def params(name: str) -> list[np.ndarray]:

@@ -1,6 +1,5 @@
-"""What holds for every test: the CPU, exact products, shape annotations that are checked, and the float64 switch."""
+"""Settings of every test: the CPU, exact products, checked shape annotations, few optimisations; common fixtures."""
 
-import contextlib
 import gc
 import os
 import pathlib
@@ -25,7 +24,7 @@ if jax.__version_info__ < (0, 11):
 CACHE = tempfile.TemporaryDirectory(prefix="jaxgpt-tests-")  # until the tests' process ends
 os.environ["XDG_CACHE_HOME"] = CACHE.name
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_disable_most_optimizations", True)  # programs compile in half the time, and run slower
 jax.config.update("jax_enable_compilation_cache", False)
 
 # Every call of a function of these packages has its arguments' and its results' shapes and dtypes checked. It works on
@@ -49,7 +48,7 @@ settings.load_profile("jaxgpt")
 
 @pytest.fixture(scope="session", autouse=True)
 def one_device_by_default():
-    """As on the machine that most people begin with."""
+    """Has runs see one device, as on the machine that most people begin with."""
     from jaxgpt.parallel import mesh  # not before the import hook above
 
     with pytest.MonkeyPatch.context() as patch:
@@ -57,18 +56,10 @@ def one_device_by_default():
         yield
 
 
-@contextlib.contextmanager
-def few_optimizations():
-    """Programs that are compiled twice as fast as they would be, and run slower."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture
 def all_optimizations():
-    """Programs as users compile them, for the length of a test: of bits that are to be the same in several programs."""
+    """Compiles with all optimisations, as users do, for the length of a test that compares the bits of several
+    programs."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     yield
@@ -76,29 +67,15 @@ def all_optimizations():
 
 
 @pytest.fixture
-def quick_compilation():
-    """`few_optimizations` for the length of a test."""
-    with few_optimizations():
-        yield
-
-
-@pytest.fixture(scope="module")
-def quickly_compiled():
-    """`few_optimizations` for the length of a module, its own fixtures included."""
-    with few_optimizations():
-        yield
-
-
-@pytest.fixture
 def not_under_nohup():
-    """SIGHUP as at a terminal, also where the tests run under nohup."""
+    """Handles SIGHUP as at a terminal, also if the tests run under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
-def x64(quick_compilation):
+def x64():
     """64-bit numbers for the length of a test; without it a test sees JAX as users run it, in 32 bits."""
     with jax.enable_x64(True):
         yield

@@ -15,7 +15,7 @@ STEP = re.compile(r"(\d+) ([+-]) (\d+)(?: ([+-]) 1)? = (\d+)")
 
 
 def computed(steps):
-    """Whether every step of a text is right by itself."""
+    """Returns, for each step of a text, whether it is right by itself."""
     found = STEP.findall(steps)
     assert len(found) == 2
     return [eval(f"{a}{sign}{b}" + (f"{more}1" if more else "")) == int(result) for a, sign, b, more, result in found]

@@ -8,13 +8,13 @@ import pytest
 from benchmarks import bench, compare
 from benchmarks import step_profile as profile
 from benchmarks.compare import agree, combine
-from benchmarks.peers.spec import Spec
+from benchmarks.peers.spec import Spec, from_file
 from jaxgpt.errors import RunError
 from jaxgpt.options.config import Compute, Model, Optimizer
 
 
 def answer(who="ours", **values):
-    """What a peer answers."""
+    """Returns a peer's answer."""
     base = {
         "who": who,
         "dtype": "float32",
@@ -87,6 +87,16 @@ def test_as_a_command_of_the_package_it_is_said_where_it_is(fails):
 
 
 # Processes
+
+
+def test_a_peer_reads_the_options_that_were_written(tmp_path):
+    """They are static arguments of jitted functions there, and so are hashable."""
+    compute = Compute(dtype="bfloat16", fit="8GB", fit_keeps=("compute.recompute",))
+    written = Spec(Model(family="llama", kv_heads=2), 1, 8, "bfloat16", 1, "weights.npz", Optimizer(), compute)
+    written.write(tmp_path / "spec.json")
+    read = from_file(tmp_path / "spec.json")
+    assert read == written
+    assert hash(read) == hash(written)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Compiled programs on the disk: kept, taken, and done without."""
+"""The cache of compiled programs on the disk: stored, loaded, and done without."""
 
 import errno
 import os
@@ -33,7 +33,7 @@ print("hit" if "cache hit for 'jit__lambda'" in open(sys.argv[2]).read() else "c
 
 @pytest.fixture
 def enabled():
-    """As a user's process starts; afterwards as the tests' was."""
+    """Enables the cache as in a user's process, and restores the tests' settings afterwards."""
     before, opened = {name: jax.config.values[name] for name in OPTIONS}, jax_cache.get_file_cache
     jax.config.update("jax_enable_compilation_cache", True)
     yield
@@ -50,7 +50,7 @@ def user(tmp_path, monkeypatch):
 
 
 def start(choice: str, tmp_path: Path) -> tuple[str, str]:
-    """What a process that compiles one program says, on stdout and on stderr."""
+    """Starts a process that compiles one program, and returns its stdout and its stderr."""
     environment = {key: value for key, value in os.environ.items() if key != "JAX_ENABLE_COMPILATION_CACHE"}
     with (tmp_path / "log").open("w") as log:
         done = subprocess.run(
@@ -65,7 +65,7 @@ def start(choice: str, tmp_path: Path) -> tuple[str, str]:
 
 
 def test_the_second_start_takes_what_the_first_compiled(user, tmp_path):
-    """And says nothing of it: no warning, no error. One that is damaged is replaced, with one line."""
+    """No warning or error is printed. A damaged program is replaced, with one line."""
     assert start("", tmp_path)[0] == "compiled"
     assert list(user.glob("jit__lambda*-cache"))
     assert user.stat().st_mode & 0o077 == 0  # nobody else's: what is in it is run
@@ -109,7 +109,7 @@ def test_what_jaxs_own_variables_choose_holds(enabled, user, tmp_path):
 
 @pytest.mark.parametrize("folder", ["file/below", "a\0b", "/proc/compiled"])
 def test_a_folder_that_cannot_be_written_is_said_once(enabled, tmp_path, capsys, monkeypatch, folder):
-    """And stops nothing."""
+    """The run goes on without a cache."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     compilation_cache.use(folder)
@@ -135,7 +135,7 @@ def test_a_folder_that_others_can_write_to_is_not_used(enabled, user, capsys, mo
 
 
 def test_the_folders_above_count_too(enabled, tmp_path):
-    """But for those like /tmp, where nobody can rename what is another's."""
+    """Folders like /tmp are allowed, where nobody can rename what is another's."""
     (tmp_path / "open").mkdir()
     folder = tmp_path / "open" / "mine" / "compiled"
     (tmp_path / "open").chmod(0o777)
@@ -150,7 +150,7 @@ def test_the_folders_above_count_too(enabled, tmp_path):
 
 
 def test_a_group_that_is_the_users_own_is_nobody_else(enabled, tmp_path, monkeypatch):
-    """As of users of Debian and Fedora, whose folders it can write to as a rule."""
+    """Debian and Fedora give each user a group, which can write to the user's folders as a rule."""
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared").chmod(0o775)
     monkeypatch.setattr(compilation_cache, "_own_group", lambda number: False)
@@ -248,7 +248,7 @@ def test_a_program_that_jax_has_kept_by_itself_is_let_be(cache, capsys):
 
 
 def test_the_least_recently_used_make_room(cache):
-    """Also where a kill has left a program without the time of its use: it goes first."""
+    """A program that a kill has left without the time of its use goes first."""
     for key in "abc":
         cache.put(key, key.encode() * 3000)
     cache.get("a")

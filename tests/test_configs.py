@@ -6,7 +6,7 @@ import pytest
 from jaxgpt.commands import configuration
 from jaxgpt.data import corpora, sources, tokenizers
 from jaxgpt.models import family
-from jaxgpt.options import settings
+from jaxgpt.options import checks, settings
 
 # GPT-2's as llm.c and Hugging Face count them; GPT-3's counted once from the tensors of table 2.1's shapes, by hand.
 PARAMETERS = {
@@ -50,19 +50,19 @@ def resolved():
 
 @pytest.mark.parametrize("name", settings.config_names())
 def test_every_config_is_one_that_a_run_could_use(resolved, name):
-    settings.check(settings.read(settings.find_config(name)))
-    settings.check(resolved(name))
+    checks.check(settings.read(settings.find_config(name)))
+    checks.check(resolved(name))
 
 
 @pytest.mark.parametrize("name", settings.config_names())
 def test_every_config_trains_on_a_text_that_there_is(name):
-    """By name: a path would be one on somebody's machine."""
+    """The text has a name: a path would be one on somebody's machine."""
     assert settings.read(settings.find_config(name)).data.text in {*corpora.NAMES, *sources.DATA_SETS}
 
 
 @pytest.mark.parametrize("name", [*PARAMETERS, *RELATIVES])
 def test_the_named_sizes(resolved, name):
-    """Counted from the shapes of the tensors that would be trained, without their padding, and by the formula."""
+    """Parameters are counted from the shapes of the trained tensors, without their padding, and by the formula."""
     model, count = resolved(name).model, (PARAMETERS | RELATIVES)[name]
     assert name in RELATIVES or model.vocabulary_size == 50_257
     made = family(model)

@@ -50,7 +50,7 @@ def test_numbers_of_nodes_of_any_length(text):
 
 
 def test_jax_refuses_its_own_variables(fails, monkeypatch):
-    """As at its import, which has happened here already."""
+    """JAX reads them at its import, which has happened here already."""
 
     def refuse(name, *arguments):
         if name == "jax":
@@ -70,7 +70,7 @@ PLUGINS = [name for name in ("jax_cuda12_plugin", "jax_cuda13_plugin") if import
     "platform", ["foo", pytest.param("cuda", marks=pytest.mark.skipif(bool(PLUGINS), reason="CUDA may be there"))]
 )
 def test_a_platform_that_jax_cannot_start_is_told(platform, tmp_path):
-    """One that there isn't, and one whose plugin isn't installed, or has no device here."""
+    """One platform doesn't exist; the other's plugin isn't installed, or has no device here."""
     words = [sys.executable, ROOT / "run.py", "--config", "quickstart", "--run.folder", tmp_path / "runs"]
     variables = os.environ | {"JAX_PLATFORMS": platform}
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=variables)

@@ -60,7 +60,7 @@ def start(killer, name: str, *more: str) -> subprocess.Popen[str]:
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(killer, whole):
-    """At random moments, while it starts, trains and saves."""
+    """It is killed at random moments, while it starts, trains and saves."""
     doing = killer.kill("killed", KILLS)
     assert doing.total() == KILLS
     assert doing["saving"] >= 5
@@ -85,7 +85,7 @@ def test_sigterm_ends_a_run_with_its_status_and_it_goes_on_to_the_same_bits(kill
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such terminals")
 def test_closing_the_terminal_saves_the_run(not_under_nohup, killer, whole):
-    """Nothing can be printed any more, and SIGHUP comes."""
+    """The run can no longer print, and receives SIGHUP."""
     import pty
 
     master, terminal = pty.openpty()
@@ -118,14 +118,14 @@ def test_a_run_whose_folder_is_deleted_stops_within_a_step(killer):
 
 
 def test_killed_at_each_operation_a_run_ends_with_the_same_bits(killer):
-    """On files: in a start, in the first save, in going on and in a later save."""
+    """The operations are those on files: in a start, the first save, a resumed run and a later save."""
     for what, found in killer.kill_at_each_operation().items():
         assert found["different"] == [], what
         assert found["kills"] > 40
 
 
 def test_a_reader_that_leaves_stops_the_run_which_is_saved(killer, whole):
-    """As in `python run.py | grep -m 1 "validation loss"`, after which there is nobody to read what training prints."""
+    """The reader is like `grep -m 1 "validation loss"`, after which nobody reads what training prints."""
     with start(killer, "piped", "--run.sample-every", "10") as process:
         assert process.stdout is not None
         assert process.stderr is not None

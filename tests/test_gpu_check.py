@@ -27,13 +27,13 @@ def check(folder, python=sys.executable, **environment):
 @pytest.mark.slow
 def test_it_runs_to_its_end(tmp_path):
     status, parts = check(tmp_path)
-    without = {"attention": "left out: --compute.attention cudnn can't run here."}
+    without = {"compared": "left out: --compute.kernels pallas can't run here."}
     if compile.missing():
         without["bound"] = "left out: error: compiling for a GPU needs JAX's CUDA plugin"
     for name, ended in parts.items():
         assert ended.startswith(without.get(name, "ok")), (name, ended, (tmp_path / f"{name}.txt").read_text()[-2000:])
     assert status == 0
-    assert list(parts)[:3] == ["machine", "attention", "gradients"]
+    assert list(parts)[:3] == ["machine", "compared", "gradients"]
     assert list(parts)[-2:] == ["bench_1x32", "bench_large"]
     assert "the same bits in every tensor" in (tmp_path / "same.txt").read_text()
     assert (tmp_path / "runs/trained/loss.png").exists()
@@ -57,7 +57,7 @@ def test_a_part_that_fails_does_not_end_the_others(tmp_path):
     assert status == 1
     assert parts.pop("gradients") == "failed with status 1: it is wrong"
     assert set(parts.values()) == {"ok"}
-    assert len(parts) == 13
+    assert len(parts) == 14
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What --help tells: every option of every command, with its meaning and its default."""
+"""--help lists every option of every command, with its meaning and its default."""
 
 import ast
 import dataclasses
@@ -135,19 +135,25 @@ def test_help_of_generate(capsys):
     for option, meaning in sampling.items():
         meaning = re.escape(" ".join(meaning.split()))
         assert re.search(rf"{option.replace('sampling.', '')} (\w+|\[STR \.\.\.\]) {meaning} \(default: ", text)
-    for option in ("--run STR The", "--prompt STR What", "--prompts STR A", "--samples INT How", "--seed INT Random"):
+    for option in (
+        "--run STR Folder",
+        "--prompt STR Text",
+        "--prompts STR UTF-8",
+        "--samples INT Number",
+        "--seed INT Random",
+    ):
         assert option in text
 
 
 def test_help_of_gradcheck(capsys):
     text = help_of(capsys, "gradcheck")
     assert "--config STR Take the shapes from" in text
-    assert "--dtype {float64,float32,bfloat16} What" in text
+    assert "--dtype {float64,float32,bfloat16} Type" in text
 
 
 @pytest.mark.parametrize("words", [["--version"], ["-V"], ["generate", "--version"], ["--config", "x", "--version"]])
 def test_the_versions(capsys, words):
-    """Those that a run writes down; --help says that they can be asked for."""
+    """The versions are those that a run records; --help mentions the option."""
     assert cli.main(words) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["jaxgpt", __version__]

@@ -1,4 +1,4 @@
-"""The rooms of the package: a folder imports only from folders below it, and nothing from outside of the package."""
+"""The imports of the package: a folder imports only from folders below it, and nothing from outside of the package."""
 
 import ast
 import tomllib

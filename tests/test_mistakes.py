@@ -1,4 +1,4 @@
-"""Commands that can't be followed: in what words they are refused, with status 2 and no folder left."""
+"""Commands with mistakes are refused with a helpful message, with status 2, and leave no folder."""
 
 import re
 from pathlib import Path
@@ -8,17 +8,9 @@ import pytest
 from jaxgpt.commands import cli, train
 from jaxgpt.commands.generate import Generate
 from jaxgpt.options import command_line, help_page
+from tests.small_run import TINY
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
-
-TINY = [
-    "--model.family=gpt2",
-    "--model.layers=1",
-    "--model.heads=2",
-    "--model.width=8",
-    "--model.context=16",
-    "--data.text=text.txt",
-]
+pytestmark = pytest.mark.usefixtures("work")
 
 
 # Mistakes in the words
@@ -172,7 +164,7 @@ def test_what_others_call_an_option_leads_to_one_of_ours():
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_the_options_of_a_command_are_those_of_its_help(capsys, monkeypatch, command):
-    """So that none is refused that the command's own parser would take."""
+    """No option is refused that the command's own parser would take."""
     kinds, page = [cli.Train], help_page.page
     monkeypatch.setattr(help_page, "page", lambda kind, *rest: kinds.append(kind) or page(kind, *rest))
     with pytest.raises(SystemExit):

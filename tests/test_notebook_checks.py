@@ -63,7 +63,7 @@ def test_the_authors_answer_is_right(number):
 
 
 def wrong(expected):
-    """Something of the right form that is not the answer."""
+    """Returns a wrong answer of the right form."""
     if isinstance(expected, exercises.Function):
         parameters = ", ".join(f"a{n}" for n in range(len(expected.inputs)))
         inputs = [jnp.asarray(part) if isinstance(part, np.ndarray) else part for part in expected.inputs]

@@ -238,7 +238,7 @@ def numbers(text):
 
 
 def says(words, value):
-    """Whether one of the numbers in the words is the value, rounded."""
+    """Returns whether one of the numbers in the words is the value, rounded."""
     return any(abs(found - value) <= half * (1 + 1e-9) for found, half in numbers(words))
 
 

@@ -97,7 +97,7 @@ def modules() -> Iterator[tuple[str, ast.Module]]:
 
 
 def calls(tree: ast.AST) -> Iterator[str]:
-    """What is called, in words: "open", "np.memmap", and "path.read_text" as well as "read_text"."""
+    """Yields the names of called functions: "open", "np.memmap", and "path.read_text" as well as "read_text"."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func)

@@ -89,7 +89,7 @@ def test_a_config_that_was_sent_names_no_folder_of_programs_either(run, fails):
 
 
 def test_evaluate_reads_the_text_of_the_run_only_where_it_is_the_same(run, fails, capsys):
-    """Nothing of another file is seen, its length neither."""
+    """A different file is not described, not even by its length."""
     Path("secret").write_text("my password is 1234, my password is 1234")
     configure(data={"text": "secret", "tokenizer": "bytes"}, training={"sequence_length": 2})
     assert "doesn't say on which text it was trained" in fails("evaluate", "--run", str(run))

@@ -1,4 +1,4 @@
-"""Where a step's time goes: names in a compiled program, and the sums of a trace."""
+"""The profile of a step's time: names in a compiled program, and the sums of a trace."""
 
 import contextlib
 import gzip
@@ -13,9 +13,6 @@ import pytest
 from benchmarks import step_profile as profile
 from jaxgpt.layers import gelu, linear
 from jaxgpt.options.config import Compute, Config, Model, Training
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 PROGRAM = """
 HloModule jit_train_step
@@ -51,7 +48,7 @@ def test_operations_are_named_by_the_layer_they_are_of(program):
 
 
 def test_what_takes_no_time_of_its_own_is_not_counted(program):
-    """A loop's time is that of what is in it."""
+    """The time of a loop is that of its body."""
     (loop,) = set(re.findall(r"%?([\w.\-]+) = [^\n]* while\(", program))
     assert loop not in profile.operation_origins(program)
 
@@ -62,7 +59,7 @@ def test_the_innermost_scope_counts():
 
 
 def test_shares_add_up_over_steps(program):
-    """Of two steps: the mean, the largest first; events of other programs are passed over."""
+    """Two steps are averaged, the largest share first; events of other programs are passed over."""
     origins = profile.operation_origins(program)
     forward, backward = (
         next(name for name, origin in origins.items() if origin == f"linear.{way}") for way in ("forward", "backward")
@@ -80,7 +77,7 @@ def test_shares_add_up_over_steps(program):
 
 
 def test_the_trace_is_the_newest_one(tmp_path, monkeypatch):
-    """Only its events that have a length."""
+    """Events without a length are left out."""
     monkeypatch.setattr(jax.profiler, "trace", lambda *args, **kwargs: contextlib.nullcontext())
     for number, name in enumerate(("old", "new")):
         path = tmp_path / name / "perfetto_trace.json.gz"

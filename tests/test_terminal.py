@@ -52,7 +52,7 @@ def test_a_reader_that_has_left_ends_the_command_silently():
 
 @POSIX
 def test_a_closed_stream_gives_its_number_to_no_file():
-    """Else the first file that is opened would be the standard output, and get what libraries print there."""
+    """The first file opened would else be the standard output, and get what libraries print there."""
     program = "import sys, tempfile; from jaxgpt import terminal; terminal.prepare(); "
     program += "sys.exit(10 + tempfile.TemporaryFile().fileno())"
     done = shell(f"PYTHONPATH='{ROOT}' '{sys.executable}' -c '{program}' <&- >&-")

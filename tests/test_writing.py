@@ -14,7 +14,7 @@ from jaxgpt.errors import RunError, UserError
 @pytest.mark.parametrize("left", [".a.new-1", ".a.old-16188", ".a.new-00c0ffee"])
 @pytest.mark.parametrize("make", [writing.new_file, writing.new_folder])
 def test_what_a_killed_process_left_is_removed_and_in_nobodys_way(tmp_path, left, make):
-    """Also under this process's own number, as in a container where it is always the same."""
+    """The left file may have this process's own number, which in a container is always the same."""
     path = tmp_path / "a"
     for name in (left, f".a.new-{os.getpid()}"):
         (tmp_path / name).mkdir()
@@ -39,7 +39,7 @@ def write(path, make, **options):
 
 
 def test_a_folder_whose_replacement_was_killed_is_put_back(tmp_path):
-    """Between the two renamings that it takes. It is then replaced, or left as it is, as if nothing had been."""
+    """The kill came between the two renamings. The folder is then replaced, or left as it is."""
     path = tmp_path / "a"
     write(path, writing.new_folder)
     path.rename(tmp_path / ".a.old-16188")
@@ -99,7 +99,7 @@ def test_what_would_be_written_elsewhere_is_not_appended_to(tmp_path):
 
 
 def test_many_at_once_reserve_a_name_one_after_the_other(tmp_path):
-    """Though each removes the file of the lock when it is done."""
+    """Each of them removes the lock's file when it is done."""
     inside, most, refused = 0, 0, 0
     counting = threading.Lock()
 

@@ -147,9 +147,9 @@ def main(
     """
     parser = argparse.ArgumentParser(description=about.partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/assistant"), help="of the runs, a part for each seed")
+    parser.add_argument("--folder", type=Path, default=Path("runs/assistant"), help="folder of the runs")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the figures and the picture")
-    parser.add_argument("--shrink", type=int, default=1, help="divides the steps, to see whether all of it runs")
+    parser.add_argument("--shrink", type=int, default=1, help="number that divides the steps, for a trial of the whole")
     options = parser.parse_args(words)
     rows = []
     try:

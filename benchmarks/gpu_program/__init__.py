@@ -1,1 +1,1 @@
-"""The program that XLA makes of a train step for an NVIDIA GPU, looked at on a machine that needs to have none."""
+"""The program that XLA compiles of a train step for an NVIDIA GPU, examined on a machine without one."""

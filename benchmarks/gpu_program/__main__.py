@@ -1,4 +1,4 @@
-"""Shows the program that XLA makes of the train step for an NVIDIA GPU, on a machine that needs to have none.
+"""Shows the program that XLA compiles of the train step for an NVIDIA GPU, on a machine without one.
 
 python -m benchmarks.gpu_program [options]; --help lists them.
 """

@@ -1,4 +1,4 @@
-"""The command: its options, what it compiles and where its figures go."""
+"""The command: its options, the programs that it compiles and the output of its figures."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ from benchmarks.gpu_program import compile, picture, report
 from benchmarks.gpu_program.cards import CARDS
 from jaxgpt.commands import configuration
 from jaxgpt.errors import UserError
-from jaxgpt.options import command_line, settings
+from jaxgpt.options import checks, command_line, settings
 from jaxgpt.options.config import Compute, Config, Model, Optimizer, Parallel
 
 PROGRAM = "-m benchmarks.gpu_program"  # as it is typed behind "python"
@@ -33,7 +33,8 @@ class GpuProgram:
     topology: int = 1
     """Number of cards that train together, on one machine."""
     against: Literal["", "jax.grad"] = ""
-    """Compile the automatic way as well, its layers scanned and unrolled, and compare with the better of them."""
+    """Compile automatic differentiation's step as well, with scanned and unrolled layers, and compare with the
+    better."""
     output: str = ""
     """Write the figures to this JSON file."""
     picture: str = ""
@@ -85,7 +86,7 @@ def configured(words: list[str]) -> tuple[GpuProgram, Config]:
         parallel=config.parallel,
     )
     options = command_line.read(GpuProgram, rest, PROGRAM, default=default)
-    settings.check_number(options.topology, "", "topology", positive=True)
+    checks.check_number(options.topology, "", "topology", positive=True)
     if options.compute.recompute == "auto":
         raise UserError("--compute.recompute auto: name the level to compile")
     batch, length = size_of(options.size, "--size", options.model.context)
@@ -99,5 +100,5 @@ def configured(words: list[str]) -> tuple[GpuProgram, Config]:
         parallel=replace(options.parallel, devices=options.topology),
         training=replace(config.training, batch_size=batch * options.topology, micro_batches=1, sequence_length=length),
     )
-    settings.check(config)
+    checks.check(config)
     return options, configuration.without_text(config)

@@ -1,4 +1,4 @@
-"""Compiling a train step for an NVIDIA GPU on a machine without one, by JAX's CUDA plugin alone.
+"""Compiles a train step for an NVIDIA GPU on a machine without one, by JAX's CUDA plugin alone.
 
 XLA is told what the card is (`cards.py`) rather than asking one. It times nothing then: products are cuBLASLt's, and
 the algorithms of cuBLASLt and cuDNN stay open, as does the memory that they ask for beyond 4 MiB.
@@ -93,7 +93,7 @@ def _jit(jit: Callable, function: Callable, *, inline: bool = False, **options: 
 
 
 def _forget_devices() -> None:
-    """Drops what was found out for other devices."""
+    """Drops cached results about other devices."""
     state.layout_of.cache_clear()
     jax.clear_caches()
 

@@ -202,7 +202,9 @@ def _product(
         return _of_attention(instruction), _dtypes([operands[0].shapes[0]] * 2), instruction.shapes[0].dtype
     if target == PALLAS:
         told = re.search(r'"flops": "(\d+)"', instruction.attributes.replace(r"\22", '"'))
-        return float(told[1]) if told else 0.0, _dtypes([operands[0].shapes[0]] * 2), instruction.shapes[0].dtype
+        if told is None:
+            return 0.0, (), ""
+        return float(told[1]), _dtypes([operands[0].shapes[0]] * 2), instruction.shapes[0].dtype
     operations, inputs, output = 0.0, (), ""
     factors = {part.name: part for part in inside or operands}
     for part in inside or (instruction,):

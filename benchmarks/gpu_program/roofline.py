@@ -19,7 +19,7 @@ from benchmarks.gpu_program.kernels import Kernel
 
 PACKAGE = Path(jaxgpt.__file__).parent
 WRITTEN_OUT = "models/blocks.py"  # traces a layer once for all
-HELPERS = ("layers/numerics.py",)  # called from the lines of interest
+HELPERS = ("layers/numerics.py", "kernels/pallas.py")  # called from the lines of interest
 
 
 class Row(NamedTuple):

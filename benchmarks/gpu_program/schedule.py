@@ -1,4 +1,4 @@
-"""Where a program issues its collectives, relative to the products of the backward pass.
+"""Places at which a program issues its collectives, relative to the products of the backward pass.
 
 The text of a compiled program is in the order in which its operations are issued. A gradient's reduction that is issued
 before the last product can run beside what is left of the backward; one that is issued after it is waited for.

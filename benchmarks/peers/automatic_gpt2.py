@@ -1,4 +1,4 @@
-"""GPT-2 as one writes it in JAX when `jax.value_and_grad` does the rest."""
+"""GPT-2 as usually written in JAX, differentiated by `jax.value_and_grad`."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,8 @@ def block(params: gpt2.Block, x: Float[Array, "B T C"], heads: int) -> Float[Arr
 def loss(
     params: gpt2.Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"], model: Model, dtype: str
 ) -> Float[Array, ""]:
-    """Mean cross-entropy. The parameters are float32; the activations, and the weights they meet, of `dtype`."""
+    """Mean cross-entropy. The parameters are float32; activations, and the weights in products with them, are
+    `dtype`."""
     params = jax.tree.map(lambda array: array.astype(dtype), params)
     assert params.embedding.position is not None
     x = params.embedding.token[tokens] + params.embedding.position[: tokens.shape[1]]

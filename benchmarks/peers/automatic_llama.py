@@ -1,4 +1,4 @@
-"""Llama as one writes it in JAX when `jax.value_and_grad` does the rest."""
+"""Llama as usually written in JAX, differentiated by `jax.value_and_grad`."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,8 @@ def block(params: llama.Block, x: Float[Array, "B T C"], model: Model) -> Float[
 def loss(
     params: llama.Params, tokens: Int[Array, "B T"], targets: Int[Array, "B T"], model: Model, dtype: str
 ) -> Float[Array, ""]:
-    """Mean cross-entropy. The parameters are float32; the activations, and the weights they meet, of `dtype`."""
+    """Mean cross-entropy. The parameters are float32; activations, and the weights in products with them, are
+    `dtype`."""
     params = jax.tree.map(lambda array: array.astype(dtype), params)
     x = params.embedding.token[tokens]
     if isinstance(params.blocks, llama.Block):  # stacked

@@ -1,4 +1,4 @@
-"""How a train step written in JAX is measured."""
+"""Measures a train step written in JAX."""
 
 import time
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Program(NamedTuple):
 
 
 def run(who: str, make: Callable[[Spec, Params], Program]) -> None:
-    """Measure the program that `make` builds, whose state holds the parameters it is given; print the answer."""
+    """Measures the program that `make` builds, whose state holds the parameters it is given; prints the answer."""
     # A program out of the cache would say nothing of compile time.
     jax.config.update("jax_enable_compilation_cache", False)
     spec = specs.read()
@@ -61,7 +61,7 @@ def run(who: str, make: Callable[[Spec, Params], Program]) -> None:
 
 
 def load(spec: Spec) -> tuple[Params, Batch]:
-    """The parameters and the batch, of one micro-batch, in the spec's file."""
+    """Returns the parameters and the batch, of one micro-batch, in the spec's file."""
     shapes = jax.eval_shape(lambda: family(spec.model).init(spec.model, jax.random.key(0)))
     with np.load(spec.weights, allow_pickle=False) as arrays:
         params = jax.tree_util.tree_map_with_path(lambda path, _: jnp.array(arrays[name(path)]), shapes)
@@ -70,5 +70,5 @@ def load(spec: Spec) -> tuple[Params, Batch]:
 
 
 def name(path: tuple) -> str:
-    """A leaf's place in the parameters as the spec's file names it, "blocks.qkv.weight"."""
+    """Returns a leaf's place in the parameters as the spec's file names it, "blocks.qkv.weight"."""
     return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -1,4 +1,4 @@
-"""The automatic way: a model as one writes it in JAX when `jax.value_and_grad` does the rest.
+"""Automatic differentiation: a model as usually written in JAX under `jax.value_and_grad`.
 
 Layers scanned, or written out where the parameters are apart; JAX's own attention over the whole T×T square; all logits
 at once. The parameters are this project's, as are the few lines of AdamW and clipping, so that what is compared is the

@@ -1,4 +1,4 @@
-"""What a peer is asked to measure, and how it answers.
+"""The specification of a measurement that a peer is given, and the peer's answer.
 
     python -m benchmarks.peers.ours --spec spec.json
 
@@ -14,6 +14,7 @@ import statistics
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxgpt.options.config import Compute, Model, Optimizer
 
@@ -38,16 +39,23 @@ class Spec:
 
 
 def read() -> Spec:
-    """The spec named on the command line."""
+    """Returns the spec named on the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--spec", type=Path, required=True)
-    fields = json.loads(parser.parse_args().spec.read_text())
-    fields |= {
-        "model": Model(**fields["model"]),
-        "optimizer": Optimizer(**fields["optimizer"]),
-        "compute": Compute(**fields["compute"] | {"dtype": fields["dtype"]}),
-    }
-    return Spec(**fields)
+    return from_file(parser.parse_args().spec)
+
+
+def from_file(path: Path) -> Spec:
+    """Returns the spec that `write` wrote, with the computation's dtype among the options of compute."""
+    fields = json.loads(path.read_text())
+    fields["compute"]["dtype"] = fields["dtype"]
+    kinds = {"model": Model, "optimizer": Optimizer, "compute": Compute}
+    return Spec(**fields | {name: _options(kind, fields[name]) for name, kind in kinds.items()})
+
+
+def _options(kind: Any, fields: dict[str, Any]) -> Any:
+    """Returns options from JSON, which has lists in the place of tuples; a jitted function's must be hashable."""
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
 
 
 def progress(seconds: list[float]) -> None:
@@ -92,7 +100,7 @@ def report(
 
 
 def peak_resident_bytes() -> int:
-    """The most memory this process has had.
+    """Returns the most memory that this process has had, in bytes.
 
     Linux's own figure, because getrusage's there starts from what the process that started this one had.
     """

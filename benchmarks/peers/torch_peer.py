@@ -64,7 +64,8 @@ def measure(spec: Spec) -> None:
 
 
 def gradient_norm(model: torch.nn.Module) -> float:
-    """The global norm, summed in float64: PyTorch's own, in float32, is off by up to 1e-3 for millions of numbers."""
+    """Returns the global norm, summed in float64: PyTorch's own, in float32, is up to 1e-3 off for millions of
+    numbers."""
     norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float64) for p in model.parameters() if p.grad is not None]
     return float(torch.linalg.vector_norm(torch.stack(norms)))
 

@@ -40,7 +40,7 @@ FETCHED = re.compile(
 
 
 def sources() -> dict[Path, Path]:
-    """Each file that the site shows, and its place below build/pages."""
+    """Returns each file that the site shows, and its place below build/pages."""
     found = {path: Path(path.name) for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".png", ".svg")}
     found |= {ROOT / "CONTRIBUTING.md": Path("contributing.md"), ROOT / "CHANGELOG.md": Path("changelog.md")}
     found |= {path: Path("notebooks", f"{path.stem}.md") for path in (ROOT / "notebooks").glob("*.ipynb")}
@@ -76,7 +76,7 @@ def unshown(name: str) -> bool:
 
 
 def notebook(source: Path, page: Path) -> str:
-    """A notebook's Markdown, with its pictures written beside the page. Nothing is run."""
+    """Returns a notebook's Markdown, with its pictures written beside the page. Nothing is run."""
     exporter = MarkdownExporter(extra_template_basedirs=[str(SITE)], template_file=str(SITE / "notebook.md.j2"))
     resources = {"unique_key": source.stem, "output_files_dir": f"{source.stem}_files"}
     text, resources = exporter.from_filename(str(source), resources=resources)
@@ -90,7 +90,7 @@ def notebook(source: Path, page: Path) -> str:
 
 
 def api_page(folder: Path) -> str:
-    """Markdown that asks mkdocstrings for every module of a folder."""
+    """Returns Markdown that asks mkdocstrings for every module of a folder."""
     package = ".".join(folder.relative_to(ROOT).parts)
     modules = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
     parts = [f"# {package}", *(f"::: {package}.{module}" for module in modules)]
@@ -98,7 +98,7 @@ def api_page(folder: Path) -> str:
 
 
 def with_links(text: str, source: Path, place: Path) -> str:
-    """A link to a file becomes one to its page on the site, to the repository, or the file's name.
+    """Replaces links to files by links to their pages on the site, to the repository, or by the files' names.
 
     One that shows a page's file name shows its heading instead.
     """
@@ -131,7 +131,7 @@ def heading(page: Path) -> str:
 
 
 def with_indents(text: str) -> str:
-    """Lists as Python-Markdown wants them: CommonMark takes less of an indent and fewer empty lines.
+    """Indents lists as Python-Markdown needs them: CommonMark needs less of an indent and fewer empty lines.
 
     What belongs to an item is indented by four, and an empty line stands before a list, and before an item that follows
     another paragraph of the item before it.
@@ -166,7 +166,8 @@ def from_repository(text: str, source: Path) -> str:
 
 
 def settings() -> dict[str, Any]:
-    """zensical.toml with each * of the navigation replaced by the pages there are, and the repository's address."""
+    """Returns zensical.toml with each * of the navigation replaced by the pages there, and the repository's
+    address."""
     tables = tomllib.loads((SITE / "zensical.toml").read_text(encoding="utf-8"))
     tables["project"]["theme"]["custom_dir"] = str(SITE / "overrides")
     tables["project"]["nav"] = [expanded(entry) for entry in tables["project"]["nav"]]
@@ -191,7 +192,7 @@ def expanded(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def asks_others() -> list[str]:
-    """The pages and style sheets that have their reader's browser ask another host."""
+    """Returns the pages and style sheets that make their reader's browser ask another host."""
     found = []
     for path in sorted((BUILD / "docs").rglob("*")):
         if path.suffix in (".html", ".css"):

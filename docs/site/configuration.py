@@ -1,6 +1,6 @@
 """docs/configuration.md, made of the options themselves: `python -m docs.site.configuration` writes it anew.
 
-The meanings are the docstrings of the classes in `jaxgpt/options/`. What a value must be is asked of `settings.check`,
+The meanings are the docstrings of the classes in `jaxgpt/options/`. What a value must be is asked of `checks.check`,
 by handing it values that might be wrong.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from jaxgpt.errors import UserError
-from jaxgpt.options import settings
+from jaxgpt.options import checks, settings
 from jaxgpt.options.config import Config
 
 PAGE = Path(__file__).resolve().parents[1] / "configuration.md"
@@ -55,15 +55,16 @@ stop = ["THE END"]
 ```
 
 An option is `--SECTION.NAME VALUE` on the command line, with `-` between the words of its name, and `NAME = VALUE`
-below `[SECTION]` in the file, with `_`. What is on or off takes no value on the command line. Without `--config` it is
-`quickstart`. A name that there isn't, or a value that can't be, ends the command before anything is written, and names
-the nearest that there is.
+below `[SECTION]` in the file, with `_`. A switch takes no value on the command line: `--x` or `--no-x`. The default of
+`--config` is `quickstart`. An unknown name, or an impossible value, ends the command before anything is written; the
+message names the nearest option that exists.
 
 Every run writes all of its options, with the versions it ran with, to `runs/NAME/config.toml`; that file is itself a
 `--config`. `--resume`, `--resume auto` and `--init-from X` are short for `--run.resume always`, `--run.resume auto` and
 `--training.init-from X`.
 
-What a value must be is said where it is checked; a limit that is another option's value is that option's default.
+The column "values" has the requirements as they are checked; a limit that is another option's value is shown by that
+option's default.
 """
 
 
@@ -79,7 +80,7 @@ def page() -> str:
 
 
 def _configs() -> str:
-    """A table of configs/, with the sentence that each begins with."""
+    """Returns a table of configs/, with the sentence that each begins with."""
     rows = ["## configs/\n", "| `--config` | |", "|---|---|"]
     for name in settings.config_names():
         lines = settings.find_config(name).read_text(encoding="utf-8").split("\n")
@@ -98,7 +99,7 @@ def _keys(kind: Any) -> list[str]:
 
 
 def _body(kind: Any) -> dict[str, str]:
-    """{field: the docstring below it} of a class of options."""
+    """Returns {field: the docstring below it} of a class of options."""
     (tree,) = ast.parse(inspect.getsource(kind)).body
     assert isinstance(tree, ast.ClassDef)
     return dict(_docstrings(tree.body))
@@ -120,7 +121,7 @@ def _row(section: str, kind: Any, key: str, meaning: str) -> str:
 
 
 def _shown(default: object) -> str:
-    """A default as it would be typed."""
+    """Returns a default as it would be typed."""
     if isinstance(default, bool):
         return "on" if default else "off"
     if isinstance(default, float):
@@ -129,7 +130,7 @@ def _shown(default: object) -> str:
 
 
 def _values(section: str, expected: Any, key: str) -> str:
-    """The type of an option, or its choices, and what `settings.check` says that it must be."""
+    """Returns the type of an option, or its choices, and the requirements of `checks.check`."""
     if expected is bool:
         return "on or off"
     if get_origin(expected) is tuple:
@@ -141,12 +142,12 @@ def _values(section: str, expected: Any, key: str) -> str:
 
 
 def _requirements(section: str, expected: type, key: str) -> Iterator[str]:
-    """What each refused value of some that might be wrong is told that it must be."""
-    tried = {int: [-2, 0, 7, settings.LARGEST], float: [-1.0, 0.0, 1.0, 1.5, 1e6], str: []}[expected]
+    """Yields the requirement that each refused value is told, of some values that might be wrong."""
+    tried = {int: [-2, 0, 7, checks.LARGEST], float: [-1.0, 0.0, 1.0, 1.5, 1e6], str: []}[expected]
     for value in tried:
         part = dataclasses.replace(getattr(Config(), section), **{key: value})
         try:
-            settings.check(dataclasses.replace(Config(), **{section: part}))
+            checks.check(dataclasses.replace(Config(), **{section: part}))
         except UserError as error:
             refused, _, requirement = str(error).partition(", and must be ")
             if refused == f"{settings.option(section, key)} is {value}":

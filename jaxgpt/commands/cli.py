@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,7 @@ import tyro
 from jaxgpt import environment, errors, terminal
 from jaxgpt.errors import Interrupted, JaxgptError, UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.options import command_line, fit, help_page, settings
+from jaxgpt.options import checks, command_line, fit, help_page, settings
 from jaxgpt.options.command_line import nearest
 from jaxgpt.options.config import Config
 
@@ -26,22 +26,22 @@ TUNING = "finetune"  # the config that trains no model from random weights
 DESCRIPTION = """\
 Trains a model. The other commands, each with a page of its own, as in python run.py prepare --help:
 
-    prepare SOURCE              make token files of text, of any size
-    generate runs/NAME          draw text from a trained model, or --chat with it
-    serve runs/NAME             answer requests as OpenAI's API does; with a page to chat
-    evaluate runs/NAME          its loss, or its accuracy on HellaSwag, MMLU and others
-    report runs/A runs/B        a page that shows how runs are doing; --live serves it
-    convert FROM TO             weights between runs and other programs' formats
-    verify --model M --state S  compare with what llm.c wrote down
+    prepare SOURCE              make token files from text of any size
+    generate runs/NAME          draw text from a trained model, or chat with it
+    serve runs/NAME             serve a model with OpenAI's API, and a page to chat
+    evaluate runs/NAME          measure a model's loss, or its accuracy on tasks
+    report runs/A runs/B        make a page that shows how runs are doing
+    convert FROM TO             convert weights between runs and other programs' formats
+    verify --model M --state S  compare the gradients with llm.c's own
     gradcheck                   compare every hand-written gradient with jax.grad
 
---version, or -V, prints the versions of what numbers depend on.
+--version, or -V, prints the versions of the program and of its libraries.
 """
 EXAMPLES = """\
 Examples:
 
     python run.py                                             a small model of English, in minutes
-    python run.py --data.text book.txt --training.steps 3000  the same, of your own text
+    python run.py --data.text book.txt --training.steps 3000  the same, on your own text
     python run.py --config gpt2_124m --data.text data/books --compute.dtype bfloat16
 """
 COMMON = (
@@ -168,8 +168,8 @@ class Train:
     config: str = DEFAULT_CONFIG
     """Take the defaults of all other options from configs/CONFIG.toml, or from the path of a .toml file."""
     plan_for: str = ""
-    """Train nothing: print what the run would need on DEVICE:COUNT, such as h100:8, which need not be there. DEVICE is
-    a100, h100, h200, b200, 4090 or cpu."""
+    """Train nothing, and print what the run would need on DEVICE:COUNT, such as h100:8; this machine needs no such
+    device. DEVICE is a100, h100, h200, b200, 4090 or cpu."""
     options: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
@@ -185,7 +185,7 @@ def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
     asked = command_line.read(Train, rest, "", default=Train(name or DEFAULT_CONFIG, options=defaults))
     named, in_file = command_line.named(rest), settings.keys(path) if name else set()
     config = fit.keeping(asked.options, named, in_file)
-    settings.check_processes(config.parallel)
+    checks.check_processes(config.parallel)
     with terminal.ending_at_once():  # here, so that --help doesn't wait a second for JAX and Orbax
         from jaxgpt.commands import configuration
         from jaxgpt.commands import train as loop
@@ -193,9 +193,8 @@ def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
         from jaxgpt.runs import folder
     given = named | in_file
     if asked.plan_for:
-        return plan(
-            replace(config, run=replace(config.run, name=config.run.name or path.stem)), asked.plan_for, given, words
-        )
+        config = settings.changed(config, run={"name": config.run.name or path.stem})
+        return plan(config, asked.plan_for, given, words)
     with processes.together(config.parallel), errors.out_of_memory_told():  # before JAX sees its devices for weights
         if not config.run.name:
             text = Path(config.data.text).stem if "data.text" in named else ""
@@ -204,7 +203,7 @@ def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
         if name == TUNING and not begun:
             raise UserError(f"--config {TUNING} goes on from a model: name it by --init-from, as runs/NAME or gpt2")
         config = configuration.with_weights(config, given)
-        settings.check(config)
+        checks.check(config)
         fit.check(config)
         loop.train(config, *observers)
     return 0
@@ -228,7 +227,7 @@ def plan(config: Config, devices: str, given: set[str], words: list[str]) -> int
     from jaxgpt.commands import configuration, plan
 
     config = configuration.with_weights(config, given)
-    settings.check(config)
+    checks.check(config)
     fit.check(config)
     _, rest = command_line.take(words, "--plan-for")
     return plan.run(config, devices, rest)

@@ -10,9 +10,7 @@ import numpy as np
 
 from jaxgpt.commands import configuration
 from jaxgpt.commands.batches import Batches, Setting
-from jaxgpt.commands.comparison_batches import ComparisonData
-from jaxgpt.commands.preference_batches import PreferenceBatches
-from jaxgpt.commands.reward_batches import RewardBatches
+from jaxgpt.commands.comparison_batches import ComparisonData, PreferenceBatches, RewardBatches
 from jaxgpt.data import chat_templates, comparisons, corpora, fingerprint, loader, sources
 from jaxgpt.data.chat_templates import Template
 from jaxgpt.data.comparisons import Ranking

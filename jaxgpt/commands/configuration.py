@@ -25,7 +25,7 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import detect_format, loading
-from jaxgpt.interop.llama_config import shortest
+from jaxgpt.interop.llama_tables import shortest
 from jaxgpt.interop.tensors import AdapterSource, WeightSource
 from jaxgpt.kernels.choose import choose_attention
 from jaxgpt.models import family, lora
@@ -81,7 +81,7 @@ def resolve(config: Config, tokenizer: Tokenizer, conversations: bool | None = N
     if config.lora.rank:
         lora.check(model, config.lora)
     length = config.training.sequence_length or config.model.context
-    return replace(config, model=model, training=replace(config.training, sequence_length=length))
+    return settings.changed(config, model=model, training={"sequence_length": length})
 
 
 def with_attention(config: Config) -> tuple[Config, str]:
@@ -122,9 +122,8 @@ def _with_adapters(config: Config, given: set[str]) -> Config:
                 f"--lora.adapters {shown(config.lora.adapters)}: {key} of these adapters is {shown(found)}, and "
                 f"{settings.option('lora', key)} is {shown(asked)}: leave it away"
             )
-    options = replace(config.lora, rank=theirs.rank, alpha=theirs.alpha, targets=theirs.targets)
-    training = replace(config.training, init_from=config.training.init_from or base)
-    return replace(config, lora=options, training=training)
+    options = {"rank": theirs.rank, "alpha": theirs.alpha, "targets": theirs.targets}
+    return settings.changed(config, lora=options, training={"init_from": config.training.init_from or base})
 
 
 def adapters(config: Config) -> AdapterSource:
@@ -156,7 +155,7 @@ def _with_shape(config: Config, given: set[str]) -> Config:
         if "data.tokenizer" in given and source.tokenizer:
             _check_tokenizer(config.training.init_from, tokenizer, config.data.tokenizer)
     if "data.tokenizer" not in given and tokenizer in tokenizers.NAMES:  # else token files bring it along
-        config = replace(config, data=replace(config.data, tokenizer=tokenizer))
+        config = settings.changed(config, data={"tokenizer": tokenizer})
     return replace(config, model=model)
 
 

@@ -15,7 +15,7 @@ from jaxgpt.foreign_text import shown
 from jaxgpt.interop import (
     bases,
     detect_format,
-    gpt2_tensors,
+    gpt2_tables,
     huggingface,
     huggingface_tokenizer,
     llmc,
@@ -26,7 +26,7 @@ from jaxgpt.interop import (
 from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models import family
 from jaxgpt.models.blocks import Params
-from jaxgpt.options import command_line, settings
+from jaxgpt.options import checks, command_line
 from jaxgpt.terminal import command, say
 
 Format = Literal["auto", "huggingface", "peft", "llmc", "run"]
@@ -43,23 +43,23 @@ class Convert:
     """Reads weights of one format and writes another. docs/formats.md tells what is read and written."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FROM")]
-    """A run's folder, a checkpoint, a Hugging Face folder, the name of a model on its hub, or a file of llm.c,
-    llama2.c or llama.cpp (GGUF)."""
+    """Weights to read: a run's folder, a checkpoint, a Hugging Face folder, the name of a model on its hub, or a file
+    of llm.c, llama2.c or llama.cpp (GGUF)."""
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TO")]
-    """What to write."""
+    """File or folder to write."""
     to: Format = "auto"
-    """The format; auto writes llm.c's where TO ends with .bin, else a Hugging Face folder from a run of ours, and a
-    run's folder from anything else."""
+    """Format to write; auto takes llm.c's where TO ends with .bin, else a Hugging Face folder if FROM is a run, and a
+    run's folder for anything else."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the numbers written; auto keeps what they are."""
+    """Type of the numbers written; auto keeps the type that they have."""
     merge: bool = False
     """Merge adapters (LoRA) into their base also where TO is a run's folder. A Hugging Face folder and an llm.c file
-    have them merged always, --to peft has the adapters alone."""
+    always have them merged; --to peft writes the adapters alone."""
     tokenizer: str = ""
-    """The tokenizer of weights that don't name theirs: gpt2, bytes, or the path of a tokenizer.json, of Llama 3's
+    """Tokenizer of weights that don't name theirs: gpt2, bytes, or the path of a tokenizer.json, of Llama 3's
     tokenizer.model, of a GGUF file, or of a tokenizer file of llm.c or llama2.c."""
     shard_gib: float = 5.0
-    """A Hugging Face model is written in files of at most so many GiB."""
+    """Largest size of a file of a Hugging Face model, in GiB."""
     overwrite: bool = False
     """Replace what is at TO."""
 
@@ -70,7 +70,7 @@ def run(words: list[str]) -> int:
     UserError where the weights can't be read, the target exists, or the target's format can't hold the weights.
     """
     options = command_line.read(Convert, words, "convert")
-    settings.check_number(options.shard_gib, "", "shard_gib", positive=True)
+    checks.check_number(options.shard_gib, "", "shard_gib", positive=True)
     name, to, overwrite = options.source, Path(options.target), options.overwrite
     began = time.perf_counter()
     writing.check_free(to, overwrite=overwrite)
@@ -81,7 +81,7 @@ def run(words: list[str]) -> int:
         raise UserError(f"--to peft: {shown(source.where)} has whole weights, and no adapters that could be written")
     alone = source.adapters if form == "peft" or (form == "run" and not options.merge) else None
     if form == "llmc":
-        gpt2_tensors.check(source.model)
+        gpt2_tables.check(source.model)
     elif form == "huggingface":
         huggingface.check(source.model)
     if form == "run" and source.unreadable_tokenizer and source.tokenizer is None:

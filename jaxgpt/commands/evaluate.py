@@ -16,18 +16,19 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
+from jaxgpt import writing
 from jaxgpt.commands import configuration
 from jaxgpt.data import corpora, corpus, fingerprint, loader
 from jaxgpt.data.loader import Tokens
 from jaxgpt.data.tokenizer_json import HuggingFace
-from jaxgpt.errors import RunError, UserError
+from jaxgpt.errors import UserError
 from jaxgpt.evaluation import registry
 from jaxgpt.evaluation.interface import Engine, Options, Result, Subject, drawer
 from jaxgpt.evaluation.scoring import bits_per_byte_of_one_nat, make_scorer, make_validation_loss, target_count
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import loading
-from jaxgpt.kernels.choose import choose_attention
-from jaxgpt.options import command_line, settings
+from jaxgpt.kernels.choose import anew, choose_attention
+from jaxgpt.options import checks, command_line, settings
 from jaxgpt.options.config import Sampling
 from jaxgpt.parallel import mesh
 from jaxgpt.runs import best, metrics_file
@@ -38,42 +39,43 @@ from jaxgpt.training.state import layout_of
 
 @dataclass(frozen=True)
 class Evaluate:
-    """The loss and the bits per byte of a trained model, or what it reaches on tasks."""
+    """Measures the loss and the bits per byte of a trained model, or its scores on tasks."""
 
     run: str
-    """The run's folder, such as runs/quickstart, or weights in another format, such as a Hugging Face folder."""
+    """Folder of a run, such as runs/quickstart, or weights in another format, such as a Hugging Face folder."""
     tasks: Annotated[str, tyro.conf.arg(aliases=("--task",))] = ""
-    """TASK=FILE, several apart by commas: hellaswag, hellaswag_llmc, mmlu, arc_easy, arc_challenge, piqa, winogrande,
-    openbookqa, lambada, gsm8k, ifeval, core (=FOLDER), or a file that describes a task, .toml or .json. Empty computes
-    the loss over the run's validation split."""
+    """Tasks to score the model on, as TASK=FILE, separated by commas: hellaswag, hellaswag_llmc, mmlu, arc_easy,
+    arc_challenge, piqa, winogrande, openbookqa, lambada, gsm8k, ifeval, core (=FOLDER), or a file that describes a
+    task, .toml or .json. Empty computes the loss over the run's validation split."""
     data: str = ""
-    """The file of a single task: JSON lines, CSV, Parquet, or llm.c's .bin; a multiple-choice task without one is
-    downloaded. Without a task, the text, or the folder of token files, to compute the loss of."""
+    """File of a single task: JSON lines, CSV, Parquet, or llm.c's .bin; a multiple-choice task without one is
+    downloaded. Without a task: the text, or the folder of token files, whose loss is computed."""
     limit: int = 0
-    """Take only this many examples, or batches of the loss, from the first; 0 takes all."""
+    """Number of examples, or of the loss's batches, from the first; 0 takes all."""
     batch_size: int = 16
     """Number of sequences that each device scores at once, and of answers that are drawn side by side."""
     shots: int = 0
-    """Number of answered questions shown before each: for mmlu, and for gsm8k and described tasks; 0 shows as many as
+    """Number of answered questions shown before each question: for mmlu, gsm8k and described tasks; 0 shows as many as
     the description says."""
     examples: str = ""
-    """The file that they are from; empty for the task's own file, of which no question is shown before itself."""
+    """File of the questions shown before each; empty takes the task's own file, and shows no question before
+    itself."""
     shots_seed: int = 0
-    """0 shows the first ones of the file; another number draws others before each question."""
+    """Random seed of the questions shown before each; 0 shows the first ones of the file."""
     tokens: int = 0
-    """Draw at most this many tokens for an answer; 0 for as many as the task says."""
+    """Largest number of tokens in a drawn answer; 0 takes the task's."""
     temperature: float = 0.0
-    """Of drawn answers: 0 takes the likeliest tokens, and above 0 they are sampled."""
+    """Temperature of drawn answers; 0 takes the likeliest tokens."""
     top_k: int = 0
-    """Draw only among this many likeliest tokens; 0 for all."""
+    """Number of likeliest tokens to draw among; 0 for all."""
     top_p: float = 1.0
-    """Draw only among the likeliest tokens that together have this probability."""
+    """Total probability of the likeliest tokens to draw among; 1 for all."""
     samples: int = 1
     """Number of answers to draw for each question."""
     seed: int = 0
-    """Random seed of the first; each further one takes the next number."""
+    """Random seed of the first answer; each further one takes the next number."""
     devices: int = 0
-    """How many devices; 0 takes all there are."""
+    """Number of devices; 0 takes all there are."""
     output: str = ""
     """Write the figures to this JSON file."""
 
@@ -116,9 +118,9 @@ def _asked(options: Evaluate) -> tuple[list[tuple[str, str]], Options]:
     UserError for options that are out of their bounds, or don't go together.
     """
     not_negative = ("limit", "shots", "shots_seed", "devices", "tokens", "temperature", "top_k", "seed")
-    settings.check_own(options, ("batch_size", "samples"), not_negative)
+    checks.check_own(options, ("batch_size", "samples"), not_negative)
     sampling = Sampling(options.tokens, options.temperature, options.top_k, options.top_p)
-    settings.check_sampling(sampling, "")
+    checks.check_sampling(sampling, "")
     asked = registry.parsed(options.tasks)
     if not asked and options.shots:
         raise UserError(f"--shots {options.shots}: only a task has examples to show. Name it with --tasks")
@@ -187,10 +189,7 @@ def _write(options: Evaluate, found: list[dict[str, Any]]) -> None:
     """Writes the figures: those of a single result themselves, and otherwise a list of them."""
     figures = found[0] if len(found) == 1 else {"results": found}
     written = json.dumps({"run": options.run, "data": options.data, **figures}, indent=2) + "\n"
-    try:
-        Path(options.output).write_text(written, encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"--output {options.output}: writing failed ({error.strerror})") from error
+    writing.write_output(options.output, written.encode())
 
 
 class Loss:
@@ -222,10 +221,10 @@ def _loss(model: Trained, options: Evaluate) -> Iterator[tuple[Loss, float]]:
     else:
         tokens = _validation_split(model, data)
     length = config.training.sequence_length
-    compute, _ = choose_attention(config.model, config.compute, length)
+    compute, _ = choose_attention(config.model, anew(config.compute), length)
     sequences = options.batch_size * mesh.make(config.parallel).size
-    training = dataclasses.replace(config.training, batch_size=sequences, evaluation_batches=options.limit)
-    config = dataclasses.replace(config, compute=compute, training=training)
+    training = {"batch_size": sequences, "evaluation_batches": options.limit}
+    config = settings.changed(config, compute=compute, training=training)
     loss = make_validation_loss(config, tokens, length)(model.params)
     bits = loss * bits_per_byte_of_one_nat(config, tokens, length, tokenizer)
     count = target_count(config, tokens, length)
@@ -243,8 +242,7 @@ def _validation_split(model: Trained, name: str) -> Tokens:
     if not (name or known or ours):
         raise UserError("--run: its checkpoint doesn't say on which text it was trained. Name one with --data")
     if name:
-        options = dataclasses.replace(config.data, text=name, mixture="", tokenizer=model.tokenizer.name)  # type: ignore[arg-type]
-        config = dataclasses.replace(config, data=options)
+        config = settings.changed(config, data={"text": name, "mixture": "", "tokenizer": model.tokenizer.name})
     elif not ours:  # a path, to be read as data: of use only where the checkpoint has its fingerprint
         say(f"text      {shown(text)}, as the run's config.toml names it")
     data, _ = configuration.complete(config, model.tokenizer if isinstance(model.tokenizer, HuggingFace) else None)

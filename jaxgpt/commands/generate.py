@@ -22,7 +22,7 @@ from jaxgpt.evaluation import reward_model
 from jaxgpt.foreign_text import printable, shown
 from jaxgpt.generation import batching
 from jaxgpt.interop import loading
-from jaxgpt.options import command_line, settings
+from jaxgpt.options import checks, command_line
 from jaxgpt.options.config import Sampling
 from jaxgpt.runs.checkpoints import Trained
 from jaxgpt.terminal import say
@@ -35,23 +35,23 @@ class Generate:
     """Draws text from a trained model."""
 
     run: str
-    """The run's folder, such as runs/quickstart, or a checkpoint, such as runs/quickstart/checkpoints/best; or weights
+    """Folder of a run, such as runs/quickstart, or a checkpoint, such as runs/quickstart/checkpoints/best; or weights
     in another format, such as a Hugging Face folder."""
     prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="STR")] = ()
-    """What the text begins with; given several times, one text for each. Without it, a line break."""
+    """Text to begin with; given several times, one text for each. Without it, a line break."""
     prompts: str = ""
-    """A UTF-8 file with a prompt on each line."""
+    """UTF-8 file with a prompt on each line."""
     samples: int = 1
-    """How many texts to draw for each prompt; all are drawn side by side."""
+    """Number of texts to draw for each prompt; all are drawn side by side."""
     seed: int = 0
     """Random seed of the first sample; each further one takes the next number."""
     chat: bool = False
-    """Read lines from the terminal, or from a pipe, and answer each: in the chat template of a model that was trained
-    on conversations, and else as one text from the first line to the last."""
+    """Chat: read lines from the terminal, or from a pipe, and answer each, in the model's chat template if it was
+    trained on conversations, and else as one text from the first line to the last."""
     system: str = ""
     """With --chat and a chat template, the system message that the conversation begins with."""
     special: bool = False
-    """Take special tokens that a prompt spells out, such as <|endoftext|>, for the tokens and not for characters."""
+    """Read special tokens that a prompt spells out, such as <|endoftext|>, as tokens and not as characters."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
     search: Annotated[Search, tyro.conf.arg(name="")] = field(default_factory=Search)
 
@@ -63,10 +63,10 @@ def run(words: list[str]) -> int:
         raise UserError("--chat takes its prompts from what is typed: leave away --prompt, --prompts and --samples")
     if options.system and not options.chat:
         raise UserError("--system begins a chat: give --chat too, or leave it away")
-    settings.check_number(options.samples, "", "samples", positive=True)
-    settings.check_number(options.seed, "", "seed")
-    settings.check_number(options.seed + options.samples - 1, "", "seed")
-    settings.check_sampling(options.sampling, "")
+    checks.check_number(options.samples, "", "samples", positive=True)
+    checks.check_number(options.seed, "", "seed")
+    checks.check_number(options.seed + options.samples - 1, "", "seed")
+    checks.check_sampling(options.sampling, "")
     search.check(options.search, options.sampling)
     if options.chat and options.search != Search():
         raise UserError("--chat draws one free text after another: leave away what constrains or searches texts")

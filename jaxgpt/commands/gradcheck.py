@@ -14,7 +14,7 @@ from jaxgpt import compilation_cache
 from jaxgpt.commands import configuration, gradcheck_as_run
 from jaxgpt.errors import RunError, UserError, reason
 from jaxgpt.models import family
-from jaxgpt.options import command_line, settings
+from jaxgpt.options import checks, command_line, settings
 from jaxgpt.options.config import Compute, Model
 from jaxgpt.proof import cases, gradcheck, objective_cases
 from jaxgpt.reports import history
@@ -36,11 +36,11 @@ class Gradcheck:
     config: str = ""
     """Take the shapes from configs/CONFIG.toml; empty checks a small model of odd sizes."""
     dtype: Literal["float64", "float32", "bfloat16"] = "float64"
-    """What the hand-written gradients are computed in; jax.grad is always computed in float64."""
+    """Type in which the hand-written gradients are computed; jax.grad is always computed in float64."""
     chart: str = ""
     """Draw the errors beside their tolerances to this PNG file."""
     as_run: bool = False
-    """Check the very compiled step of a configuration, or of `--as-run runs/NAME`, on the device where it trains;
+    """Check the compiled step of a configuration, or of `--as-run runs/NAME`, on the device where it trains;
     it has options of its own: --as-run --help."""
 
 
@@ -105,7 +105,7 @@ def _shapes(config_name: str) -> tuple[Model, Compute, int, int]:
     if not config_name:
         return SMALL_MODEL, SMALL_COMPUTE, BATCH, LENGTH
     config = settings.read(settings.find_config(config_name))
-    settings.check(config)
+    checks.check(config)
     config = configuration.without_text(config)
     length = min(LONGEST, config.training.sequence_length)
     needed = COPIES * 8 * family(config.model).parameter_count(config.model, padded=True)

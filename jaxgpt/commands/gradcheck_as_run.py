@@ -25,7 +25,7 @@ from jaxgpt.commands.batches import open_source
 from jaxgpt.errors import RunError, UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.models import family
-from jaxgpt.options import command_line, settings
+from jaxgpt.options import checks, command_line, settings
 from jaxgpt.options.config import Config
 from jaxgpt.parallel import mesh
 from jaxgpt.proof import as_run_sampling, as_run_step
@@ -45,7 +45,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True)
 class AsRun:
-    """Compares every gradient of a configuration's very compiled step with jax.grad, on the device where it trains."""
+    """Compares every gradient of a configuration's compiled step with jax.grad, on the device where it trains."""
 
     config: str = DEFAULT_CONFIG
     """Take the defaults of all other options from configs/CONFIG.toml, or from the path of a .toml file. `--as-run
@@ -109,7 +109,7 @@ def _asked(words: list[str]) -> tuple[Config, str]:
             "other code of this step"
         )
     config = configuration.with_weights(config, given | command_line.named(rest))
-    settings.check(config)
+    checks.check(config)
     return config, options.output
 
 
@@ -182,23 +182,16 @@ def _say_table(tensors: list[verdict.Tensor]) -> None:
 
 def _write(found: dict[str, Any], asked: Config, output: str) -> str:
     """Writes the verdict where it belongs, and returns the line that says where."""
-    text = json.dumps(found, indent=2) + "\n"
+    content = (json.dumps(found, indent=2) + "\n").encode()
     if output:
-        try:
-            Path(output).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise RunError(f"--output {output}: writing failed ({error.strerror})") from error
+        writing.write_output(output, content)
     folder = Path(asked.run.folder) / asked.run.name
     if not files.exists(folder / "config.toml"):
         return f"\nverdict   {output or f'not written: there is no run {folder} yet'}"
     other = [of.option for of in _differences(folder, asked)]
     if other:
         return f"\nverdict   {output or 'not written'}: {folder} was trained with another {', '.join(other)}"
-    try:
-        with writing.replacing(folder / verdict.NAME) as path:
-            path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise writing.failure(folder / verdict.NAME, error) from error
+    writing.write(folder / verdict.NAME, content)
     return f"\nverdict   {folder / verdict.NAME}, and in the run's page: {command('report', folder)}"
 
 

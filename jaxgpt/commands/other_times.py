@@ -14,7 +14,6 @@ All is from shapes, and counted high where a program may need less.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 
@@ -24,11 +23,11 @@ from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import family, with_scalar
 from jaxgpt.models.blocks import are_stacked, arrange, cast
 from jaxgpt.models.cache import init_cache
-from jaxgpt.options import fit
 from jaxgpt.options.config import Config
+from jaxgpt.options.settings import changed
 from jaxgpt.training import memory_plan
 from jaxgpt.training.candidates import ElseOf
-from jaxgpt.training.memory_plan import Else
+from jaxgpt.training.memory_plan import Else, bytes_of
 from jaxgpt.training.state import layout_of, layout_without_devices
 
 AHEAD = 2  # batches that the loader makes while a step runs
@@ -90,7 +89,7 @@ def reference_of(config: Config, sizes: memory_plan.Sizes) -> int:
 def _without_step(config: Config) -> Config:
     """Returns the configuration with one value for all that drawing doesn't depend on."""
     config = memory_plan.without_batch(config)
-    return fit.changed(config, parallel={"moments": "device"})
+    return changed(config, parallel={"moments": "device"})
 
 
 @functools.lru_cache
@@ -113,15 +112,15 @@ def _drawing(config: Config, devices: int, slots: int, cpu: bool) -> int:
     copied = are_stacked(shapes.blocks) != are_stacked(arranged.blocks)
     drawn_with = jax.eval_shape(lambda tree: cast(tree, compute.dtype), arranged)
     cache = jax.eval_shape(lambda tree: init_cache(tree, model.context, model, compute.dtype), drawn_with)
-    of_cache, wide = _bytes(cache), accumulation_dtype(compute.dtype).itemsize
+    of_cache, wide = bytes_of(cache), accumulation_dtype(compute.dtype).itemsize
     # A prompt's keys and values come before their cache, and beside them what one layer computes with.
     block = min(compute.attention_block, model.context)
     layer = wide * model.context * (8 * model.width + model.heads * block)
     logits = 4 * wide * slots * model.padded_vocabulary_size
     return (
-        (_bytes(shapes) if gathered else 0)
-        + (_bytes(arranged) if copied else 0)
-        + (_bytes(drawn_with) if drawn_with != arranged else 0)
+        (bytes_of(shapes) if gathered else 0)
+        + (bytes_of(arranged) if copied else 0)
+        + (bytes_of(drawn_with) if drawn_with != arranged else 0)
         + (slots + 1) * of_cache
         + layer
         + logits
@@ -135,7 +134,3 @@ def _scoring(config: Config) -> int:
     block = min(compute.attention_block, T)
     of_text = T * (12 * model.width + model.heads * block)
     return wide * config.evaluation.batch_size * of_text
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

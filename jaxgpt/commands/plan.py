@@ -23,6 +23,7 @@ from jaxgpt.optimizers.matrices import operations
 from jaxgpt.options import fit as fit_options
 from jaxgpt.options.command_line import nearest
 from jaxgpt.options.config import Config
+from jaxgpt.options.settings import changed
 from jaxgpt.parallel.traffic import NETWORK, seconds, sent
 from jaxgpt.terminal import command, say
 from jaxgpt.training import candidates, fit, fit_words, flops, memory_plan
@@ -139,8 +140,7 @@ def _complete(config: Config, target: Target) -> Config:
         model = dataclasses.replace(config.model, document_start=start)
         family(model).check(model)
         length = config.training.sequence_length or model.context
-        training = dataclasses.replace(config.training, sequence_length=length)
-        config = dataclasses.replace(config, model=model, training=training)
+        config = changed(config, model=model, training={"sequence_length": length})
     else:
         config = configuration.without_text(config)
     compute, length = config.compute, config.training.sequence_length
@@ -161,9 +161,11 @@ def _candidates(config: Config, target: Target) -> list[Candidate]:
 
 def _candidate(config: Config, target: Target, zero: int, recompute: str) -> Candidate:
     layers = _layers(config, target, zero)
-    compute = dataclasses.replace(config.compute, recompute=recompute, layers=layers)  # type: ignore[arg-type]
-    parallel = dataclasses.replace(config.parallel, zero=zero, devices=target.devices)  # type: ignore[arg-type]
-    config = dataclasses.replace(config, compute=compute, parallel=parallel)
+    config = changed(
+        config,
+        compute={"recompute": recompute, "layers": layers},
+        parallel={"zero": zero, "devices": target.devices},
+    )
     needs = estimate(config, target.devices, gpu=target.card is not None)
     reference = other_times.reference_of(config, memory_plan.measure(config, target.devices))
     needs = needs._replace(parts=needs.parts | {"reference of the policy": reference})
@@ -171,9 +173,9 @@ def _candidate(config: Config, target: Target, zero: int, recompute: str) -> Can
         return Candidate(config, needs, None, None)
     model, training = config.model, config.training
     tokens = training.micro_batches * training.batch_size * training.sequence_length / target.devices
-    peak = flops.known_peak(target.card.kind, compute.dtype)
+    peak = flops.known_peak(target.card.kind, config.compute.dtype)
     of_token = family(model).flops_per_token(model, training.sequence_length, recompute=recompute)
-    layout = layout_without_devices(fit_options.changed(config, compute={"layers": "scanned"}), target.devices)
+    layout = layout_without_devices(changed(config, compute={"layers": "scanned"}), target.devices)
     of_muon = operations(layout.matrices, target.devices if zero else 1)
     network = seconds(_tensors(config, target, zero), target.devices, target.card.link, NETWORK)
     return Candidate(config, needs, (tokens * of_token + of_muon) / peak if peak else None, network)
@@ -203,19 +205,17 @@ def _best(fitting: list[Candidate], config: Config) -> Candidate | None:
 
 def _variants(config: Config, target: Target) -> Iterator[Config]:
     """Yields the configuration, and ever smaller ones: micro-batches cut in halves, then parameters in bfloat16."""
-    training, size = config.training, config.training.batch_size
+    size = config.training.batch_size
     while size:
-        micro_batches = training.micro_batches * training.batch_size // size
-        cut = dataclasses.replace(training, batch_size=size, micro_batches=micro_batches)
-        yield (smallest := dataclasses.replace(config, training=cut))
+        yield (smallest := changed(config, training=fit_options.split(config, size)))
         size = size // 2 if size % (2 * target.devices) == 0 else 0
     if config.compute.parameters == "float32":
-        yield dataclasses.replace(smallest, compute=dataclasses.replace(config.compute, parameters="bfloat16"))
+        yield changed(smallest, compute={"parameters": "bfloat16"})
 
 
 def _tensors(config: Config, target: Target, zero: int) -> dict[str, int]:
     """Returns the bytes of the tensors that cross the network in a step."""
-    return network_bytes(fit_options.changed(config, parallel={"zero": zero}), target.devices)
+    return network_bytes(changed(config, parallel={"zero": zero}), target.devices)
 
 
 # For people

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jaxgpt.commands import policy_reference
+from jaxgpt.commands import first_weights
 from jaxgpt.commands.batches import Evaluation, Setting
 from jaxgpt.data import comparisons, loader
 from jaxgpt.data.problems import Problem, Problems
@@ -87,7 +87,7 @@ class PolicyBatches:
         self.tokens = training.micro_batches * training.batch_size * training.sequence_length
         self.layout = setting.resharding.layout
         self._forward, self._gather = make_forward(config), _gather(self.layout)
-        self._reference = policy_reference.find(setting)
+        self._reference = first_weights.reference(setting)
         self._penalty = _kept_penalty(setting)
         limit = training.evaluation_batches * training.batch_size
         self._held_out = data.problems.validation[: limit or None]

@@ -20,7 +20,7 @@ from jaxgpt.data.sources import DATA_SETS, SHARD_TOKENS
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import detect_format, huggingface_chat
-from jaxgpt.options import command_line, settings
+from jaxgpt.options import checks, command_line, settings
 from jaxgpt.options.command_line import nearest
 from jaxgpt.terminal import command, say
 
@@ -36,34 +36,34 @@ class Prepare:
     """Files, folders, patterns such as 'notes/*.jsonl.gz', hf:owner/name (any data set on the Hugging Face hub, with
     /folder and :split where it has several), or one of the data sets that are known by name."""
     output: str = ""
-    """The folder to make; empty is the name in $JAXGPT_DATA, or in data/ where that is not set."""
+    """Folder to write; empty takes the data's name in $JAXGPT_DATA, or in data/ where that is not set."""
     name: str = ""
-    """What the files' names begin with; empty makes it of the first source's."""
+    """Beginning of the files' names; empty takes it from the first source."""
     tokenizer: str = "gpt2"
-    """How text is cut into tokens: gpt2, cl100k, o200k, llama3, bytes, characters, bpe, which is trained on the first
-    gigabyte of the text itself, the path of a tokenizer.json, of a folder that has one, of Llama 3's
+    """Tokenizer of the text: gpt2, cl100k, o200k, llama3, bytes, characters; bpe, which is trained on the first
+    gigabyte of the text itself; or the path of a tokenizer.json, of a folder that has one, of Llama 3's
     tokenizer.model, or of weights in a GGUF or llama2.c file."""
     vocabulary_size: int = 8192
-    """Number of tokens of a bpe."""
+    """Number of tokens in the vocabulary of bpe."""
     field: str = "text"
-    """The field of a JSON object, or the column of a Parquet file, that has the text."""
+    """Field of a JSON object, or column of a Parquet file, that has the text."""
     skip_bad: int = 0
-    """How many rows of JSON may be damaged, or have something else than text there, and are left out. Empty ones, where
-    it is null or "", always are."""
+    """Number of JSON rows that may be left out because they are damaged, or have something else than text there. Empty
+    rows (null or "") are always left out."""
     separator: str = ""
-    """What stands between the documents of a text file, with \\n for a line break, which finds \\r\\n too; empty: each
-    file is one document."""
+    """Text between the documents of a text file, with \\n for a line break, which matches \\r\\n too; empty: each file
+    is one document."""
     validation: tuple[str, ...] = ()
     """Sources to validate on; without them, the first tokens of the text."""
     validation_tokens: int = 0
     """Number of tokens to validate on; 0 takes about a tenth of all, and at most one shard."""
     shard_tokens: int = SHARD_TOKENS
-    """Tokens in a file."""
+    """Number of tokens in a file."""
     processes: int = 0
     """Number of processes that tokenize; 0 takes one for each core. The output is the same."""
     chat: bool = False
-    """The sources are lines of JSON, each a conversation (messages, ShareGPT's, Alpaca's, prompt and response), of
-    which the assistant's tokens alone are trained on."""
+    """Read conversations: lines of JSON (messages, ShareGPT's, Alpaca's, prompt and response), of which only the
+    assistant's tokens are trained on."""
     template: str = ""
     """Chat template: chatml, llama3, mistral, or the path of a Hugging Face folder or of its chat_template.jinja; empty
     takes the one of the folder that --tokenizer names, and else chatml."""
@@ -78,7 +78,7 @@ def run(words: list[str]) -> int:
     known = "\n".join(f"  {name:18}{data_set.about}" for name, data_set in DATA_SETS.items())
     description = f"{Prepare.__doc__}\n\nData sets by name:\n{known}"
     options = command_line.read(Prepare, words, "prepare", description=description)
-    settings.check_own(options, ("vocabulary_size", "shard_tokens"), ("validation_tokens", "processes", "skip_bad"))
+    checks.check_own(options, ("vocabulary_size", "shard_tokens"), ("validation_tokens", "processes", "skip_bad"))
     if options.processes > MOST_PROCESSES:
         raise UserError(f"--processes is {options.processes:,}, and may be {MOST_PROCESSES:,} at most: a core has one")
     if not options.sources:

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from jaxgpt import files, writing
-from jaxgpt.errors import RunError, UserError
+from jaxgpt.errors import UserError
 from jaxgpt.options import command_line
 from jaxgpt.options.command_line import nearest
 from jaxgpt.reports import live_report, page
@@ -20,16 +20,16 @@ MOST = 16  # runs in a page: more than the curves' colours tell apart
 
 @dataclass(frozen=True)
 class Report:
-    """Writes a page that shows how runs are doing, several laid over each other; or serves it live."""
+    """Writes a page that shows how runs are doing, several in the same charts; or serves it live."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ()
-    """The runs' folders, such as runs/quickstart."""
+    """Folders of the runs, such as runs/quickstart."""
     output: str = ""
-    """Where to write the page; empty takes the run's own report.html, and of several runs ./report.html."""
+    """File to write the page to; empty takes the run's own report.html, and for several runs ./report.html."""
     live: bool = False
-    """Serve the page on this machine instead, where it updates by itself, until Ctrl-C."""
+    """Serve the page on this machine until Ctrl-C, instead of writing it; it updates by itself."""
     port: int = 8050
-    """The port to serve it at; 0 takes a free one."""
+    """Port to serve the page at; 0 takes a free one."""
 
 
 def run(words: list[str]) -> int:
@@ -46,18 +46,14 @@ def run(words: list[str]) -> int:
             except KeyboardInterrupt:
                 say("\nended")
         return 0
-    path = Path(options.output) if options.output else (folders[0] / REPORT if len(folders) == 1 else Path(REPORT))
-    shown = [page.of_run(folder, History(folder / "metrics.jsonl").read_all()) for folder in folders]
-    try:
-        if options.output:
-            path.write_bytes(page.render(shown))
-        else:  # the folder may be someone else's
-            with writing.replacing(path) as temporary:
-                temporary.write_bytes(page.render(shown))
-    except OSError as error:
-        option = f"--output {path}" if options.output else str(path)
-        raise RunError(f"{option}: writing failed ({error.strerror})") from error
-    say(f"report  {path}" + ("" if page.plotly() else ", without curves: pip install plotly adds them"))
+    made = page.render([page.of_run(folder, History(folder / "metrics.jsonl").read_all()) for folder in folders])
+    path = folders[0] / REPORT if len(folders) == 1 else Path(REPORT)
+    if options.output:
+        writing.write_output(options.output, made)
+    else:  # the folder may be someone else's
+        writing.write(path, made)
+    without = "" if page.plotly() else ", without curves: pip install plotly adds them"
+    say(f"report  {options.output or path}{without}")
     return 0
 
 

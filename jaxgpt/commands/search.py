@@ -18,7 +18,7 @@ from jaxgpt.generation.batching import Piece, Request, UntilStop
 from jaxgpt.generation.constrained import Constraint
 from jaxgpt.generation.sampling import only_known_tokens
 from jaxgpt.interop import loading
-from jaxgpt.options import settings
+from jaxgpt.options import checks
 from jaxgpt.options.config import Sampling
 from jaxgpt.runs.checkpoints import Trained
 from jaxgpt.terminal import say
@@ -29,32 +29,34 @@ class Search:
     """Constraints of texts, and ways to good ones."""
 
     json_schema: str = ""
-    """A file with a JSON schema: every text is JSON of it."""
+    """File with a JSON schema that every text follows."""
     regex: str = ""
-    """A regular expression that every text matches as a whole."""
+    """Regular expression that every text matches as a whole."""
     grammar: str = ""
-    """A file with a grammar in Lark's notation that every text is of."""
+    """File with a grammar, in Lark's notation, that every text follows."""
     best_of: int = 1
-    """Draw so many texts for each sample, and print the one whose tokens have the highest mean log-probability."""
+    """Number of texts to draw for each sample; the one whose tokens have the highest mean log-probability is
+    printed."""
     reward_model: str = ""
-    """A reward model's run: --best-of prints the text with the highest score by it. Where the model that draws was
-    trained on conversations, prompts are questions then, in its chat template."""
+    """Run of a reward model: --best-of prints the text that it scores highest. Where the model that draws was trained
+    on conversations, prompts are questions in its chat template."""
     vote: str = ""
-    """A regular expression whose last match in a text, or its first group, is the text's answer: print which answer
-    most samples of a prompt give."""
+    """Regular expression whose last match in a text, or its first group, is the text's answer; the answer that most
+    samples of a prompt give is printed."""
     beams: int = 0
-    """Search for a likely text with so many beams, and draw none."""
+    """Number of beams to search for a likely text with, instead of drawing; 0 for no search."""
     draft: str = ""
-    """A smaller model of the same tokenizer, which drafts what the model checks: the same greedy text, sooner."""
+    """Smaller model of the same tokenizer, which drafts tokens for the model to check: the same greedy text,
+    sooner."""
     draft_tokens: int = speculative.DRAFTED
-    """Tokens that it drafts at a time."""
+    """Number of tokens that it drafts at a time."""
 
 
 def check(search: Search, sampling: Sampling) -> None:
     """Raises a UserError for options that don't go together, or an expression that is none."""
-    settings.check_number(search.best_of, "", "best_of", positive=True)
-    settings.check_number(search.beams, "", "beams")
-    settings.check_number(search.draft_tokens, "", "draft_tokens", positive=True)
+    checks.check_number(search.best_of, "", "best_of", positive=True)
+    checks.check_number(search.beams, "", "beams")
+    checks.check_number(search.draft_tokens, "", "draft_tokens", positive=True)
     kinds = {"--json-schema": search.json_schema, "--regex": search.regex, "--grammar": search.grammar}
     ways = {"--best-of": search.best_of > 1, "--beams": search.beams, "--draft": search.draft}
     for group in (kinds, ways):

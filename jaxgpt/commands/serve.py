@@ -18,7 +18,7 @@ from jaxgpt.generation.batching import ContinuousBatch
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.sampling import only_known_tokens
 from jaxgpt.interop import loading
-from jaxgpt.options import command_line, settings
+from jaxgpt.options import checks, command_line
 from jaxgpt.terminal import say
 
 if TYPE_CHECKING:
@@ -30,39 +30,40 @@ LARGEST_KEY = 4096  # bytes
 
 @dataclass(frozen=True)
 class Serve:
-    """Answers requests as OpenAI's API does, and has a page to talk to the model."""
+    """Serves a model with OpenAI's API, and a page to chat with it."""
 
     run: str
-    """The run's folder, such as runs/quickstart, or weights in another format, such as a Hugging Face folder."""
+    """Folder of a run, such as runs/quickstart, or weights in another format, such as a Hugging Face folder."""
     beside: tuple[str, ...] = ()
     """Further runs or weights, served beside it under their folders' names; the page shows their answers side by
     side."""
     host: str = "127.0.0.1"
-    """The address to listen on. Any but this machine's own needs an API key."""
+    """Address to listen on. Any but this machine's own needs an API key."""
     port: int = 8000
-    """The port; 0 takes a free one."""
+    """Port to listen on; 0 takes a free one."""
     name: str = ""
-    """The name of --run's model for clients; empty takes the name of its folder."""
+    """Name of --run's model for clients; empty takes the name of its folder."""
     template: str = ""
-    """How conversations are written for the models: chatml, llama3, mistral, or a file with a Jinja template; empty
-    takes the one that each was trained with, and chatml where it was trained with none."""
+    """Chat template for all models: chatml, llama3, mistral, or a file with a Jinja template; empty takes the one that
+    each was trained with, and chatml where it was trained with none."""
     key_file: str = ""
-    """A file with the API key that clients must send; without it, the environment's JAXGPT_API_KEY."""
+    """File with the API key that clients must send; without it, the environment's JAXGPT_API_KEY."""
     slots: int = 4
-    """Texts of a model that are drawn side by side; each has room for a whole context."""
+    """Number of texts that a model draws side by side; each has room for a whole context."""
     waiting: int = 64
-    """Texts that may be asked for and not be finished yet; more are refused with status 429."""
+    """Number of requested texts that may be unfinished at once; more are refused with status 429."""
     max_tokens: int = 1024
-    """The most that a request may ask for."""
+    """Largest number of tokens that a request may ask for."""
     texts: int = 16
-    """The most texts of one request: prompts times n."""
+    """Largest number of texts in one request: prompts times n."""
     per_minute: int = 600
-    """The most requests of one client in a minute; 0 for no limit."""
+    """Largest number of requests of one client in a minute; 0 for no limit."""
     wrong_keys: int = 20
-    """The most wrong API keys of one client in a minute, before all of its keys are refused for a while; 0 for no
-    limit. Behind a proxy all clients count as one."""
+    """Largest number of wrong API keys of one client in a minute, before all of its keys are refused for a while; 0
+    for no limit. Behind a proxy all clients count as one."""
     connections: int = 256
-    """Connections at once, or as many as the limit of open files (ulimit -n) allows; more are answered with 503."""
+    """Largest number of connections at once, at most what the limit of open files (ulimit -n) allows; more are
+    answered with 503."""
 
 
 def run(words: list[str]) -> int:
@@ -73,7 +74,7 @@ def run(words: list[str]) -> int:
     """
     options = command_line.read(Serve, words, "serve")
     positive = ("slots", "waiting", "max_tokens", "texts", "connections")
-    settings.check_own(options, positive, ("per_minute", "wrong_keys"))
+    checks.check_own(options, positive, ("per_minute", "wrong_keys"))
     missing = [package for package in ("starlette", "uvicorn") if importlib.util.find_spec(package) is None]
     if missing:
         raise UserError(

@@ -12,7 +12,6 @@ it.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,6 +31,7 @@ from jaxgpt.kernels import choose
 from jaxgpt.models import family, lora
 from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Config
+from jaxgpt.options.settings import changed
 from jaxgpt.parallel import mesh, processes
 from jaxgpt.reports import trackers
 from jaxgpt.reports.live_report import Following
@@ -96,8 +96,8 @@ def _of_the_run(config: Config) -> Config:
     """Returns the options without those of this machine alone, which it follows here. UserError for wrong ones."""
     compilation_cache.use(config.run.compilation_cache)
     # How this process was started, and where its machine keeps programs, are no options of the run.
-    parallel = dataclasses.replace(config.parallel, processes=0, process=-1, coordinator="")
-    config = dataclasses.replace(config, parallel=parallel, run=dataclasses.replace(config.run, compilation_cache=""))
+    alone = {"processes": 0, "process": -1, "coordinator": ""}
+    config = changed(config, parallel=alone, run={"compilation_cache": ""})
     for check in (mesh.check, host_memory.check, trackers.check, check_name, _check_policy):
         check(config)
     return config

@@ -15,7 +15,7 @@ from jaxgpt import compilation_cache
 from jaxgpt.commands.convert import describe
 from jaxgpt.data.loader import Batch
 from jaxgpt.errors import UserError
-from jaxgpt.interop import gpt2_tensors, llmc
+from jaxgpt.interop import gpt2_tables, llmc
 from jaxgpt.models import family, logits
 from jaxgpt.models.blocks import Context, Params
 from jaxgpt.objectives import next_token
@@ -30,12 +30,12 @@ AT_ONCE = 1 << 22  # numbers compared at a time
 
 @dataclass(frozen=True)
 class Verify:
-    """Compares logits, loss and every gradient with llm.c's, on a batch that it has written down."""
+    """Compares logits, loss and every gradient with llm.c's own, on the batch of its debug state."""
 
     model: str
-    """An llm.c model file in float32, such as gpt2_124M.bin."""
+    """Model file of llm.c in float32, such as gpt2_124M.bin."""
     state: str
-    """The debug state that belongs to it, such as gpt2_124M_debug_state.bin."""
+    """Debug state that belongs to it, such as gpt2_124M_debug_state.bin."""
 
 
 def run(words: list[str]) -> int:
@@ -103,7 +103,7 @@ def rows(ours: Computed, theirs: llmc.State) -> Iterator[Row]:
     """Yields the comparisons of the logits, the loss and each gradient."""
     yield compare("logits", ours.logits, theirs.logits, LOGITS, 0.0, np.inf)
     yield compare("loss", ours.loss, np.float32(theirs.loss), LOSS, 0.0, np.inf)
-    for (tensor, a), (_, b) in zip(gpt2_tensors.paired(ours.grads), gpt2_tensors.paired(theirs.grads), strict=True):
+    for (tensor, a), (_, b) in zip(gpt2_tables.paired(ours.grads), gpt2_tables.paired(theirs.grads), strict=True):
         yield compare(tensor.llmc, a, b, GRADIENT, GRADIENT_SHARE, GRADIENT_NORM)
 
 

@@ -89,8 +89,7 @@ def read(
         try:
             ranking = _encoded(pairs, template, tokenizer)
         except UserError as error:
-            rows.add(Rows(bad=1, first_bad=f"{where}: {error}"))
-            rows.check(skip_bad)
+            rows.add_bad(where, error, skip_bad)
             continue
         if max(len(text.tokens) for text in ranking) > length:
             left_out.append(where)

@@ -62,13 +62,6 @@ def read(paths: Iterable[Path], rows: Rows, skip_bad: int = 0) -> Iterator[tuple
     return _read(paths, conversation, rows, skip_bad)
 
 
-def read_comparisons(paths: Iterable[Path], rows: Rows, skip_bad: int = 0) -> Iterator[tuple[str, Comparison]]:
-    """Yields the comparisons of files, as `read` does; of a ranking, all its pairs one after another."""
-    for where, pairs in read_rankings(paths, rows, skip_bad):
-        for pair in pairs:
-            yield where, pair
-
-
 def read_rankings(paths: Iterable[Path], rows: Rows, skip_bad: int = 0) -> Iterator[tuple[str, list[Comparison]]]:
     """Yields the comparisons of files by line, as `read` does: one pair, or all pairs of a ranking."""
     return _read(paths, comparisons, rows, skip_bad)
@@ -93,8 +86,7 @@ def _read(
                     raise ValueError(f"{quoted(value)}, where an object is expected")
                 found = parse(value)
             except ValueError as error:
-                rows.add(Rows(bad=1, first_bad=f"{where}: {error}"))
-                rows.check(skip_bad)
+                rows.add_bad(where, error, skip_bad)
             else:
                 yield where, found
 

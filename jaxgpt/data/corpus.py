@@ -25,7 +25,7 @@ from jaxgpt.data.loader import Feeder, Tokens
 from jaxgpt.data.manifest import Manifest
 from jaxgpt.data.packing import Conversations, joined
 from jaxgpt.data.token_files import Shards
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, reason
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.options.config import Config
 from jaxgpt.terminal import command
@@ -282,7 +282,7 @@ def find_token_files(name: str) -> TokenSet | None:
                 raise UserError(f"{wanted}. {command('prepare', 'SOURCE')} makes token files of text")
             return _by_names(paths)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise UserError(f"cannot read {quoted(name)}: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"cannot read {quoted(name)}: {reason(error)}") from None
     return None
 
 

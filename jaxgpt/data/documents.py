@@ -103,6 +103,11 @@ class Rows:
         self.bad += other.bad
         self.first_bad = self.first_bad or other.first_bad
 
+    def add_bad(self, where: str, wrong: object, most: int) -> None:
+        """Counts a bad row. UserError where more than `most` are."""
+        self.add(Rows(bad=1, first_bad=f"{where}: {wrong}"))
+        self.check(most)
+
     def check(self, most: int) -> None:
         """Raises a UserError where more than `most` rows are bad."""
         if self.bad > most:

@@ -8,7 +8,6 @@ its checksum and the place where the next one begins are written to progress.jso
 the same command goes on from there.
 """
 
-import errno
 import hashlib
 import itertools
 import json
@@ -110,11 +109,7 @@ def prepare(
             "The same command goes on where it stopped"
         ) from None
     except OSError as error:
-        advice = "Make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Mend what that says"
-        raise RunError(
-            f"{shown(folder)}: preparing failed ({shown(error.strerror or error)}). {advice}; the same command goes on "
-            "where it stopped"
-        ) from None
+        raise progress.failure(folder, error, "goes on where it stopped") from None
     except KeyboardInterrupt:
         raise Interrupted("stopped with Ctrl-C; the same command goes on after the last whole shard") from None
 

@@ -5,7 +5,6 @@ named for it. A conversation is never in two token files. The manifest is writte
 whole, and the same command begins it anew.
 """
 
-import errno
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,7 +19,7 @@ from jaxgpt.data.documents import Rows
 from jaxgpt.data.manifest import Manifest, Shard, Split
 from jaxgpt.data.packing import BEGINS, TRAINED
 from jaxgpt.data.tokenizers import Tokenizer
-from jaxgpt.errors import RunError, UserError
+from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 
 VALIDATE_ON = 10  # every so many conversations one is for validation
@@ -56,17 +55,12 @@ def prepare(
                     try:
                         made.add(split, found)
                     except UserError as error:
-                        rows.add(Rows(bad=1, first_bad=f"{where}: {error}"))
-                        rows.check(skip_bad)
+                        rows.add_bad(where, error, skip_bad)
                 return made.conclude(rows)
             finally:
                 made.discard()
     except OSError as error:
-        advice = "Make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Mend what that says"
-        raise RunError(
-            f"{shown(folder)}: preparing failed ({shown(error.strerror or error)}). {advice}; the same command begins "
-            "anew"
-        ) from None
+        raise progress.failure(folder, error, "begins anew") from None
 
 
 def _splits(

@@ -55,8 +55,7 @@ def read(
         try:
             tokens = chat_templates.encode(problem.prompt, template, tokenizer, add_generation_prompt=True).ids
         except UserError as error:
-            rows.add(Rows(bad=1, first_bad=f"{where}: {error}"))
-            rows.check(skip_bad)
+            rows.add_bad(where, error, skip_bad)
             continue
         if 0 < len(tokens) <= longest:
             found.append(Problem(problem.prompt, problem.answer, tokens))

@@ -1,5 +1,6 @@
 """The progress of `prepare`: saved in progress.json for the next start, and shown in a bar for people."""
 
+import errno
 import json
 import time
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ from jaxgpt import files
 from jaxgpt.data import manifest
 from jaxgpt.data.documents import Chunk, Position
 from jaxgpt.data.manifest import Shard
-from jaxgpt.errors import UserError
+from jaxgpt.errors import RunError, UserError, reason
 from jaxgpt.foreign_text import printable, quoted, shown
 
 NAME = "progress.json"
@@ -32,6 +33,12 @@ class State(NamedTuple):
     bad: int = 0  # bad rows before that piece
     validation_tokens: int = 0
     shards: tuple[Shard, ...] = ()
+
+
+def failure(folder: Path, error: OSError, then: str) -> RunError:
+    """Returns the error for a folder that can't be prepared; `then` says what the same command does afterwards."""
+    advice = "Make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Mend what that says"
+    return RunError(f"{shown(folder)}: preparing failed ({shown(reason(error))}). {advice}; the same command {then}")
 
 
 def save(folder: Path, made_from: dict[str, Any], state: State) -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from jaxgpt.data import corpora, hub
 from jaxgpt.data.documents import kind_of, unpacked_name
 from jaxgpt.data.manifest import Split
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, reason
 from jaxgpt.files import open_file
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.options.command_line import nearest
@@ -118,7 +118,7 @@ def _files(source: str) -> list[File]:
         found = [path] if path.is_file() else sorted(Path(p) for p in glob.glob(source, recursive=True))
         found = [p for p in found if p.is_file()]
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {quoted(source)}: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"cannot read {quoted(source)}: {reason(error)}") from None
     if not found:
         hint = nearest(source, [name for name in DATA_SETS if name != source])
         raise UserError(

@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxgpt import files
 from jaxgpt.data import unpacking
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, reason
 from jaxgpt.foreign_text import shown
 from jaxgpt.terminal import command
 
@@ -60,8 +60,7 @@ def tokens_of(path: Path | str, within: Path | None = None, *, marks: bool = Fal
             form, count = _check(path, os.fstat(file.fileno()).st_size, header, marks)
             return np.memmap(file, form.dtype, "r", offset=HEADER_BYTES, shape=(count,))  # type: ignore[arg-type]
         except (OSError, ValueError) as error:  # ValueError: the file shrank since it was checked
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"cannot read the token file {shown(path)}: {reason}") from None
+            raise UserError(f"cannot read the token file {shown(path)}: {reason(error)}") from None
 
 
 def _check(path: Path, size: int, header: bytes, marks: bool) -> tuple[Format, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxgpt import files
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, reason
 from jaxgpt.foreign_text import shown
 
 HEAD_BYTES = 1024  # first bytes of a file, by which it is recognised
@@ -110,15 +110,15 @@ class Reader:
             count -= skipped
 
     def _damaged(self, error: Exception) -> UserError:
-        reason = shown(getattr(error, "strerror", None) or error)
+        why = shown(reason(error))
         if self._stream is self.raw:
-            return UserError(f"cannot read {shown(self.path)} at byte offset {self.offset:,}: {reason}")
+            return UserError(f"cannot read {shown(self.path)} at byte offset {self.offset:,}: {why}")
         where = f"after {self.offset:,} bytes of what is packed in it, before byte {self.raw.tell():,} of the file"
         self.raw.seek(0)
         about = known(self.raw.read(HEAD_BYTES))
         if about and not self.offset and f"ends in {self.path.suffix.lower()}" not in about:
-            reason += f"; it is {about}"
-        return UserError(f"cannot read {shown(self.path)}: damaged {where} ({reason}). Restore it from a copy")
+            why += f"; it is {about}"
+        return UserError(f"cannot read {shown(self.path)}: damaged {where} ({why}). Restore it from a copy")
 
 
 class _Streams:

@@ -20,8 +20,7 @@ from jaxgpt.options.config import Config
 from jaxgpt.parallel.mesh import AXIS, in_turn
 from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training.log_probabilities import make_forward
-from jaxgpt.training.state import layout_of
-from jaxgpt.training.working import working
+from jaxgpt.training.state import layout_of, working
 
 ROWS, WHOLE = PartitionSpec(AXIS), PartitionSpec()
 Arrays = tuple[np.ndarray, ...]

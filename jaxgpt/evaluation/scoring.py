@@ -15,7 +15,6 @@ by the bytes that the text has. With ℓ the mean loss of the targets, in nats,
 A token's bytes are its own, also where it is a part of a character; the end of a text has none.
 """
 
-import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -31,15 +30,16 @@ from jaxgpt.data import loader
 from jaxgpt.data.loader import Tokens
 from jaxgpt.data.packing import Conversations
 from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.kernels.choose import anywhere
 from jaxgpt.layers import cross_entropy, unembedding
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import family, with_scalar
 from jaxgpt.models.blocks import Params, inputs_of
 from jaxgpt.objectives import next_token
 from jaxgpt.options.config import Config, Model
+from jaxgpt.options.settings import changed
 from jaxgpt.parallel.mesh import AXIS, in_turn
-from jaxgpt.training.state import layout_of
-from jaxgpt.training.working import working
+from jaxgpt.training.state import layout_of, working
 
 SHORTEST = 32  # tokens that a sequence is padded to, at least
 CHUNK = 128  # tokens whose logits exist at once
@@ -81,8 +81,7 @@ def make_scorer(config: Config, batch_size: int, frozen: Any = None) -> Scorer:
     A context that is too long for the model loses its beginning; a completion is at most as long as the model's
     context. Each device scores `batch_size` sequences at once.
     """
-    # The attention that takes any length.
-    config = dataclasses.replace(config, compute=dataclasses.replace(config.compute, attention="blocks"))
+    config = changed(config, compute=anywhere(config.compute))
     model, layout = config.model, layout_of(config)
 
     def batch_scores(

@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxgpt import files, foreign_text, writing
 from jaxgpt.data import parquet
-from jaxgpt.errors import RunError, UserError, one_line
+from jaxgpt.errors import UserError, one_line
 from jaxgpt.evaluation.tasks import TASKS, Malformed, Question, Row
 from jaxgpt.foreign_text import shown as written
 
@@ -291,8 +291,4 @@ def write_llmc(path: Path, examples: Sequence[TokenExample]) -> None:
         pieces.append(np.concatenate([heading, body]).astype("<u2").tobytes())
     header = np.zeros(HEADER_BYTES // 4, "<i4")
     header[:4] = MAGIC, VERSION, len(pieces), max(map(len, pieces), default=0)
-    try:
-        with writing.replacing(path) as temporary:
-            temporary.write_bytes(header.tobytes() + b"".join(pieces))
-    except OSError as error:
-        raise RunError(f"{path}: writing failed ({error.strerror})") from error
+    writing.write(path, header.tobytes() + b"".join(pieces))

@@ -48,7 +48,6 @@ def best(texts: Sequence[Whole], n: int, score: Score = mean_log_probability) ->
 class Vote(NamedTuple):
     answer: str
     votes: int
-    voters: int  # texts with an answer
 
 
 def vote(texts: Sequence[str], answer: "re.Pattern[str]") -> Vote | None:
@@ -63,5 +62,4 @@ def vote(texts: Sequence[str], answer: "re.Pattern[str]") -> Vote | None:
             counted[found[-1].strip()] += 1
     if not counted:
         return None
-    (given, votes), *_ = counted.most_common(1)
-    return Vote(given, votes, sum(counted.values()))
+    return Vote(*counted.most_common(1)[0])

@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxgpt.generation.constrained import Constraint
 from jaxgpt.generation.sampling import MOST_RUNNERS_UP, SamplingSettings, Scores, draw, no_scores, score, settings
+from jaxgpt.kernels.choose import anywhere
 from jaxgpt.models import family
 from jaxgpt.models.attend import Cache
 from jaxgpt.models.blocks import Context, Params, are_stacked, arrange, cast
@@ -300,9 +301,9 @@ def computed_in(compute: Compute) -> Compute:
     A CPU computes in float32: a bfloat16 product of few rows takes many times as long there.
     """
     dtype = "float32" if jax.default_backend() == "cpu" else compute.dtype
-    # The attention that takes any length, dtype and device, and keeps keys and values; layers apart, unless there are
-    # many, since a loop over them would copy each layer's weights for every token.
-    return dataclasses.replace(compute, dtype=dtype, attention="blocks", recompute="none", layers="auto")
+    # Attention in blocks keeps keys and values too. Layers apart, unless there are many, since a loop over them would
+    # copy each layer's weights for every token.
+    return dataclasses.replace(anywhere(compute), dtype=dtype, recompute="none", layers="auto")
 
 
 def power_of_two(number: int) -> int:

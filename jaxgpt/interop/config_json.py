@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.options.settings import LARGEST
+from jaxgpt.options.checks import LARGEST
 
 # Keys of every model with their values here; any other value would make another model. A missing key has transformers'
 # default, which is the first value.

@@ -14,7 +14,7 @@ import numpy as np
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.interop import gguf_config, gguf_header, gguf_tokenizer, huggingface, llama_tensors, tensors
+from jaxgpt.interop import gguf_config, gguf_header, gguf_tokenizer, huggingface, llama_tables, tensors
 from jaxgpt.interop.gguf_config import FACTORS, Keys
 from jaxgpt.interop.gguf_header import Header, Tensor
 from jaxgpt.interop.llmc import memory_map
@@ -32,7 +32,7 @@ LAYER = {
     "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "block_sparse_moe.gate": "ffn_gate_inp",
 }  # fmt: skip
 EXPERTS = {"w1": "ffn_gate", "w3": "ffn_up", "w2": "ffn_down"}
-ENDS = {llama_tensors.TOKEN: TOKEN, llama_tensors.HEAD: HEAD, "norm.weight": "output_norm.weight"}
+ENDS = {llama_tables.TOKEN: TOKEN, llama_tables.HEAD: HEAD, "norm.weight": "output_norm.weight"}
 UNUSED = {FACTORS}
 
 
@@ -48,7 +48,7 @@ def open_model(path: Path) -> WeightSource:
         raise UserError(f"{shown(path)}: the tensor {TOKEN} is missing")
     factors = _read(path, header.tensors[FACTORS]).ravel() if FACTORS in header.tensors else None
     model = gguf_config.model_of(keys, header.tensors[TOKEN].shape[0], HEAD not in header.tensors, factors)
-    table = llama_tensors.table(model)
+    table = llama_tables.table(model)
     names = _names(path, header, table, model)
     dtype = _dtype(path, header)
     tokenizer, notes = _tokenizer(path, header, model)

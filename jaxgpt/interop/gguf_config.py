@@ -14,11 +14,11 @@ import numpy as np
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.interop.gguf_header import Header
-from jaxgpt.interop.llama_config import shortest
+from jaxgpt.interop.llama_tables import shortest
 from jaxgpt.layers.rotary import Frequencies
 from jaxgpt.models import family
+from jaxgpt.options.checks import LARGEST
 from jaxgpt.options.config import Model
-from jaxgpt.options.settings import LARGEST
 
 ARCHITECTURE = "general.architecture"
 KNOWN = ("llama", "qwen3")

@@ -22,11 +22,11 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.interop import (
-    gpt2_tensors,
+    gpt2_tables,
     huggingface_chat,
     huggingface_config,
     huggingface_tokenizer,
-    llama_tensors,
+    llama_tables,
     tensors,
 )
 from jaxgpt.interop.safetensors_files import CONFIG, STORED, Named, Tensors, write, write_json
@@ -36,9 +36,9 @@ from jaxgpt.models.blocks import Params
 from jaxgpt.options.config import Model
 
 TABLES: dict[str, Callable[[Model], Table]] = {
-    "gpt2": gpt2_tensors.table,
-    "llama": llama_tensors.table,
-    "mixtral": llama_tensors.table,
+    "gpt2": gpt2_tables.table,
+    "llama": llama_tables.table,
+    "mixtral": llama_tables.table,
 }
 LINEAR = ": as nn.Linear and nanoGPT store it. docs/formats.md tells how to turn it"
 NUMBERS = re.compile(r"(?<=\.)(?:0|[1-9]\d{0,8})(?=\.)")  # of layers and experts in a name

@@ -14,7 +14,7 @@ from jaxgpt.data.chat_templates import LARGEST_TEMPLATE, Template
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import parse_json, shown
-from jaxgpt.interop.huggingface_tokenizer import CONFIG, LARGEST_CONFIG, SPECIAL, root
+from jaxgpt.interop.huggingface_tokenizer import CONFIG, SPECIAL, read_config, root
 
 FILE = "chat_template.jinja"
 VARIABLES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
@@ -93,7 +93,7 @@ def template_of(folder: Path, file: Path | None = None) -> Template | None:
     """
     if not folder.is_dir():
         return None
-    config, special = (_config(folder, name) for name in (CONFIG, SPECIAL))
+    config, special = (read_config(folder, name) for name in (CONFIG, SPECIAL))
     if file or (folder / FILE).exists():
         source = files.read_text(file or folder / FILE, LARGEST_TEMPLATE, None if file else root(folder))
     else:
@@ -142,8 +142,3 @@ def _none(name: str) -> Template:
 def _text(token: Any) -> str | None:
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else None
-
-
-def _config(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name
-    return files.read_json(path, LARGEST_CONFIG, root(folder)) if path.exists() else {}

@@ -6,21 +6,21 @@ from typing import Any
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
-from jaxgpt.interop import config_json, gpt2_config, llama_config
+from jaxgpt.interop import config_json, gpt2_tables, llama_tables
 from jaxgpt.options.config import Model
 
-KINDS = (gpt2_config.KIND, *llama_config.KINDS)  # model_type
+KINDS = (gpt2_tables.KIND, *llama_tables.KINDS)  # model_type
 
 
 def model_of(path: Path, config: dict[str, Any]) -> Model:
     """Returns the model that a config.json describes. UserError, with the key, where this project has no such model."""
-    kind = config.get("model_type", gpt2_config.KIND)
+    kind = config.get("model_type", gpt2_tables.KIND)
     if kind not in KINDS:
         names = f"{', '.join(KINDS[:-1])} and {KINDS[-1]}"
         raise UserError(f"{shown(path)}: model_type is {quoted(kind)}; this version reads models of {names}")
-    if kind == gpt2_config.KIND:
-        return gpt2_config.model_of(path, config)
-    return llama_config.model_of(path, config, llama_config.KINDS[kind])
+    if kind == gpt2_tables.KIND:
+        return gpt2_tables.model_of(path, config)
+    return llama_tables.model_of(path, config, llama_tables.KINDS[kind])
 
 
 def content_of(model: Model, dtype: str, ids: dict[str, int | None]) -> dict[str, object]:
@@ -28,7 +28,7 @@ def content_of(model: Model, dtype: str, ids: dict[str, int | None]) -> dict[str
 
     UserError for a model that no architecture of transformers computes.
     """
-    module = gpt2_config if model.family == gpt2_config.KIND else llama_config
+    module = gpt2_tables if model.family == gpt2_tables.KIND else llama_tables
     return {**module.content_of(model), **ids, "torch_dtype": dtype}
 
 
@@ -44,10 +44,10 @@ def special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
 
 def notes(config: dict[str, Any]) -> tuple[str, ...]:
     """Returns notes that name the keys in no table, of a config.json that `model_of` has read."""
-    kind = config.get("model_type", gpt2_config.KIND)
-    if kind == gpt2_config.KIND:
-        return config_json.unknown(config, gpt2_config.KNOWN, gpt2_config.NAME)
-    return config_json.unknown(config, llama_config.KINDS[kind].known, llama_config.KINDS[kind].name)
+    kind = config.get("model_type", gpt2_tables.KIND)
+    if kind == gpt2_tables.KIND:
+        return config_json.unknown(config, gpt2_tables.KNOWN, gpt2_tables.NAME)
+    return config_json.unknown(config, llama_tables.KINDS[kind].known, llama_tables.KINDS[kind].name)
 
 
 def end_of_text(config: dict[str, Any]) -> int | None:

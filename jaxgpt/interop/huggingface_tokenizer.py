@@ -160,7 +160,7 @@ def read_file(path: Path) -> Tokenizer:
     The files beside it say which token is the end of text, as they do for the weights of the same folder.
     """
     folder = path if path.is_dir() else path.parent
-    end_of_text = huggingface_config.end_of_text(_config(folder, MODEL))
+    end_of_text = huggingface_config.end_of_text(read_config(folder, MODEL))
     if path.is_dir():
         tokenizer = _of_folder(path, end_of_text)
         if tokenizer is None:
@@ -291,7 +291,7 @@ def _of_two_files(folder: Path, within: Path) -> dict[str, Any]:
     if (folder / ADDED).exists():
         added |= files.read_json(folder / ADDED, LARGEST_CONFIG, within)
     tokens = [_special(name, number) for name, number in added.items()]
-    space = _config(folder, CONFIG).get("add_prefix_space") is True
+    space = read_config(folder, CONFIG).get("add_prefix_space") is True
     return _byte_level(vocabulary, pairs, tokens, space=space)  # type: ignore[arg-type]
 
 
@@ -299,7 +299,7 @@ def _names(folder: Path) -> list[str]:
     """Returns the names that the folder's files give the end of text, which may be none."""
     found = []
     for file in (CONFIG, SPECIAL):
-        token = _config(folder, file).get("eos_token")
+        token = read_config(folder, file).get("eos_token")
         token = token.get("content") if isinstance(token, dict) else token
         found += [token] if isinstance(token, str) else []
     return found
@@ -307,7 +307,7 @@ def _names(folder: Path) -> list[str]:
 
 def _disagreements(folder: Path, tokenizer: Tokenizer) -> tuple[str, ...]:
     """Returns notes on where tokenizer_config.json disagrees with tokenizer.json, which is followed."""
-    config, notes = _config(folder, CONFIG), []
+    config, notes = read_config(folder, CONFIG), []
     added = config.get("added_tokens_decoder")
     names = (
         [token.get("content") for token in added.values() if isinstance(token, dict)] if isinstance(added, dict) else []
@@ -321,6 +321,7 @@ def _disagreements(folder: Path, tokenizer: Tokenizer) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _config(folder: Path, name: str) -> dict[str, Any]:
+def read_config(folder: Path, name: str) -> dict[str, Any]:
+    """Returns a JSON file of a folder, {} where it isn't there. UserError for a damaged one."""
     path = folder / name
     return files.read_json(path, LARGEST_CONFIG, root(folder)) if path.exists() else {}

@@ -25,22 +25,22 @@ from jaxgpt.data.tokenizer_json import HuggingFace
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.interop import huggingface, llama_tensors, sentencepiece_bpe, tensors
+from jaxgpt.interop import huggingface, llama_tables, sentencepiece_bpe, tensors
 from jaxgpt.interop.gguf import halves
-from jaxgpt.interop.llama_config import shortest
+from jaxgpt.interop.llama_tables import shortest
 from jaxgpt.interop.llmc import check_size, memory_map
 from jaxgpt.interop.tensors import Part, WeightSource
 from jaxgpt.models.blocks import Params
+from jaxgpt.options.checks import LARGEST
 from jaxgpt.options.config import Model
-from jaxgpt.options.settings import LARGEST
 
 HEADER = struct.Struct("<7i")
 TOKENIZER = "tokenizer.bin"  # beside the model
 MAGIC = b"24ka"  # versions 1 and 2 begin with 0x616b3432, "ak42"
 ORDER = (  # by the names at Hugging Face
-    llama_tensors.TOKEN, "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+    llama_tables.TOKEN, "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
     "self_attn.o_proj", "post_attention_layernorm", "mlp.gate_proj", "mlp.down_proj", "mlp.up_proj", "norm.weight",
-    llama_tensors.HEAD,
+    llama_tables.HEAD,
 )  # fmt: skip
 UNKNOWN, BEGIN, END, FIRST_BYTE = 0, 1, 2, 3
 NAMES = {UNKNOWN: "<unk>", BEGIN: "<s>", END: "</s>"}
@@ -109,10 +109,10 @@ def open_model(path: Path) -> WeightSource:
 
 def _places(model: Model) -> tuple[dict[str, tuple[Part, int]], int]:
     """Returns each tensor's part and its byte offset in the file, by its name at Hugging Face, and the file's size."""
-    parts = {_within(part.name): part for part in llama_tensors.table(model).parts}
+    parts = {_within(part.name): part for part in llama_tables.table(model).parts}
     offset, places = HEADER.size, {}
     for name in ORDER:
-        if name == llama_tensors.HEAD:
+        if name == llama_tables.HEAD:
             offset += 4 * model.context * model.width_per_head  # cosines and sines
         if name in parts:
             places[name] = parts[name], offset
@@ -137,7 +137,7 @@ def _load(path: Path, model: Model, places: dict[str, tuple[Part, int]]) -> Para
             return halves(array, model.heads)
         return halves(array, model.key_value_heads) if ".k_proj." in name else array
 
-    return huggingface.filled(llama_tensors.table(model), model, tensors.DTYPES["float32"], read)
+    return huggingface.filled(llama_tables.table(model), model, tensors.DTYPES["float32"], read)
 
 
 # The tokenizer

@@ -1,7 +1,7 @@
 """Reads and writes llm.c's files: models, debug states, and the tokenizers with which its programs decode.
 
     model        256 int32: magic 20240326, version (3: float32, 5: bfloat16), context, V, L, heads, C, Vp, zeros
-                 `gpt2_tensors.TENSORS` in their order, layers stacked, weights (out, in), Vp rows of token embeddings
+                 `gpt2_tables.TENSORS` in their order, layers stacked, weights (out, in), Vp rows of token embeddings
     debug state  256 int32: magic 20240327, version 2, B, T, zeros
                  tokens int32 (B, T), targets of the same shape, logits float32 (B, T, V), loss float32, and the
                  gradients in float32, laid out as the tensors in a model file. V and Vp stand in that file alone
@@ -22,11 +22,11 @@ import numpy as np
 from jaxgpt import files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
-from jaxgpt.interop import gpt2_tensors, tensors
+from jaxgpt.interop import gpt2_tables, tensors
 from jaxgpt.interop.tensors import WeightSource
 from jaxgpt.models.blocks import Params
+from jaxgpt.options.checks import LARGEST
 from jaxgpt.options.config import Model
-from jaxgpt.options.settings import LARGEST
 
 HEADER_BYTES = 1024
 MODEL_MAGIC, STATE_MAGIC, TOKENIZER_MAGIC = 20240326, 20240327, 20240328
@@ -97,7 +97,7 @@ def open_model(path: Path) -> WeightSource:
         raise UserError(f"{shown(path)}: the width is {C} (at byte 24), and {heads} heads don't divide it")
     model = Model(layers=L, heads=heads, width=C, context=T, vocabulary_size=V)
     dtype = tensors.DTYPES[DTYPES[version]]
-    numbers = gpt2_tensors.count(model) + (rows - model.padded_vocabulary_size) * C
+    numbers = gpt2_tables.count(model) + (rows - model.padded_vocabulary_size) * C
     check_size(path, length, HEADER_BYTES + dtype.itemsize * numbers, f"a model of this shape in {dtype}")
     return WeightSource(
         where=str(path),
@@ -122,8 +122,8 @@ def read_tensors(path: Path, offset: int, model: Model, rows: int, dtype: np.dty
     """
     mapped = memory_map(path, np.uint8)
     arrays = {}
-    for tensor in gpt2_tensors.TENSORS:
-        shape = list(gpt2_tensors.shape(tensor, model))
+    for tensor in gpt2_tables.TENSORS:
+        shape = list(gpt2_tables.shape(tensor, model))
         if tensor.llmc == "wte":
             shape[0] = rows
         if tensor.is_weight:
@@ -131,12 +131,12 @@ def read_tensors(path: Path, offset: int, model: Model, rows: int, dtype: np.dty
         end = offset + dtype.itemsize * math.prod(shape)
         array = mapped[offset:end].view(dtype.newbyteorder("<") if dtype.kind == "f" else dtype).reshape(shape)
         arrays[tensor.ours], offset = _as_ours(array, tensor, model, dtype), end
-    return gpt2_tensors.from_named(arrays)
+    return gpt2_tables.from_named(arrays)
 
 
-def _as_ours(array: np.ndarray, tensor: gpt2_tensors.Tensor, model: Model, dtype: np.dtype) -> np.ndarray:
+def _as_ours(array: np.ndarray, tensor: gpt2_tables.Tensor, model: Model, dtype: np.dtype) -> np.ndarray:
     """Returns a copy in our layout: weights (in, out) rather than (out, in), and the token table with our Vp."""
-    ours = np.empty(gpt2_tensors.shape(tensor, model), dtype)
+    ours = np.empty(gpt2_tables.shape(tensor, model), dtype)
     if tensor.llmc == "wte":
         ours[: model.vocabulary_size] = array[: model.vocabulary_size]
         ours[model.vocabulary_size :] = 0
@@ -158,7 +158,7 @@ def write_model(path: Path, params: Params, model: Model, dtype_name: str) -> No
 
 def tensor_bytes(params: Params, dtype: np.dtype) -> Iterator[bytes]:
     """Yields the tensors' bytes as llm.c stores them, one layer of a tensor at a time."""
-    for tensor, array in gpt2_tensors.paired(params):
+    for tensor, array in gpt2_tables.paired(params):
         for layer in array if tensor.stacked else [array]:
             turned = np.ascontiguousarray(layer.T if tensor.is_weight else layer)
             yield tensors.cast(turned, dtype, tensor.llmc).tobytes()
@@ -181,7 +181,7 @@ def read_state(path: Path, model: Model) -> State:
     B, T = (positive(path, header[place], place, what) for place, what in ((2, "B"), (3, "T")))
     if model.context < T:
         raise UserError(f"{shown(path)}: T is {T} (at byte 12), and the model's context is {model.context}")
-    V, count = model.vocabulary_size, gpt2_tensors.count(model)
+    V, count = model.vocabulary_size, gpt2_tables.count(model)
     expected = HEADER_BYTES + 4 * (2 * B * T + B * T * V + 1 + count)
     check_size(path, length, expected, f"a state of {B} x {T} tokens of this model")
     mapped = memory_map(path, "<i4")[HEADER_BYTES // 4 :]

@@ -12,7 +12,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.interop import detect_format, huggingface, peft, runs, tensors
 from jaxgpt.interop.tensors import WeightSource
-from jaxgpt.options import settings
+from jaxgpt.options import checks
 from jaxgpt.options.config import Compute, Config, Parallel
 from jaxgpt.parallel import mesh
 from jaxgpt.runs.about import About
@@ -62,7 +62,7 @@ def load(name: str, devices: int = 0) -> Trained:
         compute=Compute(dtype=dtype, parameters=dtype, layers="scanned"),
         parallel=Parallel(devices=devices),
     )
-    settings.check(config)
+    checks.check(config)
     compilation_cache.use("")
     everywhere = NamedSharding(mesh.make(config.parallel), PartitionSpec())
     params = jax.tree.map(lambda array: tensors.cast(array, tensors.DTYPES[dtype], name), source.load())

@@ -25,8 +25,8 @@ from jaxgpt.interop.tensors import AdapterSource, WeightSource
 from jaxgpt.layers.lora import Adapter
 from jaxgpt.models import family, lora
 from jaxgpt.models.blocks import Adapters
+from jaxgpt.options.checks import MOST_RANK
 from jaxgpt.options.config import Compute, Lora, Model
-from jaxgpt.options.settings import MOST_RANK
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FINGERPRINT = "base_sha256"  # in the metadata of the safetensors file

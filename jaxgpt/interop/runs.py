@@ -90,8 +90,7 @@ def write(
         run=Run(name=run.name, folder=str(run.parent), note=f"converted from {origin}"),
     )
     if adapters:
-        beside = dataclasses.replace(config.training, init_from=adapters.base)
-        config = dataclasses.replace(config, lora=adapters.options, training=beside)
+        config = settings.changed(config, lora=adapters.options, training={"init_from": adapters.base})
     settings.write(config, folder / "config.toml")
     about = {
         "configuration": dataclasses.asdict(config),

@@ -1,7 +1,7 @@
 """Weights in any format, and how the tensors of a Hugging Face folder lie in this project's.
 
-Each family has a table of its own, beside its config.json (`gpt2_tensors.py`, `llama_tensors.py`). One of our tensors
-is made of one or several of theirs: queries, keys and values are one matrix here, and three in most of their models.
+Each family has a table of its own (`gpt2_tables.py`, `llama_tables.py`). One of our tensors is made of one or several
+of theirs: queries, keys and values are one matrix here, and three in most of their models.
 """
 
 import math

@@ -1,9 +1,9 @@
-"""Choice of the attention that runs: made once, before a step is compiled, and told to the user.
+"""Choice of the kernels that run: made once, before a step is compiled, and told to the user.
 
 `compute.attention` is what the user asks for. `choose_attention` makes it "blocks" (`layers/attention.py`, which runs
 anywhere), "cudnn" (`cudnn_attention.py`) or "pallas" (`pallas_attention.py`), and the model looks at nothing else. The
 choice is never a silent one: the caller prints the description that comes with it. "auto" doesn't take "pallas", which
-no GPU has run yet.
+no GPU has run yet. `compute.kernels`, for the norms and the classifier's softmax, is taken as it is asked for.
 """
 
 import dataclasses
@@ -12,14 +12,30 @@ from types import ModuleType
 import jax
 
 from jaxgpt.errors import UserError
-from jaxgpt.kernels import cudnn_attention, pallas_attention
-from jaxgpt.layers import attention
+from jaxgpt.kernels import cudnn_attention, pallas_attention, pallas_norm, pallas_softmax
+from jaxgpt.layers import attention, unembedding
 from jaxgpt.options.config import IN_DATA, Compute, Model
 
 
 def attention_layer(compute: Compute) -> ModuleType:
     """Returns the module of attention that the model takes; "auto", where it was not decided, is "blocks"."""
     return {"cudnn": cudnn_attention, "pallas": pallas_attention}.get(compute.attention, attention)
+
+
+def softmax_kernel(compute: Compute) -> unembedding.Softmax | None:
+    """Returns the fused kernel of the classifier's softmax, None where XLA makes it."""
+    return pallas_softmax.forward if compute.kernels == "pallas" else None
+
+
+def anywhere(compute: Compute) -> Compute:
+    """Returns the options with kernels that run on every device and take every length and dtype."""
+    return dataclasses.replace(compute, attention="blocks", kernels="xla")
+
+
+def anew(compute: Compute) -> Compute:
+    """Returns the options of a run that may have been on another device, with the kernels still to be chosen here."""
+    attention = "blocks" if compute.attention == "blocks" else "auto"
+    return dataclasses.replace(compute, attention=attention, kernels="xla")
 
 
 def choose_attention(model: Model, compute: Compute, length: int) -> tuple[Compute, str]:
@@ -29,8 +45,10 @@ def choose_attention(model: Model, compute: Compute, length: int) -> tuple[Compu
         `compute` with its attention decided, and a description of it to print.
 
     Raises:
-        UserError: A kernel is asked for and can't run.
+        UserError: A kernel is asked for and can't run, `compute.kernels` among them.
     """
+    if compute.kernels == "pallas":
+        _check_kernels(model)
     blocks = f"in blocks of {compute.attention_block} queries"
     if compute.attention == "blocks":
         return compute, blocks
@@ -52,6 +70,17 @@ def choose_attention(model: Model, compute: Compute, length: int) -> tuple[Compu
     on_gpu = jax.devices()[0].platform == "gpu"
     reason = f" (cuDNN's fused kernel needs {needs})" if on_gpu else ""
     return dataclasses.replace(compute, attention="blocks"), blocks + reason
+
+
+def _check_kernels(model: Model) -> None:
+    needs = _missing_card(_cuda_capability())
+    if model.width > pallas_norm.WIDEST:
+        needs.append(f"a width of at most {pallas_norm.WIDEST} (--model.width is {model.width})")
+    if needs:
+        raise UserError(
+            f"--compute.kernels pallas can't run here. It needs {'; '.join(needs)}. --compute.kernels xla, the "
+            "default, runs anywhere"
+        )
 
 
 def missing(model: Model, compute: Compute, length: int) -> list[str]:

@@ -22,9 +22,8 @@ What isn't seen has the lowest score rather than -∞. A query may see no key of
 the border of its document: then exp(s - m) is 1 there, and c is 0 as soon as a key is seen, as its own is at last.
 Tiles that no query of a program sees are left out.
 
-It runs on a CPU too, interpreted and slowly, which is how it is tested. What it takes is in `choose.py`. Not yet run on
-a GPU: so far it has been compiled for one. On a machine with one `python tests/kernels/compare_attentions.py` compares
-it with the blocks. JAX has declared Pallas' way to Triton deprecated; the versions that this project takes all have it.
+What it takes is in `choose.py`. No GPU has run it yet: it has been compiled for one, and interpreted on a CPU. On a
+machine with one `python tests/kernels/compare_kernels.py` compares it with the blocks.
 """
 
 import functools
@@ -36,9 +35,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
+from jaxgpt.kernels import pallas
 from jaxgpt.layers.attention import keys_seen
 from jaxgpt.layers.numerics import accumulation_dtype
 
@@ -46,7 +45,6 @@ WIDEST = 256  # head, of which a tile has 16 rows in float32
 LEAST = 16  # rows and columns of a product
 TILE_BYTES = 16 * 1024  # of a tile's queries or keys: several of them are on the chip at once
 WARPS = 4
-STAGES = 2
 
 
 class Residuals(NamedTuple):
@@ -355,25 +353,8 @@ def _row_shape(sizes: Sizes, q: Float[Array, "B T H D"]) -> jax.ShapeDtypeStruct
 def _call(
     kernel: Callable, sizes: Sizes, heads: int, products: int, shapes: Any, in_specs: Any, out_specs: Any
 ) -> Callable:
-    """Returns the kernel as a function of arrays; on a CPU it is interpreted.
-
-    The operations of its products go along, as the compiler knows nothing of what a kernel does.
-    """
+    """Returns the kernel as a function of arrays, with so many products of half of the square."""
     operations = products * 2 * sizes.B * sizes.H * sizes.T * keys_seen(sizes.T, sizes.window) * sizes.D
-
-    def run(*arrays: Any, interpret: bool) -> Any:
-        return pl.pallas_call(
-            functools.partial(kernel, sizes),
-            out_shape=[jax.ShapeDtypeStruct(shape.shape, shape.dtype) for shape in shapes],
-            grid=(sizes.tiles, heads, sizes.B),
-            in_specs=in_specs,
-            out_specs=list(out_specs),
-            interpret=interpret,
-            compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=STAGES),
-            metadata={"flops": str(round(operations))},
-            name=kernel.__name__.strip("_"),
-        )(*arrays)
-
-    return lambda *arrays: lax.platform_dependent(
-        *arrays, cpu=functools.partial(run, interpret=True), default=functools.partial(run, interpret=False)
-    )
+    bound = functools.partial(kernel, sizes)
+    grid = (sizes.tiles, heads, sizes.B)
+    return pallas.call(bound, shapes, grid, warps=WARPS, specs=(in_specs, list(out_specs)), operations=operations)

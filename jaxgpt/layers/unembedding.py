@@ -32,6 +32,8 @@ from jaxgpt.layers.numerics import accumulation_dtype, product, product_over_tok
 # each of its tokens, to the chunk's part of the loss and the loss's gradients by each log-probability and each entropy.
 # In place of the loss it may return a tree of numbers, the loss and metrics, which are all summed over the chunks.
 Objective = Callable[..., tuple[Any, ...]]
+# From logits, targets, `vocabulary_size` and `dtype` to the tokens' losses, and their gradients by logits in it.
+Softmax = Callable[..., tuple[Float[Array, " N"], Float[Array, "N Vp"]]]
 
 
 class Params(NamedTuple):
@@ -61,6 +63,7 @@ def forward(
     cap: float = 0.0,
     with_entropy: bool = False,
     eight_bits: bool = False,
+    softmax: Softmax | None = None,
 ) -> tuple[Any, Residuals]:
     """The sum of what `objective(ℓ, *per_token's parts)` gives for the chunks, each of its (loss, ∂loss/∂ℓ).
 
@@ -70,11 +73,16 @@ def forward(
     zeros. Of an ignored target ℓ and H are 0, and their gradients too, whatever the objective gives. `cap` is that of
     `logits`. With `eight_bits` the products' factors are rounded as those of `fp8`: the weight once, all else chunk by
     chunk, each by its own magnitude.
+
+    `softmax` is a fused kernel for what `cross_entropy` does forward and backward. It knows nothing of ∂ℓ, with which
+    the products' small factors are multiplied instead: dx and x. Of objectives with the entropy, and of 8 bits, it is
+    not used.
     """
     dtype = accumulation_dtype(x.dtype)
     tokens, width = targets.size, x.shape[-1]
     chunk = min(chunk, tokens)
     chunks = _in_chunks(chunk, x.reshape(tokens, width), targets, *per_token)
+    fused = None if with_entropy or eight_bits else softmax
     quantised = fp8.quantise(params.weight, fp8.E4M3) if eight_bits else None
 
     def one_chunk(carry, inputs):
@@ -84,19 +92,29 @@ def forward(
         if quantised is not None:
             weight, x = quantised.numbers(x.dtype), fp8.quantise(x, fp8.E4M3).numbers(x.dtype)
         z = logits(Params(weight), x, cap=cap)
-        losses, residuals = cross_entropy.forward(z, targets, vocabulary_size=vocabulary_size)
-        if with_entropy:
+        factor = None  # of each token's row, which a fused kernel's ∂z is still to be multiplied by
+        if fused is not None:
+            losses, dlogits = fused(z, targets, vocabulary_size=vocabulary_size, dtype=x.dtype)
+            value, dlogp = objective(-losses, *more)
+            factor = jnp.where(targets == cross_entropy.IGNORED, 0, -dlogp)[:, None]
+        elif with_entropy:
+            losses, residuals = cross_entropy.forward(z, targets, vocabulary_size=vocabulary_size)
             entropies, of_entropy = entropy.forward(residuals, vocabulary_size=vocabulary_size)
             value, dlogp, dentropy = objective(-losses, entropies, *more)
             dlogits = entropy.backward(of_entropy, dentropy, vocabulary_size=vocabulary_size)
             dlogits = dlogits + cross_entropy.backward(residuals, -dlogp, vocabulary_size=vocabulary_size)
         else:
+            losses, residuals = cross_entropy.forward(z, targets, vocabulary_size=vocabulary_size)
             value, dlogp = objective(-losses, *more)
             dlogits = cross_entropy.backward(residuals, -dlogp, vocabulary_size=vocabulary_size)
         dlogits = (soft_cap.backward(z, dlogits, cap=cap) if cap else dlogits).astype(x.dtype)
         if eight_bits:
             dlogits = fp8.quantise(dlogits, fp8.E5M2).numbers(x.dtype)
-        dx = product("nv,vc->nc", dlogits, weight, dtype=x.dtype)
+        if factor is None:
+            dx = product("nv,vc->nc", dlogits, weight, dtype=x.dtype)
+        else:
+            dx = (product("nv,vc->nc", dlogits, weight) * factor).astype(x.dtype)
+            x = (x * factor).astype(x.dtype)
         dweight = dweight + product_over_tokens("nv,nc->vc", dlogits, x)
         return (jax.tree.map(jnp.add, loss, value), dweight), dx
 

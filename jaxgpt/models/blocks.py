@@ -59,6 +59,15 @@ class Aux(NamedTuple):
     loss: Float[Array, ""] | float = 0.0
     metrics: Any = ()
 
+    def added(
+        self, loss: Float[Array, ""], metrics: dict[str, Any], share: Float[Array, ""] | float
+    ) -> tuple[Float[Array, ""], dict[str, Any]]:
+        """Adds the terms to an objective's, weighted by a batch's share of all that its mean is over."""
+        if self is NO_AUX:
+            return loss, metrics
+        own = {name: share * value for name, value in self.metrics.items()}
+        return loss + share * self.loss, metrics | own
+
 
 NO_AUX = Aux()  # of a dense model
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxgpt.errors import UserError
 from jaxgpt.layers import embedding, gelu, layernorm, linear, random, residual, unembedding
 from jaxgpt.layers.numerics import not_before
-from jaxgpt.models import projection
+from jaxgpt.models import norms, projection
 from jaxgpt.models.attend import ATTENTION, MLP, Cache, KeptText, WholeText, merge_heads, split_heads
 from jaxgpt.models.blocks import NO_AUX, Aux, Context, Inputs, Projection, kept
 from jaxgpt.models.stack import backward_blocks, drop_embedded, drop_embedded_backward, forward_blocks
@@ -186,14 +186,14 @@ def block_forward(
     params: Block, x: Float[Array, "N C"], attend: WholeText | KeptText, context: Context
 ) -> tuple[Float[Array, "N C"], BlockResiduals]:
     """One block on N = B·T tokens, of which `attend` says what text they see."""
-    normalised, attention_norm = layernorm.forward(params.attention_norm, x)
+    normalised, attention_norm = norms.forward(params.attention_norm, x, context)
     qkv, qkv_residuals = projection.forward_in_parts(params.qkv, normalised, 3)
     q, k, v = (split_heads(part, attend.batch, context.model.heads) for part in qkv)
     mixed, attention_residuals = attend.forward(q, k, v)
     branch, _ = projection.forward(params.attention_out, merge_heads(mixed))
     x = residual.forward(x, attend.drop(branch, ATTENTION))
 
-    normalised, mlp_norm = layernorm.forward(params.mlp_norm, x)
+    normalised, mlp_norm = norms.forward(params.mlp_norm, x, context)
     hidden, mlp_in = projection.forward(params.mlp_in, normalised)
     activated, gelu_residuals = gelu.forward(hidden)
     branch, mlp_out = projection.forward(params.mlp_out, activated)
@@ -214,7 +214,8 @@ def block_backward(
     params: Block, residuals: BlockResiduals, dx: Float[Array, "N C"], attend: WholeText
 ) -> tuple[Block, Float[Array, "N C"]]:
     """Backward of a block: `block_forward` from its last line to its first."""
-    mixed, again = attend.output(residuals.attention), functools.partial(not_before, earlier=dx)
+    first, context = dx, attend.context
+    mixed, again = attend.output(residuals.attention), functools.partial(not_before, earlier=first)
     middle = residuals.mlp_norm.x
     if middle is None:
         branch, _ = projection.forward(not_before(dx, params.attention_out), merge_heads(mixed))
@@ -226,10 +227,9 @@ def block_backward(
     mlp_out, dactivated = projection.backward(params.mlp_out, activated, dbranch)
     dhidden = gelu.backward(again(dactivated, residuals.gelu), dactivated)
     mlp_norm_kept = residuals.mlp_norm._replace(x=middle)
-    normalised = residuals.mlp_in or linear.Residuals(layernorm.output(params.mlp_norm, again(dhidden, mlp_norm_kept)))
+    normalised = residuals.mlp_in or linear.Residuals(norms.output(params.mlp_norm, again(dhidden, mlp_norm_kept)))
     mlp_in, dnormalised = projection.backward(params.mlp_in, normalised, dhidden)
-    mlp_norm, dx_through_mlp = layernorm.backward(params.mlp_norm, again(dnormalised, mlp_norm_kept), dnormalised)
-    dx = dx + dx_through_mlp
+    mlp_norm, dx = norms.backward(params.mlp_norm, mlp_norm_kept, dnormalised, dx, context, earlier=first)
 
     dx, dbranch = residual.backward(dx)
     dbranch = attend.drop_backward(dbranch, ATTENTION)
@@ -238,13 +238,12 @@ def block_backward(
     dqkv = attend.backward(residuals.attention, dmixed)
     dqkv = jnp.concatenate([merge_heads(part) for part in dqkv], axis=-1)
     normalised = residuals.qkv or linear.Residuals(
-        layernorm.output(params.attention_norm, again(dqkv, residuals.attention_norm))
+        norms.output(params.attention_norm, again(dqkv, residuals.attention_norm))
     )
     qkv, dnormalised = projection.backward(params.qkv, normalised, dqkv)
-    attention_norm, dx_through_attention = layernorm.backward(
-        params.attention_norm, again(dnormalised, residuals.attention_norm), dnormalised
+    attention_norm, dx = norms.backward(
+        params.attention_norm, residuals.attention_norm, dnormalised, dx, context, earlier=first
     )
-    dx = dx + dx_through_attention
     return Block(attention_norm, qkv, attention_out, mlp_norm, mlp_in, mlp_out), dx
 
 
@@ -258,7 +257,7 @@ def features(
     x, embedding_residuals = embedding.forward(params.embedding, inputs.tokens, starts=inputs.starts)
     x = drop_embedded(x.reshape(-1, context.model.width), context)
     x, blocks, _ = forward_blocks(block_forward, params.blocks, x, inputs, context, caches)
-    x, final_norm = layernorm.forward(params.final_norm, x)
+    x, final_norm = norms.forward(params.final_norm, x, context)
     return x, Residuals(embedding_residuals, blocks, final_norm, inputs.starts), NO_AUX
 
 
@@ -271,7 +270,7 @@ def features_backward(
     context: Context,
 ) -> Params:
     """The gradient by every parameter, in the accumulation dtype; `dhead` is added to the token table's."""
-    final_norm, dx = layernorm.backward(params.final_norm, not_before(dx, residuals.final_norm), dx)
+    final_norm, dx = norms.backward(params.final_norm, residuals.final_norm, dx, None, context)
     inputs = Inputs(residuals.embedding.tokens, residuals.starts)
     blocks, dx = backward_blocks(block_forward, block_backward, params.blocks, residuals.blocks, dx, inputs, context)
     dx = drop_embedded_backward(dx, context).reshape(*inputs.tokens.shape, context.model.width)

@@ -17,7 +17,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.layers import linear, residual, rmsnorm, rotary
 from jaxgpt.layers.attention import keys_seen
 from jaxgpt.layers.numerics import not_before
-from jaxgpt.models import projection
+from jaxgpt.models import norms, projection
 from jaxgpt.models.attend import ATTENTION, KeptText, WholeText, merge_heads, split_heads
 from jaxgpt.models.blocks import Kept, Projection
 from jaxgpt.options.config import Model
@@ -119,7 +119,7 @@ def forward(
     """Runs it on N = B·T tokens, of which `attend` says what text they see. `params` has the fields of `Params`."""
     model, batch = attend.context.model, attend.batch
     H, K, D = model.heads, model.key_value_heads, model.width_per_head
-    normalised, attention_norm = rmsnorm.forward(params.attention_norm, x, epsilon=model.norm_epsilon)
+    normalised, attention_norm = norms.forward(params.attention_norm, x, attend.context)
     parts, qkv = projection.forward_in_parts(params.qkv, normalised, (H * D, (H + K) * D))
     q, k, v = (split_heads(part, batch, heads) for part, heads in zip(parts, (H, K, K), strict=True))
     query_norm = key_norm = None
@@ -153,8 +153,8 @@ def backward(
     attention_out, dmixed = projection.backward(params.attention_out, linear.Residuals(merge_heads(mixed)), dbranch)
     dmixed = split_heads(dmixed, attend.batch, model.heads)
     if attention.q is None:
-        norms = again(dmixed, (residuals.query_norm, residuals.key_norm))
-        q, k = (rmsnorm.output(*of) for of in zip((params.query_norm, params.key_norm), norms, strict=True))
+        kept = again(dmixed, (residuals.query_norm, residuals.key_norm))
+        q, k = (rmsnorm.output(*of) for of in zip((params.query_norm, params.key_norm), kept, strict=True))
         attention = attend.with_inputs(attention, *(rotary.forward(part, attend.places, **turned) for part in (q, k)))
     dq, dk, dv = attend.backward(attention, dmixed)
     dq, dk = (rotary.backward(part, attend.places, **turned) for part in (dq, dk))
@@ -164,13 +164,13 @@ def backward(
         key_norm, dk = rmsnorm.backward(params.key_norm, again(dk, residuals.key_norm), dk)
     dqkv = jnp.concatenate([merge_heads(part) for part in (dq, dk, dv)], axis=-1)
     normalised = residuals.qkv or linear.Residuals(
-        rmsnorm.output(params.attention_norm, again(dqkv, residuals.attention_norm))
+        norms.output(params.attention_norm, again(dqkv, residuals.attention_norm))
     )
     qkv, dnormalised = projection.backward(params.qkv, normalised, dqkv)
-    attention_norm, dx_through_attention = rmsnorm.backward(
-        params.attention_norm, again(dnormalised, residuals.attention_norm), dnormalised
+    attention_norm, dx = norms.backward(
+        params.attention_norm, residuals.attention_norm, dnormalised, dx, attend.context, earlier=earlier
     )
-    return Params(attention_norm, qkv, query_norm, key_norm, attention_out), dx + dx_through_attention
+    return Params(attention_norm, qkv, query_norm, key_norm, attention_out), dx
 
 
 def output(params: Any, residuals: Any, dx: Float[Array, "N C"], attend: WholeText) -> Float[Array, "N C"]:

@@ -24,14 +24,15 @@ from jaxtyping import Array, Float, Int, Key
 from jaxgpt.errors import UserError
 from jaxgpt.layers import embedding, linear, random, residual, rmsnorm, swiglu, unembedding
 from jaxgpt.layers.numerics import not_before
-from jaxgpt.models import grouped_attention, projection
+from jaxgpt.models import grouped_attention, norms, projection
 from jaxgpt.models.attend import MLP, Cache, KeptText, WholeText
 from jaxgpt.models.blocks import NO_AUX, Aux, Context, Inputs, Projection, kept
 from jaxgpt.models.stack import backward_blocks, drop_embedded, drop_embedded_backward, forward_blocks
 from jaxgpt.options.config import Model
 
 LEARNED_POSITIONS = False  # so a text may go on beyond the context
-MATRICES = ("token", "weight")  # names of the tensors that are matrices, one for each layer
+# Names of the tensors that are matrices, one for each layer; the last two are those of Mixtral's experts.
+MATRICES = ("token", "weight", "w_in", "w_out")
 
 
 class Block(NamedTuple):
@@ -198,7 +199,7 @@ def block_forward(
     keep = kept(context.compute.recompute)
     x, attention = grouped_attention.forward(params, x, attend, keep)
 
-    normalised, mlp_norm = rmsnorm.forward(params.mlp_norm, x, epsilon=context.model.norm_epsilon)
+    normalised, mlp_norm = norms.forward(params.mlp_norm, x, context)
     (gate, up), mlp_in = projection.forward_in_parts(params.mlp_in, normalised, 2)
     activated, swiglu_residuals = swiglu.forward(gate, up)
     branch, mlp_out = projection.forward(params.mlp_out, activated)
@@ -227,10 +228,9 @@ def block_backward(
     mlp_out, dactivated = projection.backward(params.mlp_out, activated, dbranch)
     dhidden = jnp.concatenate(swiglu.backward(again(dactivated, residuals.swiglu), dactivated), axis=-1)
     mlp_norm_kept = residuals.mlp_norm._replace(x=middle)
-    normalised = residuals.mlp_in or linear.Residuals(rmsnorm.output(params.mlp_norm, again(dhidden, mlp_norm_kept)))
+    normalised = residuals.mlp_in or linear.Residuals(norms.output(params.mlp_norm, again(dhidden, mlp_norm_kept)))
     mlp_in, dnormalised = projection.backward(params.mlp_in, normalised, dhidden)
-    mlp_norm, dx_through_mlp = rmsnorm.backward(params.mlp_norm, again(dnormalised, mlp_norm_kept), dnormalised)
-    dx = dx + dx_through_mlp
+    mlp_norm, dx = norms.backward(params.mlp_norm, mlp_norm_kept, dnormalised, dx, attend.context, earlier=first)
 
     attention, dx = grouped_attention.backward(params, residuals, dx, attend, first)
     return Block(*attention, mlp_norm, mlp_in, mlp_out), dx
@@ -246,7 +246,7 @@ def features(
     x, embedding_residuals = embedding.forward(params.embedding, inputs.tokens)
     x = drop_embedded(x.reshape(-1, context.model.width), context)
     x, blocks, _ = forward_blocks(block_forward, params.blocks, x, inputs, context, caches)
-    x, final_norm = rmsnorm.forward(params.final_norm, x, epsilon=context.model.norm_epsilon)
+    x, final_norm = norms.forward(params.final_norm, x, context)
     return x, Residuals(embedding_residuals, blocks, final_norm, inputs.starts), NO_AUX
 
 
@@ -259,7 +259,7 @@ def features_backward(
     context: Context,
 ) -> Params:
     """The gradient by every parameter, in the accumulation dtype; `dhead` is the head's, of either table."""
-    final_norm, dx = rmsnorm.backward(params.final_norm, not_before(dx, residuals.final_norm), dx)
+    final_norm, dx = norms.backward(params.final_norm, residuals.final_norm, dx, None, context)
     inputs = Inputs(residuals.embedding.tokens, residuals.starts)
     blocks, dx = backward_blocks(block_forward, block_backward, params.blocks, residuals.blocks, dx, inputs, context)
     dx = drop_embedded_backward(dx, context).reshape(*inputs.tokens.shape, context.model.width)

@@ -22,15 +22,14 @@ from jaxtyping import Array, Float, Int, Key
 from jaxgpt.errors import UserError
 from jaxgpt.layers import embedding, linear, moe, random, residual, rmsnorm, router, unembedding
 from jaxgpt.layers.numerics import not_before
-from jaxgpt.models import grouped_attention, llama
+from jaxgpt.models import grouped_attention, llama, norms
 from jaxgpt.models.attend import MLP, Cache, KeptText, WholeText
 from jaxgpt.models.blocks import Aux, Context, Inputs, Projection, kept
-from jaxgpt.models.llama import LEARNED_POSITIONS, Params, feed_forward, head
+from jaxgpt.models.llama import LEARNED_POSITIONS, Params, decays, feed_forward, head
 from jaxgpt.models.stack import backward_blocks, drop_embedded, drop_embedded_backward, forward_blocks
 from jaxgpt.options.config import Model
 
-__all__ = ["LEARNED_POSITIONS", "Params", "head"]  # Llama's, as they are
-MATRICES = (*llama.MATRICES, "w_in", "w_out")
+__all__ = ["LEARNED_POSITIONS", "Params", "decays", "head"]  # Llama's, as they are
 
 
 class Block(NamedTuple):
@@ -132,11 +131,6 @@ def describe(model: Model) -> str:
     )
 
 
-def decays(params: Params) -> Params:
-    """Marks with True the tensors that weight decay applies to: the tables and the blocks' weights."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].name in MATRICES, params)
-
-
 def projections(model: Model) -> dict[str, Projection]:
     """The products that LoRA can adapt, by their names at Hugging Face: those of attention, not of the experts."""
     return grouped_attention.projections(model)
@@ -154,7 +148,7 @@ def block_forward(
     model, keep = context.model, kept(context.compute.recompute)
     x, attention = grouped_attention.forward(params, x, attend, keep)
 
-    normalised, mlp_norm = rmsnorm.forward(params.mlp_norm, x, epsilon=model.norm_epsilon)
+    normalised, mlp_norm = norms.forward(params.mlp_norm, x, context)
     branch, statistics, experts = moe.forward(
         params.experts, normalised, choices=model.experts_per_token, softmax=model.router_softmax
     )
@@ -187,13 +181,12 @@ def block_backward(
     dbranch = attend.drop_backward(dbranch, MLP)
     mlp_norm_kept, kept = residuals.mlp_norm._replace(x=middle), residuals.experts
     if kept.router.x is None:
-        normalised = rmsnorm.output(params.mlp_norm, again(dbranch, mlp_norm_kept))
+        normalised = norms.output(params.mlp_norm, again(dbranch, mlp_norm_kept))
         kept = kept._replace(router=kept.router._replace(x=normalised))
     experts, dnormalised = moe.backward(
         params.experts, kept, dbranch, dstatistics, softmax=attend.context.model.router_softmax
     )
-    mlp_norm, dx_through_experts = rmsnorm.backward(params.mlp_norm, again(dnormalised, mlp_norm_kept), dnormalised)
-    dx = dx + dx_through_experts
+    mlp_norm, dx = norms.backward(params.mlp_norm, mlp_norm_kept, dnormalised, dx, attend.context, earlier=first)
 
     attention, dx = grouped_attention.backward(params, residuals, dx, attend, first)
     return Block(*attention, mlp_norm, experts), dx
@@ -210,7 +203,7 @@ def features(
     x, embedding_residuals = embedding.forward(params.embedding, inputs.tokens)
     x = drop_embedded(x.reshape(-1, model.width), context)
     x, blocks, statistics = forward_blocks(block_forward, params.blocks, x, inputs, context, caches)
-    x, final_norm = rmsnorm.forward(params.final_norm, x, epsilon=model.norm_epsilon)
+    x, final_norm = norms.forward(params.final_norm, x, context)
     balance, dprobability = router.balance(statistics)
     z = jnp.mean(statistics.z)
     metrics = {"router_balance": balance, "router_z": z, "router_largest_load": jnp.max(statistics.load)}
@@ -228,7 +221,7 @@ def features_backward(
 ) -> Params:
     """The gradient by every parameter, in the accumulation dtype; `dhead` is the head's, of either table."""
     model, dprobability = context.model, residuals.dprobability
-    final_norm, dx = rmsnorm.backward(params.final_norm, not_before(dx, residuals.final_norm), dx)
+    final_norm, dx = norms.backward(params.final_norm, residuals.final_norm, dx, None, context)
     dstatistics = router.Statistics(
         load=jnp.zeros_like(dprobability),  # a count
         probability=daux * model.router_balance * dprobability,

@@ -17,9 +17,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.data.loader import Batch
+from jaxgpt.kernels.choose import softmax_kernel
 from jaxgpt.layers import cross_entropy, unembedding
 from jaxgpt.layers.numerics import accumulation_dtype
-from jaxgpt.models.blocks import NO_AUX, Aux, Context, Params, inputs_of
+from jaxgpt.models.blocks import Context, Params, inputs_of
 from jaxgpt.options.config import IN_DATA, Config
 
 __all__ = ["Batch", "count", "loss", "loss_and_grads", "shapes"]
@@ -43,7 +44,7 @@ def loss(
     """Returns the mean loss of this batch's targets, in nats; with `scale`, `scale` times their sum."""
     x, _, aux = family.features(params, inputs_of(batch.tokens, context.model, batch.starts), context)
     value, _ = _classify(family, params, x, batch, context, _scale(batch, scale))
-    return _with_aux(value, aux, batch, scale)
+    return aux.added(value, {}, _share(batch, scale))[0]
 
 
 def loss_and_grads(
@@ -55,11 +56,12 @@ def loss_and_grads(
     are means.
     """
     x, residuals, aux = family.features(params, inputs_of(batch.tokens, context.model, batch.starts), context)
-    value, classifier = _classify(family, params, x, batch, context, _scale(batch, scale))
+    softmax = softmax_kernel(context.compute)
+    value, classifier = _classify(family, params, x, batch, context, _scale(batch, scale), softmax)
     dhead, dx = unembedding.backward(classifier)
     share = _share(batch, scale)
     grads = family.features_backward(params, residuals, dx, dhead, share, context)
-    return _with_aux(value, aux, batch, scale), _metrics(aux, share), grads
+    return *aux.added(value, {}, share), grads
 
 
 def _scale(batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""]:
@@ -71,16 +73,14 @@ def _share(batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""] | f
     return 1.0 if scale is None else scale * count(batch)
 
 
-def _with_aux(value: Float[Array, ""], aux: Aux, batch: Batch, scale: Float[Array, ""] | None) -> Float[Array, ""]:
-    return value if aux is NO_AUX else value + _share(batch, scale) * aux.loss
-
-
-def _metrics(aux: Aux, share: Float[Array, ""] | float) -> dict[str, Any]:
-    return {name: share * value for name, value in dict(aux.metrics).items()}
-
-
 def _classify(
-    family: ModuleType, params: Params, x: Float[Array, "N C"], batch: Batch, context: Context, scale: Float[Array, ""]
+    family: ModuleType,
+    params: Params,
+    x: Float[Array, "N C"],
+    batch: Batch,
+    context: Context,
+    scale: Float[Array, ""],
+    softmax: unembedding.Softmax | None = None,
 ) -> tuple[Float[Array, ""], unembedding.Residuals]:
     scale = jnp.asarray(scale, accumulation_dtype(x.dtype))
     return unembedding.forward(
@@ -92,6 +92,7 @@ def _classify(
         chunk=context.compute.classifier_chunk,
         cap=context.model.logit_soft_cap,
         eight_bits=context.eight_bits and context.compute.fp8_head,
+        softmax=softmax,
     )
 
 

@@ -178,9 +178,7 @@ def _results(
     scale: Float[Array, ""],
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
     """Returns the loss and the metrics, of the classifier, the values and the family together."""
-    (value, metrics), share = found, _share(batch, scale)
-    metrics = metrics | {name: share * number for name, number in dict(aux.metrics).items()}
-    value = value + share * aux.loss
+    value, metrics = aux.added(*found, _share(batch, scale))
     return (value, metrics) if of_values is None else (value + of_values, metrics | {"value_loss": of_values})
 
 

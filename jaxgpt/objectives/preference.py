@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxgpt.kernels.choose import softmax_kernel
 from jaxgpt.layers import cross_entropy, unembedding
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models.blocks import Aux, Context, Params, inputs_of
@@ -102,7 +103,13 @@ def loss_and_grads(
     scale = jnp.asarray(_scale(batch, scale), accumulation_dtype(x.dtype))
     weights = jnp.broadcast_to((scale * found.dlogp)[..., None], batch.targets.shape)
     _, classifier = unembedding.forward(
-        family.head(params), x, batch.targets.reshape(-1), _weighted, weights.reshape(-1), **_classifier(context)
+        family.head(params),
+        x,
+        batch.targets.reshape(-1),
+        _weighted,
+        weights.reshape(-1),
+        softmax=softmax_kernel(context.compute),
+        **_classifier(context),
     )
     dhead, dx = unembedding.backward(classifier)
     grads = family.features_backward(params, residuals, dx, dhead, _share(batch, scale), context)
@@ -143,12 +150,10 @@ def _there(batch: Batch) -> Bool[Array, " B"]:
 def results(found: Margins, batch: Batch, aux: Aux, scale: Float[Array, ""]) -> tuple[Float[Array, ""], dict[str, Any]]:
     """Returns the loss, and the metrics: the share of pairs that the rewards put in order, the rewards, and aux's."""
     chosen, rejected = (jnp.where(_there(batch), found.rewards[:, side], 0) for side in (CHOSEN, REJECTED))
-    share = _share(batch, scale)
     metrics = {
         "accuracy": scale * jnp.sum(chosen > rejected),
         "margin": scale * jnp.sum(chosen - rejected),
         "chosen_reward": scale * jnp.sum(chosen),
         "rejected_reward": scale * jnp.sum(rejected),
     }
-    metrics |= {name: share * value for name, value in dict(aux.metrics).items()}
-    return scale * jnp.sum(found.losses) + share * aux.loss, metrics
+    return aux.added(scale * jnp.sum(found.losses), metrics, _share(batch, scale))

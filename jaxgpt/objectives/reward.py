@@ -104,9 +104,8 @@ def results(
     losses: Float[Array, " B"], found: Float[Array, "B K"], batch: Batch, aux: Aux, scale: Float[Array, ""]
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
     """Returns the loss, and the metrics: the share of pairs that the scores put in order, their difference, aux's."""
-    marks, share = pairs(batch.ranks), _share(batch, scale)
+    marks = pairs(batch.ranks)
     weights = scale * marks / jnp.maximum(jnp.sum(marks, axis=(1, 2), keepdims=True), 1)
     difference = found[:, :, None] - found[:, None, :]
     metrics = {"accuracy": jnp.sum(weights * (difference > 0)), "score_margin": jnp.sum(weights * difference)}
-    metrics |= {name: share * value for name, value in dict(aux.metrics).items()}
-    return scale * jnp.sum(losses) + share * aux.loss, metrics
+    return aux.added(scale * jnp.sum(losses), metrics, _share(batch, scale))

@@ -9,12 +9,11 @@ import dataclasses
 import math
 import re
 from collections.abc import Set
-from typing import Any
 
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.options.config import Config
-from jaxgpt.options.settings import option
+from jaxgpt.options.settings import changed, option
 
 DEVICE = "device"
 SPLIT = "training.micro_batches"
@@ -65,7 +64,7 @@ def keeping(config: Config, typed: Set[str], in_file: Set[str]) -> Config:
     said = {name for name in said if value(config, name) != "auto"}
     keeps = tuple(name for name in FREE if name in said or name in config.compute.fit_keeps)
     unknown = tuple(name for name in config.compute.fit_keeps if name not in FREE)  # which `check` refuses
-    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, fit_keeps=keeps + unknown))
+    return changed(config, compute={"fit_keeps": keeps + unknown})
 
 
 def free(config: Config) -> tuple[str, ...]:
@@ -108,9 +107,3 @@ def split(config: Config, batch_size: int) -> dict[str, int]:
     """Returns the options of `training` that cut the same step in micro-batches of so many sequences."""
     training = config.training
     return {"batch_size": batch_size, "micro_batches": training.micro_batches * training.batch_size // batch_size}
-
-
-def changed(config: Config, **sections: dict[str, Any]) -> Config:
-    """Returns the configuration with some options of some sections changed."""
-    parts = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
-    return dataclasses.replace(config, **parts)

@@ -9,8 +9,8 @@ class Objective:
     """Objective that training minimises, and its coefficients."""
 
     name: Literal["next_token", "reward", "preference", "policy"] = "next_token"
-    """The next token, also of conversations; a reward model's comparisons; comparisons directly (DPO and its
-    relatives); or a policy's advantages (REINFORCE, PPO, GRPO)."""
+    """Training objective: the next token, also of conversations; a reward model of comparisons; comparisons directly
+    (DPO and its relatives); or a policy's advantages (REINFORCE, PPO, GRPO)."""
     completions: int = 2
     """reward: number of texts of a ranking that are compared at once (K)."""
     centre: float = 0.0
@@ -18,56 +18,58 @@ class Objective:
     preference_loss: Literal["sigmoid", "square"] = "sigmoid"
     """preference: DPO's loss of a pair's margin, or IPO's."""
     beta: float = 0.1
-    """preference: how closely the model stays to its reference: larger is closer."""
+    """preference: strength with which the model is held to its reference; larger keeps it closer."""
     length_normalised: bool = False
     """preference: divide a text's log-probability by its number of tokens."""
     reference_free: bool = False
     """preference: compare the model's own log-probabilities, without a reference (SimPO)."""
     margin: float = 0.0
-    """preference: what the chosen text's margin has to exceed (SimPO's gamma)."""
+    """preference: margin that the chosen text has to exceed (SimPO's gamma)."""
     label_smoothing: float = 0.0
-    """preference: share of comparisons that are taken to be the wrong way round."""
+    """preference: share of comparisons that are assumed to be the wrong way round."""
     surrogate: Literal["clipped", "reinforce"] = "clipped"
-    """policy: PPO's clipped ratio, or the log-likelihood weighted by the advantage."""
+    """policy: loss of the policy: PPO's clipped ratio, or the log-likelihood weighted by the advantage."""
     clip: float = 0.2
-    """policy: how far below 1 the ratio of new to old probabilities counts, and above where `clip_above` says
-    nothing."""
+    """policy: distance from 1 at which the ratio of new to old probabilities is clipped, below 1, and above it if
+    clip-above is 0."""
     clip_above: float = 0.0
-    """policy: how far above 1 it counts; 0 takes `clip`."""
+    """policy: distance above 1 at which the ratio is clipped; 0 takes `clip`."""
     kl: Literal["k1", "k2", "k3"] = "k3"
-    """policy: estimator of the divergence from the reference, in the loss."""
+    """policy: estimator of the divergence from the reference in the loss."""
     kl_coefficient: float = 0.0
     """policy: coefficient of that divergence; 0 for none."""
     entropy_coefficient: float = 0.0
-    """policy: coefficient of the entropy, which is added to what is maximised."""
+    """policy: coefficient of the entropy, which is maximised."""
     value_coefficient: float = 0.0
     """policy: coefficient of the value head's loss; 0 for no value head."""
     value_clip: float = 0.2
-    """policy: how far from its old value a value counts; 0 for any distance."""
+    """policy: distance from its old value at which a value is clipped; 0 for no clipping."""
     kl_penalty: float = 0.0
-    """policy: coefficient of the divergence from the reference by which each token's reward is less; 0 for none."""
+    """policy: coefficient of the divergence from the reference that is subtracted from each token's reward; 0 for
+    none."""
     kl_target: float = 0.0
-    """policy: divergence of an answer, in nats, near which `kl_penalty` keeps it by changing; 0 leaves it as it is."""
+    """policy: divergence of an answer, in nats, that kl-penalty is adapted to; 0 keeps kl-penalty constant."""
     reward: str = ""
-    """policy: what is rewarded: exact or exact:MARKER (the problem's answer, alone or behind a marker), regex:PATTERN,
-    program:COMMAND (its exit status), FILE.py:FUNCTION (of a text), or model:RUN (a reward model)."""
+    """policy: source of the reward: exact or exact:MARKER (the problem's answer, alone or behind a marker),
+    regex:PATTERN, program:COMMAND (its exit status), FILE.py:FUNCTION (of a text), or model:RUN (a reward model)."""
     program_seconds: float = 5.0
-    """policy: time that such a program may take."""
+    """policy: seconds that a reward's program may take."""
     program_memory_mib: int = 1024
-    """policy: memory, in MiB, that each process of such a program may have."""
+    """policy: memory that each process of a reward's program may have, in MiB."""
     advantages: Literal["group", "values", "reward"] = "group"
-    """policy: an answer's reward less the mean of its group (GRPO), generalised advantages with a value head (PPO), or
-    the reward itself."""
+    """policy: kind of advantage: an answer's reward less the mean of its group (GRPO), generalised advantages with a
+    value head (PPO), or the reward itself."""
     divide_by_deviation: bool = True
-    """policy: divide the group's advantages by its deviation."""
+    """policy: divide a group's advantages by their standard deviation."""
     answers_alike: bool = False
-    """policy: every answer weighs the same in the loss, and not every token."""
+    """policy: weigh all answers alike in the loss, instead of all tokens."""
     discount: float = 1.0
-    """policy: what a reward is worth a token earlier."""
+    """policy: discount of a reward for each token before it; 1 for none."""
     advantage_decay: float = 0.95
-    """policy: decay of the generalised advantages: 1 for the reward that came, 0 for the value of the next token."""
+    """policy: decay of the generalised advantages (λ): 1 relies on the rewards that came, 0 on the value of the next
+    token."""
     whiten: bool = False
-    """policy: scale the advantages of a rollout to the mean 0 and the deviation 1."""
+    """policy: scale the advantages of a rollout to mean 0 and standard deviation 1."""
 
     @property
     def scalar_head(self) -> bool:
@@ -102,11 +104,11 @@ class Rollouts:
     answers: int = 8
     """Number of answers to each prompt (G)."""
     tokens: int = 64
-    """Most tokens of an answer."""
+    """Largest number of tokens in an answer."""
     minibatches: int = 1
-    """Number of steps that a rollout's answers are divided among."""
+    """Number of steps among which a rollout's answers are divided."""
     epochs: int = 1
-    """Times that each of a rollout's answers is trained on."""
+    """Number of times that each of a rollout's answers is trained on."""
 
     @property
     def steps(self) -> int:
@@ -122,14 +124,14 @@ class Lora:
     rank: int = 0
     """Rank of the adapters (R); 0 trains all of the model's parameters instead."""
     alpha: float = 16.0
-    """The adapters' products are multiplied by alpha / rank."""
+    """Scale of the adapters: their products are multiplied by alpha / rank."""
     targets: tuple[str, ...] = ("all-linear",)
     """Names or patterns of the projections that have an adapter, such as q_proj v_proj, c_attn or mlp.*; all-linear
     for all in the blocks."""
     base: Literal["float32", "bfloat16", "int8", "nf4"] = "bfloat16"
-    """Form in which the weights that are not trained are kept: of 32, 16, 8 or 4 bits."""
+    """Type in which the frozen weights are stored: of 32, 16, 8 or 4 bits."""
     double_quantization: bool = False
-    """Keep the scales of int8 and nf4 in 8 bits too: 0.13 bits a number in place of 0.5."""
+    """Store the scales of int8 and nf4 in 8 bits too: 0.13 bits a number instead of 0.5."""
     adapters: str = ""
-    """Adapters to train on: PEFT's folder of them, or a run's. Rank, alpha and targets are theirs, and so is the base
-    unless --init-from names it; empty begins new ones."""
+    """Adapters to train on: a folder of PEFT's, or a run's. Rank, alpha and targets come with them, and so does the
+    base unless --init-from names it; empty begins new ones."""

@@ -15,8 +15,8 @@ from jax._src import clusters
 from jaxgpt import environment
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
+from jaxgpt.options.checks import MOST_PROCESSES, is_address
 from jaxgpt.options.config import Parallel
-from jaxgpt.options.settings import MOST_PROCESSES, is_address
 
 ALONE = "--parallel.processes 1 trains in this process alone"
 

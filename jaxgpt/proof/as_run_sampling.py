@@ -5,7 +5,6 @@ order: micro-batches beyond two, sequences beyond one a device, layers beyond tw
 the vocabulary. Widths, heads, dtypes, kernels, shards and devices are the run's own.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from jaxgpt.models import family
 from jaxgpt.models.blocks import are_stacked
 from jaxgpt.objectives import objective
 from jaxgpt.options.config import Config
+from jaxgpt.options.settings import changed
 from jaxgpt.parallel import mesh
 from jaxgpt.training.state import layout_of
 
@@ -56,11 +56,11 @@ def _smaller(config: Config) -> Iterator[tuple]:
     rows = mesh.SHARDS if config.parallel.reproducible else mesh.make(config.parallel).size
     tokens = min(training.sequence_length, max(FEW_TOKENS, 2 * config.compute.attention_block))
     yield (
-        lambda config: _with(config, training={"micro_batches": min(2, training.micro_batches)}),
+        lambda config: changed(config, training={"micro_batches": min(2, training.micro_batches)}),
         f"2 of {training.micro_batches} micro-batches",
     )
     yield (
-        lambda config: _with(config, training={"batch_size": rows}),
+        lambda config: changed(config, training={"batch_size": rows}),
         f"{rows} of {training.batch_size} sequences of a micro-batch",
     )
     yield (
@@ -68,13 +68,13 @@ def _smaller(config: Config) -> Iterator[tuple]:
         f"{FEW_LAYERS} of {model.layers} layers",
     )
     yield (
-        lambda config: _with(config, training={"sequence_length": tokens}),
+        lambda config: changed(config, training={"sequence_length": tokens}),
         f"{tokens} of {training.sequence_length:,} tokens of a sequence",
     )
     size = min(SMALL_VOCABULARY, model.vocabulary_size)
     start = min(model.document_start, size - 1)
     yield (
-        lambda config: _with(config, model={"vocabulary_size": size, "document_start": start}),
+        lambda config: changed(config, model={"vocabulary_size": size, "document_start": start}),
         f"{size:,} of {model.vocabulary_size:,} tokens of the vocabulary",
     )
 
@@ -82,7 +82,7 @@ def _smaller(config: Config) -> Iterator[tuple]:
 def _with_layers(config: Config, layers: int) -> Config:
     """Returns the configuration of fewer layers, which are scanned or unrolled as the whole model's would be."""
     form = "scanned" if are_stacked(layout_of(config).shapes.blocks) else "unrolled"
-    return _with(config, model={"layers": layers}, compute={"layers": form})
+    return changed(config, model={"layers": layers}, compute={"layers": form})
 
 
 def _bytes(config: Config) -> float:
@@ -105,8 +105,3 @@ def _work(config: Config) -> float:
 
 def _texts(config: Config) -> int:
     return objective(config).shapes(config).tokens.shape[2] if config.objective.texts > 1 else 1
-
-
-def _with(config: Config, **sections: dict) -> Config:
-    changed = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
-    return dataclasses.replace(config, **changed)

@@ -1,4 +1,4 @@
-"""Cases of the gradient check: one for each layer, and one for each whole model of a family.
+"""Cases of the gradient check: one for each layer. Those of whole models are in `objective_cases.py`.
 
 No autodiff is in here: a case only puts a forward, its hand-written backward and inputs together.
 """
@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from jaxgpt.data.loader import Batch
 from jaxgpt.layers import (
     attention,
     cross_entropy,
     dropout,
     embedding,
+    fp8,
     gelu,
     layernorm,
     linear,
@@ -30,14 +30,13 @@ from jaxgpt.layers import (
     swiglu,
     unembedding,
 )
-from jaxgpt.models import family
-from jaxgpt.models import lora as adapters
-from jaxgpt.models.blocks import Adapters, Context, unstacked
-from jaxgpt.objectives import next_token
-from jaxgpt.options.config import Compute, Lora, Model
-from jaxgpt.proof.fp8_case import fp8_case
+from jaxgpt.options.config import Compute, Model
 from jaxgpt.proof.gradcheck import Case, Tree
-from jaxgpt.proof.inputs import document_starts, integers, noisy, normals, random_targets
+from jaxgpt.proof.inputs import document_starts, integers, masks_of, normals, random_targets
+from jaxgpt.proof.objective_cases import adapted_model_case, model_case
+
+UNROUNDED = fp8.Formats(None, None)
+LARGEST = (3.0, 0.7, 11.0)  # expected magnitudes of x, w and ∂y, that give three scales
 
 
 def cases(model: Model, compute: Compute, batch: int, length: int, key: Key[Array, ""]) -> Iterator[Case]:
@@ -92,18 +91,13 @@ def embedding_case(
 
 def dropout_case(key: Key[Array, ""], B: int, T: int, C: int, *, rate: float = 0.3) -> Case:
     (x,) = normals(key, (B, T, C))
-    masks = _masks(key, B, rate)
+    masks = masks_of(key, B, rate)
     return Case(
         "dropout",
         {"x": x},
         lambda inputs: dropout.forward(inputs["x"], masks),
         lambda inputs, dy: {"x": dropout.backward(masks, dy)},
     )
-
-
-def _masks(key: Key[Array, ""], B: int, rate: float) -> dropout.Masks | None:
-    """Returns masks of B sequences; None where the rate is 0."""
-    return dropout.Masks(key, jnp.arange(B), rate) if rate else None
 
 
 def linear_case(key: Key[Array, ""], B: int, T: int, inputs: int, outputs: int) -> Case:
@@ -138,6 +132,29 @@ def lora_case(
     kind = "_of_two_products" if two_products else "" if R else "_of_frozen"
     adapter = lora.Adapter(a, b) if R else None
     return Case(f"lora{kind}", {"adapter": adapter, "x": x}, lambda inputs: forward(inputs)[0], backward)
+
+
+def fp8_case(key: Key[Array, ""], B: int, T: int, inputs: int, outputs: int, *, again: bool = False) -> Case:
+    """Returns the case of products of 8 bits, from residuals that forward keeps, or with `again` from x itself.
+
+    Rounding is a staircase, of which no derivative is to be had. So here nothing is rounded, and everything else is as
+    in training: each factor is divided by its scale and multiplied by it again.
+    """
+    weight, bias, x = normals(key, (inputs, outputs), (outputs,), (B, T, inputs))
+
+    def forward(inputs):
+        weight, bias = inputs["params"]
+        params = fp8.Params(weight, bias, jnp.asarray(LARGEST, inputs["x"].dtype))
+        return params, *fp8.forward(params, inputs["x"], formats=UNROUNDED)
+
+    def backward(inputs, dy):
+        params, _, kept = forward(inputs)
+        residuals = linear.Residuals(inputs["x"]) if again else kept
+        grads, dx = fp8.backward(params, residuals, dy, formats=UNROUNDED)
+        return {"params": linear.Params(grads.weight, grads.bias), "x": dx}
+
+    name = "fp8_of_x" if again else "fp8"
+    return Case(name, {"params": linear.Params(weight, bias), "x": x}, lambda inputs: forward(inputs)[1], backward)
 
 
 def layernorm_case(key: Key[Array, ""], B: int, T: int, C: int) -> Case:
@@ -284,7 +301,7 @@ def attention_case(
     starts = document_starts(key, B, T) if documents else None
     name = "attention" + "_of_documents" * documents + "_of_groups" * (group > 1) + "_in_a_window" * bool(window)
     name += "_with_dropout" * bool(rate)
-    options = {"block": block, "starts": starts, "window": window, "masks": _masks(key, B, rate)}
+    options = {"block": block, "starts": starts, "window": window, "masks": masks_of(key, B, rate)}
     return _arrays_case(name, attention, {"q": q, "k": k, "v": v}, **options)
 
 
@@ -306,8 +323,18 @@ def cross_entropy_case(key: Key[Array, ""], N: int, V: int, Vp: int) -> Case:
 
 
 def unembedding_case(
-    key: Key[Array, ""], B: int, T: int, C: int, V: int, Vp: int, chunk: int, *, cap: float = 0.0
+    key: Key[Array, ""],
+    B: int,
+    T: int,
+    C: int,
+    V: int,
+    Vp: int,
+    chunk: int,
+    *,
+    cap: float = 0.0,
+    softmax: unembedding.Softmax | None = None,
 ) -> Case:
+    """Returns the unembedding's case; with `softmax` its gradients are by this kernel."""
     weight, x = normals(key, (Vp, C), (B, T, C))
     targets = random_targets(key, (B, T), V)
     weights = jnp.asarray(*normals(key, (B, T)))
@@ -317,81 +344,14 @@ def unembedding_case(
         parts = weights.astype(logp.dtype) * jnp.exp(logp)
         return jnp.sum(parts), parts
 
-    def forward(inputs):
-        return unembedding.forward(
-            inputs["params"], inputs["x"], targets, objective, weights, vocabulary_size=V, chunk=chunk, cap=cap
-        )
+    def forward(inputs, softmax=None):
+        options = {"vocabulary_size": V, "chunk": chunk, "cap": cap, "softmax": softmax}
+        return unembedding.forward(inputs["params"], inputs["x"], targets, objective, weights, **options)
 
     def backward(inputs, dy):
-        dparams, dx = unembedding.backward(forward(inputs)[1], dy)
+        dparams, dx = unembedding.backward(forward(inputs, softmax)[1], dy)
         return {"params": dparams, "x": dx}
 
     inputs = {"params": unembedding.Params(weight / C**0.5), "x": x}
-    return Case("unembedding", inputs, lambda inputs: forward(inputs)[0], backward)
-
-
-def model_case(
-    key: Key[Array, ""],
-    B: int,
-    T: int,
-    model: Model,
-    compute: Compute,
-    *,
-    scale: float | None = None,
-    rate: float = 0.0,
-) -> Case:
-    """Returns the case of a whole model of any family, under the loss of the next token, with its `scale`.
-
-    With a `rate` it is in training, with dropout of that rate.
-    """
-    module, context = family(model), Context(model, compute, masks=_masks(key, B, rate))
-    params = noisy(key, jax.jit(lambda: module.init(model, key, jnp.float64))())
-    if compute.layers == "unrolled":
-        params = unstacked(params)
-    batch = next_token_batch(key, B, T, model)
-    factor = None if scale is None else jnp.asarray(scale)
-
-    def backward(params, dloss):
-        _, _, grads = next_token.loss_and_grads(module, params, batch, context, scale=factor)
-        return jax.tree.map(lambda grad: grad * dloss.astype(grad.dtype), grads)
-
-    return Case(
-        model.family + "_with_dropout" * bool(rate),
-        params,
-        lambda params: next_token.loss(module, params, batch, context, scale=factor),
-        backward,
-        depth=2 * model.layers + 2,
-    )
-
-
-def adapted_model_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: Compute) -> Case:
-    """Returns the case of adapters of all projections of a frozen model, under the loss of the next token."""
-    module, options, of_base = family(model), Lora(rank=2, alpha=3.0, base="float32"), jax.random.fold_in(key, 1)
-    base = noisy(of_base, jax.jit(lambda: module.init(model, of_base, jnp.float64))())
-    params = noisy(key, adapters.init(model, options, key, jnp.float64))
-    if compute.layers == "unrolled":
-        base, params = unstacked(base), unstacked(params)
-    batch = next_token_batch(key, B, T, model)
-    context = Context(model, compute, scatter=lambda grads: adapters.gradients(grads, model, options))
-
-    def attached(params):
-        dtype = jax.tree.leaves(params)[0].dtype
-        frozen = jax.tree.map(lambda array: jnp.asarray(array, dtype), base)
-        return adapters.attach(params, frozen, model, options, dtype)
-
-    def backward(params, dloss):
-        _, _, grads = next_token.loss_and_grads(module, attached(params), batch, context)
-        return jax.tree.map(lambda grad: grad * dloss.astype(grad.dtype), Adapters(grads.blocks))
-
-    return Case(
-        f"{model.family}_adapters",
-        params,
-        lambda params: next_token.loss(module, attached(params), batch, context),
-        backward,
-        depth=2 * model.layers + 2,
-    )
-
-
-def next_token_batch(key: Key[Array, ""], B: int, T: int, model: Model) -> Batch:
-    tokens = integers(key, (B, T), model.vocabulary_size)
-    return Batch(tokens, random_targets(key, (B, T), model.vocabulary_size))
+    name = "unembedding_of_kernel" if softmax else "unembedding"
+    return Case(name, inputs, lambda inputs: forward(inputs)[0], backward)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from jaxgpt.layers import cross_entropy
+from jaxgpt.layers import cross_entropy, dropout
 from jaxgpt.proof.gradcheck import Tree
 
 
@@ -44,3 +44,8 @@ def random_targets(key: Key[Array, ""], shape: tuple[int, ...], V: int) -> Array
     if targets.size > 1:
         targets.flat[-1] = cross_entropy.IGNORED
     return jnp.asarray(targets)
+
+
+def masks_of(key: Key[Array, ""], B: int, rate: float) -> dropout.Masks | None:
+    """Returns dropout's masks of B sequences; None where the rate is 0."""
+    return dropout.Masks(key, jnp.arange(B), rate) if rate else None

@@ -1,4 +1,4 @@
-"""Cases of the gradient check beyond the next token: the scalar head, entropy, and each objective's terms and whole.
+"""Cases of whole models under each objective, and of the layers and terms that the objectives have of their own.
 
 Inputs stay clear of the edges of clips, where rounding would decide which side they are on.
 """
@@ -15,12 +15,12 @@ from jaxtyping import Array, Key
 
 from jaxgpt.layers import cross_entropy, entropy, scalar_head, unembedding
 from jaxgpt.layers.numerics import accumulation_dtype
-from jaxgpt.models import family, with_scalar
-from jaxgpt.models.blocks import Context, inputs_of, unstacked
-from jaxgpt.objectives import comparisons, policy, preference, reward, surrogates
-from jaxgpt.options.config import Compute, Model, Objective
+from jaxgpt.models import family, lora, with_scalar
+from jaxgpt.models.blocks import Adapters, Context, inputs_of, unstacked
+from jaxgpt.objectives import comparisons, next_token, policy, preference, reward, surrogates
+from jaxgpt.options.config import Compute, Lora, Model, Objective
 from jaxgpt.proof.gradcheck import Case
-from jaxgpt.proof.inputs import generator, integers, noisy, normals, random_targets
+from jaxgpt.proof.inputs import generator, integers, masks_of, noisy, normals, random_targets
 
 PREFERENCES = {
     "dpo": Objective(beta=0.7, label_smoothing=0.2),
@@ -153,13 +153,67 @@ def _term_case(name: str, term: Callable[[Any], tuple[Any, Any]], x: Any) -> Cas
     return Case(name, x, lambda x: term(x)[0], lambda x, dy: (dy * term(x)[1]).astype(dy.dtype))
 
 
+def model_case(
+    key: Key[Array, ""],
+    B: int,
+    T: int,
+    model: Model,
+    compute: Compute,
+    *,
+    scale: float | None = None,
+    rate: float = 0.0,
+) -> Case:
+    """Returns the case of a whole model of any family, under the loss of the next token, with its `scale`.
+
+    With a `rate` it is in training, with dropout of that rate.
+    """
+    name = model.family + "_with_dropout" * bool(rate)
+    params, batch = _params(key, model, compute), _next_token_batch(key, B, T, model)
+    context = Context(model, compute, masks=masks_of(key, B, rate))
+    return _objective_case(name, next_token, params, batch, context, scale=scale)
+
+
+def adapted_model_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: Compute) -> Case:
+    """Returns the case of adapters of all projections of a frozen model, under the loss of the next token."""
+    module, options = family(model), Lora(rank=2, alpha=3.0, base="float32")
+    base = _params(jax.random.fold_in(key, 1), model, compute)
+    params = noisy(key, lora.init(model, options, key, jnp.float64))
+    if compute.layers == "unrolled":
+        params = unstacked(params)
+    batch = _next_token_batch(key, B, T, model)
+    context = Context(model, compute, scatter=lambda grads: lora.gradients(grads, model, options))
+
+    def attached(params):
+        dtype = jax.tree.leaves(params)[0].dtype
+        frozen = jax.tree.map(lambda array: jnp.asarray(array, dtype), base)
+        return lora.attach(params, frozen, model, options, dtype)
+
+    def backward(params, dloss):
+        _, _, grads = next_token.loss_and_grads(module, attached(params), batch, context)
+        return jax.tree.map(lambda grad: grad * dloss.astype(grad.dtype), Adapters(grads.blocks))
+
+    return Case(
+        f"{model.family}_adapters",
+        params,
+        lambda params: next_token.loss(module, attached(params), batch, context),
+        backward,
+        depth=2 * model.layers + 2,
+    )
+
+
+def _next_token_batch(key: Key[Array, ""], B: int, T: int, model: Model) -> next_token.Batch:
+    tokens = integers(key, (B, T), model.vocabulary_size)
+    return next_token.Batch(tokens, random_targets(key, (B, T), model.vocabulary_size))
+
+
 def reward_case(key: Key[Array, ""], B: int, K: int, T: int, model: Model, compute: Compute) -> Case:
     """Returns the case of a reward model on rankings of K texts, of which the last text of the last isn't there."""
     params = params_with_scalar(key, model, compute)
     last = np.asarray(integers(key, (B, K), T))
     ranks = _ranks(key, B, K)
     batch = reward.Batch(integers(key, (B, K, T), model.vocabulary_size), jnp.asarray(last), jnp.asarray(ranks))
-    return _objective_case("reward", reward, params, batch, model, compute, Objective(centre=0.3))
+    context = Context(model, compute, objective=Objective(centre=0.3))
+    return _objective_case("reward", reward, params, batch, context)
 
 
 def preference_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: Compute, options: Objective) -> Case:
@@ -172,7 +226,8 @@ def preference_case(key: Key[Array, ""], B: int, T: int, model: Model, compute: 
     (reference,) = normals(key, (B, 2))
     tokens = integers(key, shape, model.vocabulary_size)
     batch = preference.Batch(tokens, jnp.asarray(targets), jnp.asarray(reference - T))
-    return _objective_case("preference", preference, _params(key, model, compute), batch, model, compute, options)
+    context = Context(model, compute, objective=options)
+    return _objective_case("preference", preference, _params(key, model, compute), batch, context)
 
 
 def policy_case(
@@ -202,7 +257,8 @@ def policy_case(
         old_values=jnp.asarray((values - 2 * _offsets(key, (B, T))) * drawn),
         returns=jnp.asarray(returns),
     )
-    return _objective_case("policy", policy, params, batch, model, compute, options, scale=scale)
+    context = Context(model, compute, objective=options)
+    return _objective_case("policy", policy, params, batch, context, scale=scale)
 
 
 def _objective_case(
@@ -210,14 +266,12 @@ def _objective_case(
     objective: Any,
     params: Any,
     batch: Any,
-    model: Model,
-    compute: Compute,
-    options: Objective,
+    context: Context,
     *,
     scale: float | None = None,
 ) -> Case:
     """Returns the case of a whole model under an objective, with its `scale`."""
-    module, context = family(model), Context(model, compute, objective=options)
+    module = family(context.model)
     factor = None if scale is None else jnp.asarray(scale)
 
     def backward(params, dloss):
@@ -227,7 +281,7 @@ def _objective_case(
     def forward(params):
         return objective.loss(module, params, batch, context, scale=factor)
 
-    return Case(name, params, forward, backward, depth=2 * model.layers + 2)
+    return Case(name, params, forward, backward, depth=2 * context.model.layers + 2)
 
 
 def _params(key: Key[Array, ""], model: Model, compute: Compute) -> Any:

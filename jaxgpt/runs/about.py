@@ -14,7 +14,7 @@ from jaxgpt import __version__, files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
 from jaxgpt.models import family, lora
-from jaxgpt.options import settings
+from jaxgpt.options import checks, settings
 from jaxgpt.options.command_line import types_of
 from jaxgpt.options.config import Config, Lora, Model, Objective, Training
 
@@ -138,7 +138,7 @@ def _configuration(where: str, saved: dict[str, dict[str, Any]]) -> dict[str, di
 def _check_lora(where: str, saved: dict[str, dict[str, Any]], options: Lora) -> None:
     """Raises a UserError for adapters that the model can't have."""
     try:
-        settings.check_lora(options)
+        checks.check_lora(options)
         if options.rank:
             lora.check(settings.section(where, "model", Model, saved["model"]), options)
     except UserError as error:
@@ -147,7 +147,7 @@ def _check_lora(where: str, saved: dict[str, dict[str, Any]], options: Lora) -> 
 
 def _check_model(where: str, model: Model) -> None:
     try:
-        settings.check_model(model)
+        checks.check_model(model)
         if not model.vocabulary_size:
             raise UserError("--model.vocabulary-size is 0, and must be greater than 0")
         family(model).check(model)
@@ -166,7 +166,7 @@ def _field(where: str, values: dict[str, Any], name: str, valid: Callable[[Any],
 
 
 def _is_size(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= settings.LARGEST
+    return type(value) is int and 0 <= value <= checks.LARGEST
 
 
 def _is_bytes(value: Any) -> bool:

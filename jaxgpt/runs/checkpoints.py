@@ -7,7 +7,6 @@ checkpoints/STEP/SHA256SUMS   written last: a checkpoint without it was not fini
 """
 
 import contextlib
-import dataclasses
 import functools
 import gc
 import logging
@@ -32,7 +31,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.models import family, lora, with_scalar
 from jaxgpt.models.blocks import Params, are_stacked, stacked, unstacked
-from jaxgpt.options import command_line, settings
+from jaxgpt.options import checks, command_line, settings
 from jaxgpt.options.config import Config, Model, Parallel
 from jaxgpt.parallel import mesh, processes
 from jaxgpt.runs import best, checksums
@@ -173,7 +172,7 @@ def load(run: Path, devices: int = 0, merged: Callable[[Params, Found], Params] 
     if not files.exists(run / "config.toml"):
         raise UserError(f"--run {shown(run)}: not a run's folder (it has no config.toml){command_line.runs_near(run)}")
     config = settings.read_trained(run)
-    settings.check(config)
+    checks.check(config)
     compilation_cache.use("")
     parallel = Parallel(devices=devices)
     everywhere = NamedSharding(mesh.make(parallel), PartitionSpec())
@@ -183,8 +182,7 @@ def load(run: Path, devices: int = 0, merged: Callable[[Params, Found], Params] 
     if merged:
         params = merged(params, found)
     # Scanned layers: one is compiled and not all of them, since there is a program for each length.
-    compute = dataclasses.replace(config.compute, layers="scanned")
-    config = dataclasses.replace(config, model=model_of(found.about), compute=compute, parallel=parallel)
+    config = settings.changed(config, model=model_of(found.about), compute={"layers": "scanned"}, parallel=parallel)
     if everywhere.mesh.size > 1:
         params = jax.device_put(params, everywhere)
     return Trained(config, params, tokenizer_of(found), found.about)

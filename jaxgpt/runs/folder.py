@@ -15,7 +15,6 @@ checkpoints/     by orbax
 """
 
 import contextlib
-import dataclasses
 import io
 import itertools
 import json
@@ -76,7 +75,7 @@ def named(config: Config, name: str) -> Config:
     if config.run.resume == "never" and not config.run.overwrite:
         names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
         name = processes.talk.broadcast(lambda: next(free for free in names if _is_free(config, free)))
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
+    return settings.changed(config, run={"name": name})
 
 
 def _is_free(config: Config, name: str) -> bool:

@@ -10,6 +10,7 @@ import jax
 from jaxgpt.models.blocks import ELSEWHERE, MOST_UNROLLED, RECOMPUTE_LEVELS
 from jaxgpt.options import fit
 from jaxgpt.options.config import Config
+from jaxgpt.options.settings import changed
 from jaxgpt.parallel.mesh import SHARDS
 from jaxgpt.training import host_memory
 from jaxgpt.training.estimate import estimate
@@ -126,7 +127,7 @@ def _changed(config: Config, place: Place, size: int, level: str, chunk: int, ze
     layers = config.compute.layers
     if layers == "auto" and place.gpu and zero >= 2:
         layers = "scanned"  # written out, a GPU's program keeps all gradients whole
-    return fit.changed(
+    return changed(
         config,
         compute={"recompute": level, "classifier_chunk": chunk, "layers": layers},
         parallel={"zero": zero, "moments": moments},
@@ -140,4 +141,4 @@ def with_layers(config: Config, place: Place) -> Config:
         return config
     most = MOST_UNROLLED["gpu"] if place.gpu else ELSEWHERE
     form = "unrolled" if config.model.layers <= most else "scanned"
-    return fit.changed(config, compute={"layers": form})
+    return changed(config, compute={"layers": form})

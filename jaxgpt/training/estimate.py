@@ -13,10 +13,9 @@ of attention's scores; the compiler may do with less. `tests/training/test_estim
 compiled programs, and says how far they are off.
 """
 
-import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.optimizers.matrices import owned
 from jaxgpt.options.config import Config
+from jaxgpt.options.settings import changed
 from jaxgpt.training import memory_plan
 from jaxgpt.training.memory_plan import Sizes
 from jaxgpt.training.state import layout_without_devices
@@ -104,9 +104,9 @@ def _times(sizes: Sizes, counts: _Counts, *, unrolled: bool, summed: bool) -> di
 def _measure(config: Config, devices: int, gpu: bool) -> tuple[Sizes, _Counts]:
     zero, unrolled = config.parallel.zero if devices > 1 else 0, config.compute.layers == "unrolled"
     # The same sizes, from a trace of one layer with one block of queries.
-    stacked = _with_compute(config, layers="scanned", attention_block=config.training.sequence_length)
+    stacked = changed(config, compute={"layers": "scanned", "attention_block": config.training.sequence_length})
     sizes = memory_plan.measure(stacked, devices)
-    L, all_kept = config.model.layers, _with_compute(stacked, recompute="none")
+    L, all_kept = config.model.layers, changed(stacked, compute={"recompute": "none"})
     activations = sum(memory_plan.measure(all_kept, devices).activations.values()) // L
 
     wide, narrow = accumulation_dtype(config.compute.dtype).itemsize, jnp.dtype(config.compute.dtype).itemsize
@@ -158,7 +158,3 @@ def _numbers(config: Config) -> tuple[int, int]:
         for part in (shapes.blocks, shapes._replace(blocks=()))
     )
     return layers // config.model.layers, ends
-
-
-def _with_compute(config: Config, **options: Any) -> Config:
-    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, **options))

@@ -1,11 +1,11 @@
 """Words of `compute.fit`: its choice with what was tried, or what the least would need and what would help."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 
 from jaxgpt.errors import UserError
 from jaxgpt.options import fit
 from jaxgpt.options.config import Config
+from jaxgpt.options.settings import changed
 from jaxgpt.training.candidates import Candidate, Place, candidates, open_options
 from jaxgpt.training.device_memory import Capacity
 
@@ -80,20 +80,19 @@ def _help(config: Config, devices: int) -> Iterator[tuple[str, Config]]:
     """Yields what would need less, which fit doesn't choose since it is another run: in words, and as options."""
     training, compute = config.training, config.compute
     if compute.fit_keeps:
-        yield "leaving those away that are kept", fit.changed(config, compute={"fit_keeps": ()})
+        yield "leaving those away that are kept", changed(config, compute={"fit_keeps": ()})
     if devices * 2 <= training.batch_size * training.micro_batches:
-        twice = fit.changed(config, parallel={"devices": 2 * devices})
-        yield f"{2 * devices} devices", fit.changed(twice, training=fit.split(config, 2 * devices))
+        twice = changed(config, parallel={"devices": 2 * devices})
+        yield f"{2 * devices} devices", changed(twice, training=fit.split(config, 2 * devices))
     if training.sequence_length > 1:
         half = training.sequence_length // 2
-        yield f"--training.sequence-length {half}", fit.changed(config, training={"sequence_length": half})
+        yield f"--training.sequence-length {half}", changed(config, training={"sequence_length": half})
     if compute.dtype == "float32":
-        yield "--compute.dtype bfloat16", fit.changed(config, compute={"dtype": "bfloat16"})
+        yield "--compute.dtype bfloat16", changed(config, compute={"dtype": "bfloat16"})
     if compute.parameters == "float32":
-        yield "--compute.parameters bfloat16", fit.changed(config, compute={"parameters": "bfloat16"})
+        yield "--compute.parameters bfloat16", changed(config, compute={"parameters": "bfloat16"})
     if not config.lora.rank and config.training.init_from:
-        adapters = dataclasses.replace(config.lora, rank=RANK)
-        yield f"--lora.rank {RANK}", dataclasses.replace(config, lora=adapters)
+        yield f"--lora.rank {RANK}", changed(config, lora={"rank": RANK})
 
 
 def _with_devices(place: Place, config: Config) -> Place:

@@ -16,8 +16,7 @@ from jaxgpt.models import family, with_scalar
 from jaxgpt.models.blocks import Params, inputs_of
 from jaxgpt.options.config import Config
 from jaxgpt.parallel.mesh import AXIS
-from jaxgpt.training.state import frozen_shapes, layout_of
-from jaxgpt.training.working import working
+from jaxgpt.training.state import frozen_shapes, layout_of, working
 
 
 class Forward(NamedTuple):

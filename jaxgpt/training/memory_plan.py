@@ -19,6 +19,7 @@ from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import family, fp8, lora, with_scalar
 from jaxgpt.models.blocks import Context, Inputs, cast
 from jaxgpt.options.config import Compute, Config, Training
+from jaxgpt.options.settings import changed
 from jaxgpt.training.device_memory import Capacity
 from jaxgpt.training.state import frozen_shapes, layout_of, layout_without_devices, state_of
 
@@ -215,8 +216,7 @@ def measure(config: Config, devices: int | None = None) -> Sizes:
 def without_batch(config: Config) -> Config:
     """Returns the configuration with defaults for what the parameters' sizes don't depend on."""
     nothing = {name: getattr(Compute(), name) for name in ("classifier_chunk", "memory_limit_gib", "fit", "fit_keeps")}
-    compute = dataclasses.replace(config.compute, recompute="none", **nothing)
-    return dataclasses.replace(config, compute=compute, training=Training())
+    return changed(config, compute={"recompute": "none", **nothing}, training=Training())
 
 
 @functools.lru_cache
@@ -236,12 +236,12 @@ def _of_parameters(config: Config, devices: int) -> Sizes:
         leaf for leaf, own in zip(*map(jax.tree.leaves, ends), strict=True) if layout.sharded or leaf.dtype != own.dtype
     ]
     return Sizes(
-        parameters=_bytes(state.params) // divided,
-        frozen=_bytes(frozen),
-        moments=_bytes(state.moments) // divided,
+        parameters=bytes_of(state.params) // divided,
+        frozen=bytes_of(frozen),
+        moments=bytes_of(state.moments) // divided,
         gradients=gradients // (divided if layout.zero >= 2 else 1),
         second_gradient=gradients // divided,
-        weights=_bytes(copies),
+        weights=bytes_of(copies),
         activations={},
         ends=0,
         logits=0,
@@ -289,10 +289,11 @@ def _residuals(config: Config) -> tuple[dict[str, int], int]:
     _, residuals, _ = jax.eval_shape(
         lambda params, inputs: family(model).features(params, inputs, context), whole, inputs
     )
-    return _by_name(residuals.blocks), _bytes(residuals._replace(blocks=()))
+    return _by_name(residuals.blocks), bytes_of(residuals._replace(blocks=()))
 
 
-def _bytes(tree: Any) -> int:
+def bytes_of(tree: Any) -> int:
+    """Returns the size of all arrays of a tree, or of their shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 

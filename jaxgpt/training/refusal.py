@@ -6,6 +6,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.models.blocks import RECOMPUTE_LEVELS
 from jaxgpt.options import fit
 from jaxgpt.options.config import Config
+from jaxgpt.options.settings import changed
 from jaxgpt.training import step
 from jaxgpt.training.device_memory import Capacity
 from jaxgpt.training.memory_plan import Plan, least, make
@@ -23,7 +24,7 @@ def of_step(config: Config, plan: Plan) -> UserError:
     if not found:
         chunk = min(SMALLEST_CHUNK, config.compute.classifier_chunk)
         least_of_all = {"recompute": "block", "classifier_chunk": chunk, "dtype": "bfloat16"}
-        everything = fit.changed(config, compute=least_of_all, training=fit.split(config, layout_of(config).devices))
+        everything = changed(config, compute=least_of_all, training=fit.split(config, layout_of(config).devices))
         found = [fitting] if (fitting := _first_that_fits([everything], plan)) else []
     if not found:
         return UserError(f"{head}No option makes this model fit: take a smaller one, or a larger device")
@@ -39,19 +40,19 @@ def _changes(config: Config, plan: Plan) -> Iterator[list[Config]]:
     """Yields changes that might make it fit, kind by kind, the cheapest in time first; of a kind the smallest first."""
     compute, training = config.compute, config.training
     after = RECOMPUTE_LEVELS[RECOMPUTE_LEVELS.index(compute.recompute) + 1 :]
-    yield [fit.changed(config, compute={"recompute": level}) for level in after if level != "block"]
+    yield [changed(config, compute={"recompute": level}) for level in after if level != "block"]
     devices = layout_of(config).devices
     chunk = min(compute.classifier_chunk, training.batch_size // devices * training.sequence_length)
-    yield [fit.changed(config, compute={"classifier_chunk": size}) for size in (512, SMALLEST_CHUNK) if size < chunk]
+    yield [changed(config, compute={"classifier_chunk": size}) for size in (512, SMALLEST_CHUNK) if size < chunk]
     divisors = [
         size for size in range(training.batch_size - 1, 0, -1) if training.batch_size % size == size % devices == 0
     ]
     promising = [size for size in divisors if size <= (plan.largest_batch_size or 0)] or divisors[-1:]
-    yield [fit.changed(config, training=fit.split(config, size)) for size in promising]
+    yield [changed(config, training=fit.split(config, size)) for size in promising]
     if "block" in after:
-        yield [fit.changed(config, compute={"recompute": "block"})]
+        yield [changed(config, compute={"recompute": "block"})]
     if compute.dtype != "bfloat16":
-        yield [fit.changed(config, compute={"dtype": "bfloat16"})]
+        yield [changed(config, compute={"dtype": "bfloat16"})]
 
 
 def _first_that_fits(candidates: list[Config], plan: Plan) -> tuple[Config, int] | None:

@@ -1,6 +1,5 @@
-"""The train state: its fields, its value before the first step, and its layout on the devices."""
+"""The train state: its fields, its first value, its layout on the devices, and what the model computes with."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,10 +9,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
+from jaxgpt import optimizers
 from jaxgpt.models import family, lora, with_scalar
-from jaxgpt.models.blocks import Params, arrange, as_matrices
-from jaxgpt.optimizers import adamw, choose
+from jaxgpt.models.blocks import Adapters, Context, Params, arrange, as_matrices
+from jaxgpt.optimizers import adamw
 from jaxgpt.options.config import Config
+from jaxgpt.options.settings import changed
 from jaxgpt.parallel import mesh
 from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import fp8, host_memory, spikes
@@ -87,7 +88,7 @@ def state_of(params: Params, config: Config) -> TrainState:
     """Returns the state before the first step with these parameters; the rest depends on their shapes alone."""
     _, key = jax.random.split(jax.random.key(config.training.seed))
     step, nonfinite, skipped = (jnp.int32(0) for _ in range(3))  # each in memory of its own, since all is donated
-    moments = choose.init(params, layout_without_devices(config, 1).matrices)
+    moments = optimizers.init(params, layout_without_devices(config, 1).matrices)
     windows = spikes.init(), spikes.init()
     return TrainState(params, moments, step, key, nonfinite, skipped, *windows, fp8.init(params, config.compute))
 
@@ -172,7 +173,7 @@ def random_params(config: Config) -> Params:
 
 def _without_recompute(config: Config) -> Config:
     """Sets recompute to "none": at any level the first state is the same, and so are the programs that make it."""
-    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, recompute="none"))
+    return changed(config, compute={"recompute": "none"})
 
 
 @functools.lru_cache
@@ -191,3 +192,39 @@ def _moved(state: TrainState, config: Config) -> TrainState:
     """Returns the state with its moments in the memory that the options name."""
     on_host = config.parallel.moments == "host"
     return state._replace(moments=host_memory.given_back(state.moments)) if on_host else state
+
+
+# What the model computes with
+
+
+def working(params: Params, frozen: Any, config: Config, layout: Layout) -> tuple[Params, Context]:
+    """Returns a family's parameters in the compute dtype, with the objective's scalar head, and the context.
+
+    Args:
+        params: Parameters of a train state, or this device's shards of them.
+        frozen: The base, whole on every device, where `params` are its adapters; else None.
+        config: The run's configuration.
+        layout: Where its parameters are.
+    """
+    model, compute = config.model, config.compute
+    if not config.lora.rank:
+        context = Context(
+            model, compute, frozen, layout.gather(compute.dtype), layout.scatter, objective=config.objective
+        )
+        return layout.working(params, compute.dtype), context
+    # Adapters are small: they are all-gathered together at each stage.
+    adapters = layout.whole(params, compute.dtype)
+    gather = lora.gather(frozen, compute.dtype)
+
+    def scatter(grads):
+        return layout.scatter(lora.gradients(grads, model, config.lora))
+
+    attached = with_scalar.on_model(
+        lambda adapters: lora.attach(adapters, frozen, model, config.lora, compute.dtype), adapters
+    )
+    return attached, Context(model, compute, frozen, gather, scatter, objective=config.objective)
+
+
+def trained(grads: Params, config: Config) -> Params:
+    """Returns the gradients of what is trained, from a family's gradients of the `working` parameters."""
+    return with_scalar.on_model(lambda grads: Adapters(grads.blocks), grads) if config.lora.rank else grads

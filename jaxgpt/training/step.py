@@ -27,19 +27,29 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxgpt import optimizers
 from jaxgpt.data.loader import Batch
 from jaxgpt.layers.dropout import Masks
 from jaxgpt.models import family, fp8
 from jaxgpt.models.blocks import Params
 from jaxgpt.objectives import objective
-from jaxgpt.optimizers import choose, clipping, muon, schedules
+from jaxgpt.optimizers import clipping, muon, schedules
 from jaxgpt.options.config import Compute, Config
 from jaxgpt.parallel import mesh, sharding
 from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training import fp8 as scales
 from jaxgpt.training import host_memory, spikes
-from jaxgpt.training.state import TrainState, decays, frozen_shapes, layout_of, shardings, specs, state_shapes
-from jaxgpt.training.working import trained, working
+from jaxgpt.training.state import (
+    TrainState,
+    decays,
+    frozen_shapes,
+    layout_of,
+    shardings,
+    specs,
+    state_shapes,
+    trained,
+    working,
+)
 
 BUCKET = 32 << 20  # bytes of gradients that are reduced together; a layer of GPT-2 124M has 28 MB
 DROPOUT = 1 << 31  # folded into the state's key for masks; rounding folds in steps, which are below it
@@ -148,7 +158,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Any, Batch], tuple[
         taken = finite & ~spike & ~stopped
         setup = muon.Setup(layout.matrices, config.compute.dtype, layout.to_owners, layout.to_shards)
         moments = host_memory.fetched(state.moments, norm) if on_host else state.moments
-        params, moments = choose.update(
+        params, moments = optimizers.update(
             state.params,
             moments,
             grads,

@@ -10,7 +10,6 @@
 It is no prediction: nothing overlaps here. What counts is the order.
 """
 
-import dataclasses
 import functools
 import math
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from jaxgpt.layers.numerics import accumulation_dtype
 from jaxgpt.models import family
 from jaxgpt.models.blocks import unstacked
 from jaxgpt.options.config import Config
+from jaxgpt.options.settings import changed
 from jaxgpt.parallel.traffic import NETWORK, seconds, traffic
 from jaxgpt.training import flops, memory_plan
 from jaxgpt.training.device_memory import CARDS, Card
@@ -68,7 +68,7 @@ def step_seconds(config: Config, devices: int, speeds: Speeds) -> float:
     narrow, wide = jnp.dtype(compute.dtype).itemsize, accumulation_dtype(compute.dtype).itemsize
 
     of_token = family(model).flops_per_token(model, T, recompute=compute.recompute)
-    kept = dataclasses.replace(config, compute=dataclasses.replace(compute, recompute="none"))
+    kept = changed(config, compute={"recompute": "none"})
     again = sum(memory_plan.measure(kept, devices).activations.values()) - sum(sizes.activations.values())
     of_layer, of_ends = numbers_of(config)
     numbers = model.layers * of_layer + of_ends
@@ -86,7 +86,7 @@ def step_seconds(config: Config, devices: int, speeds: Speeds) -> float:
 
 def network_bytes(config: Config, devices: int) -> dict[str, int]:
     """Returns the bytes of the tensors that cross the network in a step, by kind of collective."""
-    scanned = dataclasses.replace(config, compute=dataclasses.replace(config.compute, layers="scanned"))
+    scanned = changed(config, compute={"layers": "scanned"})
     return _network_bytes(memory_plan.without_batch(scanned), devices, config.training.micro_batches)
 
 

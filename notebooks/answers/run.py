@@ -1,4 +1,4 @@
-"""Runs notebooks with the authors' answers in the place of the blanks: make test-answers ARGS="05 12".
+"""Runs notebooks with the authors' answers instead of the blanks: make test-answers ARGS="05 12".
 
 Nothing is written. It fails on the first error, and on an answer of which `check` doesn't say that it is right.
 """
@@ -16,13 +16,13 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def answers(stem: str) -> list[list[str]]:
-    """The blocks of code of each exercise: the answer, and what of the notebook shows it."""
+    """Returns the blocks of code of each exercise: the answer, and what of the notebook shows it."""
     text = (FOLDER / "answers" / f"{stem}.md").read_text(encoding="utf-8")
     return [BLOCK.findall(part) for part in re.split(r"^## \d+$", text, flags=re.MULTILINE)[1:]]
 
 
 def with_answers(path: Path) -> Any:
-    """The notebook with its blanks filled."""
+    """Returns the notebook with its blanks filled."""
     notebook = nbformat.read(path, 4)
     cells = [cell for cell in notebook.cells if "exercise" in cell.metadata.get("tags", [])]
     for cell, blocks in zip(cells, answers(path.stem), strict=True):

@@ -80,5 +80,5 @@ if __name__ == "__main__":
     parser = connect.options(__doc__)
     parser.add_argument("question", nargs="?", default=QUESTION)
     parser.add_argument("--samples", type=int, default=5, help="chains that vote")
-    parser.add_argument("--tokens", type=int, default=80, help="the most of an answer")
+    parser.add_argument("--tokens", type=int, default=80, help="most tokens of an answer")
     connect.run(ask, parser.parse_args())

@@ -1,4 +1,4 @@
-"""What all examples share: their options, a client of the server, and printing what a model wrote."""
+"""Parts that all examples share: their options, a client of the server, and printing what a model wrote."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ def options(described: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(described or "").partition("\n")[0])
     parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="the server's address")
     parser.add_argument("--model", default="", help="the model's name; empty takes the server's first")
-    parser.add_argument("--seed", type=int, default=1, help="of what is drawn")
+    parser.add_argument("--seed", type=int, default=1, help="random seed of the drawn texts")
     return parser
 
 

@@ -32,7 +32,7 @@ Question: """
 
 
 def step(client: openai.OpenAI, given: argparse.Namespace, text: str, number: int) -> re.Match[str] | None:
-    """Returns the model's next thought and action; None where its tokens ended before."""
+    """Returns the model's next thought and action; None if its tokens ended before."""
     drawn = client.completions.create(
         model=given.model,
         prompt=text,
@@ -45,7 +45,7 @@ def step(client: openai.OpenAI, given: argparse.Namespace, text: str, number: in
 
 
 def act(action: str, argument: str, folder: Path) -> str:
-    """Returns what a tool says."""
+    """Returns a tool's answer."""
     return tools.calculate(argument) if action == "calculate" else tools.search(folder, argument)
 
 
@@ -74,7 +74,9 @@ def answer(client: openai.OpenAI, given: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = connect.options(__doc__)
     parser.add_argument("question", nargs="?", default=QUESTION)
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "notes", help="of texts to search")
-    parser.add_argument("--steps", type=int, default=6, help="the most that are taken")
-    parser.add_argument("--tokens", type=int, default=300, help="the most of a step")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(__file__).parent / "notes", help="folder of texts to search"
+    )
+    parser.add_argument("--steps", type=int, default=6, help="most steps that are taken")
+    parser.add_argument("--tokens", type=int, default=300, help="most tokens of a step")
     connect.run(answer, parser.parse_args())

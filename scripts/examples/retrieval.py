@@ -68,8 +68,10 @@ def answer(client: openai.OpenAI, given: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = connect.options(__doc__)
     parser.add_argument("question", nargs="?", default=QUESTION)
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "notes", help="of texts to look in")
-    parser.add_argument("--passages", type=int, default=3, help="that the model is shown")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(__file__).parent / "notes", help="folder of texts to look in"
+    )
+    parser.add_argument("--passages", type=int, default=3, help="passages that the model is shown")
     parser.add_argument("--longest", type=int, default=400, help="characters of a passage")
-    parser.add_argument("--tokens", type=int, default=100, help="the most of the answer")
+    parser.add_argument("--tokens", type=int, default=100, help="most tokens of the answer")
     connect.run(answer, parser.parse_args())

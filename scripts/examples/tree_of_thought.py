@@ -1,4 +1,4 @@
-"""Tree of thought: several next steps are proposed, the model judges each, and the best are gone on from.
+"""Tree of thought: the model proposes several next steps and judges each, and the best are continued.
 
 At every depth each kept path is continued in `--branches` ways; the model then votes `--votes` times on each new path,
 whether it leads to the goal (sure, maybe, impossible); the `--kept` best go on (Yao et al. 2023, arXiv:2305.10601,
@@ -75,8 +75,8 @@ if __name__ == "__main__":
     parser = connect.options(__doc__)
     parser.add_argument("goal", nargs="?", default=GOAL)
     parser.add_argument("--depth", type=int, default=3, help="steps of a path")
-    parser.add_argument("--branches", type=int, default=3, help="steps that are proposed after each path")
-    parser.add_argument("--kept", type=int, default=2, help="paths that are gone on from")
-    parser.add_argument("--votes", type=int, default=3, help="on each path")
-    parser.add_argument("--tokens", type=int, default=40, help="the most of a step")
+    parser.add_argument("--branches", type=int, default=3, help="steps proposed after each path")
+    parser.add_argument("--kept", type=int, default=2, help="paths that are continued")
+    parser.add_argument("--votes", type=int, default=3, help="votes on each path")
+    parser.add_argument("--tokens", type=int, default=40, help="most tokens of a step")
     connect.run(solve, parser.parse_args())

@@ -1,4 +1,4 @@
-"""The commands on run folders: what is left alone, what generate prints, with what status a command ends."""
+"""The commands on run folders: files they leave alone, text that generate prints, and exit statuses."""
 
 import dataclasses
 import json
@@ -23,18 +23,11 @@ from jaxgpt.options.config import Checkpoint, Config, Data, Model, Run, Training
 from jaxgpt.runs import checksums
 from jaxgpt.runs.saving import Writer
 from jaxgpt.training.state import TrainState, init_state
+from tests.small_run import TINY
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
+pytestmark = pytest.mark.usefixtures("work")
 
 MODEL = Model(layers=1, heads=2, width=8, context=16, vocabulary_size=256)
-TINY = [
-    "--model.family=gpt2",
-    "--model.layers=1",
-    "--model.heads=2",
-    "--model.width=8",
-    "--model.context=16",
-    "--data.text=text.txt",
-]
 ESCAPE = 27
 
 
@@ -55,7 +48,7 @@ def save(run: Path, configuration: Config, state: TrainState, tokenizer: dict[st
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A run that trained nothing: a model of bytes whose likeliest next token is always an ESC."""
+    """A saved run without training: a model of bytes whose likeliest next token is always an ESC."""
     run = tmp_path_factory.mktemp("saved") / "escapes"
     configuration = Config(
         model=MODEL, data=Data(tokenizer="bytes"), training=Training(sequence_length=16), run=Run(name="escapes")
@@ -71,7 +64,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def run(saved, work):
-    """A copy of it, runs/escapes."""
+    """A copy of the saved run, runs/escapes."""
     return Path(shutil.copytree(saved, work / "runs" / "escapes")).relative_to(work)
 
 
@@ -165,7 +158,7 @@ def test_a_folder_that_cannot_be_written(fails, folder):
 
 
 def test_generate_prints_the_prompt_and_what_follows(run, capsys):
-    """An ESC, which could do things to the terminal, is written out, in the prompt too."""
+    """An ESC, which could command the terminal, is escaped, in the prompt too."""
     assert cli.main(["generate", "--run", str(run), "--prompt", "a\x1b[1mb\n\tc", "--tokens=3", "--temperature=0"]) == 0
     assert capsys.readouterr().out == "a\\x1b[1mb\n\tc\\x1b\\x1b\\x1b\n"
 
@@ -197,7 +190,7 @@ def test_samples_differ_and_the_seed_repeats_them(run, capsys):
 
 
 def test_texts_drawn_side_by_side_are_printed_one_after_another(run, capsys, monkeypatch):
-    """Of the first that is not complete each piece as it comes; what comes of others meanwhile is kept."""
+    """Pieces of the first text that is not complete are printed as they come; pieces of later texts wait."""
     drawn = [Piece(2, "c", True), Piece(0, "a", False), Piece(1, "b", False), Piece(0, "A", True), Piece(1, "B", True)]
     monkeypatch.setattr("jaxgpt.commands.search.pieces", lambda *args: iter(drawn))
     (run / "prompts").write_text("two\nthree\n")
@@ -237,7 +230,7 @@ def test_generate_with_an_option_out_of_range(fails, run, words, message):
 
 
 def test_special_tokens_and_empty_prompts_begin_a_document(work, monkeypatch):
-    """Of a tokenizer that has an end of text, behind the 256 bytes."""
+    """The tokenizer has an end of text as token 256, behind the 256 bytes."""
     configuration = Config(model=dataclasses.replace(MODEL, vocabulary_size=257), run=Run(name="special"))
     state = tokenizers.TrainedBytePairs([bytes([i]) for i in range(256)]).state()
     save(work / "special", configuration, zeros(configuration), state)
@@ -311,7 +304,7 @@ def test_generate_uses_the_checkpoint_before_a_damaged_one_and_says_so(run, caps
 
 @pytest.mark.parametrize("about", ["{}", "[]", '{"configuration": 3}', "{"])
 def test_generate_from_a_checkpoint_that_says_nothing_of_itself(fails, run, about):
-    """With checksums to it, as another program might write one."""
+    """The checksums are right, as they would be if another program had written the checkpoint."""
     (run / "checkpoints" / "0" / "about" / "metadata").write_text(about)
     checksums.write(run / "checkpoints" / "0")
     assert fails("generate", "--run", str(run)).startswith("error: runs/escapes/checkpoints/0/about/metadata: ")
@@ -345,7 +338,7 @@ def entry(*words: str, **options) -> subprocess.Popen:
 
 
 def test_a_reader_that_leaves_is_no_error():
-    """As in `python run.py --help | head -1`."""
+    """The reader leaves as in `python run.py --help | head -1`."""
     with entry("--help", stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -361,7 +354,7 @@ def test_the_entry_has_the_status_of_the_command():
 
 
 def test_a_terminal_without_unicode_is_no_error(run, monkeypatch, capsysbinary):
-    """What it can't show is written out."""
+    """Characters that it can't show are printed as escapes."""
     monkeypatch.setattr("jaxgpt.commands.search.pieces", lambda *args: iter([Piece(0, "é", True)]))
     terminal: Any = sys.stdout
     terminal.reconfigure(encoding="ascii")

@@ -1,4 +1,4 @@
-"""`--init-from`: the state begins with the weights, wherever they lie, and what doesn't fit is refused.
+"""`--init-from`: the state begins with the weights, sharded in any way, and a mismatch is refused.
 
 Processes that would not train the same are refused too.
 """
@@ -28,7 +28,7 @@ from jaxgpt.training.resharding import Resharding
 from tests import whole
 from tests.interop.weights import assert_same_bits, random_params
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
+pytestmark = pytest.mark.usefixtures("work")
 
 MODEL = Model(layers=2, heads=2, width=12, context=8, vocabulary_size=256)
 TRAIN = ["--data.text=text.txt", "--training.steps=2", "--sampling.tokens=2", "--init-from", "hf"]
@@ -47,7 +47,7 @@ TRAIN = ["--data.text=text.txt", "--training.steps=2", "--sampling.tokens=2", "-
     ],
 )
 def test_the_first_state_has_these_parameters(devices, zero, layers, parameters):
-    """However they lie; and all else is as it is without them."""
+    """The parameters may be sharded in any way; the rest of the state is as it is without them."""
     config = Config(
         model=MODEL,
         compute=Compute(layers=layers, parameters=parameters),
@@ -70,7 +70,7 @@ def test_the_first_state_has_these_parameters(devices, zero, layers, parameters)
 
 @pytest.fixture
 def hf(work):
-    """A Hugging Face folder hf, of the tokenizer bytes."""
+    """A Hugging Face folder, hf, with the tokenizer bytes."""
     with writing.new_folder(Path("hf")) as folder:
         huggingface.write_folder(folder, random_params(MODEL), MODEL, "float32", tokenizers.Bytes(), 1 << 30)
 
@@ -152,7 +152,7 @@ def test_sources_are_the_code_alone(package):
 
 
 def difference(monkeypatch, change):
-    """The message of process 1, where process 0 has said something else."""
+    """Returns the message of process 1 when process 0 has sent something else."""
 
     def broadcast(make):
         first = copy.deepcopy(make())
@@ -176,7 +176,7 @@ def test_the_same_is_allowed(monkeypatch):
 
 @pytest.mark.parametrize("hash_there", ["0123456789abcdef", None])
 def test_other_code_of_the_same_version_is_named(monkeypatch, hash_there):
-    """A file that was changed, and one that is only here."""
+    """One file was changed, and one exists only here."""
 
     def change(first):
         if hash_there:

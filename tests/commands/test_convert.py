@@ -20,8 +20,6 @@ from jaxgpt.runs import resuming
 from jaxgpt.runs.folder import RunFolder
 from tests.interop.weights import assert_same_bits, random_params
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODEL = Model(layers=2, heads=2, width=8, context=8, vocabulary_size=256)
 
 
@@ -53,7 +51,7 @@ def names() -> set[str]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_all_the_way_round_changes_no_bit(convert, dtype):
-    """run, Hugging Face, llm.c, run, llm.c, Hugging Face, and back."""
+    """The way is: run, Hugging Face, llm.c, run, llm.c, Hugging Face, and back."""
     expected = random_params(MODEL, dtype)
     said = convert("runs/a", "hf", "--dtype", dtype)
     assert ("float32 is rounded to the nearest bfloat16" in said) == (dtype == "bfloat16")
@@ -87,7 +85,7 @@ def test_a_converted_run_generates_and_is_not_resumed(convert, capsys):
 
 
 def test_gpt2s_tokenizer_goes_along(convert):
-    """Into llm.c's tokenizer file, and into what the run's folder says."""
+    """It is written to llm.c's tokenizer file, and into the run's folder."""
     model = Model(layers=1, heads=1, width=2, context=4, vocabulary_size=50257)
     llmc.write_model(Path("m.bin"), random_params(model), model, "float32")
     said = convert("m.bin", "runs/g")
@@ -180,7 +178,7 @@ PICKLE = b"\x80\x04cos\nsystem\n(S'touch executed'\ntR."
 @pytest.mark.parametrize("content", [TORCH, PICKLE, b""])
 @pytest.mark.parametrize("name", ["ckpt.pt", "model.pth", "weights.pkl", "last.ckpt", "pytorch_model.bin", "model"])
 def test_pickles_are_named_and_never_opened(here, fails, name, content):
-    """By their names, and by their first bytes whatever their names are."""
+    """A pickle is recognised by its name, and by its first bytes whatever its name is."""
     Path("out").mkdir()
     Path("out", name).write_bytes(content)
     message = fails("convert", f"out/{name}", "x")

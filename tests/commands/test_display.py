@@ -1,4 +1,4 @@
-"""What a person sees of a run, on a terminal and through a pipe."""
+"""The display of a run, on a terminal and through a pipe."""
 
 import io
 import re
@@ -33,7 +33,7 @@ def written(screen: Console) -> str:
 
 
 def lines(screen: Console) -> list[str]:
-    """What was written, as lines of text: each redrawing of the live line is one."""
+    """Returns the lines that were written; each redrawing of the live line counts as one."""
     text = ESCAPE_SEQUENCE.sub("", written(screen)).replace("\r", "\n")
     return [line.rstrip() for line in text.split("\n") if line.strip()]
 
@@ -93,7 +93,7 @@ def test_utilisation_is_shown_where_it_is_known(steps):
 
 
 def test_speed_and_time_left_are_not_guessed_from_the_compilers_time(steps):
-    """Before the first step, and after it, whose time is mostly the compiler's, there is neither."""
+    """Neither is shown before the first step, nor after it, as its time is mostly the compiler's."""
     before, first, second, *_ = lines(steps(console(terminal=True), 2))
     assert before.startswith("compiling")
     assert first.startswith("step 1/100  loss 3.2500")
@@ -102,7 +102,7 @@ def test_speed_and_time_left_are_not_guessed_from_the_compilers_time(steps):
 
 
 def test_the_speed_is_smoothed(monkeypatch):
-    """One slow step among fast ones moves it by a tenth of the difference."""
+    """One slow step among fast ones moves the shown speed by a tenth of the difference."""
     screen = console(terminal=True)
     with Display(10, screen) as shown:
         for step, rate in enumerate((1.0, 1000.0, 1000.0, 500.0), 1):
@@ -112,7 +112,7 @@ def test_the_speed_is_smoothed(monkeypatch):
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_the_live_line_is_one_line(steps, width):
-    """However narrow the terminal: a line that wraps can't be redrawn in its place."""
+    """The terminal may be narrow: a line that wraps can't be redrawn in its place."""
     screen = steps(console(terminal=True, width=width), 10, utilisation=0.412)
     assert all(len(line) <= width for line in lines(screen))
     assert "\x1b[1A" not in written(screen)  # the cursor going up, to a second line
@@ -191,7 +191,7 @@ def test_a_long_line_on_a_terminal_is_broken_between_words():
 
 
 def test_a_dumb_terminal_gets_plain_lines():
-    """Such as an editor's shell: TERM=dumb."""
+    """An editor's shell, for instance, sets TERM=dumb."""
     screen = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"})
     with Display(10, screen) as shown:
         shown.note("a note")
@@ -204,7 +204,7 @@ def test_a_dumb_terminal_gets_plain_lines():
 @pytest.mark.parametrize("terminal", [True, False])
 @pytest.mark.parametrize("text", ["[red]x[/red]", "[/]", "a :smile: b", "[x", "1.5 'a' http://x.y", "привет 你好"])
 def test_notes_are_shown_to_the_letter(terminal, text):
-    """Neither markup, nor emoji names, nor colours for what looks like a number."""
+    """The text is shown as it is: no markup, no emoji names, no colours for what looks like a number."""
     screen = console(terminal=terminal)
     with Display(10, screen) as shown:
         shown.stop()
@@ -225,7 +225,7 @@ def test_control_characters_in_a_note_do_not_reach_the_terminal():
 @settings(max_examples=100)
 @given(st.text())
 def test_printable_text_has_no_control_characters(text):
-    """Nor marks that turn the direction of reading. But for line breaks and tabs; and what had none is as it was."""
+    """Marks that turn the direction of reading are removed too; line breaks, tabs and harmless text stay."""
     result = printable(text)
     hidden = {letter for letter in text + result if letter not in "\n\t" and turns_or_moves(letter)}
     assert not hidden & set(result)
@@ -250,7 +250,7 @@ def test_printable_text_keeps_letters_line_breaks_and_tabs():
 
 @pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device")])
 def test_output_that_cannot_be_written_is_remembered_and_no_error(error):
-    """The run is to end by itself, and to save before that."""
+    """The run has to end by itself, and to save before that."""
 
     class Gone(io.StringIO):
         writes = 0
@@ -272,7 +272,7 @@ def test_output_that_cannot_be_written_is_remembered_and_no_error(error):
 
 @pytest.mark.parametrize("columns", ["0", "1"])
 def test_a_terminal_without_room_for_a_letter(monkeypatch, capsys, columns):
-    """COLUMNS=0, as some containers set it: the lines are printed all the same."""
+    """Some containers set COLUMNS=0: the lines are printed all the same."""
     monkeypatch.setenv("COLUMNS", columns)
     with Display(3) as shown:
         shown.note("a line that stays")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import jax
@@ -19,8 +20,6 @@ from jaxgpt.parallel import mesh
 from jaxgpt.runs import checkpoints, metrics_file
 from jaxgpt.runs.metrics_file import read_metrics
 from tests.evaluation.test_multiple_choice import ROWS, written
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 OPTIONS = {
     "--model.layers": "1",
@@ -68,7 +67,7 @@ def test_a_run_is_scored_while_it_trains(work):
 
 
 def test_bits_per_byte_are_the_losses_in_bits_by_the_texts_bytes(work):
-    """A byte is a token here, so that it is the loss in bits."""
+    """A byte is a token here, so the bits per byte are the loss in bits."""
     lines = [line for line in metrics() if "val_loss" in line]
     assert len(lines) >= 2
     for line in lines:
@@ -76,7 +75,7 @@ def test_bits_per_byte_are_the_losses_in_bits_by_the_texts_bytes(work):
 
 
 def test_bytes_of_tokens_that_are_parts_of_characters():
-    """Of GPT-2's tokens: all bytes of the text but the first token's, and none for the end of a text."""
+    """All bytes of the text are counted but the first token's, and none for the end of a text."""
     tokenizer = tokenizers.GPT2()
     text = "naïve 🙂🧬 谁知道"
     tokens = tokenizer.encode(text)
@@ -92,7 +91,7 @@ def test_bytes_of_tokens_that_are_parts_of_characters():
 
 
 def test_evaluate_finds_what_training_found(work, capsys):
-    """The last loss and accuracy, on the whole of both; they are added to metrics.jsonl and written."""
+    """It finds the last loss and accuracy, on the whole of both, adds them to metrics.jsonl and writes them."""
     last = {key: value for line in metrics() for key, value in line.items() if "by" not in line}
     assert cli.main(["evaluate", "--run", "runs/a"]) == 0
     words = ["--task", "hellaswag", "--data", "tasks.jsonl", "--limit", "2", "--output", "out.json"]
@@ -112,8 +111,26 @@ def test_evaluate_finds_what_training_found(work, capsys):
     assert written == {**{key: task[key] for key in task if key != "by"}, "run": "runs/a", "data": "tasks.jsonl"}
 
 
+def test_a_run_of_a_device_with_other_kernels(work, capsys):
+    """Its loss, a task and text of it, by the kernels that there are here."""
+    path = Path("runs/a/config.toml")
+    before = path.read_text()
+    changed = re.sub('(attention|kernels) = "(auto|xla)"', r'\1 = "pallas"', before)
+    assert changed.count('"pallas"') == 2
+    path.write_text(changed)
+    try:
+        assert cli.main(["evaluate", "--run", "runs/a"]) == 0
+        task = ["--task", "hellaswag", "--data", "tasks.jsonl", "--limit", "2"]
+        assert cli.main(["evaluate", "--run", "runs/a", *task]) == 0
+        assert cli.main(["generate", "--run", "runs/a", "--tokens", "2"]) == 0
+        assert cli.main(["--resume", "runs/a", "--training.steps", "3"]) == 2
+        assert "pallas can't run here" in capsys.readouterr().err
+    finally:
+        path.write_text(before)
+
+
 def test_of_another_text(work, capsys):
-    """Its loss is printed, and is none of the run's metrics."""
+    """The text's loss is printed, and not added to the run's metrics."""
     before = metrics()
     Path("other.txt").write_text("be, to not")
     assert cli.main(["evaluate", "--run", "runs/a", "--data", "other.txt"]) == 0
@@ -143,7 +160,7 @@ def test_a_run_that_is_being_trained_is_left_alone(work, capsys):
 
 
 def test_resuming_keeps_what_evaluate_added(work):
-    """And still ends with the lines of a run that was never stopped, as training writes them."""
+    """The resumed run still ends with the lines of a run that was never stopped."""
     assert metrics_file.add_evaluation(Path("runs/a"), {"step": 2, "task": "mine", "accuracy": math.nan}) == ""
     added = [line for line in metrics() if "by" in line]
     assert added[-1] == {"step": 2, "task": "mine", "accuracy": None, "by": "evaluate"}
@@ -189,7 +206,7 @@ def test_a_text_that_changed_is_not_the_validation_split(work, fails):
 
 
 def test_the_scores_in_training_are_those_of_the_saved_parameters(work):
-    """By the parts, on all examples."""
+    """The score is computed again from the parts that the command is made of, on all examples."""
     config = settings.read(Path("runs/a/config.toml"))
     params, found = checkpoints.load_params(Path("runs/a"), config.model)
     data, config = configuration.complete(config)

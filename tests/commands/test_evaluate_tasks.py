@@ -14,8 +14,6 @@ from jaxgpt.parallel import processes
 from tests import small_run
 from tests.evaluation.task_folders import INSTRUCTED, SUMS, write_core, write_described, write_lines
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 TASKS = "gsm8k=gsm8k.jsonl,core=bundle,ifeval=ifeval.jsonl"
 CORE = ["core/arc_easy", "core/copa", "core/winograd", "core/squad", "core/lambada_openai", "core"]
 OPTIONS = {
@@ -44,7 +42,7 @@ def trained(tmp_path_factory):
 
 
 def evaluated(*words: str) -> list[dict]:
-    """The figures that `--output` has."""
+    """Returns the figures that `--output` has."""
     assert cli.main(["evaluate", "--run", "runs/a", "--output", "out.json", *words]) == 0
     found = json.loads(Path("out.json").read_text())
     return found.get("results", [found])
@@ -120,7 +118,7 @@ def test_mistakes(trained, fails, words, message):
 
 
 def test_several_processes_draw_no_answers(trained, monkeypatch):
-    """The others would wait for the one that draws. What is only scored they score together."""
+    """The others would wait for the one that draws. They score tasks without drawing together."""
     monkeypatch.setattr(processes, "count", lambda: 2)
     model = Model(context=96, vocabulary_size=256)
     registry.Tasks(Config(model=model, evaluation=Evaluation(tasks="core=bundle", limit=4)), Bytes(), {})

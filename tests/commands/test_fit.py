@@ -17,8 +17,6 @@ from jaxgpt.training import fit, resharding
 from tests import small_run
 from tests.small_run import run
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 ROOT = Path(cli.__file__).resolve().parents[2]
 OPTIONS = {"training.steps": 3, "training.batch-size": 8, "sampling.tokens": 4, "training.evaluation-batches": 2}
 MEMORY = Path("/sys/fs/cgroup/memory")  # of Linux's control groups, version 1
@@ -36,7 +34,7 @@ def words(**changes) -> list[str]:
 
 
 def chosen(printed: str) -> str:
-    """The choice, as the table on the terminal has it."""
+    """Returns the choice, as the table on the terminal has it."""
     (line,) = (line for line in printed.splitlines() if line.endswith("compiled, fits"))
     return line.split("  ")[5]
 
@@ -47,7 +45,7 @@ def plan_of(folder: Path) -> dict:
 
 @pytest.mark.slow
 def test_a_run_that_fits_is_the_same_run():
-    """In a memory for half of its micro-batch: the losses are those of the run without it, but for rounding."""
+    """A run with memory for half of its micro-batch has the losses of the run without a limit, but for rounding."""
     plain, ample = run(words(), "plain"), run(words(compute_fit="1GB"), "ample")
     small = (plan_of(ample.folder)["need"] - 1) / 0.97 / 1e6  # too little for what is the fastest
     found = run(words(compute_fit=f"{small:.6f}MB"), "fits")
@@ -67,7 +65,7 @@ def test_a_run_that_fits_is_the_same_run():
 
 @pytest.mark.slow
 def test_a_run_is_resumed_with_another_size():
-    """It chooses anew and says so; what was kept as given stays so."""
+    """It chooses anew and says so; options that were given stay the same."""
     begun = run(words(compute_fit="1GB", compute_recompute="gelu", training_steps=2), "resumed")
     assert "kept as given: compute.recompute = gelu" in begun.printed
     small = plan_of(begun.folder)["need"] / 1e6
@@ -109,7 +107,7 @@ def settings_with(config: Config, **sections) -> Config:
 
 
 def test_drawing_text_needs_the_parameters_whole():
-    """At stage 3 a device has an eighth of them, and then, to draw, all of them in the dtype that it draws in."""
+    """A device has an eighth of them at stage 3, and needs all of them, in the dtype of drawing, to draw."""
     numbers = sum(x.size for x in parameters())
     alone = else_of(CONFIG, 8, parallel={"zero": 0}).times["drawing text"]
     sharded = else_of(CONFIG, 8, parallel={"zero": 3}).times["drawing text"]
@@ -124,7 +122,7 @@ def parameters() -> list:
 
 
 def test_a_policy_has_its_reference_beside_it_throughout():
-    """A second copy of what is trained, divided as the first; none where nothing asks for a divergence."""
+    """The reference is a second copy of the trained parameters, sharded alike; without a divergence there is none."""
     numbers = sum(x.size for x in parameters())
     for section, devices in (({"kl_penalty": 0.1}, 1), ({"kl_coefficient": 0.1}, 8)):
         asked = {"objective": {"name": "policy", "reward": "exact"} | section, "parallel": {"zero": 1}}

@@ -20,8 +20,6 @@ from jaxgpt.models import gpt2
 from jaxgpt.options.config import Config, Model, Sampling
 from jaxgpt.runs.checkpoints import Trained
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODEL = Model(layers=1, heads=2, width=16, context=32, vocabulary_size=256)
 BYTES = tokenizers.make("bytes", "")
 OPTIONS = Sampling(tokens=6, temperature=1.0)
@@ -54,7 +52,7 @@ def drawn(loaded, prompt: bytes, seed: int, options=OPTIONS) -> list[int]:
 
 
 def test_each_answer_goes_on_with_all_that_was_said(loaded, answers):
-    """As one text, of which the oldest tokens are forgotten when there would be no room: 26 + 6 are the context."""
+    """The chat is one text; its oldest tokens are dropped to make room: 26 + 6 are the context."""
     said, expected = b"", ""
     for seed, line in enumerate(("one", "two", "a longer line")):
         said = (said + line.encode() + b"\n")[-26:]
@@ -70,7 +68,7 @@ def test_more_tokens_than_the_context(answers):
 
 
 def test_the_token_before_every_text_stands_before_the_chat_too(loaded, monkeypatch, capsys):
-    """Also where its beginning is forgotten: it takes one of the 26 places."""
+    """It stays there when the beginning of the chat is dropped, and takes one of the 26 places."""
     tokenizer = tokenizers.make("bytes", "")
     tokenizer.begin_of_text = 1
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\na longer line\n"))
@@ -94,7 +92,7 @@ def test_what_cannot_be_encoded_is_said_and_the_chat_goes_on(loaded, monkeypatch
 
 
 def test_reset_forgets_what_was_said(loaded, answers):
-    """The seed goes on, as it does without."""
+    """The seed goes on, as it does without /reset."""
     out = answers("one\n/reset\ntwo\n", seed=5).splitlines()
     expected = [BYTES.decode(drawn(loaded, line, seed)) for seed, line in ((5, b"one\n"), (6, b"two\n"))]
     assert out == [printable(expected[0]), "Nothing has been said yet.", printable(expected[1])]
@@ -120,7 +118,7 @@ def test_an_unknown_command_is_said(loaded, monkeypatch, capsys):
 
 
 def test_ctrl_c_ends_the_answer_alone(loaded, answers, monkeypatch):
-    """What was drawn until then stays said."""
+    """The tokens drawn until then stay part of the chat."""
     asked = []
 
     class Interrupted(batching.ContinuousBatch):

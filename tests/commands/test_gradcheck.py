@@ -14,8 +14,6 @@ from jaxgpt.models import family
 from jaxgpt.options import settings
 from jaxgpt.proof import cases, objective_cases
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 @pytest.fixture
 def one_layer(monkeypatch):
@@ -43,7 +41,7 @@ def test_gradcheck_passes_with_status_0(one_layer, capsys, words):
 
 @pytest.mark.parametrize("factor", [1.01, float("nan")])
 def test_gradcheck_fails_with_status_1(one_layer, capsys, monkeypatch, factor):
-    """One percent too much in one gradient, or NaN."""
+    """One gradient is one percent too large, or NaN."""
     backward = gelu.backward
     monkeypatch.setattr(gelu, "backward", lambda residuals, dy: factor * backward(residuals, dy))
     assert cli.main(["gradcheck", "--dtype=float32"]) == 1

@@ -1,4 +1,4 @@
-"""`run.py gradcheck --as-run`: what it prints, where its verdict goes, and what of a large run it checks."""
+"""`run.py gradcheck --as-run`: its output, the place of its verdict, and the part of a large run that it checks."""
 
 import dataclasses
 import json
@@ -16,8 +16,6 @@ from jaxgpt.reports import page
 from jaxgpt.reports.history import History
 from jaxgpt.runs import verdict
 from tests.reports.runs import HOSTILE
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 CONFIG = Config(
     model=Model(layers=1, heads=2, width=8, context=4),
@@ -61,7 +59,7 @@ def test_a_run_and_what_its_page_shows(run, capsys):
 
 
 def test_a_wrong_gradient_ends_with_its_tensors_name(run, capsys, monkeypatch):
-    """By a config this time, and with the verdict in a file of its own too."""
+    """The step is named by a config this time, and the verdict is written to a file of its own too."""
     right = layernorm.backward
 
     def backward(params, residuals, dy):
@@ -112,7 +110,7 @@ def test_a_damaged_verdict_is_one_message(run, fails, text):
 
 
 def test_what_another_has_written_is_text(run):
-    """Wherever a number or a short text is expected, there may be anything."""
+    """Any content may stand where a number or a short text is expected."""
     rows = [{"tensor": HOSTILE, "error": HOSTILE, "entry": 1e400, "tolerance": True, "passed": "yes"}]
     found = {"passed": True, "tensors": rows, "device": [1], "versions": {"jax": {}}, "compared": "x" * 10**6}
     (run / verdict.NAME).write_text(json.dumps(found))
@@ -138,7 +136,7 @@ def test_nothing_is_left_out_where_there_is_room():
 
 
 def test_what_is_left_out_keeps_the_widths():
-    """And the form of the layers, which 30 are scanned in."""
+    """The form of the layers is kept too: 30 are scanned, and so are the 2."""
     found, words = as_run_sampling.sample(LARGE, 2**33, 1)
     assert words == [
         "2 of 8 micro-batches",

@@ -22,8 +22,6 @@ from jaxgpt.options.objective import Objective
 from jaxgpt.runs.metrics_file import read_metrics
 from tests import small_run
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 ROOT = Path(cli.__file__).resolve().parents[2]
 OPTIONS = {"training.steps": 3, "training.evaluate-every": 0, "sampling.tokens": 4, "run.report": None}
 UNNAMED = [
@@ -40,7 +38,7 @@ def work(tmp_path):
 
 
 def typed(line: str) -> list[str]:
-    """The words of a printed command behind `python run.py`."""
+    """Returns the words of a printed command behind `python run.py`."""
     assert terminal.program() == "python run.py"
     return shlex.split(line[line.index(terminal.program()) :])[2:]
 
@@ -158,7 +156,7 @@ def test_a_stopped_run_says_last_how_it_goes_on(work, capsys):
 
 @pytest.mark.parametrize("folder", ["plain", "with space's"])
 def test_printed_commands_begin_as_this_one_was_typed(tmp_path, folder):
-    """The Python and the run.py of a clone in another folder, through a shell."""
+    """The command names the Python and the run.py of a clone in another folder, and works in a shell."""
     there = tmp_path / folder
     there.mkdir()
     (there / "run.py").symlink_to(ROOT / "run.py")
@@ -182,7 +180,7 @@ def test_the_program_of_other_entries(monkeypatch, argv0, begin):
 
 
 def test_a_python_without_the_packages_is_told_what_to_type(tmp_path):
-    """As outside of the environment: one line, no traceback."""
+    """Outside of the environment the program prints one line and no traceback."""
     (tmp_path / "run.py").write_bytes((ROOT / "run.py").read_bytes())
     command = [sys.executable, "-S", "-E", "run.py", "--data.text", "my book.txt"]
     bare = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

@@ -14,11 +14,9 @@ from jaxgpt.commands import cli
 from jaxgpt.interop import detect_format
 from jaxgpt.models import lora
 from jaxgpt.options import settings
-from jaxgpt.runs import checkpoints, saving
+from jaxgpt.runs import checkpoints
 from jaxgpt.runs.metrics_file import read_metrics
 from tests import small_run
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 BASE = {"model.width": 64, "training.steps": 4, "training.evaluate-every": 0, "sampling.tokens": 4}
 STEPS, SAVED = 6, 3
@@ -39,9 +37,8 @@ TUNED = {
 def tune(name: str, *more: str, **changes) -> small_run.Finished:
     """Trains adapters in runs/NAME; `lora_rank=4` changes an option."""
     Path("empty.toml").write_text("")
-    changed = {key.replace("_", ".", 1).replace("_", "-"): value for key, value in changes.items()}
-    options = [word for key, value in (TUNED | changed).items() for word in (f"--{key}", str(value))]
-    return small_run.run(["--config", "empty.toml", *options, *more], name)
+    words = small_run.words_of(TUNED, **changes)
+    return small_run.run(["--config", "empty.toml", *words, *more], name)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,11 +50,7 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tuned(work) -> small_run.Finished:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saving.Writer, "due", lambda self, step: step == SAVED)
-        finished = tune("tuned")
-    assert finished.status == 0, finished.errors
-    return finished
+    return small_run.saved_at(SAVED, tune, "tuned")
 
 
 def test_it_trains_adapters_alone(tuned):
@@ -74,7 +67,8 @@ def test_it_trains_adapters_alone(tuned):
 
 
 def test_what_is_merged_has_the_validation_loss_that_training_saw(tuned, capsys):
-    """The base is as NF4 has it, with the adapters; the loss differs by float32's rounding of two ways to add."""
+    """The base is quantised to NF4, with the adapters; the loss differs by the float32 rounding of two orders of
+    sums."""
     assert cli.main(["evaluate", "--run", str(tuned.folder)]) == 0
     printed = capsys.readouterr().out
     assert f"validation loss {tuned.validation[STEPS]:.4f}" in printed
@@ -102,7 +96,7 @@ def test_it_resumes_with_the_same_adapters_only(tuned, change):
 
 
 def test_another_base_is_refused(tuned, fails):
-    """By every command that reads the run, in one message that says which."""
+    """Every command that reads the run refuses it, in one message that names the base."""
     shutil.move("runs/base", "runs/kept")
     try:
         assert small_run.run(small_run.words(BASE, training_seed=5), "base").status == 0
@@ -142,7 +136,7 @@ def test_exports(tuned, capsys):
 
 @pytest.fixture(scope="module")
 def exported(tuned) -> str:
-    """PEFT's folder of the tuned adapters, which says nothing of its base but a name that is none here."""
+    """A PEFT folder of the tuned adapters, which names a base that doesn't exist here."""
     assert cli.main(["convert", "runs/tuned", "elsewhere", "--to", "peft"]) == 0
     config = Path("elsewhere/adapter_config.json")
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "not/here"}))
@@ -160,7 +154,7 @@ def train_on(adapters: str, name: str, *more: str, **changes) -> small_run.Finis
 
 @pytest.mark.slow
 def test_it_trains_on_from_adapters(tuned, exported):
-    """A run's and PEFT's begin where they ended, with their rank, alpha and targets, and the base as it is."""
+    """Adapters of a run and of PEFT begin where they ended, with their rank, alpha, targets and base."""
     for adapters, name, more in (
         ("runs/tuned", "on", {}),
         (exported, "from-peft", {"training_init_from": "runs/base"}),
@@ -182,7 +176,7 @@ def test_it_trains_on_from_adapters(tuned, exported):
 
 
 def test_adapters_that_cant_be_trained_on(exported):
-    """The base that PEFT's name isn't there; ranks differ; whole weights; the base has other numbers."""
+    """The base that PEFT names is missing; ranks differ; the weights are whole; the base has other numbers."""
     assert small_run.run(small_run.words(BASE, training_seed=5), "other").status == 0
     for adapters, more, expected in (
         (exported, [], "not/here: there is no such file or folder"),

@@ -17,7 +17,7 @@ SMALL = ["--config", "llama_tiny", "--model.vocabulary-size", "256", "--compute.
 
 @pytest.fixture(autouse=True)
 def nothing_is_compiled(monkeypatch):
-    """A plan that compiles, or asks for a device, fails; and the environment says nothing of a card's memory."""
+    """Makes it an error to compile or to ask for a device; the environment says nothing of a card's memory."""
 
     def refuse(*_, **__):
         raise AssertionError("a plan needs no program and no device")
@@ -34,7 +34,7 @@ def planned(capsys, *words: str) -> tuple[int, str]:
 
 
 def pasted(printed: str) -> tuple[list[str], Config]:
-    """The last line's words, and the configuration that they make."""
+    """Returns the last line's words, and the configuration that they make."""
     start, *words = shlex.split(printed.splitlines()[-1])
     assert [start, words.pop(0)] == ["python", "run.py"]
     name, rest = command_line.take(words, "--config")
@@ -44,7 +44,7 @@ def pasted(printed: str) -> tuple[list[str], Config]:
 
 
 def memory(printed: str) -> dict[int, list[str]]:
-    """The cells of the table of memory, by stage."""
+    """Returns the cells of the table of memory, by stage."""
     table = printed.split("memory ")[1].split("network ")[0]
     return {int(row[0]): row[1:] for line in table.splitlines()[2:] if (row := line.split())[:1] != ["zero"] and row}
 
@@ -80,7 +80,7 @@ def test_the_step_sends_what_the_formula_says(capsys):
 
 
 def test_what_fits_is_the_command_with_the_least_time(capsys):
-    """A small model fits however it is trained: nothing is sharded, and nothing computed again."""
+    """A small model fits in any way: nothing is sharded, and nothing recomputed."""
     status, printed = planned(capsys, *SMALL, "--plan-for", "4090")
     assert status == 0
     words, config = pasted(printed)
@@ -128,7 +128,7 @@ def test_the_share_that_jax_takes(capsys, monkeypatch):
 
 
 def test_fit_may_split_what_does_not_divide_among_the_devices(capsys):
-    """8 x 2 sequences are 1 x 16 for 8 devices. Said on the command line, the number of micro-batches stays."""
+    """8 x 2 sequences are 1 x 16 for 8 devices. A number of micro-batches on the command line stays."""
     words = ["--config", "gpt2_124m_fineweb", "--training.batch-size", "2"]
     words += ["--plan-for", "h100:8", "--compute.fit", "24GB"]
     status, printed = planned(capsys, *words)

@@ -13,11 +13,9 @@ import pytest
 from jaxgpt.commands import cli
 from jaxgpt.evaluation import reward_model
 from jaxgpt.interop import bases, loading
-from jaxgpt.runs import checkpoints, saving
+from jaxgpt.runs import checkpoints
 from tests import small_run
 from tests.nightly import nightly
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 BASE = {"model.width": 32, "model.context": 80, "data.tokenizer": "bytes", "training.steps": 30,
         "training.evaluate-every": 0, "sampling.tokens": 4}  # fmt: skip
@@ -52,8 +50,7 @@ def words(text):
 
 def tune(name: str, *more: str, **changes) -> small_run.Finished:
     """Trains in runs/NAME; `rollouts_answers=4` changes an option."""
-    changed = {key.replace("_", ".", 1).replace("_", "-"): value for key, value in changes.items()}
-    options = [word for key, value in (TUNED | changed).items() for word in (f"--{key}", str(value)) if word != "on"]
+    options = [word for word in small_run.words_of(TUNED, **changes) if word != "on"]
     return small_run.run(["--config", "empty.toml", *options, *more], name)
 
 
@@ -90,15 +87,12 @@ WAYS = {"grpo": {}, "ppo": PPO, "reinforce": REINFORCE}
 def learned(request):
     """The run of each way, saved in its middle too."""
     steps = WAYS[request.param].get("training_steps", TUNED["training.steps"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saving.Writer, "due", lambda self, step: step == steps // 2)
-        finished = tune(request.param, **WAYS[request.param])
-    assert finished.status == 0, finished.errors
+    finished = small_run.saved_at(steps // 2, tune, request.param, **WAYS[request.param])
     return request.param, finished
 
 
 def test_it_learns_what_is_rewarded(learned):
-    """At first few letters are an e, and in the end most, as drawn and in the likeliest answers to other prompts."""
+    """Few letters are an e at first, and most in the end, as drawn and in the likeliest answers to other prompts."""
     _, finished = learned
     rewards = [line["reward"] for line in finished.steps if "reward" in line]
     assert rewards[0] < 0.2
@@ -146,7 +140,7 @@ def params(run: str):
 
 
 def test_the_coefficient_follows_the_divergence(learned):
-    """By a tenth of the relative error, of which a fifth counts at most."""
+    """It changes by a tenth of the relative error, which is clipped to a fifth."""
     way, finished = learned
     if way != "ppo":
         assert all("kl_penalty" not in line for line in finished.steps)
@@ -161,7 +155,7 @@ def test_the_coefficient_follows_the_divergence(learned):
 
 
 def test_other_weights_are_no_reference(learned, monkeypatch):
-    """A resumed run reads them again; without, or with others in their place, it is refused."""
+    """A resumed run reads the reference's weights again; if they are missing or changed, it is refused."""
     way, finished = learned
     if way != "ppo":
         return
@@ -195,7 +189,7 @@ def test_on_several_devices_it_is_the_same_up_to_rounding(monkeypatch):
 
 
 def test_what_was_learned_is_a_model_like_any_other(learned):
-    """Without the value head, and with the template that it was asked in."""
+    """It is saved without the value head, and with the template that it was asked in."""
     way, _ = learned
     trained = loading.load(f"runs/{way}")
     assert trained.about["template"] == {"name": "chatml"}
@@ -205,7 +199,7 @@ def test_what_was_learned_is_a_model_like_any_other(learned):
 
 
 def test_a_reward_model_rewards(learned):
-    """With the scores that it gives the conversations by itself."""
+    """The rewards are the scores that the reward model gives these conversations by itself."""
     way, _ = learned
     if way != "ppo":
         return
@@ -225,7 +219,7 @@ def test_a_reward_model_rewards(learned):
 
 @pytest.mark.slow
 def test_adapters_draw_and_train_the_same_policy():
-    """What is drawn has the adapters in it; their reference is the base, which is there already."""
+    """Answers are drawn with the adapters merged in; the reference is the base, which is in memory already."""
     finished = tune("adapters", lora_rank=4, optimizer_learning_rate=0.05, objective_kl_coefficient=0.01)
     assert finished.status == 0, finished.errors
     assert [line["ratio"] for line in finished.steps] == pytest.approx([1] * TUNED["training.steps"], abs=1e-5)
@@ -237,10 +231,7 @@ def test_adapters_draw_and_train_the_same_policy():
 def test_adapters_have_a_value_head_beside_them(capsys):
     """PPO by adapters is near its base at first, learns values, resumes to the same bits, and draws as any model."""
     options = PPO | {"lora_rank": 4, "optimizer_learning_rate": 0.05, "training_steps": 48}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saving.Writer, "due", lambda self, step: step == 24)
-        finished = tune("values", **options)
-    assert finished.status == 0, finished.errors
+    finished = small_run.saved_at(24, tune, "values", **options)
     firsts = [line for line in finished.steps if "reward" in line]
     assert [line["ratio"] for line in firsts] == pytest.approx([1] * len(firsts), abs=1e-5)
     assert firsts[0]["kl_of_answer"] == pytest.approx(0, abs=1e-5)

@@ -14,12 +14,10 @@ from jaxgpt.options import settings
 from jaxgpt.options.config import Config
 from jaxgpt.reports import page
 from jaxgpt.reports.history import History
-from jaxgpt.runs import checkpoints, saving
-from tests import comparison_runs
+from jaxgpt.runs import checkpoints
+from tests import comparison_runs, small_run
 from tests.comparison_runs import params
 from tests.nightly import nightly
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 STEPS, SAVED = 20, 10
 OPTIONS = {
@@ -48,11 +46,7 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(work):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saving.Writer, "due", lambda self, step: step == SAVED)
-        finished = train("dpo")
-    assert finished.status == 0, finished.errors
-    return finished
+    return small_run.saved_at(SAVED, train, "dpo")
 
 
 def answers_logp(run):
@@ -189,10 +183,7 @@ def test_two_devices_do_what_one_does(trained, zero):
 
 @pytest.mark.slow
 def test_adapters_are_trained_against_their_base(trained):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saving.Writer, "due", lambda self, step: step == SAVED)
-        finished = train("adapters", lora_rank=4, lora_base="float32")
-    assert finished.status == 0, finished.errors
+    finished = small_run.saved_at(SAVED, train, "adapters", lora_rank=4, lora_base="float32")
     assert finished.validation[0] == pytest.approx(np.log(2), rel=1e-6)
     assert finished.validation[STEPS] < 0.5
     shutil.rmtree(f"runs/adapters/checkpoints/{STEPS}")

@@ -114,7 +114,7 @@ def server(tmp_path):
 
 
 def get(url, **headers):
-    """Status and body."""
+    """Returns status and body."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
             return answer.status, answer.read()

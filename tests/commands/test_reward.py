@@ -18,12 +18,10 @@ from jaxgpt.models import family, lora, with_scalar
 from jaxgpt.models.blocks import Context, inputs_of
 from jaxgpt.reports import page
 from jaxgpt.reports.history import History
-from jaxgpt.runs import checkpoints, saving
+from jaxgpt.runs import checkpoints
 from jaxgpt.runs.about import lora_of, model_of
-from tests import comparison_runs
+from tests import comparison_runs, small_run
 from tests.comparison_runs import BAD, GOOD, params
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 STEPS, SAVED = 40, 20
 OPTIONS = {
@@ -49,11 +47,7 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(work):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saving.Writer, "due", lambda self, step: step == SAVED)
-        finished = train("reward")
-    assert finished.status == 0, finished.errors
-    return finished
+    return small_run.saved_at(SAVED, train, "reward")
 
 
 def held_out():

@@ -13,10 +13,8 @@ import pytest
 from jaxgpt.commands import cli
 from jaxgpt.generation import batching
 from jaxgpt.interop import loading
-from jaxgpt.runs import checkpoints, saving
+from jaxgpt.runs import checkpoints
 from tests import small_run
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 BASE = {"model.width": 64, "model.context": 96, "data.tokenizer": "bytes", "training.steps": 2,
         "training.evaluate-every": 0, "sampling.tokens": 4}  # fmt: skip
@@ -36,9 +34,7 @@ TUNED = {
 
 def tune(name: str, *more: str, **changes) -> small_run.Finished:
     """Trains in runs/NAME; `lora_rank=4` changes an option."""
-    changed = {key.replace("_", ".", 1).replace("_", "-"): value for key, value in changes.items()}
-    options = [word for key, value in (TUNED | changed).items() for word in (f"--{key}", str(value))]
-    return small_run.run([*options, *more], name)
+    return small_run.run([*small_run.words_of(TUNED, **changes), *more], name)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,15 +51,11 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tuned(work) -> small_run.Finished:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saving.Writer, "due", lambda self, step: step == SAVED)
-        finished = tune("tuned")
-    assert finished.status == 0, finished.errors
-    return finished
+    return small_run.saved_at(SAVED, tune, "tuned")
 
 
 def test_the_loss_is_of_the_answers_alone_and_falls(tuned):
-    """All answers are the same, so they become certain; what is asked never could."""
+    """All answers are the same, so they become certain; the questions never could."""
     assert "41 conversations of chats" in tuned.printed
     assert tuned.validation[STEPS] < 0.05 < 1 < tuned.validation[0]
     assert "--- sample after training ---" in tuned.printed
@@ -109,7 +101,7 @@ def test_on_several_devices_it_is_the_same_up_to_rounding(tuned, monkeypatch):
 
 
 def test_adapters_learn_it_too(tuned):
-    """As far as a base can that knows nothing: its token table is frozen."""
+    """They learn as much as they can on a base that knows nothing: its token table is frozen."""
     finished = tune("adapters", lora_rank=4, optimizer_learning_rate=0.05, training_steps=20)
     assert finished.status == 0, finished.errors
     assert finished.validation[20] < finished.validation[0] - 0.1
@@ -163,7 +155,7 @@ def test_evaluate_scores_the_answers_as_training_did(tuned, capsys):
 
 
 def test_a_task_is_asked_in_the_template(tuned):
-    """And answered as it was trained to be; without the template it would not be."""
+    """The model answers as it was trained to; without the template it would not."""
     rows = [{"word": word, "said": "answer: YES!"} for word in small_run.WORDS[:4]]
     Path("words.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     described = 'data = "words.jsonl"\nprompt = "{word}"\nanswer = "{said}"\nmatch = "normalised"\ntokens = 24\n'

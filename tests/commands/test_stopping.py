@@ -1,4 +1,4 @@
-"""What ends a run early."""
+"""The reasons for which a run ends early."""
 
 import signal
 
@@ -70,7 +70,7 @@ def test_without_an_allocation_there_is_no_end(monkeypatch, end):
 
 
 class Waits:
-    """What `Decisions` asks of a writer, a display and a stop."""
+    """Stands in for the writer, the display and the stop that `Decisions` asks."""
 
     lost, late, idle = "", False, True
 
@@ -86,7 +86,7 @@ class Waits:
 
 
 def test_steps_that_belong_together_are_not_torn_apart():
-    """What is due within them waits for their end, and is not forgotten."""
+    """A save that falls due within such steps waits for their end, and is not forgotten."""
     waits = Waits()
     decisions = stopping.Decisions(None, waits, waits, waits, every=4)  # type: ignore[arg-type]
     assert [step for step in range(1, 17) if decisions.ends(step)] == [4, 8, 12, 16]

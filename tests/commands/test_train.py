@@ -26,8 +26,6 @@ from jaxgpt.training import step as train_step
 from tests import small_run
 from tests.small_run import Finished, run
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 ROOT = Path(cli.__file__).resolve().parents[2]
 STEPS = 20
 TOKENS = 4 * 16  # of one step
@@ -51,7 +49,7 @@ def work(tmp_path_factory):
 
 
 class Observation(NamedTuple):
-    """What there is when a step has been recorded."""
+    """State of the process after a step has been recorded."""
 
     step: int
     compilations: int
@@ -123,7 +121,8 @@ def test_metrics_have_one_line_for_each_step(first):
 
 
 def test_metrics_have_the_validation_losses(first):
-    """Before, at each multiple of evaluate_every, and after; each line behind that of its step."""
+    """They are computed before training, at each multiple of evaluate_every, and after; each line follows its
+    step's."""
     assert list(first.validation) == [0, 5, 10, 15, 20]
     steps = [line["step"] for line in first.metrics]
     assert steps == sorted(steps)
@@ -137,7 +136,7 @@ def test_the_learning_rate_goes_through_all_of_its_phases(first):
 
 
 def test_it_learns(first):
-    """From nothing, ln V, to more than a fifth of a nat below it in 20 steps."""
+    """The loss falls from ln V to more than a fifth of a nat below it in 20 steps."""
     alphabet = len(set(Path("text.txt").read_text()))
     assert first.validation[0] == pytest.approx(np.log(alphabet), abs=0.1)
     assert first.validation[20] < first.validation[0] - 0.2
@@ -149,7 +148,7 @@ def test_the_loss_curve_is_a_png(first):
 
 
 def test_samples_are_drawn_before_while_and_after(first):
-    """All from one prompt, and changing as the model learns."""
+    """All have the same prompt, and they change as the model learns."""
     text = (first.folder / "samples.txt").read_text()
     samples = dict(part.split("\n", 1) for part in text.split("--- step ")[1:])
     assert list(samples) == ["0", "7", "14", "20"]
@@ -190,7 +189,7 @@ def test_it_tells_what_it_does_and_where_things_are(first):
 
 
 def test_generate_goes_on_where_the_run_ended(first, capsys):
-    """With the run's prompt, seed and options it draws the run's last sample."""
+    """Given the run's prompt, seed and options, it draws the run's last sample."""
     config = settings.read(first.folder / "config.toml")
     data, _ = configuration.complete(config)
     prompt = data.tokenizer.decode(data.prompt)
@@ -203,7 +202,7 @@ def test_generate_goes_on_where_the_run_ended(first, capsys):
 
 
 def test_nothing_is_compiled_after_the_first_step(observed):
-    """While the learning rate changes phase, losses are evaluated and texts are drawn."""
+    """This holds while the learning rate changes phase, losses are evaluated and texts are drawn."""
     _, observations = observed
     assert [observation.step for observation in observations] == list(range(1, STEPS + 1))
     counts = {observation.compilations for observation in observations}
@@ -212,7 +211,7 @@ def test_nothing_is_compiled_after_the_first_step(observed):
 
 
 def test_nothing_is_allocated_after_the_first_step(observed):
-    """No array stays that was not there; the state's are written over where they lie."""
+    """No array is added, and the buffers of the state are reused."""
     _, observations = observed
     assert max(observation.bytes for observation in observations) == observations[0].bytes
     assert {observation.buffers for observation in observations} == {observations[0].buffers}
@@ -223,7 +222,7 @@ def test_the_handler_of_ctrl_c_is_put_back(first):
 
 
 def test_a_runs_own_configuration_repeats_it_bit_for_bit(first):
-    """All of its numbers but the times, and its samples."""
+    """All numbers but the times are the same, and so are the samples."""
     again = run(["--config", str(first.folder / "config.toml")], "again")
     assert again.status == 0
     timed = {"tokens_per_second", "step_seconds", "data_wait_seconds"}
@@ -238,7 +237,7 @@ def test_a_runs_own_configuration_repeats_it_bit_for_bit(first):
 
 
 def test_micro_batches_train_the_same_model(first):
-    """Two of two sequences are one of four, but for rounding; so are the validation losses, in other batches."""
+    """Two times two sequences train as one times four, but for rounding; validation losses agree likewise."""
     halves = run(words(training_batch_size=2, training_micro_batches=2), "halves")
     assert halves.status == 0
     for line, expected in zip(halves.steps, first.steps, strict=True):
@@ -253,7 +252,7 @@ def test_micro_batches_train_the_same_model(first):
 
 
 def saved_params(finished: Finished) -> Any:
-    """The saved parameters, all of them finite."""
+    """Returns the saved parameters, all of which must be finite."""
     model = settings.read(finished.folder / "config.toml").model
     params, _ = checkpoints.load_params(finished.folder, model)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
@@ -261,7 +260,7 @@ def saved_params(finished: Finished) -> Any:
 
 
 def test_nan_stops_the_run_at_its_step(first):
-    """A step so large that the next loss is NaN: what is saved is what there was before it."""
+    """The step is so large that the next loss is NaN: the state before it is saved."""
     finished = run(words(optimizer_learning_rate=1e30, training_evaluate_every=0), "nan")
     assert finished.status == 1
     assert finished.errors.startswith(
@@ -274,7 +273,7 @@ def test_nan_stops_the_run_at_its_step(first):
 
 
 def test_steps_in_a_row_that_are_not_finite(first, monkeypatch):
-    """With --training.stop-after-nonfinite 3, two in a row are skipped, and the third stops the run."""
+    """Under --training.stop-after-nonfinite 3, two steps in a row are skipped, and the third stops the run."""
     config = settings.read(first.folder / "config.toml")
     data, _ = configuration.complete(config)
     sizes = {"micro_batches": 1, "batch_size": 4, "sequence_length": 16, "seed": config.training.seed}

@@ -1,11 +1,11 @@
-"""`run.py verify` on files whose logits, loss and gradients are PyTorch's, of transformers' GPT-2."""
+"""`run.py verify` on files with PyTorch's logits, loss and gradients, from transformers' GPT-2."""
 
 import jax
 import numpy as np
 import pytest
 
 from jaxgpt.commands import cli, verify
-from jaxgpt.interop import gpt2_tensors, llmc
+from jaxgpt.interop import gpt2_tables, llmc
 from tests.interop.weights import MODEL, random_params
 
 REASON = "the states are made with PyTorch and transformers, which the parity extra installs: pip install -e .[parity]"
@@ -17,16 +17,16 @@ from tests.parity import transformers_model  # noqa: E402
 
 @pytest.fixture(scope="module")
 def state():
-    """Of transformers' model with these weights."""
+    """Returns the debug state of transformers' model with these weights."""
     params = random_params()
-    arrays = {tensor.ours: array for tensor, array in gpt2_tensors.paired(params)}
+    arrays = {tensor.ours: array for tensor, array in gpt2_tables.paired(params)}
     theirs = transformers_model.make_model(MODEL, arrays)
     tokens, targets = np.random.default_rng(1).integers(MODEL.vocabulary_size, size=(2, 3, 9), dtype=np.int32)
     x, y = torch.from_numpy(tokens).long(), torch.from_numpy(targets).long()
     loss = transformers_model.loss(theirs, x, y)
     loss.backward()
     logits = theirs(input_ids=x).logits.detach().numpy()
-    grads = gpt2_tensors.from_named(transformers_model.gradients(theirs, MODEL))
+    grads = gpt2_tables.from_named(transformers_model.gradients(theirs, MODEL))
     return llmc.State(tokens, targets, logits, loss.item(), grads)
 
 
@@ -39,7 +39,7 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def computed(state, quickly_compiled):
+def computed(state):
     return verify.computed(random_params(), state, MODEL)
 
 
@@ -54,7 +54,7 @@ def failed(computed):
 
 
 def test_transformers_numbers_are_ours(here, state, failed, computed, monkeypatch, capsys):
-    """By the command too, which ends with 0; and with 1 where one is wrong."""
+    """The command says so too, and ends with 0; it ends with 1 where a number is wrong."""
     assert failed(state) == []
     monkeypatch.setattr(verify, "computed", lambda *_: computed)  # not compiled again
     words = ["verify", "--model", "m.bin", "--state", "s.bin"]
@@ -66,18 +66,18 @@ def test_transformers_numbers_are_ours(here, state, failed, computed, monkeypatc
     assert "17 of 18 agree with llm.c; 1 FAILED" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("tensor", gpt2_tensors.TENSORS, ids=lambda tensor: tensor.llmc)
+@pytest.mark.parametrize("tensor", gpt2_tables.TENSORS, ids=lambda tensor: tensor.llmc)
 def test_one_wrong_number_in_any_gradient_is_found(failed, state, tensor):
-    named = {other.ours: array.copy() for other, array in gpt2_tensors.paired(state.grads)}
+    named = {other.ours: array.copy() for other, array in gpt2_tables.paired(state.grads)}
     flat = named[tensor.ours].reshape(-1)
     flat[np.argmax(np.abs(flat))] *= 1.05
-    assert failed(state._replace(grads=gpt2_tensors.from_named(named))) == [tensor.llmc]
+    assert failed(state._replace(grads=gpt2_tables.from_named(named))) == [tensor.llmc]
 
 
 def test_a_gradient_that_is_a_little_wrong_everywhere_is_found(failed, state):
     """Each number is within its bounds, but all of them together are not."""
     assert failed(state._replace(grads=jax.tree.map(lambda array: 1.001 * array, state.grads))) == [
-        tensor.llmc for tensor in gpt2_tensors.TENSORS
+        tensor.llmc for tensor in gpt2_tables.TENSORS
     ]
 
 

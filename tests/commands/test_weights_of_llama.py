@@ -13,7 +13,7 @@ from jaxgpt.options import settings
 from jaxgpt.runs import checksums
 from tests.interop.weights import LLAMA, assert_same_bits, random_params
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled", "work")
+pytestmark = pytest.mark.usefixtures("work")
 
 MODEL = dataclasses.replace(LLAMA, vocabulary_size=256, context=16)
 MODELS = {
@@ -47,7 +47,7 @@ def test_from_a_folder_to_a_fine_tuned_one(work, capsys, name):
 
 
 def test_a_folder_is_drawn_from_and_scored_as_a_run_of_its_weights_is(work, capsys):
-    """Past the context too."""
+    """The text goes past the context."""
     export(MODELS["mistral"])
     assert cli.main(["convert", "hf", "runs/b"]) == 0
     said = []

@@ -89,7 +89,7 @@ def test_a_separator_is_found_whatever_the_line_ends(tmp_path, small):
 
 
 def test_a_separator_is_never_cut_in_two(tmp_path, small):
-    """Though "d|o" or "1|x" in it would be a place to cut at."""
+    """A part of it, "d|o" or "1|x", would by itself be a place to cut at."""
     paragraphs = ["word 1x " * length for length in (3000, 2047, 2048, 10, 9000)]
     path = write(tmp_path / "a.txt", "end 1of 2text".join(paragraphs))
     assert texts_of(path, TextLayout(separator="end 1of 2text")) == paragraphs
@@ -247,7 +247,7 @@ def test_tokens_are_the_same_for_tiktoken(name):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_last_place_is_found_without_scanning_all(shape, monkeypatch):
-    """Most often in a few kilobytes; where there is none in less than twice the text."""
+    """It is mostly found in a few kilobytes; where there is none, in less than twice the text."""
     data, scanned = text(shape, 400_000).encode(), []
     found = chunks._last_in
     monkeypatch.setattr(chunks, "_last_in", lambda part: scanned.append(len(part)) or found(part))

@@ -32,7 +32,8 @@ TALK = [
 
 
 def test_the_answer_is_the_completion_alone(tmp_path):
-    """Not the assistant's turns before it, and with the token that ends it; both texts have the prompt."""
+    """The answer includes the token that ends it, and no earlier turns of the assistant; both texts have the
+    prompt."""
     ((better, worse),) = read(tmp_path, {"prompt": TALK, "chosen": "yes", "rejected": "nope"}).rankings
     end = chat_templates.end_of_turn(TEMPLATE)
     for text, completion in ((better, "yes"), (worse, "nope")):
@@ -91,7 +92,7 @@ def test_bad_lines_are_named_and_skipped(tmp_path):
 
 @pytest.mark.parametrize(("count", "per_step"), [(7, 3), (4, 4), (3, 8), (1, 2)])
 def test_each_example_is_there_once_an_epoch(count, per_step):
-    """Whatever the step's size; another order in each epoch and for each seed; any step's without those before it."""
+    """This holds for any step size; each epoch and each seed has another order; any step can be computed alone."""
     steps = 4 * count
     numbers = np.concatenate([comparisons.numbers_at(step, per_step, count, seed=3) for step in range(steps)])
     epochs = numbers[: len(numbers) // count * count].reshape(-1, count)

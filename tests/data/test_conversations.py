@@ -163,12 +163,12 @@ ASKED = [user("2 + 2?")]
     ],
 )
 def test_every_form_of_a_comparison(row, lines):
-    ((_, found),) = conversations.read_comparisons([lines(row)], Rows())
-    assert found == Comparison(ASKED, [assistant("4")], [assistant("5")])
+    ((_, found),) = conversations.read_rankings([lines(row)], Rows())
+    assert found == [Comparison(ASKED, [assistant("4")], [assistant("5")])]
 
 
 def test_a_ranking_makes_all_its_pairs(lines):
-    found = [pair for _, pair in conversations.read_comparisons([lines({"prompt": "a", "ranked": [*"wxyz"]})], Rows())]
+    ((_, found),) = conversations.read_rankings([lines({"prompt": "a", "ranked": [*"wxyz"]})], Rows())
     texts = [(pair.chosen[0]["content"], pair.rejected[0]["content"]) for pair in found]
     assert texts == [("w", "x"), ("w", "y"), ("w", "z"), ("x", "y"), ("x", "z"), ("y", "z")]
 
@@ -188,7 +188,7 @@ def test_a_ranking_makes_all_its_pairs(lines):
 )
 def test_a_malformed_comparison(row, wrong, lines):
     with pytest.raises(UserError, match=f"line 1: .*{wrong}"):
-        list(conversations.read_comparisons([lines(row)], Rows()))
+        list(conversations.read_rankings([lines(row)], Rows()))
 
 
 def test_problems(lines):

@@ -44,7 +44,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> bytes:
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, data: bytes) -> list[str]:
-    """Let every download give `data`; the addresses that were asked for are added to the list."""
+    """Lets every download give `data`; the addresses that were asked for are added to the list."""
     addresses: list[str] = []
 
     def urlopen(address: str, timeout: float) -> io.BytesIO:
@@ -70,7 +70,7 @@ def test_embedded_is_long_clean_prose_without_repetition() -> None:
 
 
 def test_embedded_is_the_same_in_another_process() -> None:
-    """Whatever the order of sets and folders there."""
+    """The order of sets and folders in that process doesn't matter."""
     program = "from jaxgpt.data import corpora; print(ascii(corpora.load('embedded')))"
     environment = os.environ | {"PYTHONHASHSEED": "123"}
     root = Path(corpora.__file__).parents[2]

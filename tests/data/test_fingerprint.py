@@ -1,4 +1,4 @@
-"""Whether a text is the same, and if not, where it begins to differ."""
+"""Fingerprints tell whether two texts are the same, and if not, where they begin to differ."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ def test_the_same_is_the_same():
 
 @pytest.mark.parametrize("place", [0, 1, 4095, 4096, 262_143, 262_144, 1_234_567, 2_999_999])
 def test_a_flipped_bit_lies_between_the_offsets_that_are_named(place):
-    """Which are 4 KiB apart, or a 32nd of what lies before."""
+    """The offsets are 4 KiB apart, or a 32nd of the bytes before the flipped one."""
     changed = bytearray(CONTENT)
     changed[place] ^= 1
     message = fingerprint.difference(BEFORE, fingerprint.of(bytes(changed)))
@@ -42,7 +42,7 @@ def test_a_text_that_grew():
 
 
 def test_few_hashes_for_a_large_file():
-    """A thousand or so for 20 GB, of which none is read here."""
+    """There are a thousand or so for 20 GB, none of which is read here."""
     pieces = list(fingerprint._pieces(20_000_000_000))
     assert len(pieces) < 2000
     assert pieces[0][0] == 0

@@ -16,7 +16,7 @@ huggingface_hub = pytest.importorskip("huggingface_hub")
 
 
 class Hub:
-    """What is on it: {(repository, revision): {name: content}}; and what was downloaded from it."""
+    """A Hugging Face hub: its content, {(repository, revision): {name: bytes}}, and the downloads from it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.content, self.downloads, self.lies = folder, {}, [], {}

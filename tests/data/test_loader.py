@@ -15,7 +15,7 @@ from jaxgpt.errors import UserError
 
 
 def sequences(tokens: np.ndarray, count: int, length: int, seed: int = 0) -> list[tuple[int, ...]]:
-    """The first `count` training sequences, each with its last target."""
+    """Returns the first `count` training sequences, each with its last target."""
     batch = loader.batch_at(tokens, step=0, micro_batches=1, batch_size=count, sequence_length=length, seed=seed)
     return [(*row.tolist(), int(target[-1])) for row, target in zip(batch.tokens[0], batch.targets[0], strict=True)]
 
@@ -240,7 +240,7 @@ def test_a_mixture_gives_each_source_its_share(weights):
 
 @given(seed=st.integers(0, 9), length=st.integers(4, 30))
 def test_each_source_of_a_mixture_has_epochs_of_its_own(seed, length):
-    """Within a source the windows come as they would alone, but for the order within a round."""
+    """The windows of a source come as they would alone, but for the order within a round."""
     sources = [np.arange(50_000), np.arange(250_000)]
     mixed = loader.mixture(sources, [0.3, 0.7])
     chosen, starts = loader.places(mixed, np.arange(3 * loader.ROUND), length, seed)
@@ -308,7 +308,7 @@ def test_all_orders_of_four_come_up_equally_often():
 
 
 def test_neighbours_are_torn_apart_and_no_place_is_preferred():
-    """Of 10⁵ windows: no correlation with the place, nor between neighbours (five standard deviations)."""
+    """Among 10⁵ windows there is no correlation with the place, nor between neighbours (five standard deviations)."""
     count = 100_000
     found = loader.permuted(np.arange(count), count, loader.permutation_keys(5))
     assert abs(np.corrcoef(found, np.arange(count))[0, 1]) < 5 / count**0.5

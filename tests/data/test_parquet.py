@@ -126,7 +126,7 @@ def test_a_page_that_unpacks_to_more_than_the_metadata_say_is_not_read(write):
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
 @pytest.mark.parametrize("options", [{}, {"use_dictionary": False}, {"write_page_index": True}], ids=str)
 def test_the_pages_sizes_are_those_of_the_metadata(write, version, options):
-    """But for their headers, of which there are some of each size."""
+    """The pages' headers come on top, of which there are some of each size."""
     texts = [f"text {number} " * (number % 70) for number in range(3000)]
     path = write({"text": texts}, row_group_size=700, data_page_size=2000, data_page_version=version, **options)
     with path.open("rb") as file:
@@ -138,7 +138,7 @@ def test_the_pages_sizes_are_those_of_the_metadata(write, version, options):
 
 
 def test_damaged_pages_end_in_a_message(write):
-    """At every third byte of all, the page's header too: read, or the error, and never another one."""
+    """Every third byte is damaged in turn, the page's header too: the file is read or refused with this error."""
     path = write({"text": ["one", "two", "three"] * 9}, compression="none")
     whole = path.read_bytes()
     for place in range(4, len(whole) - 4, 3):

@@ -52,7 +52,7 @@ def documents(seed: int = 0, count: int = 40) -> list[str]:
 
 
 def expected(texts: list[str], tokenizer: tokenizers.Tokenizer) -> list[int]:
-    """By the plainest means: the separator and the whole document, one after another."""
+    """Returns the tokens, made by the plainest means: the separator and the whole document, one after another."""
     return [token for text in texts for token in [tokenizer.end_of_text, *tokenizer.encode(text).tolist()]]
 
 
@@ -161,7 +161,7 @@ def test_the_number_of_processes_does_not_show(work, gpt2):
 
 @pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "parquet", "txt"])
 def test_after_a_kill_the_same_command_goes_on(work, monkeypatch, small_pieces, form):
-    """Killed behind every second shard, in the middle of documents and of files, until it is done."""
+    """It is killed after every second shard, in the middle of documents and of files, until it is done."""
     texts = documents(4, 60)
     write_jsonl(Path("a.jsonl"), texts)
     if form == "jsonl.gz":
@@ -210,7 +210,7 @@ def test_after_sigkill_on_several_processes(work):
 
 
 def test_what_a_killed_process_was_writing_is_removed(work, monkeypatch):
-    """Half of a new progress.json, or of a new manifest, beside the old one."""
+    """The remains are half of a new progress.json, or of a new manifest, beside the old one."""
     write_jsonl(Path("a.jsonl"), documents())
     options = ["prepare", "a.jsonl", "--field", "content", "--processes", "1", "--output"]
     assert cli.main([*options, "whole"]) == 0
@@ -330,7 +330,7 @@ def test_a_trained_bpe_cuts_text_as_its_library_does():
 
 
 def test_one_process_is_this_one(work):
-    """Nothing is started where nothing is gained."""
+    """No process is started where nothing is gained."""
     with workers.Pool(1, {"name": "bytes"}) as pool:
         piece = Chunk("x", "text", TextLayout(), Position(), b"ab", 2)
         ((_, result),) = pool.map(workers.tokenize, [piece])

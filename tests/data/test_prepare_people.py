@@ -42,7 +42,7 @@ def test_a_tenth_is_for_validation_however_the_text_is_packed(work, name, tokeni
 
 
 def test_a_tenth_of_more_than_is_counted(work, monkeypatch):
-    """From the beginnings of a few of many files, and of what is longer than them."""
+    """The size is estimated from the beginnings of a few of the many files and of long files."""
     from jaxgpt.data import chunks
 
     monkeypatch.setattr(chunks, "PIECE_BYTES", 1 << 12)

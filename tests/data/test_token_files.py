@@ -1,4 +1,4 @@
-"""llm.c's token files: their bytes, and every way in which a file can lie about itself."""
+"""llm.c's token files: their bytes, and every way in which a file can be false."""
 
 import os
 import struct

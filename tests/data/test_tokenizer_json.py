@@ -46,7 +46,7 @@ def test_special_tokens_of_a_text_are_its_characters_unless_asked_for(make):
 
 @each
 def test_streaming_goes_on_with_a_text(make):
-    """Wherever the prompt ends, its text and what is streamed behind it are the whole text."""
+    """The prompt may end anywhere: its text and the streamed one are together the whole text."""
     ours = HuggingFace(file_of(make))
     ids = ours.encode(TEXT, special=True).tolist()
     whole = ours.decode(ids)
@@ -71,7 +71,7 @@ def test_a_character_is_streamed_when_it_is_whole(make):
 @settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_byte_level_tokens_joined_are_the_text(data):
-    """Of any ids, also where they are not UTF-8."""
+    """This holds for any ids, also where they are not UTF-8."""
     for make in (foreign_tokenizers.byte_level, foreign_tokenizers.of_llama3):
         ours = HuggingFace(file_of(make))
         ids = data.draw(st.lists(st.integers(0, ours.vocabulary_size - 1)))
@@ -209,7 +209,7 @@ HOSTILE_PATTERN = {"type": "Split", "pattern": {"Regex": "(a*)*b|((x+x+)+y)"}, "
 
 
 def test_a_pattern_that_a_text_makes_panic(capfd):
-    """Only the message is printed, and what another thread prints meanwhile is not lost."""
+    """The message alone is printed, and what another thread prints meanwhile is not lost."""
     content = json.loads(file_of(foreign_tokenizers.byte_level)) | {"pre_tokenizer": HOSTILE_PATTERN}
     tokenizer = HuggingFace(json.dumps(content))
     with pytest.raises(UserError, match="can't encode the text"):

@@ -20,7 +20,7 @@ MIXED = st.text() | st.text(st.sampled_from(TEXT + "\r\n\t  'll'RE<|endoftext|>0
 
 
 def cached(folder: Path, address: str = encodings.GPT2_ADDRESS) -> Path:
-    """Where tiktoken has what it downloaded from an address, vocab.bpe if none is named."""
+    """Returns the path at which tiktoken keeps its download from an address, by default GPT-2's vocab.bpe."""
     return folder / hashlib.sha1(address.encode()).hexdigest()
 
 
@@ -95,7 +95,7 @@ def test_gpt2_round_trip(gpt2: Tokenizer, text: str) -> None:
 @settings(deadline=None)
 @given(data=st.data())
 def test_streaming_gives_what_decoding_at_once_gives(gpt2: Tokenizer, data: st.DataObject) -> None:
-    """Also where the ids are none that encoding gives, and so are not UTF-8 or end inside a character."""
+    """The ids may be such that encoding never gives: not UTF-8, or ending inside a character."""
     for tokenizer in (gpt2, tokenizers.make("bytes", ""), tokenizers.make("characters", TEXT)):
         ids = data.draw(st.lists(st.integers(0, tokenizer.vocabulary_size - 1)))
         assert stream(StreamDecoder(tokenizer), ids) == tokenizer.decode(ids)

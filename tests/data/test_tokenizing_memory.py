@@ -15,7 +15,7 @@ from jaxgpt.data.documents import Chunk, Position, TextLayout
     [("\n", "\n", 1 << 15), ("a \n\n", "\n", 1 << 13), ("a", "", 1 << 20), ("是", "", 1 << 19)],
 )
 def test_memory_is_in_proportion_to_the_piece(tokenizer, text, separator, count):
-    """Also where each character is a document."""
+    """This holds even if each character is a document."""
     whole = text * count
     data = whole.encode()
     piece = Chunk("a.txt", "text", TextLayout(separator=separator), Position(), data, len(data))

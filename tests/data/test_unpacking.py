@@ -53,7 +53,7 @@ def test_two_packed_files_one_behind_the_other_are_one(tmp_path, end):
 @pytest.mark.parametrize("end", [".gz", ".bz2", ".xz", ".zst"])
 @pytest.mark.parametrize("behind", ["damaged", "cut off", "noise", "one byte"])
 def test_a_damaged_file_behind_another_is_no_end(tmp_path, end, behind):
-    """As where a parallel program packed a text in parts: the rest may not be left out without a word."""
+    """A parallel program packs a text in parts like this: the rest must not be left out without a word."""
     path = pack(tmp_path, end, TEXT)
     second = path.read_bytes()
     rest = {"damaged": b"?" + second[1:], "cut off": second[:3], "noise": bytes(range(1, 200)), "one byte": b"x"}[

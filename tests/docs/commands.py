@@ -71,7 +71,7 @@ def _joined(block: str, first: int) -> Iterator[tuple[int, str]]:
 
 
 def words(text: str) -> list[str]:
-    """As a shell splits it, without the comment."""
+    """Splits a line as a shell does, without the comment."""
     return [EXAMPLES.get(word, word) for word in shlex.split(text, comments=True)]
 
 
@@ -82,7 +82,7 @@ class Command(NamedTuple):
 
 
 def commands(line: Line) -> Iterator[Command]:
-    """What a line starts, one after another."""
+    """Yields the commands that a line starts, one after another."""
     for part in re.split(r"\s&&\s", line.text):
         left, bar, right = part.rpartition(" | ")
         written = words(left)

@@ -28,8 +28,6 @@ from jaxgpt.options.config import Config
 from tests.docs import world
 from tests.docs.commands import ROOT, Command, Line, commands, lines, trains
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 # Programs of others, which need what isn't here; what of the line is ours is checked where there is any.
 ELSEWHERE = {
     "ssh": "needs another machine",
@@ -64,14 +62,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(folder):
-    """The same, with weights in others' formats."""
+    """The folder with weights in others' formats in it."""
     world.weights()
     return folder
 
 
 @pytest.fixture
 def no_server(monkeypatch):
-    """What would answer for ever ends when it could begin to."""
+    """Has servers end as soon as they could begin to answer."""
     uvicorn = pytest.importorskip("uvicorn", reason="serves with uvicorn, of the serve extra")
     from jaxgpt.reports import live_report
 
@@ -110,7 +108,7 @@ class Understood(Exception):
 
 
 def check_options(command: Command) -> None:
-    """Whether the command takes these options, without running it."""
+    """Checks that the command takes these options, without running it."""
     match command.kind:
         case "run":
             run_no_further(command)
@@ -164,7 +162,7 @@ def with_context(config: Config, context: int) -> Config:
 
 
 def check_module(words: list[str]) -> None:
-    """Whether there is such a module, with these options."""
+    """Checks that there is such a module, and that it takes these options."""
     name, *rest = words
     if name == "pytest":
         for word in rest:
@@ -264,7 +262,7 @@ def test_what_takes_little_time_is_run(folder, no_server, capsys, monkeypatch):
 
 
 def to_run() -> list[Line]:
-    """Those of their own, and in a sentence what is whole."""
+    """Returns the lines that stand in blocks, and whole commands within a sentence."""
     whole = re.compile(r"(printf .* \| )?python run\.py ")
     return [line for line in lines() if not line.message and (not line.inline or whole.match(line.text))]
 
@@ -300,7 +298,7 @@ def default_output(source: str) -> str:
 
 
 def test_a_mistake_ends_with_the_message_that_is_shown(folder, capsys, no_server):
-    """What docs/troubleshooting.md and others say that a command ends with; `...` there is anything."""
+    """The messages are those that docs/troubleshooting.md and other pages quote; `...` there stands for anything."""
     wrong = []
     for line in (line for line in lines() if line.message):
         (command,) = commands(line)

@@ -1,4 +1,4 @@
-"""What the pages show beside shell lines: options made of the code, costs that are arithmetic, links, TOML, Python."""
+"""The pages beside their shell lines: options made from the code, costs that are arithmetic, links, TOML, Python."""
 
 import inspect
 import itertools
@@ -14,7 +14,7 @@ from jaxgpt.commands import gradcheck as gradcheck_command
 from jaxgpt.commands.configuration import without_text
 from jaxgpt.evaluation import descriptions
 from jaxgpt.models import gpt2
-from jaxgpt.options import settings
+from jaxgpt.options import checks, settings
 from jaxgpt.proof import cases, gradcheck, objective_cases
 from jaxgpt.proof.gradcheck import Case
 from jaxgpt.training import flops
@@ -37,14 +37,14 @@ def test_the_page_of_options_is_todays():
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_toml_on_the_pages_is_a_configuration(path, tmp_path):
-    """Or describes a task."""
+    """A block of TOML is a configuration or describes a task."""
     for name, block in FENCED.findall(path.read_text(encoding="utf-8")):
         if name == "toml":
             (tmp_path / "shown.toml").write_text(block, encoding="utf-8")
             if "answer" in tomllib.loads(block):
                 descriptions.read_description(tmp_path / "shown.toml")
             else:
-                settings.check(settings.read(tmp_path / "shown.toml"))
+                checks.check(settings.read(tmp_path / "shown.toml"))
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -100,7 +100,7 @@ NOT_RUN = {
     "pytest": "they are these tests",
     "benchmarks.serving": "fails where the machine is slow",
     "docs.site.configuration": "writes a page here; tests/docs/test_pages.py compares it",
-    "compare_attentions.py": "needs a GPU",
+    "compare_kernels.py": "needs a GPU",
     "benchmarks.gpu_program": "needs JAX's CUDA plugin; tests/test_gpu_program.py runs it",
     "gpu_check.sh": "tests/test_gpu_check.py runs it, small",
     **dict.fromkeys(
@@ -136,8 +136,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(folder, quickly_compiled):
-    """The same with runs/NAME, whose numbers went to TensorBoard too."""
+def trained(folder):
+    """The folder with runs/NAME in it, a run whose numbers went to TensorBoard too."""
     pytest.importorskip("tensorboardX", reason="numbers are written by the trackers extra")
     more = ["--data.text=book.txt", "--run.name=NAME", "--run.trackers=tensorboard"]
     assert cli.main(["--config", "gpt2_124m", *world.SMALL, *more]) == 0
@@ -155,13 +155,13 @@ def typed(kind: str) -> Iterator[tuple[Line, Command]]:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """The CPU, programs that are compiled in less time than they would be, and nothing of `make test`'s own."""
+    """Returns the environment: the CPU, quick compilation, and no variables of `make test`."""
     own = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
     return os.environ | own | {"PYTHONPATH": str(ROOT), "COLUMNS": "120", "PYTHON": sys.executable}
 
 
 def run(*command: object, devices: int = 1, **more: str) -> str:
-    """What it prints; it must end well."""
+    """Runs a command, which must succeed, and returns its output."""
     written = [str(word) for word in command]
     done = subprocess.run(
         written, env=environment(devices) | more, capture_output=True, text=True, timeout=SECONDS, check=False
@@ -183,7 +183,7 @@ HERE = {"benchmarks.bench", "jaxgpt.evaluation.lm_eval_adapter", "one_node.sh", 
 
 
 def how(command: Command) -> str:
-    """What runs it: another test file, one of the tests here, or none."""
+    """Returns where the command is run: in another test file, in one of the tests here, or nowhere."""
     program = command.words[0].rpartition("/")[2] if command.kind in ("module", "script") else command.kind
     if program in NOT_RUN or (command.kind == "script" and "slurm" in program):
         return "not run"
@@ -249,7 +249,7 @@ def test_open_mpi_starts_them(folder):
 
 @pytest.mark.slow
 def test_the_script_for_one_node_starts_them(folder):
-    """In its folder, which is the clone's."""
+    """The script works in its own folder, which is the clone's."""
     ((_, command),) = (found for found in typed("script") if "one_node" in found[1].words[0])
     script, *own = command.words
     options = small(Command("run", own), "by_script")
@@ -263,7 +263,7 @@ def test_the_script_for_one_node_starts_them(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("own", GRADCHECKS)
 def test_gradcheck_is_run(folder, own):
-    """In a process of its own, as it sets 64 bits for good."""
+    """It has a process of its own, as it switches to 64 bits for good."""
     text = ("".join(sorted(set(world.TEXT))) + world.TEXT).encode()
     Path("tinyshakespeare.txt").write_bytes(text)
     before = [sys.executable, "-c", PATCHED, hashlib.sha256(text).hexdigest()]
@@ -316,7 +316,7 @@ def test_a_benchmark_is_run(folder, name):
 
 @pytest.mark.slow
 def test_the_benchmark_of_generation_is_run(folder):
-    """On a small model, and without its bars, which it would not meet."""
+    """The model is small, and the bars are left out, which it would not meet."""
     pytest.importorskip("transformers", reason="compares with transformers, of the parity extra")
     assert any(command.words == ["benchmarks.generation"] for _, command in typed("module"))
     run(sys.executable, "-c", SMALL_GENERATION, *MODULES["benchmarks.generation"])
@@ -328,7 +328,7 @@ def test_the_benchmark_of_generation_is_run(folder):
 
 @pytest.mark.slow
 def test_lm_eval_is_run(trained):
-    """On a task of our own, as those of the line would be downloaded."""
+    """The task is one of our own, as the tasks of the line would be downloaded."""
     for package in ("lm_eval", "torch", "transformers", "accelerate"):
         pytest.importorskip(package, reason=f"{package} comes with the extras lm-eval and parity")
     ((_, command),) = (found for found in typed("module") if "lm_eval" in found[1].words[0])
@@ -365,7 +365,7 @@ def test_tensorboard_shows_the_run(trained):
 
 
 def runs_of(port: int) -> list[str]:
-    """What TensorBoard has read so far."""
+    """Returns the names of the runs that TensorBoard has read so far."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/runs", timeout=10) as answer:
             return json.loads(answer.read())

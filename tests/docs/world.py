@@ -145,7 +145,7 @@ def _runs() -> None:
 
 
 def weights() -> None:
-    """For the hub, in llm.c's formats with a debug state, and in llama.cpp's."""
+    """Writes weights for the hub, in llm.c's formats with a debug state, and in llama.cpp's."""
     llama = Model(
         family="llama", layers=1, heads=2, width=32, feed_forward=32, context=64, vocabulary_size=len(gguf_files.PIECES)
     )

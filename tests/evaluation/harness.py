@@ -12,7 +12,7 @@ from jaxgpt.evaluation.tasks import Question
 
 
 def question(file: str, row: dict[str, Any]) -> Question:
-    """What the task of this file asks about this row: the requests that are sent to a model."""
+    """Returns the requests that the task of this file makes to a model for this row."""
     config = load_yaml(Path(str(importlib.resources.files("lm_eval.tasks"))) / f"{file}.yaml")
     rows = datasets.Dataset.from_list([row])
     keys = [f"{split}_split" for split in ("training", "validation", "test", "fewshot")]

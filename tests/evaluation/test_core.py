@@ -20,8 +20,6 @@ from jaxgpt.options.config import Compute, Config, Model
 from tests import whole
 from tests.evaluation.task_folders import BASELINES, CORE_YAML, write_core, write_lines
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODEL = Model(layers=1, heads=2, width=16, context=160, vocabulary_size=256)
 BYTES = Subject(tokenizers.Bytes(), MODEL)
 NEWLINE = 10  # what stands before a text of bytes
@@ -43,7 +41,7 @@ def unreachable(_):
 
 
 def numbers(tasks: core.Core, engine: Engine) -> tuple[list[core.SubResult], core.CoreResult]:
-    """Each task's, and their mean's."""
+    """Returns each task's numbers, and their mean's."""
     *results, mean = tasks.results(engine)
     assert isinstance(mean, core.CoreResult)
     return [result for result in results if isinstance(result, core.SubResult)], mean
@@ -69,7 +67,7 @@ class Plain:
 
 
 def loop(folder: Path, entry: dict, plain: Plain) -> list[bool]:
-    """Whether each example of a task is answered rightly, by the rules of nanochat's evaluation."""
+    """Returns whether each example of a task is answered rightly, by the rules of nanochat's evaluation."""
     rows = [json.loads(line) for line in (folder / "eval_data" / entry["dataset_uri"]).read_text().splitlines()]
     random.Random(1337).shuffle(rows)
     shots, between = entry["num_fewshot"][0], entry.get("continuation_delimiter", " ")
@@ -111,7 +109,7 @@ def loop(folder: Path, entry: dict, plain: Plain) -> list[bool]:
 
 
 def test_each_tasks_score_is_that_of_an_independent_loop(folder, params):
-    """On 50 examples each, and so are the centred accuracies, their errors and their mean."""
+    """Each task has 50 examples; the centred accuracies, their errors and their mean agree as well."""
     found = core.load(str(folder), BYTES, Options())
     scorer = make_scorer(Config(model=MODEL, compute=Compute(layers="scanned")), 8)
     results, mean = numbers(found, Engine(scorer, params, unreachable))
@@ -134,7 +132,7 @@ def test_each_tasks_score_is_that_of_an_independent_loop(folder, params):
 
 
 def asked(tmp_path: Path, kind: str, rows: list[dict], number: int = 0, shots: int = 0, subject=None, delimiter=" "):
-    """What is scored of one of the rows, of which all are shuffled, with GPT-2's tokens."""
+    """Returns the requests for one of the rows, all of which are shuffled, with GPT-2's tokens."""
     subject = subject or Subject(tokenizers.GPT2(), Model(layers=1, heads=1, width=8, context=1024))
     items = [core.ITEMS[kind](row) for row in rows]
     return core.requests(core.SubTask("t", kind, shots, delimiter, 0.0, items), number, subject)

@@ -22,8 +22,6 @@ from jaxgpt.options.config import Compute, Model, Sampling
 from tests import whole
 from tests.evaluation.task_folders import CAPITALS, CAPITALS_TOML, SUMS, write_described, write_lines
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODEL = Model(layers=1, heads=2, width=16, context=1024, vocabulary_size=256)
 BYTES = tokenizers.Bytes()
 BASE = Subject(BYTES, MODEL)
@@ -164,7 +162,7 @@ def test_how_answers_are_compared(match, text, right, holds):
 
 
 def test_normalised_as_squad_does_it():
-    """Lower case, no punctuation, no articles, single spaces."""
+    """It takes lower case, drops punctuation and articles, and leaves single spaces."""
     assert compared(" An apple; the PEAR (a fig) ", "normalised") == "apple pear fig"
 
 

@@ -16,7 +16,7 @@ for package in ("lm_eval", "torch", "transformers", "accelerate"):
         package, reason=f"{package} comes with the extras lm-eval and parity: pip install -e .[lm-eval]"
     )
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quickly_compiled")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(cli.__file__).resolve().parents[2]
 TASK = """

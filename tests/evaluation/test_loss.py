@@ -14,8 +14,6 @@ from jaxgpt.models import gpt2
 from jaxgpt.options.config import Config, Model, Training
 from tests import whole
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 LENGTH = 7
 CONFIG = Config(model=Model(layers=1, heads=1, width=8, context=9, vocabulary_size=20))
 TOKENS = np.random.default_rng(0).integers(0, 20, size=53).astype(np.uint16)  # 52 targets: 7 windows and 3 tokens more
@@ -23,7 +21,7 @@ TOKENS = np.random.default_rng(0).integers(0, 20, size=53).astype(np.uint16)  # 
 
 @pytest.fixture(scope="module")
 def params():
-    """Larger than at initialisation, so that targets differ in their loss."""
+    """Parameters larger than at initialisation, so that targets differ in their loss."""
     return jax.tree.map(lambda array: 10 * array, gpt2.init(CONFIG.model, jax.random.key(0)))
 
 
@@ -50,7 +48,7 @@ def validation_loss(params, *, batch_size=3, batches=0, tokens=TOKENS, config=CO
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 50])
 def test_it_is_the_mean_over_all_targets_whatever_the_batch_size(params, losses, batch_size):
-    """Also where a batch has more places than there are tokens."""
+    """This holds too if a batch has more places than there are tokens."""
     assert validation_loss(params, batch_size=batch_size) == pytest.approx(np.mean(losses), rel=1e-5)
     assert np.std(losses) > 1  # a wrong weighting would show
 
@@ -75,7 +73,7 @@ def test_parameters_of_zero_know_nothing(params):
 
 
 def test_one_evaluation_after_another_compiles_nothing(params):
-    """And leaves the parameters alone: they are the training state's."""
+    """It leaves the parameters alone: they are the training state's."""
     evaluate = make_validation_loss(CONFIG, TOKENS, LENGTH)
     before = jax.device_get(params)
     first = evaluate(params)

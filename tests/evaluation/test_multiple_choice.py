@@ -15,8 +15,6 @@ from jaxgpt.evaluation.scoring import Score, ScoringRequest, make_scorer
 from jaxgpt.models import gpt2
 from jaxgpt.options.config import Compute, Config, Model
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 PARITY = "compares with PyTorch and transformers, which the parity extra installs: pip install -e .[parity]"
 MODEL = Model(layers=2, heads=2, width=16, context=128, vocabulary_size=50257)
 ROWS = [  # written for this test
@@ -42,7 +40,7 @@ ROWS = [  # written for this test
 
 
 def example(lengths: list[tuple[int, int]], label: int) -> Example:
-    """Of choices with so many tokens and characters."""
+    """Returns an example whose choices have so many tokens and characters."""
     return Example(
         tuple(ScoringRequest([1], [0] * tokens) for tokens, _ in lengths), tuple(count for _, count in lengths), label
     )
@@ -92,7 +90,7 @@ def written(path: Path, rows: list[dict]) -> str:
 
 
 def by_transformers(params: gpt2.Params, rows: list[dict]) -> list[list[tuple[float, int, int]]]:
-    """Of each row's choices: the sum of the log-likelihoods, tokens and characters; one sequence at a time."""
+    """Returns each choice's summed log-likelihood, tokens and characters, computed one sequence at a time."""
     import torch
 
     from tests.parity import transformers_model
@@ -145,7 +143,7 @@ def test_scores_are_those_of_a_loop_over_transformers(tmp_path):
 
 
 def test_llmcs_file_gives_the_scores_of_the_text_it_was_made_of(tmp_path):
-    """As llm.c asks: the context alone, and the endings in their own tokens."""
+    """The context is tokenized alone, and so are the endings, as llm.c does."""
     tokenizer, config = tokenizers.GPT2(), Config(model=MODEL, compute=Compute(layers="scanned"))
     examples = multiple_choice.load("hellaswag_llmc", written(tmp_path / "a.jsonl", ROWS), tokenizer, MODEL)
     multiple_choice.write(tmp_path / "a.bin", examples)

@@ -1,4 +1,4 @@
-"""Rewards: what each way finds right, and what a program in its sandbox can't do."""
+"""Rewards: the answers that each kind accepts, and what a program in its sandbox can't do."""
 
 import os
 import subprocess
@@ -97,7 +97,7 @@ LIMITS = Limits(5.0, 1 << 29)
 
 
 def runs(code: str, limits: Limits = LIMITS, text: str = "4", **variables: str) -> bool:
-    """Whether Python in the sandbox ends with status 0."""
+    """Returns whether Python in the sandbox ends with status 0."""
     return programs.succeeds([PYTHON, "-I", "-c", code], text, limits, variables)
 
 
@@ -121,7 +121,7 @@ def test_a_program_has_the_text_and_says_whether_it_is_right():
     ],
 )
 def test_there_is_no_network(code):
-    """Not even its own addresses: the one device that there is is off."""
+    """Its own addresses can't be reached either: its one network device is down."""
     assert not runs(code)
 
 
@@ -140,7 +140,7 @@ def test_nothing_can_be_written_but_to_an_empty_folder(tmp_path):
 @sandboxed
 @pytest.mark.parametrize("namespaces", [0, 0x10000000 | 0x20000])
 def test_the_file_system_stays_read_only(namespaces):
-    """For what makes itself a user and a mount namespace of its own, too."""
+    """This holds for a program that makes a user and a mount namespace of its own, too."""
     assert not runs(
         "import ctypes\nlibc = ctypes.CDLL(None)\n"
         f"assert libc.unshare({namespaces}) == 0\n"

@@ -17,8 +17,6 @@ from jaxgpt.parallel.sharding import Layout
 from jaxgpt.training.state import layout_of
 from tests import whole
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 CONFIG = Config(
     model=Model(layers=2, heads=2, width=16, context=40, vocabulary_size=150), compute=Compute(layers="scanned")
 )
@@ -26,13 +24,13 @@ CONFIG = Config(
 
 @pytest.fixture(scope="module")
 def params():
-    """Larger than at initialisation, so that tokens differ in their likelihood."""
+    """Parameters larger than at initialisation, so that tokens differ in their likelihood."""
     return jax.tree.map(lambda array: 8 * array, gpt2.init(CONFIG.model, jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")
 def requests(params):
-    """Of all lengths, two the same, some too long for the context, and some that are what the model would say."""
+    """Requests of all lengths: two the same, some too long for the context, some that the model itself would write."""
     generator = np.random.default_rng(0)
     sizes = [(1, 1), (3, 2), (30, 5), (38, 2), (39, 2), (60, 30), (1, 40), (5, 40), (7, 1), (7, 1), (12, 20)]
     found = [ScoringRequest(*(generator.integers(150, size=size).tolist() for size in pair)) for pair in sizes]
@@ -50,7 +48,7 @@ def requests(params):
 
 @pytest.fixture(scope="module")
 def expected(params, requests):
-    """By the logits of each sequence alone, in float64: the sum, and whether all are the largest."""
+    """The log-likelihood by each sequence's logits alone, in float64, and whether each token is the likeliest."""
     forward = jax.jit(lambda tokens: whole.logits(params, tokens, CONFIG.model, CONFIG.compute))
     found = []
     for context, completion in requests:
@@ -86,7 +84,7 @@ def divided(layout: Layout, params: gpt2.Params) -> gpt2.Params:
     ("devices", "zero"), [(2, 3), *(pytest.param(*p, marks=pytest.mark.slow) for p in [(4, 0), (4, 1), (8, 2), (8, 3)])]
 )
 def test_several_devices_give_the_same_scores(params, requests, expected, devices, zero):
-    """With parameters as a train state of any ZeRO stage has them, layers apart."""
+    """Parameters are sharded as a train state of this ZeRO stage has them, with their layers unstacked."""
     config = dataclasses.replace(CONFIG, compute=Compute(), parallel=Parallel(devices=devices, zero=zero))
     one_batch = make_scorer(config, 2)
     scores = one_batch(divided(layout_of(config), params), requests)

@@ -92,7 +92,7 @@ def test_no_file(tmp_path):
 @settings(max_examples=300)
 @given(st.integers(0, len(BYTES)), st.lists(st.tuples(st.integers(0, len(BYTES) - 1), st.integers(0, 255)), max_size=4))
 def test_only_user_errors(tmp_path_factory, length, changes):
-    """Whatever is in the file; what is read from it lies within it."""
+    """The file may have any content; what is read from it lies within it."""
     data = bytearray(BYTES)
     for place, value in changes:
         data[place] = value

@@ -153,7 +153,7 @@ def written(path, rows) -> str:
 
 
 def test_labels_may_lie_beside(tmp_path):
-    """As PIQA's and WinoGrande's authors have them."""
+    """PIQA and WinoGrande are published with a file of labels beside the questions."""
     (tmp_path / "valid-labels.lst").write_text("1\n0\n")
     path = written(tmp_path / "valid.jsonl", 2 * [{key: PIQA[key] for key in ("goal", "sol1", "sol2")}])
     assert [question.label for question in task_files.questions("piqa", path)] == [1, 0]
@@ -187,7 +187,7 @@ def test_mmlu_as_its_authors_published_it(tmp_path):
 
 
 def test_parquet_and_downloads(tmp_path, monkeypatch):
-    """By name: the hub's client is asked for the task's file, and a file with too few examples is not believed."""
+    """The hub's client is asked for a task's file by its name; a file with too few examples is refused."""
     arrow = pytest.importorskip("pyarrow", reason="reads Parquet with pyarrow, which the data extra installs")
     hub = pytest.importorskip("huggingface_hub", reason="huggingface-hub comes with the data extra")
     from pyarrow import parquet

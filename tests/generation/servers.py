@@ -8,10 +8,13 @@ import time
 import urllib.error
 import urllib.request
 
+import jax
 import pytest
 
 from jaxgpt.data import chat_templates, tokenizers
 from jaxgpt.generation import api
+from jaxgpt.models import gpt2
+from jaxgpt.options.config import Model
 
 MISSING = "not installed: the extra test has it"
 pytest.importorskip("uvicorn", reason=f"uvicorn is {MISSING}")
@@ -24,6 +27,13 @@ KEY = "a key"
 NAME = "tiny"
 SERVED = api.Served(NAME, BYTES, 256, api.Limits(64, 60, 8))
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+def params_of(model: Model) -> gpt2.Params:
+    """Random weights whose texts are ASCII for the most part, since only the first tokens' embeddings are large."""
+    params = jax.tree.map(lambda array: 10 * array, gpt2.init(model, jax.random.key(0)))
+    token = params.embedding.token.at[128:].multiply(0.1)
+    return params._replace(embedding=params.embedding._replace(token=token))
 
 
 @contextlib.contextmanager
@@ -67,7 +77,7 @@ def in_form(body: bytes) -> dict:
 
 
 def send(address: str, text: bytes, pause: float = 0.0) -> bytes:
-    """What the server answers to some bytes, up to the end of the connection; `pause` seconds after each byte."""
+    """Returns the server's answer to some bytes, up to the end of the connection; waits `pause` s after each byte."""
     with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=60) as connection:
         for part in [text] if not pause else [bytes([byte]) for byte in text]:
             connection.sendall(part)

@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,8 +10,6 @@ from jaxgpt.generation import batching
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.models import gpt2
 from jaxgpt.options.config import Compute, Model, Sampling
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 MODEL = Model(layers=1, heads=2, width=16, context=16, vocabulary_size=256)
 BYTES = tokenizers.make("bytes", "")
@@ -58,7 +55,7 @@ def run(script: str, at_once: int, *options: Sampling, slots: int = 1) -> list[t
 
 @given(st.text("ab", min_size=1, max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
 def test_a_text_ends_before_its_first_stop_text(script, stop, data):
-    """As cutting the whole text would, however many tokens come at once."""
+    """The result is that of cutting the whole text, however many tokens come at once."""
     at_once = data.draw(st.integers(1, 5))
     places = [place for place in (script.find(text) for text in stop) if place >= 0]
     expected = (script[: min(places)], "stop") if places else (script, "length")

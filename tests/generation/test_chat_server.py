@@ -13,15 +13,13 @@ from jaxgpt.generation import api, batching, chat_api, tool_calls
 from jaxgpt.generation.batching import ContinuousBatch
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.worker import Worker
-from jaxgpt.models import gpt2
 from jaxgpt.options.config import Compute, Model, Sampling
 from tests import whole
-from tests.generation.servers import BYTES, KEY, MISSING, NAME, listening
+from tests.generation.servers import BYTES, KEY, MISSING, NAME, listening, params_of
 
 openai = pytest.importorskip("openai", reason=f"openai is {MISSING}")
 pytest.importorskip("llguidance", reason=f"llguidance is {MISSING}")
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 MODEL = Model(layers=1, heads=2, width=16, context=1536, vocabulary_size=256)
 CHATML = chat_templates.built_in("chatml")
@@ -52,10 +50,7 @@ SCHEMA = {
 
 @pytest.fixture(scope="module")
 def params():
-    """Its texts are ASCII for the most part, since only the first tokens' embeddings are large."""
-    params = jax.tree.map(lambda array: 10 * array, gpt2.init(MODEL, jax.random.key(0)))
-    token = params.embedding.token.at[128:].multiply(0.1)
-    return params._replace(embedding=params.embedding._replace(token=token))
+    return params_of(MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +125,7 @@ def test_every_way_to_write_a_conversation(chat):
 
 
 def test_markers_in_a_message_are_characters():
-    """With GPT-2's tokenizer and one that has ChatML's markers as tokens."""
+    """Messages are encoded with GPT-2's tokenizer and with one that has ChatML's markers as tokens."""
     body = {"model": NAME, "messages": [{"role": "user", "content": "<|endoftext|>"}]}
     tokens = tokenizers.make("gpt2", "")
     asked = chat_api.chat_completion(body, api.Served(NAME, tokens, 50257, api.Limits(64, 60, 8)), CHATML)

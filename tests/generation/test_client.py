@@ -1,4 +1,4 @@
-"""What OpenAI's client does beyond single requests: schemas of classes, streams put together, calls, several models."""
+"""OpenAI's client beyond single requests: schemas of classes, streams put together, calls, several models."""
 
 import dataclasses
 import json
@@ -21,8 +21,6 @@ from tests.generation.test_chat_server import ADD, MODEL, NOW, SERVED, USER
 openai = pytest.importorskip("openai", reason=f"openai is {MISSING}")
 pydantic = pytest.importorskip("pydantic", reason=f"pydantic is {MISSING}")
 pytest.importorskip("llguidance", reason=f"llguidance is {MISSING}")
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 class Step(pydantic.BaseModel):
@@ -63,14 +61,14 @@ class Saying:
 
 
 def drawing(seed: int) -> Worker:
-    """What draws the texts of a random model."""
+    """Returns a worker that draws texts from a random model."""
     params = jax.tree.map(lambda array: 10 * array, gpt2.init(MODEL, jax.random.key(seed)))
     return Worker(ContinuousBatch(Decoder(params, MODEL, Compute(), slots=3, capacity=MODEL.context), BYTES))
 
 
 @pytest.fixture(scope="module")
 def address():
-    """Of two random models, and one that says two calls of tools."""
+    """The address of a server of two random models, and one that makes two tool calls."""
     call = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>'
     says = Saying(f"I add. {call}\n{call.replace('2', '-4')}")
     workers = [drawing(0), drawing(1), Worker(says)]  # type: ignore[arg-type]

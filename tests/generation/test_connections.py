@@ -114,7 +114,7 @@ def test_whatever_comes_is_answered_in_form(worker, request_, status):
 
 
 def test_what_a_page_in_a_browser_could_send_is_refused(address):
-    """Without asking first it can send no JSON, and by a name of its own it comes with that name."""
+    """A page can't send JSON without asking first, and its requests name the host that it was loaded from."""
     body = json.dumps({"model": NAME, "prompt": "a"}).encode()
     assert post(address, body, Content_Type="text/plain")[0] == 415
     status, answer = post(address, body, Host="example.org")
@@ -194,7 +194,7 @@ def test_connections_that_are_too_many_are_told_so(worker):
 
 
 def test_health_is_answered_while_a_request_is_read(worker, monkeypatch):
-    """However long that takes: here until health has been answered."""
+    """The request may take long: here it takes until health has been answered."""
     answered = threading.Event()
 
     def slow(body, *arguments):

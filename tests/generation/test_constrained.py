@@ -20,7 +20,6 @@ from tests.nightly import nightly
 
 pytest.importorskip("llguidance", reason="constrains with llguidance, of the serve extra")
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 CHARACTERS = "".join(sorted({chr(code) for code in range(32, 127)} | set("\nïöß")))
 KINDS = {
@@ -118,7 +117,7 @@ def test_a_copy_begins_anew_and_a_text_goes_on_beyond_the_context(drawing):
 
 
 def test_special_tokens_are_no_characters_of_a_text(drawing):
-    """Where a string may have any character, the tokens that have such names still can't be drawn."""
+    """Even where a string may have any character, tokens with such names can't be drawn."""
     for kind in ("gpt2", "huggingface, byte level"):
         vocabulary = drawing(kind).vocabulary
         tokenizer = drawing(kind).tokenizer

@@ -16,8 +16,6 @@ from jaxgpt.models.blocks import Context
 from jaxgpt.options.config import Compute, Model, Sampling
 from tests import whole
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODEL = Model(layers=2, heads=2, width=16, context=13, vocabulary_size=20)
 COMPUTE = Compute()
 PROMPTS = [np.array([3, 1, 4, 1, 5]), np.array([2]), np.arange(20)]  # the last is longer than the context
@@ -28,7 +26,7 @@ SLOTS = 3
 
 @pytest.fixture(scope="module")
 def params():
-    """Larger than at initialisation, so that the model's tokens are not all about as likely."""
+    """Parameters larger than at initialisation, so that the model's tokens are not all about as likely."""
     return jax.tree.map(lambda array: 10 * array, gpt2.init(MODEL, jax.random.key(0)))
 
 
@@ -74,7 +72,7 @@ def together(params):
 
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS[:2], PROMPTS])
 def test_greedy_texts_are_those_of_the_uncached_model(together, uncached, prompts):
-    """In one to all of the slots, with prompts of different lengths, beyond the context."""
+    """The prompts fill one to all of the slots, differ in length, and go beyond the context."""
     expected = [uncached(prompt) for prompt in prompts]
     assert together([(prompt, GREEDY, 0) for prompt in prompts]) == expected
     assert all(len(set(text)) > 3 for text in expected)  # texts in which a mistake would show
@@ -97,7 +95,7 @@ def test_how_many_tokens_come_at_once_changes_nothing(together, uncached):
 
 
 def test_stacked_layers_are_walked_as_well(together, uncached, monkeypatch):
-    """As with a model of more layers than are written out."""
+    """Layers stay stacked in a model that has more of them than are unrolled."""
     monkeypatch.setattr(decoder, "arrange", lambda params, compute: params)
     assert together([(PROMPTS[0], GREEDY, 0)]) == [uncached(PROMPTS[0])]
 
@@ -115,7 +113,7 @@ def test_a_context_of_one_token():
 
 
 def test_a_text_that_begins_later_in_a_used_slot(params, uncached):
-    """What the last text left there has no influence, and the texts beside it go on."""
+    """The slot's last text has no influence, and the texts beside it go on."""
     slotted = Decoder(params, MODEL, COMPUTE, slots=2, capacity=100)
     first = [slotted.start(0, PROMPTS[0], GREEDY, 0)]
     slotted.start(1, PROMPTS[2], Sampling(temperature=3.0), 5)

@@ -24,7 +24,6 @@ from tests.generation.servers import BYTES, KEY, MISSING, NAME, listening
 pytest.importorskip("openai", reason=f"openai is {MISSING}")
 pytest.importorskip("llguidance", reason=f"llguidance is {MISSING}")
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 FOLDER = commands.ROOT / "scripts/examples"
 MODEL = Model(layers=1, heads=2, width=16, context=4096, vocabulary_size=256)
@@ -164,7 +163,7 @@ def test_the_search_stays_in_its_folder(example, tmp_path):
 
 
 def solved(example, *said: str, **options):
-    """What react.py answers where the model says these steps, and the prompts that it was given."""
+    """Returns react.py's answer when the model writes these steps, and the prompts that the model was given."""
     prompts, steps = [], iter(said)
 
     def create(prompt, **_):
@@ -229,7 +228,7 @@ def test_the_passages_that_fit_best_come_first(example, tmp_path):
 
 
 def test_the_passages_are_ranked_by_bm25(example):
-    """By the formula itself (Lucene's form of it), with its usual k1 = 1.5 and b = 0.75."""
+    """The scores follow the formula itself (Lucene's form of it), with its usual k1 = 1.5 and b = 0.75."""
     pytest.importorskip("bm25s", reason="ranks with bm25s, of the examples extra")
     import math
 

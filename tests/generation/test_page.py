@@ -21,7 +21,6 @@ from tests.reports import browser as browsers
 
 PROGRAM = browsers.find()
 in_browser = pytest.mark.skipif(PROGRAM is None, reason="no chromium here (Debian: apt install chromium)")
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 HOSTILE = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"
 SAID = "[...document.querySelectorAll('.said')].map((said) => said.textContent)"
@@ -29,7 +28,7 @@ IDLE = "document.body.dataset.busy === 'no'"
 
 
 def drawing(seed: int) -> Worker:
-    """What draws the texts of a random model."""
+    """Returns a worker that draws texts from a random model."""
     params = jax.tree.map(lambda array: 10 * array, gpt2.init(MODEL, jax.random.key(seed)))
     token = params.embedding.token.at[128:].multiply(0.1)
     params = params._replace(embedding=params.embedding._replace(token=token))

@@ -18,8 +18,6 @@ from jaxgpt.options.config import Compute, Config, Model, Objective, Parallel, S
 from jaxgpt.training import log_probabilities
 from jaxgpt.training.state import init_params
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODEL = Model(layers=2, heads=2, width=16, context=24, vocabulary_size=13, family="llama", kv_heads=1)
 COMPUTE = Compute(attention="blocks", recompute="none", layers="unrolled", classifier_chunk=16)
 CONFIG = Config(model=MODEL, compute=COMPUTE, training=Training(batch_size=4, sequence_length=20))
@@ -81,7 +79,7 @@ def test_engine_and_trainer_agree_and_the_first_ratio_is_1(params):
 
 
 def test_answers_end(params):
-    """At their longest, or with the token that ends them, which is part of the answer."""
+    """An answer ends at its longest, or with the token that ends it, which is part of the answer."""
     whole = draw(params)
     assert [len(answer) for answer in whole] == [12] * 4
     end = whole[0][5]
@@ -90,7 +88,7 @@ def test_answers_end(params):
 
 
 def test_an_answer_depends_on_its_prompt_and_seed_alone(params, monkeypatch):
-    """Not on what is drawn beside it, as far as rounding lets tokens be the same."""
+    """Other answers drawn beside it don't matter, as far as rounding lets tokens be the same."""
     together = draw(params)
     monkeypatch.setattr(rollouts, "MOST_SLOTS", 1)
     assert draw(params) == together
@@ -134,7 +132,7 @@ def test_log_probabilities_and_values_on_several_devices(devices, zero):
 
 
 def test_what_is_drawn_side_by_side_does_not_depend_on_time(params, monkeypatch):
-    """Else rounding would, and a resumed run might draw another token. Serving takes as long bursts as time allows."""
+    """Bursts whose length depended on time, as a server's does, would change the rounding, and so a resumed run."""
     decoded, whole = [], decoder.Decoder._decode
 
     def noted(self, slots, count):
@@ -167,7 +165,7 @@ def test_seeds_are_functions_of_run_rollout_and_place():
 
 @pytest.mark.parametrize("text", ["Answer: 4<|im_end|>", "é<|im_end|>", "<|im_end|>", "<|im_end<|im_end|>"])
 def test_an_answer_ends_with_its_stop_text(text):
-    """With the token that makes it whole, and not one earlier; the text is what stands before it."""
+    """It keeps the token that completes the stop text, and none after it; the text is the part before it."""
     tokenizer, stops = tokenizers.make("bytes", ""), ("<|im_end|>", "</s>")
     ends, tokens = rollouts.end_of_answer(tokenizer, stops), tokenizer.encode(text + "more").tolist()
     first = next(n for n in range(1, len(tokens)) if ends(tokens[:n]))

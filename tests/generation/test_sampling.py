@@ -11,8 +11,6 @@ from jaxgpt.data import tokenizers
 from jaxgpt.generation import sampling
 from jaxgpt.options.config import Model, Sampling
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 # ln p of tokens in no order of likelihood; the last three are ties.
 PROBABILITIES = np.array([0.05, 0.3, 0.1, 0.25, 0.06, 0.08, 0.08, 0.08])
 LOGITS = jnp.asarray(np.log(PROBABILITIES), jnp.float32)
@@ -75,7 +73,7 @@ def test_temperature_divides_the_logits(frequencies, temperature):
     [(1, [1]), (2, [1, 3]), (3, [1, 3, 2]), (8, EVERY), (100, EVERY), (0, EVERY)],
 )
 def test_top_k_draws_among_the_likeliest(frequencies, top_k, indices):
-    """In proportion to what the model gives them, and nothing else."""
+    """They are drawn in proportion to their probabilities, and no other token is."""
     assert_drawn_from(frequencies(top_k=top_k), kept(indices))
 
 
@@ -96,19 +94,19 @@ def test_top_p_draws_among_the_likeliest_that_together_have_it(frequencies, top_
 
 
 def test_equally_likely_tokens_are_kept_together(frequencies):
-    """Where the line falls between tokens of the same probability, none of them is worse than another."""
+    """Tokens that tie with the last one kept are kept as well."""
     assert_drawn_from(frequencies(top_k=4), kept([1, 3, 2, 5, 6, 7]))
     assert_drawn_from(frequencies(top_p=0.7), kept([1, 3, 2, 5, 6, 7]))
 
 
 def test_top_p_counts_what_top_k_has_left(frequencies):
-    """Of the two of top_k, the likelier has 0.3/0.55 = 0.545 of the probability."""
+    """The likelier of the two that top_k keeps has 0.3/0.55 = 0.545 of the probability."""
     assert_drawn_from(frequencies(top_k=2, top_p=0.5), kept([1]))
     assert_drawn_from(frequencies(top_k=2, top_p=0.6), kept([1, 3]))
 
 
 def test_top_p_counts_probabilities_at_the_temperature(frequencies):
-    """At temperature 1/3 the likeliest has more than half: 0.3³ of 0.3³ + 0.25³ + 0.1³ + ..."""
+    """The likeliest has more than half at temperature 1/3: 0.3³ of 0.3³ + 0.25³ + 0.1³ + ..."""
     assert kept(EVERY, 1 / 3)[1] > 0.55
     assert_drawn_from(frequencies(1 / 3, top_p=0.5), kept([1]))
 
@@ -119,7 +117,7 @@ def test_temperature_0_takes_the_likeliest(frequencies, top_k, top_p):
 
 
 def test_seeds_are_jaxs_keys():
-    """Those that an int32 holds as they are, others with their upper half too."""
+    """Seeds that fit an int32 are taken as they are, others with their upper half too."""
     seeds = [0, 1, 2**31 - 1, 2**32 + 5, -1]
     found = sampling.settings([(Sampling(), seed) for seed in seeds]).seed
     with jax.enable_x64(True):
@@ -147,13 +145,13 @@ def test_min_p_draws_among_those_that_have_a_share_of_the_likeliest(frequencies,
 
 
 def test_min_p_is_of_probabilities_at_the_temperature(frequencies):
-    """At temperature 2 the least likely has √(0.05 / 0.3) = 0.41 of the likeliest's weight, at 1/2 only 0.03."""
+    """The least likely has √(0.05 / 0.3) = 0.41 of the likeliest's weight at temperature 2, and only 0.03 at 1/2."""
     assert_drawn_from(frequencies(2.0, min_p=0.4), kept(EVERY, 2.0))
     assert_drawn_from(frequencies(0.5, min_p=0.1), kept([1, 2, 3], 0.5))
 
 
 def test_min_p_together_with_top_k(frequencies):
-    """Whichever leaves fewer."""
+    """The stricter of the two counts."""
     assert_drawn_from(frequencies(top_k=2, min_p=0.25), kept([1, 3]))
     assert_drawn_from(frequencies(top_k=5, min_p=0.5), kept([1, 3]))
 

@@ -5,7 +5,6 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
-import jax
 import pytest
 
 from jaxgpt.data import tokenizers
@@ -13,23 +12,18 @@ from jaxgpt.generation import api, batching
 from jaxgpt.generation.batching import ContinuousBatch
 from jaxgpt.generation.decoder import Decoder
 from jaxgpt.generation.worker import Worker
-from jaxgpt.models import gpt2
 from jaxgpt.options.config import Compute, Model, Sampling
-from tests.generation.servers import BYTES, KEY, MISSING, NAME, listening
+from tests.generation.servers import BYTES, KEY, MISSING, NAME, listening, params_of
 
 openai = pytest.importorskip("openai", reason=f"openai is {MISSING}")
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 MODEL = Model(layers=1, heads=2, width=16, context=64, vocabulary_size=256)
 
 
 @pytest.fixture(scope="module")
 def params():
-    """Its texts are ASCII for the most part, since only the first tokens' embeddings are large."""
-    params = jax.tree.map(lambda array: 10 * array, gpt2.init(MODEL, jax.random.key(0)))
-    token = params.embedding.token.at[128:].multiply(0.1)
-    return params._replace(embedding=params.embedding._replace(token=token))
+    return params_of(MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +61,7 @@ def complete(client):
 
 
 def test_the_text_is_the_models(params, complete):
-    """What the same settings draw without a server."""
+    """The server's text is the one that the same settings draw without a server."""
     for options in ({"temperature": 0.0}, {"temperature": 0.8, "top_p": 0.9}):
         request = batching.Request(BYTES.encode("The "), Sampling(tokens=40, **options), 1)
         expected = "".join(piece.text for piece in batching.generate(params, [request], MODEL, Compute(), BYTES))
@@ -98,7 +92,7 @@ def test_a_stream_joined_is_the_text(client, complete):
 
 
 def test_requests_at_once_have_the_same_texts_as_alone(complete):
-    """More than there are slots, of other lengths and settings."""
+    """The requests are more than the slots, and differ in length and settings."""
     asked = [{"prompt": "ab" * (n + 1), "seed": n, "max_tokens": 5 + 7 * n, "temperature": 0.3 * n} for n in range(6)]
     alone = [complete(**options) for options in asked]
     with ThreadPoolExecutor(len(asked)) as pool:
@@ -106,7 +100,7 @@ def test_requests_at_once_have_the_same_texts_as_alone(complete):
 
 
 def test_several_prompts_and_samples(client, complete):
-    """In the order of the prompts, each with its n samples, of following seeds."""
+    """The texts come in the order of the prompts, each prompt with its n samples, whose seeds follow each other."""
     answer = client.completions.create(model=NAME, prompt=["one", "two"], n=2, max_tokens=9, seed=4)
     expected = [complete(prompt, seed=seed, max_tokens=9) for prompt in ("one", "two") for seed in (4, 5)]
     assert [choice.text for choice in answer.choices] == expected
@@ -150,7 +144,7 @@ def test_without_a_seed_texts_differ(client):
 
 
 def test_seeds_have_64_bits(complete):
-    """Each another text; -1 is as none."""
+    """Each seed gives another text; -1 stands for no seed."""
     seeds = [0, 1, 2**31, 2**32, 2**32 + 1, 2**63 - 1, -(2**63), -2]
     assert len({complete(seed=seed, temperature=2) for seed in seeds}) == len(seeds)
     assert complete(seed=-(2**63)) == complete(seed=-(2**63))

@@ -62,7 +62,7 @@ def test_reading_takes_one_tensor_more_than_the_weights_and_writing_one_file(tmp
 
 @pytest.mark.parametrize("name", MODELS)
 def test_arrays_that_can_be_read_one_at_a_time_are(tmp_path, traced, name):
-    """Beside a file there is one of them in memory, and what is written is the same."""
+    """One array beside the file is in memory at a time, and the result is the same."""
     model = MODELS[name]
     params = random_params(model, "bfloat16")
     with writing.new_folder(tmp_path / "at once") as folder:
@@ -99,7 +99,7 @@ def test_the_arrays_of_a_run_can_be_read_one_at_a_time(tmp_path):
 
 
 def test_eight_billion_parameters_are_converted_in_24_gb():
-    """By the bounds that the test above holds the code to, with the command's own size of files."""
+    """The bounds are those that the test above holds the code to; the sizes of files are the command's own."""
     whole, largest = bytes_of(LARGE)
     assert whole / 2 == 8_030_261_248
     shard = int(Convert("a", "b").shard_gib * 2**30)

@@ -17,7 +17,7 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs/formats.md"
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_lines_on_the_page(tmp_path, monkeypatch, bias):
-    """With a checkpoint as nanoGPT's model.py has it: nn.Linear, the mask, torch.compile's prefix, both names."""
+    """The checkpoint is as nanoGPT's model.py makes it: nn.Linear, the mask, torch.compile's prefix, both names."""
     torch = pytest.importorskip("torch", reason="makes and reads a checkpoint of nanoGPT; the parity extra installs it")
     monkeypatch.chdir(tmp_path)
     params = random_params()

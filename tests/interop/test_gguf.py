@@ -1,4 +1,4 @@
-"""GGUF files beside transformers, which reads them too: logits, numbers, and every way in which one lies."""
+"""GGUF files beside transformers, which reads them too: logits, numbers, and every way in which a file is false."""
 
 import dataclasses
 import struct
@@ -94,7 +94,7 @@ def test_half_precision_stays_where_every_number_has_it(tmp_path, kind, dtype):
 
 
 def test_experts_of_either_way_to_write_them(tmp_path):
-    """In one tensor for all, or in one for each, as older files have them."""
+    """Experts stand in one tensor for all, or in one for each, as older files have them."""
     made = state(MIXTRAL)
     apart = {name: array for name, array in made.items() if "_exps" not in name}
     for name in made.keys() - apart.keys():
@@ -315,7 +315,6 @@ def test_its_chat_template_comes_along(tmp_path, monkeypatch):
     assert detect_format.open_weights("m.gguf").template is None
 
 
-@pytest.mark.usefixtures("quickly_compiled")
 def test_it_becomes_a_run_that_generates_and_is_trained_further(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(Path("m.gguf"), LLAMA, state(LLAMA), kind="Q8_0", tokenizer=gguf_files.sentencepiece())

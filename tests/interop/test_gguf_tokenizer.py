@@ -33,7 +33,7 @@ def written(path, tokenizer):
 
 
 def test_sentencepieces_kind_has_the_ids_of_transformers(tmp_path):
-    """But for a text that begins with a space, which there has no further one put before it."""
+    """The one exception is a text that begins with a space: transformers puts no further one before it."""
     ours = written(tmp_path / "m.gguf", sentencepiece())
     expected = theirs(tmp_path / "m.gguf")
     for text in TEXTS:

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from jaxgpt import writing
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
-from jaxgpt.interop import gpt2_tensors, huggingface, safetensors_files, tensors
+from jaxgpt.interop import gpt2_tables, huggingface, safetensors_files, tensors
 from jaxgpt.models import gpt2
 from jaxgpt.options.config import Compute, Model
 from tests import whole
@@ -38,10 +38,10 @@ def change(path, **values):
 def test_the_table_of_tensors_is_the_model():
     """Names, order and shapes, beside `gpt2.init`'s own."""
     shapes = jax.eval_shape(lambda: gpt2.init(MODEL, jax.random.key(0)))
-    for (path, leaf), tensor in zip(jax.tree.leaves_with_path(shapes), gpt2_tensors.TENSORS, strict=True):
+    for (path, leaf), tensor in zip(jax.tree.leaves_with_path(shapes), gpt2_tables.TENSORS, strict=True):
         assert ".".join(key.name for key in path) == tensor.ours
-        assert leaf.shape == gpt2_tensors.shape(tensor, MODEL)
-    assert gpt2_tensors.count(MODEL) == gpt2.parameter_count(MODEL, padded=True)
+        assert leaf.shape == gpt2_tables.shape(tensor, MODEL)
+    assert gpt2_tables.count(MODEL) == gpt2.parameter_count(MODEL, padded=True)
 
 
 @pytest.mark.parametrize("dtype", tensors.DTYPES)
@@ -57,7 +57,7 @@ def test_there_and_back_changes_no_bit(tmp_path, dtype, shard_bytes):
 
 
 def test_old_files_have_no_prefix_masks_and_a_head_of_their_own(tmp_path):
-    """As openai-community/gpt2 has them; and mixed types become float32."""
+    """The file is like openai-community/gpt2's; and mixed types become float32."""
     params = export(tmp_path / "hf")
     path = tmp_path / "hf" / safetensors_files.WEIGHTS
     named = {name.removeprefix("transformer."): array for name, array in load_file(path).items()}
@@ -86,7 +86,7 @@ def transformers():
 
 
 @pytest.mark.parametrize("shard_bytes", [ONE_FILE, 3000])
-def test_transformers_has_our_logits(tmp_path, transformers, quick_compilation, shard_bytes):
+def test_transformers_has_our_logits(tmp_path, transformers, shard_bytes):
     import torch
 
     params = export(tmp_path / "hf", shard_bytes=shard_bytes)

@@ -17,8 +17,6 @@ from tests.data import foreign_tokenizers, templates
 from tests.data.test_chat_templates import CALL, CONVERSATIONS, TOOL
 from tests.interop.weights import random_params
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 CALLED = [
     {"role": "user", "content": "2 + 2?"},
     {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]},
@@ -86,7 +84,7 @@ def test_transformers_writes_what_the_model_was_trained_with(pair, template):
 
 @pytest.mark.parametrize("name", chat_templates.NAMES)
 def test_a_built_in_template_is_trained_alike_when_it_comes_back(name):
-    """As Jinja it marks the same parts as the assistant's."""
+    """Written as Jinja and read back, it marks the same parts as the assistant's."""
     back = Template("jinja", huggingface_chat.source_of(Template(name), {}))
     for messages in [*CONVERSATIONS, *([CALLED] if name == "chatml" else [])]:
         assert chat_templates.with_spans(messages, back) == chat_templates.with_spans(messages, Template(name))
@@ -96,7 +94,7 @@ def test_a_built_in_template_is_trained_alike_when_it_comes_back(name):
 
 
 def test_an_answer_ends_where_transformers_ends_it(tmp_path, monkeypatch):
-    """At the special token that ends a turn, where there is one, and at the end of text."""
+    """It ends at the special token that ends a turn, where there is one, and at the end of text."""
     monkeypatch.chdir(tmp_path)
     tokenizer = foreign()
     export(Template("jinja", "{{ pad_token }}" + templates.CHATML, NAMES), tokenizer)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jaxgpt.errors import UserError
-from jaxgpt.interop import gpt2_config, huggingface_config
+from jaxgpt.interop import gpt2_tables, huggingface_config
 from jaxgpt.options.config import Model
 
 PATH = Path("hf/config.json")
@@ -88,10 +88,10 @@ def test_the_table_has_all_keys_of_transformers():
     )
     config = transformers.GPT2Config().to_dict()
     assert config.keys() <= KEYS.keys()
-    assert not config.keys() - gpt2_config.KNOWN
+    assert not config.keys() - gpt2_tables.KNOWN
     assert huggingface_config.model_of(PATH, config) == Model(12, 12, 768, 1024, 50257)
     aliases = transformers.GPT2Config.attribute_map
-    ours = {(alias, key) for key, (names, _) in gpt2_config.SIZES.items() for alias in names}
+    ours = {(alias, key) for key, (names, _) in gpt2_tables.SIZES.items() for alias in names}
     assert ours > set(aliases.items())
 
 
@@ -99,7 +99,7 @@ def test_the_names_of_gelu_are_one_function():
     torch = pytest.importorskip("torch", reason="compares transformers' activations, which the parity extra installs")
     activations = pytest.importorskip("transformers.activations").ACT2FN
     x = torch.linspace(-6, 6, 2001, dtype=torch.float64)
-    for name in gpt2_config.FIXED["activation_function"]:
+    for name in gpt2_tables.FIXED["activation_function"]:
         torch.testing.assert_close(activations[name](x), activations["gelu_new"](x), rtol=0, atol=1e-11)
 
 
@@ -133,7 +133,7 @@ def test_a_size_is_a_whole_number(key, value):
         huggingface_config.model_of(PATH, {**SIZES, key: value})
 
 
-@pytest.mark.parametrize("key", gpt2_config.FIXED)
+@pytest.mark.parametrize("key", gpt2_tables.FIXED)
 @pytest.mark.parametrize("value", ["\x1b[2J", 7, 1.5, [[]], "yes", {"a": "b" * 10_000}, float("nan")])
 def test_values_of_another_type_are_refused(key, value):
     with pytest.raises(UserError, match=rf"{key} is [^\x1b]{{1,60}}; this project's GPT-2 has"):

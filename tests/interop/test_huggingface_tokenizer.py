@@ -70,7 +70,7 @@ NUMBERS = {"type": "Digits", "individual_digits": True}
     ids=["added token", "prefix space", "lower case", "other words", "fewer merges"],
 )
 def test_gpt2s_vocabulary_with_anything_else_is_not_gpt2(tmp_path, gpt2, change):
-    """And has the ids that the package gives, which for most are others than GPT-2's."""
+    """It has the ids that the package gives, most of which differ from GPT-2's."""
     import tokenizers as package
 
     content = json.loads(json.dumps(gpt2))
@@ -98,7 +98,7 @@ def test_ours_are_read_as_ours_and_changed_ones_are_not(tmp_path, name):
 
 
 def test_vocabulary_and_merges_in_two_files(tmp_path):
-    """As older versions of transformers wrote them, with its own tokenizer as the reference."""
+    """The files are as older versions of transformers wrote them, with its own tokenizer as the reference."""
     transformers = pytest.importorskip("transformers", reason="reads the files too; the parity extra installs it")
     words = [*encodings.CHARACTER_OF, "th", "the", "Ġthe", "<|endoftext|>"]
     (tmp_path / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
@@ -122,7 +122,7 @@ def test_vocabulary_and_merges_in_two_files(tmp_path):
 
 
 def test_the_end_of_a_text(tmp_path):
-    """By the tokenizer's own files, by the model's config.json, or by its usual name."""
+    """The token is named by the tokenizer's own files, by the model's config.json, or by its usual name."""
     text = file_of(MAKERS[5])
     assert read(tmp_path, text).end_of_text is None
     for number, expected in ((1, 1), (10**9, None)):
@@ -210,7 +210,6 @@ def test_a_text_is_cut_by_the_weights_tokenizer(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quickly_compiled")
 def test_generating_and_training_with_a_foreign_tokenizer(work, capsys):
     """A run from such weights is trained, resumed without them, evaluated, and its text is drawn."""
     make = MAKERS[5]
@@ -268,7 +267,7 @@ def test_one_token_of_many_bytes_is_read_soon(tmp_path):
 
 
 def test_merges_are_those_of_the_simple_way():
-    """Of the pairs that there are, always the first of lowest rank is joined."""
+    """The simple way joins the first pair of lowest rank until none is left."""
 
     def simply(tokens):
         ranks, pairs = {}, []

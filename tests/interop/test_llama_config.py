@@ -8,7 +8,7 @@ import pytest
 
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
-from jaxgpt.interop import huggingface_config, llama_config
+from jaxgpt.interop import huggingface_config, llama_tables
 from jaxgpt.options.config import Model
 
 PATH = Path("hf/config.json")
@@ -119,7 +119,7 @@ def test_the_table_has_all_keys_of_transformers(kind):
     theirs = getattr(transformers, f"{NAMES[kind]}Config")
     config = theirs().to_dict()
     assert config.keys() - {"model_type"} <= (KEYS | OWN[kind]).keys()
-    assert not config.keys() - llama_config.KINDS[kind].known
+    assert not config.keys() - llama_tables.KINDS[kind].known
     missing = huggingface_config.model_of(PATH, {"model_type": kind})
     assert huggingface_config.model_of(PATH, config) == missing  # so the defaults are theirs
     aliases = theirs.attribute_map.items()

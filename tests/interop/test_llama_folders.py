@@ -49,7 +49,7 @@ def change_tensors(folder: Path, **values: Any) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_table_covers_every_number_of_the_model_once(name):
-    """Beside the family's own `init`."""
+    """The family's own `init` gives the reference."""
     model = MODELS[name]
     table = huggingface.table_of(model)
     shapes = jax.eval_shape(lambda: models.family(model).init(model, jax.random.key(0)))
@@ -174,7 +174,7 @@ def test_tensors_that_are_not_the_models(tmp_path, values, message):
 
 
 def test_a_mixture_that_claims_more_than_there_is(tmp_path):
-    """In no more time or memory than the file's."""
+    """It is refused in no more time or memory than the file itself takes."""
     export(tmp_path / "hf")
     change(tmp_path / "hf", model_type="mixtral", architectures=None, num_local_experts=2**31 - 1)
     change_tensors(tmp_path / "hf", **{f"model__layers__{i}__mlp__{name}_proj__weight": None for i in range(2)

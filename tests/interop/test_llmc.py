@@ -7,7 +7,7 @@ import pytest
 
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
-from jaxgpt.interop import gpt2_tensors, llmc
+from jaxgpt.interop import gpt2_tables, llmc
 from jaxgpt.interop.detect_format import open_weights, with_tokenizer
 from jaxgpt.options.config import Model
 from tests.interop.weights import MODEL, assert_same_bits, random_params
@@ -194,4 +194,4 @@ def test_which_tokenizer_belongs_to_the_weights(tmp_path):
     model = Model(layers=1, heads=1, width=2, context=2, vocabulary_size=50257)
     llmc.write_model(path, random_params(model), model, "float32")
     assert isinstance(open_weights(str(path)).tokenizer, tokenizers.GPT2)
-    assert gpt2_tensors.count(model) * 4 + 1024 == path.stat().st_size
+    assert gpt2_tables.count(model) * 4 + 1024 == path.stat().st_size

@@ -38,7 +38,7 @@ def base_of(model: Model) -> blocks.Params:
 
 
 def adapters_of(model: Model, options: Lora = OPTIONS) -> Adapters:
-    """With a b that isn't 0."""
+    """Returns adapters whose b isn't 0."""
     adapters = lora.init(model, options, jax.random.key(1))
     noise = np.random.default_rng(0)
     return jax.tree.map(lambda array: np.asarray(array + 0.1 * noise.normal(size=array.shape), np.float32), adapters)

@@ -1,4 +1,4 @@
-"""What the tests of formats share: weights that are no model's, and their comparison."""
+"""Helpers of the tests of formats: random weights, and their comparison."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Which attention runs where, and in what words: on faked devices, and that every command says so."""
+"""The choice of an attention and the words for it: on faked devices, and in the output of every command."""
 
 import dataclasses
 import types
@@ -10,7 +10,7 @@ from benchmarks import bench
 from jaxgpt.commands import gradcheck
 from jaxgpt.errors import UserError
 from jaxgpt.generation.decoder import Decoder
-from jaxgpt.kernels import choose, cudnn_attention, pallas_attention
+from jaxgpt.kernels import choose, cudnn_attention, pallas_attention, pallas_softmax
 from jaxgpt.layers import attention
 from jaxgpt.models import gpt2
 from jaxgpt.options.config import Compute, Model, Sampling
@@ -82,7 +82,7 @@ def test_auto_on_a_cpu_needs_no_words_about_kernels():
     ],
 )  # fmt: skip
 def test_what_is_missing_on_a_gpu_is_said(device, faked, compute, heads, length, reason):
-    """By auto as the reason, and as an error where the kernel was asked for."""
+    """`auto` gives it as the reason, and a run that asks for the kernel as an error."""
     device(**faked)
     model = dataclasses.replace(MODEL, heads=heads)
     attention, words = chosen(compute, model, length)
@@ -172,8 +172,8 @@ def test_a_forced_kernel_ends_a_profile(fails, tmp_path):
     assert "--compute.attention cudnn can't run here" in fails("--config", "quickstart", *words, command=bench.run)
 
 
-def test_samples_are_drawn_where_the_kernel_cant_run(quick_compilation):
-    """From a run on a GPU too: what draws them is the attention that runs anywhere."""
+def test_samples_are_drawn_where_the_kernel_cant_run():
+    """A run trained on a GPU can draw samples anywhere, by the attention in blocks."""
     model = Model(layers=1, heads=1, width=4, context=8, vocabulary_size=5)
     params = gpt2.init(model, jax.random.key(0))
     tokens = [
@@ -188,3 +188,34 @@ def test_gradcheck_of_a_config_with_the_kernel_checks_the_blocks(tmp_path):
     path.write_text("[compute]\nattention = 'cudnn'\n[data]\ntokenizer = 'bytes'")
     _, compute, *_ = gradcheck._shapes(str(path))
     assert compute.attention == "blocks"
+
+
+def test_kernels_in_pallas_are_taken_by_name_where_they_run(device):
+    device()
+    assert chosen(dataclasses.replace(BFLOAT16, kernels="pallas"))[0] == "cudnn"
+    assert choose.softmax_kernel(Compute(kernels="pallas")) is pallas_softmax.forward
+    assert choose.softmax_kernel(Compute()) is None
+
+
+@pytest.mark.parametrize(
+    ("faked", "width", "reason"),
+    [
+        (
+            None,
+            768,
+            r"needs an NVIDIA GPU of compute capability 8\.0 \(Ampere\) or later \(here is cpu\)\. --compute\.",
+        ),
+        ({"kind": "Tesla V100", "capability": "7.0"}, 768, r"or later \(here is Tesla V100, 7\.0\)"),
+        (
+            {},
+            49152,
+            r"needs a width of at most 32768 \(--model\.width is 49152\)\. --compute\.kernels xla, the default",
+        ),
+    ],
+)
+def test_why_kernels_in_pallas_do_not_run_is_said(device, faked, width, reason):
+    if faked is not None:
+        device(**faked)
+    model = dataclasses.replace(MODEL, width=width)
+    with pytest.raises(UserError, match=rf"^--compute\.kernels pallas can't run here\. It .*{reason}"):
+        chosen(dataclasses.replace(BFLOAT16, kernels="pallas"), model)

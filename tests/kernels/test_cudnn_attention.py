@@ -28,7 +28,7 @@ from jaxgpt.models.blocks import arrange
 from jaxgpt.options.config import Compute, Model
 from tests import whole
 
-SCRIPT = Path(__file__).with_name("compare_attentions.py")
+SCRIPT = Path(__file__).with_name("compare_kernels.py")
 specification = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
 assert specification is not None
 assert specification.loader is not None
@@ -59,7 +59,7 @@ def custom_calls(text):
 
 
 def executed(text):
-    """How often each custom call's target is run by the program, a loop's body counting once."""
+    """Returns how often the program runs each custom call's target; a loop's body counts once."""
     bodies = {part.partition("@")[2].partition("(")[0]: part for part in text.split("func.func ")[1:]}
 
     @functools.cache
@@ -141,7 +141,7 @@ def test_gpt2_has_a_call_for_each_layer_and_no_square(layers, recompute, expecte
 
 
 def test_blocks_of_all_queries_would_have_the_square():
-    """So that the search for it, above, finds what it looks for."""
+    """This shows that the search above finds what it looks for."""
     compute = Compute(dtype="bfloat16", attention="blocks", attention_block=T)
     text = lowered(loss_and_grads(compute), params("bfloat16"), tokens(), tokens())
     assert executed(text) == {}
@@ -187,7 +187,7 @@ def reference_forward(query, key, value, scale):
 
 
 def reference_backward(query, key, value, activation, fwd_output, grad_output, scale):
-    """From what the kernel is given, not from anything computed again but the scores."""
+    """Computes the gradients from the kernel's own inputs; only the scores are computed again."""
     weights = jnp.exp(causal_scores(query, key, scale) - activation[..., None])
     delta = jnp.einsum("bqhd,bqhd->bhq", fwd_output, grad_output)
     dscores = weights * (jnp.einsum("bqhd,bkhd->bhqk", grad_output, value) - delta[..., None])
@@ -226,24 +226,24 @@ def reference():
         mlir.register_lowering(primitive, under_jaxs_names(signature_of, function), platform="cpu")
 
 
-def test_layer_equals_blocks(reference, quick_compilation):
-    """In float32, which the reference takes: output, logsumexp and gradients."""
+def test_layer_equals_blocks(reference):
+    """The reference takes float32: output, logsumexp and gradients are compared."""
     for name, (error, _) in compare.layer_errors((2, 7, 3, 4), jnp.float32).items():
         assert error < 1e-6, name
 
 
-def test_layer_in_bfloat16_is_within_the_limit_for_the_gpu(reference, quick_compilation):
+def test_layer_in_bfloat16_is_within_the_limit_for_the_gpu(reference):
     errors = compare.layer_errors((2, 37, 2, 16), jnp.bfloat16)
     assert all(max(pair) < compare.LIMIT for pair in errors.values()), errors
 
 
 @pytest.mark.parametrize("recompute", ["none", "block"])
-def test_gpt2_equals_blocks(reference, quick_compilation, recompute):
+def test_gpt2_equals_blocks(reference, recompute):
     errors = compare.model_errors(Compute(recompute=recompute))
     assert all(error < 1e-5 for error in errors.values()), errors
 
 
-def test_gradients_have_the_dtype_of_dout(reference, quick_compilation):
+def test_gradients_have_the_dtype_of_dout(reference):
     shape = (1, 4, 2, 8)
     _, residuals = cudnn_attention.forward(*[jnp.ones(shape, jnp.bfloat16)] * 3, block=2)
     gradients = cudnn_attention.backward(residuals, jnp.ones(shape, jnp.float32), block=2)
@@ -251,10 +251,17 @@ def test_gradients_have_the_dtype_of_dout(reference, quick_compilation):
 
 
 @pytest.mark.parametrize("layer", [attention, cudnn_attention])
-def test_output_is_forwards(reference, quick_compilation, layer):
+def test_output_is_forwards(reference, layer):
     q, k, v = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 5, 3, 4)), jnp.float32)
     out, residuals = layer.forward(q, k, v, block=2)
     np.testing.assert_array_equal(layer.output(residuals), out)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", compare.FLOAT32_LIMIT), ("bfloat16", compare.LIMIT)])
+def test_norms_and_softmax_in_pallas_are_within_the_limit_for_the_gpu(dtype, limit):
+    errors = {**compare.norm_errors((37, 96), dtype), **compare.softmax_errors((37, 96), dtype)}
+    assert len(errors) == 4 + 3 + 2
+    assert all(error < limit for error in errors.values()), errors
 
 
 # On a GPU
@@ -266,7 +273,7 @@ def test_output_is_forwards(reference, quick_compilation, layer):
     reason="needs an NVIDIA GPU, and jax[cuda12] or jax[cuda13]",
 )
 def test_on_a_gpu_equals_blocks():
-    """In a process of its own: the tests' is on the CPU."""
+    """The GPU is used by a process of its own: the tests' is on the CPU."""
     root = Path(__file__).parents[2]
     environment = {key: value for key, value in os.environ.items() if key != "JAX_PLATFORMS"}
     environment |= {"PYTHONPATH": str(root), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from jaxgpt.kernels import pallas_attention
 from jaxgpt.layers import attention
@@ -17,6 +17,7 @@ from jaxgpt.options.config import Compute, Model
 from jaxgpt.proof import gradcheck
 from jaxgpt.proof.inputs import document_starts
 from tests import whole
+from tests.kernels.triton_calls import H100, calls, deprecated, lowered
 from tests.proof import test_mutations as mutation
 
 NAMES = ("out", "logsumexp", "dq", "dk", "dv")
@@ -28,9 +29,6 @@ SHAPES = [
     (1, 70, 3, 1, 8, False, 33),
     (2, 48, 2, 2, 16, True, 17),
 ]
-TARGET = "__gpu$xla.gpu.triton"
-# JAX says so when it compiles a kernel, from 0.11 on.
-deprecated = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 
 
 @pytest.fixture
@@ -47,7 +45,7 @@ def arrays(shape, dtype):
 
 
 def run(layer, made, starts, window):
-    """What NAMES says, from one layer."""
+    """Returns one layer's outputs and gradients, in the order of NAMES."""
 
     def both(q, k, v, dout):
         out, residuals = layer.forward(q, k, v, block=64, starts=starts, window=window)
@@ -57,8 +55,8 @@ def run(layer, made, starts, window):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_equals_blocks(x64, small_tiles, quick_compilation, shape):
-    """In float64, to its last digits. Where a query sees itself alone its ∂q is 0, but for rounding."""
+def test_equals_blocks(x64, small_tiles, shape):
+    """They agree to float64's last digits. A query that sees only itself has ∂q = 0, but for rounding."""
     made, starts = arrays(shape, jnp.float64)
     for name, ours, exact in zip(
         NAMES, *(run(layer, made, starts, shape[-1]) for layer in (pallas_attention, attention)), strict=True
@@ -68,7 +66,7 @@ def test_equals_blocks(x64, small_tiles, quick_compilation, shape):
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(jnp.float32, 2.0**-18), (jnp.bfloat16, 2.0**-6)])
-def test_rounds_no_more_than_its_dtype(x64, small_tiles, quick_compilation, dtype, limit):
+def test_rounds_no_more_than_its_dtype(x64, small_tiles, dtype, limit):
     """Relative to the norm; in bfloat16 weights, output and ∂s are rounded on the way, each by 2⁻⁹ at most."""
     made, starts = arrays(SHAPES[2], dtype)
     ours = run(pallas_attention, made, starts, 0)
@@ -96,7 +94,7 @@ def case(shape):
     )
 
 
-def test_gradients_are_autodiffs(assert_exact, small_tiles, quick_compilation):
+def test_gradients_are_autodiffs(assert_exact, small_tiles):
     assert_exact(case((2, 37, 4, 2, 5, True, 9)))
 
 
@@ -114,7 +112,7 @@ def mutants():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("module", "tree"), mutants())
-def test_a_dropped_term_is_noticed(x64, monkeypatch, small_tiles, quick_compilation, module, tree):
+def test_a_dropped_term_is_noticed(x64, monkeypatch, small_tiles, module, tree):
     monkeypatch.setattr(module, tree.name, mutation.compiled(module, tree))
     for shape in ((1, 70, 2, 1, 5, True, 0), (1, 70, 2, 1, 5, False, 20)):
         made, starts = arrays(shape, jnp.float64)
@@ -132,7 +130,7 @@ def loss_and_grads(compute, model=MODEL):
 
 
 @pytest.mark.parametrize("recompute", ["norms", pytest.param("block", marks=pytest.mark.slow)])
-def test_gpt2_of_documents_equals_blocks(quick_compilation, recompute):
+def test_gpt2_of_documents_equals_blocks(recompute):
     model = dataclasses.replace(MODEL, document_start=3)
     tokens = jax.random.randint(jax.random.key(0), (2, 24), 0, 30)
     params = gpt2.init(model, jax.random.key(1))
@@ -145,20 +143,6 @@ def test_gpt2_of_documents_equals_blocks(quick_compilation, recompute):
 
 
 # What is handed to XLA for a GPU. There a kernel's name is in the call.
-
-
-H100 = AbstractDevice("NVIDIA H100", 132, "gpu")  # which Pallas asks for from JAX 0.11 on
-
-
-def lowered(function, *shapes):
-    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=H100)):
-        return jax.jit(function).trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
-
-
-def calls(text):
-    """The kernel's name and the operands of each call."""
-    found = re.findall(rf'custom_call @{re.escape(TARGET)}\((.*?)\).*?name = "(\w+)"', text)
-    return [(name, operands.split(", ")) for operands, name in found]
 
 
 def both(q, k, v, dout):

@@ -105,7 +105,7 @@ def test_no_product_with_keys_out_of_the_window():
 
 @pytest.mark.parametrize("block", [1, 2, 5])
 def test_documents_are_as_each_is_alone(x64, block):
-    """Of 2 and 3 tokens in one sequence, of 4 and 1 in the other: outputs and gradients of each."""
+    """Documents of 2 and 3 tokens share one sequence, and of 4 and 1 the other; outputs and gradients of each."""
     arrays = normals(np.float64)
     together = run(*arrays, block=block, starts=jnp.array([[0, 0, 2, 2, 2], [0, 0, 0, 0, 4]]))
     for b, places in ((0, slice(0, 2)), (0, slice(2, 5)), (1, slice(0, 4)), (1, slice(4, 5))):
@@ -122,7 +122,7 @@ def test_independent_of_the_block(x64, block):
 
 
 @pytest.mark.parametrize("block", [1, 2, 100])
-def test_causal(quick_compilation, block):
+def test_causal(block):
     """A later token changes no earlier output, and an earlier output sends no gradient to a later token: not a bit."""
     *arrays, dout = normals(np.float32)
     early = 3  # the tokens that stay
@@ -138,7 +138,7 @@ def test_causal(quick_compilation, block):
         assert (gradient[:, early:] == 0).all()
 
 
-def test_first_query_sees_only_itself(quick_compilation):
+def test_first_query_sees_only_itself():
     """Its one weight is 1, whatever q is."""
     q, k, v, dout = normals(np.float32)
     out, dq, _, _ = run(q, k, v, dout, block=2)
@@ -146,7 +146,7 @@ def test_first_query_sees_only_itself(quick_compilation):
     np.testing.assert_allclose(dq[:, 0], np.zeros((B, H, D)), atol=1e-6)
 
 
-def test_heads_and_sequences_are_apart(quick_compilation):
+def test_heads_and_sequences_are_apart():
     """Other numbers in one head of one sequence change the output there and nowhere else."""
     q, k, v, dout = normals(np.float32)
     out, *_ = run(q, k, v, dout, block=2)
@@ -156,8 +156,8 @@ def test_heads_and_sequences_are_apart(quick_compilation):
     assert changed.tolist() == [[False, False, False], [False, False, True]]
 
 
-def test_large_scores_stay_finite(quick_compilation):
-    """In float32, where exp of these scores would overflow: then the largest score takes it all."""
+def test_large_scores_stay_finite():
+    """In float32 exp of these scores would overflow; the largest score then takes all of the weight."""
     q, k, v, dout = normals(np.float32)
     out, *grads = run(100 * q, 100 * k, v, dout, block=2)
     assert all(np.isfinite(array).all() for array in (out, *grads))

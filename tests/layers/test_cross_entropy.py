@@ -38,7 +38,7 @@ def _loss_and_gradient(logits, targets, dlosses):
 
 
 def loss_and_gradient(logits):
-    """As NumPy arrays, where token n's loss has the gradient n + 1."""
+    """Returns losses and gradient as NumPy arrays, where token n's loss has the gradient n + 1."""
     dlosses = (np.arange(N) + 1).astype(logits.dtype)
     losses, gradient = _loss_and_gradient(logits, TARGETS, dlosses)
     return np.asarray(losses), np.asarray(gradient)
@@ -59,7 +59,7 @@ def test_losses_are_minus_the_log_of_the_probability(logits):
 
 
 def test_padded_columns_have_no_part(logits):
-    """Whatever stands in them changes nothing, and their gradient is 0, not merely small."""
+    """Their content changes nothing, and their gradient is 0, not merely small."""
     losses, gradient = loss_and_gradient(logits)
     logits[:, V:] = 1e4
     other_losses, other_gradient = loss_and_gradient(logits)
@@ -82,8 +82,8 @@ def test_gradient_rows_add_up_to_zero(logits):
     np.testing.assert_allclose(loss_and_gradient(logits + 50)[0], losses, rtol=1e-12)
 
 
-def test_huge_logits_stay_finite(quick_compilation):
-    """In float32: exp of these would overflow."""
+def test_huge_logits_stay_finite():
+    """In float32 exp of these would overflow."""
     logits = np.zeros((N, Vp), np.float32)
     logits[:, 0], logits[:, 1] = 1e4, -1e4
     losses, gradient = loss_and_gradient(logits)

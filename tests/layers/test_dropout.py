@@ -19,7 +19,7 @@ def masks(rows, rate):
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9])
 def test_the_share_that_is_dropped_is_the_rate_and_the_mean_stays(rate):
-    """Of n ones a share p is dropped, give or take √(p (1 - p) / n); five of these are one case in a million."""
+    """A share p of n ones is dropped, give or take √(p (1 - p) / n); five of these are one case in a million."""
     y = np.asarray(dropout.forward(jnp.ones((4 * 64, 256)), masks(range(4), rate)))
     n, deviation = y.size, math.sqrt(rate * (1 - rate) / y.size)
     assert abs(np.sum(y == 0) / n - rate) <= 5 * deviation
@@ -28,7 +28,7 @@ def test_the_share_that_is_dropped_is_the_rate_and_the_mean_stays(rate):
 
 
 def test_rows_columns_and_places_in_the_model_are_independent():
-    """Of pairs of numbers (1 - p)² are kept together, within five deviations of the count."""
+    """A share (1 - p)² of pairs of numbers is kept together, within five deviations of the count."""
     kept = np.asarray(dropout.forward(jnp.ones((2 * 128, 128)), masks([0, 1], 0.5))) > 0
     other = np.asarray(dropout.forward(jnp.ones((2 * 128, 128)), masks([0, 1], 0.5).at(1))) > 0
     for a, b in ((kept[:128], kept[128:]), (kept[:, :64], kept[:, 64:]), (kept[::2], kept[1::2]), (kept, other)):
@@ -53,7 +53,7 @@ def test_without_masks_nothing_is_dropped():
 
 
 def test_bfloat16_is_scaled_in_float32():
-    """Beside the exact product rounded once."""
+    """The reference is the exact product, rounded once."""
     x = jax.random.normal(jax.random.key(0), (4, 64), jnp.bfloat16)
     y = dropout.forward(x, masks(range(4), 0.1))
     exact = (np.asarray(x, np.float64) / 0.9).astype(jnp.bfloat16)

@@ -24,14 +24,14 @@ def test_gradients_of_documents(assert_exact, B, T, C, beyond):
     assert_exact(cases.embedding_case(jax.random.key(0), B, T, C, 20, T + beyond, documents=True))
 
 
-def test_positions_are_counted_from_the_beginning_of_a_document(quick_compilation):
+def test_positions_are_counted_from_the_beginning_of_a_document():
     params = embedding.Params(jnp.zeros((3, 1)), 1.0 * jnp.arange(5)[:, None])
     y, _ = embedding.forward(params, jnp.zeros((1, 5), jnp.int32), starts=jnp.array([[0, 0, 2, 2, 4]]))
     assert y[0, :, 0].tolist() == [0, 1, 0, 1, 0]
 
 
 @pytest.fixture
-def params(quick_compilation):
+def params():
     """Five tokens, four places, three channels."""
     rng = np.random.default_rng(0)
     return embedding.Params(*(rng.normal(size=(rows, 3)).astype(np.float32) for rows in (5, 4)))
@@ -64,7 +64,7 @@ def test_a_row_receives_the_gradient_of_every_place_that_read_it(params):
 
 
 def test_the_tied_gradient_is_added(params):
-    """With a gradient that the table already has from elsewhere, the layer's own is on top of it."""
+    """A gradient that the table already has from elsewhere is added to the layer's own."""
     tokens, dy = np.array([[1, 1, 2]]), np.ones((1, 3, 3), np.float32)
     already = np.arange(15, dtype=np.float32).reshape(5, 3)
     alone = backward(params, tokens, dy)

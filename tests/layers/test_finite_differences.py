@@ -1,4 +1,4 @@
-"""Is the oracle right? Forward alone, by finite differences, against both `jax.grad` and the hand-written gradient."""
+"""Finite differences of forward alone, against both `jax.grad` and the hand-written gradient."""
 
 import dataclasses
 import functools
@@ -10,6 +10,7 @@ import pytest
 
 from jaxgpt.options.config import Compute, Model
 from jaxgpt.proof import cases as proof_cases
+from jaxgpt.proof import objective_cases
 
 MODEL = Model(layers=2, heads=2, width=4, context=4, vocabulary_size=5)
 COMPUTE = Compute(attention_block=2, classifier_chunk=4)
@@ -38,7 +39,7 @@ def cases():
 def case_of(family):
     experts = {"experts": 3, "router_z": 0.1} if family == "mixtral" else {}
     model = dataclasses.replace(MODEL, family=family, **experts)
-    return proof_cases.model_case(jax.random.key(0), 2, 3, model, COMPUTE)
+    return objective_cases.model_case(jax.random.key(0), 2, 3, model, COMPUTE)
 
 
 def test_no_case_is_left_out(x64):

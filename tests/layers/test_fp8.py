@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxgpt.layers import fp8, linear, unembedding
-from jaxgpt.proof import fp8_case
+from jaxgpt.proof import cases
 
 E4M3, E5M2 = fp8.FORMATS
 LARGEST = {E4M3: 448.0, E5M2: 57344.0}
@@ -18,7 +18,7 @@ sizes = st.integers(1, 9)
 @example(B=1, T=1, inputs=1, outputs=1, again=False)
 @example(B=1, T=5, inputs=3, outputs=130, again=True)
 def test_gradients(assert_exact, B, T, inputs, outputs, again):
-    assert_exact(fp8_case.fp8_case(jax.random.key(0), B, T, inputs, outputs, again=again))
+    assert_exact(cases.fp8_case(jax.random.key(0), B, T, inputs, outputs, again=again))
 
 
 def emulated(x, form, largest):
@@ -31,7 +31,7 @@ def emulated(x, form, largest):
 
 @pytest.mark.parametrize("form", [E4M3, E5M2], ids=["e4m3", "e5m2"])
 def test_rounding_is_that_of_the_format_for_every_bfloat16_number(form):
-    """To the last bit, compiled, where a compiler may think that it knows better than to round."""
+    """The compiled rounding is exact, though a compiler might leave it out."""
     bits = np.arange(1 << 16, dtype=np.uint16).view(ml_dtypes.bfloat16)
     wide = bits.astype(np.float32)
 
@@ -48,7 +48,7 @@ def test_rounding_is_that_of_the_format_for_every_bfloat16_number(form):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("largest", [None, (2.0, 0.04, 0.5)])
 def test_products_are_those_of_the_rounded_factors(dtype, largest):
-    """By NumPy in float64; what is left is the rounding of sums in float32 and of the result."""
+    """NumPy multiplies them in float64; the rounding of float32 sums and of the result remains."""
     rng = np.random.default_rng(0)
     x, weight, bias, dy = (rng.normal(size=shape) for shape in [(2, 35, 48), (48, 30), (30,), (2, 35, 30)])
     x, weight, bias, dy = (np.asarray(part, dtype) for part in (x, 0.02 * weight, bias, dy))
@@ -92,7 +92,7 @@ def test_what_has_no_magnitude_has_the_scale_1(largest):
 
 
 def test_numbers_beyond_the_expected_are_clamped():
-    """With a scale for 3 there is room up to 448 / 128 = 3.5."""
+    """A scale for 3 leaves room up to 448 / 128 = 3.5."""
     x = jnp.asarray([1.0, -3.0, 3.4, 5.0, -700.0])
     found = fp8.quantise(x, E4M3, jnp.float32(3.0))
     np.testing.assert_array_equal(found.numbers(jnp.float32), [1.0, -3.0, 3.5, 3.5, -3.5])
@@ -151,7 +151,7 @@ def test_gradients_from_x_are_those_from_what_forward_kept():
 
 
 def test_the_heads_products_are_those_of_the_rounded_factors():
-    """By NumPy: logits, the gradient by them in e5m2, and its products with both; each chunk has its own scales."""
+    """NumPy computes logits, their gradient in e5m2, and its products with both; each chunk has its own scales."""
     rng = np.random.default_rng(0)
     weight, x = (rng.normal(size=shape).astype(np.float32) for shape in [(11, 6), (5, 6)])
     targets = rng.integers(0, 11, 5)

@@ -26,7 +26,7 @@ def _value_and_derivative(x):
 
 
 def value_and_derivative(x):
-    """In float32, as NumPy arrays."""
+    """Returns both as NumPy arrays in float32."""
     return [np.asarray(array)[0, 0] for array in _value_and_derivative(np.array([[x]], np.float32))]
 
 

@@ -50,7 +50,7 @@ def test_against_a_loop(x64, form, rows, groups, kind):
 
 
 def test_a_group_sees_no_row_of_another(x64):
-    """Not even one that is not finite."""
+    """A row of another group has no influence even if it is not finite."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(100, C))).at[70:].set(jnp.nan)
     w, sizes = jnp.ones((3, C, F)), jnp.array([40, 30, 30])
     y = jax.jit(grouped.multiply)(x, w, sizes)
@@ -63,7 +63,7 @@ def test_a_group_sees_no_row_of_another(x64):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_dtypes(form, dtype):
-    """Rows in the dtype of x, a gradient in float32."""
+    """Rows have the dtype of x, and the weight's gradient is float32."""
     rng, sizes = np.random.default_rng(0), jnp.array([30, 0, 40])
     x, dy, w = (jnp.asarray(rng.normal(size=size), dtype) for size in ((70, C), (70, F), (3, C, F)))
     y, dw = jax.jit(grouped.multiply)(x, w, sizes), jax.jit(grouped.gradient)(x, dy, sizes)

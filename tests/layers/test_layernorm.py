@@ -64,7 +64,7 @@ def test_dx_is_orthogonal_to_the_constant_vector_and_to_the_output(arrays):
 
 
 def test_epsilon_lets_a_little_of_the_scale_through(arrays):
-    """With x̂² averaging to var/(var + ε), what is left along x̂ is the ε/(var + ε) share of the gradient there."""
+    """The part along x̂ is the share ε/(var + ε) of the gradient there, since x̂² averages to var/(var + ε)."""
     x, dy = arrays
     y, dx = run(x, dy, epsilon=0.1)
     variance = x.var(axis=-1)
@@ -73,7 +73,7 @@ def test_epsilon_lets_a_little_of_the_scale_through(arrays):
     np.testing.assert_allclose(dx.sum(axis=-1), np.zeros((B, T)), atol=1e-13)
 
 
-def test_a_constant_input_stays_finite(quick_compilation):
+def test_a_constant_input_stays_finite():
     dy = jnp.broadcast_to(jnp.arange(C, dtype=jnp.float32), (1, 1, C))
     y, dx = run(np.full((1, 1, C), 3.0, np.float32), dy, epsilon=1e-5)
     assert (y == 0).all()

@@ -1,4 +1,4 @@
-"""What holds for every layer: the contract of dtypes and shapes, and that annotations are checked here at all."""
+"""The contract of every layer's dtypes and shapes, and that annotations are checked in tests at all."""
 
 import functools
 
@@ -116,7 +116,7 @@ def test_dtypes_and_shapes(x64, name, dtype):
     assert {leaf.dtype for leaf in jax.tree.leaves(dparams)} <= {wide}
 
 
-def test_leading_axes_are_only_a_shape(quick_compilation):
+def test_leading_axes_are_only_a_shape():
     """(B, T, C) and (B·T, C) give the same, and gradients of the parameters are sums over all leading axes."""
     rng = np.random.default_rng(0)
     x, dy = rng.normal(size=(2, B, T, C)).astype(np.float32)

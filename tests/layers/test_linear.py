@@ -17,7 +17,7 @@ def test_gradients(assert_exact, B, T, inputs, outputs):
     assert_exact(cases.linear_case(jax.random.key(0), B, T, inputs, outputs))
 
 
-def test_each_token_is_mapped_alone(quick_compilation):
+def test_each_token_is_mapped_alone():
     """Output (b, t) is token (b, t) times the matrix plus the bias, whatever stands beside it."""
     rng = np.random.default_rng(0)
     weight, bias, x = (rng.normal(size=shape).astype(np.float32) for shape in [(3, 5), (5,), (2, 4, 3)])
@@ -27,7 +27,7 @@ def test_each_token_is_mapped_alone(quick_compilation):
         np.testing.assert_allclose(y[b, t, o], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_of_bfloat16_are_summed_in_float32(quick_compilation):
+def test_gradients_of_bfloat16_are_summed_in_float32():
     """A bfloat16 sum of ones would stop growing at 256."""
     params = linear.Params(np.ones((2, 3), jnp.bfloat16), np.zeros(3, jnp.bfloat16))
     x, dy = np.ones((2, 501, 2), jnp.bfloat16), np.ones((2, 501, 3), jnp.bfloat16)

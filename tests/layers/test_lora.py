@@ -59,7 +59,7 @@ def products(function, *arguments, platform: str = "cpu") -> list[tuple[int, ...
 
 
 def test_the_gradient_of_the_weight_is_never_formed(arrays):
-    """Among backward's products only those by x are as large as the layer, and none sums over tokens to its shape.
+    """Only products by x are as large as the layer in backward, and none sums over tokens to the weight's shape.
 
     On a CPU the weight is merged (6, 10, 2): a sum over the rank.
     """

@@ -46,7 +46,7 @@ def run(params, x, dy, choices):
 
 
 def test_experts_without_tokens_have_no_gradient():
-    """Exactly 0, whatever their weights; and no token is dropped where all go to the same two."""
+    """It is exactly 0, whatever their weights; and no token is dropped where all go to the same two."""
     params = params_of(4, 6, 5)._replace(router=router.Params(np.zeros((4, 5), np.float32)))
     x, dy = normal(300, 4), normal(300, 4, seed=3)
     y, statistics, grads, _ = run(params, x, dy, 2)

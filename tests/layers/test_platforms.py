@@ -9,7 +9,7 @@ from jax import lax
 from jaxgpt.layers import cross_entropy, gelu, layernorm, linear
 from jaxgpt.layers.numerics import GROUPS, not_before, product, product_over_tokens
 from jaxgpt.options.config import Compute, Model
-from jaxgpt.proof import cases
+from jaxgpt.proof import objective_cases
 from tests.nightly import nightly
 
 
@@ -31,11 +31,11 @@ def normal(*shape, dtype="float32", seed=0):
 def test_a_models_gradients(assert_exact, as_on_a_gpu, family, recompute):
     model = Model(layers=2, heads=2, width=8, context=6, vocabulary_size=130, family=family, experts=3)
     compute = Compute(recompute=recompute, classifier_chunk=5, attention_block=4)
-    assert_exact(cases.model_case(jax.random.key(0), 2, 6, model, compute))
+    assert_exact(objective_cases.model_case(jax.random.key(0), 2, 6, model, compute))
 
 
 def test_more_rows_than_few_are_multiplied_in_parts(as_on_a_gpu):
-    """By a product for each part; a whole product, and for few rows too, gives the same columns."""
+    """Each part is a product of its own; one whole product, which few rows take, gives the same columns."""
     params = linear.Params(normal(5, 12), normal(12, seed=1))
     x = normal(linear.FEW, 5, seed=2)
     parts, residuals = linear.forward_in_parts(params, x, 3)
@@ -85,7 +85,7 @@ def test_a_product_writes_what_is_wanted(as_on_a_gpu):
 @pytest.mark.parametrize("tokens", [8 * GROUPS, 8 * GROUPS + 1])
 @pytest.mark.parametrize("multiplies", [True, False])
 def test_a_product_over_tokens(monkeypatch, tokens, multiplies):
-    """In groups or not, whatever the processor: the sum over all tokens, in float32."""
+    """In groups or not, on any processor, it is the sum over all tokens in float32."""
     monkeypatch.setattr("jaxgpt.layers.numerics._cpu_multiplies_bfloat16", lambda: multiplies)
     a, b = normal(tokens, 5, dtype="bfloat16"), normal(tokens, 7, dtype="bfloat16", seed=1)
     y = product_over_tokens("nc,nf->cf", a, b)

@@ -1,4 +1,4 @@
-"""Against an independent computation by NumPy, number by number; and the bits that a number takes."""
+"""Quantised weights against an independent computation by NumPy, number by number; and the bits of a number."""
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,7 @@ def test_zeros_come_back_as_zeros(form, double):
 
 
 def test_leading_axes_are_rows():
-    """As of a mixture's experts."""
+    """A mixture's experts have a leading axis."""
     weight = jnp.asarray(normal(3, 4, 128))
     both = (quantised.quantise(weight, "nf4"), quantised.quantise(weight.reshape(12, 128), "nf4"))
     one, other = (quantised.dequantise(matrix, jnp.float32) for matrix in both)

@@ -45,7 +45,7 @@ def test_with_another_generator_too(change):
 
 
 def test_more_numbers_than_a_word_counts_are_made_by_jax_random():
-    """Only their shapes: 16 GiB would be drawn."""
+    """The shapes alone are computed: 16 GiB would be drawn."""
     shape = (3, 2**31)
     program = jax.make_jaxpr(lambda: random.bits(jax.random.key(0), shape))()
     assert "random_bits" in str(program)
@@ -53,7 +53,7 @@ def test_more_numbers_than_a_word_counts_are_made_by_jax_random():
 
 
 def test_drawing_keeps_nothing_beside_its_result():
-    """What jax.random needs on a CPU, twice the result's memory, is what a first state would have to have free."""
+    """jax.random needs twice the result's memory on a CPU, which the first train state would have to have free."""
     size = 2**20
     compiled = jax.jit(lambda key: random.normal(key, (size,))).lower(jax.random.key(0)).compile()
     found = compiled.memory_analysis()

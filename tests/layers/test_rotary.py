@@ -57,7 +57,7 @@ def test_gradients_of_scaled_frequencies(assert_exact, frequencies):
     ],
 )
 def test_frequencies_are_transformers(kind, parameters):
-    """For heads of 64 columns; in float32 there."""
+    """Heads have 64 columns; transformers computes in float32."""
     pytest.importorskip("torch", reason="PyTorch comes with the parity extra")
     pytest.importorskip("transformers", reason="transformers comes with the parity extra")
     from transformers import LlamaConfig

@@ -63,7 +63,7 @@ def test_independent_of_the_chunk(inputs, chunk):
 
 
 def test_loss_and_gradients_of_a_loop_over_tokens(inputs):
-    """Against NumPy, a token at a time, with the gradient as (p - onehot) by the chain rule."""
+    """NumPy computes them a token at a time, with the gradient as (p - onehot) by the chain rule."""
     (weight,), x, targets = inputs
     loss, dweight, dx = 0.0, np.zeros_like(weight), np.zeros_like(x)
     for b, t in np.ndindex(B, T):

@@ -1,4 +1,4 @@
-"""The seam: what a family has, and that nobody but those who must know of families names one."""
+"""Model families: the names that each has, and that no file outside of the few allowed ones names a family."""
 
 import ast
 import inspect
@@ -19,7 +19,7 @@ CONTRACT = {
     *("parameter_count", "flops_per_token", "check", "describe", "projections", "LEARNED_POSITIONS"),
 }
 # Where a family's name belongs: the option, the families and their layers' users, the proof, and other projects' names.
-TABLES = {f"interop/{name}_{what}.py" for name in FAMILIES for what in ("tensors", "config")}
+TABLES = {f"interop/{name}_tables.py" for name in FAMILIES}
 MAY_IMPORT = {"models", "proof", *TABLES}
 MAY_WRITE = MAY_IMPORT | {
     "options/config.py",
@@ -62,7 +62,7 @@ def test_no_family_is_imported():
     named = {f"jaxgpt.models.{family}" for family in FAMILIES}
     found = {path.name: named & set(imports(ast.parse(path.read_text()))) for path in files(MAY_IMPORT)}
     assert {name for name, there in found.items() if there} == set()
-    assert named & set(imports(ast.parse((PACKAGE / "interop/gpt2_tensors.py").read_text())))  # so that they are found
+    assert named & set(imports(ast.parse((PACKAGE / "interop/gpt2_tables.py").read_text())))  # so that they are found
 
 
 def test_no_family_is_written():

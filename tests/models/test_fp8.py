@@ -47,7 +47,7 @@ def params_of(model, compute, dtype):
 
 @pytest.mark.parametrize(("model", "level", "layers"), CASES)
 def test_without_rounding_the_gradient_is_the_plain_one(x64, monkeypatch, model, level, layers):
-    """In float64 and through the whole model, with three scales for each of the products."""
+    """The whole model is compared in float64, with three scales for each of the products."""
     exact = layer.quantise
     monkeypatch.setattr(layer, "quantise", lambda x, form, expected=None: exact(x, None, expected))
     compute = Compute(recompute=level, layers=layers, classifier_chunk=8)
@@ -64,7 +64,7 @@ def test_without_rounding_the_gradient_is_the_plain_one(x64, monkeypatch, model,
 
 @pytest.mark.slow
 def test_magnitudes_are_those_of_each_layers_products():
-    """Of the weights they are known; scanned or not, the same."""
+    """Magnitudes of the weights are known from the weights; scanned and unrolled layers have the same."""
     compute = Compute(products="fp8", classifier_chunk=8)
     found = []
     for layers in ("scanned", "unrolled"):

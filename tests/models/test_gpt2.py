@@ -10,13 +10,11 @@ import pytest
 from jaxgpt.layers.cross_entropy import IGNORED
 from jaxgpt.models import attend, blocks, gpt2
 from jaxgpt.options.config import Compute, Model
-from jaxgpt.proof import cases
+from jaxgpt.proof import objective_cases
 from tests import whole
 
 SMALL = Model(layers=2, heads=2, width=8, context=6, vocabulary_size=11)
 COMPUTE = Compute(attention_block=4, classifier_chunk=4)
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.mark.parametrize(
@@ -42,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
     ids=["ones", "short", "padded", "unrolled", "documents", "documents computed again"],
 )
 def test_gradients(assert_exact, batch, length, model, compute):
-    assert_exact(cases.model_case(jax.random.key(0), batch, length, model, compute))
+    assert_exact(objective_cases.model_case(jax.random.key(0), batch, length, model, compute))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +127,7 @@ def compiled(compute):
 
 
 def loss_and_grads(params, tokens, targets, scale=None, compute=COMPUTE):
-    """As NumPy arrays."""
+    """Returns loss and gradients as NumPy arrays."""
     return jax.tree.map(np.asarray, compiled(compute)(params, tokens, targets, scale))
 
 
@@ -150,7 +148,7 @@ def assert_close(actual, expected, tolerance):
 
 
 def test_float32(inputs):
-    """With 32-bit numbers only, against `jax.grad`: equal but for the rounding of some 100 operations."""
+    """In float32 they equal `jax.grad`'s but for the rounding of some 100 operations."""
 
     def loss(params, tokens, targets):
         return whole.loss(params, tokens, targets, SMALL, COMPUTE)
@@ -173,7 +171,7 @@ def test_rows_beyond_the_vocabulary_get_no_gradient(inputs):
 
 
 def test_scale_times_the_sum(inputs):
-    """Without `scale` the loss is the mean over the targets that aren't ignored: the sum times 1 by their number."""
+    """The loss without `scale` is the mean over the targets that aren't ignored: the sum divided by their number."""
     loss, grads = loss_and_grads(*inputs)
     scaled_loss, scaled_grads = loss_and_grads(*inputs, scale=np.float32(3))
     factor = np.float32(3 * (inputs[2] != IGNORED).sum())

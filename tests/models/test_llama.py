@@ -14,7 +14,7 @@ from jaxgpt.data.loader import Batch
 from jaxgpt.models import blocks, cache, llama
 from jaxgpt.models.blocks import Context
 from jaxgpt.options.config import Compute, Config, Model, Optimizer, Parallel, Training
-from jaxgpt.proof import cases
+from jaxgpt.proof import objective_cases
 from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.training import step
 from jaxgpt.training.resharding import Resharding
@@ -22,8 +22,6 @@ from tests import whole
 from tests.nightly import nightly
 
 SMALL = Model(layers=2, heads=2, width=8, context=8, vocabulary_size=11, family="llama")
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.mark.parametrize(
@@ -37,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
     ids=["ones", "short", "unrolled", "documents"],
 )
 def test_gradients(assert_exact, batch, length, model, compute):
-    assert_exact(cases.model_case(jax.random.key(0), batch, length, model, compute))
+    assert_exact(objective_cases.model_case(jax.random.key(0), batch, length, model, compute))
 
 
 QWEN = dataclasses.replace(
@@ -53,11 +51,11 @@ RELATIVES = {"qwen": QWEN, "mistral": MISTRAL, "llama3": LLAMA3}
 @pytest.mark.parametrize(("recompute", "layers"), whole.levels())
 @pytest.mark.parametrize("name", nightly(RELATIVES, every_time=["qwen"]))
 def test_gradients_of_relatives(assert_exact, name, recompute, layers):
-    """With a window shorter than T, and one longer."""
+    """The window is shorter than T in one case, and longer in the other."""
     model = RELATIVES[name]
     length = 7 if layers == "scanned" else 2
     compute = Compute(recompute=recompute, layers=layers, attention_block=2, classifier_chunk=4)
-    assert_exact(cases.model_case(jax.random.key(0), 2, length, model, compute))
+    assert_exact(objective_cases.model_case(jax.random.key(0), 2, length, model, compute))
 
 
 def test_a_shape_of_another_family_is_refused(fails):
@@ -87,7 +85,7 @@ def params():
 
 
 def theirs(torch, transformers, params):
-    """The same weights as Hugging Face's Llama, which has them as (out, in) and what is fused here apart."""
+    """Returns Hugging Face's Llama of the same weights; it stores them as (out, in), and fused ones apart."""
     V, F = SMALL.vocabulary_size, llama.feed_forward(SMALL)
     config = transformers.LlamaConfig(
         vocab_size=V,
@@ -193,7 +191,7 @@ def trained(devices: int, zero: int, model: Model = dataclasses.replace(SMALL, h
 @pytest.mark.parametrize("zero", [*(pytest.param(zero, marks=pytest.mark.slow) for zero in (0, 1, 2)), 3])
 @pytest.mark.parametrize("name", [None, *(pytest.param(name, marks=pytest.mark.slow) for name in RELATIVES)])
 def test_eight_devices_train_as_one(zero, name):
-    """Where no size is divisible by 8."""
+    """The sizes are not divisible by 8."""
     model = dataclasses.replace(SMALL if name is None else RELATIVES[name], heads=3, kv_heads=0, width=18)
     if name:
         model = dataclasses.replace(model, kv_heads=1)
@@ -211,7 +209,7 @@ def command(capsys, *words: str) -> str:
 
 @pytest.mark.slow
 def test_a_run_is_resumed_generates_and_is_evaluated(work, capsys, fails):
-    """And ends with the numbers of one that was never stopped; llm.c's format refuses it."""
+    """It ends with the numbers of one that was never stopped; llm.c's format refuses it."""
     sizes = {"layers": 1, "heads": 2, "width": 16, "context": 16}
     words = [word for key, value in sizes.items() for word in (f"--model.{key}", str(value))]
     words += [

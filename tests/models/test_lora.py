@@ -14,12 +14,11 @@ from jaxgpt.layers import quantised
 from jaxgpt.models import blocks, family, lora
 from jaxgpt.objectives import next_token
 from jaxgpt.options.config import Compute, Config, Lora, Model, Parallel, Training
-from jaxgpt.proof import cases
+from jaxgpt.proof import objective_cases
 from jaxgpt.training import memory_plan, step
 from jaxgpt.training.device_memory import Capacity
 from jaxgpt.training.resharding import Resharding
-from jaxgpt.training.state import frozen_shapes, initial_state, layout_of
-from jaxgpt.training.working import working
+from jaxgpt.training.state import frozen_shapes, initial_state, layout_of, working
 from tests.nightly import nightly
 
 GPT2 = Model(layers=2, heads=2, width=64, context=16, vocabulary_size=50)
@@ -49,7 +48,7 @@ def base_of(model: Model, seed: int = 0) -> blocks.Params:
 
 
 def adapters_of(made: Config) -> blocks.Adapters:
-    """With a b that isn't 0."""
+    """Returns adapters whose b isn't 0."""
     adapters = lora.init(made.model, made.lora, jax.random.key(1))
     return jax.tree.map(lambda array: array + 0.02 * jax.random.normal(jax.random.key(2), array.shape), adapters)
 
@@ -67,7 +66,7 @@ def test_gradients(assert_exact, name, recompute, layers):
     model = MODELS[name]
     model = dataclasses.replace(model, width=8, head_width=0, feed_forward=0 if model.family == "gpt2" else 12)
     compute = Compute(attention_block=2, classifier_chunk=4, recompute=recompute, layers=layers)
-    assert_exact(cases.adapted_model_case(jax.random.key(0), 2, 5, model, compute))
+    assert_exact(objective_cases.adapted_model_case(jax.random.key(0), 2, 5, model, compute))
 
 
 @pytest.mark.parametrize(("base", "double"), [("float32", False), ("int8", False), ("nf4", True)])
@@ -76,8 +75,8 @@ def test_gradients(assert_exact, name, recompute, layers):
     [pytest.param(GPT2, "unrolled", marks=pytest.mark.slow), (LLAMA, "scanned"), (MIXTRAL, "scanned")],
     ids=["gpt2", "llama", "mixtral"],
 )
-def test_merged_it_computes_the_same(quick_compilation, model, base, double, layers):
-    """The loss of adapters beside the base in each storage is the merged model's, but for rounding."""
+def test_merged_it_computes_the_same(model, base, double, layers):
+    """The loss of adapters beside the base in each type is the merged model's, but for rounding."""
     made = config(model, lora_base=base, lora_double_quantization=double, compute_layers=layers)
     frozen = lora.freeze(base_of(model), made.lora, made.compute)
     adapters = blocks.arrange(adapters_of(made), made.compute)
@@ -140,8 +139,8 @@ def weights_gradients(text: str, tokens: tuple[int, ...]) -> set[tuple[int, ...]
     return {tuple(sorted(map(int, result.split(",")))) for result in by_tokens}
 
 
-def test_the_step_forms_no_gradient_of_the_base(quick_compilation):
-    """In the compiled step no sum over tokens has a weight's shape, and nothing but the token table has the table's.
+def test_the_step_forms_no_gradient_of_the_base():
+    """No sum over tokens in the compiled step has a weight's shape, and only the token table has the table's.
 
     On a CPU products of adapters have a weight's shape, and sum over the rank: they are merged for a layer at a time.
     """
@@ -156,7 +155,7 @@ def test_the_step_forms_no_gradient_of_the_base(quick_compilation):
     assert not [line for line in tables if re.search(r"scatter|dot|add\(|fusion\(", line)]
 
 
-def test_the_plan_has_the_base_once_and_no_gradient_or_moment_of_it(quick_compilation):
+def test_the_plan_has_the_base_once_and_no_gradient_or_moment_of_it():
     made = config()
     plan, full = (
         memory_plan.make(one, step.compile_step(one), Capacity(None, ""))
@@ -201,7 +200,7 @@ def test_one_billion_parameters_are_tuned_in_six_gigabytes():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", range(4))
-def test_each_stage_trains_the_same_adapters(quick_compilation, zero):
+def test_each_stage_trains_the_same_adapters(zero):
     """Three steps on 4 devices are those of one device, but for the order of float32 sums."""
 
     def trained(made: Config):
@@ -239,7 +238,7 @@ def test_the_shapes_of_the_step_are_those_of_its_arrays():
     )
 
 
-def test_bfloat16_computes_with_bfloat16(quick_compilation):
+def test_bfloat16_computes_with_bfloat16():
     """The base's and the adapters' matrices meet activations of their own dtype."""
     made = config(lora_base="nf4", compute_dtype="bfloat16")
     frozen = lora.freeze(base_of(LLAMA), made.lora, made.compute)

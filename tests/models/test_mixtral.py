@@ -16,7 +16,7 @@ from jaxgpt.models import blocks, cache, mixtral
 from jaxgpt.models.blocks import Context
 from jaxgpt.objectives import next_token
 from jaxgpt.options.config import Compute, Config, Model, Optimizer, Parallel, Training
-from jaxgpt.proof import cases
+from jaxgpt.proof import objective_cases
 from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.training import step
 from jaxgpt.training.resharding import Resharding
@@ -47,13 +47,11 @@ MIXTRAL_8X7B = Model(
     experts=8,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize(("recompute", "layers"), whole.levels())
 def test_gradients(assert_exact, recompute, layers):
     compute = Compute(recompute=recompute, layers=layers, attention_block=2, classifier_chunk=4)
-    assert_exact(cases.model_case(jax.random.key(0), 2, 5, SMALL, compute))
+    assert_exact(objective_cases.model_case(jax.random.key(0), 2, 5, SMALL, compute))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +65,7 @@ def test_gradients(assert_exact, recompute, layers):
 )
 def test_gradients_of_relatives(assert_exact, options):
     model = dataclasses.replace(SMALL, **options)
-    assert_exact(cases.model_case(jax.random.key(0), 2, 5, model, Compute(classifier_chunk=4)))
+    assert_exact(objective_cases.model_case(jax.random.key(0), 2, 5, model, Compute(classifier_chunk=4)))
 
 
 def test_parameters_and_what_decays():
@@ -121,7 +119,7 @@ def random_params(model=SMALL):
 
 
 def test_the_routers_weight_stays_in_float32():
-    """Among activations in bfloat16; the experts' are cast."""
+    """Activations are bfloat16, and the experts' weights are cast to it."""
     shapes = jax.eval_shape(lambda: mixtral.init(SMALL, jax.random.key(0)))
     for params in (shapes, shapes._replace(blocks=blocks.block_shapes(shapes))):
         experts = jax.eval_shape(lambda params: blocks.cast(params, jnp.bfloat16), params).blocks.experts

@@ -39,7 +39,7 @@ compiled = jax.jit(grads, static_argnums=2)
 
 
 @pytest.mark.parametrize("name", nightly(MODELS, every_time=["window"]))
-def test_packed_is_unpacked_example_by_example(x64, quick_compilation, name):
+def test_packed_is_unpacked_example_by_example(x64, name):
     model = MODELS[name]
     params = family(model).init(model, jax.random.key(0), jnp.float64)
     source = conversations(LENGTHS)

@@ -33,7 +33,8 @@ def kept() -> gpt2.Params:
 
 @pytest.mark.parametrize("recompute", ["gelu", "norms", "projection", "block"])
 def test_recomputed_gradients_are_the_kept_ones(kept, recompute):
-    """Within the rounding of a few operations: the compiler may fuse, and so round, a recomputed value differently."""
+    """The rounding of a few operations may differ: the compiler may fuse, and so round, a recomputed value
+    differently."""
     again = gradients(dataclasses.replace(KEEP_ALL, recompute=recompute))
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(kept), strict=True):
         assert np.linalg.norm(a - b) <= 8 * np.finfo(np.float32).eps * np.linalg.norm(b)

@@ -69,7 +69,7 @@ def test_values(drawn):
 
 
 def test_rewards_alone(drawn):
-    """Without a divergence's cost and a discount the reward itself at each token; else what is earned from there on."""
+    """Each token's advantage is the answer's reward; with a discount, the discounted sum of rewards from it on."""
     options = Objective(name="policy", surrogate="reinforce", advantages="reward")
     batch = experience.batch(drawn, options, group=1, penalty=0.0)
     np.testing.assert_allclose(batch.advantages, drawn.answer * drawn.scores[:, None], rtol=1e-6)

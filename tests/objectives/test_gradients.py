@@ -119,7 +119,7 @@ def test_finite_differences(x64, name):
     "objective", [*(pytest.param(one, marks=pytest.mark.slow) for one in (reward, preference)), policy]
 )
 def test_micro_batches_add_up(x64, objective):
-    """With the scale of all of them, losses, metrics and gradients of two halves are those of the whole."""
+    """Scaled by the whole batch, the losses, metrics and gradients of its two halves sum to the batch's."""
     rng = np.random.default_rng(0)
     integers = functools.partial(rng.integers, dtype=np.int32)
     B, T, V = 4, 5, MODEL.vocabulary_size
@@ -148,7 +148,7 @@ def test_micro_batches_add_up(x64, objective):
 
 
 def test_the_first_update_of_ppo_is_reinforce(x64):
-    """At ratio 1 the gradients are the same, nothing is clipped, and no divergence has come yet."""
+    """The gradients are the same at ratio 1: nothing is clipped, and there is no divergence yet."""
     case = objective_cases.policy_case(KEY, 2, 5, MODEL, COMPUTE, Objective())
     rng, module = np.random.default_rng(0), family(MODEL)
     targets = jnp.asarray(rng.integers(5, size=(2, 5), dtype=np.int32))

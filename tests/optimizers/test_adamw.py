@@ -68,7 +68,7 @@ def test_first_step_is_as_long_as_the_learning_rate():
 
 
 def test_only_what_is_marked_decays():
-    """Without a gradient nothing but the decay is left: θ (1 - ηλ), and nothing at all for the unmarked."""
+    """A zero gradient leaves the decay alone: θ (1 - ηλ), and θ where a parameter is not marked."""
     params = tree(0)
     grads = jax.tree.map(np.zeros_like, params)
     options = Optimizer(weight_decay=0.5)
@@ -79,7 +79,7 @@ def test_only_what_is_marked_decays():
 
 @pytest.mark.parametrize("gradient", [np.nan, np.inf, 1.0])
 def test_without_advance_nothing_changes(gradient):
-    """Not even where the gradient is no number, and moments that hold something keep it."""
+    """The gradient may even be NaN: parameters and moments keep their values."""
     params = tree(0)
     moments = adamw.Moments(tree(1), jax.tree.map(np.abs, tree(2)))
     grads = jax.tree.map(lambda grad: grad + np.float32(gradient), tree(3))

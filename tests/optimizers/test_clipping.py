@@ -14,7 +14,7 @@ def grads():
 
 @jax.jit
 def norm_and_clipped(grads):
-    """With a limit of 1."""
+    """Returns the norm, and the gradients clipped to a norm of 1."""
     norm = clipping.global_norm(grads)
     return norm, jax.tree.map(lambda grad: grad * clipping.factor(norm, 1.0), grads)
 
@@ -27,7 +27,7 @@ def test_norm_of_all_tensors_as_one_vector(grads):
 
 @pytest.mark.parametrize("factor", [0.01, 0.2, 1.0, 1e3, 1e15])
 def test_clips_as_optax_does(grads, factor):
-    """What is longer than the limit comes out as long as the limit, in the same direction; what is shorter stays."""
+    """Gradients longer than the limit keep their direction and get its length; shorter ones are unchanged."""
     grads = jax.tree.map(lambda grad: grad * np.float32(factor), grads)
     norm, clipped = norm_and_clipped(grads)
     expected, _ = optax.clip_by_global_norm(1.0).update(grads, optax.EmptyState())

@@ -14,8 +14,6 @@ from jaxgpt.optimizers.matrices import Matrices
 from jaxgpt.options.config import Optimizer
 from tests.optimizers.test_newton_schulz import by_singular_values
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 # Fused and wide, tall, stacked layers, experts of stacked layers; and what AdamW updates.
 KINDS = {
     "fused": Matrices(0, (4, 15), (6, 6, 3)),
@@ -123,7 +121,7 @@ def test_equals_optax(x64, dtype, tolerance):
 
 
 def numpy_steps(nesterov=True, scale=True, beta=OPTIONS.momentum, split=True):
-    """The same in float64 without an iteration: of `tall`, and of the columns of `fused`."""
+    """Returns the same steps in float64 by an SVD, for `tall` and for the columns of `fused`."""
     params = {name: np.asarray(array, np.float64) for name, array in tree(0).items()}
     momentum = {name: np.zeros_like(array) for name, array in params.items()}
     for step, rate in enumerate(RATES):
@@ -145,7 +143,7 @@ def distance_to_numpy(**changes):
 
 
 def test_equals_numpy():
-    """And plain momentum, no scale, another decay, or queries, keys and values as one matrix would be noticed."""
+    """Plain momentum, no scale, another decay, or queries, keys and values as one matrix would be noticed."""
     assert distance_to_numpy() < 1e-4
     for change in ({"nesterov": False}, {"scale": False}, {"beta": 0.89}, {"split": False}):
         assert distance_to_numpy(**change) > 1e-3
@@ -201,7 +199,7 @@ def test_an_update_is_as_long_as_adamws():
 
 
 def test_only_what_is_marked_decays():
-    """Without a gradient nothing but the decay is left: θ (1 - ηλ), of Muon's rate for the matrices."""
+    """A zero gradient leaves the decay alone: θ (1 - ηλ), with Muon's rate for the matrices."""
     params = tree(0)
     grads = jax.tree.map(jnp.zeros_like, params)
     new, _ = update(params, muon.init(params, KINDS), grads, jnp.int32(3), jnp.float32(0.1))
@@ -214,7 +212,7 @@ def test_only_what_is_marked_decays():
 
 @pytest.mark.parametrize("gradient", [np.nan, np.inf, 1.0])
 def test_without_advance_nothing_changes(gradient):
-    """Not even where the gradient is no number: parameters and momentum keep their bits."""
+    """The gradient may even be NaN: parameters and momentum keep their bits."""
     params = tree(0)
     second = {name: None if KINDS[name] else jnp.abs(array) for name, array in tree(2).items()}
     moments = adamw.Moments(tree(1), second)
@@ -224,7 +222,7 @@ def test_without_advance_nothing_changes(gradient):
 
 
 def test_bfloat16_parameters_are_rounded_at_random():
-    """On average they go where float32's go, and each is one of the two neighbours; the momentum is float32."""
+    """Their mean goes where float32's go, and each is one of the two neighbours; the momentum is float32."""
     params = {name: array.astype(jnp.bfloat16) for name, array in tree(0).items()}
     wide = {name: array.astype(jnp.float32) for name, array in params.items()}
     moments, grads, rate = muon.init(params, KINDS), tree(1), jnp.float32(1e-3)
@@ -257,7 +255,7 @@ def test_a_tensor_is_cut_in_its_matrices_and_put_together_again():
 
 
 def test_operations_of_all_matrices():
-    """By hand, of the two kinds that have several: five times 4 M² N + 2 M³."""
+    """The count by hand for the two kinds of several matrices: five times 4 M² N + 2 M³."""
     tall = 5 * (4 * 16 * 15 + 2 * 64)
     experts = 2 * 3 * 2 * 5 * (4 * 16 * 5 + 2 * 64)
     assert matrices.operations({"tall": KINDS["tall"], "experts": KINDS["experts"], "bias": None}) == tall + experts

@@ -10,8 +10,6 @@ import pytest
 from jaxgpt.optimizers import newton_schulz
 from jaxgpt.optimizers.newton_schulz import COEFFICIENTS, EPSILON, SAFETY
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 LEAST, LOWEST, HIGHEST = 1e-3, 0.8588, 1.1412  # singular values from 0.001 to 1 end between the other two
 
 
@@ -26,22 +24,22 @@ def matrix(shape=(6, 9), singular_values=None, seed=0):
 
 
 def polynomials(values):
-    """What becomes of singular values."""
+    """Applies the iteration's polynomials to singular values."""
     for a, b, c in COEFFICIENTS:
         values = a * values + b * values**3 + c * values**5
     return values
 
 
 def by_singular_values(m):
-    """The same without an iteration on matrices, in float64: the singular values go through the polynomials."""
+    """Orthogonalises without an iteration on matrices, in float64: the polynomials act on the singular values."""
     left, values, right = np.linalg.svd(np.asarray(m, np.float64), full_matrices=False)
     return left * polynomials(values / (SAFETY * (np.linalg.norm(values) + EPSILON))) @ right
 
 
 def test_the_coefficients_are_the_best_polynomials():
-    """By Remez's exchange, as the paper's appendix has it: the greatest distance from 1 is as small as it can be.
+    """Remez's exchange, as in the paper's appendix, finds them: it makes the greatest distance from 1 smallest.
 
-    On [l, u], at four points in turn one way and the other, of which the inner two are the polynomial's own extremes.
+    On [l, u] it is attained at four points, with alternating signs; the inner two are the polynomial's own extremes.
     """
     safety, cushion = 1.02, 0.02
     low, high = LEAST, 1.0
@@ -81,7 +79,7 @@ def test_it_equals_the_polynomials_of_the_singular_values_in_float64(x64, shape)
 
 
 def test_the_result_is_nearly_u_vt():
-    """The same singular vectors, and values within the bounds, in float32 and of a condition number of 300."""
+    """It has the same singular vectors, and values within the bounds, in float32 at a condition number of 300."""
     m = matrix((6, 9), np.geomspace(1, 1 / 300, 6))
     found = np.asarray(newton_schulz.orthogonalise(jnp.asarray(m[None], jnp.float32))[0], np.float64)
     left, _, right = np.linalg.svd(m, full_matrices=False)
@@ -103,7 +101,7 @@ def test_bfloat16_stays_in_the_bounds_but_for_its_rounding():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_only_the_direction_counts(dtype):
-    """Of a gradient a thousandth as large, or 10⁶ times; one at the size of epsilon fades, and zeros stay zeros."""
+    """The gradient is scaled by 10⁻³ and by 10⁶; one at the size of epsilon fades, and zeros stay zeros."""
     m = jnp.asarray(matrix(singular_values=np.geomspace(1, 0.1, 6))[None], dtype)
     found = np.asarray(newton_schulz.orthogonalise(m), np.float32)
     tolerance = {"float32": 1e-3, "bfloat16": 0.1}[dtype]
@@ -115,7 +113,7 @@ def test_only_the_direction_counts(dtype):
 
 
 def test_matrices_one_after_another_are_those_together(monkeypatch):
-    """However many are multiplied at once, also where that divides nothing; each is its own."""
+    """Any number may be multiplied at once, also one that divides nothing; each matrix is orthogonalised by itself."""
     several = jnp.asarray(np.stack([matrix(seed=seed) for seed in range(7)]), jnp.float32)
     together = newton_schulz.orthogonalise(several)
     for at_once in (1, 3):

@@ -10,7 +10,7 @@ DRAWS = 4096
 
 
 def draws(values):
-    """DRAWS roundings of each value, in float64."""
+    """Returns DRAWS roundings of each value, in float64."""
     keys = jax.random.split(jax.random.key(0), DRAWS)
     rounded = jax.jit(jax.vmap(lambda key: rounding.stochastic(jnp.asarray(values, jnp.float32), key)))(keys)
     assert rounded.dtype == jnp.bfloat16
@@ -36,7 +36,7 @@ def test_what_needs_no_rounding_stays():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_small_updates_are_not_lost(dtype):
-    """Of 1/40 of a parameter's last bit each; rounded to nearest, bfloat16 would not move at all."""
+    """Each is 1/40 of a parameter's last bit; rounded to nearest, bfloat16 would not move at all."""
     size, steps = 4096, 20
     options = Optimizer(weight_decay=0.0, beta1=0.0, beta2=0.0)
     params = jnp.ones(size, dtype)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from jaxgpt.errors import UserError
-from jaxgpt.options import fit
+from jaxgpt.options import fit, settings
 from jaxgpt.options.config import Compute, Config, Objective
 
 
@@ -47,7 +47,7 @@ def test_what_does_not_go_together(config, message):
 
 
 def test_what_somebody_has_said_is_kept():
-    """On the command line or in a config, but for "auto"; of how a step is split only the command line says so."""
+    """Given options are kept, but for "auto"; the split of a step is kept only if the command line gives it."""
     typed, in_file = {"compute.classifier_chunk", "training.steps"}, {"parallel.zero", "training.micro_batches"}
     kept = fit.keeping(asked(), typed, in_file).compute.fit_keeps
     assert kept == ("compute.classifier_chunk", "parallel.zero")
@@ -70,5 +70,5 @@ def test_without_fit_only_auto_is_free():
 
 
 def test_the_options_in_words():
-    changed = fit.changed(Config(), training=fit.split(Config(), 2), parallel={"zero": 1})
+    changed = settings.changed(Config(), training=fit.split(Config(), 2), parallel={"zero": 1})
     assert fit.words(Config(), changed) == "--parallel.zero 1 --training.batch-size 2 --training.micro-batches 4"

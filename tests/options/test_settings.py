@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jaxgpt.commands import cli, configuration, train
 from jaxgpt.errors import UserError
-from jaxgpt.options import config
+from jaxgpt.options import checks, config
 from jaxgpt.options import settings as options
 from jaxgpt.options.config import Config
 
@@ -132,7 +132,8 @@ def test_without_config_the_quickstart_is_trained(trained):
     ("section", "key"), [(name, key.name) for name, kind in SECTIONS.items() for key in dataclasses.fields(kind)]
 )
 def test_every_option_is_one_on_the_command_line(trained, section, key):
-    """Given there, it changes that option and nothing else. (A process's number means nothing without the others.)"""
+    """An option given there changes that option and nothing else. (A process's number means nothing without the
+    others.)"""
     own = {"processes": 1, "process": -1, "coordinator": "node1:1", "kv_heads": 4, "rope_high_frequency": 8.25}
     own |= {"fit": "1GB", "fit_keeps": ("parallel.zero", "compute.recompute")}
     also = {"rank": ["--init-from", "weights"], "double_quantization": ["--lora.base", "nf4"]}.get(key, [])
@@ -320,7 +321,7 @@ NUMBERS = {
 def test_a_value_that_no_run_could_use_is_refused(section, key, value, requirement):
     """The message has the option as one writes it, the value, and what would do."""
     with pytest.raises(UserError) as raised:
-        options.check(with_option(section, key, value))
+        checks.check(with_option(section, key, value))
     message = str(raised.value)
     assert message.startswith(f"{options.option(section, key)} is {value}, and must be {requirement}")
 
@@ -334,7 +335,7 @@ def test_every_number_has_a_check():
 @pytest.mark.parametrize(("section", "key"), FLOATS)
 def test_no_float_may_be_nan_or_infinite(section, key, value):
     with pytest.raises(UserError, match=options.option(section, key)):
-        options.check(with_option(section, key, value))
+        checks.check(with_option(section, key, value))
 
 
 @pytest.mark.parametrize(
@@ -355,7 +356,7 @@ def test_no_float_may_be_nan_or_infinite(section, key, value):
     ],
 )
 def test_values_at_the_edge_of_what_is_allowed_pass(section, key, value):
-    options.check(with_option(section, key, value))
+    checks.check(with_option(section, key, value))
 
 
 # Meanings
@@ -380,7 +381,7 @@ def test_every_option_has_its_meaning_in_its_source():
 
 
 def test_differences_of_what_a_run_saved_and_what_is_asked():
-    """As JSON has it: tuples are lists. What did not exist when it was saved had its default."""
+    """JSON makes lists of tuples. An option that did not exist when the run was saved had its default."""
     saved = dataclasses.asdict(Config())
     saved["sampling"]["stop"] = []
     assert options.differences(saved, Config()) == []

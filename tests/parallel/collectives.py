@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text."""
+"""The bytes that a compiled program sends between devices, read from its text."""
 
 import math
 import re
@@ -64,6 +64,6 @@ def group_size(operation: str) -> int:
 
 
 def _bytes(shapes: str) -> int:
-    """Of a result, or of a tuple of them."""
+    """Returns the bytes of a result, or of a tuple of them."""
     found = re.findall(r"([a-z]+\d*)\[([\d,]*)\]", shapes)
     return sum(BYTES[dtype] * math.prod(int(size) for size in sizes.split(",")) for dtype, sizes in found if sizes)

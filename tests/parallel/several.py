@@ -48,7 +48,7 @@ def environment(devices: int = 1) -> dict[str, str]:
 
 
 class Several:
-    """Started processes, whose output is in NAME.PROCESS.log of the current folder."""
+    """Several started processes; each one's output goes to NAME.PROCESS.log in the current folder."""
 
     def __init__(self, count: int, name: str, *more: str, devices: int = 1, script: str = "run.py", own=(), **changes):
         coordinator = f"127.0.0.1:{free_port()}"

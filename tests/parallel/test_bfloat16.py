@@ -23,8 +23,6 @@ from jaxgpt.training import step
 from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import layout_of
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 DEVICES, STEPS = 4, 20
 MODEL = Model(layers=1, heads=3, width=45, context=6, vocabulary_size=131)  # no size is divisible by 4
 STAGES = [0, 1, 2, 3]
@@ -67,7 +65,7 @@ def step_of(parameters: str, devices: int, zero: int):
 
 
 def ulp(exact: np.ndarray) -> np.ndarray:
-    """Between a number's two bfloat16 neighbours."""
+    """Returns the distance between a number's two bfloat16 neighbours."""
     return np.ldexp(np.float32(1), np.frexp(exact)[1] - 8)
 
 

@@ -1,4 +1,4 @@
-"""Which process this one is, as options, Slurm, Open MPI and Kubernetes say."""
+"""A process's place among the others, from options, Slurm, Open MPI and Kubernetes."""
 
 import sys
 import types
@@ -6,7 +6,7 @@ import types
 import pytest
 
 from jaxgpt.errors import UserError
-from jaxgpt.options import settings
+from jaxgpt.options import checks
 from jaxgpt.options.config import Config, Parallel
 from jaxgpt.parallel import cluster
 from jaxgpt.parallel.cluster import Place
@@ -88,7 +88,7 @@ def test_a_batch_script_itself_is_alone(variables):
     ("visible", "devices"), [(None, [1]), ("0,1", [1]), ("4,5,6,7", [2, 3]), ("0", None), ("", None)]
 )
 def test_several_tasks_on_a_node_share_its_devices(variables, visible, devices):
-    """As many each; all that it sees where the scheduler has given each task its own."""
+    """Each task gets as many; it takes all it sees where the scheduler has given each its own."""
     variables(SLURM, SLURM_STEP_TASKS_PER_NODE="1,2", SLURM_NODEID="1", SLURM_LOCALID="1")
     if visible is not None:
         variables(CUDA_VISIBLE_DEVICES=visible)
@@ -137,7 +137,7 @@ def test_open_mpi_with_a_count_that_is_none(variables, value):
 
 
 class Api:
-    """What Kubernetes answers of a JobSet's pod number 1 of 4."""
+    """Kubernetes' answers about a JobSet's pod number 1 of 4."""
 
     def __init__(self):
         labels = {"jobset.sigs.k8s.io/jobset-name": "jaxgpt"}
@@ -192,7 +192,7 @@ def test_a_pod_without_the_client_is_told_what_to_do(variables, monkeypatch):
 )
 def test_options_that_do_not_belong_together(parallel, message):
     with pytest.raises(UserError, match=message):
-        settings.check(Config(parallel=parallel))
+        checks.check(Config(parallel=parallel))
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_options_that_do_not_belong_together(parallel, message):
     ],
 )
 def test_slurm_with_a_place_that_there_cannot_be(variables, changed, match):
-    """Nobody waits for such a process, and no memory is taken for so many."""
+    """The process is not waited for, and no memory is taken for so many."""
     variables(SLURM, changed)
     with pytest.raises(UserError, match=match):
         cluster.find(Parallel())
@@ -226,4 +226,4 @@ def test_open_mpi_with_a_place_that_there_cannot_be(variables):
 
 def test_more_processes_than_there_can_be():
     with pytest.raises(UserError, match=r"--parallel.processes is 2147483647, and must be at most 65536"):
-        settings.check_processes(Parallel(processes=2**31 - 1, process=0, coordinator="a:1"))
+        checks.check_processes(Parallel(processes=2**31 - 1, process=0, coordinator="a:1"))

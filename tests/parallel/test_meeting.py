@@ -1,4 +1,4 @@
-"""How processes find each other; here they are threads."""
+"""Processes find each other; here they are threads."""
 
 import contextlib
 import socket
@@ -21,13 +21,13 @@ def port():
 
 @pytest.fixture
 def soon(monkeypatch):
-    """Nobody waits long."""
+    """Shortens the waiting times."""
     monkeypatch.setattr(meeting, "START_SECONDS", 0.5)
     monkeypatch.setattr(meeting, "GREETING_SECONDS", 0.2)
 
 
 def met(port: int, *processes: tuple[int, int]) -> list[JaxgptError | None]:
-    """What each of the processes, of (count, number), ends with; None where it has met the others."""
+    """Returns the error that each of the processes (count, number) ends with; None where it has met the others."""
 
     def one(process):
         count, number = process
@@ -85,7 +85,7 @@ def test_who_is_missing_is_named(port, soon):
 
 
 def come(port: int, number: int) -> socket.socket:
-    """Comes to process 0 of 4 as this one."""
+    """Connects to process 0 of 4 as this one."""
     while True:
         with contextlib.suppress(OSError):
             link = socket.create_connection(("localhost", port), 5)
@@ -106,7 +106,7 @@ def test_one_that_ends_before_all_have_met(port):
 
 @contextlib.contextmanager
 def listening(port: int, answer: bytes, seconds: float):
-    """Something that answers whoever comes with this, and closes the connection after a while."""
+    """Answers whoever connects with this, and closes the connection after a while."""
     done = threading.Event()
 
     def serve():

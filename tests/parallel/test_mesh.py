@@ -1,4 +1,4 @@
-"""How many devices a run takes, whole runs on several of them, and that no loop fills their queues."""
+"""The number of devices that a run takes, whole runs on several of them, and that no loop fills their queues."""
 
 import contextlib
 import json
@@ -20,8 +20,6 @@ from jaxgpt.parallel.sharding import Layout
 from jaxgpt.runs import checkpoints
 from tests.parallel import several
 from tests.parallel.several import ROOT
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 STEPS = several.OPTIONS["training.steps"]
 
@@ -53,7 +51,7 @@ def params(folder: Path):
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_devices_and_another_stage(capsys):
-    """From 8 devices in stage 3 to 2 in stage 1, and from those to one: the run never stopped, but rounding."""
+    """It goes from 8 devices in stage 3 to 2 in stage 1 and to one, as if it had never stopped, but for rounding."""
     whole = run("whole", 1, 0)
     part = run("part", 8, 3)
     assert "8 devices, ZeRO stage 3" in capsys.readouterr().out

@@ -20,8 +20,6 @@ from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import layout_of, state_shapes
 from tests.parallel.collectives import collectives
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 STEPS, DEVICES = 10, 8
 # Of which no size is divisible by 8: 3 layers of queries of 15 columns, keys and values of 5, an MLP of 21.
 MODEL = Model(
@@ -124,7 +122,7 @@ def test_each_tensor_has_one_owner(tensors):
     + [pytest.param(zero, layers, marks=pytest.mark.slow) for zero in (1, 2) for layers in ("unrolled", "scanned")],
 )
 def test_no_device_orthogonalises_what_another_does(monkeypatch, zero, layers):
-    """What is traced for one device: of each kind of tensor all layers' at stage 0, and one layer's from stage 1 on."""
+    """One device's trace has all layers of each kind of tensor at stage 0, and one layer of each from stage 1 on."""
     sizes: dict[tuple[int, int], int] = {}
     original = newton_schulz.orthogonalise
 
@@ -169,7 +167,7 @@ def test_stage_0_exchanges_nothing():
 
 @pytest.mark.parametrize("zero", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_state_of_one_device(zero):
-    """Of the blocks' matrices masters and momentum, of all else a second moment too; an eighth of each when sharded."""
+    """Matrices of blocks have masters and momentum, all else a second moment too; an eighth of each when sharded."""
     *_, state = run(DEVICES, zero)
     matrices, rest = 0, 0
     for path, leaf in jax.tree.leaves_with_path(layout_of(config(DEVICES, zero)).shapes):
@@ -186,7 +184,7 @@ def test_state_of_one_device(zero):
 
 
 def test_a_state_comes_back_from_its_saved_form():
-    """To the bit, from shards to whole tensors with layers stacked, and on one device the same."""
+    """All bits are kept, from shards to whole tensors with layers stacked, and on one device the same."""
     placement, (*_, state) = Resharding(config(DEVICES, 3)), run(DEVICES, 3)
     saved = placement.to_save(state)
     assert blocks.are_stacked(saved.params.blocks)

@@ -19,7 +19,6 @@ from jaxgpt.options.config import Model
 from jaxgpt.runs import checkpoints
 from tests.parallel.several import ROOT, Several, environment, free_port, losses, metrics, words
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 MINUTE = 60
 IPV6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 
@@ -34,7 +33,7 @@ def work(tmp_path_factory):
 
 
 def alone(name: str, devices: int = 1, *more: str, **changes) -> None:
-    """The same run in this process, on so many devices."""
+    """Trains the same run in this process, on so many devices."""
     assert cli.main([*words(**changes | {"run__name": name}), f"--parallel.devices={devices}", *more]) == 0
 
 
@@ -46,7 +45,7 @@ def params(name: str):
 
 
 def assert_same_run(name: str, other: str) -> None:
-    """But for the rounding of sums in another order."""
+    """Asserts that two runs are the same, but for the rounding of sums in another order."""
     steps, values = zip(*losses(name), strict=True)
     other_steps, other_values = zip(*losses(other), strict=True)
     assert steps == other_steps
@@ -96,7 +95,7 @@ def test_one_that_is_killed_ends_all_and_fewer_go_on():
 
 @pytest.mark.slow
 def test_the_first_that_is_killed_ends_all():
-    """With it goes the service through which the others would hear: JAX says so, if their next step doesn't."""
+    """The coordination service ends with it; JAX says so if the others' next step doesn't."""
     with Several(2, "first", training__steps=100000) as two:
         two.until_step(4)
         two.processes[0].send_signal(signal.SIGKILL)
@@ -206,7 +205,7 @@ def test_a_loss_that_is_not_a_number_ends_all(work):
 
 @pytest.mark.slow
 def test_reproducible_on_several_processes(monkeypatch):
-    """To the last bit what one device gives, on two processes of two devices each, compiled as users have it."""
+    """Two processes of two devices each have one device's bits, compiled as users have it."""
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     with Several(2, "bits", "--parallel.reproducible", devices=2) as two:
         assert two.wait() == [0, 0], two.output()

@@ -1,4 +1,4 @@
-"""The same bits on any number of devices."""
+"""A reproducible run has the same bits on any number of devices."""
 
 import jax
 import numpy as np
@@ -48,7 +48,6 @@ def test_one_two_four_and_eight_devices_give_the_same_bits(dtype):
         jax.tree.map(np.testing.assert_array_equal, other, state)
 
 
-@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.slow
 def test_it_is_the_same_step_but_for_rounding():
     losses, state = run(config(2))

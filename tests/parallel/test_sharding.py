@@ -16,8 +16,6 @@ from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import init_state
 from tests.parallel.collectives import collectives
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODEL = Model(layers=2, heads=3, width=15, context=5, vocabulary_size=11)  # of which no size is divisible by 2, 4 or 8
 MICRO_BATCHES, SEQUENCES, STEPS = 3, 8, 20
 SHAPES = jax.eval_shape(lambda: blocks.unstacked(gpt2.init(MODEL, jax.random.key(0))))
@@ -39,7 +37,7 @@ def config(devices: int, zero: int, **changes) -> Config:
 
 
 def batch(seed: int) -> Batch:
-    """With targets that are unevenly ignored, so that the devices have different numbers of them."""
+    """Returns a batch with unevenly ignored targets, so that devices have different numbers of them."""
     random = np.random.default_rng(seed)
     tokens, targets = random.integers(11, size=(2, MICRO_BATCHES, SEQUENCES, 5), dtype=np.int32)
     targets[:, : random.integers(SEQUENCES), 1:] = IGNORED
@@ -48,7 +46,7 @@ def batch(seed: int) -> Batch:
 
 @functools.cache
 def first_state():
-    """As it is saved, on the host; of the random key its data."""
+    """Returns the initial state on the host, as it is saved; of the random key it has the data."""
     state = Resharding(config(1, 0, layers="scanned")).first_state()
     return jax.tree.map(np.asarray, state._replace(key=jax.random.key_data(state.key)))
 
@@ -122,7 +120,7 @@ def sent(devices: int, zero: int, layers: str = "unrolled") -> dict[str, int]:
 
 
 def expected(devices: int, zero: int) -> dict[str, int]:
-    """By the formula; here no output is computed again, so that no backward needs a bias."""
+    """Returns the formula's bytes; no output is recomputed here, so that no backward needs a bias."""
     return traffic.traffic(SHAPES, devices=devices, zero=zero, micro_batches=MICRO_BATCHES, weight_bytes=4)
 
 
@@ -162,7 +160,7 @@ def test_state_of_one_device(zero):
 
 @pytest.fixture(scope="module")
 def memory():
-    """Of a model whose blocks are nearly all there is: a device's argument and temporary bytes, by stage."""
+    """A device's argument and temporary bytes by stage, of a model that is nearly all blocks."""
     model = Model(layers=6, heads=1, width=64, context=2, vocabulary_size=100)
     compute = Compute(layers="unrolled")
     training = Training(steps=1, micro_batches=2, batch_size=4, sequence_length=2)
@@ -179,7 +177,7 @@ def memory():
 
 @pytest.mark.slow
 def test_memory_falls_as_the_arithmetic_says(memory):
-    """P bytes of parameters, D = 4 devices, two micro-batches: one's gradients, and the sum that they are added to."""
+    """P bytes of parameters on D = 4 devices; gradients of one of two micro-batches, and their sum."""
     arguments, temporaries, P, layer = memory
     assert 6 * layer > 0.85 * P
     assert arguments == pytest.approx([3 * P, 3 * P / 4, 3 * P / 4, 3 * P / 4], rel=0.01)

@@ -26,7 +26,6 @@ REASON = "compares with PyTorch and transformers, which the parity extra install
 torch = pytest.importorskip("torch", reason=REASON)
 transformers = pytest.importorskip("transformers", reason=REASON)
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 TOLERANCE = 1e-4  # ‖a - b‖ / ‖b‖, float32
 BASE = dataclasses.replace(LLAMA, context=32, rope_base=100.0)  # so that even the slowest pair turns within T
@@ -56,7 +55,7 @@ MODELS = {
 
 
 def theirs(folder: Path, model: Model, architecture: str, params: Any) -> Any:
-    """The same model as transformers reads it."""
+    """Returns the same model as transformers reads it."""
     with writing.new_folder(folder) as new:
         huggingface.write_folder(new, params, model, "float32", None, 1 << 30)
     read, said = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
@@ -121,7 +120,7 @@ PROMPT, DRAWN = 11, 60  # beyond the window and past the context, 32
 
 
 def attentive(params: Any) -> Any:
-    """The same with stronger attention, so that a text doesn't soon repeat one token whatever came before."""
+    """Returns the parameters with stronger attention; else a text soon repeats one token whatever came before."""
     stronger = {name: jax.tree.map(lambda array: 6 * array, getattr(params.blocks, name)) for name in ATTENTION}
     return params._replace(blocks=params.blocks._replace(**stronger))
 

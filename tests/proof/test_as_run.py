@@ -1,4 +1,4 @@
-"""The check of a compiled step: it passes as the step is, and finds the faults that are planted in a copy of it."""
+"""The check of a compiled step: it passes the step as it is, and finds faults that are planted in a copy."""
 
 import dataclasses
 from typing import Any
@@ -17,8 +17,6 @@ from jaxgpt.parallel import mesh, sharding
 from jaxgpt.proof import as_run, as_run_step, gradcheck_oracle
 from jaxgpt.proof.as_run import Check, Row
 from jaxgpt.training.step import compile_step
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 SIZES: dict[str, Any] = {"layers": 1, "heads": 2, "width": 12, "context": 6, "vocabulary_size": 11}
 MODELS = {
@@ -122,7 +120,7 @@ CONFIGURATIONS = [
 
 @pytest.mark.slow
 def test_no_rounding_decides_where_a_token_goes():
-    """Of many tokens and experts, in a stream that the layers write much into."""
+    """There are many tokens and experts, and layers that write much into the residual stream."""
     model = dataclasses.replace(MODELS["mixtral"], width=128, heads=4, kv_heads=2, context=96, layers=4, experts=8)
     shape = Training(steps=10, batch_size=4, sequence_length=96)
     for rank in (0, 2):
@@ -200,7 +198,7 @@ def test_an_update_that_is_written_out_of_bounds(monkeypatch):
 
 @pytest.mark.slow
 def test_devices_that_come_to_differ(monkeypatch):
-    """Without shards each device has all parameters, and one of them updates its own in another way."""
+    """Each device has all parameters, as nothing is sharded, and one of them updates its own in another way."""
     right = adamw.update
 
     def update(params, *arguments, **options):

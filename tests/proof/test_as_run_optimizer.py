@@ -16,7 +16,7 @@ def matrix(rows: int, columns: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 7), (24, 40), (40, 24)])
 def test_it_is_the_steps(shape, x64):
-    """By singular values here, and there by products."""
+    """The check computes it by singular values, and the step by products."""
     given = matrix(*shape)
     found, error = orthogonalised(given, 0.0, EXACT)
     np.testing.assert_allclose(found, newton_schulz.orthogonalise(jnp.asarray(given)[None])[0], atol=1e-12)

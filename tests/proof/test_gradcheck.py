@@ -22,7 +22,7 @@ def rows(dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_passes_in_the_dtypes_of_training(x64, dtype):
-    """And the figures are real: rounding leaves none of the whole model's at 0."""
+    """The figures are real: rounding leaves none of the whole model's at 0."""
     assert [row for row in rows(dtype) if not row.passed] == []
     assert all(row.error > 0 for row in rows(dtype) if row.tensor.startswith("gpt2"))
 
@@ -71,7 +71,7 @@ def test_tolerances():
 
 
 def test_a_gradient_of_zero_must_be_zero(x64):
-    """Nothing depends on the input: 0 passes, and anything else is measured as it is."""
+    """The gradient is 0 because nothing depends on the input: 0 passes, and anything else is measured as it is."""
     case = gradcheck.Case("zero", jnp.ones(3), lambda x: 0 * x, lambda x, dy: 0 * dy)
     (row,) = gradcheck.check(case, "float64")
     assert row.tensor == "zero"

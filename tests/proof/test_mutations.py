@@ -1,4 +1,4 @@
-"""Would the proof notice a wrong gradient? Each hand-written backward, with one thing dropped, must fail gradcheck.
+"""The proof notices wrong gradients: each hand-written backward, with one thing dropped, must fail gradcheck.
 
 The mutants are made from the source: of every + and - one side is taken as 0, of every * and / (and of every product of
 matrices) one factor as 1; a power is dropped, a sum becomes a mean, a condition holds always or never, an `.at[].add`
@@ -40,11 +40,11 @@ from jaxgpt.layers import (
     swiglu,
     unembedding,
 )
-from jaxgpt.models import gpt2, grouped_attention, llama, mixtral
+from jaxgpt.models import gpt2, grouped_attention, llama, mixtral, norms
 from jaxgpt.objectives import next_token
 from jaxgpt.options.config import Compute, Model
 from jaxgpt.proof import cases as proof_cases
-from jaxgpt.proof import fp8_case, gradcheck, objective_cases
+from jaxgpt.proof import gradcheck, objective_cases
 
 # Small shapes at which no dropped term happens to be 0 and no dropped factor to be 1.
 MODEL = Model(layers=1, heads=2, width=4, context=4, vocabulary_size=5)
@@ -67,6 +67,7 @@ FUNCTIONS = [(module, "backward") for module in LAYERS] + [
     (unembedding, "forward"),  # where its gradients are computed
     (gpt2, "block_backward"),
     (gpt2, "features_backward"),
+    (norms, "backward"),
     (grouped_attention, "backward"),
     (llama, "block_backward"),
     (llama, "features_backward"),
@@ -75,21 +76,38 @@ FUNCTIONS = [(module, "backward") for module in LAYERS] + [
     (next_token, "loss_and_grads"),
     (next_token, "_chunk_loss"),
 ]
-# What is returned beside gradients, by next_token.loss_and_grads.
-NOT_A_GRADIENT = {"_with_aux(value, aux, batch, scale)", "_metrics(aux, share)"} | {
-    "jnp.stack([x.largest, weight.largest, gradient.largest])"  # what fp8.backward saw
+NOT_A_GRADIENT = {
+    "jnp.stack([x.largest, weight.largest, gradient.largest])",  # what fp8.backward saw, and returns
+    "pallas_norm.backward(params, residuals, dy, past)",  # in tests/kernels
 }
 FAMILIES = ("gpt2", "llama", "mixtral")
 # Whole models, and the layers that take most operations, each of which is compiled by itself.
-NIGHTLY = (gpt2, grouped_attention, llama, mixtral, attention, embedding, fp8, moe, next_token, router, unembedding)
-PROVED_BY = {"next_token": "gpt2", "grouped_attention": "llama"}  # the case, where it is that of another
+NIGHTLY = (
+    gpt2,
+    norms,
+    grouped_attention,
+    llama,
+    mixtral,
+    attention,
+    embedding,
+    fp8,
+    moe,
+    next_token,
+    router,
+    unembedding,
+)
+PROVED_BY = {
+    "next_token": "gpt2",
+    "norms": "gpt2",
+    "grouped_attention": "llama",
+}  # the case, where it is that of another
 
 
 Mutation = tuple[str, ast.AST, Any]  # what is dropped, and the node of the syntax tree that gives way to another
 
 
 def mutations(node: ast.AST) -> Iterator[Mutation]:
-    """What can be dropped at this node of a syntax tree."""
+    """Yields the mutations at this node of a syntax tree: the terms that can be dropped."""
     match node:
         case ast.BinOp(left, ast.Add() | ast.Sub(), right):
             for term in (left, right):
@@ -184,6 +202,13 @@ def mutants(functions: list[tuple[ModuleType, str]]) -> Iterator[Any]:
                 yield pytest.param(module, tree, marks=marks, id=f"{layer(module)}.{name}, line {line}: {what}")
 
 
+def softmax(logits, targets, *, vocabulary_size, dtype):
+    """Return values of the fused kernel, with anything in the rows of ignored targets."""
+    losses, kept = cross_entropy.forward(logits, targets, vocabulary_size=vocabulary_size)
+    gradient = cross_entropy.backward(kept, jnp.ones_like(losses), vocabulary_size=vocabulary_size)
+    return losses, jnp.where((targets == cross_entropy.IGNORED)[:, None], 1, gradient).astype(dtype)
+
+
 @functools.cache
 def cases() -> dict[str, gradcheck.Case]:
     """The layers' with several blocks and chunks, the model's with one of each."""
@@ -199,21 +224,22 @@ def cases() -> dict[str, gradcheck.Case]:
         proof_cases.dropout_case(key, 2, 3, 4, rate=0)._replace(name="dropout_of_none"),
         proof_cases.attention_case(key, 2, 3, 2, 2, 2, group=2, rate=0.4)._replace(name="attention_of_dropout"),
     ]
-    of_8_bits = [fp8_case.fp8_case(key, 2, 3, 4, 5, again=again) for again in (False, True)]
+    of_8_bits = [proof_cases.fp8_case(key, 2, 3, 4, 5, again=again) for again in (False, True)]
+    by_kernel = proof_cases.unembedding_case(key, 2, 3, 4, 5, 7, 4, cap=3.0, softmax=softmax)
     in_window = proof_cases.attention_case(key, 2, 3, 1, 2, 1, group=2, window=2)
     tied = dataclasses.replace(MODEL, family="llama", tied=True, query_key_norm=True, kv_heads=1)
-    relative = proof_cases.model_case(key, 2, 3, tied, Compute())._replace(name="llama_of_qwen")
+    relative = objective_cases.model_case(key, 2, 3, tied, Compute())._replace(name="llama_of_qwen")
     of_switch = proof_cases.router_case(key, 6, 4, 5, 2, softmax="before")
     mixture = dataclasses.replace(MODEL, layers=2, kv_heads=1, experts=3, router_balance=0.7, router_z=0.6)
     models = [dataclasses.replace(mixture if name == "mixtral" else MODEL, family=name) for name in FAMILIES]
-    whole = [proof_cases.model_case(key, 2, 3, model, Compute(), scale=0.3) for model in models]
+    whole = [objective_cases.model_case(key, 2, 3, model, Compute(), scale=0.3) for model in models]
     whole += [
-        proof_cases.model_case(key, 2, 3, model, Compute(), rate=0.4)._replace(name=f"{model.family}_of_dropout")
+        objective_cases.model_case(key, 2, 3, model, Compute(), rate=0.4)._replace(name=f"{model.family}_of_dropout")
         for model in models
     ]
-    of_tied = proof_cases.model_case(key, 2, 3, dataclasses.replace(models[-1], tied=True), Compute())
+    of_tied = objective_cases.model_case(key, 2, 3, dataclasses.replace(models[-1], tied=True), Compute())
     more = (of_documents, in_window, relative, of_switch, of_tied._replace(name="mixtral_of_tied"), *adapters)
-    more += (proof_cases.lora_case(key, 2, 3, 4, 5, 0), *of_entropy, *scalars, *dropped, *of_8_bits)
+    more += (proof_cases.lora_case(key, 2, 3, 4, 5, 0), *of_entropy, *scalars, *dropped, *of_8_bits, by_kernel)
     return {case.name: case for case in (*layers, *whole, *more)}
 
 
@@ -237,7 +263,7 @@ def failures(module: ModuleType) -> list[gradcheck.Row]:
     ],
 )
 def test_the_source_as_it_is_passes(x64, monkeypatch, module, name):
-    """So what the mutants fail by is what was dropped, not how they are made; and something is dropped from each."""
+    """Mutants thus fail by what was dropped, not by how they are made; and something is dropped from each."""
     function = definition(module, name)
     assert any(list(mutations(node)) for node in ast.walk(function))
     monkeypatch.setattr(module, name, compiled(module, function))

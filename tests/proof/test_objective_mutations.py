@@ -1,4 +1,4 @@
-"""Would the proof notice a wrong gradient of an objective? Mutants as in test_mutations.py, made in another way.
+"""The proof notices wrong gradients of objectives. Mutants are as in test_mutations.py, made in another way.
 
 A term's function returns its value and its derivative together, and both change alike where what they share is dropped.
 So each mutant's gradient is compared with the autodiff of the forward as it is, and its loss with the loss as it is.
@@ -64,7 +64,7 @@ def expected(name: str) -> tuple[Any, Any, Any]:
 
 
 def noticed(module: Any, name: str, mutant: Any, monkeypatch: Any) -> bool:
-    """Whether some case of the module sees the mutant, in its gradient or its loss."""
+    """Returns whether some case of the module sees the mutant, in its gradient or its loss."""
     with jax.disable_jit():
         names = [name for name in cases() if name.startswith(layer(module))]
         before = {name: expected(name) for name in names}

@@ -52,7 +52,7 @@ class Browser:
         os.close(self._in)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """What the browser answers; what it tells meanwhile is added to the events."""
+        """Calls a method and returns the browser's answer; events that come meanwhile are kept."""
         number = next(self._numbers)
         message = {"id": number, "method": method, "params": parameters}
         message |= {"sessionId": self._session} if self._session else {}
@@ -91,14 +91,14 @@ class Browser:
         return answer["result"].get("value")
 
     def wait(self, expression: str) -> None:
-        """Until it is true."""
+        """Waits until an expression is true."""
         until = time.monotonic() + SECONDS
         while not self.ask(f"Boolean({expression})"):
             assert time.monotonic() < until, f"{expression}; {self.complaints()}"
             time.sleep(0.05)
 
     def complaints(self) -> list[str]:
-        """What the page has said in its console that is a warning or worse."""
+        """Returns the warnings and errors that the page has written to its console."""
         found = []
         for event in self.events:
             parameters = event.get("params", {})

@@ -44,7 +44,7 @@ def test_read_as_it_grows_it_is_what_it_is_read_at_once(tmp_path):
 
 
 def test_a_file_that_a_resumed_run_cut_is_read_anew(tmp_path):
-    """Also where it is longer again when it is looked at."""
+    """The file may be longer again by the time it is looked at."""
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(line(step, loss=1.0) for step in range(1, 10)))
     history = History(path).read_all()
@@ -178,7 +178,7 @@ def test_a_runs_name_may_be_any(tmp_path, title):
 
 
 def test_a_folder_that_is_gone_is_an_os_error(tmp_path):
-    """Which the run's folder reports."""
+    """The run's folder reports such an error."""
     with pytest.raises(OSError, match="No such file"):
         loss_curve(METRICS, "a run", tmp_path / "gone" / "loss.png")
 

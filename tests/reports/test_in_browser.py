@@ -42,7 +42,7 @@ def pages(tmp_path_factory):
 
 
 def write_verdict(run, word):
-    """What `gradcheck --as-run` writes of a right tensor and of a wrong one, with a word wherever there may be one."""
+    """Writes `gradcheck --as-run`'s verdict on a right and a wrong tensor, with the word wherever one may stand."""
     right = verdict.Tensor(word, 1e-7, 2e-7, 1e-5, word, "", True)
     wrong = right._replace(tensor="head.weight", error=float("nan"), fault=word, passed=False)
     about = dict.fromkeys(("step", "device", "driver", "compared"), word) | {"versions": {word: word}}
@@ -50,7 +50,7 @@ def write_verdict(run, word):
 
 
 def quiet(browser):
-    """Nothing was complained of, and nothing asked for."""
+    """Asserts that the page has reported nothing to its console, and has asked no other host."""
     assert browser.complaints() == []
     assert browser.requests() == []
 
@@ -95,7 +95,7 @@ def test_the_rest_of_the_page(browser, pages):
 
 
 def test_the_verdict_on_gradients(browser, pages):
-    """What is wrong stands out, and first."""
+    """Wrong tensors stand out, and come first."""
     browser.open(pages["one"].as_uri())
     card = "[...document.querySelectorAll('#details .card')].find((card) => card.textContent.startsWith('Gradients'))"
     assert browser.ask(f"{card}.querySelector('.bad').textContent") == "1 of 2 are wrong."

@@ -1,4 +1,4 @@
-"""What is written beside metrics.jsonl while a run trains."""
+"""The live report: files that are written beside metrics.jsonl while a run trains."""
 
 import json
 import time
@@ -66,7 +66,7 @@ def test_a_run_that_failed_has_a_report_that_says_why(config):
 
 
 def test_it_takes_a_two_hundredth_of_the_time_and_no_more(config, monkeypatch):
-    """Woken at every step, by evaluations, it still sleeps what it owes."""
+    """The thread is woken at every step, by evaluations, and still sleeps what it owes."""
     work = []
 
     def write(self, state, *, read=True):

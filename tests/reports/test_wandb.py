@@ -1,4 +1,4 @@
-"""What Weights & Biases' own program keeps of a run when it is offline, read with its own schema."""
+"""The record that Weights & Biases' own program keeps of an offline run, read with its own schema."""
 
 import json
 import struct
@@ -18,7 +18,8 @@ WHOLE, LAST = (1, 4)  # types of LevelDB's log records: of one part, and the las
 
 
 def records(path: Path) -> Iterator:
-    """Those of a .wandb file, a LevelDB log: blocks of 32 KiB, each part with a checksum, its length and its type."""
+    """Yields the records of a .wandb file, a LevelDB log: blocks of 32 KiB, each part with a checksum, length and
+    type."""
     data = path.read_bytes()
     assert data[:4] == b":W&B"
     place, parts = HEADER, b""

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: whole, older than this version, newer than it, and damaged in every way."""
+"""A checkpoint's description of itself: whole, older than this version, newer, and damaged in every way."""
 
 import json
 import os

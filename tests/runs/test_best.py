@@ -30,7 +30,7 @@ KEEP = ["--checkpoint.keep-best"]
 
 
 def test_the_best_is_the_first_of_the_lowest_losses():
-    """Beside what a list of all losses says, where some are equal and some aren't finite."""
+    """The reference is a list of all losses, some of which are equal and some not finite."""
     draw = random.Random(0)
     for _ in range(200):
         losses = [draw.choice([1.0, 2.0, 3.0, 4.0, math.nan, math.inf]) for _ in range(8)]
@@ -64,7 +64,7 @@ def resume(name, *more):
 
 
 def result(name):
-    """What a run has come to: its validation losses, the marked checkpoint, and those that are there."""
+    """Returns a run's validation losses, the marked checkpoint, and the checkpoints that are there."""
     folder = Path("runs", name)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
@@ -108,7 +108,7 @@ def test_patience_ends_a_run(stopped_early):
 
 @pytest.mark.parametrize("step", [pytest.param(4, marks=pytest.mark.slow), 6, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_run_that_was_killed_comes_to_the_same(stopped_early, step):
-    """As its folder was when the validation loss had just been written: the checkpoint of this step isn't there yet."""
+    """It was killed just after writing the validation loss: the checkpoint of this step isn't there yet."""
     assert resume(f"killed-{step}", "--training.patience=2").status == 0
     assert result(f"killed-{step}") == result("early")
     assert training_losses(f"killed-{step}") == training_losses("early")

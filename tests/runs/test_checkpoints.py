@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: what is saved comes back, whole or not at all, and what is damaged is said to be."""
+"""Checkpoints on the disk: they come back whole or not at all, and damage is reported."""
 
 import dataclasses
 import os
@@ -14,8 +14,6 @@ from jaxgpt.options.config import Checkpoint, Compute, Config, Model, Objective
 from jaxgpt.runs import checkpoints, checksums, saving
 from jaxgpt.training.state import TrainState, init_state
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODEL = Model(layers=2, heads=2, width=16, context=8, vocabulary_size=50)
 CONFIG = Config(model=MODEL, compute=Compute(layers="scanned"))
 ABOUT = {"configuration": {"model": dataclasses.asdict(MODEL)}, "tokenizer": {"characters": "ab\né漢\x00"}}
@@ -28,7 +26,7 @@ def save(run, state, step):
 
 @pytest.fixture(scope="module")
 def state() -> TrainState:
-    """Of which no two parts are the same."""
+    """A train state of which no two parts are the same."""
     return distinct(CONFIG)
 
 
@@ -76,7 +74,7 @@ def test_the_whole_state_comes_back_bit_for_bit(state, saved):
 
 
 def test_unrolled_and_scanned_runs_read_each_others(saved, tmp_path):
-    """On the disk layers are stacked."""
+    """Layers are stacked on the disk."""
     unrolled = dataclasses.replace(CONFIG, compute=Compute(layers="unrolled"))
     apart = distinct(unrolled)
     assert not isinstance(apart.params.blocks, gpt2.Block)
@@ -89,7 +87,7 @@ def test_unrolled_and_scanned_runs_read_each_others(saved, tmp_path):
 
 
 def test_it_comes_back_where_the_target_lies(saved):
-    """With the target's shardings, whatever those it was saved with."""
+    """It has the target's shardings, whatever shardings it was saved with."""
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     shapes = jax.eval_shape(lambda: init_state(CONFIG))
@@ -142,7 +140,7 @@ def test_a_run_without_checkpoints(tmp_path):
 
 @pytest.mark.parametrize("name", ["3.orbax-checkpoint-tmp", "3"])
 def test_a_run_that_was_killed_while_it_saved_its_first(run, name):
-    """What is left then is a folder under orbax's name for what is not finished, or later one without checksums."""
+    """Such a run leaves a folder under orbax's name for unfinished ones, or, killed later, one without checksums."""
     (run / "checkpoints" / "3" / checksums.NAME).unlink()
     (run / "checkpoints" / "3").rename(run / "checkpoints" / name)
     with pytest.raises(UserError, match="there is no whole checkpoint"):
@@ -177,7 +175,7 @@ def files(checkpoint):
 
 @pytest.mark.parametrize("harm", [cut, flip, lambda path: path.unlink()], ids=["cut in half", "one bit", "removed"])
 def test_damage_to_any_file_is_found(saved, tmp_path, harm):
-    """By its name; also to the list of checksums itself, and an added file."""
+    """The message names the file; damage to the list of checksums, and an added file, are found too."""
     checkpoint = saved / "checkpoints" / "3"
     names = files(checkpoint)
     assert len(names) > 10
@@ -213,7 +211,7 @@ def elsewhere(path):
     "name", ["SHA256SUMS", "_CHECKPOINT_METADATA", "params/_METADATA", "about/metadata", "params/x"]
 )
 def test_what_is_no_file_is_damage(run, harm, name):
-    """It may lead anywhere, and reading it may never end; also where the parameters alone are read."""
+    """A link may lead anywhere, and a pipe may never end; this holds for reading only the parameters too."""
     if harm is elsewhere and name == "params/x":
         pytest.skip("there is nothing to move")
     harm(run / "checkpoints" / "3" / name)

@@ -1,4 +1,4 @@
-"""What is on the disk if the power fails at any moment, by a record of what was flushed to it.
+"""The disk's content if the power fails at any moment, found from a record of what was flushed to it.
 
 Only a flush makes a promise: a file's content is on the disk after fsync of the file, a name after fsync of its
 folder. What was done since the last flush may be there or not. So at each operation the disk is made up as it may be
@@ -20,10 +20,7 @@ from jaxgpt.runs import saving
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.training.state import init_state
 
-pytestmark = [
-    pytest.mark.usefixtures("quickly_compiled"),
-    pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the record follows descriptors there"),
-]
+pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the record follows descriptors there")
 
 MODEL = Model(layers=1, heads=1, width=8, context=8, vocabulary_size=50)
 OPERATIONS = ("fsync", "rename", "replace", "unlink", "remove", "rmdir", "mkdir")
@@ -31,7 +28,7 @@ Tree = dict[str, "bytes | Tree"]  # a folder's files and folders by name
 
 
 class Disk:
-    """What is known to be on the disk of all in `root`. `check` is called with each disk that there may be.
+    """The known content of the disk under `root`. `check` is called with each content that there may be.
 
     Without `deletions` a renaming is one thing to the disk: it never has the old name gone and not the new one.
     """
@@ -69,7 +66,7 @@ class Disk:
             self._content[inode] = path.read_bytes()
 
     def look(self, when: str) -> None:
-        """To be called when something was announced, which the same disks now have to have."""
+        """Checks the disks when something has been announced, which each of them must have."""
         self._last = []
         self._look(when)
 
@@ -84,7 +81,7 @@ class Disk:
             self._last = [*self._last[-3:], tree]
 
     def trees(self) -> list[Tree]:
-        """What may be on the disk now.
+        """Returns the trees that may be on the disk now.
 
         Nothing but what was flushed; all names, with the content that was flushed; all new names and no deletion; all
         deletions and no new name.
@@ -132,7 +129,7 @@ def watch(monkeypatch):
 
 
 def whole(checkpoint: Tree) -> bool:
-    """As `sha256sum --check` would find it, with no file too many."""
+    """Returns whether `sha256sum --check` would accept it, and there is no file too many."""
     files = {}
 
     def collect(tree: Tree, prefix: str) -> None:
@@ -150,7 +147,7 @@ def whole(checkpoint: Tree) -> bool:
 
 
 def test_a_checkpoint_that_was_announced_is_on_the_disk(tmp_path, watch):
-    """And from then on one at least is, whichever of the later saves and deletions are there and which are not."""
+    """One checkpoint at least is there from then on, whichever later saves and deletions reach the disk."""
     initial = jax.jit(lambda: init_state(Config(model=MODEL)))()
     announced = -1
 
@@ -193,7 +190,7 @@ def test_replacing_a_run_leaves_the_old_one_or_the_new_one(tmp_path, watch):
 
 
 def test_the_lengths_that_a_checkpoint_has_are_on_the_disk(tmp_path, watch):
-    """Also of a file that was just begun."""
+    """This holds for a file that was just begun, too."""
     said = {}
 
     def check(tree):

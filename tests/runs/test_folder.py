@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, and when it is not touched."""
+"""A run's folder: its content, and the cases in which it is not touched."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ def test_a_new_folder_has_the_configuration_and_no_metrics(config):
 
 
 def test_metrics_are_on_disk_at_once_one_json_object_a_line(config):
-    """So that others can read them while the run goes on."""
+    """Others can read them while the run goes on."""
     folder = RunFolder(config())
     folder.metric(step=1, loss=0.1 + 0.2, mfu=None)
     folder.metric(step=1, val_loss=2.5)
@@ -120,7 +120,7 @@ def test_a_trained_run_without_a_checkpoint_is_kept(config, tmp_path, leave):
 @pytest.mark.parametrize("resume", ["auto", "never"])
 @pytest.mark.parametrize("name", ["notes.md", "checkpoints/best", "checkpoints/2024.tar", ".hidden"])
 def test_what_no_run_writes_is_kept_aside(config, tmp_path, name, resume):
-    """In a run that is replaced because nothing would be lost of it."""
+    """The run is one that may be replaced, because nothing of it would be lost."""
     RunFolder(config()).close()
     path = tmp_path / "runs" / "one" / name
     path.parent.mkdir(exist_ok=True)
@@ -196,7 +196,7 @@ def test_what_a_run_writes_is_replaced(config, tmp_path):
 
 
 def test_two_processes_do_not_train_one_run(config):
-    """As when a job is started again before the old one has ended."""
+    """This happens when a job is started again before the old one has ended."""
     first = RunFolder(config())
     for options in ({}, {"overwrite": True}, {"resume": "auto"}):
         with pytest.raises(UserError, match="another process is training this run"):
@@ -238,7 +238,7 @@ def test_going_on_drops_the_steps_for_which_a_run_stopped(config):
 
 @pytest.mark.parametrize("left", [0, 1, 30, 41])
 def test_going_on_with_files_that_are_shorter_than_they_were(config, left):
-    """After a power failure: what is left is kept, to the last whole line."""
+    """A power failure may shorten files: what is left is kept, to the last whole line."""
     _, lengths = files_of_step_two(config)
     folder = RunFolder(config(resume="auto"))
     os.truncate(folder.path / "metrics.jsonl", left)
@@ -285,7 +285,7 @@ def test_what_is_no_run_is_never_overwritten(config, tmp_path, kind):
 
 
 def test_a_link_to_a_run_is_not_overwritten(config, tmp_path):
-    """What it points to is another run's folder, under another name."""
+    """The link leads to another run's folder, under another name."""
     real = RunFolder(config("real"))
     real.close()
     before = files(real.path)

@@ -60,7 +60,7 @@ def precious(tmp_path):
 
 
 def everything_written(folder, config, lengths):
-    """Goes on with a run and writes each of its files."""
+    """Resumes a run and writes each of its files."""
     folder.go_on(config, 2, lengths)
     folder.metric(step=3, loss=1.0)
     folder.sample(3, "text")
@@ -203,7 +203,7 @@ def test_a_run_that_has_ended_meanwhile_is_looked_at_again(config, monkeypatch, 
 
 @pytest.mark.parametrize("name", [".one.new-1", ".one.old-16188", ".one.new-0f3c9a12"])
 def test_what_a_killed_process_has_left_is_removed(config, tmp_path, name):
-    """In a container each start has the same process number."""
+    """Each start in a container has the same process number."""
     left = tmp_path / "runs" / name
     left.mkdir(parents=True)
     (left / "config.toml").write_text("")
@@ -224,7 +224,7 @@ def test_what_another_process_writes_is_left(config, tmp_path):
 
 
 def test_a_run_whose_replacement_was_killed_is_put_back(config, tmp_path):
-    """Killed between the two renamings that it takes."""
+    """The kill came between the two renamings that a replacement takes."""
     _, _ = files_of_step_two(config)
     path = tmp_path / "runs" / "one"
     before = files(path)

@@ -61,7 +61,7 @@ def saved(tmp_path):
 
 
 def summary(run: Path) -> tuple[bool, str, list[int], bool]:
-    """Whether it replaced another, how it was to begin, its steps, and whether it has a checkpoint."""
+    """Returns whether it replaced another, how it was to begin, its steps, and whether it has a checkpoint."""
     options = settings.read(run / "config.toml").run
     steps = [line["step"] for line in read_metrics(run / "metrics.jsonl")]
     return options.overwrite, options.resume, steps, (run / "checkpoints" / "1").is_dir()

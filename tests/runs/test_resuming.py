@@ -26,7 +26,7 @@ from jaxgpt.training import step as train_step
 from jaxgpt.training.state import init_state
 from tests import small_run
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled", "compiled_once")
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 slow, SIGHUP = functools.partial(pytest.param, marks=pytest.mark.slow), getattr(signal, "SIGHUP", None)
 STEPS = 12
@@ -71,7 +71,7 @@ def stopped(whole):
 
 @pytest.fixture
 def not_compiled(monkeypatch):
-    """What is refused is refused before the train step would be compiled."""
+    """Makes it an error to compile the train step: a refusal comes before that."""
     monkeypatch.setattr(fit, "prepare", None)
 
 
@@ -84,7 +84,7 @@ def state(folder: Path):
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """But for what depends on the clock."""
+    """Returns a run's metrics without what depends on the clock."""
     timed = {"tokens_per_second", "step_seconds", "data_wait_seconds"}
     return [{key: line[key] for key in line.keys() - timed} for line in read_metrics(folder / "metrics.jsonl")]
 
@@ -110,7 +110,7 @@ def test_it_ends_as_the_run_that_was_never_stopped(whole, stopped):
 
 
 def test_a_run_that_had_ended_has_nothing_to_do(whole):
-    """But the last evaluation and sample again, which are not there twice."""
+    """It evaluates and draws its last sample again, which are not recorded twice."""
     ended = Path(shutil.copytree(whole, "runs/ended"))
     assert run("ended", "--resume")[0] == 0
     assert_same_run(ended, whole)
@@ -131,7 +131,7 @@ def test_with_another_split_of_the_steps_it_ends_the_same_but_for_rounding(whole
 
 
 def test_the_newest_is_damaged_and_the_one_before_is_used(whole, stopped):
-    """It is said, what is damaged goes, and the run ends the same."""
+    """The damage is reported, the damaged checkpoint deleted, and the run ends the same."""
     newest = Path(shutil.copytree(whole / "checkpoints" / "8", stopped / "checkpoints" / "8"))
     (newest / "optimizer" / "_METADATA").write_text("{}")
     status, out, _ = run("stopped", "--resume")
@@ -143,7 +143,7 @@ def test_the_newest_is_damaged_and_the_one_before_is_used(whole, stopped):
 
 
 def test_when_all_are_damaged_only_auto_begins_anew(whole, stopped):
-    """A job that is started again and again has to get further. What is damaged is kept: it may be repaired."""
+    """A restarted job has to make progress. Damaged checkpoints are kept: they may be repaired."""
     (stopped / "checkpoints" / str(SAVED) / "about" / "metadata").unlink()
     before = contents(stopped)
     status, _, err = run("stopped", "--resume")
@@ -172,7 +172,7 @@ def test_a_kill_before_the_checksums_of_the_only_checkpoint_does_not_stop_a_job(
 
 
 def test_resuming_leaves_what_others_have_put_beside_the_checkpoints(stopped):
-    """Only what is half written, or damaged, is deleted, and only by the names that we give."""
+    """A half-written or damaged checkpoint is deleted, and only under the names that we give."""
     folder = stopped / "checkpoints"
     theirs = ["my_notes", "best_model_backup", "4.old", "04", "٤", "4.orbax-checkpoint-tmp-mine", "optimizer"]
     ours = ["2", "6", "8.orbax-checkpoint-tmp", "8.orbax-checkpoint-tmp-1700000000000000"]
@@ -241,7 +241,7 @@ def test_another_text_is_refused_by_name_and_offset(stopped, not_compiled, chang
 
 
 def test_a_plan_that_does_not_fit_leaves_the_run_as_it_is(stopped, monkeypatch):
-    """And open to the next, which another lock would keep out; a run that isn't there is not begun."""
+    """The next start can open it, so no lock is left; a run that isn't there is not begun."""
 
     def refuse(*arguments):
         raise UserError("the train step needs more")
@@ -255,7 +255,7 @@ def test_a_plan_that_does_not_fit_leaves_the_run_as_it_is(stopped, monkeypatch):
 
 
 def test_other_options_may_change_and_are_said(whole, stopped):
-    """Here a longer run with another learning rate, on the same text under another name."""
+    """The run gets longer, with another learning rate, on the same text under another name."""
     shutil.copy("text.txt", "moved.txt")
     changes = {"training_steps": STEPS + 1, "optimizer_learning_rate": 0.01, "data_text": "moved.txt"}
     status, out, _ = run("stopped", "--resume", **changes)
@@ -276,7 +276,7 @@ def test_other_versions_are_said(stopped, monkeypatch):
 
 
 def test_a_run_that_stopped_for_nan_can_go_on(whole, monkeypatch):
-    """From the last good state; the step that failed comes again, and here, with the fault repaired, succeeds.
+    """It goes on from the last good state; the failed step comes again and, with the fault repaired, succeeds.
 
     The program with the fault may round otherwise than the one without, so all runs here are made with a fault, which
     in two of them no batch meets.
@@ -307,7 +307,7 @@ def test_a_run_that_stopped_for_nan_can_go_on(whole, monkeypatch):
 
 @pytest.mark.parametrize(("number", "status"), [slow(signal.SIGINT, 130), (signal.SIGTERM, 143), slow(SIGHUP, 129)])
 def test_a_run_that_a_signal_stopped_goes_on(not_under_nohup, whole, number, status):
-    """Whatever it wrote while it ended is gone, and comes at its own time."""
+    """The evaluation and sample that it wrote while it ended are cut off, and come at their own time."""
 
     def interrupt(trainer, values):
         if values["step"] == 7 and "loss" in values:

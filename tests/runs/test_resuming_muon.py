@@ -13,7 +13,7 @@ from jaxgpt.runs.metrics_file import read_metrics
 from jaxgpt.training.state import init_state
 from tests import small_run
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled", "compiled_once")
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 OPTIONS = {"optimizer.name": "muon", "training.steps": 6, "training.evaluate-every": 0, "sampling.tokens": 1}
 
@@ -41,7 +41,7 @@ def state(folder: Path):
 
 
 def test_it_ends_with_the_same_bits_as_a_run_that_was_never_stopped(whole):
-    """Stopped after 3 of 6 steps, with a schedule of 6: parameters, momenta, moments and losses."""
+    """The run stops after 3 of 6 steps of its schedule; parameters, momenta, moments and losses are compared."""
     first = Path("runs/stopped")
     shutil.copytree(whole, first)
     shutil.rmtree(first / "checkpoints" / "6")

@@ -12,8 +12,6 @@ from jaxgpt.runs import checkpoints, checksums, saving
 from jaxgpt.runs.saving import Writer
 from jaxgpt.training.state import init_state
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODEL = Model(layers=1, heads=1, width=8, context=8, vocabulary_size=50)
 
 

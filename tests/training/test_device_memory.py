@@ -29,7 +29,7 @@ def left(tmp_path):
 
 
 def test_version_2_counts_every_group_above(tmp_path, left):
-    """What the kernel holds of files, and would give up, is not counted as used; "max" is no limit."""
+    """Files that the kernel caches, and would give up, are not counted as used; "max" is no limit."""
     root = tmp_path / "sys"
     write(root / "jobs" / "one", memory__max=3 * GIB, memory__current=2 * GIB, memory__stat=f"inactive_file {GIB}")
     write(root / "jobs", memory__max=10 * GIB, memory__current=9 * GIB + 1)
@@ -44,7 +44,7 @@ def test_version_1(tmp_path, left):
 
 
 def test_a_path_of_the_hosts_is_looked_up_at_the_root(tmp_path, left):
-    """As in a container, which sees its own group as the root."""
+    """A container sees its own group as the root."""
     write(tmp_path / "sys", memory__max=GIB, memory__current=0)
     assert left("0::/docker/0123abcd\n") == [GIB]
     assert left("0::/../../other\n") == [GIB]

@@ -14,8 +14,6 @@ from jaxgpt.training.estimate import estimate
 from tests.nightly import nightly
 from tests.parallel.collectives import collectives
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 # An estimate may be a tenth too small, for which a plan leaves room, and 30% too large: a layer's workspace is counted
 # in full, and of a small model it is a large part. Norms of queries and keys are compared on a GPU's program only
 # (tests/test_gpu_program.py): a CPU's keeps the product before them beside what is saved, a tenth more.
@@ -96,7 +94,7 @@ def test_the_estimate_of_one_device(variant):
 @pytest.mark.slow
 @pytest.mark.parametrize(("zero", "devices"), [(0, 1), (0, DEVICES), (1, DEVICES), (3, DEVICES)])
 def test_the_estimate_with_muon(zero, devices):
-    """Of few tokens and wide matrices, so that it is most when these are orthogonalised."""
+    """There are few tokens and wide matrices, so that memory peaks when these are orthogonalised."""
     made = config(zero=zero, recompute="none", layers="scanned" if zero != 1 else "unrolled", devices=devices)
     made = dataclasses.replace(
         made,
@@ -126,7 +124,7 @@ def test_more_devices_than_anybody_has(zero):
 
 @pytest.mark.parametrize("zero", nightly(range(4), every_time=[3]))
 def test_a_llamas_bytes_that_cross_the_network(zero):
-    """To the byte, in float32; grouped heads, and a head of its own."""
+    """The bytes are exact, in float32, with grouped heads and an untied head."""
     made = config(zero=zero, recompute="norms", layers="unrolled", micro_batches=2)
     found: dict[str, int] = {}
     for kind, size, times in collectives(program(made).as_text()):
@@ -137,7 +135,7 @@ def test_a_llamas_bytes_that_cross_the_network(zero):
 
 
 def test_what_a_ring_sends():
-    """By hand, of 8 devices: seven eighths of a gather, and of an all-reduce twice that; 16 are two machines."""
+    """The bytes by hand for 8 devices: 7/8 of a gather, twice that of an all-reduce; 16 devices are two machines."""
     tensors = {"all-reduce": 800, "all-gather": 80}
     assert traffic.sent(tensors, 8) == {"all-reduce": 1400, "all-gather": 70}
     assert traffic.seconds(tensors, 8, link=10.0, network=1.0) == pytest.approx(147.0)

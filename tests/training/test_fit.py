@@ -14,6 +14,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.models.blocks import RECOMPUTE_LEVELS
 from jaxgpt.options import fit as options
 from jaxgpt.options.config import Compute, Config, Model, Parallel, Training
+from jaxgpt.options.settings import changed
 from jaxgpt.parallel import processes
 from jaxgpt.training import estimate, fit, memory_plan, step
 from jaxgpt.training.candidates import Candidate, Place, _micro_batches, candidates, open_options
@@ -21,8 +22,6 @@ from jaxgpt.training.device_memory import CARDS, Capacity
 from jaxgpt.training.memory_plan import Else
 from jaxgpt.training.step_time import CPU, speeds_of, step_seconds
 from tests.nightly import nightly
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 CONFIG = Config(
     model=Model(layers=3, heads=2, width=16, context=32, vocabulary_size=130),
@@ -35,7 +34,7 @@ FOUR = Place(4, gpu=True, hosts=True, speeds=H100)
 
 
 def kept(*names: str, **sections) -> Config:
-    return options.changed(CONFIG, compute={"fit_keeps": names, **sections.pop("compute", {})}, **sections)
+    return changed(CONFIG, compute={"fit_keeps": names, **sections.pop("compute", {})}, **sections)
 
 
 # Candidates
@@ -43,7 +42,7 @@ def kept(*names: str, **sections) -> Config:
 
 @pytest.mark.parametrize("place", [ONE, FOUR])
 def test_every_candidate_is_the_same_run(place):
-    """The same sequences in a step and in a validation loss, and what isn't free as it was."""
+    """A step and a validation loss have the same sequences, and options that aren't free keep their values."""
     found = candidates(CONFIG, place)
     assert len(found) > 3
     for one in (one.config for one in found):
@@ -71,17 +70,17 @@ def test_micro_batches_are_all_that_divide():
         sequences, validated = batch_size * micro_batches, batch_size * batches
         all_sizes = range(sequences, 0, -1)
         sizes = [size for size in all_sizes if sequences % size == validated % size == size % devices == 0]
-        assert _micro_batches(options.changed(CONFIG, training=cut), devices) == sizes
-    huge = options.changed(CONFIG, training={"batch_size": 2**31 - 1, "micro_batches": 1, "evaluation_batches": 1})
+        assert _micro_batches(changed(CONFIG, training=cut), devices) == sizes
+    huge = changed(CONFIG, training={"batch_size": 2**31 - 1, "micro_batches": 1, "evaluation_batches": 1})
     assert _micro_batches(huge, 1) == [2**31 - 1, 1]
 
 
 def test_a_search_traces_the_parameters_a_few_times(monkeypatch):
-    """However many candidates there are: a trace takes longer than all else of an estimate."""
+    """The number of candidates doesn't matter: a trace takes longer than all else of an estimate."""
     traced = []
     whole = estimate.layout_without_devices
     monkeypatch.setattr(estimate, "layout_without_devices", lambda *args: traced.append(args) or whole(*args))
-    muon = options.changed(CONFIG, optimizer={"name": "muon", "momentum": 0.9})  # of no other test
+    muon = changed(CONFIG, optimizer={"name": "muon", "momentum": 0.9})  # of no other test
     candidates(muon, ONE)
     assert len(traced) <= 4
 
@@ -102,22 +101,22 @@ def test_one_device_has_nothing_to_shard_and_a_cpu_no_other_memory():
 
 def test_reproducible_runs_stay_so():
     """Eight virtual shards in every micro-batch, and nothing sharded."""
-    config = options.changed(CONFIG, parallel={"reproducible": True})
+    config = changed(CONFIG, parallel={"reproducible": True})
     found = candidates(config, FOUR)
     assert {one.config.parallel.zero for one in found} == {0}
     assert all(one.config.training.batch_size % 8 == 0 for one in found)
 
 
 def test_what_costs_time_costs_time():
-    """More micro-batches, levels, chunks, stages and transfers take longer, all else the same."""
+    """Additional micro-batches, levels, chunks, stages and transfers take longer, all else the same."""
     seconds = functools.partial(step_seconds, devices=4, speeds=H100)
     plain = seconds(CONFIG)
-    assert plain < seconds(options.changed(CONFIG, training=options.split(CONFIG, 4)))
-    assert plain < seconds(options.changed(CONFIG, compute={"classifier_chunk": 32}))
-    assert plain < seconds(options.changed(CONFIG, parallel={"moments": "host"}))
-    levels = [seconds(options.changed(CONFIG, compute={"recompute": level})) for level in RECOMPUTE_LEVELS]
+    assert plain < seconds(changed(CONFIG, training=options.split(CONFIG, 4)))
+    assert plain < seconds(changed(CONFIG, compute={"classifier_chunk": 32}))
+    assert plain < seconds(changed(CONFIG, parallel={"moments": "host"}))
+    levels = [seconds(changed(CONFIG, compute={"recompute": level})) for level in RECOMPUTE_LEVELS]
     assert levels == sorted(levels)
-    stages = [seconds(options.changed(CONFIG, parallel={"zero": zero})) for zero in (2, 3)]
+    stages = [seconds(changed(CONFIG, parallel={"zero": zero})) for zero in (2, 3)]
     assert plain < stages[0] < stages[1]
 
 
@@ -206,7 +205,7 @@ def programs_of_this_file():
     compile_step = functools.cache(step.compile_step)
     plain = {"fit": "", "fit_keeps": ()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "compile_step", lambda config: compile_step(options.changed(config, compute=plain)))
+        patch.setattr(step, "compile_step", lambda config: compile_step(changed(config, compute=plain)))
         yield
 
 
@@ -216,7 +215,7 @@ def total(config: Config) -> int:
 
 def test_the_choice_is_the_program_that_runs():
     """The plan's total is that of the compiled program, to the byte, and within what there is."""
-    room = total(options.changed(CONFIG, training=options.split(CONFIG, 16)))
+    room = total(changed(CONFIG, training=options.split(CONFIG, 16)))
     found = fit.prepare(CONFIG, Capacity(room, "--compute.fit"))
     memory: Any = found.program.memory_analysis()
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.generated_code_size_in_bytes
@@ -247,21 +246,21 @@ def test_what_fits_nowhere_is_refused_with_what_would_help():
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_the_capacity(monkeypatch, platform):
-    """What is granted, where the device has as much; less a margin, and on a CPU less what the process takes."""
+    """It is what is granted, at most what the device has; less a margin, and on a CPU what the process takes."""
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(fit.device_memory, "capacity", lambda *_: Capacity(2 * 10**9, "what there is"))
     there = 2 * 10**9 - (fit.OF_A_CPU if platform == "cpu" else 0)
     assert fit.capacity(CONFIG) == Capacity(970_000_000, "97% of --compute.fit")
     for size in ("5GB", "device"):
-        config = options.changed(CONFIG, compute={"fit": size})
+        config = changed(CONFIG, compute={"fit": size})
         assert fit.capacity(config) == Capacity(int(0.97 * there), "97% of what there is")
-    assert fit.capacity(options.changed(CONFIG, compute={"fit": ""})).bytes == 2 * 10**9
+    assert fit.capacity(changed(CONFIG, compute={"fit": ""})).bytes == 2 * 10**9
 
 
 def test_moments_are_counted_as_the_state_has_them(monkeypatch):
-    """Of an optimizer with one moment, or others, by their shapes."""
+    """Their bytes follow from the state's shapes, for an optimizer with one moment or with others."""
     one = memory_plan.measure(CONFIG, 1)
-    sizes = memory_plan.measure(options.changed(CONFIG, parallel={"zero": 1}), 4)
+    sizes = memory_plan.measure(changed(CONFIG, parallel={"zero": 1}), 4)
     assert one.moments == 2 * one.parameters
     assert sizes.parameters == pytest.approx(one.parameters / 4, rel=0.01)
     memory_plan._of_parameters.cache_clear()
@@ -275,10 +274,10 @@ def test_moments_are_counted_as_the_state_has_them(monkeypatch):
 
 @pytest.mark.slow
 def test_several_devices_may_shard():
-    """On simulated devices, with a real program: what fits at no stage 0 is sharded."""
+    """A run that doesn't fit at stage 0 is sharded, on simulated devices with a real program."""
     config = kept("training.micro_batches", "compute.recompute", "compute.classifier_chunk")
     config = dataclasses.replace(config, parallel=Parallel(devices=2))
-    room = total(options.changed(config, parallel={"zero": 1}))
+    room = total(changed(config, parallel={"zero": 1}))
     found = fit.prepare(config, Capacity(room, "--compute.fit"))
     assert found.config.parallel.zero >= 1
     assert found.plan.total <= room

@@ -26,7 +26,7 @@ def test_gpt2_124m_counts_as_llm_c_counts_it():
 
 
 def test_a_window_bounds_what_llm_cs_count_says_of_a_token():
-    """By hand: the keys seen are 1, 2, 3, 3, 3; and a token costs nearly the same in long sequences of any length."""
+    """The keys seen are 1, 2, 3, 3, 3 by hand; a token costs nearly the same in long sequences of any length."""
     model = dataclasses.replace(SMALL, **GROUPED, window=3)
     parameters = family(model).parameter_count(model)
     assert flops.per_token(model, 5) == 6 * parameters + round(6 * 3 * 2 * 10 * (2 * 12 / 5 - 1))
@@ -44,13 +44,13 @@ def test_only_attention_depends_on_the_length(lengths):
 
 
 def is_sum(equation: Any) -> bool:
-    """Whether it is a product with a vector of ones: a sum, in which a CPU is faster that way."""
+    """Returns whether it is a product with a vector of ones: a sum, written so because a CPU is faster that way."""
     (_, contracted), (_, batch) = equation.params["dimension_numbers"]
     return equation.invars[1].aval.ndim == len(contracted) + len(batch)
 
 
 def operations(jaxpr: Any) -> int:
-    """Of all matrix products in a traced program, those in a loop as often as it turns."""
+    """Returns the operations of all matrix products in a traced program; a loop's count once for each turn."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general" and not is_sum(equation):
@@ -68,7 +68,7 @@ def operations(jaxpr: Any) -> int:
 
 
 def traced_per_token(model: Model, compute: Compute, batch: int, length: int) -> float:
-    """What forward and backward of the model multiply, without what is computed for nobody."""
+    """Returns the operations of the model's forward and backward, without those whose results nobody uses."""
     params = jax.eval_shape(lambda: family(model).init(model, jax.random.key(0)))
     tokens = jax.ShapeDtypeStruct((batch, length), np.int32)
     program = jax.make_jaxpr(lambda *inputs: whole.loss_and_grads(*inputs, model, compute))(params, tokens, tokens)
@@ -90,7 +90,7 @@ VARIANTS = {
 @pytest.mark.parametrize("recompute", nightly(["none", "norms", "projection", "block"], every_time=["norms"]))
 @pytest.mark.parametrize(("length", "block"), [(20, 20), (20, 7), (1, 7)])
 def test_the_count_is_that_of_the_program(name, recompute, length, block):
-    """To the last operation."""
+    """The two counts agree to the last operation."""
     model = dataclasses.replace(SMALL, **VARIANTS[name])
     compute = Compute(classifier_chunk=length, attention_block=block, recompute=recompute)
     assert traced_per_token(model, compute, 2, length) == pytest.approx(

@@ -10,14 +10,12 @@ import pytest
 from jaxgpt.data.loader import Batch
 from jaxgpt.errors import UserError
 from jaxgpt.layers import fp8 as layer
-from jaxgpt.options import settings
+from jaxgpt.options import checks
 from jaxgpt.options.config import Compute, Config, Lora, Model, Objective, Optimizer, Parallel, Training
 from jaxgpt.training import fp8, fp8_error, memory_plan, step
 from jaxgpt.training.state import init_state
 from tests import small_run
 from tests.runs.test_resuming import metrics, state
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 MODEL = Model(layers=2, heads=2, width=16, context=8, vocabulary_size=11)
 CONFIG = Config(
@@ -82,7 +80,7 @@ def test_a_step_scales_by_what_was_seen_before_and_keeps_what_it_sees(one_device
 
 
 def test_a_skipped_step_leaves_the_history(monkeypatch):
-    """Here one of an infinite activation, which in 8 bits is NaN."""
+    """The step is skipped for an infinite activation, which in 8 bits is NaN."""
     state = fp8_error.Gauge(CONFIG).calibrated(init_state(CONFIG), None, batch())
     params = state.params
     bad = params.blocks[1]._replace(mlp_norm=params.blocks[1].mlp_norm._replace(bias=jnp.full(16, jnp.inf)))
@@ -105,7 +103,7 @@ OTHERWISE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERWISE)
 def test_magnitudes_are_those_of_the_whole_batch(one_device, name):
-    """As on one device but for sums in another order, by which an 8-bit number here and there is an eighth off."""
+    """They equal one device's but for the order of sums, which puts an 8-bit number here and there an eighth off."""
     config = OTHERWISE[name]
     state, metrics = stepped(config, batch(config.training.micro_batches))
     assert float(metrics.loss) == pytest.approx(one_device[1], rel=2e-3)
@@ -135,7 +133,7 @@ def test_current_scaling_needs_no_history():
 @pytest.mark.parametrize("zero", [0, 2])
 @pytest.mark.slow
 def test_errors_are_those_of_the_gradients(zero):
-    """By NumPy from two gradients. e5m2 rounds to 1/8 at most, of random sign."""
+    """NumPy computes them from two gradients. e5m2 rounds by 1/8 at most, with random sign."""
     config = changed("parallel", devices=1 + (zero > 0), zero=zero)
     gauge = fp8_error.Gauge(config)
     state = gauge.calibrated(init_state(config), None, batch())
@@ -184,7 +182,7 @@ def test_the_plan_has_residuals_of_8_bits_and_the_second_gradient():
 def test_what_has_no_products_of_8_bits_is_refused(config, said):
     config = changed("training", config, init_from="a")
     with pytest.raises(UserError, match=said):
-        settings.check(config)
+        checks.check(config)
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +230,7 @@ def test_a_resumed_run_has_the_same_scales(folder):
 
 
 def test_rounding_is_in_the_steps_program():
-    """Each of 8 products has x̂ in forward, and ŵ and ĝ; what compiles away would be no 8 bits."""
+    """The step rounds x, w and the gradient of each of 8 products to 8 bits before it is compiled."""
     text = step.make_train_step(CONFIG).lower(*step.shapes(CONFIG)).as_text()
     assert text.count("f8E5M2>") >= 8
     assert text.count("f8E4M3FN>") >= 16

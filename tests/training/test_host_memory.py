@@ -14,8 +14,6 @@ from jaxgpt.training import host_memory, step
 from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import initial_state
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 CONFIG = Config(
     model=Model(layers=2, heads=2, width=16, context=16, vocabulary_size=130),
     compute=Compute(classifier_chunk=32, attention_block=16, attention="blocks"),
@@ -57,7 +55,7 @@ def test_the_numbers_are_those_of_moments_on_the_device(devices, zero):
 @pytest.mark.parametrize(("devices", "zero"), [(1, 0), (2, 1)])
 @pytest.mark.slow
 def test_a_checkpoint_goes_on_to_the_same_bits(tmp_path, devices, zero):
-    """Saved with moments on the host, and resumed with them on either."""
+    """It is saved with moments on the host, and resumed with them on either."""
     config = with_moments("host", devices, zero)
     ended, half = stepped(config, steps=4), stepped(config)
     with saving.Writer(tmp_path / "checkpoints", config.checkpoint) as writer:

@@ -21,9 +21,8 @@ from jaxgpt.models.blocks import RECOMPUTE_LEVELS
 from jaxgpt.options.config import SPIKE_WINDOW, Compute, Config, Model, Training
 from jaxgpt.training import device_memory, fit, memory_plan, step
 from jaxgpt.training.device_memory import Capacity
+from tests import small_run
 from tests.nightly import nightly
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 ROOT = Path(cli.__file__).resolve().parents[2]
 MODEL = Model(layers=3, heads=2, width=16, context=32, vocabulary_size=130)
@@ -36,7 +35,7 @@ PARAMETERS = 4 * gpt2.parameter_count(MODEL, padded=True)  # bytes
 
 
 def change(config: Config = CONFIG, **sections) -> Config:
-    """With some options of some sections changed."""
+    """Returns the config with some options of some sections changed."""
     parts = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
     return dataclasses.replace(config, **parts)
 
@@ -71,7 +70,7 @@ def test_the_total_is_the_compiled_programs():
 
 
 def test_the_parts_are_the_arrays():
-    """By hand, with 4·32 tokens of 16 numbers, in 3 layers, float32; LayerNorm's two statistics per token."""
+    """The bytes by hand for 4·32 tokens of 16 numbers in 3 float32 layers; LayerNorm has two statistics per token."""
     parts = plan(CONFIG).parts
     tokens, width, layers = 4 * 32, 16, 3
     assert parts["masters (float32)"] == parts["gradients"] == PARAMETERS
@@ -136,7 +135,7 @@ def test_no_program_needs_less_than_the_least(level):
 @pytest.mark.parametrize("layers", nightly(["scanned", "unrolled"], every_time=["unrolled"]))
 @pytest.mark.parametrize(("batch", "holds"), [(4, 12), pytest.param(12, 4, marks=pytest.mark.slow)])
 def test_the_largest_micro_batch_fits_and_is_nearly_the_largest(batch, holds, layers):
-    """Estimated from one compiled size, for a device that just holds another one."""
+    """It is estimated from one compiled size, for a device that just holds another one."""
     room = plan(change(compute={"layers": layers}, training={"batch_size": holds})).total
     config = change(compute={"layers": layers}, training={"batch_size": batch})
     estimate = memory_plan.make(config, step.compile_step(config), Capacity(room, "")).largest_batch_size
@@ -155,7 +154,7 @@ def test_auto_takes_the_fastest_level_that_fits():
 
 
 def test_auto_compiles_nothing_that_cannot_fit(monkeypatch):
-    """In a model of many layers what they keep is enough to tell."""
+    """The residuals of a model with many layers are enough to tell."""
     most = change(model={"layers": 12}, compute={"recompute": "auto", "layers": "scanned"}, training={"batch_size": 16})
     room = plan(change(most, compute={"recompute": "block"})).total
     compiled = []
@@ -169,14 +168,14 @@ def test_auto_compiles_nothing_that_cannot_fit(monkeypatch):
 
 
 def options_in(message: str) -> list[tuple[list[str], int, int]]:
-    """The rows of the refusal: options, MiB needed, MiB less."""
+    """Returns the rows of the refusal: options, MiB needed, MiB less."""
     rows = re.findall(r"^  (--.*?) +([\d,]+) MiB, ([\d,]+) less$", message, re.MULTILINE)
     return [(words.split(), int(total), int(less)) for words, total, less in rows]
 
 
 @pytest.mark.slow
 def test_a_refusal_names_what_would_make_it_fit():
-    """And it does: each option that is named, taken, gives a plan that fits."""
+    """Each option that is named, taken, gives a plan that fits."""
     large = change(
         model={"vocabulary_size": 5000},
         compute={"recompute": "none", "classifier_chunk": 1024},
@@ -223,15 +222,7 @@ def test_a_refusal_where_nothing_fits():
 # In a run
 
 
-TINY = [
-    "--model.family=gpt2",
-    "--model.layers=1",
-    "--model.heads=2",
-    "--model.width=8",
-    "--model.context=16",
-    "--data.text=text.txt",
-]
-TINY += ["--training.steps=1", "--sampling.tokens=1", "--data.tokenizer=bytes"]
+TINY = [*small_run.TINY, "--training.steps=1", "--sampling.tokens=1", "--data.tokenizer=bytes"]
 
 
 def test_a_run_prints_its_plan_and_keeps_it(work, capsys):
@@ -294,7 +285,7 @@ print(plan.total, resident("VmHWM") - before)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's account of the process")
 def test_the_total_is_what_the_process_grows_by():
-    """Within 5%, over making the state and two steps, in a process whose C library gives back what is freed."""
+    """The two agree within 5% over making the state and two steps, under a C library that gives back freed memory."""
     environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "131072"}
     done = subprocess.run(

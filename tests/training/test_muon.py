@@ -17,8 +17,6 @@ from jaxgpt.options.config import Compute, Config, Model, Objective, Optimizer, 
 from jaxgpt.training import memory_plan, step
 from jaxgpt.training.state import init_state, layout_of
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODELS = {
     "gpt2": Model(layers=2, heads=2, width=8, context=6, vocabulary_size=11),
     "llama": Model(
@@ -99,7 +97,7 @@ def test_loss_falls_on_a_batch_seen_again_and_again(name):
 
 
 def test_a_step_that_is_not_finite_keeps_the_momentum():
-    """Of a NaN in one parameter: parameters, momenta and moments keep their bits, and the next step has its number."""
+    """After a NaN in one parameter all parameters, momenta and moments keep their bits; the step counter goes on."""
     state, _ = train_step("gpt2")(new_state(config("gpt2")), None, batch())
     broken = state.params.final_norm.scale.at[0].set(jnp.nan)
     params = state.params._replace(final_norm=state.params.final_norm._replace(scale=broken))
@@ -162,7 +160,7 @@ def test_the_plan_has_half_of_the_matrices_moments():
 
 
 def test_operations_of_a_step():
-    """By hand, of two layers: five iterations of 4 M² N + 2 M³."""
+    """The count by hand for two layers: five iterations of 4 M² N + 2 M³."""
 
     def iterations(M, N):
         return 5 * (4 * M * M * N + 2 * M**3)

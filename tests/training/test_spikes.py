@@ -11,8 +11,6 @@ import pytest
 from jaxgpt.options.config import Compute, Config, Optimizer
 from jaxgpt.training import spikes
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 SIZE = 7
 
 
@@ -42,7 +40,7 @@ def expected(values, take, size=SIZE):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_z_scores_are_those_of_the_last_values(seed):
-    """Of a falling series with noise and spikes, from which some values are left out."""
+    """The series falls, with noise and spikes, and some of its values are left out."""
     random = np.random.default_rng(seed)
     values = (4 / np.sqrt(1 + np.arange(60)) + 0.1 * random.standard_normal(60)).astype(np.float32)
     values[random.integers(60, size=4)] *= 3

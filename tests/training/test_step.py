@@ -21,8 +21,6 @@ CONFIG = Config(
     optimizer=Optimizer(learning_rate=0.02, warmup_steps=2, weight_decay=0.1, clip_norm=0.2),
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @functools.cache
 def train_step():
@@ -31,7 +29,7 @@ def train_step():
 
 @functools.cache
 def _init_state(config):
-    """As NumPy arrays, which no step can take away; of the random key its data."""
+    """Returns the initial state as NumPy arrays, which no step can donate; of the random key it has the data."""
     state = jax.jit(lambda: init_state(config))()
     return jax.tree.map(np.asarray, state._replace(key=jax.random.key_data(state.key)))
 
@@ -67,7 +65,7 @@ def test_a_state_that_is_made_without_jit_can_be_given_away():
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch():
-    """However a batch is cut: also where the pieces have unequal numbers of targets, and one of them none."""
+    """The micro-batches may have unequal numbers of targets, and one of them none."""
     whole = batch(1, 8)
     whole.targets[0, :2] = IGNORED  # all of the first piece's
     whole.targets[0, 2, 1:4] = whole.targets[0, 7, 0] = IGNORED
@@ -154,7 +152,7 @@ def test_loss_falls_on_a_batch_seen_again_and_again():
 
 
 def spoiled(state):
-    """With one parameter that is not a number."""
+    """Returns the state with one parameter that is not a number."""
     weight = state.params.blocks.qkv.weight.copy()
     weight[0, 1, 2] = np.nan
     blocks = state.params.blocks._replace(qkv=state.params.blocks.qkv._replace(weight=weight))

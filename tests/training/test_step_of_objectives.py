@@ -17,8 +17,6 @@ from jaxgpt.training.resharding import Resharding
 from jaxgpt.training.state import init_state, initial_state
 from tests.nightly import nightly
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODEL = Model(layers=1, heads=2, width=16, context=6, vocabulary_size=11)
 MICRO_BATCHES, ROWS, T = 2, 8, 6
 OBJECTIVES = {
@@ -100,7 +98,7 @@ def test_the_shapes_are_those_of_a_batch(name):
 
 @pytest.mark.slow
 def test_reproducible_sums_too():
-    """The same bits on one device and on two."""
+    """One device and two have the same bits."""
     (seen, params), (other_seen, other_params) = (run("preference", devices, 0, True) for devices in (1, 2))
     assert seen.tolist() == other_seen.tolist()
     jax.tree.map(np.testing.assert_array_equal, params, other_params)
@@ -126,7 +124,7 @@ def rankings(seed):
 
 
 def test_a_reward_model_learns_a_known_preference():
-    """From chance to over 90% of comparisons that it hasn't seen."""
+    """Its accuracy on comparisons that it hasn't seen goes from chance to over 90%."""
     made = config(Objective(name="reward", completions=3), steps=120)
     _, seen = trained(made, map(rankings, range(120)))
     assert seen[0]["accuracy"] < 0.7
