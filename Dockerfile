@@ -18,9 +18,10 @@ COPY configs configs
 COPY jaxgpt jaxgpt
 RUN pip install --no-cache-dir --constraint constraints.txt ".[chat,data,gguf,serve${EXTRAS:+,$EXTRAS}]"
 
-# Caches go below HOME; whoever --user names may write there.
+# Caches go below HOME; whoever --user names may write there, and with the sticky bit nobody may replace what is another's:
+# only so are compiled programs kept there.
 ENV HOME=/app
-RUN mkdir -p /app/runs && chmod -R a+rwX /app
+RUN mkdir -p /app/runs && chmod -R 1777 /app
 WORKDIR /app
 USER 1000:1000
 

@@ -63,3 +63,14 @@ def test_what_is_copied_is_there_and_gets_through_dockerignore():
 
 def test_it_does_not_run_as_root():
     assert instructions()[-2:] == [("USER", "1000:1000"), ("ENTRYPOINT", '["jaxgpt"]')]
+
+
+def test_home_is_a_folder_in_which_compiled_programs_are_kept(tmp_path):
+    """Anybody may write to it, which without the sticky bit would refuse the cache."""
+    (home,) = (line.removeprefix("HOME=") for line in arguments("ENV"))
+    (made,) = (line for line in arguments("RUN") if "chmod" in line)
+    mode = re.search(rf"chmod -R (\d+) {home}$", made)
+    assert mode is not None
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home").chmod(int(mode[1], 8))
+    assert (tmp_path / "home").stat().st_mode & 0o1777 == 0o1777

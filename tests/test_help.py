@@ -6,13 +6,14 @@ import inspect
 import itertools
 import platform
 import re
+import shlex
 from typing import get_type_hints
 
 import jax
 import jaxlib.version
 import pytest
 
-from jaxgpt import __version__
+from jaxgpt import __version__, terminal
 from jaxgpt.commands import cli
 from jaxgpt.options import command_line, settings
 from jaxgpt.options.config import Config
@@ -50,7 +51,7 @@ def test_help_lists_every_option_with_its_meaning_and_default(capsys):
         assert re.search(rf"{option}\b.{{,60}}? {re.escape(' '.join(meaning.split()))} \(default: ", text), option
     assert "--config STR Take the defaults of all other options from" in text
     for command in cli.COMMANDS:
-        assert command == "train" or f"run.py {command}" in text
+        assert command == "train" or f" {command} " in text
 
 
 def test_help_lists_the_common_options_and_all_configs(capsys):
@@ -67,22 +68,25 @@ def test_help_lists_the_common_options_and_all_configs(capsys):
 @pytest.mark.parametrize("columns", [40, 80, 100, 200])
 @pytest.mark.parametrize("words", [["--help"], ["--help-all"], ["prepare", "--help"], ["serve", "--help"]])
 def test_help_breaks_no_word_and_fits_the_terminal(capsys, monkeypatch, columns, words):
-    """Lines that stay as they are, as those of the commands, have at most 100 columns."""
+    """All lines but those of an option and its choices, and of one long word."""
     monkeypatch.setenv("COLUMNS", str(columns))
     with pytest.raises(SystemExit):
         cli.main(words)
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 120
-    of_meanings = [line for line in lines if line.startswith(" " * 6)]
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    assert all(len(line) <= min(columns, 100) or re.match(r"  --| *\S+$", line) for line in lines)
+    of_meanings = meanings_in(printed)
     assert max(map(len, of_meanings)) <= max(columns, 44) or max(len(line.split()) for line in of_meanings) == 1
     wide = [line.split() for line in of_meanings]
     narrow = {word for line in wide for word in line}
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit):
         cli.main(words)
-    assert narrow == {
-        word for line in capsys.readouterr().out.splitlines() if line.startswith(" " * 6) for word in line.split()
-    }
+    assert narrow == {word for line in meanings_in(capsys.readouterr().out) for word in line.split()}
+
+
+def meanings_in(printed: str) -> list[str]:
+    return [line for line in printed.partition("options:")[2].splitlines() if line.startswith(" " * 6)]
 
 
 def test_the_examples_of_help_are_commands_that_there_are(capsys):
@@ -103,11 +107,21 @@ def test_help_of_a_section(capsys):
     assert "--model.layers" not in printed
 
 
-def test_help_has_a_command_on_each_line(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["--help"])
-    lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("    python run.py ") and line[18].islower() for line in lines) == len(cli.COMMANDS) - 1
+@pytest.mark.parametrize("program", ["python run.py", ".venv/bin/python run.py", "'/a b/python' {x}/run.py"])
+def test_commands_of_help_are_as_they_are_typed_here(capsys, monkeypatch, program):
+    monkeypatch.setattr(terminal, "program", lambda: program)
+    for columns in (40, 80, 100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit):
+            cli.main(["--help"])
+        printed = capsys.readouterr().out
+        commands = [line[4:].split()[0] for line in printed.splitlines() if re.match("    [a-z]+( |$)", line)]
+        assert set(cli.COMMANDS) - {"train"} <= set(commands)
+        assert " ".join(printed.split()).startswith(f"usage: {program} [--config NAME] [options]")
+        examples = [block for block in printed.split("\n\n") if block.startswith(f"    {program.split()[0]}")]
+        typed = [word for block in examples for word in shlex.split(block.replace("\\\n", ""))]
+        assert typed.count(shlex.split(program)[-1]) == 3
+        assert {"--data.text", "book.txt", "--config", "gpt2_124m", "bfloat16"} <= set(typed)
 
 
 def test_help_shows_the_defaults_of_the_config(capsys):

@@ -1,6 +1,7 @@
 """Commands with mistakes are refused with a helpful message, with status 2, and leave no folder."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -43,7 +44,20 @@ pytestmark = pytest.mark.usefixtures("work")
         (["prepare", "text.txt", "--output", "text.txt"], "--output text.txt is a file, where a folder is to be made"),
         (["prepare", "--verify", "."], ".: not a folder that run.py prepare made to its end (it has no manifest.json)"),
         (["gradcheck", "--config", "quikstart"], "did you mean quickstart?"),
-        (["--training.steps"], "Missing value for argument '--training.steps'"),
+        (["--training.steps"], "error: --training.steps needs a value"),
+        (["--data.text", "--training.steps", "3"], "error: --data.text needs a value"),
+        (
+            ["--config", "finetune", "--data.text", "text.txt"],
+            "--config finetune goes on from a model: name it by --init",
+        ),
+        (["--config", ""], "error: --config needs a value"),
+        (["--config", "GPT-2"], "there is no such config; did you mean gpt2_124m?"),
+        (["--config", "gpt2.toml"], "there is no such file; did you mean --config gpt2_124m?"),
+        (["gpt2"], "gpt2: there is no such command; did you mean --config gpt2_124m?"),
+        (["help"], "help: there is no such command; did you mean --help?"),
+        (["resume", "runs/x"], "resume: there is no such command; did you mean --resume runs/NAME?"),
+        (["text.txt"], "text.txt: there is no such command; did you mean --data.text text.txt?"),
+        (["x" * 5000], "there is no such command"),
         (["--training.steps", "many"], "Error parsing --training.steps"),
         (["--training.steps", "1.5"], "Error parsing --training.steps"),
         (["--optimizer.learning-rate", "high"], "Error parsing --optimizer.learning-rate"),
@@ -51,14 +65,32 @@ pytestmark = pytest.mark.usefixtures("work")
         (["--data.tokenizer", "gpt3"], "invalid choice 'gpt3' for argument '--data.tokenizer'"),
         (["--objective.name", "policy"], "error: --objective.name policy goes on from a model that was fine-tuned on"),
         (["--objective.name", "reward"], "error: --objective.name reward goes on from a model that was fine-tuned on"),
-        (["generate"], "--run STR"),
+        (
+            ["generate"],
+            "name a run's folder: python run.py generate runs/NAME. There is no run yet: python run.py trains",
+        ),
+        (["serve", "--port", "80"], "name a run's folder: python run.py serve runs/NAME. There is no run yet"),
         (["generate", "runs/x"], "x: not a run's folder (it has no config.toml)"),
-        (["generate", "--prompt", "a", "runs/x"], "Unrecognized options: runs/x"),
-        (["--model.layers", "2", "stray"], "Unrecognized options: stray"),
+        (["generate", "--prompt", "a", "runs/x"], "runs/x: not a run's folder (it has no config.toml)"),
+        (["generate", "--chat", "runs/x"], "runs/x: not a run's folder (it has no config.toml)"),
+        (["generate", "--run=runs/x", "--prompt", "-5", "--stop", "a", "b"], "runs/x: not a run's folder"),
+        (["generate", "runs/x", "The "], "The : no option takes this word. A value with spaces needs quotes; python"),
+        (["--model.layers", "2", "stray"], "stray: no option takes this word. A value with spaces needs quotes"),
     ],
 )
 def test_a_mistake_in_the_words(fails, words, message):
     assert message in fails(*words)
+
+
+def test_a_run_in_the_place_of_a_command_or_a_config(fails):
+    folder = Path("runs/mine")
+    folder.mkdir(parents=True)
+    (folder / "config.toml").touch()
+    assert "did you mean generate runs/mine, or --resume runs/mine to train on?" in fails("runs/mine")
+    assert "did you mean runs/mine/config.toml?" in fails("--config", "runs/mine/")
+    assert "did you mean --config runs/mine/config.toml?" in fails("runs/mine/config.toml")
+    assert "give the folder that it is in, runs/mine" in fails("generate", "runs/mine/config.toml")
+    assert "name a run's folder: python run.py generate runs/NAME. In runs there are: mine" in fails("generate")
 
 
 @pytest.mark.parametrize(

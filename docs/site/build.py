@@ -5,7 +5,6 @@ needs nothing of Zensical's, so another generator could take its place. Any warn
 """
 
 import fnmatch
-import functools
 import os
 import re
 import shutil
@@ -17,6 +16,8 @@ from typing import Any
 
 import tomli_w
 from nbconvert import MarkdownExporter
+
+from docs.site import repository
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "docs/site"
@@ -63,14 +64,15 @@ def gather() -> None:
         else:
             shutil.copyfile(source, PAGES / place)
             continue
-        (PAGES / place).write_text(with_indents(with_links(text, source, place)), encoding="utf-8")
+        text = from_repository(with_indents(with_links(text, source, place)), source)
+        (PAGES / place).write_text(text, encoding="utf-8")
     for folder in {path.parent for path in PACKAGE.rglob("*.py")}:
         (PAGES / "api").mkdir(exist_ok=True)
         (PAGES / "api" / f"{folder.name}.md").write_text(api_page(folder), encoding="utf-8")
 
 
 def unshown(name: str) -> bool:
-    return name.startswith("__") or name.endswith((".py", ".toml", ".j2", ".md"))
+    return name.startswith("__") or name == "overrides" or name.endswith((".py", ".toml", ".j2", ".md"))
 
 
 def notebook(source: Path, page: Path) -> str:
@@ -114,8 +116,8 @@ def with_links(text: str, source: Path, place: Path) -> str:
         if path in shown:
             return f"[{words}]({os.path.relpath(shown[path], place.parent)}{anchor})"
         name = path.relative_to(ROOT).as_posix()
-        if repository():
-            return f"[{words}]({repository()}/blob/main/{name}{anchor})"
+        if address := repository.address():
+            return f"[{words}]({repository.file_page(address, name)}{anchor})"
         return words if name in words.replace("`", "") else f"{words} (`{name}`)"
 
     parts = FENCED.split(text)
@@ -152,28 +154,25 @@ def with_indents(text: str) -> str:
     return "".join(parts)
 
 
-@functools.cache
-def repository() -> str | None:
-    """Returns CITATION.cff's `repository-code`, else the clone's origin where that is a page of the web, else None."""
-    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    said = re.search(r"^repository-code: *\"?([^\"\s]+)", citation, re.MULTILINE)
-    if said:
-        return said[1]
-    command = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
-    try:
-        origin = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        return None  # no git: an archive rather than a clone
-    return origin.removesuffix(".git") if origin.startswith("https://") and "@" not in origin else None
+def from_repository(text: str, source: Path) -> str:
+    """Returns a page with its source's address and a notebook's way to Colab, where the repository has an address."""
+    address = repository.address()
+    if address is None:
+        return text
+    name = source.relative_to(ROOT).as_posix()
+    if source.suffix == ".ipynb" and (colab := repository.colab(address, name)):
+        text = re.sub("^# .*\n", lambda heading: f"{heading[0]}\n{colab}", text, count=1, flags=re.MULTILINE)
+    return f"---\nsource: {repository.file_page(address, name)}\n---\n\n{text}"
 
 
 def settings() -> dict[str, Any]:
     """Returns zensical.toml with each * of the navigation replaced by the pages there, and the repository's
     address."""
     tables = tomllib.loads((SITE / "zensical.toml").read_text(encoding="utf-8"))
+    tables["project"]["theme"]["custom_dir"] = str(SITE / "overrides")
     tables["project"]["nav"] = [expanded(entry) for entry in tables["project"]["nav"]]
-    if address := repository():
-        tables["project"]["repo_url"] = address
+    if address := repository.address():
+        tables["project"] |= {"repo_url": address, "repo_name": address.split("/", 3)[3]}
     return tables
 
 
@@ -202,11 +201,16 @@ def asks_others() -> list[str]:
     return found
 
 
+def render(tables: dict[str, Any]) -> int:
+    """Has Zensical make build/docs of build/pages, and returns its exit status."""
+    (BUILD / "zensical.toml").write_text(tomli_w.dumps(tables), encoding="utf-8")
+    command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
+    return subprocess.run([*command, "--config-file", str(BUILD / "zensical.toml")], check=False).returncode
+
+
 def main() -> None:
     gather()
-    (BUILD / "zensical.toml").write_text(tomli_w.dumps(settings()), encoding="utf-8")
-    command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
-    status = subprocess.run([*command, "--config-file", str(BUILD / "zensical.toml")], check=False).returncode
+    status = render(settings())
     if status or (found := asks_others()):
         raise SystemExit(status or "\n".join(found))
     print("build/docs/index.html")

@@ -4,7 +4,6 @@ import errno
 import importlib
 import os
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,25 +22,26 @@ if TYPE_CHECKING:
     from jaxgpt.commands.train import Observer
 
 DEFAULT_CONFIG = "quickstart"
+TUNING = "finetune"  # the config that trains no model from random weights
 DESCRIPTION = """\
-Trains a model. The other commands, each with a --help of its own:
+Trains a model. The other commands, each with a page of its own, as in python run.py prepare --help:
 
-    python run.py prepare SOURCE               make token files from text of any size
-    python run.py generate runs/NAME           draw text from a trained model, or chat with it
-    python run.py serve runs/NAME              serve a model with OpenAI's API, and a page to chat
-    python run.py evaluate runs/NAME           measure a model's loss, or its accuracy on tasks
-    python run.py report runs/A runs/B         make a page that shows how runs are doing
-    python run.py convert FROM TO              convert weights between runs and other programs' formats
-    python run.py verify --model M --state S   compare the gradients with llm.c's own
-    python run.py gradcheck                    compare every hand-written gradient with jax.grad
+    prepare SOURCE              make token files from text of any size
+    generate runs/NAME          draw text from a trained model, or chat with it
+    serve runs/NAME             serve a model with OpenAI's API, and a page to chat
+    evaluate runs/NAME          measure a model's loss, or its accuracy on tasks
+    report runs/A runs/B        make a page that shows how runs are doing
+    convert FROM TO             convert weights between runs and other programs' formats
+    verify --model M --state S  compare the gradients with llm.c's own
+    gradcheck                   compare every hand-written gradient with jax.grad
 
 --version, or -V, prints the versions of the program and of its libraries.
 """
 EXAMPLES = """\
 Examples:
 
-    python run.py                                            a small model of English, in minutes
-    python run.py --data.text book.txt --training.steps 3000 the same, on your own text
+    python run.py                                             a small model of English, in minutes
+    python run.py --data.text book.txt --training.steps 3000  the same, on your own text
     python run.py --config gpt2_124m --data.text data/books --compute.dtype bfloat16
 """
 COMMON = (
@@ -115,7 +115,8 @@ def _command(words: list[str], observers: Sequence["Observer"]) -> int:
         return 0
     if command not in COMMANDS:
         raise _no_such_command(command)
-    words = _with_options(command, words)
+    if command == "report":
+        words = [word for word in words if word != "--run"]  # as the other commands name a run
     if command not in WITHOUT_JAX and not command_line.asks_for_help(words):
         environment.check_address_space()
         if sys.platform == "linux" and not os.access("/proc/cpuinfo", os.R_OK):  # as without /proc: a part of XLA fails
@@ -127,14 +128,6 @@ def _command(words: list[str], observers: Sequence["Observer"]) -> int:
     return module.run(words)
 
 
-def _with_options(command: str, words: list[str]) -> list[str]:
-    """Returns the words with the run's folder in the form that the command has: `generate RUN` is `generate --run RUN`,
-    and `report --run RUN` is `report RUN`."""
-    if command in ("generate", "serve", "evaluate") and words and not words[0].startswith("-"):
-        return ["--run", *words]
-    return [word for word in words if word != "--run"] if command == "report" else words
-
-
 def _no_such_command(command: str) -> UserError:
     """Returns the error that names the command which may have been meant."""
     if command == "bench":
@@ -142,11 +135,30 @@ def _no_such_command(command: str) -> UserError:
             "bench: not a command of the package, which doesn't hold what it compares with. In a clone: make bench, or "
             "python -m benchmarks.bench"
         )
-    is_config = command in settings.config_names()
-    near = f"; did you mean --config {command}?" if is_config else nearest(command, COMMANDS)
     return UserError(
-        f"{command}: there is no such command{near} There are: {', '.join(COMMANDS)}; see {terminal.command('--help')}"
+        f"{shown(command)}: there is no such command{_meant(command)} There are: {', '.join(COMMANDS)}; see "
+        f"{terminal.command('--help')}"
     )
+
+
+def _meant(word: str) -> str:
+    """Returns what a word in a command's place may stand for, as a question; '.' where nothing is near."""
+    path, configs = Path(word), settings.config_names()
+    if word in ("help", "version"):
+        words = f"--{word}"
+    elif word == "resume":
+        words = "--resume runs/NAME"
+    elif word in configs or (path.suffix == ".toml" and os.path.isfile(path)):
+        words = f"--config {shown(word)}"
+    elif os.path.isfile(path / "config.toml"):
+        words = f"generate {shown(word)}, or --resume {shown(word)} to train on"
+    elif os.path.exists(path):
+        words = f"--data.text {shown(word)}"
+    elif (near := nearest(word, COMMANDS)) != ".":
+        return near
+    else:
+        return nearest(word, configs).replace("you mean ", "you mean --config ")
+    return f"; did you mean {words}?"
 
 
 @dataclass(frozen=True)
@@ -187,6 +199,9 @@ def train(words: list[str], observers: Sequence["Observer"] = ()) -> int:
         if not config.run.name:
             text = Path(config.data.text).stem if "data.text" in named else ""
             config = folder.named(config, f"{path.stem}-{text}" if text else path.stem)
+        begun = config.training.init_from or config.lora.adapters or folder.will_resume(config)
+        if name == TUNING and not begun:
+            raise UserError(f"--config {TUNING} goes on from a model: name it by --init-from, as runs/NAME or gpt2")
         config = configuration.with_weights(config, given)
         checks.check(config)
         fit.check(config)
@@ -200,13 +215,11 @@ def help_of(words: list[str], defaults: Train) -> str:
     if command_line.ALL in words:
         only = [word for word in words[words.index(command_line.ALL) + 1 :] if word in known]
         return help_page.page(Train, usage, DESCRIPTION, defaults, only or None)
+    ours = f"{DESCRIPTION}\n{EXAMPLES}".replace("python run.py", terminal.program())
+    head = f"usage: {usage}\n\n{ours}\nConfigs: {', '.join(settings.config_names())}\n\nCommon options:"
+    more = f"{command_line.ALL} shows all options, and {command_line.ALL} model those of a section: {', '.join(known)}"
     some = help_page.some(Train, ("config", "plan-for", *COMMON), defaults)
-    configs = textwrap.fill(f"Configs: {', '.join(settings.config_names())}", help_page.width())
-    more = textwrap.fill(
-        f"{command_line.ALL} shows all options, and {command_line.ALL} model those of a section: {', '.join(known)}",
-        help_page.width(),
-    )
-    return "\n".join([f"usage: {usage}", "", DESCRIPTION, EXAMPLES, configs, "", "Common options:", some, "", more])
+    return "\n".join([help_page.fitted(head), some, "", help_page.fitted(more)])
 
 
 def plan(config: Config, devices: str, given: set[str], words: list[str]) -> int:

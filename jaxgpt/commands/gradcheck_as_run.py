@@ -84,7 +84,7 @@ def _asked(words: list[str]) -> tuple[Config, str]:
     if words and not words[0].startswith("-"):
         folder, rest = Path(words[0]), words[1:]
         if not files.exists(folder / "config.toml"):
-            raise UserError(f"--as-run {shown(folder)}: not a run's folder{settings.runs_near(folder)}")
+            raise UserError(f"--as-run {shown(folder)}: not a run's folder{command_line.runs_near(folder)}")
         if command_line.take(rest, "--config")[0]:
             raise UserError(f"--as-run {shown(folder)} says already which config: leave --config away")
         name, given, defaults = DEFAULT_CONFIG, set(), settings.read_resumed(folder)

@@ -8,7 +8,7 @@ import tyro
 
 from jaxgpt import files, writing
 from jaxgpt.errors import UserError
-from jaxgpt.options import command_line, settings
+from jaxgpt.options import command_line
 from jaxgpt.options.command_line import nearest
 from jaxgpt.reports import live_report, page
 from jaxgpt.reports.history import History
@@ -70,6 +70,8 @@ def _check(options: Report, folders: list[Path]) -> None:
         if not folder.is_dir():
             runs = [path.parent.name for path in folder.parent.glob("[!.]*/config.toml")]
             near = nearest(folder.name, runs)
-            raise UserError(f"{folder}: there is no such folder{settings.runs_near(folder) if near == '.' else near}")
+            raise UserError(
+                f"{folder}: there is no such folder{command_line.runs_near(folder) if near == '.' else near}"
+            )
         if not files.exists(folder / "metrics.jsonl"):
-            raise UserError(f"{folder}: not a run's folder (it has no metrics.jsonl){settings.runs_near(folder)}")
+            raise UserError(f"{folder}: not a run's folder (it has no metrics.jsonl){command_line.runs_near(folder)}")

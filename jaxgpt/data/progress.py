@@ -50,6 +50,9 @@ def save(folder: Path, made_from: dict[str, Any], state: State) -> None:
 def load(folder: Path, made_from: dict[str, Any]) -> State:
     """Returns the state that an earlier start saved, or the initial state where there is none.
 
+    One that was made from something else and came no further than the text for validation is begun anew: a file that
+    couldn't be read may have ended it, and was mended since.
+
     UserError where it is damaged, was made from something else than `made_from`, or its token files have changed.
     """
     path = folder / NAME
@@ -61,8 +64,10 @@ def load(folder: Path, made_from: dict[str, Any]) -> State:
     made_from = json.loads(json.dumps(made_from))  # as it was saved: lists for tuples
     try:
         before, shards = dict(saved["made_from"]), tuple(manifest.shard(path, entry) for entry in saved["shards"])
-        if before != made_from and not shards:
-            return State()  # nothing was made yet
+        if before != made_from and not any(shard.split == "train" for shard in shards):
+            for shard in shards:
+                (folder / shard.file).unlink(missing_ok=True)
+            return State()
         if before.get("pieces") != made_from["pieces"]:
             raise UserError(f"{shown(folder)} was begun by another version of jaxgpt: delete the folder and begin anew")
         file, offset, begins = saved["position"]

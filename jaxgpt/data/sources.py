@@ -131,20 +131,22 @@ def _files(source: str) -> list[File]:
 def _in_folder(folder: Path) -> list[Path]:
     """Returns the files of text in a folder and its subfolders, sorted; prints what is read, and what isn't and why.
 
-    Hidden files and folders, such as .git, are ignored. Links are left out: their targets may lie in the folder as
-    well, or belong to somebody else.
+    Hidden files and folders, such as .git, are left out. So are links: their targets may lie in the folder as well, or
+    belong to somebody else.
 
     UserError where a folder can't be read, or there are no files of text.
     """
-    found, links, others = [], [], []
+    found, links, others, hidden = [], [], [], []
     for place, folders, names in os.walk(folder, onerror=_raise):
         here = Path(place)
         links += [here / name for name in folders if not name.startswith(".") and (here / name).is_symlink()]
+        hidden += [here / name for name in (*folders, *names) if name.startswith(".")]
         folders[:] = sorted(name for name in folders if not name.startswith("."))  # os.walk doesn't follow links
         for path in (here / name for name in names if not name.startswith(".")):
             (links if path.is_symlink() else found if kind_of(path) else others).append(path)
     passed_over = [_some(group, about) for about, group in _by_reason(others).items()]
     passed_over += [_some(links, "links")] if links else []
+    passed_over += [_some(hidden, "hidden")] if hidden else []
     if not found:
         raise UserError(
             f"{shown(folder)} has no files that end in .txt, .md, .json, .jsonl or .parquet, or these and .gz, .bz2, "

@@ -27,7 +27,7 @@ from jaxgpt.layers import scalar_head
 from jaxgpt.models import family, with_scalar
 from jaxgpt.models.blocks import Context, cast
 from jaxgpt.objectives import reward
-from jaxgpt.options import settings
+from jaxgpt.options import command_line
 from jaxgpt.options.config import Compute, Model
 from jaxgpt.runs import checkpoints
 from jaxgpt.runs.about import FILE, lora_of, model_of, objective_of
@@ -88,7 +88,7 @@ def load(name: str) -> RewardModel:
     run = Path(name)
     if not (run / "config.toml").is_file():
         raise UserError(
-            f"--reward-model {shown(name)}: not a run's folder (it has no config.toml){settings.runs_near(run)}"
+            f"--reward-model {shown(name)}: not a run's folder (it has no config.toml){command_line.runs_near(run)}"
         )
     found = checkpoints.find(run / "checkpoints", ("params", "about"))
     for message in found.damaged:

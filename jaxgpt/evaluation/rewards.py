@@ -12,6 +12,7 @@ A function is the user's own program, and runs as such. Only the command line an
 a run or a checkpoint that is read never does.
 """
 
+import contextlib
 import functools
 import importlib.util
 import inspect
@@ -20,10 +21,10 @@ import os
 import re
 import shlex
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -150,7 +151,8 @@ def _function(path: Path, name: str) -> Callable[[Answered], float]:
         assert spec
         assert spec.loader
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        with _no_end():
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the user's program may raise anything
         raise UserError(f"{where}: {_told(error, path)}") from None
     function = getattr(module, name, None)
@@ -161,7 +163,8 @@ def _function(path: Path, name: str) -> Callable[[Answered], float]:
     def reward(answered: Answered) -> float:
         more: dict[str, Any] = {"prompt": question(answered.prompt), "answer": answered.answer}
         try:
-            value: Any = function(answered.text, **{key: text for key, text in more.items() if key in takes})
+            with _no_end():
+                value: Any = function(answered.text, **{key: text for key, text in more.items() if key in takes})
         except (Exception, SystemExit) as error:  # as above
             raise RunError(f"{where}: {_told(error, path)}, of the text {quoted(answered.text)}") from None
         try:
@@ -174,6 +177,26 @@ def _function(path: Path, name: str) -> Callable[[Answered], float]:
         return number
 
     return reward
+
+
+@contextlib.contextmanager
+def _no_end() -> Iterator[None]:
+    """Has os._exit raise SystemExit: it would end the run at once, with the user's status and no word.
+
+    A process that the user's program forks ends by it as ever.
+    """
+    end, process = os._exit, os.getpid()
+
+    def refuse(status: int) -> NoReturn:
+        if os.getpid() != process:
+            end(status)
+        raise SystemExit(f"os._exit({status})")
+
+    os._exit = refuse
+    try:
+        yield
+    finally:
+        os._exit = end
 
 
 def _told(error: BaseException, path: Path) -> str:

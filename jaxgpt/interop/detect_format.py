@@ -83,7 +83,7 @@ def open_adapters(name: str, base: str = "") -> WeightSource:
 
 
 def _open_file(path: Path) -> WeightSource:
-    if path.suffix in (".safetensors", ".json"):
+    if path.suffix in (".safetensors", ".json", ".toml"):
         raise UserError(f"{shown(path)}: give the folder that it is in, {shown(path.parent)}")
     if path.suffix in OTHERS:
         raise UserError(

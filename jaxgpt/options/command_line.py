@@ -12,10 +12,11 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
+from jaxgpt import terminal
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.options import help_page
-from jaxgpt.terminal import say
+from jaxgpt.terminal import program, say
 
 Options = TypeVar("Options")
 ALL = "--help-all"  # of training, whose options are many
@@ -67,17 +68,19 @@ def read(
     With --help it prints their page and exits. UserError where an option doesn't exist; the message says what may have
     been meant. Whatever else is wrong tyro reports, and ends with status 2 as well.
     """
-    prog = command if command.startswith("-m") else f"run.py {command}".strip()  # as it is typed behind "python"
+    is_ours = not command.startswith("-m")  # else a benchmark's module
+    typed = terminal.command(*command.split()).strip() if is_ours else f"python {command}"
     if asks_for_help(words):
-        say(help_page.page(kind, f"python {prog} [options]", description or str(kind.__doc__), default))
+        say(help_page.page(kind, f"{typed} [options]", description or str(kind.__doc__), default))
         sys.exit(0)
     known = list(names(kind))
     unknown = [word for word in _options_of(words) if _name(word) not in known]
     if unknown:
-        raise UserError("\n".join(no_such_option(word, known, prog) for word in dict.fromkeys(unknown)))
+        raise UserError("\n".join(no_such_option(word, known, typed) for word in dict.fromkeys(unknown)))
     _check_switches(words, known)
+    words = _placed(kind, words, typed)
     more: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(kind, args=words, prog=prog, add_help=False, **more)
+    return tyro.cli(kind, args=words, prog=typed, add_help=False, **more)
 
 
 def asks_for_help(words: list[str]) -> bool:
@@ -91,19 +94,65 @@ def types_of(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def names(kind: Any, prefix: str = "") -> Iterator[str]:
+def names(kind: Any) -> Iterator[str]:
     """Yields the options that tyro makes of a dataclass, without the dashes before them."""
+    return (name for name, _ in _with_counts(kind))
+
+
+def _with_counts(kind: Any, prefix: str = "") -> Iterator[tuple[str, int | None]]:
+    """Yields each option of a dataclass and how many words after it are its values, None for any number."""
     for key, hint in get_type_hints(kind, include_extras=True).items():
         bare, *about = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         name = prefix + key.replace("_", "-")
         if dataclasses.is_dataclass(bare):
             within = any(getattr(word, "name", None) == "" for word in about)  # as tyro.conf.arg(name="") has it
-            yield from names(bare, prefix if within else f"{name}.")
+            yield from _with_counts(bare, prefix if within else f"{name}.")
         elif tyro.conf.Positional not in about:
-            yield name
-            yield from (alias.removeprefix("--") for word in about for alias in getattr(word, "aliases", None) or ())
+            many = get_origin(bare) is tuple and tyro.conf.UseAppendAction not in about
+            count = 0 if bare is bool else None if many else 1
+            aliases = (alias.removeprefix("--") for word in about for alias in getattr(word, "aliases", None) or ())
+            yield from ((one, count) for one in (name, *aliases))
             if bare is bool:
-                yield f"{prefix}no-{key.replace('_', '-')}"
+                yield f"{prefix}no-{key.replace('_', '-')}", 0
+
+
+def _placed(kind: Any, words: list[str], typed: str) -> list[str]:
+    """Returns the words with the run's folder behind --run, where it stands by itself: `generate RUN`.
+
+    UserError where a command has no run, a value isn't there, or a word is no option's.
+    """
+    hints = get_type_hints(kind, include_extras=True).values()
+    if any(tyro.conf.Positional in get_args(hint) for hint in hints):
+        return words
+    alone = _alone(words, dict(_with_counts(kind)))
+    runs = [field for field in dataclasses.fields(kind) if field.name == "run"]
+    if runs and runs[0].default is dataclasses.MISSING and "--run" not in _options_of(words):
+        if not alone:
+            raise UserError(f"name a run's folder: {typed} runs/NAME{runs_near(Path('runs'))}")
+        at = alone.pop(0)
+        words, alone = ["--run", words[at], *words[:at], *words[at + 1 :]], [other + 1 for other in alone]
+    if alone:
+        raise UserError(
+            f"{shown(words[alone[0]])}: no option takes this word. A value with spaces needs quotes; {typed} --help "
+            "lists the options"
+        )
+    return words
+
+
+def _alone(words: list[str], counts: dict[str, int | None]) -> list[int]:
+    """Returns where the words are that are neither options nor their values. UserError where a value isn't there."""
+    before = words[: words.index("--")] if "--" in words else words
+    found, waiting = [], 0  # values that may still come: None for any number
+    for at, word in enumerate(before):
+        if options := _options_of([word]):
+            last, waiting = word, 0 if "=" in word else counts.get(_name(options[0]), 0)
+            if waiting == 1 and (at + 1 == len(before) or _options_of([before[at + 1]])):
+                raise UserError(f"{last} needs a value")
+        elif waiting:
+            waiting -= 1
+        elif waiting == 0:
+            found.append(at)
+    return found
 
 
 def _check_switches(words: list[str], known: list[str]) -> None:
@@ -143,7 +192,7 @@ def take(words: list[str], option: str) -> tuple[str | None, list[str]]:
             value = word.removeprefix(f"{option}=")
         else:
             rest.append(word)
-    if waiting:
+    if waiting or value == "":
         raise UserError(f"{option} needs a value")
     return value, rest
 
@@ -197,20 +246,39 @@ def _is_folder(word: str) -> bool:
 
 def nearest(word: str, names: Iterable[str]) -> str:
     """Returns '; did you mean X?' where one of the names begins with the word or is close to it, and otherwise '.'"""
-    names = list(names)
-    begin = sorted(name for name in names if len(word) >= SHORTEST and name.startswith(word))
-    close = begin or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else "."
+    plain = {_letters(name): name for name in sorted(names, reverse=True)}  # of those that are alike, the first
+    begin = sorted(name for name in plain if len(word) >= SHORTEST and name.startswith(_letters(word)))
+    close = begin or difflib.get_close_matches(_letters(word), plain, n=1, cutoff=0.5)
+    return f"; did you mean {plain[close[0]]}?" if close else "."
 
 
-def no_such_option(word: str, known: Sequence[str], command: str) -> str:
+def _letters(name: str) -> str:
+    """Returns a name's letters and digits, all small, in which GPT-2 is gpt2."""
+    return re.sub(r"[\W_]", "", name).lower() or name
+
+
+def runs_near(path: Path) -> str:
+    """Returns the end of a message that `path` is no run's folder: the one that was meant, or those that there are."""
+    for parent in path.parents:
+        if (parent / "config.toml").is_file() and parent != Path():
+            return f". The run's folder is {parent}"
+    if (found := Path("runs", path)) != path and (found / "config.toml").is_file():
+        return f"; did you mean {found}?"
+    for folder in dict.fromkeys((path, path.parent, Path("runs"))):
+        names = sorted(run.parent.name for run in folder.glob("[!.]*/config.toml"))
+        if names:
+            return f". In {folder} there are: {', '.join(names)}"
+    return f". There is no run yet: {program()} trains one"
+
+
+def no_such_option(word: str, known: Sequence[str], typed: str) -> str:
     """Returns the message about an option that doesn't exist, with those that may have been meant."""
     said = f"{word}: there is no such option"
     if why := ABSENT.get(_plain(word)):
         return f"{said}: {why}"
     if found := meant(word, known):
         return f"{said}; did you mean {' or '.join(f'--{name}' for name in found)}?"
-    return f"{said}; python {command} --help lists all"
+    return f"{said}; {typed} --help lists all"
 
 
 def meant(word: str, known: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import tyro
 
 WIDTH = 100  # columns at most
 INDENT = 6
+NARROW = 30  # columns, of which a meaning beside what is typed needs as many
 HELP = "--help", "-h, --help", "show this page and exit"
 
 
@@ -31,12 +33,12 @@ def page(kind: Any, usage: str, description: str, defaults: Any = None, only: Se
     Args:
         kind: The dataclass of its options.
         usage: The command as it is typed, without its options.
-        description: Text above the options, whose lines stay as they are.
+        description: Text above the options, as `fitted` takes it.
         defaults: An instance that has the defaults to show; None takes those of `kind`.
         only: Names of sections that are shown; None shows all.
     """
     entries = [entry for entry in _entries(kind, defaults) if only is None or entry.section in only]
-    lines = [f"usage: {usage}", "", *description.strip().splitlines()]
+    lines = [fitted(f"usage: {usage}\n\n{description}")]
     for section, group in itertools.groupby(entries, key=lambda entry: entry.section):
         lines += ["", f"{section} options:" if section else "options:"]
         if not section:
@@ -62,9 +64,44 @@ def width() -> int:
     return max(40, min(WIDTH, shutil.get_terminal_size().columns))
 
 
+def fitted(text: str) -> str:
+    """Returns a text, of paragraphs and of tables whose columns are two spaces apart, in lines that fit the page."""
+    return "\n\n".join(_fitted(block) for block in text.strip().split("\n\n"))
+
+
+def _fitted(block: str) -> str:
+    lines = block.splitlines()
+    return block if max(map(len, lines)) <= width() else "\n".join(_folded(line) for line in lines)
+
+
+def _folded(line: str) -> str:
+    """Returns a line in several; a meaning goes on in its column, or below where that would be narrow."""
+    typed, meaning = line.lstrip(), ""
+    indent = " " * (len(line) - len(typed))
+    if not indent:
+        return _wrapped(line)
+    if columns := re.match(r"( *\S+(?: \S+)*  +)(\S.*)", line):
+        left, meaning = columns[1], columns[2]
+        if width() - len(left) >= NARROW:
+            return _wrapped(meaning, left, " " * len(left))
+        typed = left.strip()
+    more = f" \\\n{indent}    "  # as a shell takes what goes on
+    command = indent + more.join(_lines(typed, width() - INDENT - 4))
+    return "\n".join([command, _wrapped(meaning, f"{indent}    ")] if meaning else [command])
+
+
+def _wrapped(text: str, first: str = "", further: str | None = None) -> str:
+    return "\n".join(_lines(text, width(), first, first if further is None else further))
+
+
+def _lines(text: str, columns: int, first: str = "", further: str = "") -> list[str]:
+    """Returns a text in lines without breaking a word, with what each line begins with."""
+    wrapper = textwrap.TextWrapper(columns, first, further, break_long_words=False, break_on_hyphens=False)
+    return wrapper.wrap(text)
+
+
 def _shown(typed: str, meaning: str) -> list[str]:
-    wrapped = textwrap.wrap(meaning, width() - INDENT, break_long_words=False, break_on_hyphens=False)
-    return [f"  {typed}", *(" " * INDENT + line for line in wrapped)]
+    return [f"  {typed}", _wrapped(meaning, " " * INDENT)]
 
 
 def _entries(kind: Any, defaults: Any, section: str = "") -> Iterator[Entry]:

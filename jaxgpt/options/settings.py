@@ -15,9 +15,9 @@ import tomli_w
 from jaxgpt import __version__, files
 from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import quoted, shown
+from jaxgpt.options import command_line
 from jaxgpt.options.command_line import meant, nearest, types_of
 from jaxgpt.options.config import Config, Model
-from jaxgpt.terminal import program
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()), Path("configs"))
@@ -44,26 +44,14 @@ def find_config(name: str) -> Path:
         return path
     names = config_names()
     if name.endswith(".toml"):
-        near = f"; did you mean --config {path.stem}?" if path.stem in names else ""
+        near = nearest(path.stem, names).replace("you mean ", "you mean --config ")
         raise UserError(f"--config {name}: there is no such file{near}")
+    is_run = (Path(name) / "config.toml").is_file()
+    near = f"; did you mean {name.rstrip('/')}/config.toml?" if is_run else nearest(name, names)
     raise UserError(
-        f"--config {name}: there is no such config{nearest(name, names)} "
+        f"--config {name}: there is no such config{near} "
         f"There are: {', '.join(names)}; or give the path of a .toml file"
     )
-
-
-def runs_near(path: Path) -> str:
-    """Returns the end of a message that `path` is no run's folder: the one that was meant, or those that there are."""
-    for parent in path.parents:
-        if (parent / "config.toml").is_file() and parent != Path():
-            return f". The run's folder is {parent}"
-    if (found := Path("runs", path)) != path and (found / "config.toml").is_file():
-        return f"; did you mean {found}?"
-    for folder in dict.fromkeys((path, path.parent, Path("runs"))):
-        names = sorted(run.parent.name for run in folder.glob("[!.]*/config.toml"))
-        if names:
-            return f". In {folder} there are: {', '.join(names)}"
-    return f". There is no run yet: {program()} trains one"
 
 
 def read(path: Path) -> Config:
@@ -111,7 +99,9 @@ def read_resumed(run: Path) -> Config:
     """
     path = run / "config.toml"
     if not files.exists(path):
-        raise UserError(f"--resume {shown(run)}: not a run's folder (it has no config.toml){runs_near(run)}")
+        raise UserError(
+            f"--resume {shown(run)}: not a run's folder (it has no config.toml){command_line.runs_near(run)}"
+        )
     config = _config(path, files.read_toml(path, within=run))
     own = {"folder": str(run.parent), "name": run.name, "resume": "always", "overwrite": False}
     return changed(

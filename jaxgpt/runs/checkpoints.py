@@ -31,7 +31,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.foreign_text import shown
 from jaxgpt.models import family, lora, with_scalar
 from jaxgpt.models.blocks import Params, are_stacked, stacked, unstacked
-from jaxgpt.options import checks, settings
+from jaxgpt.options import checks, command_line, settings
 from jaxgpt.options.config import Config, Model, Parallel
 from jaxgpt.parallel import mesh, processes
 from jaxgpt.runs import best, checksums
@@ -170,7 +170,7 @@ def load(run: Path, devices: int = 0, merged: Callable[[Params, Found], Params] 
     """
     checkpoint, run = best.checkpoint_of(run), best.run_of(run)
     if not files.exists(run / "config.toml"):
-        raise UserError(f"--run {shown(run)}: not a run's folder (it has no config.toml){settings.runs_near(run)}")
+        raise UserError(f"--run {shown(run)}: not a run's folder (it has no config.toml){command_line.runs_near(run)}")
     config = settings.read_trained(run)
     checks.check(config)
     compilation_cache.use("")

@@ -102,7 +102,14 @@ def resume(folder: RunFolder, found: Found, target: TrainState) -> tuple[TrainSt
             if other > step:  # not whole, and trained again
                 saving.delete(folder.checkpoints / str(other))
     begun = f"resuming after step {step}, from {found.path}"
-    return state, [*found.damaged, begun, *damaged, *_changes(saved, config)]
+    done = f"nothing to train: its {step:,} steps are done, and --training.steps with a larger number goes on"
+    return state, [
+        *found.damaged,
+        begun,
+        *([done] if step >= config.training.steps else []),
+        *damaged,
+        *_changes(saved, config),
+    ]
 
 
 def _check(where: str, saved: About, config: Config, data: Described) -> None:

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
+import runpy
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -73,6 +76,7 @@ def test_resume_takes_a_runs_folder_and_what_is_typed_lies_over_its_options(work
     assert read_metrics(first.folder / "metrics.jsonl")[-1]["step"] == 3
     printed(capsys, "--resume", "runs/a b", "--training.steps", "5", "--optimizer.schedule", "cosine")
     assert read_metrics(first.folder / "metrics.jsonl")[-1]["step"] == 5
+    assert "nothing to train: its 5 steps are done, and --training.steps" in printed(capsys, "--resume", "runs/a b")
     config = settings.read(first.folder / "config.toml")
     assert (config.optimizer.learning_rate, config.model.width, config.training.steps) == (0.01, 16, 5)
     assert (config.run.name, config.run.resume, config.data.text) == ("a b", "always", "text.txt")
@@ -189,6 +193,22 @@ def test_a_python_without_the_packages_is_told_what_to_type(tmp_path):
     (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
     bare = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert bare.stderr.endswith("Type: .venv/bin/python run.py --data.text 'my book.txt'\n")
+
+
+def test_a_python_with_a_package_that_is_too_old_is_told_so(tmp_path):
+    (tmp_path / "jax-0.4.30.dist-info").mkdir()
+    (tmp_path / "jax-0.4.30.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: jax\nVersion: 0.4.30\n")
+    command, environment = [sys.executable, str(ROOT / "run.py"), "--help"], os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "has jax 0.4.30, older than 0.10.2. Type: " in line
+
+
+def test_what_is_needed_is_what_is_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    ranges = [re.split(">=|,", requirement) for requirement in project["dependencies"]]
+    assert {name: least for name, least, _ in ranges} == runpy.run_path(str(ROOT / "run.py"))["NEEDED"]
 
 
 def test_a_run_is_named_by_a_word_or_by_an_option(work, capsys):

@@ -233,6 +233,20 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(work, fails, monkeypatch):
     assert "begun with other inputs" in fails("prepare", "a.jsonl", "--field", "content", "--output", "out")
 
 
+def test_a_file_that_ended_a_start_may_be_mended_before_the_next(work, fails):
+    """The text for validation was made when it was read, and is made anew of the mended folder."""
+    Path("books").mkdir()
+    Path("books/a.txt").write_text("some text\n" * 200)
+    Path("books/b.txt").write_bytes(b"caf\xe9")
+    words = ("prepare", "books", "--tokenizer", "bytes", "--processes", "1", "--validation-tokens", "9", "--output")
+    assert "b.txt is not UTF-8" in fails(*words, "out")
+    assert [path.name for path in Path("out").glob("*.bin")] == ["books_val_000000.bin"]
+    Path("books/b.txt").write_text("café")
+    assert cli.main([*words, "out"]) == 0
+    assert cli.main([*words, "fresh"]) == 0
+    assert folder_digest(Path("out")) == folder_digest(Path("fresh"))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -110,6 +110,7 @@ def test_a_folder_is_read_without_what_is_hidden_and_links_are_named(work, capsy
     assert "notes: passed over: 1 .pdf (not plain text: pdftotext makes it of them): notes/x\\x1b[2J.pdf\n" in err
     assert "notes: passed over: 1 of no known kind of text (name them to prepare them): notes/data.bin\n" in err
     assert "notes: passed over: 2 .jpg (pictures): notes/1.jpg, notes/in/2.JPG\n" in err
+    assert "notes: passed over: 3 hidden: notes/.git, notes/.hidden.txt, notes/.ipynb_checkpoints\n" in err
     for path in ("notes/a.txt", "notes/in/b.md"):
         Path(path).unlink()
     assert "has no files that end in .txt" in fails("prepare", "notes", "--output", "none")

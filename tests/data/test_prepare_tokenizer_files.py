@@ -71,7 +71,7 @@ def test_another_file_of_the_same_name_is_not_gone_on_with(work, fails):
     Path("a.txt").write_text(TEXT)
     Path("b.txt").write_bytes(b"\xff")
     Path("t.json").write_text(foreign.file_of(foreign.with_prefix_space))
-    words = ("a.txt", "b.txt", "--tokenizer", "t.json", "--output", "out", "--processes", "1", "--shard-tokens", "9999")
+    words = ("a.txt", "b.txt", "--tokenizer", "t.json", "--output", "out", "--processes", "1", "--shard-tokens", "50")
     words = (*words, "--validation-tokens", "9")
     assert "b.txt is not UTF-8" in fails("prepare", *words)
     Path("t.json").write_text(foreign.file_of(foreign.byte_level))

@@ -22,7 +22,7 @@ def pages(tmp_path_factory):
     """All pages as Markdown, in a folder of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "PAGES", tmp_path_factory.mktemp("site") / "pages")
-        patch.setattr(build, "repository", lambda: None)
+        patch.setattr(build.repository, "address", lambda: None)
         build.gather()
         yield build.PAGES
 
@@ -89,13 +89,6 @@ def test_a_notebook_is_shown_whole_as_it_was_run(pages, path):
 )
 def test_links_lead_to_the_site(pages, text, source, place, shown):
     assert build.with_links(text, ROOT / source, build.Path(place)) == shown
-
-
-def test_a_link_out_of_the_site_leads_to_the_repository_where_its_address_is_known(pages, monkeypatch):
-    monkeypatch.setattr(build, "repository", lambda: "https://example.org/jaxgpt")
-    shown = build.with_links("[code](../jaxgpt/models/gpt2.py)", ROOT / "docs/lora.md", build.Path("lora.md"))
-    assert shown == "[code](https://example.org/jaxgpt/blob/main/jaxgpt/models/gpt2.py)"
-    assert build.settings()["project"]["repo_url"] == "https://example.org/jaxgpt"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 
@@ -62,6 +63,10 @@ def test_a_function_of_the_users(tmp_path):
         "def huge(text): return 1e300\n"
         "def whole(text): return 10 ** 400\n"
         "def ends(text): raise SystemExit(3)\n"
+        "import os\n"
+        "def ends_at_once(text): os._exit(0)\n"
+        "def forks(text):\n    child = os.fork()\n    if not child: os._exit(5)\n"
+        "    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n"
     )
     assert of(f"{path}:length", "four") == 4
     assert of(f"{path}:right", "4") == 1
@@ -73,10 +78,13 @@ def test_a_function_of_the_users(tmp_path):
         ("huge", "returned 1e+300, and no finite number between -1e+15 and 1e+15, of 'x'"),
         ("whole", "returned a number of 1,329 bits, and no finite number between"),
         ("ends", "SystemExit: 3 (line 10), of the text 'x'"),
+        ("ends_at_once", "SystemExit: os._exit(0) (line 12), of the text 'x'"),
     ):
         with pytest.raises(RunError, match=r"--objective.reward .*mine.py") as raised:
             of(f"{path}:{name}", "x")
         assert message in str(raised.value)
+    with warnings.catch_warnings(action="ignore"):  # JAX and newer Pythons warn of a fork among threads
+        assert of(f"{path}:forks", "") == 5
     path.write_text("def f(:")
     with pytest.raises(UserError, match=r"SyntaxError: .*line 1"):
         of(f"{path}:f", "x")
