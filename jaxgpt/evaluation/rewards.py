@@ -20,6 +20,7 @@ import math
 import os
 import re
 import shlex
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -183,12 +184,12 @@ def _function(path: Path, name: str) -> Callable[[Answered], float]:
 def _no_end() -> Iterator[None]:
     """Has os._exit raise SystemExit: it would end the run at once, with the user's status and no word.
 
-    A process that the user's program forks ends by it as ever.
+    A process that the user's program forks ends by it as ever, and so does a run whose other threads have to end it.
     """
-    end, process = os._exit, os.getpid()
+    end, own = os._exit, (os.getpid(), threading.get_ident())
 
     def refuse(status: int) -> NoReturn:
-        if os.getpid() != process:
+        if (os.getpid(), threading.get_ident()) != own:
             end(status)
         raise SystemExit(f"os._exit({status})")
 
