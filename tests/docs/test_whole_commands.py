@@ -290,14 +290,17 @@ def test_no_gradcheck_is_left_away():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["--profile", "trace"]])
+@pytest.mark.parametrize("more", [[], ["--profile", "trace"], ["--model-family", "llama"]])
 def test_bench_is_run(folder, more):
     """Ours and jax.grad, of one small model; PyTorch's part takes longer to start than all of this."""
     known = [command.words[1:] for _, command in typed("module") if command.words[0] == "benchmarks.bench"]
-    assert sorted(known) == [[], ["--profile"]]
-    own = "--config small.toml --sizes 2x8 --dtypes float32 --who ours jax.grad --steps 1"
+    llama = ["--model-family", "llama"]
+    assert sorted(known) == [[], llama, [*llama, "--rounds", "3"], ["--profile"]]
+    family = "llama" if "llama" in more else "gpt2"
+    Path("measured.toml").write_text(SMALL_MODEL.replace("[model]", f'[model]\nfamily = "{family}"'))
+    own = "--config measured.toml --sizes 2x8 --dtypes float32 --who ours jax.grad --steps 1"
     said = run(sys.executable, "-m", "benchmarks.bench", *own.split(), *more)
-    assert ("all agree within" in said) if not more else ("trace: trace" in said)
+    assert ("trace: trace" if "--profile" in more else "all agree within") in said
 
 
 @pytest.mark.slow

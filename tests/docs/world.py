@@ -26,7 +26,7 @@ from tests.evaluation.test_tasks import ARC_OF_THE_HUB
 from tests.interop import gguf_files
 
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer.\n" * 30
-RUNS = ["NAME", "A", "B", "sft", "book", "notes", "gpt2_124m", "gpt2_124m_fineweb", "miniature"]
+RUNS = ["NAME", "A", "B", "sft", "dpo", "grpo", "book", "notes", "gpt2_124m", "gpt2_124m_fineweb", "miniature"]
 
 # After a line's own options, so that it takes seconds. GPT-2's vocabulary stays, since the lines' weights have it.
 SMALL = ["--model.layers=1", "--model.heads=2", "--model.width=8", "--model.context=128", "--training.steps=2"]
