@@ -235,7 +235,7 @@ def test_a_run_stays_within_its_limit_and_what_cannot_is_refused(control_group):
     The process has what it had when the plan was made, what the plan says, and no more than what is set aside for a
     CPU's compiler and libraries. The fastest way needs more than there is: the kernel would kill such a run.
     """
-    limit = 1_150_000_000
+    limit = 1_100_000_000
     done = control_group(limit, "--compute.fit=device", "--run.name=limited")
     assert done.returncode == 0, done.stdout + done.stderr
     seen = json.loads(done.stdout.split("SEEN ")[1])

@@ -97,8 +97,8 @@ def test_the_shapes_are_those_of_a_batch(name):
 
 
 @pytest.mark.slow
-def test_reproducible_sums_too():
-    """One device and two have the same bits."""
+def test_reproducible_sums_too(all_optimizations):
+    """One device and two have the same bits, compiled as users have it."""
     (seen, params), (other_seen, other_params) = (run("preference", devices, 0, True) for devices in (1, 2))
     assert seen.tolist() == other_seen.tolist()
     jax.tree.map(np.testing.assert_array_equal, params, other_params)
