@@ -66,7 +66,7 @@ def load(folder: Path, made_from: dict[str, Any]) -> State:
         before, shards = dict(saved["made_from"]), tuple(manifest.shard(path, entry) for entry in saved["shards"])
         if before != made_from and not any(shard.split == "train" for shard in shards):
             for shard in shards:
-                (folder / shard.file).unlink(missing_ok=True)
+                _delete(folder, shard)
             return State()
         if before.get("pieces") != made_from["pieces"]:
             raise UserError(f"{shown(folder)} was begun by another version of jaxgpt: delete the folder and begin anew")
@@ -87,8 +87,20 @@ def load(folder: Path, made_from: dict[str, Any]) -> State:
     for shard in shards:
         file = folder / shard.file
         if not files.is_file(file, folder) or files.size(file, folder) != shard.bytes:
-            raise UserError(f"{shown(file)} is not as it was written: delete the folder {shown(folder)} and begin anew")
+            raise _changed(file)
     return state
+
+
+def _delete(folder: Path, shard: Shard) -> None:
+    """Deletes a token file that is as it was written; one that isn't, which the state may name wrongly, is kept."""
+    file = folder / shard.file
+    if not files.is_file(file, folder) or manifest.describe(file, shard.split) != shard:
+        raise _changed(file)
+    file.unlink()
+
+
+def _changed(file: Path) -> UserError:
+    return UserError(f"{shown(file)} is not as it was written: delete the folder {shown(file.parent)} and begin anew")
 
 
 def _difference(before: Any, now: Any) -> str:

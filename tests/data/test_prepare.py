@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxgpt.commands import cli
-from jaxgpt.data import chunks, manifest, token_files, tokenizers, workers
+from jaxgpt.data import chunks, manifest, progress, token_files, tokenizers, workers
 from jaxgpt.data.documents import Chunk, Position, TextLayout
 from jaxgpt.errors import UserError
 
@@ -245,6 +245,18 @@ def test_a_file_that_ended_a_start_may_be_mended_before_the_next(work, fails):
     assert cli.main([*words, "out"]) == 0
     assert cli.main([*words, "fresh"]) == 0
     assert folder_digest(Path("out")) == folder_digest(Path("fresh"))
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "mine.bin"])
+def test_nothing_is_deleted_but_what_was_written(work, fails, name):
+    """The state of a start is a file like others: what it names may be the user's."""
+    Path("a.txt").write_bytes(b"caf\xe9")
+    Path("out").mkdir()
+    Path("out", name).write_text("precious")
+    entry = {"file": name, "split": "val", "tokens": 1, "bytes": 8, "sha256": "0" * 64}
+    Path("out", progress.NAME).write_text(json.dumps({"made_from": {}, "shards": [entry]}))
+    fails("prepare", "a.txt", "--tokenizer", "bytes", "--output", "out")
+    assert Path("out", name).read_text() == "precious"
 
 
 @pytest.mark.parametrize(
